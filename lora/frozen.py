@@ -159,7 +159,7 @@ class NarrowFrozenMatrix(FrozenMatrix):
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""
-        return stored_linear(x, self.matrix)
+        return stored_linear(x, self.matrix)  # type: ignore[no-any-return]
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""

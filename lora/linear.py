@@ -144,7 +144,7 @@ class LoRALayer(AdaptedLayer):
         """Compute x W^T + b."""
         if isinstance(weight, Tensor):
             return ops.linear(x, weight.detach(), bias)
-        return stored_linear(x, weight, bias)
+        return stored_linear(x, weight, bias)  # type: ignore[no-any-return]
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute x M^T."""

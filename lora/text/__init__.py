@@ -14,9 +14,12 @@ In reading order:
     commands                       `python -m lora train`, `generate` and `eval`
 """
 
+from lora.text.evaluating import EvalReport, evaluate
 from lora.text.generating import TextGenerator, generate
 from lora.text.loading import load_model, tokenizer
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
+from lora.text.training import TrainResult, train
 
-__all__ = ["LanguageModel", "TextGenerator", "Tokenizer", "generate", "load_model", "tokenizer"]
+__all__ = ["EvalReport", "LanguageModel", "TextGenerator", "Tokenizer", "TrainResult"]
+__all__ += ["evaluate", "generate", "load_model", "tokenizer", "train"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import lora
 from lora.text import evaluating, generating, loading, training
+from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 
@@ -61,7 +62,12 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("--as-chat", action="store_true", default=None, help=help_text)
     help_text = "save only the input of each layer for the backward pass: less memory, more time"
     add("--checkpointing", "--grad-checkpoint", action="store_true", default=None, help=help_text)
-    add("--save-every", type=int, metavar="STEPS", help="write a checkpoint every so many steps")
+    add("--warmup", type=float, help="the share of the steps in which the rate rises (0.05)")
+    add("--clip-norm", type=float, help="the largest gradient norm to step with (1)")
+    help_text = "validate with valid.jsonl every so many steps (five times in a run)"
+    add("--validate-every", type=int, metavar="STEPS", help=help_text)
+    help_text = "write a checkpoint every so many steps (after each epoch)"
+    add("--save-every", type=int, metavar="STEPS", help=help_text)
     help_text = "go on from the last checkpoint in OUT, with the same data and options"
     add("--resume", action="store_true", help=help_text)
 
@@ -88,7 +94,6 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("data", type=path, help=f"{_DATA}, of which test.jsonl counts")
     _add_model_options(add)
     _add_adapters(add)
-    add("--batch-size", type=int, default=4, help="rows that go through the model at once (4)")
     add("--max-length", "--max-seq-length", type=int, help="tokens of a row; longer ones are cut")
     add("--train-on-prompts", action="store_true", help="count the tokens of prompts too")
     help_text = "make two turns of a chat of prompt and completion"
@@ -121,7 +126,9 @@ def train(
     if config is not None:
         given = {**training.read_options(config), **given}
     model, tokenizer = load(base, dtype, [], progress)
-    return training.train(model, tokenizer, data, out, progress=progress, **given)
+    return training.train(
+        model, tokenizer, data, out, base_model=str(base), progress=progress, **given
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -214,8 +221,15 @@ def evaluate(
     base: str, data: str, dtype: str | None, adapter: Sequence[str], progress: bool, **options: Any
 ) -> evaluating.EvalReport:
     """Measure the loss of the base, and beside it that of the last adapter."""
+    files = data_files(data)
+    file = files.get("test") or files.get("valid") or files["train"]
     model, tokenizer = load(base, dtype, adapter, progress)
-    return evaluating.evaluate(model, tokenizer, data, progress=progress, **options)
+    vocab_size, most = model.config.vocab_size, model.config.max_length
+    options["max_length"] = options["max_length"] or min(training.LONGEST, most)
+    rows = read_rows(file, tokenizer, vocab_size=vocab_size, **options)
+    if progress:
+        print(rows, file=sys.stderr)
+    return evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)
 
 
 # --------------------------------------------------------------------------------------------------

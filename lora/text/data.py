@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_positive, nearest
 from minigrad.random import Rng, generator
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
 from lora.text.data import Batch
 from minigrad.core.tensor import Tensor
+from minigrad.kernels import physical_memory
 from minigrad.nn import Embedding
 
 _PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels
@@ -55,7 +55,7 @@ def estimate(
         "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # with those of a backward pass
         "program": _PROGRAM,
     }
-    total, memory = sum(parts.values()), _memory()
+    total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
     tokens = sum(ids.size for ids, _ in batches) / len(batches) * accumulation_steps * steps
     heads = [
@@ -73,13 +73,6 @@ def estimate(
     advice += [f"a batch size of {rows // 2} with more accumulation steps"] * (rows > 1)
     advice += [f"a max_length of {length // 2}", "a base in fewer bits, as by lora.quantize"]
     return f"{text}\nthis machine has {memory / 1e9:.1f} GB; what helps: {'; '.join(advice)}"
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on Windows
-        return None
 
 
 def _speed() -> float:

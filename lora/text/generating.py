@@ -90,15 +90,19 @@ class TextGenerator:
         else:
             text = self.tokenizer.render(prompt, add_generation_prompt=True)
             ids = self.tokenizer.encode(text, parse_special=True)
-        if not ids:
-            raise ValueError("the prompt is empty; there is nothing to go on from")
         pieces = self.tokenizer.stream()
-        for token in self._ids(ids):
+        for token in self.tokens_after(ids):
             if text := pieces.feed(token):
                 yield text
 
-    def _ids(self, prompt: list[int]) -> Iterator[int]:
-        """Yield the ids of the tokens that follow a prompt."""
+    def tokens_after(self, prompt: list[int]) -> Iterator[int]:
+        """Yield the ids of the tokens that follow those of a prompt.
+
+        Raises:
+            ValueError: if there are none in it, or more than the model was made for.
+        """
+        if not prompt:
+            raise ValueError("the prompt is empty; there is nothing to go on from")
         started = time.perf_counter()
         self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
         room = self.model.config.max_length - len(prompt)

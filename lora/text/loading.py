@@ -61,12 +61,12 @@ def load_model(
     for name, array in progress_bar(
         arrays, what="reading", unit="tensor", shown=progress, total=len(shapes)
     ):
-        path, _, part = name.rpartition(".")
+        owner, _, part = name.rpartition(".")
         if array.ndim == 1 or form == "float32":
-            getattr(modules[path], part).data[...] = array  # also from bfloat16
+            getattr(modules[owner], part).data[...] = array  # also from bfloat16
         else:
-            parent, _, child = path.rpartition(".")
-            setattr(modules[parent], child, narrow(modules[path], path, array, form))
+            parent, _, child = owner.rpartition(".")
+            setattr(modules[parent], child, narrow(modules[owner], owner, array, form))
     return model.eval()
 
 

@@ -68,7 +68,7 @@ class LanguageModel(Module):
     def head(self, x: Tensor) -> Tensor:
         """Return x W^T, the logits that belong to the last vectors of the model."""
         if self.lm_head is None:
-            return stored_linear(x, self.model.embed_tokens.weight)
+            return stored_linear(x, self.model.embed_tokens.weight)  # type: ignore[no-any-return]
         return self.lm_head(x)  # type: ignore[no-any-return]
 
     def next_logits(self, ids: Ids, caches: Sequence[KVCache]) -> NDArray[Any]:
@@ -167,7 +167,7 @@ def frequencies(config: ModelConfig) -> NDArray[np.float64]:
     """
     d = config.head_dim
     theta = config.rope_theta ** (-np.arange(0, d, 2) / d)
-    scaling: dict[str, Any] = config.rope_scaling or {}
+    scaling = config.rope_scaling or {}
     if scaling.get("rope_type") == "linear":
         return theta / scaling["factor"]  # type: ignore[no-any-return]
     if scaling.get("rope_type") == "llama3":
@@ -175,7 +175,7 @@ def frequencies(config: ModelConfig) -> NDArray[np.float64]:
         waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
         share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of theta that stays as it is
         return share * theta + (1 - share) * theta / scaling["factor"]  # type: ignore[no-any-return]
-    return theta  # type: ignore[no-any-return]
+    return theta
 
 
 class DecoderLayer(Module):

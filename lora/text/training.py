@@ -10,6 +10,7 @@ that was stopped goes on to the bit.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -34,7 +35,7 @@ from lora.peft import save
 from lora.peft.facts import fingerprint_of
 from lora.text.data import Rows, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_positive, check_problems, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.io import write_atomically
@@ -45,7 +46,7 @@ from minigrad.training import History, Trainer
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
 
-_LONGEST = 1024  # tokens of a row, if nothing else is asked for
+LONGEST = 1024  # tokens of a row, if nothing else is asked for
 _VALIDATIONS = 5  # in a run, if nothing else is asked for
 
 
@@ -165,8 +166,8 @@ def train(
     check_range("warmup", warmup, 0, 1, open_end=True)
     if not (lr > 0 and clip_norm > 0):
         raise ValueError(f"lr and clip_norm must be positive, not {lr!r} and {clip_norm!r}")
-    context = model.config.max_position_embeddings
-    options["max_length"] = min(_LONGEST, context) if max_length is None else max_length
+    context = model.config.max_length
+    options["max_length"] = min(LONGEST, context) if max_length is None else max_length
     if options["max_length"] > context:
         raise ValueError(f"max_length={max_length}, but the model's context is {context} tokens")
     excluded: list[str] = []
@@ -249,6 +250,25 @@ def train(
 
 _NO_OPTIONS = ("model", "tokenizer", "data", "out", "resume", "base_model", "progress")
 _OF_ROWS = ("max_length", "long_rows", "train_on_prompts", "as_chat")
+
+
+def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options of an earlier run, which `train` has written to `options.json`.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it has no options of a run, or some that `train` does not have.
+    """
+    try:
+        found = json.loads(Path(file).read_bytes())["options"]
+        unknown = set(found) - set(inspect.signature(train).parameters) | set(_NO_OPTIONS) & set(
+            found
+        )
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+    if unknown:
+        raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
+    return dict(found)
 
 
 class _Measured(Module):

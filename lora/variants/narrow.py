@@ -89,7 +89,7 @@ class NarrowLinear(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b, in the dtype of x."""
         x = x if isinstance(x, Tensor) else Tensor(x)
-        return stored_linear(x, self.weight, frozen_bias(self.bias))
+        return stored_linear(x, self.weight, frozen_bias(self.bias))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Describe the sizes."""

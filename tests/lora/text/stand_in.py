@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import minigrad
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from minigrad.nn import Embedding, Linear, Module
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 

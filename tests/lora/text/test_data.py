@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora.text.data import Row, data_files, micro_batches, read_rows
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 
 THINKING = """{% for message in messages %}
