@@ -171,7 +171,7 @@ def _four(x: Array, outer: tuple[int, ...]) -> Array:
 
 
 def _of_heads(x: Array, count: int, leading: tuple[int, ...]) -> Array:
-    """Return a gradient, summed over the groups that share one of `count` heads."""
+    """Return a gradient with leading axes, summed over the groups that share the `count` heads."""
     if 1 < count < x.shape[1]:
         x = np.einsum("bhgsd->bhsd", x.reshape(len(x), count, -1, *x.shape[2:]))
     return x.reshape(*leading[:-1], *x.shape[1:] if leading else x.shape[2:])

@@ -179,7 +179,9 @@ def rope(t, x, cos, sin):
     """With the function of transformers that exchanges the halves."""
     from transformers.models.llama.modeling_llama import rotate_half
 
-    cos, sin = (t.as_tensor(np.concatenate([y, y], -1)).to(x.dtype) for y in (cos, sin))
+    half = x.shape[-1] // 2
+    tables = (np.broadcast_to(y, (*y.shape[:-1], half)) for y in (cos, sin))
+    cos, sin = (t.as_tensor(np.concatenate([y, y], -1)).to(x.dtype) for y in tables)
     return x * cos + rotate_half(x) * sin
 
 
