@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.checks import check_positive, check_probability, check_range
 from minigrad.core.tensor import Array, as_array
@@ -25,7 +24,7 @@ def sample(
     likely as the last one that is left is left as well.
 
     Args:
-        logits: `(vocabulary,)` or `(batch, vocabulary)`. A token of logit -inf is never drawn.
+        logits: `(tokens,)` or `(batch, tokens)`. A token of logit -inf is never drawn.
         temperature: below 1 likely tokens become likelier. At 0 the likeliest one is taken, of
             several the first, and nothing is drawn.
         top_k: the number of tokens that are left.
@@ -45,40 +44,27 @@ def sample(
         check_positive("sample: top_k", top_k)
     if top_p is not None:
         check_probability("sample: top_p", top_p)
-    rows = as_array(logits).astype(np.float64)
-    if rows.ndim not in (1, 2) or rows.shape[-1] == 0:
-        raise ValueError(
-            f"sample: logits are (vocabulary,) or (batch, vocabulary), not {rows.shape}"
-        )
-    tokens = _tokens(np.atleast_2d(rows), temperature, top_k, top_p, rng)
-    return tokens if rows.ndim == 2 else int(tokens[0])
-
-
-def _tokens(
-    rows: NDArray[np.float64],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    rng: Rng,
-) -> NDArray[np.int64]:
-    """Draw a token for each row of a matrix."""
+    given = as_array(logits).astype(np.float64)
+    if given.ndim not in (1, 2) or given.shape[-1] == 0:
+        raise ValueError(f"sample: logits are (tokens,) or (batch, tokens), not {given.shape}")
+    rows = np.atleast_2d(given)
     highest = rows.max(axis=1, keepdims=True)  # nan if there is one in the row
-    if not np.isfinite(highest).all():
-        row = int(np.argmin(np.isfinite(highest)))
-        reason = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(highest[row, 0], "NaN")
-        raise ValueError(f"sample: row {row} of the logits has {reason}, so no token can be drawn")
+    for row in np.flatnonzero(~np.isfinite(highest)):
+        found = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(highest[row, 0], "NaN")
+        raise ValueError(f"sample: row {row} of the logits has {found}, so no token can be drawn")
     if temperature == 0:
-        return rows.argmax(axis=1)
-    with np.errstate(over="ignore"):  # -inf, of which the exponential is 0
-        p = np.exp((rows - highest) / temperature)
-    if top_k is not None and top_k < p.shape[1]:
-        p[p < np.partition(p, -top_k)[:, -top_k, None]] = 0
-    if top_p is not None and top_p < 1:
-        ordered = np.sort(p)[:, ::-1]
-        sums = ordered.cumsum(axis=1)
-        last = (sums[:, :-1] < top_p * sums[:, -1:]).sum(axis=1, keepdims=True)
-        p[p < np.take_along_axis(ordered, last, axis=1)] = 0
-    sums = p.cumsum(axis=1)
-    drawn = generator(rng).random((len(p), 1)) * sums[:, -1:]  # less than the total, also rounded
-    tokens: NDArray[np.int64] = (sums <= drawn).sum(axis=1)
-    return tokens
+        tokens = rows.argmax(axis=1)
+    else:
+        with np.errstate(over="ignore"):  # -inf, of which the exponential is 0
+            p = np.exp((rows - highest) / temperature)
+        if top_k is not None and top_k < p.shape[1]:
+            p[p < np.partition(p, -top_k)[:, -top_k, None]] = 0
+        if top_p is not None and top_p < 1:
+            ordered = np.sort(p)[:, ::-1]
+            sums = ordered.cumsum(axis=1)
+            last = (sums[:, :-1] < top_p * sums[:, -1:]).sum(axis=1, keepdims=True)
+            p[p < np.take_along_axis(ordered, last, axis=1)] = 0
+        sums = p.cumsum(axis=1)
+        drawn = generator(rng).random((len(p), 1)) * sums[:, -1:]  # below the total, also rounded
+        tokens = (sums <= drawn).sum(axis=1)
+    return tokens if given.ndim == 2 else int(tokens[0])

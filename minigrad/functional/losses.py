@@ -14,7 +14,7 @@ from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.indexing import check_below
+from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, reshape, softplus, sum, where
 from minigrad.ops.products import as_rows, check_linear, stored_linear
@@ -22,6 +22,7 @@ from minigrad.ops.products import as_rows, check_linear, stored_linear
 Reduction = Literal["mean", "sum", "none"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_NO_MEAN = "no target counts, so there is no mean; see ignore_index"
 _STRIP = 16  # rows of logits whose gradient is computed at a time
 
 # --------------------------------------------------------------------------------------------------
@@ -129,11 +130,19 @@ def cross_entropy(
         return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        classes, flat = logits.shape[1], None if weights is None else weights.reshape(-1)
-        usable = _usable(as_array(target), classes, ignore_index, flat, logits.dtype, reduction)
-        if usable is not None:
-            labels, counts, divisor = usable
-            return label_loss(logits, labels, counts, label_smoothing, divisor)
+        integers = as_array(target)
+        # int64 is the one dtype that has a kernel; uint64 does not fit in it.
+        fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
+        if fits and ignore_index.__class__ is int:
+            integers = integers.astype(np.int64, copy=False)
+            flat = None if weights is None else weights.reshape(-1)
+            counts, total = kernels.losses.label_weights(
+                integers, logits.shape[1], ignore_index, flat, logits.dtype
+            )
+            # Where there is an error to raise, the general case below raises it.
+            if isfinite(total) and (total or reduction != "mean"):
+                divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
+                return label_loss(logits, integers, counts, label_smoothing, divisor)
     return _label_losses(
         logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
     )
@@ -150,11 +159,10 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int = 256,
 ) -> Tensor:
-    """`cross_entropy` of the logits x W^T, of which few are in memory if W is frozen.
+    """`cross_entropy` of the logits x W^T, which are not all in memory if W is frozen.
 
-    With a frozen W the gradient by x is all that is needed, and the forward pass computes it, if at
-    all, `chunk` rows at a time. So the memory is that of the logits of a chunk and of dx. A row
-    that does not count costs nothing. With a W that is trained it is
+    The gradient by x is then all that is needed, and the forward pass computes it, if there will be
+    one, `chunk` rows at a time. Rows that do not count cost nothing. With a W that is trained it is
     `cross_entropy(linear(x, weight), target)`.
 
     Args:
@@ -164,13 +172,13 @@ def linear_cross_entropy(
         reduction: "mean", "sum" or "none".
         ignore_index: targets of this value have no loss, and do not count in the mean.
         label_smoothing: this much of the probability is spread evenly over all classes.
-        chunk: the number of rows. W is read and packed once for each chunk, which with 256 rows
-            is hidden behind the product, and with 128 takes a fifth more time.
+        chunk: the rows of logits in memory. W is packed once for each chunk, which is hidden behind
+            the product with 256 rows, and takes a sixth more time with 128.
 
     Raises:
         TypeError: if the targets are not integers.
-        ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
-            is not in [0, 1], no target is left to take the mean of, or `chunk` is not positive.
+        ValueError: if the shapes do not match, a target is not among the classes, an option has an
+            impossible value, or no target is left to take the mean of.
     """
     check_reduction(reduction)
     check_probability("label_smoothing", label_smoothing)
@@ -178,28 +186,27 @@ def linear_cross_entropy(
     if isinstance(weight, (list, tuple)):  # not annotated as Array, since it may be in few bits
         weight = as_array(weight, x.dtype)
     check_linear(x, weight, None)
-    if target.shape != x.shape[:-1]:
+    rows, labels = as_rows(x), as_integers("targets", target)
+    if labels.shape != x.shape[:-1]:
         raise ValueError(
-            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {target.shape}"
+            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {labels.shape}"
         )
-    rows, labels, smoothing = as_rows(x), as_array(target).reshape(-1), float(label_smoothing)
-    usable = None
+    labels, smoothing = labels.reshape(-1), float(label_smoothing)
     trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
-    if (
-        not trained
-        and x.size
-        and x.dtype in _FLOATS
-        and getattr(weight, "dtype", x.dtype) == x.dtype
-    ):
-        usable = _usable(labels, weight.shape[0], ignore_index, None, x.dtype, reduction)
-    if usable is None:
+    if trained or x.dtype not in _FLOATS or getattr(weight, "dtype", x.dtype) != x.dtype:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
         losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
+        counted = labels != ignore_index
+        labels = np.where(counted, labels, 0).astype(np.int64)
+        check_below("targets", labels, weight.shape[0], "classes")
+        if reduction == "mean" and not counted.any():
+            raise ValueError(_NO_MEAN)
+        divisor = {"mean": float(np.count_nonzero(counted)), "sum": 1.0, "none": None}[reduction]
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
-        labels, counts, divisor = usable
+        weights = counted.astype(x.dtype)
         losses = linear_label_loss(
-            rows, weight, labels, counts, smoothing, divisor, chunk, differentiated
+            rows, weight, labels, weights, smoothing, divisor, chunk, differentiated
         )
     return reshape(losses, target.shape) if reduction == "none" else losses
 
@@ -304,7 +311,7 @@ def _label_losses(
     elif not counted.all():
         weights = counted.astype(scores.dtype)
     if reduction == "mean" and weights is not None and weights.sum() == 0:
-        raise ValueError("no target counts, so there is no mean; see ignore_index")
+        raise ValueError(_NO_MEAN)
     if from_logits:
         scores = log_softmax(scores, axis)
     index: list[Any] = list(np.indices(labels.shape, sparse=True))
@@ -319,32 +326,6 @@ def _label_losses(
     if reduction == "mean" and weights is not None:
         return sum(losses) / float(weights.sum())
     return _reduced(losses, reduction)
-
-
-def _usable(
-    labels: NDArray[Any],
-    classes: int,
-    ignore_index: int,
-    class_weights: NDArray[Any] | None,
-    dtype: np.dtype[Any],
-    reduction: Reduction,
-) -> tuple[NDArray[np.int64], NDArray[Any], float | None] | None:
-    """Return labels as int64, their weights and the divisor of the sum, as `label_loss` takes them.
-
-    Return None for labels of other dtypes, and where there is an error for `_label_losses` to
-    raise.
-    """
-    # int64 is the one dtype that has a kernel; uint64 does not fit in it.
-    fits = labels.dtype.kind in "iu" and labels.dtype != np.uint64
-    if not fits or ignore_index.__class__ is not int:
-        return None
-    integers = labels.astype(np.int64, copy=False)
-    counts, total = kernels.losses.label_weights(
-        integers, classes, ignore_index, class_weights, dtype
-    )
-    if not isfinite(total) or (reduction == "mean" and not total):
-        return None
-    return integers, counts, {"mean": total, "sum": 1.0, "none": None}[reduction]
 
 
 def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
@@ -442,41 +423,35 @@ def _label_loss_logits(
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
 
 
-def _linear_label_loss(
-    x: Array,
-    weight: Any,
-    labels: Array,
-    weights: Array,
-    smoothing: float,
-    divisor: float | None,
-    chunk: int,
-    differentiated: bool,
-) -> Any:
-    return label_loss(stored_linear(x, weight), labels, weights, smoothing, divisor)
-
-
-@op(composition=_linear_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
+@op(
+    composition=lambda x, weight, labels, weights, smoothing, divisor, chunk, differentiated: (
+        label_loss(stored_linear(x, weight), labels, weights, smoothing, divisor)
+    ),
+    replayed=True,
+    returns_residuals=True,
+    fresh=("weights",),
+)
 def linear_label_loss(
-    x: Array,
-    weight: Any,
-    labels: Array,
-    weights: Array,
-    smoothing: float,
-    divisor: float | None,
-    chunk: int,
-    differentiated: bool,
-) -> Any:
-    """`label_loss` of the logits x W^T, `chunk` rows at a time; W is frozen.
+    x: Array, weight: Any, labels: Array, weights: Array, smoothing: float,
+    divisor: float | None, chunk: int, differentiated: bool,
+) -> Any:  # fmt: skip
+    """`label_loss` of the logits x W^T, `chunk` rows at a time; W, `(classes, d)`, is frozen.
 
-    The gradient by x is its residual, computed if it will be `differentiated`. Shapes are `(n, d)`,
-    `(classes, d)`, `(n,)` (int64) and `(n,)`.
+    The gradient by x, `(n, d)`, is its residual, which is computed if it will be `differentiated`.
     """
     counted = np.flatnonzero(weights)
     losses = np.zeros(len(x), x.dtype)
     gradient = np.zeros(x.shape, x.dtype) if differentiated else None
+    memory = None  # a matrix in few bits makes its own
+    if isinstance(weight, np.ndarray):
+        memory = np.empty((min(chunk, len(counted)), len(weight)), x.dtype)
     for start in range(0, len(counted), chunk):
         rows = counted[start : start + chunk]
-        logits, own, counts = stored_linear(x[rows], weight), labels[rows], weights[rows]
+        if memory is None:
+            logits = stored_linear(x[rows], weight)
+        else:
+            logits = kernels.gemm.matmul(x[rows], weight.T, out=memory[: len(rows)])
+        own, counts = labels[rows], weights[rows]
         losses[rows], sums = kernels.losses.cross_entropy(logits, own, counts, smoothing)
         if gradient is None:
             continue

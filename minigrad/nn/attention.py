@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -187,15 +187,14 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
 
 
 class KVCache:
-    """The keys and values of all tokens so far, so that each is computed only once.
+    """The keys and values of all tokens so far, which are computed once for a text that grows.
 
-    A text is written token by token, and every new one attends to all before it, whose keys and
-    values stay as they are. No gradient flows through a cache.
+    No gradient flows through a cache.
 
     Args:
         batch: the number of texts.
         heads: the number of heads of keys and values.
-        capacity: the number of tokens for which there is memory; it is touched when they come.
+        capacity: the number of tokens for which there is memory, which is touched when they come.
         head_dim: the size of a key and of a value.
         dtype: the dtype of both.
 
@@ -207,70 +206,53 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        batch: int,
-        heads: int,
-        capacity: int,
-        head_dim: int,
-        dtype: DTypeLike = np.float32,
+        self, batch: int, heads: int, capacity: int, head_dim: int, dtype: DTypeLike = np.float32
     ) -> None:
         sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in sizes.items():
             check_positive(f"KVCache: {name}", size)
         self.length = 0
-        self._both = np.empty((2, batch, heads, capacity, head_dim), dtype)
+        self._both = np.empty((2, *sizes.values()), dtype)
 
     def append(self, k: Array, v: Array) -> tuple[Tensor, Tensor]:
-        """Store keys and values of L more tokens, and return those of all so far, as views.
-
-        Args:
-            k: `(batch, heads, L, head_dim)`.
-            v: `(batch, heads, L, head_dim)`.
+        """Store keys and values `(batch, heads, L, head_dim)`, and return views of all so far.
 
         Raises:
-            ValueError: if shapes or dtypes do not fit, or there would be more than `capacity`.
-            RuntimeError: if one requires a gradient.
+            ValueError: if a shape or dtype does not fit, or there would be more than `capacity`.
+            RuntimeError: if one requires a gradient, and gradients are enabled.
         """
         _, batch, heads, capacity, head_dim = self._both.shape
-        end = self.length + (k.shape[2] if k.ndim == 4 else 0)
         for x in (k, v):
-            if x.shape != (batch, heads, end - self.length, head_dim) or x.dtype != self.dtype:
+            fits = x.shape == (batch, heads, *k.shape[2:3], head_dim)
+            if not fits or x.dtype != self._both.dtype:
                 raise ValueError(
                     f"KVCache: keys and values are ({batch}, {heads}, L, {head_dim}) of "
-                    f"{self.dtype}, not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
+                    f"{self._both.dtype}, not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
                 )
             if is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
                 raise RuntimeError(
                     "KVCache: no gradient flows through a cache, and keys or values require one; "
                     "call the model under minigrad.no_grad()"
                 )
+        end = self.length + k.shape[2]
         if end > capacity:
             raise ValueError(
-                f"KVCache: {self.length} tokens and {end - self.length} more are {end}, but there "
-                f"is memory for {capacity}; make the cache with a larger capacity"
+                f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
+                f"memory for {capacity}; make the cache with a larger capacity"
             )
         self._both[:, :, :, self.length : end] = as_array(k), as_array(v)
         self.length = end
         keys, values = self._both[:, :, :, :end]
         return Tensor(keys), Tensor(values)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of keys and values."""
-        return self._both.dtype
-
     def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`.
-
-        Raises:
-            ValueError: if there are fewer.
-        """
+        """Forget all tokens but the first `length`; a ValueError is raised if there are fewer."""
         if not 0 <= (length := operator.index(length)) <= self.length:
             raise ValueError(
                 f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
             )
         self.length = length
-        mark_written(self._both)  # what the next tokens will do to the views of those forgotten
+        mark_written(self._both)  # as the next tokens will, where graphs may still need the old
 
 
 # --------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"
 
 
 class _Thread(threading.local):
-    skipping = False  # whether the functions here leave tensors as they are
+    skipping = False  # whether the functions here do nothing
 
 
 _thread = _Thread()
@@ -36,14 +36,13 @@ _thread = _Thread()
 
 @contextmanager
 def skipped() -> Iterator[None]:
-    """Make layers whose weights will be loaded: in the block, the functions here do nothing.
-
-    The memory of a parameter that is made inside is neither drawn nor touched, so that a large
-    model takes no time, and no memory before its weights come. Other threads are not concerned.
+    """Leave the weights of layers that are made in the block as they are, for they will be loaded.
 
         with nn.init.skipped():
             model = Model()
         model.load_state_dict(weights)
+
+    The functions here do nothing, in this thread. Memory that is not touched costs nothing.
     """
     before, _thread.skipping = _thread.skipping, True
     try:

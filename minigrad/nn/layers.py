@@ -276,11 +276,9 @@ class MLP(Module):
 class GatedMLP(Module):
     """down(activation(gate(x)) * up(x)) (Shazeer, 2020): `(..., d_model) -> (..., d_model)`.
 
-    The names of the linear layers are those of the MLP in Llama.
-
     Args:
         d_model: the size of a vector.
-        d_ff: the size between the layers.
+        d_ff: the size of the hidden vectors.
         activation: the function of the gate, silu for SwiGLU, gelu for GEGLU.
         bias: whether the layers have one.
         dtype: the dtype of the parameters.
@@ -302,8 +300,6 @@ class GatedMLP(Module):
         rng: Rng = None,
     ) -> None:
         _check_callable(activation, "GatedMLP: the activation")
-        check_positive("GatedMLP: d_model", d_model)
-        check_positive("GatedMLP: d_ff", d_ff)
         self.activation = activation
         self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
         self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)

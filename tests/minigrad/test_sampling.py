@@ -113,7 +113,7 @@ def test_what_is_impossible_is_never_drawn_whatever_the_generator_gives(rng):
         ([[0.0, 1.0], [0.0, math.nan]], {"temperature": 0}, "row 1 of the logits has NaN"),
         ([0.0, math.inf], {}, r"row 0 of the logits has \+inf"),
         ([-math.inf, -math.inf], {}, "row 0 of the logits has nothing but -inf"),
-        ([], {}, r"logits are \(vocabulary,\) or \(batch, vocabulary\), not \(0,\)"),
+        ([], {}, r"logits are \(tokens,\) or \(batch, tokens\), not \(0,\)"),
         (np.zeros((2, 3, 4)), {}, r"not \(2, 3, 4\)"),
         ([0.0], {"temperature": -1.0}, r"temperature must be in \[0"),
         ([0.0], {"temperature": math.nan}, "temperature"),

@@ -334,6 +334,15 @@ def labelled(**options):
     return draw
 
 
+def headed(rng):
+    """A head that is frozen, and vectors of any number of axes."""
+    d, classes = shape(rng, 2, smallest=2)
+    leading = shape(rng, rng.integers(0, 3))
+    operands = joined(normal((*leading, d)), below(classes, leading))
+    options = {"weight": normal((classes, d))(rng)[0], "reduction": "sum", "ignore_index": 0}
+    return operands, options | {"label_smoothing": 0.2}, ("x", "target")
+
+
 RANDOM = {
     **{
         name: unary()
@@ -406,6 +415,7 @@ RANDOM = {
     "binary_cross_entropy_with_logits": chances,
     "cross_entropy": labelled(label_smoothing=0.2),
     "nll": labelled(),
+    "linear_cross_entropy": headed,
 }
 # How those are called that are not called on their operands one after the other.
 CALLS = {
