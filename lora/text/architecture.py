@@ -212,11 +212,14 @@ def _wrong(given: Mapping[str, Any]) -> list[str]:
     flags = [name for name, default in _EVERYWHERE.items() if default is False]
     wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
     wrong += [n for n in flags if not isinstance(given[n], bool)]
-    wrong += [] if _is_positive(given["rms_norm_eps"]) else ["rms_norm_eps"]
-    wrong += [] if _is_integer(given["max_window_layers"], 0) else ["max_window_layers"]
-    for name in ("sliding_window", "no_rope_layer_interval"):
-        if given.get(name) is not None and not _is_integer(given[name], 1):
-            wrong.append(name)
+    window = given.get("sliding_window")
+    others = {
+        "rms_norm_eps": _is_positive(given["rms_norm_eps"]),
+        "max_window_layers": _is_integer(given["max_window_layers"], 0),
+        "no_rope_layer_interval": _is_integer(given.get("no_rope_layer_interval", 1), 1),
+        "sliding_window": window is None or _is_integer(window, 1),
+    }
+    wrong += [name for name, is_good in others.items() if not is_good]
     problems = [f"{name} cannot be {given.get(name)!r:.60}" for name in wrong]
     if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
         problems.append("num_attention_heads is no multiple of num_key_value_heads")

@@ -197,7 +197,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         ValueError: if the model is not supported, or the metadata are wrong.
     """
     metadata = file.metadata
-    architecture = metadata.get("general.architecture")
+    architecture = str(metadata.get("general.architecture"))
     if architecture not in CLASSES:
         raise ValueError(
             f"the architecture {architecture!r:.60} of {os.fspath(file.path)!r} is not supported; "
@@ -215,12 +215,13 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
     if scaling == "linear":
         rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
-    ends = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    words = metadata.get("tokenizer.ggml.tokens")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     found = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         **{name: value(key) for name, key in _CONFIG.items()},
-        "vocab_size": value("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        "vocab_size": value("vocab_size") or (len(words) if isinstance(words, list) else None),
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": width,
         "tie_word_embeddings": "output.weight" not in names,
@@ -230,7 +231,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
         "rope_parameters": rope,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": sorted({metadata[key] for key in ends if key in metadata}),
+        "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
     }
     problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
     problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]

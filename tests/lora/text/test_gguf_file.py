@@ -1,6 +1,7 @@
 """Reading a GGUF file gives what the folder has from which it was made."""
 
 import json
+from contextlib import suppress
 
 import gguf
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lora.text import folder
 from lora.text.architecture import CLASSES, config_from_json
 from lora.text.gguf_file import GGUFFile, config_json, read_config, weights
+from lora.text.tokenizer import Tokenizer
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
 
@@ -192,3 +194,16 @@ def test_tensors_that_contradict_the_metadata_are_named(tmp_path):
     file.tensors["blk.7.attn_q.weight"] = file.tensors.pop("blk.1.attn_q.weight")
     with pytest.raises(ValueError, match=r"missing: model.layers.1.self_attn.q_proj.weight"):
         next(weights(file, config))
+
+
+@pytest.mark.parametrize(
+    "junk", [None, -1, 0, 2**70, "x", [], ["x"], [1, 2], 0.5, float("nan"), True]
+)
+def test_metadata_of_any_kind_are_read_or_refused(tmp_path, junk):
+    _, file = written(tmp_path)
+    metadata = dict(file.metadata)
+    for key in [*metadata, "llama.rope.scaling.type", "llama.attention.sliding_window"]:
+        file.metadata = {**metadata, key: junk}
+        for read in (lambda: read_config(file), lambda: Tokenizer.from_gguf(file.metadata)):
+            with suppress(ValueError):
+                read()

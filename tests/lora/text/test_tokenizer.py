@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,14 @@ def test_importing_the_library_does_not_import_what_texts_need():
     code = "import lora, lora.text, sys; print({'jinja2', 'gguf', 'tokenizers'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_configurations_of_any_kind_are_read_or_refused(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    for key in [*config, "pad_token", "added_tokens_decoder"]:
+        for junk in (None, 1, "x", [], ["x"], [[]], [{}], {}, {"content": 1}, True):
+            path.write_text(json.dumps({**config, key: junk}))
+            with suppress(ValueError):
+                Tokenizer.from_folder(folder).encode("x", add_special_tokens=True)
