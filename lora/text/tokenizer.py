@@ -224,7 +224,7 @@ class TextStream:
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         complete = text.removesuffix("\N{REPLACEMENT CHARACTER}")
-        new, self._sent = complete[self._sent :], len(complete)
+        new, self._sent = complete[self._sent :], max(self._sent, len(complete))
         if new and complete == text:  # the last token stays: a first one may lack its space
             self._ids = [token]
             self._sent = len(self._tokenizer.decode(self._ids))
