@@ -164,6 +164,7 @@ def test_layer_types_of_another_model_are_refused():
         {"head_dim": None, "hidden_size": 33},
         {"rms_norm_eps": -1e-5},
         {"rope_theta": float("nan")},
+        {"rope_theta": float("inf")},
         {"tie_word_embeddings": "no"},
         {"eos_token_id": 10**6},
         {"bos_token_id": "<s>"},

@@ -143,10 +143,10 @@ def test_complete_vocabularies(name):
 @pytest.mark.parametrize("rule", ["tekken", "default", None])
 def test_rules_without_an_oracle_divide_words_as_llama_cpp_says(files, rule):
     metadata = {**files[1].metadata, "tokenizer.ggml.pre": rule}
-    metadata["tokenizer.ggml.merges"] = ["a b", "A b", "1 2", "12 3", "+ +", "a +"]
+    metadata["tokenizer.ggml.merges"] = ["a b", "A b", "1 2", "12 3", "123 4", "+ +", "a +"]
     metadata["tokenizer.ggml.tokens"] = [
         *metadata["tokenizer.ggml.tokens"][:260],
-        *("ab", "Ab", "12", "123", "++", "a+"),
+        *("ab", "Ab", "12", "123", "1234", "++", "a+"),
     ]
     tokenizer = Tokenizer.from_gguf(metadata)
     words = [tokenizer.decode([i]) for i in tokenizer.encode("ab Ab 1234 a++")]
