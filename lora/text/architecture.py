@@ -80,57 +80,30 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes and options of a language model.
+    """The sizes and options of a language model, which `config_from_json` has checked."""
 
-    Attributes:
-        architecture: "llama", "mistral", "qwen2", "qwen3" or "smollm3".
-        vocab_size: the number of rows of the embedding.
-        hidden_size: the width of the residual stream.
-        intermediate_size: the width of the gated MLP.
-        num_hidden_layers: the number of layers.
-        num_attention_heads: the number of heads of queries.
-        num_key_value_heads: the number of heads of keys and values, a divisor of those of queries.
-        head_dim: the width of a head, which is even.
-        rms_norm_eps: the constant under the root of a norm.
-        max_position_embeddings: the longest sequence that the model was made for.
-        tie_word_embeddings: whether the embedding is the weight of the head, too.
-        attention_bias: whether the projections of queries, keys and values have biases.
-        output_bias: whether the projection after attention has a bias.
-        mlp_bias: whether the layers of the MLP have biases.
-        qk_norm: whether each head's queries and keys are normalised (Qwen3).
-        rope_theta: the base of the rotary frequencies.
-        rope_scaling: None, or a dict with `rope_type` "linear" and its `factor`, or "llama3" and
-            `factor`, `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings`.
-        rope_layers: whether a layer rotates queries and keys, for each layer.
-        sliding_window: the number of tokens that some layer attends to at most, or None; up to
-            that length the result does not depend on it.
-        eos_token_ids: the tokens that end a text.
-        bos_token_id: the token that begins a text, or None.
-        stored_dtype: the dtype of most of the weights that are read.
-    """
-
-    architecture: str
+    architecture: str  # "llama", "mistral", "qwen2", "qwen3" or "smollm3"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    num_key_value_heads: int  # a divisor of the heads of queries
+    head_dim: int  # an even number
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    attention_bias: bool
-    output_bias: bool
+    attention_bias: bool  # of the projections of queries, keys and values
+    output_bias: bool  # of the projection behind attention
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: bool  # whether each head's queries and keys are normalised
     rope_theta: float
-    rope_scaling: Mapping[str, Any] | None
-    rope_layers: tuple[bool, ...]
-    sliding_window: int | None
+    rope_scaling: Mapping[str, Any] | None  # a `rope_type` of "linear" or "llama3", and its numbers
+    rope_layers: tuple[bool, ...]  # for each layer, whether it rotates queries and keys
+    sliding_window: int | None  # up to this length the result does not depend on a window
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    stored_dtype: str = "float32"
+    stored_dtype: str  # of most of the weights that are read
 
     @property
     def max_length(self) -> int:
@@ -219,11 +192,14 @@ def _wrong(given: Mapping[str, Any]) -> list[str]:
     flags = [name for name, default in _EVERYWHERE.items() if default is False]
     wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
     wrong += [n for n in flags if not isinstance(given[n], bool)]
-    wrong += [] if _is_positive(given["rms_norm_eps"]) else ["rms_norm_eps"]
-    wrong += [] if _is_integer(given["max_window_layers"], 0) else ["max_window_layers"]
-    for name in ("sliding_window", "no_rope_layer_interval"):
-        if given.get(name) is not None and not _is_integer(given[name], 1):
-            wrong.append(name)
+    window = given.get("sliding_window")
+    others = {
+        "rms_norm_eps": _is_positive(given["rms_norm_eps"]),
+        "max_window_layers": _is_integer(given["max_window_layers"], 0),
+        "no_rope_layer_interval": _is_integer(given.get("no_rope_layer_interval", 1), 1),
+        "sliding_window": window is None or _is_integer(window, 1),
+    }
+    wrong += [name for name, is_good in others.items() if not is_good]
     problems = [f"{name} cannot be {given.get(name)!r:.60}" for name in wrong]
     if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
         problems.append("num_attention_heads is no multiple of num_key_value_heads")

@@ -96,7 +96,8 @@ class GGUFFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no GGUF file, is cut short, or has a tensor of an unknown type.
+        ValueError: if it is no GGUF file, is cut short, or a tensor is of a type that the gguf
+            package cannot convert to floats.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,7 +108,7 @@ class GGUFFile:
             try:
                 self._read_header(_Reader(file, self.path.stat().st_size))
             except (ValueError, KeyError, OverflowError) as error:
-                raise ValueError(f"{os.fspath(path)!r} is no GGUF file: {error!s:.200}") from None
+                raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.200}") from None
 
     def _read_header(self, reader: _Reader) -> None:
         gguf, size = package("gguf"), reader.left
@@ -126,6 +127,15 @@ class GGUFFile:
                 raise ValueError(f"{name!r:.100} is there twice, or cannot have the shape {shape}")
             row_bytes = shape[-1] // block * block_bytes
             self.tensors[name] = StoredTensor(kind.name, shape, offset, row_bytes)
+        for kind, name in {tensor.type: name for name, tensor in self.tensors.items()}.items():
+            stored = gguf.GGMLQuantizationType[kind]
+            try:  # with a block of zeros
+                gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
+            except NotImplementedError:
+                raise ValueError(
+                    f"{name} is of type {kind}, which the gguf package cannot convert to floats; "
+                    f"take a file of another quantisation"
+                ) from None
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r:.60}")
@@ -197,7 +207,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         ValueError: if the model is not supported, or the metadata are wrong.
     """
     metadata = file.metadata
-    architecture = metadata.get("general.architecture")
+    architecture = str(metadata.get("general.architecture"))
     if architecture not in CLASSES:
         raise ValueError(
             f"the architecture {architecture!r:.60} of {os.fspath(file.path)!r} is not supported; "
@@ -215,12 +225,13 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
     if scaling == "linear":
         rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
-    ends = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    words = metadata.get("tokenizer.ggml.tokens")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     found = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         **{name: value(key) for name, key in _CONFIG.items()},
-        "vocab_size": value("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        "vocab_size": value("vocab_size") or (len(words) if isinstance(words, list) else None),
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": width,
         "tie_word_embeddings": "output.weight" not in names,
@@ -230,9 +241,11 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
         "rope_parameters": rope,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": sorted({metadata[key] for key in ends if key in metadata}),
+        "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
     }
     problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
+    if metadata.get("split.count", 1) != 1:
+        problems.append("other parts; join them with llama-gguf-split --merge")
     problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
     if scaling not in (None, "none", "linear"):
         problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
@@ -244,7 +257,8 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     if _FACTORS in names:
         factors = file.read(_FACTORS).reshape(-1)
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-        if not np.allclose(factors, _llama3_factors(rope, config.head_dim), 1e-4):
+        wanted = _llama3_factors(rope, config.head_dim)
+        if factors.shape != wanted.shape or not np.allclose(factors, wanted, 1e-4):
             problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
     check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
     return found
@@ -276,27 +290,18 @@ def read_config(file: GGUFFile) -> ModelConfig:
 def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name that transformers gives a parameter, and its values, for each in the file.
 
-    Before the first one, names, shapes and types are checked.
+    Before the first one, names and shapes are compared with the configuration.
 
     Raises:
-        ValueError: if tensors are missing, unexpected, mis-shaped or of a type that cannot be
-            read, or the file has been cut short.
+        ValueError: if tensors are missing, unexpected or mis-shaped, or the file has been cut
+            short meanwhile.
     """
-    gguf, where = package("gguf"), repr(os.fspath(file.path))
-    wanted = expected_shapes(config)
+    gguf, wanted = package("gguf"), expected_shapes(config)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
     known = {table.get_name(name, (".weight", ".bias")): name for name in wanted}
     names = {name: known.get(name, name) for name in file.tensors if name != _FACTORS}
-    check_shapes(where, {new: file.tensors[name].shape for name, new in names.items()}, wanted)
-    for kind, name in {file.tensors[name].type: name for name in names}.items():
-        stored = gguf.GGMLQuantizationType[kind]
-        try:
-            gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
-        except NotImplementedError:
-            raise ValueError(
-                f"{name} of {where} is of type {kind}, which the gguf package cannot convert to "
-                f"floats; take a file of another quantisation"
-            ) from None
+    shapes = {new: file.tensors[name].shape for name, new in names.items()}
+    check_shapes(repr(os.fspath(file.path)), shapes, wanted)
     for name, new in names.items():
         array = file.read(name)
         if config.architecture in _PERMUTED and ("q_proj" in new or "k_proj" in new):

@@ -43,7 +43,7 @@ _SAME = {
 }
 """Other names of these rules."""
 
-_MERGES_LAST = ("llama-bpe", "tekken")
+_WHOLE = ("llama-bpe", "tekken")
 """The rules of vocabularies in which a whole word is one token, if it is in the vocabulary."""
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are not divided
@@ -62,6 +62,8 @@ class Tokenizer:
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: str | None) -> None:
         self._tokens = tokens
+        self._before: list[int] = []  # what `add_special_tokens` adds, beside tokenizer.json
+        self._after: list[int] = []
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
         self.bos_token_id, self.eos_token_id = (
             None if token is None else tokens.token_to_id(token)
@@ -88,7 +90,8 @@ class Tokenizer:
                 what `render` returns. They are characters like all others if not.
         """
         self._tokens.encode_special_tokens = not parse_special
-        return list(self._tokens.encode(text, add_special_tokens=add_special_tokens).ids)
+        ids = self._tokens.encode(text, add_special_tokens=add_special_tokens).ids
+        return [*self._before, *ids, *self._after] if add_special_tokens else list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are no characters become U+FFFD.
@@ -156,7 +159,7 @@ class Tokenizer:
         template = find(folder, "chat_template.jinja")
         if template.is_file():
             return cls(tokens, special, template.read_text(encoding="utf-8"))
-        return cls(tokens, special, _default_template(config.get("chat_template")))
+        return cls(tokens, special, _template_of(config.get("chat_template")))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
@@ -167,11 +170,11 @@ class Tokenizer:
         """
         p = package("tokenizers")
         words, merges, types = (
-            metadata.get(f"tokenizer.ggml.{name}", [])
+            found if isinstance(found := metadata.get(f"tokenizer.ggml.{name}"), list) else []
             for name in ("tokens", "merges", "token_type")
         )
         model, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-        rule = _SAME.get(rule or "default", rule or "default")
+        rule = _SAME.get(str(rule or "default"), str(rule or "default"))
         if model != "gpt2" or rule not in _RULES:
             raise ValueError(
                 f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
@@ -179,36 +182,32 @@ class Tokenizer:
                 f"and not 'llama', SentencePiece; read the model's Hugging Face folder instead"
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
+        is_whole = rule in _WHOLE
         try:
             vocabulary = {word: i for i, word in enumerate(words)}
-            tokens = p.Tokenizer(
-                p.models.BPE(vocabulary, pairs, ignore_merges=rule in _MERGES_LAST)
-            )
+            tokens = p.Tokenizer(p.models.BPE(vocabulary, pairs, ignore_merges=is_whole))
         except Exception as error:  # the package raises no other kind
             raise ValueError(f"the file's vocabulary is wrong: {error!s:.200}") from None
         splits = [p.pre_tokenizers.Split(p.Regex(e), "isolated") for e in _RULES[rule]]
-        bytes_only = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, bytes_only])
+        in_bytes = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, in_bytes])
         tokens.decoder = p.decoders.ByteLevel()
-        for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
-            found = [word for word, k in zip(words, types, strict=False) if k == kind]
-            added = [p.AddedToken(w, normalized=False, special=is_special) for w in found]
-            (tokens.add_special_tokens if is_special else tokens.add_tokens)(added)
-        special = {
-            f"{name}_token": words[i]
-            for name in ("bos", "eos", "unknown", "padding")
-            if isinstance(i := metadata.get(f"tokenizer.ggml.{name}_token_id"), int)
-            and 0 <= i < len(words)
-        }
-        made = cls(tokens, special, metadata.get("tokenizer.chat_template"))
-        begins = metadata.get("tokenizer.ggml.add_bos_token", rule in _MERGES_LAST)
-        ends = metadata.get("tokenizer.ggml.add_eos_token", False)
-        around = [made.bos_token] * bool(begins), [made.eos_token] * bool(ends)
-        if None not in around[0] + around[1]:
-            tokens.post_processor = p.processors.TemplateProcessing(
-                [*around[0], "$A", *around[1]],
-                special_tokens=[(t, tokens.token_to_id(t)) for t in {*around[0], *around[1]}],
-            )
+        added = [
+            p.AddedToken(word, normalized=False, special=kind == _CONTROL)
+            for word, kind in zip(words, types, strict=False)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+        tokens.add_tokens(added)
+        special = {}
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            i = metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if isinstance(i, int) and 0 <= i < len(words):
+                special[f"{name}_token"] = words[i]
+        made = cls(tokens, special, _template_of(metadata.get("tokenizer.chat_template")))
+        if metadata.get("tokenizer.ggml.add_bos_token", is_whole) and made.bos_token_id is not None:
+            made._before = [made.bos_token_id]
+        if metadata.get("tokenizer.ggml.add_eos_token") and made.eos_token_id is not None:
+            made._after = [made.eos_token_id]
         return made
 
 
@@ -225,14 +224,14 @@ class TextStream:
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         complete = text.removesuffix("\N{REPLACEMENT CHARACTER}")
-        new, self._sent = complete[self._sent :], len(complete)
+        new, self._sent = complete[self._sent :], max(self._sent, len(complete))
         if new and complete == text:  # the last token stays: a first one may lack its space
             self._ids = [token]
             self._sent = len(self._tokenizer.decode(self._ids))
         return new
 
 
-def _default_template(found: Any) -> str | None:
+def _template_of(found: Any) -> str | None:
     """Return the template in tokenizer_config.json: a text, or the one called "default"."""
     if not isinstance(found, list):
         return found if isinstance(found, str) else None

@@ -1,6 +1,7 @@
 """ModelConfig from a config.json: defaults, both spellings, and what is refused by name."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -163,6 +164,7 @@ def test_layer_types_of_another_model_are_refused():
         {"head_dim": None, "hidden_size": 33},
         {"rms_norm_eps": -1e-5},
         {"rope_theta": float("nan")},
+        {"rope_theta": float("inf")},
         {"tie_word_embeddings": "no"},
         {"eos_token_id": 10**6},
         {"bos_token_id": "<s>"},
@@ -197,3 +199,21 @@ def test_shapes_and_what_differs_from_them():
     assert "mis-shaped: model.norm.weight is (31,), and by the configuration (32,)" in str(
         error.value
     )
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_values_of_any_kind_are_read_or_refused(architecture):
+    junk = [None, -1, 0, 2**70, "x", [], ["x"], [[1]], {}, {"x": {}}, 0.5, float("nan"), True]
+    keys = "rope_scaling rope_parameters layer_types no_rope_layers dtype quantization_config"
+    config = config_of(architecture, use_sliding_window=True, sliding_window=8)
+    for key in [*config, *keys.split()]:
+        for value in junk:
+            with suppress(ValueError):
+                config_from_json({**config, key: value})
+    for key in ("factor", "rope_type", "type", "rope_theta", "low_freq_factor"):
+        for value in junk:
+            with suppress(ValueError):
+                config_from_json({**config, "rope_scaling": {**LLAMA3, key: value}})
+    for value in junk:
+        with suppress(ValueError):
+            config_from_json(config, {"eos_token_id": value})

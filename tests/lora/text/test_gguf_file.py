@@ -1,6 +1,7 @@
 """Reading a GGUF file gives what the folder has from which it was made."""
 
 import json
+from contextlib import suppress
 
 import gguf
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lora.text import folder
 from lora.text.architecture import CLASSES, config_from_json
 from lora.text.gguf_file import GGUFFile, config_json, read_config, weights
+from lora.text.tokenizer import Tokenizer
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
 
@@ -115,6 +117,7 @@ def test_linear_scaling_and_a_window(tmp_path):
     [
         ("rope__scaling__type", "yarn", "STRING"),
         ("expert_count", 8, "UINT32"),
+        ("rope__scaling__attn_factor", 1.5, "FLOAT32"),
         ("logit_scale", 0.5, "FLOAT32"),
         ("rope__dimension_count", 4, "UINT32"),
     ],
@@ -139,15 +142,14 @@ def test_another_architecture_is_named(tmp_path):
 def test_a_type_that_cannot_be_converted_is_named(tmp_path):
     made = tiny_folder(tmp_path / "m")
     path = tiny_gguf(tmp_path / "m.gguf", made)
-    file = GGUFFile(path)
     content = bytearray(path.read_bytes())
     # The type is the number after the sizes of a tensor, which follow its name.
     at = content.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
     assert content[at] == 0
     content[at] = 24  # eight-bit integers
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"output_norm.weight of .* is of type I8"):
-        dict(weights(GGUFFile(path), read_config(file)))
+    with pytest.raises(ValueError, match=r"output_norm.weight is of type I8"):
+        GGUFFile(path)
     content[at] = 250
     path.write_bytes(content)
     with pytest.raises(ValueError, match="250"):
@@ -160,10 +162,10 @@ def test_a_file_that_is_cut_short_or_no_gguf_file_is_refused(tmp_path):
     content = path.read_bytes()
     for length in (len(content) - 100, 3000, 100, 20, 10, 3, 0):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"fetch it again|no GGUF file"):
+        with pytest.raises(ValueError, match=r"fetch it again|not GGUF"):
             GGUFFile(path)
     path.write_bytes(b"GGML" + content[4:])
-    with pytest.raises(ValueError, match="no GGUF file"):
+    with pytest.raises(ValueError, match="not GGUF"):
         GGUFFile(path)
     with pytest.raises(FileNotFoundError):
         GGUFFile(tmp_path / "none.gguf")
@@ -192,3 +194,29 @@ def test_tensors_that_contradict_the_metadata_are_named(tmp_path):
     file.tensors["blk.7.attn_q.weight"] = file.tensors.pop("blk.1.attn_q.weight")
     with pytest.raises(ValueError, match=r"missing: model.layers.1.self_attn.q_proj.weight"):
         next(weights(file, config))
+
+
+@pytest.mark.parametrize(
+    "junk", [None, -1, 0, 2**70, "x", [], ["x"], [1, 2], 0.5, float("nan"), True]
+)
+def test_metadata_of_any_kind_are_read_or_refused(tmp_path, junk):
+    _, file = written(tmp_path)
+    metadata = dict(file.metadata)
+    for key in [*metadata, "llama.rope.scaling.type", "llama.attention.sliding_window"]:
+        file.metadata = {**metadata, key: junk}
+        for read in (lambda: read_config(file), lambda: Tokenizer.from_gguf(file.metadata)):
+            with suppress(ValueError):
+                read()
+
+
+def test_a_part_of_a_model_is_refused(tmp_path):
+    _, file = written(tmp_path)
+    file.metadata["split.count"] = 3
+    with pytest.raises(ValueError, match="llama-gguf-split"):
+        read_config(file)
+
+
+def test_llama3_factors_of_another_number_of_frequencies_are_refused(tmp_path):
+    _, file = written(tmp_path, rope_factors=[1.0, 8.0])
+    with pytest.raises(ValueError, match=r"rope_freqs.weight"):
+        read_config(file)

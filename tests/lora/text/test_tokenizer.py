@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -142,10 +143,10 @@ def test_complete_vocabularies(name):
 @pytest.mark.parametrize("rule", ["tekken", "default", None])
 def test_rules_without_an_oracle_divide_words_as_llama_cpp_says(files, rule):
     metadata = {**files[1].metadata, "tokenizer.ggml.pre": rule}
-    metadata["tokenizer.ggml.merges"] = ["a b", "A b", "1 2", "12 3", "+ +", "a +"]
+    metadata["tokenizer.ggml.merges"] = ["a b", "A b", "1 2", "12 3", "123 4", "+ +", "a +"]
     metadata["tokenizer.ggml.tokens"] = [
         *metadata["tokenizer.ggml.tokens"][:260],
-        *("ab", "Ab", "12", "123", "++", "a+"),
+        *("ab", "Ab", "12", "123", "1234", "++", "a+"),
     ]
     tokenizer = Tokenizer.from_gguf(metadata)
     words = [tokenizer.decode([i]) for i in tokenizer.encode("ab Ab 1234 a++")]
@@ -216,3 +217,14 @@ def test_importing_the_library_does_not_import_what_texts_need():
     code = "import lora, lora.text, sys; print({'jinja2', 'gguf', 'tokenizers'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_configurations_of_any_kind_are_read_or_refused(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    for key in [*config, "pad_token", "added_tokens_decoder"]:
+        for junk in (None, 1, "x", [], ["x"], [[]], [{}], {}, {"content": 1}, True):
+            path.write_text(json.dumps({**config, key: junk}))
+            with suppress(ValueError):
+                Tokenizer.from_folder(folder).encode("x", add_special_tokens=True)
