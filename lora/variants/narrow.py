@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from lora.frozen import frozen_bias
 from minigrad import functional, kernels
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Embedding, Linear, Module, Parameter
+from minigrad.nn import Linear, Module, Parameter
 from minigrad.ops.products import stored_linear
 
 
@@ -36,8 +36,7 @@ class NarrowLinear(Module):
 
     def __init__(self, weight: Any, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
         kernels.narrow.check_kind(f"{type(self).__name__}: ", weight, self._kind())
-        self.weight = weight
-        self._dtype = np.dtype(dtype)
+        self.weight, self._dtype = weight, np.dtype(dtype)
         self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
         if self.bias is not None and self.bias.shape != (self.out_features,):
             raise ValueError(
@@ -77,14 +76,12 @@ class NarrowLinear(Module):
     @property
     def in_features(self) -> int:
         """The size of an input vector."""
-        size: int = self.weight.shape[1]
-        return size
+        return int(self.weight.shape[1])
 
     @property
     def out_features(self) -> int:
         """The size of an output vector."""
-        size: int = self.weight.shape[0]
-        return size
+        return int(self.weight.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b, in the dtype of x."""
@@ -157,7 +154,8 @@ class BFloat16Embedding(Module):
     head that is tied to it is `BFloat16Linear(embedding.weight)`.
 
     Args:
-        weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`.
+        weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`; of an `Embedding`,
+            `BFloat16Matrix.of(embedding.weight.data)` makes one.
         dtype: the dtype of the vectors.
 
     Raises:
@@ -174,34 +172,6 @@ class BFloat16Embedding(Module):
         self.weight = weight
         self.dtype = np.dtype(dtype)
 
-    @classmethod
-    def from_embedding(cls, embedding: Embedding) -> BFloat16Embedding:
-        """Make a layer with the table of `embedding` rounded to bfloat16.
-
-        Raises:
-            TypeError: if it is no Embedding.
-            ImportError: if ml_dtypes is not installed.
-        """
-        if not isinstance(embedding, Embedding):
-            raise TypeError(
-                f"BFloat16Embedding.from_embedding: takes an Embedding, not "
-                f"{type(embedding).__name__}"
-            )
-        weight = kernels.bfloat16.BFloat16Matrix.of(embedding.weight._data)
-        layer = cls(weight, embedding.weight.dtype)
-        layer.training = embedding.training
-        return layer
-
-    @property
-    def num_embeddings(self) -> int:
-        """The number of vectors."""
-        return self.weight.shape[0]
-
-    @property
-    def embedding_dim(self) -> int:
-        """The size of a vector."""
-        return self.weight.shape[1]
-
     def forward(self, indices: Any) -> Tensor:
         """Return the vectors of the indices; errors are those of `functional.embedding`."""
         found: Any = functional.embedding(indices, self.weight.bits)
@@ -211,4 +181,4 @@ class BFloat16Embedding(Module):
 
     def extra_repr(self) -> str:
         """Describe the sizes."""
-        return f"{self.num_embeddings}, {self.embedding_dim}"
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"

@@ -160,7 +160,9 @@ class NarrowMatrix(ABC):
         few = self.is_transposed and 0 < len(x) <= FEW and dtype == SINGLE
         if not (few and self._dots(np.ascontiguousarray(wide), out)):
             for a, b, strip in self.strips(dtype):
-                if self.is_transposed:
+                if self.is_transposed and len(strip) == out.shape[1]:
+                    gemm.matmul(wide, strip.T, out=out)
+                elif self.is_transposed:
                     out[:, a:b] = gemm.matmul(wide, strip.T)
                 else:
                     gemm.matmul(wide[:, a:b], strip, out=out, add=a > 0)
@@ -181,12 +183,7 @@ def check_kind(owner: str, weight: Any, kind: type[NarrowMatrix]) -> None:
 
 
 def read_only(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> Array:
-    """Return a read-only, contiguous view of an array, or a copy of it that is contiguous.
-
-    Raises:
-        TypeError: if it is no array of this dtype.
-        ValueError: if it is not of this shape.
-    """
+    """Return a contiguous, read-only view or copy of an array of this dtype and shape, or raise."""
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name} is an array of {np.dtype(dtype)}, not {kind}")
@@ -229,11 +226,9 @@ def emit_tile(
 
     def emit(high: int) -> list[Any]:
         def added(sums: list[Any], x: Vectors, w: Vectors) -> list[Any]:
-            pairs = [pair for xs in x for ws in w for pair in [list(zip(xs, ws, strict=True))]]
-            for i in range(len(pairs[0])):
-                sums = [
-                    e.multiply_add(*pair[i], total) for pair, total in zip(pairs, sums, strict=True)
-                ]
+            for i in range(len(x[0])):
+                pairs = [(xs[i], ws[i]) for xs in x for ws in w]
+                sums = [e.multiply_add(*pair, s) for pair, s in zip(pairs, sums, strict=True)]
             return sums
 
         def step(now: list[Any]) -> tuple[list[Any], Any]:

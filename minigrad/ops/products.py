@@ -214,11 +214,7 @@ lora_linear.joint_vjp(
 # --------------------------------------------------------------------------------------------------
 
 
-def _narrow_linear(
-    kind: type[kernels.narrow.NarrowMatrix], x: Array, weight: Any, bias: Array
-) -> Array:
-    """Compute x W^T + b after checking that W is a matrix of this kind."""
-    kernels.narrow.check_kind("", weight, kind)
+def _narrow_linear(x: Array, weight: Any, bias: Array) -> Array:
     x = np.asarray(x)
     check_linear(x, weight, bias)
     out = weight.T.matmul(as_rows(x))
@@ -227,16 +223,20 @@ def _narrow_linear(
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _narrow_linear_cost(weight: kernels.narrow.NarrowMatrix, bias: Array, out: Array) -> int:
-    return (2 * weight.shape[1] + (bias is not None)) * int(out.size)
+def _narrow_linear_shape(x: Array, weight: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], weight.shape[0])
 
 
-@op(
-    # One more for each element of W: its level times an absmax.
-    cost=lambda weight, bias, out: _narrow_linear_cost(weight, bias, out) + weight.size,
-    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
-    product=True,
-)
+def _bfloat16_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    return (2 * int(weight.shape[1]) + (bias is not None)) * int(out.size)
+
+
+def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    """The FLOPs of the product, and one for each element of W: its level times an absmax."""
+    return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
+
+
+@op(cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -252,37 +252,24 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         TypeError: if the weight is no NF4Matrix.
         ValueError: if the sizes do not match.
     """
-    return _narrow_linear(kernels.nf4.NF4Matrix, x, weight, bias)
+    kernels.narrow.check_kind("", weight, kernels.nf4.NF4Matrix)
+    return _narrow_linear(x, weight, bias)
 
 
-nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
-nf4_linear.vjp("bias", lambda g: g)
-
-
-@op(
-    cost=_narrow_linear_cost,
-    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
-    product=True,
-)
+@op(cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
-    """x W^T + b with W in bfloat16: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
-
-    W is frozen. Its elements are widened to the dtype of x while they are read, strip by strip,
-    forward and backward (dx = g W): only x is of higher precision, and no sum is rounded to
-    bfloat16.
-
-    Args:
-        x: `(..., d_in)`; the result has its dtype.
-        weight: W, `(d_out, d_in)`; `kernels.bfloat16.BFloat16Matrix.of(array)` makes one.
-        bias: b, `(d_out,)`, or None.
+    """x W^T + b with a frozen W in bfloat16, as `nf4_linear` computes it with one in four bits.
 
     Raises:
         TypeError: if the weight is no BFloat16Matrix.
         ValueError: if the sizes do not match.
     """
-    return _narrow_linear(kernels.bfloat16.BFloat16Matrix, x, weight, bias)
+    kernels.narrow.check_kind("", weight, kernels.bfloat16.BFloat16Matrix)
+    return _narrow_linear(x, weight, bias)
 
 
+nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
+nf4_linear.vjp("bias", lambda g: g)
 bfloat16_linear.vjp("x", lambda g, weight: bfloat16_linear(g, weight.T))
 bfloat16_linear.vjp("bias", lambda g: g)
 

@@ -187,7 +187,7 @@ def test_a_file_in_bfloat16_is_compared_with_the_adapter_and_one_in_floats_is_no
 
 def test_the_difference_of_models_is_found_on_a_base_in_bfloat16(net):
     base = converted(net, targets=["q", "v"])
-    base.table = BFloat16Embedding.from_embedding(base.table)
+    base.table = BFloat16Embedding(BFloat16Matrix.of(base.table.weight.data))
     tuned = copy.deepcopy(widened(base))
     tuned.q.weight.data[...] += 0.1
     state = tuned.state_dict() | {"table.weight": base.table.weight.dense()}
@@ -261,9 +261,8 @@ class Tied(Module):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_table_gives_the_rows_of_the_one_in_floats(dtype, rng):
-    plain = Embedding(7, 5, dtype=dtype, rng=rng).eval()
-    table = BFloat16Embedding.from_embedding(plain)
-    assert (table.num_embeddings, table.embedding_dim, table.training) == (7, 5, False)
+    plain = Embedding(7, 5, dtype=dtype, rng=rng)
+    table = BFloat16Embedding(BFloat16Matrix.of(plain.weight.data), dtype)
     assert "BFloat16Embedding(7, 5)" in repr(table)
     for indices in (IDS, IDS[0], 3, np.empty((0, 2), int)):
         found = table(indices)
@@ -280,8 +279,6 @@ def test_wrong_tables_are_refused(rng):
         BFloat16Embedding(np.ones((2, 3)))
     with pytest.raises(ValueError, match="is a transpose"):
         BFloat16Embedding(BFloat16Matrix.of(np.ones((2, 3))).T)
-    with pytest.raises(TypeError, match="takes an Embedding, not Linear"):
-        BFloat16Embedding.from_embedding(Linear(2, 3))
 
 
 def test_a_tied_head_and_an_adapter_between(rng):
