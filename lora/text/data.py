@@ -31,8 +31,8 @@ from minigrad.random import Rng, generator
 SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
 
-_FORMS = {("text",), ("prompt", "completion"), ("messages",)}
-_LONGEST_LINE = 1 << 26  # bytes
+_FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
+_LONGEST_LINE = 1 << 26  # bytes; what is longer is read in parts, which are no rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
@@ -68,16 +68,13 @@ class Rows(Sequence[Row]):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        tokens, counted = (sum(int(s(r)) for r in self) for s in (lambda r: len(r.ids), _count))
+        tokens = sum(len(row.ids) for row in self.rows)
+        counted = sum(int(row.counted.sum()) for row in self.rows)
         lines = [f"{self.file}: {len(self):,} rows, {tokens:,} tokens, of which {counted:,} count"]
         for what, numbers in self.notes.items():
             named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
             lines.append(f"  {len(numbers):,} {what} (line {named})")
         return "\n".join(lines)
-
-
-def _count(row: Row) -> int:
-    return int(row.counted.sum())
 
 
 def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
@@ -134,29 +131,27 @@ def read_rows(
         check_positive("max_length", max_length)
     if long_rows not in ("cut", "refuse"):
         raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
-    vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+    largest = tokenizer.vocab_size if vocab_size is None else vocab_size
     name, digest = os.fspath(file), hashlib.sha256()
     rows = Rows(name)
     with open(file, "rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE + 1), b""), 1):
+        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
             digest.update(line)
             if not line.strip():
                 continue
             notes: list[str] = []
             try:
-                if len(line) > _LONGEST_LINE:
-                    raise ValueError(f"a line has {_LONGEST_LINE:,} bytes at most")
                 parts = list(_parts(_parsed(line, as_chat), tokenizer, train_on_prompts, notes))
-                ids = [token for tokens, _ in parts for token in tokens]
-                counts = [train_on_prompts or c for tokens, c in parts for _ in tokens]
-                counts[:1] = [False] * bool(ids)  # nothing is before the first
-                wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
-                if wrong is not None:
+                ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
+                counted = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
+                counted |= train_on_prompts
+                counted[:1] = False  # nothing is before the first
+                if (wrong := ids[ids >= largest]).size:
                     raise ValueError(
-                        f"the token {wrong} is outside of the model's vocabulary of "
-                        f"{vocab_size:,}; the tokenizer is that of another model"
+                        f"the token {wrong[0]} is outside of the model's vocabulary of "
+                        f"{largest:,}; the tokenizer is that of another model"
                     )
-                if not any(counts):
+                if not counted.any():
                     notes = ["left out, without an answer"]
                 elif max_length is not None and len(ids) > max_length:
                     if long_rows == "refuse":
@@ -164,16 +159,16 @@ def read_rows(
                             f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
                             f"raise it, or let long rows be cut"
                         )
-                    ids, counts = ids[:max_length], counts[:max_length]
+                    ids, counted = ids[:max_length], counted[:max_length]
                     notes.append(f"cut to {max_length:,} tokens")
-                    if not any(counts):
+                    if not counted.any():
                         notes = [f"left out, with no answer in the first {max_length:,} tokens"]
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
                 rows.notes.setdefault(note, []).append(number)
-            if any(counts):
-                rows.rows.append(Row(np.array(ids, np.int64), np.array(counts, np.bool_)))
+            if counted.any():
+                rows.rows.append(Row(ids, counted))
     rows.digest = digest.hexdigest()
     if not rows.rows:
         raise ValueError(f"{rows!r}; nothing is left")
@@ -184,26 +179,20 @@ def _parsed(line: bytes, as_chat: bool) -> Mapping[str, Any]:
     """Return the row of a line, checked; with `as_chat` prompt and completion become messages."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8 text: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"the line is not JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
+        raise ValueError(f"{what} of {len(line):,} bytes") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a row is an object of JSON, not {line.decode()[:60]!r}")
-    if not any(set(row) == set(form) for form in _FORMS):
-        known = [key for form in _FORMS for key in form]
-        strange = [f"{key!r:.60}{nearest(key, known)}" for key in row if key not in known]
+        raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
+    if set(row) not in _FORMS:
+        known = set().union(*_FORMS)
+        found = [f"{key!r:.60}{'' if key in known else nearest(key, known)}" for key in row]
         raise ValueError(
             f"a row has text, or prompt and completion, or messages, and nothing else; this one "
-            f"has {', '.join(row) or 'no keys':.200}"
-            + f"; unknown: {', '.join(strange)}"
-            * bool(strange)
+            f"has {', '.join(found) or 'no keys'}"
         )
     for key, value in row.items():
-        if key == "messages":
-            _check_messages(value)
-        else:
-            _check_text(key, value)
+        (_check_messages if key == "messages" else _check_text)(key, value)
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -214,10 +203,7 @@ def _check_text(name: str, value: Any) -> None:
     """Raise a ValueError unless a value is a text that can be encoded."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text, not {value!r:.60}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has half a character in it: {error}") from None
+    value.encode()  # a UnicodeEncodeError if there is half a character
 
 
 def _parts(
@@ -242,7 +228,7 @@ def _parts(
             yield (tokenizer.encode(answer) + end if answer.strip() else []), True
 
 
-def _check_messages(messages: Any) -> None:
+def _check_messages(_: str, messages: Any) -> None:
     """Raise a ValueError unless messages are a list of turns with a known role and a text."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")

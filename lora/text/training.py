@@ -36,7 +36,7 @@ from lora.peft.facts import fingerprint_of
 from lora.text.data import Rows, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
-from minigrad.checks import check_positive, check_problems, check_range
+from minigrad.checks import check_count, check_positive, check_problems, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.io import write_atomically
 from minigrad.nn import Module
@@ -160,9 +160,10 @@ def train(
     options = {name: asked[name] for name in asked if name not in _NO_OPTIONS}
     for name in ("epochs", "batch_size", "accumulation_steps"):
         check_positive(name, options[name])
-    for name in ("steps", "validate_every", "save_every"):
+    for name in ("steps", "max_length", "validate_every", "save_every"):
         if options[name] is not None:
             check_positive(name, options[name])
+    check_count("seed", seed)
     check_range("warmup", warmup, 0, 1, open_end=True)
     if not (lr > 0 and clip_norm > 0):
         raise ValueError(f"lr and clip_norm must be positive, not {lr!r} and {clip_norm!r}")
@@ -305,7 +306,9 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     if not resume:
         there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
         if there:
-            raise ValueError(f"{name!r} has {there[0]} of an earlier run; resume, or name another")
+            raise ValueError(
+                f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
+            )
         return
     if not file.is_file():
         raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")

@@ -84,4 +84,5 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
 def as_data(values: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     """Return an array, with floats in the dtype of the model, because doubles would slow it."""
     array = as_array(values)
-    return array.astype(dtype, copy=False) if array.dtype.kind == "f" and dtype else array
+    is_other = array.dtype.kind == "f" and dtype is not None
+    return array.astype(dtype, copy=False) if is_other else array

@@ -10,7 +10,7 @@ import pytest
 from lora.text import folder
 from lora.text.architecture import CLASSES, config_from_json
 from lora.text.gguf_file import GGUFFile, config_json, read_config, weights
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
 

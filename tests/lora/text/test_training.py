@@ -253,7 +253,7 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
         run(data, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
     run(data, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume, or"):
+    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
         run(data, tmp_path / "out")
     for damage in (b"{", b"[]", b"{}", b'{"options": 3, "data": {}, "base": 1}'):
         (tmp_path / "out" / "options.json").write_bytes(damage)
@@ -296,6 +296,8 @@ def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
         *(({name: 0}, f"{name} must be a positive") for name in ("steps", "epochs", "batch_size")),
         *(({name: 0}, f"{name} must be a positive") for name in ("save_every", "validate_every")),
         ({"accumulation_steps": 1.5}, "accumulation_steps must be"),
+        ({"max_length": "9"}, "max_length must be"),
+        ({"seed": None}, "seed must be"),
         ({"warmup": 1.0}, "warmup must be in"),
         ({"lr": -1.0}, "lr and clip_norm must be positive"),
         ({"lr": 0.0}, "lr and clip_norm must be positive"),
