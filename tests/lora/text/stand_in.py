@@ -27,6 +27,7 @@ class StandIn(Module):
         self.config = SimpleNamespace(
             vocab_size=vocabulary,
             max_position_embeddings=64,
+            max_length=64,
             hidden_size=width,
             intermediate_size=width,
             num_hidden_layers=1,
