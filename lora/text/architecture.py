@@ -26,9 +26,9 @@ CLASSES = {
 """The architectures by transformers' `model_type`, with the class that `config.json` names."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"bos_token_id": 1, "eos_token_id": 2},
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
-        **{"num_key_value_heads": 8, "sliding_window": 4096},
+        **{"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
         **{"bos_token_id": 1, "eos_token_id": 2},
     },
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
@@ -38,12 +38,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         **{"bos_token_id": 128000, "eos_token_id": 128001, "tie_word_embeddings": True},
     },
 }
-"""What transformers' configuration classes say of keys that a file lacks; of sizes it has all."""
+"""What transformers' configuration classes say of keys that a file lacks.
+
+Files have the sizes of all weights, so these have no defaults here.
+"""
 
 _EVERYWHERE: dict[str, Any] = {
     **{"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
     **{"use_sliding_window": False, "max_window_layers": 28},
-    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
 }
 
 _ONLY: dict[str, tuple[Any, ...]] = {

@@ -36,6 +36,9 @@ def test_keys_that_are_missing_have_the_defaults_of_transformers():
     assert without("llama", *groups).num_key_value_heads == 4
     assert without("llama", "eos_token_id", vocab_size=2).eos_token_ids == ()
     assert without("qwen3", "head_dim").head_dim == 128
+    for architecture, longest in {"llama": 2048, "mistral": 131072, "qwen2": 32768}.items():
+        found = without(architecture, "max_position_embeddings")
+        assert found.max_position_embeddings == longest
     smollm3 = without(
         *("smollm3", "tie_word_embeddings", "rope_theta", "no_rope_layer_interval"),
         num_hidden_layers=36,
@@ -45,7 +48,7 @@ def test_keys_that_are_missing_have_the_defaults_of_transformers():
     assert smollm3.rope_theta == 2e6
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "max_position_embeddings"])
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "num_hidden_layers"])
 def test_sizes_have_no_defaults(name):
     with pytest.raises(ValueError, match=f"{name} cannot be None"):
         without("llama", name)

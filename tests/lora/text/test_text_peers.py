@@ -95,7 +95,6 @@ def options(rng, architecture):
         "eos_token_id": [None, 3, [3, 4]],
         "bos_token_id": [None, 5],
         "max_position_embeddings": [128],
-        "vocab_size": [50],
     }
     chosen = {}
     for key, values in choices.items():
@@ -104,13 +103,9 @@ def options(rng, architecture):
     if architecture != "llama" and chosen.get("num_key_value_heads") is None:
         chosen["num_key_value_heads"] = 2  # defaults are of large models, and not all may be null
     sizes = {k: v for k, v in CONFIG.items() if "hidden" in k or k == "intermediate_size"}
-    return {
-        **sizes,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "pad_token_id": None,
-        **chosen,
-    }
+    sizes |= {"num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": None}
+    sizes["vocab_size"] = 50
+    return {**sizes, **chosen}
 
 
 @pytest.mark.parametrize("architecture", CLASSES)
