@@ -22,9 +22,9 @@ from minigrad.core.tensor import Tensor
 from minigrad.random import Rng, generator
 
 Mode = Literal["fan_in", "fan_out"]
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 P = ParamSpec("P")
 T = TypeVar("T", bound=Tensor)
-Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
 class _Thread(threading.local):
@@ -36,7 +36,7 @@ _thread = _Thread()
 
 @contextmanager
 def skipped() -> Iterator[None]:
-    """Leave the weights of layers that are made in the block as they are, for they will be loaded.
+    """Make layers in the block whose weights are not drawn, because they will be loaded.
 
         with nn.init.skipped():
             model = Model()
@@ -52,6 +52,8 @@ def skipped() -> Iterator[None]:
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
+    """Let a function that fills a tensor do nothing where that is skipped."""
+
     @wraps(fill)
     def filled(tensor: T, *args: P.args, **options: P.kwargs) -> T:
         if not _thread.skipping:
