@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.nf4 import NF4Matrix
 from tests.cases import (
     Case,
@@ -232,11 +233,14 @@ def adapted(rng):
     return operands, {"scale": float(rng.uniform(0.5, 2))}
 
 
-def in_four_bits(rng):
-    d_in, d_out = shape(rng, 2)
-    weight = NF4Matrix.of(rng.standard_normal((d_out, d_in)), int(rng.integers(1, 25)))
-    operands = normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out,))
-    return operands, {"weight": weight}, ("x", "bias")
+def in_few_bits(of):
+    def draw(rng):
+        d_in, d_out = shape(rng, 2)
+        weight = of(rng.standard_normal((d_out, d_in)), rng)
+        operands = normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out,))
+        return operands, {"weight": weight}, ("x", "bias")
+
+    return draw
 
 
 def indexed(rng):
@@ -401,7 +405,8 @@ RANDOM = {
     "dot": contracted,
     "linear": layer,
     "lora_linear": adapted,
-    "nf4_linear": in_four_bits,
+    "nf4_linear": in_few_bits(lambda w, rng: NF4Matrix.of(w, int(rng.integers(1, 25)))),
+    "bfloat16_linear": in_few_bits(lambda w, _rng: BFloat16Matrix.of(w)),
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
     "layer_norm": normalised("x", "weight", "bias"),

@@ -108,7 +108,7 @@ def lora_linear(t, x, weight, lora_a, lora_b, bias=None, scale=1.0):
     return linear(x, weight, bias) + scale * linear(linear(x, lora_a), lora_b)
 
 
-def nf4_linear(t, x, weight, bias=None):
+def narrow_linear(t, x, weight, bias=None):
     return t.nn.functional.linear(x, t.from_numpy(weight.dense(np.float64)).to(x.dtype), bias)
 
 
@@ -230,7 +230,8 @@ PYTORCH = {
     "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
     "norm": norm,
     "lora_linear": lora_linear,
-    "nf4_linear": nf4_linear,
+    "nf4_linear": narrow_linear,
+    "bfloat16_linear": narrow_linear,
     "reshape": lambda t, x, shape: t.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
     "transpose": lambda t, x, axes=None: x.permute(axes or tuple(reversed(range(x.ndim)))),
     "swapaxes": lambda t, x, axis1, axis2: t.swapaxes(x, axis1, axis2),

@@ -194,8 +194,9 @@ def test_operands_of_any_layout_are_served(make, rng):
     matrix, x = make(draw(rng, (70, 130))).T, draw(rng, (3, 130))
     right = matrix.matmul(x)
     for view in (np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1].copy()[::-1]):
-        assert_array_equal(matrix.matmul(view), right)
-    assert_array_equal(matrix.matmul(np.broadcast_to(x[0], (3, 130))), right[[0, 0, 0]])
+        assert_allclose(matrix.matmul(view), right, rtol=0, atol=1e-4)  # another order of sums
+    repeated = matrix.matmul(np.broadcast_to(x[0], (3, 130)))
+    assert_allclose(repeated, right[[0, 0, 0]], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
@@ -217,7 +218,8 @@ def test_one_infinite_number_is_in_the_products_that_have_it(rng):
         given = abs(x)
         given[3, column] = np.inf
         for make in FORMATS.values():
-            found = make(abs(w) + np.float32(0.1)).T.matmul(given)
+            with np.errstate(invalid="ignore"):  # a level may be 0
+                found = make(abs(w) + np.float32(0.1)).T.matmul(given)
             assert not np.isfinite(found[3]).any()
             assert np.isfinite(found[[0, 1, 2, 4]]).all()
 
