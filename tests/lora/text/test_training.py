@@ -169,15 +169,17 @@ def die():
     raise SystemExit(3)
 
 
-@pytest.mark.parametrize("last", [1, 5, 9, 12])
-def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last):
+@pytest.mark.parametrize(("last", "saved"), [(1, 0), (5, 4), (9, 8), (12, 9)])
+def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last, saved):
     options = {"save_every": 3, "validate_every": 5, "accumulation_steps": 2}
     whole = run(validated, tmp_path / "whole", **options)
     model = Interrupted(2 * last - 1, die)
     with pytest.raises(SystemExit):
         run(validated, tmp_path / "out", model, **options)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
-    same_runs(run(validated, tmp_path / "out", resume=True, **options), whole)
+    again = Interrupted(0, die)
+    same_runs(run(validated, tmp_path / "out", again, resume=True, **options), whole)
+    assert again.left == -2 * (12 - saved)  # two micro-batches in each step that was left
 
 
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(data, tmp_path):
