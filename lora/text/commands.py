@@ -120,15 +120,16 @@ def _add_adapters(add: Add) -> None:
 def train(
     base: str, data: str, out: str, config: str | None, dtype: str | None, progress: bool,
     **options: Any,
-) -> training.TrainResult:  # fmt: skip
+) -> training.TrainResult | dict[str, Any]:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
     given = {name: value for name, value in options.items() if value is not None}
     if config is not None:
         given = {**training.read_options(config), **given}
     model, tokenizer = load(base, dtype, [], progress)
-    return training.train(
-        model, tokenizer, data, out, base_model=str(base), progress=progress, **given
+    result = training.train(
+        model, tokenizer, data, out, base_model=base, progress=progress, **given
     )
+    return result if progress else result.summary()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -66,6 +66,19 @@ class TrainResult:
     data: Mapping[str, Rows]
     best_step: int
 
+    def summary(self) -> dict[str, Any]:
+        """Return the result as numbers, texts, lists and dicts, which JSON can have."""
+        data = {
+            split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
+            for split, rows in self.data.items()
+        }
+        return {
+            "out": os.fspath(self.out),
+            "best_step": self.best_step,
+            "steps": self.history.steps,
+            "data": data,
+        }
+
     def __repr__(self) -> str:
         steps = self.history.steps
         losses = [step["loss"] for step in steps]

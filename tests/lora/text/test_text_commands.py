@@ -8,8 +8,8 @@ import pytest
 
 import lora
 from lora.__main__ import main
-from lora.text.evaluating import evaluate
 from lora.text.data import read_rows
+from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
 from tests.lora.text.models import tiny_folder
 
@@ -46,7 +46,8 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
     status, printed, _ = run(capsys, "train", base, data, out, *TRAIN, "--seed", 3, "--json")
     assert status == 0
     result = json.loads(printed)
-    assert len(result["history"]["steps"]) == 6
+    assert [step["step"] for step in result["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert result["data"]["train"]["rows"] == len(ROWS)
     assert (out / "adapter_model.safetensors").is_file()
 
     status, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--json")
@@ -126,7 +127,10 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
-        (("generate", "BASE", "--prompt", "a", "--adapter", "x/a", "--adapter", "y/a"), "a folder name of its own"),
+        (
+            ("generate", "BASE", "--prompt", "a", "--adapter", "x/a", "--adapter", "y/a"),
+            "a folder name of its own",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, message):
@@ -144,8 +148,6 @@ def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, m
 def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys, dtype):
     out = tmp_path / "out"
     assert run(capsys, "train", base, data, out, *TRAIN, "--dtype", dtype)[0] == 0
-    status, printed, _ = run(
-        capsys, "eval", base, data, "--adapter", out, "--dtype", dtype, "--json"
-    )
+    _, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--dtype", dtype, "--json")
     found = json.loads(printed)
     assert found["loss"] < found["base"]["loss"]
