@@ -11,6 +11,7 @@ In reading order:
     tokenization, chat_template    text to tokens and back; a conversation to text
     generating                     writing
     data, training, evaluating     examples in JSONL, training an adapter, measuring it
+    estimating, samples            memory and time before a run; its picture and answers
     commands                       `python -m lora train`, `generate` and `eval`
 """
 

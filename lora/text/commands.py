@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lora
-from lora.text import evaluating, generating, loading, training
+from lora.text import evaluating, generating, loading, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
@@ -22,6 +22,8 @@ Command = Callable[..., Add]
 
 _BASE = "a Hugging Face folder of a language model, or a GGUF file"
 _DATA = "a .jsonl file, or a folder with train, valid and test.jsonl"
+
+PICTURE = "training.png"
 
 BASE = "base"
 """The name by which a conversation calls the model without adapters."""
@@ -120,7 +122,7 @@ def _add_adapters(add: Add) -> None:
 def train(
     base: str, data: str, out: str, config: str | None, dtype: str | None, progress: bool,
     **options: Any,
-) -> training.TrainResult | dict[str, Any]:  # fmt: skip
+) -> str | dict[str, Any]:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
     given = {name: value for name, value in options.items() if value is not None}
     if config is not None:
@@ -129,7 +131,17 @@ def train(
     result = training.train(
         model, tokenizer, data, out, base_model=base, progress=progress, **given
     )
-    return result if progress else result.summary()
+    some = result.data.get("valid", result.data["train"])
+    answers = samples.write_samples(model, tokenizer, some, progress=progress)
+    picture = Path(out) / PICTURE
+    try:
+        samples.draw(result.history.steps, answers, picture)
+        drawn = f"drawn: {picture}"
+    except ImportError as error:
+        drawn = f"not drawn: {error}"
+    if not progress:
+        return {**result.summary(), "samples": answers}
+    return "\n".join([repr(result), *map(str, answers), drawn])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -48,6 +48,15 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
     result = json.loads(printed)
     assert [step["step"] for step in result["steps"]] == [1, 2, 3, 4, 5, 6]
     assert result["data"]["train"]["rows"] == len(ROWS)
+    assert (out / "training.png").stat().st_size > 10_000
+    first, second = result["samples"]
+    assert first["prompt"] == ROWS[0]["prompt"]
+    assert second["expected"].startswith(ROWS[5]["completion"])
+    model, tok = load_model(base), tokenizer(base)
+    options = {"max_tokens": 40}
+    assert first["before"] == lora.text.generate(model, tok, first["prompt"], **options)
+    lora.load(model, out)
+    assert first["after"] == lora.text.generate(model, tok, first["prompt"], **options)
     assert (out / "adapter_model.safetensors").is_file()
 
     status, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--json")
