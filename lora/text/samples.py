@@ -70,7 +70,8 @@ def write_samples(
                 writer.forget()
                 answers.append(tokenizer.decode(list(writer.tokens_after(ids[:begin]))))
         end = begin + int(row.counted[begin:].sum())
-        texts = tokenizer.decode(ids[:begin]), tokenizer.decode(ids[begin:end])
+        expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
+        texts = tokenizer.decode(ids[:begin]), expected
         found.append(Sample(*texts, *answers))
     return found
 
@@ -91,15 +92,16 @@ def draw(
     """
     from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
 
-    figure = Picture(9, 4 + 1.6 * len(samples), path)
+    figure = Picture(9, 4 + 1.1 * len(samples), path)
     axes, *panels = figure.subplots(
-        1 + len(samples), 1, height_ratios=[4, *[1.6] * len(samples)], squeeze=False
+        1 + len(samples), 1, height_ratios=[4, *[1.1] * len(samples)], squeeze=False
     )[:, 0]
     numbers, losses = [s["step"] for s in steps], [s["loss"] for s in steps]
     axes.plot(numbers, losses, color="0.75", linewidth=0.9, label="each step")
     width = max(1, len(steps) // 20)
-    means = np.convolve(losses, np.ones(width) / width, "valid")
-    axes.plot(numbers[width - 1 :], means, color=INK, label=f"mean of {width} steps")
+    if width > 1:
+        means = np.convolve(losses, np.ones(width) / width, "valid")
+        axes.plot(numbers[width - 1 :], means, color=INK, label=f"mean of {width} steps")
     judged = [(s["step"], s["validation_loss"]) for s in steps if "validation_loss" in s]
     if judged:
         axes.plot(*zip(*judged, strict=True), "o-", color=VERMILLION, label="validation")
@@ -113,9 +115,9 @@ def draw(
         panel.set_axis_off()
         panel.text(0, 1, _cut(sample.prompt), va="top", weight="bold", transform=panel.transAxes)
         for y, color, what, text in (
-            (0.62, VERMILLION, "before", sample.before),
-            (0.31, BLUE, "after", sample.after),
-            (0.0, INK, "data", sample.expected),
+            (0.74, VERMILLION, "before", sample.before),
+            (0.5, BLUE, "after", sample.after),
+            (0.26, INK, "data", sample.expected),
         ):
             panel.text(0, y, what, va="top", color=color, transform=panel.transAxes)
             panel.text(0.08, y, _cut(text), va="top", transform=panel.transAxes)
