@@ -6,6 +6,7 @@ linear layer of a model by one, and `lora.attach` puts adapters on top.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -45,9 +46,9 @@ class NarrowLinear(Module):
             )
 
     @staticmethod
+    @abstractmethod
     def _kind() -> type[kernels.narrow.NarrowMatrix]:
         """Return the class of the weight, which is imported when it is needed."""
-        raise NotImplementedError
 
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:

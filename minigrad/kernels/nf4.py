@@ -34,6 +34,7 @@ from minigrad.checks import check_positive
 from minigrad.kernels.jit import SINGLE, Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.narrow import (
+    FEW,
     HEIGHT,
     LANES,
     WIDTH,
@@ -43,10 +44,21 @@ from minigrad.kernels.narrow import (
     read_only,
     strips,
 )
-from minigrad.kernels.vector import ADDRESS, I32, Emitter, address_of, instruction, keep_alive
+from minigrad.kernels.vector import (
+    ADDRESS,
+    I32,
+    Emitter,
+    address_of,
+    has_feature,
+    instruction,
+    keep_alive,
+)
 
 SECONDS = 1.5e-10  # that an element takes, about
 SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
+# Rows of x that are multiplied so, at most. Levels are found anew for each `HEIGHT` of them, which
+# takes too long without permutations of lanes.
+MOST = FEW if has_feature("avx2") else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes: those of 8 bytes
 
@@ -258,8 +270,8 @@ class NF4Matrix(NarrowMatrix):
         rows, length = self.codes.shape
         size = self.block_size // 2  # of a block, in bytes, if it has whole bytes
         power = size & (size - 1) == 0 == self.block_size % 2 and size >= LANES
-        is_served = rows >= WIDTH and length >= LANES and (power or self._blocks == 1)
-        if not (_dots_loop and is_served):
+        is_large = rows >= WIDTH and length >= LANES
+        if not (_dots_loop and is_large and len(x) <= MOST and (power or self._blocks == 1)):
             return False
         pairs = np.zeros((len(x), 2, length), np.float32)  # of the upper halves, and of the lower
         pairs[:, 0], pairs[:, 1, : self.cols // 2] = x[:, ::2], x[:, 1::2]
