@@ -4,10 +4,10 @@
 
     linear, embedding              what is computed
     adapted_layer, adapter, frozen what these share: the layer, its updates, the frozen matrix W
-    scaling, variants              the factor s; DoRA, PiSSA, NF4
+    scaling, variants              the factor s; DoRA, PiSSA, NF4 and bfloat16
     config, patterns               which layers of a model get an adapter
     attachment, attaching          putting adapters on a model, switching them, taking them off
-    quantization, optim            the base in four bits; LoRA+
+    quantization, optim            the base in few bits; LoRA+
     merging, certificate           merging, and what it loses
     algebra, extraction            sums of adapters, and adapters of differences
     identities, liveness           whether LoRA's identities hold, and adapters train
@@ -36,12 +36,13 @@ from lora.optim import param_groups, penalty
 from lora.peft import load, save
 from lora.quantization import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import renamed
 
 __version__ = minigrad.__version__  # one distribution has both packages
 
-__all__ = ["AdaptedLayer", "Adapter", "AttachReport", "CombineReport", "ExtractReport"]
+__all__ = ["AdaptedLayer", "Adapter", "AttachReport", "BFloat16Embedding", "BFloat16Linear"]
+__all__ += ["CombineReport", "ExtractReport"]
 __all__ += ["LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRAScaling", "MergeCertificate"]
 __all__ += ["MergeError", "NF4Linear", "QuantizeReport", "VerifyReport", "active", "adapters"]
 __all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load", "merge"]

@@ -25,6 +25,7 @@ from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.inspection import draw
 from lora.offline.model_folder import EMBEDDINGS
 from lora.peft.folder import FLOATS
+from lora.text.commands import add_commands
 
 WRONG, FAILED, STOPPED = 1, 2, 130
 
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drawn = f"\ndrawn: {plot}" if plot else ""
         text = json.dumps(_plain(found), indent=2) if as_json else _printable(f"{found}{drawn}")
         try:
-            print(text, flush=True)
+            if found is not None:
+                print(text, flush=True)
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -96,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--radius", type=float, default=1.0, help=help_text)
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
+
+    add_commands(command, _path)
 
     help_text = "look for what is wrong with an adapter, and a base for it"
     add = command("check", check_adapter, help_text, "verify")

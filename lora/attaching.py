@@ -34,7 +34,7 @@ from lora.attachment.state import (
 )
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.random import generator
@@ -53,7 +53,7 @@ class AttachReport:
         adapter: the name of the adapter.
         trainable: the number of parameters that train now.
         total: the number of parameters of the model, including adapters, the originals of copies,
-            and weights in four bits, which are no Parameters.
+            and weights in few bits, which are no Parameters.
         emptied: the targets of which `exclude` has left no layer.
     """
 
@@ -148,7 +148,7 @@ def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
     attachment = attachment_of(model)
     check_name(attachment, adapter)
-    if isinstance(model, (Linear, Embedding, NF4Linear)):
+    if isinstance(model, (Linear, Embedding, NarrowLinear)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
@@ -183,14 +183,15 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     )
     activate(model, attachment, (adapter,))
     adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
-    plain = [m.weight for m in model.modules() if isinstance(m, NF4Linear)]
-    in_four_bits = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    narrow = NarrowLinear, BFloat16Embedding
+    plain = [m.weight for m in model.modules() if isinstance(m, narrow)]
+    in_few_bits = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),
         tuple(plan.copies),
         adapter,
         model.count_parameters(trainable_only=True),
-        model.count_parameters() + sum(math.prod(w.shape) for w in in_four_bits.values()),
+        model.count_parameters() + sum(math.prod(w.shape) for w in in_few_bits.values()),
         tuple(plan.emptied),
     )
 

@@ -20,7 +20,7 @@ from lora.frozen import Array
 from lora.patterns import ALL_LINEAR, Patterns, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad import kernels
 from minigrad.checks import check_problems
 from minigrad.core.tensor import as_array
@@ -133,7 +133,7 @@ def extract(
             raise ValueError(
                 f"the finetuned model has adapters, in {', '.join(adapted)}; lora.fold a copy of it"
             )
-        quantized = _in_four_bits(finetuned).items()
+        quantized = _in_few_bits(finetuned).items()
         state = finetuned.state_dict() | {n: m.weight.dense(m.dtype) for n, m in quantized}
     check_attachable(base, adapter)
     config = LoRAConfig(
@@ -182,14 +182,15 @@ def extract(
     return ExtractReport(rows, tuple(plan.copies), adapter)
 
 
-def _in_four_bits(model: Module) -> dict[str, NF4Linear]:
-    """Return the layers whose weight is in four bits and so no parameter, by the weight's name."""
+def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
+    """Return the layers whose weight is in few bits and so no parameter, by the weight's name."""
+    narrow = NarrowLinear, BFloat16Embedding
     modules = model.named_modules()
-    return {f"{name}.weight": m for name, m in modules if isinstance(m, NF4Linear)}
+    return {f"{name}.weight": m for name, m in modules if isinstance(m, narrow)}
 
 
 class _Pair:
-    """The parameters of the base, weights in four bits among them, and the finetuned values.
+    """The parameters of the base, weights in few bits among them, and the finetuned values.
 
     `parameters` are those of the base, by each of their names, and `values` the finetuned ones, by
     the same names. A tied parameter has several. The state may give any of them, and where the tie
@@ -199,10 +200,10 @@ class _Pair:
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
         own: dict[int, Any] = {id(parameter): parameter for parameter in base.parameters()}
         self._names = parameter_names(base)
-        for name, layer in _in_four_bits(base).items():
+        for name, layer in _in_few_bits(base).items():
             own[id(layer.weight)] = layer.weight
             self._names.setdefault(id(layer.weight), []).append(name)
-        self.parameters: dict[str, Parameter | kernels.nf4.NF4Matrix] = {
+        self.parameters: dict[str, Parameter | kernels.narrow.NarrowMatrix] = {
             name: own[key] for key, names in self._names.items() for name in names
         }
         self.values: dict[str, Array] = {}

@@ -1,7 +1,7 @@
 """The frozen parts of a layer with adapters: its matrix W, however it is stored, and its bias.
 
-A matrix is `(d_out, d_in)`. It is dense, or in the 4 bits of NF4 (`minigrad.kernels.nf4`), of which
-no more than a strip is ever dense. An embedding's table is a dense matrix, seen transposed.
+A matrix is `(d_out, d_in)`. It is dense, or in few bits (`minigrad.kernels.narrow`), of which no
+more than a strip is ever dense. An embedding's table is a dense matrix, seen transposed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
+from minigrad.ops.products import stored_linear
 from minigrad.readonly import hold, release
 
 Array = NDArray[Any]
@@ -143,10 +144,10 @@ class DenseMatrix(FrozenMatrix):
         return type(None), ()  # a copied layer makes its own from its own weight
 
 
-class NF4FrozenMatrix(FrozenMatrix):
-    """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time."""
+class NarrowFrozenMatrix(FrozenMatrix):
+    """A matrix in few bits. It cannot change, and only a strip of it is dense at a time."""
 
-    def __init__(self, matrix: kernels.nf4.NF4Matrix, dtype: np.dtype[Any]) -> None:
+    def __init__(self, matrix: kernels.narrow.NarrowMatrix, dtype: np.dtype[Any]) -> None:
         self.matrix = matrix
         self.shape, self.dtype = matrix.shape, dtype
         self._known: Array | None = None
@@ -158,15 +159,15 @@ class NF4FrozenMatrix(FrozenMatrix):
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""
-        return ops.nf4_linear(x, self.matrix)
+        return stored_linear(x, self.matrix)  # type: ignore[no-any-return]
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
         return self.matrix.T.matmul(a).T
 
     def is_finite(self) -> bool:
-        """Return True: NF4 codes are always finite."""
-        return True
+        """Tell whether W has no NaN and no Inf."""
+        return self.matrix.is_finite()
 
     def cached_squares(self) -> Array:
         """Return the squared norms of the rows, computed once."""

@@ -20,12 +20,13 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import DenseMatrix, FrozenMatrix, NF4FrozenMatrix
+from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import NarrowLinear
 from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
+from minigrad.ops.products import stored_linear
 
 
 class LoRALayer(AdaptedLayer):
@@ -51,7 +52,7 @@ class LoRALayer(AdaptedLayer):
     """
 
     _prepacked: Any = None  # the panels of W, which a product finds while they are here
-    _dtype: Any = None  # the dtype of what is computed with a W in four bits
+    _dtype: Any = None  # the dtype of what is computed with a W in few bits
 
     def __init__(
         self,
@@ -87,11 +88,11 @@ class LoRALayer(AdaptedLayer):
         self.use([DEFAULT])
 
     @classmethod
-    def around(cls, layer: Linear | NF4Linear) -> LoRALayer:
+    def around(cls, layer: Linear | NarrowLinear) -> LoRALayer:
         """Make a layer without an adapter, which shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else None
+        made._dtype = layer.dtype if isinstance(layer, NarrowLinear) else None
         made.training = layer.training
         return made
 
@@ -137,21 +138,23 @@ class LoRALayer(AdaptedLayer):
         """Return W, which is stored as it is."""
         if isinstance(stored, np.ndarray):
             return DenseMatrix(stored)
-        return NF4FrozenMatrix(stored, self._dtype)
+        return NarrowFrozenMatrix(stored, self._dtype)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute x W^T + b."""
         if isinstance(weight, Tensor):
             return ops.linear(x, weight.detach(), bias)
-        return ops.nf4_linear(x, weight, bias)
+        return stored_linear(x, weight, bias)  # type: ignore[no-any-return]
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute x M^T."""
         return ops.linear(x, matrix)
 
     def base_facts(self) -> list[str]:
-        """Say if its weight is in four bits."""
-        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
+        """Say if its weight is in few bits."""
+        if isinstance(self.base_weight, Tensor):
+            return []
+        return ["NF4" if self.base_weight.format == "nf4" else self.base_weight.format]
 
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""

@@ -164,7 +164,7 @@ def fold(model: Module) -> Module:
         for original, layer in attachment.replaced.values():
             new = dict(folded[id(layer)].named_parameters())
             own = dict(original.named_parameters())
-            for key, parameter in new.items():  # a weight in four bits was none, and did not train
+            for key, parameter in new.items():  # a weight in few bits was none, and did not train
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

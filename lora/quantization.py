@@ -1,14 +1,15 @@
-"""The frozen base of QLoRA: linear layers in four bits (Dettmers et al., 2023).
+"""The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16.
 
     report = quantize(model, targets=["q_proj", "v_proj"])
 
-replaces each targeted `Linear` by an `NF4Linear`.
+replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a `BFloat16Linear`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
+from minigrad import kernels
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
@@ -33,13 +35,13 @@ class QuantizedLayer:
     name: str  # its name in the model
     pattern: str  # the target pattern that found it
     shape: tuple[int, int]  # of its weight
-    bytes_before: int  # the size of the weight as floats
-    bytes_after: int  # the size of the weight in four bits
+    bytes_before: int  # the size of the weight as it was
+    bytes_after: int  # the size of the weight in few bits
     error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:
-        """The bytes of an element of the weight in four bits."""
+        """The bytes of an element of the weight in few bits."""
         return self.bytes_after / math.prod(self.shape)
 
 
@@ -60,12 +62,12 @@ class QuantizeReport:
 
     @property
     def bytes_before(self) -> int:
-        """The size of all these weights as floats."""
+        """The size of all these weights as they were."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """The size of all these weights in four bits."""
+        """The size of all these weights in few bits."""
         return sum(layer.bytes_after for layer in self.layers)
 
     def __repr__(self) -> str:
@@ -87,27 +89,31 @@ def quantize(
     targets: Patterns = ALL_LINEAR,
     *,
     exclude: Patterns = (),
+    format: Literal["nf4", "bfloat16"] = "nf4",
     block_size: int = 64,
     double_quant: bool = True,
     progress: bool = True,
 ) -> QuantizeReport:
-    """Replace each targeted `Linear` by a frozen `NF4Linear`.
+    """Replace each targeted `Linear` by a frozen `NF4Linear` or `BFloat16Linear`.
 
-    Adapters belong on top of the layers in four bits, so quantise first.
+    Adapters belong on top of the layers in few bits, so quantise first. NF4 also replaces a
+    `BFloat16Linear`. The memory of the weights in floats goes back to the system.
 
     Args:
         model: changed in place; nothing is, if there is an error.
         targets: which layers, as in `LoRAConfig`; "all-linear" means all that are left.
         exclude: which of these to leave as they are, given like `targets`.
-        block_size: the number of elements of a row that share an absmax.
-        double_quant: store absmax in 8 bits.
+        format: "nf4", four bits per element, or "bfloat16", half a float32.
+        block_size: the number of elements of a row that share an absmax, in NF4.
+        double_quant: store absmax in 8 bits, in NF4.
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if a target matches nothing or an Embedding, a layer is in four bits already,
+        ValueError: if a target matches nothing or an Embedding, a layer is in few bits already,
             has an adapter, is trained in full by one, or has a weight that is used elsewhere too or
-            has NaN or Inf, the block size is no positive integer, or the model is itself a single
-            layer.
+            has NaN or Inf, the block size is no positive integer, the format is unknown or has no
+            such option, or the model is itself a single layer.
+        ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
     if isinstance(model, Linear):
         raise ValueError(
@@ -115,10 +121,23 @@ def quantize(
             "replace it; use NF4Linear.from_linear(model)"
         )
     check_positive("quantize: block_size", block_size)
+    if format not in ("nf4", "bfloat16"):
+        raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
+    is_nf4 = format == "nf4"
+    if not is_nf4 and (block_size != 64 or not double_quant):
+        raise ValueError(
+            'quantize: block_size and double_quant are of format="nf4"; bfloat16 has neither, so '
+            "leave them out"
+        )
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
-    plain = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
-    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
+    kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
+    plain = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, LoRALayer) or any(is_plain(module, kind) for kind in kinds)
+    ]
+    done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
     if config.targets != ALL_LINEAR or not plain:
         plain += done
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
@@ -127,19 +146,19 @@ def quantize(
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
         (NF4Linear, "are in four bits already"),
+        *(() if is_nf4 else ((BFloat16Linear, "are in bfloat16 already"),)),
         (Embedding, "are embeddings, not Linear, and look rows up"),
     ):
         wrong = [name for name in found if isinstance(modules[name], kind)]
         if wrong:
             raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
-    linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
+    linears: dict[str, Any] = {name: m for name, m in modules.items() if name in found}
     names = parameter_names(model)
     for name, linear in linears.items():
-        if len(names[id(linear.weight)]) > 1:
+        if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(
-                f"quantize: the weight of {name} is one parameter in "
-                f"{' and '.join(names[id(linear.weight)])}, and would be in floats and in four "
-                f"bits; exclude {name}, or give it a copy of its own"
+                f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
+                f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
             )
     attachment = attachment_of(model)
     for adapter, attached in {} if attachment is None else attachment.adapters.items():
@@ -151,24 +170,32 @@ def quantize(
                     f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
                     f"{name}, or quantise first"
                 )
-    layers: dict[str, NF4Linear] = {}
+    layers: dict[str, NarrowLinear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
+        original = linears[name]
+        linear = original if isinstance(original, Linear) else original.to_linear()
         try:
-            layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
+            if is_nf4:
+                layers[name] = NF4Linear.from_linear(linear, block_size, double_quant)
+            else:
+                layers[name] = BFloat16Linear.from_linear(linear)
         except (TypeError, ValueError) as reason:
             raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
-        before, weight = linears[name].weight._data, layers[name].weight
+        before, weight = linear.weight._data, layers[name].weight
         size = lost = 0.0
         for start, stop, strip in weight.strips(np.float64):
             exact = before[start:stop].astype(np.float64)
             size += float(np.sum(np.square(exact)))
             lost += float(np.sum(np.square(strip - exact)))
         error = math.sqrt(lost / size) if size else 0.0
-        sizes = weight.shape, before.nbytes, weight.nbytes
+        stored = before if linear is original else original.weight
+        sizes = weight.shape, stored.nbytes, weight.nbytes
         lines.append(QuantizedLayer(name, found[name], *sizes, error))
     for name, layer in layers.items():
         layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    del modules, linears, linear, before  # the last that the weights in floats were known by
+    kernels.give_back_memory()
     return QuantizeReport(tuple(lines))

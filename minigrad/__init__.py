@@ -9,6 +9,7 @@
     transforms           derivatives of functions
     nn, optim, training  models, optimisers, and the training loop
     data, metrics, io    tables and batches, measures of quality, and files
+    sampling             the next token of a text
     diagnostics, viz     whether a gradient is right, and pictures
     kernels              the loops over numbers, the only part that uses numba
 """
@@ -25,7 +26,8 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
 from minigrad import creation, data, functional, io, metrics, nn, ops, optim, transforms, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
-from minigrad.config import installed_version, show_config
+from minigrad import sampling as sampling
+from minigrad.config import installed_version, set_pack_limit, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
@@ -45,12 +47,13 @@ __version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 
-__all__ = ["data", "io", "metrics", "nn", "optim", "viz"]
+__all__ = ["data", "io", "metrics", "nn", "optim", "sampling", "viz"]
 __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
 __all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
 __all__ += ["History", "Trainer"]
-__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "show_config"]
+__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "set_pack_limit"]
+__all__ += ["show_config"]
 __all__ += creation.__all__ + transforms.__all__
 __all__ += functional.__all__ + ops.__all__
 

@@ -1,4 +1,4 @@
-"""The environment of this installation: versions, the processor, threads, compiled kernels."""
+"""The environment of this installation: versions, the processor, threads, memory, kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
+
+from minigrad.tables import in_bytes
 
 
 def show_config(file: TextIO | None = None) -> None:
@@ -24,7 +26,7 @@ def config() -> dict[str, str]:
     """Return the facts that `show_config` prints, by name."""
     # Imported here, because numba takes longer to import than everything else together.
     from minigrad.kernels import cache, jit, threads, vector
-    from minigrad.kernels.gemm import microkernel
+    from minigrad.kernels.gemm import microkernel, prepacked
 
     width, registers = vector.vector_registers()
     tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
@@ -42,8 +44,25 @@ def config() -> dict[str, str]:
         "compiled": "yes" if jit.JIT_ENABLED else "no: NUMBA_DISABLE_JIT is set, numpy computes",
         "threads": f"{threads.get_num_threads()} of {threads.get_max_threads()}",
         "threading layer": layer,
+        "packed weights": f"{in_bytes(prepacked.bytes_in_use())} of {in_bytes(prepacked.limit())}",
         "kernels": cache.describe(),
     }
+
+
+def set_pack_limit(size: int | None) -> None:
+    """Set how many bytes the packed copies of frozen weights may take together; 0 for none.
+
+    A frozen weight below an adapter is stored twice more, in the order in which x W^T and g W read
+    it. None stands for the default, 512 MB or a quarter of the machine's memory if that is less.
+    Without a copy a product of a hundred rows takes a tenth longer. If the copies take more
+    already, they go.
+
+    Raises:
+        ValueError: if it is no integer of at least 0.
+    """
+    from minigrad.kernels.gemm import prepacked
+
+    prepacked.set_limit(size)
 
 
 def installed_version(distribution: str) -> str:

@@ -24,9 +24,11 @@ import pytest
 import minigrad as mg
 from lora import LoRALayer
 from minigrad.kernels import launch, threads, warmup
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.elementwise import add_rows, where
 from minigrad.kernels.gemm import dispatch, matmul, prepacked
 from minigrad.kernels.launch import KERNELS
+from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.optim import EMA, SGD, Adam
 from minigrad.optim.clip import clip_grad_norm
 from tests.cases import CASES
@@ -80,8 +82,15 @@ def products(dtype):
         assert prepacked.find(layer.base_weight.data) is not None
         return [out.data, *(g.data for g in mg.grad(out.sum(), [data, layer.lora_a]))]
 
+    def narrow(kind):
+        weight, *xs = draws(dtype, (70, 200), (1, 200), (9, 200), (40, 200))
+        matrix = kind(weight)
+        return [matrix.T.matmul(x) for x in xs] + [matrix.matmul(weight.T[:3, :70])]
+
     found = {name: lambda s=s: product(*draws(dtype, *s)) for name, s in shapes.items()}
     found["kept panels"] = with_prepacked
+    for name, kind in (("NF4", NF4Matrix.of), ("bfloat16", BFloat16Matrix.of)):
+        found[name] = lambda kind=kind: narrow(kind)
     return {f"product: {name}": call for name, call in found.items()}
 
 

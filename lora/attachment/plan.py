@@ -20,7 +20,7 @@ from lora.patterns import find
 from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad.nn import Embedding, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
@@ -36,7 +36,7 @@ class Match:
     d_out: int  # the size of an output vector
     rank: int  # of the update
     added: int  # the number of parameters of the adapter that train there
-    note: str = ""  # a remark, such as "NF4" or "tied to head.weight"
+    note: str = ""  # a remark, such as "NF4", "bfloat16" or "tied to head.weight"
 
 
 class Plan:
@@ -174,9 +174,10 @@ class Plan:
                         f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
                     )
-                if isinstance(part, NF4Linear):
+                if isinstance(part, (NarrowLinear, BFloat16Embedding)):
+                    bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
-                        f"modules_to_save: {own} is in four bits, which do not train; leave it "
+                        f"modules_to_save: {own} is in {bits}, which do not train; leave it "
                         f"out, or exclude it from lora.quantize"
                     )
 

@@ -12,7 +12,7 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, is_match, near
-from lora.variants.nf4 import NF4Linear
+from lora.variants.narrow import BFloat16Linear, NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
 
@@ -40,7 +40,7 @@ def candidates(model: Module) -> tuple[list[str], list[str]]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, AdaptedLayer)
-        or any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear))
+        or any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear, BFloat16Linear))
     }
     tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
     return [name for name in found if name not in tables], tables

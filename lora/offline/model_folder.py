@@ -132,9 +132,14 @@ def resolve(
             )
     if check_base:
         facts = files.facts
-        of_nf4 = {name for name, fact in facts.layers.items() if fact.stored != "dense"}
-        dense = {name: weight for name, weight in weights.items() if name not in of_nf4}
-        problems += facts.base_problems(dense, StoredWeight.fingerprint, progress)
+        stored = {name: fact.stored for name, fact in facts.layers.items()}
+        # The matrix of the adapter was that of the file, unless it was rounded to few bits.
+        same = {
+            name: weight
+            for name, weight in weights.items()
+            if stored.get(name, "dense") in ("dense", base.info(weight.name).dtype)
+        }
+        problems += facts.base_problems(same, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]

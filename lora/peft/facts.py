@@ -33,7 +33,7 @@ class LayerFacts:
 
     scale: float  # the factor of B A
     base: str | None = None  # the fingerprint of its matrix; None if it is not known
-    stored: str = "dense"  # how that matrix was stored: "dense" or "nf4"
+    stored: str = "dense"  # how that matrix was stored: "dense", "nf4" or "bfloat16"
     dropout: float | None = None  # of its inputs, in training; None for that of the configuration
 
     def __post_init__(self) -> None:
@@ -89,10 +89,10 @@ class Facts:
         for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
             found, fact = fingerprint(weights[name]), self.layers[name]
             if found != fact.base:
-                four_bits = " in four bits" if fact.stored == "nf4" else ""
+                stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
                 yield (
                     f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
-                    f"adapter was made on {str(fact.base)[:12]}...{four_bits}; take that base, or "
+                    f"adapter was made on {str(fact.base)[:12]}...{stored}; take that base, or "
                     f"say check_base=False (--any-base) to take this one"
                 )
 
@@ -121,7 +121,7 @@ def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) 
 
 
 def fingerprint_of(layer: AdaptedLayer) -> str:
-    """Return the fingerprint of the matrix of a layer; of one in NF4, of its decoded values."""
+    """Return the fingerprint of the matrix of a layer; in few bits, of the decoded values."""
     if isinstance(layer.base_weight, Tensor):
         return fingerprint(layer.base_weight._data)
     return fingerprint_of_rows(layer.weight.shape, layer.weight.rows)

@@ -26,7 +26,7 @@ from lora.attachment.state import (
 )
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
-from lora.frozen import Array, DenseMatrix
+from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
@@ -103,7 +103,7 @@ def save(
         name: LayerFacts(
             abs(float(updates[name].scale)),
             fingerprint_of(layer),
-            "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
+            getattr(layer.base_weight, "format", "dense"),
             float(updates[name].dropout) if mixed else None,
         )
         for name, layer in bar

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
-from minigrad.checks import check_probability
+from minigrad.checks import check_count, check_probability
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.shape import swapaxes
+from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import getitem, hints, matmul, softmax, where
 from minigrad.random import Rng
 
@@ -93,20 +93,25 @@ def _attention(
     value: Array,
     allowed: Booleans | None = None,
     added: Array = None,
-    is_causal: bool = False,
+    offset: int | None = None,
     scale: float = 1.0,
     dropout_p: float = 0.0,
     rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
+    heads = query.shape[-3:-2]
+    key, value = (
+        repeat(x, heads[0] // x.shape[-3], -3) if (1,) < x.shape[-3:-2] < heads else x
+        for x in (key, value)
+    )
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
     if added is not None:
         scores = scores + added.astype(scores.dtype)
         forbidden = np.isneginf(as_array(added))
         if forbidden.any():
             allowed = ~forbidden
-    if is_causal:
-        past = np.tri(*scores.shape[-2:], dtype=np.bool_)
+    if offset is not None:
+        past = np.tri(query.shape[-2], key.shape[-2], offset, dtype=np.bool_)
         allowed = past if allowed is None else allowed & past
     if allowed is not None:
         # The least number, not -inf: a row of -inf only would become nan.
@@ -117,10 +122,16 @@ def _attention(
     return matmul(dropout(weights, dropout_p, rng=rng), value)
 
 
-def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
+def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
     """Return the size of the scores, the FLOPs of q k^T, and those of p v."""
     scores = out.size // value.shape[-1] * key.shape[-2]
     return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
+
+
+def _sum(x: Array, out: Array) -> int:
+    """The FLOPs of adding up the gradients of x, a key or value, from the heads that share it."""
+    shared = (1,) < x.shape[-3:-2] < out.shape[-3:-2]
+    return math.prod((*out.shape[:-2], *x.shape[-2:])) if shared else 0
 
 
 def _attention_cost(
@@ -129,12 +140,12 @@ def _attention_cost(
     value: Array,
     allowed: Array,
     added: Array,
-    is_causal: bool,
+    offset: int | None,
     out: Array,
 ) -> int:
     """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
-    scores, by_keys, by_values = _products(query, key, value, out)
-    masked = (added is not None) + (allowed is not None) + bool(is_causal)
+    scores, by_keys, by_values = _flops(query, key, value, out)
+    masked = (added is not None) + (allowed is not None) + (offset is not None)
     return by_keys + by_values + (6 + masked) * scores  # softmax is 5
 
 
@@ -161,14 +172,14 @@ def fused_attention(
     value: Array,
     allowed: Booleans | None = None,
     added: Array = None,
-    is_causal: bool = False,
+    offset: int | None = None,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
     """Attention without its weights in memory (see `minigrad.kernels.attention`).
 
     It saves one number for each query, log(sum(e^scores)).
     """
-    return kernels.attention.attention(query, key, value, allowed, added, is_causal, scale)
+    return kernels.attention.attention(query, key, value, allowed, added, offset, scale)
 
 
 def _inputs(
@@ -179,19 +190,19 @@ def _inputs(
     value: Array,
     allowed: Booleans | None,
     added: Array,
-    is_causal: bool,
+    offset: int | None,
     scale: float,
     out: Array,
     residuals: Array,
 ) -> Sequence[Array]:
     return kernels.attention.attention_gradients(
-        g, query, key, value, allowed, added, is_causal, scale, out, residuals, needs_input_grad
+        g, query, key, value, allowed, added, offset, scale, out, residuals, needs_input_grad
     )
 
 
 def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
     """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
-    scores, by_keys, by_values = _products(query, key, value, out)
+    scores, by_keys, by_values = _flops(query, key, value, out)
     slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
     return by_keys + 3 * scores + slopes if needs_input_grad else 0
 
@@ -200,9 +211,11 @@ fused_attention.joint_vjp(
     ("query", "key", "value", "added"),
     _inputs,
     cost={
-        "query": lambda query, key, value, out: _products(query, key, value, out)[1],
-        "key": lambda query, key, value, out: _products(query, key, value, out)[1],
-        "value": lambda query, key, value, out: _products(query, key, value, out)[2],
+        "query": lambda query, key, value, out: _flops(query, key, value, out)[1],
+        "key": lambda query, key, value, out: _flops(query, key, value, out)[1] + _sum(key, out),
+        "value": lambda query, key, value, out: (
+            _flops(query, key, value, out)[2] + _sum(value, out)
+        ),
         "shared": _shared,
     },
 )
@@ -217,7 +230,9 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
     *,
+    causal_offset: int = 0,
     rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
@@ -235,27 +250,35 @@ def scaled_dot_product_attention(
             is allowed, or floats to add to the scores. A query that may attend to nothing gets 0.
         dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
             0: pass 0 in evaluation.
-        is_causal: query i attends to keys 0 to i only; not together with a mask.
+        is_causal: query i attends to keys 0 to i + `causal_offset` only; not together with a mask.
         scale: the factor of the scores; None for 1 / sqrt(d).
+        enable_gqa: whether each head of keys and values may serve a group of heads of queries
+            (Ainslie et al., 2023). Heads are along axis -3; query head h of H uses key head
+            h // (H / H_k), as in PyTorch. Nothing is repeated in memory.
+        causal_offset: how many keys come before the first query, as they do from a cache.
         rng: the generator that chooses the dropped weights.
 
     Raises:
-        ValueError: if shapes do not match, there are no keys, or both a mask and `is_causal` are
-            given.
+        ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
+            given, or `causal_offset` is negative, or is given without `is_causal`.
         TypeError: if the mask is neither of booleans nor of floats.
     """
     check_probability("dropout_p", dropout_p)
-    shape = _attention_shape(query, key, value)
+    check_count("causal_offset", causal_offset)
+    if causal_offset and not is_causal:
+        raise ValueError(f"causal_offset = {causal_offset} has no effect without is_causal=True")
+    shape = _attention_shape(query, key, value, enable_gqa)
+    offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if dropout_p == 0 and kernels.attention.serves(query, key, value):
         if added is not None and added.dtype != query.dtype:
             added = added.astype(query.dtype)
-        return fused_attention(query, key, value, allowed, added, is_causal, scale)
-    return _attention(query, key, value, allowed, added, is_causal, scale, dropout_p, rng)
+        return fused_attention(query, key, value, allowed, added, offset, scale)
+    return _attention(query, key, value, allowed, added, offset, scale, dropout_p, rng)
 
 
-def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
+def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
     """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     shapes = query.shape, key.shape, value.shape
     if any(len(shape) < 2 for shape in shapes):
@@ -267,10 +290,19 @@ def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
         )
     if 0 in key.shape[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
+    axes = [shape[:-2] for shape in shapes]
+    if enable_gqa:
+        if not all(axes) or any(n[-1] == 0 or axes[0][-1] % n[-1] for n in axes[1:]):
+            wanted = (
+                "with enable_gqa, the heads, axis -3, of key and value divide those of the query"
+            )
+            raise ValueError(f"{wanted}, not as in shapes {shapes}")
+        axes = [(*n[:-1], axes[0][-1]) for n in axes]
     try:
-        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
+        leading = np.broadcast_shapes(*axes)
     except ValueError:
-        raise ValueError(f"the leading axes of {shapes} do not broadcast") from None
+        hint = "" if enable_gqa else "; for fewer heads of key and value pass enable_gqa=True"
+        raise ValueError(f"the leading axes of {shapes} do not broadcast{hint}") from None
     return (*leading, query.shape[-2], key.shape[-2])
 
 

@@ -34,13 +34,16 @@ if TYPE_CHECKING:
     from minigrad.kernels import (
         activation,
         attention,
+        bfloat16,
         elementwise,
         gemm,
         lora,
         losses,
+        narrow,
         nf4,
         normalization,
         optim,
+        rope,
         softmax,
         threads,
     )
@@ -48,13 +51,16 @@ if TYPE_CHECKING:
 __all__ = [
     "activation",
     "attention",
+    "bfloat16",
     "elementwise",
     "gemm",
     "lora",
     "losses",
+    "narrow",
     "nf4",
     "normalization",
     "optim",
+    "rope",
     "softmax",
     "threads",
 ]
@@ -79,10 +85,29 @@ def keep_freed_memory() -> bool:
     variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if any(name in os.environ for name in variables):
         return False
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+    if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, LARGEST) and mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def give_back_memory() -> None:
+    """Give what is free now back to the system, where the C library is that of Linux."""
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def physical_memory() -> int | None:
+    """Return the bytes of memory of this machine, or None if the system does not say."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # such as Windows
+        return None
+    return memory if memory > 0 else None
+
+
+def _has_glibc() -> bool:
+    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ over blocks of queries, to whose dq each block of keys adds.
 
 The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
 are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
-diagonal are left out.
+diagonal are left out. Nothing is packed for a few queries, as when a sequence grows by one. Heads
+may share their keys (Ainslie et al., 2023): head h of H reads head h H_k // H of H_k.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ from minigrad.kernels.gemm import PRODUCTS
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of, transposed
+from minigrad.kernels.gemm.skinny import dots_of_rows
 from minigrad.kernels.jit import (
     NUMBERS,
     Array,
@@ -60,6 +61,7 @@ from minigrad.kernels.vector import (
 )
 
 SECONDS = 4e-11  # that a multiply-add takes, about
+FEW = 8  # queries of a head, at most, for which keys and values are read as they lie
 QUERIES = 256  # queries of a head in a piece of the forward's work
 WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
 NARROW = 4  # panels of keys in a block of the backward
@@ -70,18 +72,17 @@ Logs = Annotated[Written.D3, types.float64]
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
-    """Return whether the loops take these arrays: one float dtype, two leading axes at most."""
+    """Return whether the loops take these arrays: they have one float dtype, and are not empty."""
     return (
         query.dtype in NUMBERS
         and query.dtype == key.dtype == value.dtype
-        and max(query.ndim, key.ndim, value.ndim) <= 4
         and 0 not in (query.size, key.size, value.size)
     )
 
 
 def attention(
     query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float,
+    offset: int | None, scale: float,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Compute softmax(scale q k^T + added) v over the allowed keys; 0 if none is allowed.
 
@@ -89,103 +90,131 @@ def attention(
 
     Args:
         query: `(..., L, d)`, of any strides, like the other arrays.
-        key: `(..., S, d)`.
-        value: `(..., S, d_v)`.
+        key: `(..., S, d)`; its heads, along axis -3, may be fewer, a divisor of the query's.
+        value: `(..., S, d_v)`; its heads may be fewer too.
         allowed: booleans that broadcast to `(..., L, S)`, or None for all.
         added: floats that broadcast to it, or None for 0.
-        causal: whether query i is allowed only the keys up to i.
+        offset: query i is allowed only the keys up to i + offset; None for all keys.
         scale: the factor of the scores.
     """
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
-    q, k, v = (_four(x, leading) for x in (query, key, value))
-    out = _like(q, v.shape[3])
-    mask = _mask(causal, allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
-    lse = np.empty(q.shape[:3])
+    leading, q, k, v = _operands(query, key, value)
+    mask = _mask(offset, allowed, added, leading, q, k)
+    if q.shape[2] == 1 and k.shape[1] == v.shape[1] < q.shape[1] and k.shape[2] <= mask.offset + 1:
+        # The queries of a group see the same keys: they can be the rows of one head.
+        q, *arrays = (
+            x.reshape(len(k), k.shape[1], -1, x.shape[3]) if x.size else x
+            for x in (q, mask.allowed, mask.added)
+        )
+        mask = Mask(k.shape[2], *arrays)
+    heads = max(q.shape[1], k.shape[1], v.shape[1])
+    out, lse = laid_out_like(q, heads, v.shape[3]), np.empty((len(q), heads, q.shape[2]))
     if forward_loop:
-        sizes = PRODUCTS[q.dtype].plans[0]
+        work, sizes = lse.size * k.shape[2] * (k.shape[3] + v.shape[3]), PRODUCTS[q.dtype].plans[0]
         forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
     else:
+        q, k, v = (np.repeat(x, heads // x.shape[1], 1) for x in (q, k, v))
         p, lse[...] = _weights(q, k, mask, scale)
         out[...] = np.matmul(p, v)
-    return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
+    shape = (*leading, query.shape[-2])
+    return out.reshape(*shape, v.shape[3]), lse.reshape(shape)
 
 
 def attention_gradients(
     g: Array, query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
+    offset: int | None, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
 ) -> list[Array | None]:  # fmt: skip
     """Compute the gradients of `attention` by query, key, value and `added`, each if it is needed.
 
-    They have all leading axes of the result; the last one has the shape of the scores.
+    They have the leading axes of the result, but are summed over groups if the operand has more
+    than one head, and fewer than the result. The last one has the shape of the scores.
     """
-    leading = lse.shape[:-1]
-    g, q, k, v, out = (_four(x, leading) for x in (g, query, key, value, out))
-    scores = (*q.shape[:3], k.shape[2])
-    mask = _mask(causal, allowed, added, (*leading, *scores[2:]), q.dtype)
-    makers = *(partial(_like, x, x.shape[3]) for x in (q, k, v)), partial(np.zeros, scores, q.dtype)
+    leading, q, k, v = _operands(query, key, value)
+    g, out = (_four(x, leading[:-1]) for x in (g, out))
+    mask = _mask(offset, allowed, added, leading, q, k)
+    scores = (*g.shape[:3], k.shape[2])
     gradients = [
-        make() if need else nothing(q.dtype, 4)
-        for make, need in zip(makers, needs_input_grad, strict=True)
+        laid_out_like(x, g.shape[1], x.shape[3]) if need else nothing(q.dtype, 4)
+        for x, need in zip((q, k, v), needs_input_grad, strict=False)
     ]
+    gradients.append(np.zeros(scores, q.dtype) if needs_input_grad[3] else nothing(q.dtype, 4))
     work = math.prod(scores) * (3 * q.shape[3] + 2 * v.shape[3])
-    logs = lse.reshape(q.shape[:3])
     if backward_loop:
+        logs = lse.reshape(g.shape[:3])
         operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
         backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     else:
-        p, _ = _weights(q, k, mask, scale)
-        ds = p * (np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
-        dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
+        Q, K, V = (np.repeat(x, g.shape[1] // x.shape[1], 1) for x in (q, k, v))
+        p, _ = _weights(Q, K, mask, scale)
+        ds = p * (np.matmul(g, V.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
+        dq, dk = np.matmul(ds, K) * scale, np.matmul(ds.swapaxes(-1, -2), Q) * scale
         gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
     return [
-        x.reshape(*leading, *x.shape[2:]) if need else None
-        for x, need in zip(gradients, needs_input_grad, strict=True)
+        _of_heads(x, y.shape[1], leading) if need else None
+        for x, y, need in zip(gradients, (q, k, v, g), needs_input_grad, strict=True)
     ]
 
 
-def _four(x: Array, leading: tuple[int, ...]) -> Array:
-    """Return x with two leading axes, and vectors of adjacent numbers, as the loops need it."""
-    x = _adjacent(x)
-    x = np.broadcast_to(x, (*leading, *x.shape[-2:])) if x.shape[:-2] != leading else x
-    return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
+def _operands(*arrays: Array) -> tuple[tuple[int, ...], Array, Array, Array]:
+    """Return the leading axes of the result, and query, key and value as the loops need them."""
+    outer = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
+    q, k, v = (_four(x, outer) for x in arrays)
+    return (*outer, *max(x.shape[-3:-2] for x in arrays)), q, k, v
 
 
-def _adjacent(x: Array) -> Array:
+def _four(x: Array, outer: tuple[int, ...]) -> Array:
+    """Return x as `(outer axes, heads, length, d)`, with vectors of adjacent numbers."""
+    x = adjacent(x)
+    if x.ndim == 4 and x.shape[:1] == outer:
+        return x
+    x = x[(None,) * (len(outer) + 3 - x.ndim)]
+    return np.broadcast_to(x, (*outer, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
+
+
+def _of_heads(x: Array, count: int, leading: tuple[int, ...]) -> Array:
+    """Return a gradient with leading axes, summed over the groups that share the `count` heads."""
+    if 1 < count < x.shape[1]:
+        x = np.einsum("bhgsd->bhsd", x.reshape(len(x), count, -1, *x.shape[2:]))
+    return x.reshape(*leading[:-1], *x.shape[1:] if leading else x.shape[2:])
+
+
+def adjacent(x: Array) -> Array:
     """Return an array whose last axis has adjacent numbers: x itself, or a copy."""
     return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
-def _like(x: Array, size: int) -> Array:
-    """Return an empty array with the axes of x, the last of another size, and the same layout."""
+def laid_out_like(x: Array, heads: int, size: int) -> Array:
+    """Return an empty array with so many heads of vectors of this size, in the layout of x."""
+    batch, _, length, _ = x.shape
     if abs(x.strides[1]) < abs(x.strides[2]):
-        return np.empty((x.shape[0], x.shape[2], x.shape[1], size), x.dtype).swapaxes(1, 2)
-    return np.empty((*x.shape[:3], size), x.dtype)
+        return np.empty((batch, length, heads, size), x.dtype).swapaxes(1, 2)
+    return np.empty((batch, heads, length, size), x.dtype)
 
 
 class Mask(NamedTuple):
     """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
 
-    causal: bool
+    offset: int  # query i is allowed the keys up to i + offset: with as many as keys, all
     allowed: Any  # booleans
     added: Any  # floats
 
 
 def _mask(
-    causal: bool, allowed: Array | None, added: Array | None, shape: tuple[int, ...],
-    dtype: np.dtype[Any],
+    offset: int | None, allowed: Array | None, added: Array | None, leading: tuple[int, ...],
+    q: Array, k: Array,
 ) -> Mask:  # fmt: skip
-    """Return the mask of scores of this shape."""
+    """Return the mask of the scores of these queries and keys."""
+    keys, shape = k.shape[2], (len(q), *(leading or (1,))[-1:], q.shape[2], k.shape[2])
 
     def of_scores(x: Array | None, dtype: np.dtype[Any]) -> Array:
         if x is None:
             return nothing(dtype, 4)
         # If one number stands for all keys, it is repeated.
         x = x.astype(dtype, copy=False)
-        x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
-        return _four(np.broadcast_to(x, shape), shape[:-2])
+        x = np.broadcast_to(x, (*(x.shape[:-1] or (1,)), keys))
+        return np.broadcast_to(_four(x, leading[:-1]), shape)
 
-    return Mask(causal, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, dtype))
+    masks = of_scores(allowed, np.dtype(np.bool_)), of_scores(added, q.dtype)
+    return Mask(keys if offset is None else offset, *masks)
 
 
 def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
@@ -197,8 +226,7 @@ def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
         free &= ~np.isneginf(mask.added)
     if mask.allowed.size:
         free &= mask.allowed
-    if mask.causal:
-        free &= np.tri(*scores.shape[-2:], dtype=np.bool_)
+    free &= np.tri(q.shape[2], k.shape[2], mask.offset, dtype=np.bool_)
     some = free.any(-1, keepdims=True)
     scores = np.where(free, scores, -np.inf)
     most = np.where(some, scores.max(-1, keepdims=True), 0.0)
@@ -215,16 +243,17 @@ def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
 
 
 @jit()
-def _matrix(x: Any, b: int, h: int, row: int) -> Matrix:
-    """Return the matrix of head h of sequence b, from a row on."""
+def _matrix(x: Any, b: int, h: int, heads: int, row: int) -> Matrix:
+    """Return the matrix that head h of so many reads in sequence b, from a row on."""
+    h = h * x.shape[1] // heads
     at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
     return Matrix(at, x.strides[2], x.strides[3])
 
 
 @jit()
-def _vector(x: Any, b: int, h: int, i: int) -> Any:
+def vector_at(x: Any, b: int, h: int, i: int) -> Any:
     """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
-    return elements(_matrix(x, b, h, i).at, 0, x.shape[3], x)
+    return elements(_matrix(x, b, h, x.shape[1], i).at, 0, x.shape[3], x)
 
 
 @external()
@@ -250,16 +279,16 @@ def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> No
 
 @external()
 def _multiply(
-    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_next: int, c: int,
-    c_row: int, add: bool,
+    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_k: int, b_next: int,
+    c: int, c_row: int, add: bool,
 ) -> None:  # fmt: skip
-    """Compute C = A B or += ; B is packed from address `b` on, and C has the panels' columns."""
+    """Compute C = A B or +=; panels of B are `b_next` bytes apart, and rows of a panel `b_k`."""
     line = t.NR * t.item
     for panel in range(panels):
         done = 0
         while done < rows:
             done += tile_strided(
-                rows - done, a.at + done * a.row, a.row, a.col, b + panel * b_next, line, depth,
+                rows - done, a.at + done * a.row, a.row, a.col, b + panel * b_next, b_k, depth,
                 c + panel * line + done * c_row, c_row, add, t.zero,
             )  # fmt: skip
 
@@ -282,12 +311,6 @@ def _choose_exp(x: Any) -> Any:
     return lambda x: math.exp(x)
 
 
-@jit()
-def _stretch(x: Any, b: int, h: int, i: int, j: int, size: int) -> Any:
-    """Return x[b, h, i, j : j + size], of which the compiler knows that they are adjacent."""
-    return elements(_matrix(x, b, h, i).at, j, size, x)
-
-
 @external()
 def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
     """Apply scale and mask to the scores of query i with the keys from j on; -inf beyond the last.
@@ -300,16 +323,14 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
             row[n] *= scale
         scale = number(1)
     if mask.added.size:
-        added = _stretch(mask.added, b, h, i, j, keys)
+        added = vector_at(mask.added, b, h, i)[j : j + keys]
         for n in range(keys):
             row[n] += added[n]
     if mask.allowed.size:
-        allowed = _stretch(mask.allowed, b, h, i, j, keys)
+        allowed = vector_at(mask.allowed, b, h, i)[j : j + keys]
         for n in range(keys):
             row[n] = row[n] if allowed[n] else number(-np.inf)
-    if mask.causal:
-        keys = min(keys, i + 1 - j)
-    for n in range(max(keys, 0), row.size):
+    for n in range(max(min(keys, i + 1 + mask.offset - j), 0), row.size):
         row[n] = -np.inf
     return scale
 
@@ -361,7 +382,7 @@ def exponentials(row: Any, scale: Any, most: Any) -> Any:
 @external()
 def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     """Return whether query i is allowed no key."""
-    for j in range(min(keys, i + 1) if mask.causal else keys):
+    for j in range(min(keys, i + 1 + mask.offset)):
         allowed = mask.allowed.size == 0 or mask.allowed[b, h, i, j]
         if allowed and not (mask.added.size and mask.added[b, h, i, j] == -np.inf):
             return False
@@ -384,36 +405,51 @@ def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: An
 
 @for_each_dtype()
 def forward_loop(
-    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, causal: bool,
+    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, offset: int,
     allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers, out: Written.Anywhere4,
     lse: Logs,
 ) -> None:  # fmt: skip
     """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
-    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
-    heads, queries, d, d_v, item = q.shape[1], q.shape[2], q.shape[3], v.shape[3], t.item
+    mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
+    heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
+    item, line, few = t.item, t.NR * t.item, queries <= FEW
     chunks = (queries + QUERIES - 1) // QUERIES
     for task in span(piece, pieces, q.shape[0] * heads * chunks):
         b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
         end = min(queries, start + QUERIES)
-        keys = min(k.shape[2], end) if causal else k.shape[2]
+        keys = min(k.shape[2], end + offset)
         width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
+        K, V = _matrix(k, b, h, heads, 0), _matrix(v, b, h, heads, 0)
         columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
-        _pack(t, transposed(_matrix(k, b, h, 0)), d, keys, columns)
-        _pack(t, _matrix(v, b, h, 0), keys, d_v, values)
+        if not few:
+            _pack(t, transposed(K), d, keys, columns)
+        if few and d_v == width:
+            V = Matrix(V.at, V.row, line)  # from row to row, and from panel to panel
+        else:
+            _pack(t, V, keys, d_v, values)
+            V = Matrix(address_of(values), line, keys * line)
         scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
         most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
         score_row, sum_row = (wide + t.NR) * item, width * item
         for i in range(start, end, t.MR):
             high = min(t.MR, end - i)
-            seen = min(keys, i + high) if causal else keys
+            seen = min(keys, i + high + offset)
             most[:], total[:] = -np.inf, 0.0
             for j in range(0, seen, wide):
                 step = min(wide, seen - j)
                 panels = _panels(t, step)
-                _multiply(
-                    t, high, panels, d, _matrix(q, b, h, i), address_of(columns) + j * d * item,
-                    d * t.NR * item, address_of(scores), score_row, False,
-                )  # fmt: skip
+                Q = _matrix(q, b, h, heads, i)
+                if few:
+                    dots_of_rows(
+                        0, 1, Matrix(K.at + j * K.row, K.row, K.col), Q,
+                        Matrix(address_of(scores), item, score_row), step, high, d, False, False,
+                        item, t.zero,
+                    )  # fmt: skip
+                else:
+                    _multiply(
+                        t, high, panels, d, Q, address_of(columns) + j * d * item, line, d * line,
+                        address_of(scores), score_row, False,
+                    )  # fmt: skip
                 for r in range(high):
                     row = scores[r, : panels * t.NR]
                     left = limited(row, number(scale), mask, b, h, i + r, j, step)
@@ -433,8 +469,7 @@ def forward_loop(
                         total[r] += exponentials(row, left, greatest)
                 _multiply(
                     t, high, width // t.NR, step, Matrix(address_of(scores), score_row, item),
-                    address_of(values) + j * t.NR * item, keys * t.NR * item, address_of(sums),
-                    sum_row, j > 0,
+                    V.at + j * V.row, V.row, V.col, address_of(sums), sum_row, j > 0,
                 )  # fmt: skip
             for r in range(high):
                 lse[b, h, i + r] = most[r] + math.log(total[r])
@@ -443,7 +478,7 @@ def forward_loop(
                     none = nothing_allowed(mask, b, h, i + r, keys)
                     share = number(0 if none else np.nan)
                     lse[b, h, i + r] = 0 if none else np.nan
-                target = _vector(out, b, h, i + r)
+                target = vector_at(out, b, h, i + r)
                 for c in range(d_v):
                     target[c] = sums[r, c] * share
         for used in (columns, values, scores, sums):
@@ -466,10 +501,10 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
     last = means.size - 1
     for i in range(0, means.size, 4):
         rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
-        x0, y0 = _vector(g, b, h, rows[0]), _vector(out, b, h, rows[0])
-        x1, y1 = _vector(g, b, h, rows[1]), _vector(out, b, h, rows[1])
-        x2, y2 = _vector(g, b, h, rows[2]), _vector(out, b, h, rows[2])
-        x3, y3 = _vector(g, b, h, rows[3]), _vector(out, b, h, rows[3])
+        x0, y0 = vector_at(g, b, h, rows[0]), vector_at(out, b, h, rows[0])
+        x1, y1 = vector_at(g, b, h, rows[1]), vector_at(out, b, h, rows[1])
+        x2, y2 = vector_at(g, b, h, rows[2]), vector_at(out, b, h, rows[2])
+        x3, y3 = vector_at(g, b, h, rows[3]), vector_at(out, b, h, rows[3])
         zero = g.dtype.type(0)
         s0, s1, s2, s3 = zero, zero, zero, zero
         for n in range(x0.size):
@@ -484,7 +519,7 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
 def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
     """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
     for r in range(rows):
-        x, y = source[r], _vector(target, b, h, start + r)
+        x, y = source[r], vector_at(target, b, h, start + r)
         for c in range(y.size):
             y[c] = x[c] * scale
 
@@ -492,13 +527,13 @@ def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, targe
 @for_each_dtype()
 def backward_loop(
     piece: int, pieces: int, g: Strided.D4, q: Strided.D4, k: Strided.D4, v: Strided.D4,
-    causal: bool, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
+    offset: int, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
     out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
     dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
     """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
-    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
-    heads, queries, keys, d, d_v = q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
+    heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     item, line = t.item, t.NR * t.item
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
@@ -509,8 +544,8 @@ def backward_loop(
         _means(g, out, b, h, mean)
         q_rows = _room(queries * width // t.NR, t.NR, q)
         g_rows = _room(queries * width_v // t.NR, t.NR, q)
-        _pack(t, _matrix(q, b, h, 0), queries, d, q_rows)
-        _pack(t, _matrix(g, b, h, 0), queries, d_v, g_rows)
+        _pack(t, _matrix(q, b, h, heads, 0), queries, d, q_rows)
+        _pack(t, _matrix(g, b, h, heads, 0), queries, d_v, g_rows)
         q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
         v_sums = _room(wide, width_v, q)
         q_sums[:] = 0
@@ -519,25 +554,25 @@ def backward_loop(
         weights, slopes = _room(high, wide, q), _room(high, wide, q)
         for j in range(0, keys, wide):
             step = min(wide, keys - j)
-            _pack(t, _matrix(k, b, h, j), step, d, k_rows)
-            _pack(t, transposed(_matrix(k, b, h, j)), d, step, k_columns)
-            _pack(t, transposed(_matrix(v, b, h, j)), d_v, step, v_columns)
+            _pack(t, _matrix(k, b, h, heads, j), step, d, k_rows)
+            _pack(t, transposed(_matrix(k, b, h, heads, j)), d, step, k_columns)
+            _pack(t, transposed(_matrix(v, b, h, heads, j)), d_v, step, v_columns)
             k_sums[:], v_sums[:] = 0, 0
-            for i in range(j if causal else 0, queries, high):
+            for i in range(max(0, j - offset), queries, high):
                 rows = min(high, queries - i)
                 for s in range(0, rows, t.MR):
                     strip = min(t.MR, rows - s)
-                    seen = min(step, i + s + strip - j) if causal else step
+                    seen = min(step, i + s + strip + offset - j)
                     panels = _panels(t, seen)
                     scores_at = address_of(weights) + s * p_row
                     slopes_at = address_of(slopes) + s * p_row
                     _multiply(
-                        t, strip, panels, d, _matrix(q, b, h, i + s), address_of(k_columns),
-                        d * line, scores_at, p_row, False,
+                        t, strip, panels, d, _matrix(q, b, h, heads, i + s), address_of(k_columns),
+                        line, d * line, scores_at, p_row, False,
                     )  # fmt: skip
                     _multiply(
-                        t, strip, panels, d_v, _matrix(g, b, h, i + s), address_of(v_columns),
-                        d_v * line, slopes_at, p_row, False,
+                        t, strip, panels, d_v, _matrix(g, b, h, heads, i + s),
+                        address_of(v_columns), line, d_v * line, slopes_at, p_row, False,
                     )  # fmt: skip
                     for r in range(s, s + strip):
                         n = i + r
@@ -552,26 +587,26 @@ def backward_loop(
                         slopes[r, panels * t.NR :] = 0
                     _multiply(
                         t, strip, width // t.NR, seen, Matrix(slopes_at, p_row, item),
-                        address_of(k_rows), step * line,
+                        address_of(k_rows), line, step * line,
                         address_of(q_sums) + (i + s) * width * item, width * item, True,
                     )  # fmt: skip
                 for s in range(0, step, t.MR):
                     strip = min(t.MR, step - s)
                     # The first row that sees these keys
-                    first = min(rows, max(0, j + s - i)) if causal else 0
+                    first = min(rows, max(0, j + s - offset - i))
                     if first == rows:
                         break
                     at, count = s * item + first * p_row, rows - first
                     _multiply(
                         t, strip, width_v // t.NR, count,
                         Matrix(address_of(weights) + at, item, p_row),
-                        address_of(g_rows) + (i + first) * line, queries * line,
+                        address_of(g_rows) + (i + first) * line, line, queries * line,
                         address_of(v_sums) + s * width_v * item, width_v * item, True,
                     )  # fmt: skip
                     _multiply(
                         t, strip, width // t.NR, count,
                         Matrix(address_of(slopes) + at, item, p_row),
-                        address_of(q_rows) + (i + first) * line, queries * line,
+                        address_of(q_rows) + (i + first) * line, line, queries * line,
                         address_of(k_sums) + s * width * item, width * item, True,
                     )  # fmt: skip
             if dk.size:

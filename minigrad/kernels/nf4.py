@@ -10,8 +10,8 @@ absmax in float32 takes half a bit per element, which double quantisation reduce
 absmax of 256 blocks, minus their mean, are stored as integers of 8 bits with one scale. (The paper
 takes 8-bit floats. Those of a group differ little, so that even steps serve as well.)
 
-A product never has more of the matrix in floats than a strip of rows: each strip is decoded into
-one buffer and multiplied from there by `gemm`.
+A product never has more of the matrix in floats than a strip of rows, and one of few rows has none
+(see `minigrad.kernels.narrow`).
 
 The 16 levels are a vector of float32, or two of eight, and a code is an index into it. So a machine
 that can permute the lanes of a vector looks up 16 codes in one instruction (AVX-512) or in four
@@ -22,25 +22,43 @@ come from memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numpy.typing import DTypeLike
 
 from minigrad.checks import check_positive
-from minigrad.kernels import gemm
-from minigrad.kernels.jit import SINGLE, Array, Read, Written
+from minigrad.kernels.jit import SINGLE, Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import I32, Emitter, address_of, instruction, keep_alive
-
-STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
-ROWS = 32  # in a strip, at least: a product with fewer takes slower loops
+from minigrad.kernels.narrow import (
+    FEW,
+    HEIGHT,
+    LANES,
+    WIDTH,
+    NarrowMatrix,
+    Vectors,
+    emit_tile,
+    read_only,
+    strips,
+)
+from minigrad.kernels.vector import (
+    ADDRESS,
+    I32,
+    Emitter,
+    address_of,
+    has_feature,
+    instruction,
+    keep_alive,
+)
 
 SECONDS = 1.5e-10  # that an element takes, about
+SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
+# Rows of x that are multiplied so, at most. Levels are found anew for each `HEIGHT` of them, which
+# takes too long without permutations of lanes.
+MOST = FEW if has_feature("avx2") else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes: those of 8 bytes
 
@@ -64,7 +82,7 @@ _MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # between neighbou
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NF4Matrix:
+class NF4Matrix(NarrowMatrix):
     """A matrix of 4-bit codes, in blocks of a row; it cannot be changed. `of` makes one.
 
     Args:
@@ -80,6 +98,8 @@ class NF4Matrix:
         TypeError: if an array is of another dtype.
         ValueError: if sizes do not match, or are not positive.
     """
+
+    format = "nf4"
 
     codes: Array
     absmax: Array
@@ -106,14 +126,7 @@ class NF4Matrix:
             ("absmax", np.int8 if double else np.float32, (count,)),
             *((name, np.float32, groups) for name in ("offset", "scale") if double),
         ):
-            array = getattr(self, name)
-            if not isinstance(array, np.ndarray) or array.dtype != dtype:
-                kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise TypeError(f"NF4Matrix: {name} is an array of {np.dtype(dtype)}, not {kind}")
-            if array.shape != shape:
-                raise ValueError(f"NF4Matrix: {name} has shape {array.shape}; it must be {shape}")
-            view = np.ascontiguousarray(array).view(np.ndarray)
-            view.flags.writeable = False
+            view = read_only(f"NF4Matrix: {name}", getattr(self, name), dtype, shape)
             object.__setattr__(self, name, view)
 
     @classmethod
@@ -154,8 +167,8 @@ class NF4Matrix:
         starts = range(0, cols, block_size)
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
-        strips = list(_strips(rows, 4 * cols))  # smaller ones, since several are in float64
-        for a, b in strips:
+        parts = list(strips(rows, 4 * cols))  # smaller ones, since several are in float64
+        for a, b in parts:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             if not np.isfinite(largest).all():
                 raise ValueError(
@@ -171,7 +184,7 @@ class NF4Matrix:
         flat = absmax.ravel()
         stored, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
         matrix = cls(codes, stored, offset, scale, cols, int(block_size))
-        for a, b in strips:  # into the memory that the matrix has a view of
+        for a, b in parts:  # into the memory that the matrix has a view of
             read = matrix._absmax(a, b)
             unit = np.where(read > 0, read, np.inf).astype(np.float64)
             codes[a:b] = _packed(_nearest(array[a:b] / spread(unit, block_size, cols)))
@@ -216,130 +229,29 @@ class NF4Matrix:
         sizes = {"cols": np.array([self.cols]), "block_size": np.array([self.block_size])}
         return {**self._parts(), **sizes}
 
-    def __deepcopy__(self, memo: Any) -> NF4Matrix:
-        return self  # nobody can change it
-
-    def __reduce__(self) -> Any:
-        return type(self), tuple(vars(self).values())  # `__init__` makes them read-only again
-
-    # ----------------------------------------------------------------------------------------------
-    # Facts
-    # ----------------------------------------------------------------------------------------------
-
     @property
-    def shape(self) -> tuple[int, int]:
-        """The numbers of rows and columns."""
-        shape = len(self.codes), self.cols
-        return shape[::-1] if self.is_transposed else shape
+    def stored_shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns of the matrix in the arrays."""
+        return len(self.codes), self.cols
 
-    @property
-    def ndim(self) -> int:
-        """The number of axes, as arrays have it."""
-        return 2
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return len(self.codes) * self.cols
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all its arrays."""
-        return sum(array.nbytes for array in self._parts().values())
+    def is_finite(self) -> bool:
+        """Return True, since every code is that of a finite number."""
+        return True
 
     @property
     def double_quant(self) -> bool:
         """Whether absmax is quantised too."""
         return self.offset is not None
 
-    @property
-    def T(self) -> NF4Matrix:  # noqa: N802  # as arrays have it
-        """The transpose: another view of the same arrays."""
-        return replace(self, is_transposed=not self.is_transposed)
-
     def __repr__(self) -> str:
         parts = [*map(str, self.shape), f"block_size={self.block_size}"]
         parts += ["transposed"] if self.is_transposed else []
         return f"NF4Matrix({', '.join(parts)}: {self.nbytes / self.size:.4g} bytes per number)"
 
-    # ----------------------------------------------------------------------------------------------
-    # Values
-    # ----------------------------------------------------------------------------------------------
-
-    def dense(self, dtype: DTypeLike = np.float32) -> Array:
-        """Return all of it as an array of floats."""
-        return self.rows(0, self.shape[0], dtype)
-
-    def rows(self, start: int, stop: int, dtype: DTypeLike = np.float32) -> Array:
-        """Return the rows from `start` to before `stop` as an array of floats.
-
-        Raises:
-            ValueError: if they are not 0 <= start <= stop <= the number of rows, or if the dtype is
-                not one of floats.
-        """
-        rows, cols = self.shape
-        if not 0 <= start <= stop <= rows:
-            raise ValueError(
-                f"NF4Matrix.rows: rows {start} to {stop} are not in a matrix of {rows}; it takes "
-                f"0 <= start <= stop <= {rows}"
-            )
-        dtype = np.dtype(dtype)
-        if dtype.kind != "f":
-            raise ValueError(f"NF4Matrix: its numbers are floats, and cannot be read as {dtype}")
-        out = np.empty((stop - start, cols), dtype)
-        if self.is_transposed:
-            for a, b, strip in self.T.strips(np.result_type(dtype, np.float32)):
-                out[:, a:b] = strip[:, start:stop].T
-        else:
-            for a, b in _strips(stop - start, cols):
-                self._read(start + a, out[a:b])
-        return out
-
-    def strips(self, dtype: DTypeLike) -> Iterator[tuple[int, int, Array]]:
-        """Yield strips of stored rows: where each begins and ends, and its values.
-
-        Each is decoded into the memory of the one before.
-        """
-        spans = list(_strips(len(self.codes), self.cols))
-        buffer = np.empty((spans[0][1], self.cols), dtype)
-        for a, b in spans:
-            self._read(a, buffer[: b - a])
-            yield a, b, buffer[: b - a]
-
-    def matmul(self, x: Array) -> Array:
-        """Compute x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, dtype of x.
-
-        A sum is added up strip by strip, in one order for any number of threads. float16 is
-        computed in float32 and rounded once; integers become floats that can represent them.
-
-        Raises:
-            TypeError: if x is not an array of real numbers.
-            ValueError: if the shapes do not align.
-        """
-        if x.ndim != 2 or x.shape[1] != self.shape[0]:
-            raise ValueError(
-                f"NF4Matrix.matmul: x of shape {x.shape} does not go with a matrix of shape "
-                f"{self.shape}; it must be (n, {self.shape[0]})"
-            )
-        if x.dtype.kind not in "biuf":
-            raise TypeError(f"NF4Matrix.matmul: x is made of real numbers, not {x.dtype}")
-        dtype = np.result_type(x.dtype, np.float32)
-        wide = np.asarray(x, dtype)
-        out = np.empty((len(x), self.shape[1]), dtype)
-        for a, b, strip in self.strips(dtype):
-            if self.is_transposed:
-                out[:, a:b] = gemm.matmul(wide, strip.T)
-            else:
-                gemm.matmul(wide[:, a:b], strip, out=out, add=a > 0)
-        return out.astype(x.dtype, copy=False) if x.dtype.kind == "f" else out
-
     @property
     def _blocks(self) -> int:
         """The number of blocks in a stored row."""
         return -(-self.cols // self.block_size)
-
-    def _parts(self) -> dict[str, Array]:
-        return {name: x for name, x in vars(self).items() if isinstance(x, np.ndarray)}
 
     def _absmax(self, start: int, stop: int) -> Array:
         """Return the absmax of some stored rows: `(stop - start, blocks)` float32."""
@@ -354,11 +266,24 @@ class NF4Matrix:
         absmax = self._absmax(start, start + len(out))
         decode(self.codes[start:][: len(out)], absmax, self.block_size, out)
 
-
-def _strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
-    """Yield where strips of rows begin and end: about `STRIP` elements, `ROWS` rows at least."""
-    step = max(ROWS, STRIP // cols)
-    return ((a, min(a + step, rows)) for a in range(0, rows, step))
+    def _dots(self, x: Array, out: Array) -> bool:
+        rows, length = self.codes.shape
+        size = self.block_size // 2  # of a block, in bytes, if it has whole bytes
+        power = size & (size - 1) == 0 == self.block_size % 2 and size >= LANES
+        is_large = rows >= WIDTH and length >= LANES
+        if not (_dots_loop and is_large and len(x) <= MOST and (power or self._blocks == 1)):
+            return False
+        pairs = np.zeros((len(x), 2, length), np.float32)  # of the upper halves, and of the lower
+        pairs[:, 0], pairs[:, 1, : self.cols // 2] = x[:, ::2], x[:, 1::2]
+        none = nothing(SINGLE)
+        absmax: Any = self.absmax, nothing(np.dtype(np.int8)), none, none
+        if self.double_quant:
+            absmax = none, self.absmax, self.offset, self.scale
+        shift = size.bit_length() - 1 if power else 63  # all bytes are in the block 0
+        sizes = self._blocks, shift
+        seconds = self.size * SECONDS_OF_DOTS
+        _dots_loop[SINGLE](seconds, pairs.reshape(len(x), -1), self.codes, *absmax, *sizes, out)
+        return True
 
 
 def _nearest(numbers: Array) -> Array:
@@ -454,16 +379,27 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
     e.store(builder.fmul(found, e.broadcast(factor)), target)
 
 
+@jit(inline="always")
+def _read_absmax(codes: Array, start: int, offset: Array, scale: Array, out: Array) -> None:
+    """Write the absmax of these codes, which are of the blocks from number `start` on."""
+    i = 0
+    while i < out.size:
+        group = (start + i) // GROUP
+        first, factor = offset[group], scale[group]
+        end = min(out.size, (group + 1) * GROUP - start)
+        for k in range(i, end):
+            steps = np.float32(codes[k]) / np.float32(127)
+            out[k] = max(first + factor * steps, np.float32(0))
+        i = end
+
+
 # Without flags, for the bits of numpy: its product is rounded before the sum.
 @for_each_dtype(SINGLE, fastmath=(), threads=False)
 def _absmax_loop(
     _piece: int, _pieces: int, codes: Annotated[Read.D1, types.int8], start: int,
     offset: Read.D1, scale: Read.D1, out: Written.D1,
 ) -> None:  # fmt: skip
-    for i in range(codes.size):
-        group = (start + i) // GROUP
-        steps = np.float32(codes[i]) / np.float32(127)
-        out[i] = max(offset[group] + scale[group] * steps, np.float32(0))
+    _read_absmax(codes, start, offset, scale, out)
 
 
 @for_each_dtype()
@@ -494,4 +430,68 @@ def _decode_loop(
             shift = 0 if j & 1 else 4
             out[i, j] = levels[(np.intp(codes[i, j >> 1]) >> shift) & 15] * largest
     keep_alive(codes)
+    keep_alive(out)
+
+
+@instruction()
+def _tile(
+    e: Emitter, height: Any, x: Any, x_row: Any, codes: Any, row: Any, absmax: Any, absmax_row: Any,
+    shift: Any, count: Any, target: Any, target_row: Any,
+) -> None:  # fmt: skip
+    """Compute the dot products of `height` rows x with `WIDTH` rows of codes, `count` bytes each.
+
+    A row x has the factors of the upper halves of the bytes, and then those of the lower ones. A
+    block is 1 << shift bytes.
+    """
+    builder, four = e.builder, ADDRESS(4)
+    packed, wide = (ir.VectorType(ir.IntType(n), e.lanes) for n in (8, 32))
+    levels, lower = LEVELS.tolist(), builder.mul(count, four)
+
+    def read(high: int, at: Any, new: Any) -> tuple[Vectors, Vectors]:
+        there = builder.add(x, builder.mul(at, four))
+        rows = [e.step(there, x_row, i) for i in range(high)]
+        xs = [[e.load(p, e.vector), e.load(builder.add(p, lower), e.vector)] for p in rows]
+        here, ws = builder.add(codes, at), []
+        block = builder.add(absmax, builder.mul(builder.lshr(new, shift), four))
+        for j in range(WIDTH):
+            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # rows are short
+            pairs = builder.zext(e.load(e.step(here, row, j), packed), wide)
+            factor = e.load(e.step(block, absmax_row, j), e.scalar)
+            halves = (
+                builder.lshr(pairs, ir.Constant(wide, [4] * e.lanes)),
+                builder.and_(pairs, ir.Constant(wide, [15] * e.lanes)),
+            )
+            ws.append([e.look_up(levels, half, factor) for half in halves])
+        return xs, ws
+
+    emit_tile(e, height, count, read, target, target_row)
+
+
+@for_each_dtype(SINGLE, fastmath=())
+def _dots_loop(
+    piece: int, pieces: int, x: Read.D2, codes: Annotated[Read.D2, types.uint8], absmax: Read.D1,
+    steps: Annotated[Read.D1, types.int8], offset: Read.D1, scale: Read.D1, blocks: int, shift: int,
+    out: Written.D2,
+) -> None:  # fmt: skip
+    m, (rows, length) = x.shape[0], codes.shape
+    height = HEIGHT if m >= HEIGHT else 1
+    read = np.empty(WIDTH * blocks, np.float32)
+    for group in span(piece, pieces, (rows + WIDTH - 1) // WIDTH):
+        j = min(group * WIDTH, rows - WIDTH)  # the last tile begins in the one before
+        largest = address_of(absmax) + j * blocks * 4
+        if steps.size:
+            codes_of_absmax = steps[j * blocks : (j + WIDTH) * blocks]
+            _read_absmax(codes_of_absmax, j * blocks, offset, scale, read)
+            largest = address_of(read)
+        for k in range(0, m, height):
+            i = min(k, m - height)
+            _tile(
+                height, address_of(x) + i * length * 8, length * 8,
+                address_of(codes) + j * length, length, largest, blocks * 4, shift, length,
+                address_of(out) + (i * rows + j) * 4, rows * 4,
+            )  # fmt: skip
+    keep_alive(x)
+    keep_alive(codes)
+    keep_alive(absmax)
+    keep_alive(read)
     keep_alive(out)

@@ -159,32 +159,31 @@ class Emitter:
         # llvm.fma would insist on a single rounding, and call the C library for it there.
         return self.call(f"llvm.fmuladd.v{self.lanes}f{8 * self.item}", self.vector, x, y, z)
 
-    def look_up(self, table: list[float], indices: Any) -> Any:
-        """Emit the vector of the numbers at 16 indices in a table of 16."""
-        if vector_registers()[0] == 64:
-            return self._taken("llvm.x86.avx512.permvar.sf.512", table, indices)
-        if has_feature("avx2"):
-            halves = []
-            for lanes in (list(range(8)), list(range(8, 16))):
-                half = self.shuffle(indices, indices, lanes)
-                first, second = (
-                    self._taken("llvm.x86.avx2.permps", part, half)  # by the last three bits
-                    for part in (table[:8], table[8:])
-                )
-                is_late = self.builder.icmp_unsigned(">", half, ir.Constant(half.type, [7] * 8))
-                halves.append(self.builder.select(is_late, second, first))
-            return self.shuffle(halves[0], halves[1], list(range(16)))
-        found = [ir.Constant(self.vector, [number] * 16) for number in table]
-        for bit in range(4):
-            bits = self.builder.and_(indices, ir.Constant(indices.type, [1 << bit] * 16))
-            is_set = self.builder.icmp_unsigned("!=", bits, ir.Constant(indices.type, [0] * 16))
-            pairs = zip(found[1::2], found[::2], strict=True)
-            found = [self.builder.select(is_set, odd, even) for odd, even in pairs]
-        return found[0]
+    def look_up(self, table: list[float], indices: Any, factor: Any = None) -> Any:
+        """Emit the vector of the numbers at some indices in a table of 16, times a factor if given.
 
-    def _taken(self, instruction: str, table: list[float], indices: Any) -> Any:
-        kind = ir.VectorType(self.scalar, len(table))
-        return self.call(instruction, kind, ir.Constant(kind, table), indices)
+        Where lanes of a vector can be permuted the table is multiplied, which a loop does once.
+        """
+        builder, lanes = self.builder, 16 if vector_registers()[0] == 64 else 8
+        if lanes == 16 or has_feature("avx2"):
+            e, found = self.of_lanes(lanes), []
+            name = "llvm.x86.avx512.permvar.sf.512" if lanes == 16 else "llvm.x86.avx2.permps"
+            parts = [ir.Constant(e.vector, table[i : i + lanes]) for i in range(0, 16, lanes)]
+            if factor is not None:
+                parts = [builder.fmul(part, e.broadcast(factor)) for part in parts]
+            for i in range(0, self.lanes, lanes):
+                some = self.shuffle(indices, indices, list(range(i, i + lanes)))
+                taken = [self.call(name, e.vector, part, some) for part in parts]  # by lower bits
+                is_late = builder.icmp_unsigned(">", some, ir.Constant(some.type, [7] * lanes))
+                found.append(taken[0] if lanes == 16 else builder.select(is_late, *taken[::-1]))
+            return self.shuffle(found[0], found[-1], list(range(self.lanes)))
+        numbers = [ir.Constant(self.vector, [number] * self.lanes) for number in table]
+        for bit in range(4):
+            bits = builder.and_(indices, ir.Constant(indices.type, [1 << bit] * self.lanes))
+            is_set = builder.icmp_unsigned("!=", bits, ir.Constant(indices.type, None))
+            pairs = zip(numbers[1::2], numbers[::2], strict=True)
+            numbers = [builder.select(is_set, odd, even) for odd, even in pairs]
+        return numbers[0] if factor is None else builder.fmul(numbers[0], self.broadcast(factor))
 
     def call(self, name: str, returns: Any, *arguments: Any) -> Any:
         """Emit a call of one of LLVM's own functions, by its name and the type of its result."""

@@ -76,11 +76,11 @@ def kernels_of(double: bool) -> list[Kernel]:
 def turn(kernel: Kernel) -> int:
     """Return the turn of a kernel, by which no two processes compile one external function.
 
-    The first product compiles the functions that other products call, and attention too; the
+    The first products compile the functions that other products call, and attention too; the
     forward pass of attention compiles those that its backward pass calls.
     """
     name, module = kernel.function.__name__, kernel.function.__module__
-    if name == "gemm":
+    if name in ("gemm", "dots"):
         return 0
     if module == "minigrad.kernels.attention":
         return 2 if name == "forward_loop" else 4

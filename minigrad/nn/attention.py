@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,13 +12,15 @@ from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
 from minigrad.checks import check_positive, check_probability
+from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
 from minigrad.nn.module import Module
 from minigrad.random import Rng
+from minigrad.versions import mark_written
 
-__all__ = ["MultiHeadAttention", "TransformerBlock"]
+__all__ = ["KVCache", "MultiHeadAttention", "TransformerBlock"]
 
 
 class MultiHeadAttention(Module):
@@ -181,6 +184,75 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
             f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
             f"{scores}"
         )
+
+
+class KVCache:
+    """The keys and values of all tokens so far, which are computed once for a text that grows.
+
+    No gradient flows through a cache.
+
+    Args:
+        batch: the number of texts.
+        heads: the number of heads of keys and values.
+        capacity: the number of tokens for which there is memory, which is touched when they come.
+        head_dim: the size of a key and of a value.
+        dtype: the dtype of both.
+
+    Attributes:
+        length: the number of tokens so far.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+
+    def __init__(
+        self, batch: int, heads: int, capacity: int, head_dim: int, dtype: DTypeLike = np.float32
+    ) -> None:
+        sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
+        for name, size in sizes.items():
+            check_positive(f"KVCache: {name}", size)
+        self.length = 0
+        self._both = np.empty((2, *sizes.values()), dtype)
+
+    def append(self, k: Array, v: Array) -> tuple[Tensor, Tensor]:
+        """Store keys and values `(batch, heads, L, head_dim)`, and return views of all so far.
+
+        Raises:
+            ValueError: if a shape or dtype does not fit, or there would be more than `capacity`.
+            RuntimeError: if one requires a gradient, and gradients are enabled.
+        """
+        _, batch, heads, capacity, head_dim = self._both.shape
+        for x in (k, v):
+            fits = x.shape == (batch, heads, *k.shape[2:3], head_dim)
+            if not fits or x.dtype != self._both.dtype:
+                raise ValueError(
+                    f"KVCache: keys and values are ({batch}, {heads}, L, {head_dim}) of "
+                    f"{self._both.dtype}, not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
+                )
+            if is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+                raise RuntimeError(
+                    "KVCache: no gradient flows through a cache, and keys or values require one; "
+                    "call the model under minigrad.no_grad()"
+                )
+        end = self.length + k.shape[2]
+        if end > capacity:
+            raise ValueError(
+                f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
+                f"memory for {capacity}; make the cache with a larger capacity"
+            )
+        self._both[:, :, :, self.length : end] = as_array(k), as_array(v)
+        self.length = end
+        keys, values = self._both[:, :, :, :end]
+        return Tensor(keys), Tensor(values)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`; a ValueError is raised if there are fewer."""
+        if not 0 <= (length := operator.index(length)) <= self.length:
+            raise ValueError(
+                f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
+            )
+        self.length = length
+        mark_written(self._both)  # as the next tokens will, where graphs may still need the old
 
 
 # --------------------------------------------------------------------------------------------------

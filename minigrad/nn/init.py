@@ -9,7 +9,11 @@ Bengio, 2010).
 from __future__ import annotations
 
 import math
-from typing import Literal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -19,6 +23,44 @@ from minigrad.random import Rng, generator
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
+P = ParamSpec("P")
+T = TypeVar("T", bound=Tensor)
+
+
+class _Thread(threading.local):
+    skipping = False  # whether the functions here do nothing
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def skipped() -> Iterator[None]:
+    """Make layers in the block whose weights are not drawn, because they will be loaded.
+
+        with nn.init.skipped():
+            model = Model()
+        model.load_state_dict(weights)
+
+    The functions here do nothing, in this thread. Memory that is not touched costs nothing.
+    """
+    before, _thread.skipping = _thread.skipping, True
+    try:
+        yield
+    finally:
+        _thread.skipping = before
+
+
+def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
+    """Let a function that fills a tensor do nothing where that is skipped."""
+
+    @wraps(fill)
+    def filled(tensor: T, *args: P.args, **options: P.kwargs) -> T:
+        if not _thread.skipping:
+            fill(tensor, *args, **options)
+        return tensor
+
+    return filled  # type: ignore[return-value]  # which also takes `tensor` by name
 
 
 def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
@@ -82,16 +124,19 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
+@_filling
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with values uniform in [a, b)."""
     return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
+@_filling
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of the given mean and standard deviation."""
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 
+@_filling
 def trunc_normal_(
     tensor: Tensor,
     mean: float = 0.0,
@@ -125,6 +170,7 @@ def trunc_normal_(
     return tensor.copy_(values)
 
 
+@_filling
 def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill a matrix so that its rows (or columns, if fewer) are orthogonal, of length `gain`.
 
@@ -141,6 +187,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor
     return tensor.copy_(q if rows >= columns else q.T)
 
 
+@_filling
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of standard deviation `std`, and zeros in each column.
 
@@ -159,6 +206,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
     return tensor.copy_(values)
 
 
+@_filling
 def eye_(tensor: Tensor) -> Tensor:
     """Fill a matrix with 1 on its diagonal and 0 elsewhere, the identity if it is square.
 
@@ -168,16 +216,19 @@ def eye_(tensor: Tensor) -> Tensor:
     return tensor.copy_(np.eye(*_matrix("eye_", tensor)))
 
 
+@_filling
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """Fill with one value."""
     return tensor.copy_(np.full(tensor.shape, value))
 
 
+@_filling
 def zeros_(tensor: Tensor) -> Tensor:
     """Fill with zeros."""
     return tensor.copy_(np.zeros(tensor.shape))
 
 
+@_filling
 def ones_(tensor: Tensor) -> Tensor:
     """Fill with ones."""
     return tensor.copy_(np.ones(tensor.shape))

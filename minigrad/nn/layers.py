@@ -19,7 +19,7 @@ from minigrad.nn.module import Module, Parameter
 from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
-__all__ = ["MLP", "Dropout", "Embedding", "Flatten", "LayerNorm", "Linear", "RMSNorm"]
+__all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "LayerNorm", "Linear", "RMSNorm"]
 __all__ += ["Sequential"]
 
 
@@ -47,8 +47,8 @@ class Linear(Module):
     ) -> None:
         check_positive("Linear: in_features", in_features)
         check_positive("Linear: out_features", out_features)
-        self.weight = Parameter(np.empty((out_features, in_features), dtype))
-        self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
+        self.weight = Parameter.empty((out_features, in_features), dtype)
+        self.bias = Parameter.empty(out_features, dtype) if bias else None
         init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
         if self.bias is not None:
             bound = 1 / math.sqrt(in_features)
@@ -113,11 +113,11 @@ class Embedding(Module):
                     f"Embedding: padding_idx = {padding_idx}, but there are {num_embeddings} rows"
                 )
             padding_idx %= num_embeddings
-        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), dtype))
+        self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
         init.normal_(self.weight, rng=rng)
         self.padding_idx = padding_idx
         if padding_idx is not None:
-            self.weight.data[padding_idx] = 0
+            init.zeros_(self.weight.detach()[padding_idx])
 
     @property
     def num_embeddings(self) -> int:
@@ -273,6 +273,46 @@ class MLP(Module):
         return f"activation={name}" if name else ""
 
 
+class GatedMLP(Module):
+    """down(activation(gate(x)) * up(x)) (Shazeer, 2020): `(..., d_model) -> (..., d_model)`.
+
+    Args:
+        d_model: the size of a vector.
+        d_ff: the size of the hidden vectors.
+        activation: the function of the gate, silu for SwiGLU, gelu for GEGLU.
+        bias: whether the layers have one.
+        dtype: the dtype of the parameters.
+        rng: the generator of the weights.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+        TypeError: if the activation cannot be called.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[[Tensor], Tensor] = ops.silu,
+        bias: bool = False,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        _check_callable(activation, "GatedMLP: the activation")
+        self.activation = activation
+        self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
+        self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
+        self.down_proj = Linear(d_ff, d_model, bias, dtype=dtype, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return down(activation(gate(x)) * up(x))."""
+        hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(hidden)  # type: ignore[no-any-return]  # a module returns Any
+
+    extra_repr = MLP.extra_repr
+
+
 def _check_callable(layer: Any, role: str) -> None:
     if isinstance(layer, type):
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
@@ -318,8 +358,8 @@ class LayerNorm(Module):
         self.normalized_shape = _checked_sizes("LayerNorm", normalized_shape)
         self.eps = _checked_eps("LayerNorm", eps)
         shape, bias = self.normalized_shape, elementwise_affine and bias
-        self.weight = Parameter(np.ones(shape, dtype)) if elementwise_affine else None
-        self.bias = Parameter(np.zeros(shape, dtype)) if bias else None
+        self.weight = init.ones_(Parameter.empty(shape, dtype)) if elementwise_affine else None
+        self.bias = init.zeros_(Parameter.empty(shape, dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.layer_norm`."""
@@ -361,8 +401,8 @@ class RMSNorm(Module):
     ) -> None:
         self.normalized_shape = _checked_sizes("RMSNorm", normalized_shape)
         self.eps = None if eps is None else _checked_eps("RMSNorm", eps)
-        ones = np.ones(self.normalized_shape, dtype)
-        self.weight = Parameter(ones) if elementwise_affine else None
+        shape = self.normalized_shape
+        self.weight = init.ones_(Parameter.empty(shape, dtype)) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.rms_norm`."""

@@ -17,7 +17,7 @@ first name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
@@ -50,6 +50,13 @@ class Parameter(Tensor):
         self, data: Any, requires_grad: bool = True, dtype: DTypeLike | None = None
     ) -> None:
         super().__init__(np.array(as_array(data, dtype)), requires_grad)
+
+    @classmethod
+    def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:
+        """Make a parameter in new memory, which nobody has written to, for `nn.init` to fill."""
+        parameter = cls.sharing(Tensor(np.empty(shape, dtype)))
+        parameter.requires_grad = True
+        return parameter
 
     @classmethod
     def sharing(cls, tensor: Tensor) -> Parameter:
@@ -184,32 +191,7 @@ class Module:
                 the message lists all such values.
             TypeError: if the state is no dict.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"load_state_dict: the state is a dict of arrays, not {state!r:.60}")
-        parameters = dict(self.named_parameters())
-        problems = []
-        values = {}
-        for name, parameter in parameters.items():
-            if name not in state:
-                problems.append(f"missing: {name} {parameter.shape}")
-                continue
-            try:
-                values[name] = as_array(state[name])
-            except (TypeError, ValueError) as error:
-                problems.append(f"unusable: {name}: {error}")
-                continue
-            if values[name].shape != parameter.shape:
-                problems.append(
-                    f"mis-shaped: {name} is {values[name].shape} in the state, "
-                    f"{parameter.shape} in the module"
-                )
-        for name in state:
-            if name not in parameters:
-                problems.append(f"unexpected: {name}{nearest(name, parameters)}")
-        what = f"load_state_dict: the state does not fit this {type(self).__name__}"
-        check_problems(f"{what}; nothing was loaded", problems)
-        for name, value in values.items():
-            parameters[name].copy_(value)
+        load_values(dict(self.named_parameters()), state, type(self).__name__)
 
     # ----------------------------------------------------------------------------------------------
     # Printing
@@ -259,6 +241,35 @@ class FunctionModule(Module):
         values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
         shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
         return ", ".join(f"{name}={value!r}" for name, value in shown)
+
+
+def load_values(parameters: Mapping[str, Parameter], state: Mapping[str, Any], owner: str) -> None:
+    """Write the values of a state into parameters of the same names, as `load_state_dict` does."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"load_state_dict: the state is a dict of arrays, not {state!r:.60}")
+    problems = []
+    values = {}
+    for name, parameter in parameters.items():
+        if name not in state:
+            problems.append(f"missing: {name} {parameter.shape}")
+            continue
+        try:
+            values[name] = as_array(state[name])
+        except (TypeError, ValueError) as error:
+            problems.append(f"unusable: {name}: {error}")
+            continue
+        if values[name].shape != parameter.shape:
+            problems.append(
+                f"mis-shaped: {name} is {values[name].shape} in the state, "
+                f"{parameter.shape} in the module"
+            )
+    for name in state:
+        if name not in parameters:
+            problems.append(f"unexpected: {name}{nearest(name, parameters)}")
+    what = f"load_state_dict: the state does not fit this {owner}"
+    check_problems(f"{what}; nothing was loaded", problems)
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 @cache

@@ -7,6 +7,7 @@ from minigrad.ops.comparison import *
 from minigrad.ops.elementwise import *
 from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *
+from minigrad.ops.position import *
 from minigrad.ops.products import *
 from minigrad.ops.reduction import *
 from minigrad.ops.shape import *

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minigrad import kernels
 from minigrad.core.op import op
-from minigrad.core.tensor import Array
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.shape import reshape, transpose
 
 
@@ -213,13 +214,29 @@ lora_linear.joint_vjp(
 # --------------------------------------------------------------------------------------------------
 
 
-def _nf4_linear_cost(weight: kernels.nf4.NF4Matrix, bias: Array, out: Array) -> int:
+def _narrow_linear(x: Array, weight: Any, bias: Array) -> Array:
+    x = np.asarray(x)
+    check_linear(x, weight, bias)
+    out = weight.T.matmul(as_rows(x))
+    if bias is not None:
+        out += bias
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _narrow_linear_shape(x: Array, weight: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], weight.shape[0])
+
+
+def _bfloat16_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    return (2 * int(weight.shape[1]) + (bias is not None)) * int(out.size)
+
+
+def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
     """The FLOPs of the product, and one for each element of W: its level times an absmax."""
-    d_out, d_in = weight.shape
-    return (2 * d_in + (bias is not None)) * int(out.size) + d_out * d_in
+    return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
 
 
-@op(cost=_nf4_linear_cost, shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]), product=True)
+@op(cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -235,18 +252,30 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         TypeError: if the weight is no NF4Matrix.
         ValueError: if the sizes do not match.
     """
-    if not isinstance(weight, kernels.nf4.NF4Matrix):
-        raise TypeError(
-            f"the weight is an NF4Matrix, not {type(weight).__name__}; "
-            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear"
-        )
-    x = np.asarray(x)
-    check_linear(x, weight, bias)
-    out = weight.T.matmul(as_rows(x))
-    if bias is not None:
-        out += bias
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+    kernels.narrow.check_kind("", weight, kernels.nf4.NF4Matrix)
+    return _narrow_linear(x, weight, bias)
+
+
+@op(cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
+def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
+    """x W^T + b with a frozen W in bfloat16, as `nf4_linear` computes it with one in four bits.
+
+    Raises:
+        TypeError: if the weight is no BFloat16Matrix.
+        ValueError: if the sizes do not match.
+    """
+    kernels.narrow.check_kind("", weight, kernels.bfloat16.BFloat16Matrix)
+    return _narrow_linear(x, weight, bias)
 
 
 nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
 nf4_linear.vjp("bias", lambda g: g)
+bfloat16_linear.vjp("x", lambda g, weight: bfloat16_linear(g, weight.T))
+bfloat16_linear.vjp("bias", lambda g: g)
+
+
+def stored_linear(x: Array, weight: Any, bias: Array = None) -> Array:
+    """x W^T + b, by the op for the form in which W is stored: floats, NF4 or bfloat16."""
+    if isinstance(weight, (Tensor, np.ndarray)):
+        return linear(x, weight, bias)
+    return (nf4_linear if weight.format == "nf4" else bfloat16_linear)(x, weight, bias)

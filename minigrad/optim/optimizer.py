@@ -60,6 +60,42 @@ class Optimizer(ABC):
         if not self._parameters():
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of all groups, which can be set.
+
+        Raises:
+            ValueError: if it is read and the groups have different ones, or set to an impossible
+                value.
+        """
+        rates = [group["lr"] for group in self._groups_with_rate()]
+        if any(rate != rates[0] for rate in rates):
+            raise ValueError(
+                f"{type(self).__name__}: the groups have different learning rates, {rates}; each "
+                f"is optimizer.param_groups[i]['lr']"
+            )
+        return rates[0]  # type: ignore[no-any-return]  # an option
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        for group in self._groups_with_rate():
+            self.check_options({**group, "lr": rate})
+        for group in self.param_groups:
+            group["lr"] = rate
+
+    def _groups_with_rate(self) -> list[dict[str, Any]]:
+        if "lr" not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} has no option lr")
+        return self.param_groups
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "lr" and name in vars(self).get("defaults", ()):
+            raise AttributeError(
+                f"{type(self).__name__}: {name} is an option of each group; set "
+                f"optimizer.param_groups[i][{name!r}]"
+            )
+        super().__setattr__(name, value)
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters to optimise, such as those of layers that were frozen so far.
 

@@ -43,7 +43,9 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     if state["ema"] is not None:
         facts["ema"] = {name: v for name, v in state["ema"].items() if name != "averages"}
         arrays |= {f"ema.{name}": value for name, value in state["ema"]["averages"].items()}
-    # The states of some generators have arrays.
+    if state["pass"] is not None:
+        facts["pass"] = state["pass"]
+    # The states of some generators have arrays, and so has the order of an epoch.
     text = json.dumps(facts, default=lambda value: value.tolist())
     save_state(path, arrays, {KEY: text})
 
@@ -85,6 +87,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             "scheduler": facts.get("scheduler_state"),
             "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
             **{name: facts[name] for name in _PLAIN},
+            "pass": facts.get("pass"),
         }
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(

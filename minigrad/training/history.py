@@ -23,7 +23,7 @@ class History:
 
     Attributes:
         steps: for each step of the optimiser its number, epoch, loss, learning rate (of the first
-            group), gradient norm and seconds.
+            group), gradient norm and seconds; where there was a validation after it, also that.
         epochs: for each epoch its number, the mean loss over the training rows, the learning rate
             of its last step, the mean gradient norm, seconds, the metrics, and with validation data
             their loss and metrics as "validation_...".

@@ -3,6 +3,8 @@
     trainer = Trainer(model, optimizer, loss)
     history = trainer.fit((x, y), epochs=20, validation=(x_val, y_val))
 
+The data may also be a list of micro-batches, tuples `(*inputs, target)` of any shapes and kinds.
+
 Every step is a prediction, a loss, a backward pass and a step of the optimiser. The rest of this
 file is what training needs besides: batches in random order, records, validation, early stopping,
 and files from which a run goes on as if it had never stopped, to the bit.
@@ -15,8 +17,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,19 +28,36 @@ from numpy.typing import NDArray
 from minigrad import random
 from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad
-from minigrad.core.tensor import Tensor, as_array
+from minigrad.core.tensor import Tensor
 from minigrad.data import batches
 from minigrad.io.atomic import check_target
-from minigrad.nn.module import Module
+from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
-from minigrad.training.history import History, as_record
+from minigrad.training.history import History, Record, as_record
+from minigrad.training.training_data import (
+    Data,
+    Items,
+    MicroBatch,
+    MicroBatches,
+    Rows,
+    as_data,
+    prepared,
+)
 
 Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
-Data = tuple[Any, Any]
+
+
+@dataclass
+class _Pass:
+    """An epoch that has begun: the order of its items, how many are done, and what counted."""
+
+    order: Items
+    position: int = 0  # in the order
+    counts: list[float] = field(default_factory=list)  # what the loss counted in each step
 
 
 class Trainer:
@@ -48,7 +68,8 @@ class Trainer:
         optimizer: an optimiser of the parameters to change.
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean, or
             `(mean, count)` if it is a mean of something else than rows.
-        batch_size: the number of rows that go through the model at once.
+        batch_size: the number of rows that go through the model at once; micro-batches that the
+            caller has made stay as they are.
         accumulation_steps: the number of such batches for one step of the optimiser. Their
             gradients add up to that of one batch of all their rows, in the memory of one of them:
             sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
@@ -58,10 +79,18 @@ class Trainer:
             to record after each epoch, for the training rows and for those of the validation; in a
             dict they have other names than their own.
         clip_norm: the largest gradient norm to step with.
-        patience: the number of epochs without a better validation loss (training loss, where there
-            is no validation) after which to stop, and to go back to the best weights.
+        patience: the number of epochs, or with `validate_every` of validations, without a better
+            validation loss (training loss, where there is no validation) after which to stop, and
+            to go back to the best weights.
         on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
-        checkpoint: a file to write after each epoch.
+        on_step: functions to call with the trainer after each step of the optimiser.
+        validate_every: the number of steps after which to validate, instead of after each epoch;
+            `fit` also does so after its last step. The record of that step has the results.
+        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one.
+        checkpoint_every: the number of steps after which to write it as well.
+        save_frozen: whether checkpoints and the best weights contain parameters of the model that
+            the optimiser does not have. Without them the files of an adapter are small, and the
+            model that goes on must have the same ones.
         scheduler: a scheduler of the same optimiser; it sets the lr after each step, not each
             epoch.
         ema: averages of the model's weights, updated after each step. They are validated, measured
@@ -92,7 +121,11 @@ class Trainer:
         clip_norm: float | None = None,
         patience: int | None = None,
         on_epoch: Sequence[Callable[[Trainer], object]] | Callable[[Trainer], object] = (),
+        on_step: Sequence[Callable[[Trainer], object]] | Callable[[Trainer], object] = (),
+        validate_every: int | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        save_frozen: bool = True,
         scheduler: LRScheduler | None = None,
         ema: EMA | None = None,
         progress: bool = True,
@@ -100,13 +133,17 @@ class Trainer:
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
-        if patience is not None:
-            check_positive("patience", patience)
+        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
+        for name, number in {"patience": patience, **every}.items():
+            if number is not None:
+                check_positive(name, number)
+        if checkpoint_every is not None and checkpoint is None:
+            raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
-        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        optimized = self._optimized()
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
@@ -134,57 +171,97 @@ class Trainer:
         self.metrics = dict(metrics)
         self.clip_norm, self.patience = clip_norm, patience
         self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
-        self.checkpoint, self.progress = checkpoint, progress
+        self.on_step = [on_step] if callable(on_step) else list(on_step)
+        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
+        self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self.history = History()
-        self._stopping = False
+        self._stopping = self._at_once = False
+        self._pass: _Pass | None = None
         self._best: dict[str, NDArray[Any]] = {}
         self._best_loss = math.inf
         self._epochs_since_best = 0
 
-    def fit(self, train: Data, epochs: int, validation: Data | None = None) -> History:
-        """Train for `epochs` more epochs, and return the records of all so far.
+    def fit(
+        self,
+        train: Data,
+        epochs: int | None = None,
+        validation: Data | None = None,
+        *,
+        steps: int | None = None,
+    ) -> History:
+        """Train for `epochs` more epochs, or `steps` more steps, and return the records of all.
+
+        An epoch that an earlier `fit` or a checkpoint has left unfinished is the first of them. It
+        goes on with the data that are left, in the same order.
 
         Args:
-            train: features and target, `(x, y)`.
-            epochs: how many times to go through the rows.
-            validation: features and target to validate the model with after each epoch.
+            train: features and target, `(x, y)`, or a list of micro-batches: tuples
+                `(*inputs, target)`, given to `model(*inputs)` and to the loss as they are.
+            epochs: how many times to go through the rows or micro-batches.
+            validation: data of either form to validate the model with after each epoch.
+            steps: how many steps of the optimiser to make at most, also in the middle of an epoch.
 
         Raises:
-            ValueError: if the data are empty or of different lengths, epochs is not positive, or
-                none of the optimiser's parameters can be trained in the model (any more), or the
-                loss counts nothing in a step.
-            FloatingPointError: if the loss is no longer finite; the weights are those before the
-                step.
+            ValueError: if the data are empty or of different lengths, epochs or steps is not
+                positive, or none of the optimiser's parameters can be trained in the model (any
+                more), the loss counts nothing in a step, or an unfinished epoch was one of data of
+                another length.
+            FloatingPointError: if the loss is no longer finite, or with `clip_norm` the gradient
+                norm; the weights are those before the step.
         """
-        check_positive("epochs", epochs)
+        if epochs is not None or steps is None:
+            check_positive("epochs", epochs)
+        if steps is not None:
+            check_positive("steps", steps)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
-        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if optimized.isdisjoint(map(id, self.model.trainable_parameters())):
+        if self.validate_every is not None and held_out is None:
+            raise ValueError("validate_every needs data for validation in fit")
+        if not self._optimized() & set(map(id, self.model.trainable_parameters())):
             raise ValueError(  # the model may have been frozen in the meantime
                 "of the optimiser's parameters none is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
-        steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
-        self._stopping = False
+        left = len(data)
+        if self._pass is not None:
+            if len(self._pass.order) != len(data):
+                raise ValueError(
+                    f"the unfinished epoch is one of {len(self._pass.order)} rows or "
+                    f"micro-batches, and these are {len(data)}; go on with the same data"
+                )
+            left -= self._pass.position
+        size = data.batch_size * self.accumulation_steps
+        limits = [] if steps is None else [steps]
+        if epochs is not None:
+            limits.append(math.ceil(left / size) + (epochs - 1) * math.ceil(len(data) / size))
+        planned = min(limits)
+        last = len(self.history.steps) + planned
+        self._stopping = self._at_once = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self._epochs_since_best = 0  # patience had ended the run, which is to go on now
-        with progress_bar(
-            what="training", unit="step", shown=self.progress, total=steps,
-            in_files=True, delay=0.0, dynamic_ncols=True,
-        ) as bar:  # fmt: skip
-            for _ in range(epochs):
-                self._epoch(data, held_out, bar)
-                if self._stopping:
-                    break
+        try:
+            with progress_bar(
+                what="training", unit="step", shown=self.progress, total=planned,
+                in_files=True, delay=0.0, dynamic_ncols=True,
+            ) as bar:  # fmt: skip
+                self._epoch(data, held_out, bar, last)
+                while len(self.history.steps) < last and not self._stopping:
+                    self._epoch(data, held_out, bar, last)
+        except BaseException:
+            self._pass = None  # a step may have been made in part
+            raise
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self.restore_best()
         return self.history
 
-    def stop(self) -> None:
-        """End `fit` after the present epoch."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End `fit` after the present epoch, or with `at_once` after the present step.
+
+        The next `fit` goes on with what is left of the epoch.
+        """
         self._stopping = True
+        self._at_once |= at_once
 
     def restore_best(self) -> None:
         """Go back to the weights of the epoch with the best loss, as `patience` does by itself.
@@ -194,30 +271,56 @@ class Trainer:
         """
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
-        self.model.load_state_dict(self._best)
+        self._set_weights(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array."""
+        with self._evaluating():
+            parts = [
+                self.model(Tensor(rows)).numpy()
+                for (rows,) in batches([as_data(x, self._dtype())], self.batch_size, shuffle=False)
+            ]
+        return np.concatenate(parts)
+
+    def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
+        """Return the loss and the metrics of the model, with its present weights, on some data.
+
+        Of micro-batches it is the mean of their losses, each with the weight of what it counted.
+        """
+        given = self._prepared(data, "data")
+        if isinstance(given, MicroBatches):
+            return {"loss": self._mean_loss(given)}
+        prediction = self.predict(given.x)
+        with no_grad():
+            loss, _ = self._loss(Tensor(prediction), given.y)
+        named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
+        return {"loss": loss.item(), **named}
+
+    def _mean_loss(self, data: MicroBatches) -> float:
+        """Compute the loss of micro-batches: sum(count mean) / sum(count)."""
+        total = counted = 0.0
+        with self._evaluating():
+            for item in range(len(data)):
+                ((*inputs, target),) = data.micro_batches(np.array([item]))
+                mean, count = self._loss(self.model(*inputs), target)
+                count = _rows_of(target) if count is None else count
+                total += mean.item() * count if count else 0.0
+                counted += count
+        if not counted:
+            raise ValueError(f"{data.name}: the loss counted nothing")
+        return total / counted
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put the model in evaluation mode and record no graph; restore its mode afterwards."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with no_grad():
-                parts = [
-                    self.model(Tensor(rows)).numpy()
-                    for (rows,) in batches([self._as_data(x)], self.batch_size, shuffle=False)
-                ]
+                yield
         finally:
             for module, training in modes:
                 module.training = training
-        return np.concatenate(parts)
-
-    def evaluate(self, data: Data) -> dict[str, float]:
-        """Return the loss and the metrics of the model, with its present weights, on `(x, y)`."""
-        x, y = self._prepared(data, "data")
-        prediction = self.predict(x)
-        with no_grad():
-            loss, _ = self._loss(Tensor(prediction), y)
-        return {"loss": loss.item(), **{name: m(prediction, y) for name, m in self.metrics.items()}}
 
     def __repr__(self) -> str:
         return (
@@ -229,58 +332,98 @@ class Trainer:
     # The loop
     # ----------------------------------------------------------------------------------------------
 
-    def _epoch(self, train: list[NDArray[Any]], validation: Any, bar: Any) -> None:
-        """Go through the rows once, then validate, record and save."""
+    def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> None:
+        """Go through all items, or those left of the epoch; then validate, record and save.
+
+        It ends earlier after step `last`, or if `stop` says so.
+        """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
-        counts = []
+        if self._pass is None:
+            self._pass = _Pass(random.generator(self.rng).permutation(len(train)))
+        begun, size = self._pass, train.batch_size * self.accumulation_steps
+        counts, steps = begun.counts, self.history.steps
+        before = sum(step["seconds"] for step in steps[len(steps) - len(begun.counts) :])
         self.model.train()
-        for x, y in batches(train, self.batch_size * self.accumulation_steps, rng=self.rng):
-            made, count = self._step(x, y)
-            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **made}
-            self.history.steps.append(as_record(step))
+        while begun.position < len(train):
+            items = begun.order[begun.position : begun.position + size]
+            made, count = self._step(train.micro_batches(items))
+            step = {"step": len(steps) + 1, "epoch": epoch, **made}
+            steps.append(as_record(step))
             counts.append(count)
+            begun.position += len(items)
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
-        steps = self.history.steps[-len(counts) :]
+            self._after_step(validation, last)
+            if begun.position < len(train):
+                is_end = self._at_once or len(steps) == last
+                every = self.checkpoint_every
+                is_due = every is not None and len(steps) % every == 0
+                if self.checkpoint is not None and (is_end or is_due):
+                    self.save(self.checkpoint)
+                if is_end:
+                    return
+        self._pass = None
+        steps = steps[-len(counts) :]
         record = {
             "epoch": epoch,
             "loss": np.average([step["loss"] for step in steps], weights=counts),
             "lr": steps[-1]["lr"],
             "grad_norm": np.mean([step["grad_norm"] for step in steps]),
-            "seconds": time.perf_counter() - started,
+            "seconds": before + time.perf_counter() - started,
         }
-        with nullcontext() if self.ema is None else self.ema.applied():
+        with self._averages():
             if self.metrics:
-                judged = self.evaluate((train[0], train[1]))
+                judged = self.evaluate(train)
                 record |= {name: value for name, value in judged.items() if name != "loss"}
-            if validation is not None:
-                record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
+            if self.validate_every is None and validation is not None:
+                record |= self._validated(validation)
             self.history.epochs.append(as_record(record))
-            if self.patience is not None:
-                loss = record.get("validation_loss", record["loss"])
-                if loss < self._best_loss:
-                    self._best_loss, self._epochs_since_best = float(loss), 0
-                    self._best = self.model.state_dict()
-                else:
-                    self._epochs_since_best += 1
-                if self._epochs_since_best >= self.patience:
-                    self.stop()
+            if self.validate_every is None:
+                self._compare(record.get("validation_loss", record["loss"]))
         for function in self.on_epoch:
             function(self)
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
-    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[dict[str, float], float]:
+    def _after_step(self, validation: Any, last: int) -> None:
+        """Validate if it is due, and call the functions that are to be called after each step."""
+        step, every = self.history.steps[-1], self.validate_every
+        if every is not None and (step["step"] % every == 0 or step["step"] == last):
+            with self._averages():
+                step |= as_record(self._validated(validation))
+                self._compare(step["validation_loss"])
+        for function in self.on_step:
+            function(self)
+
+    def _averages(self) -> Any:
+        """Return a context in which the model has the averages of its weights, if there are any."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def _validated(self, validation: Rows | MicroBatches) -> dict[str, float]:
+        return {f"validation_{name}": v for name, v in self.evaluate(validation).items()}
+
+    def _compare(self, loss: float) -> None:
+        """Save weights with the best loss so far; stop if there were none for too long."""
+        if self.patience is None:
+            return
+        if loss < self._best_loss:
+            self._best_loss, self._epochs_since_best = float(loss), 0
+            self._best = self._weights()
+        else:
+            self._epochs_since_best += 1
+        if self._epochs_since_best >= self.patience:
+            self.stop(at_once=True)
+
+    def _step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
         """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad()
         loss = total = unit = 0.0
-        for start in range(0, len(x), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            mean, counted = self._loss(self.model(Tensor(x[rows])), y[rows])
-            count = len(x[rows]) if counted is None else counted
+        for *inputs, target in micro_batches:
+            mean, counted = self._loss(self.model(*inputs), target)
+            count = _rows_of(target) if counted is None else counted
             if not count:
                 continue  # this mean is of nothing
             value = float(mean.item())
@@ -289,8 +432,10 @@ class Trainer:
                     f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
                     f"learning rate, clip_norm, or data without extreme values may help"
                 )
-            # Counts of rows add up to len(x); the sum of others is known after the last batch only.
-            unit = unit or (len(x) if counted is None else count)
+            # The sum of rows is known; that of other counts after the last batch only.
+            unit = unit or (
+                sum(_rows_of(target) for *_, target in micro_batches) if counted is None else count
+            )
             mean.backward(np.full(mean.shape, count / unit, mean.dtype))
             loss, total = loss + value * (count / unit), total + count
         if not total:
@@ -305,7 +450,12 @@ class Trainer:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad * (unit / total)
         limit = self.clip_norm
-        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit)
+        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit, False)
+        if limit is not None and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm became {norm} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, or data without extreme values may help"
+            )
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
@@ -328,26 +478,21 @@ class Trainer:
             )
         return loss, count
 
-    def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
-        """Return features and target as arrays, checked against each other."""
-        if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise ValueError(
-                f"{name} must be a pair of features and target, not {type(data).__name__}"
-            )
-        x, y = (self._as_data(part) for part in data)
-        if x.ndim == 0 or y.ndim == 0:
-            raise ValueError(f"{name}: features and target need an axis of rows")
-        if len(x) != len(y):
-            raise ValueError(f"{name}: {len(x)} rows of features, but {len(y)} of the target")
-        if len(x) == 0:
-            raise ValueError(f"{name}: the data are empty")
-        return [x, y]
+    def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
+        """Return data that have been checked, in one of the two forms."""
+        if isinstance(data, (Rows, MicroBatches)):
+            return data
+        given = prepared(data, name, self.batch_size, self._dtype())
+        if self.metrics and isinstance(given, MicroBatches):
+            raise ValueError(f"{name}: metrics are computed of rows (x, y), not of micro-batches")
+        return given
 
-    def _as_data(self, values: Any) -> NDArray[Any]:
-        """Return an array, with floats in the dtype of the model, because doubles would slow it."""
-        array = as_array(values)
-        dtype = next((parameter.dtype for parameter in self.model.parameters()), array.dtype)
-        return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+    def _dtype(self) -> np.dtype[Any] | None:
+        """Return the dtype of the model's parameters, None if there are none."""
+        return next((parameter.dtype for parameter in self.model.parameters()), None)
+
+    def _optimized(self) -> set[int]:
+        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
 
     # ----------------------------------------------------------------------------------------------
     # The state, and files
@@ -362,7 +507,7 @@ class Trainer:
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
-            "model": self.model.state_dict(),
+            "model": self._weights(),
             "best": dict(self._best),
             **{name: None if p is None else p.state_dict() for name, p in parts.items()},
             "generators": [generator.bit_generator.state for generator in self._generators()],
@@ -370,6 +515,7 @@ class Trainer:
             "epochs_since_best": self._epochs_since_best,
             "steps": list(self.history.steps),
             "epochs": list(self.history.epochs),
+            "pass": None if self._pass is None else asdict(self._pass),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
@@ -412,7 +558,8 @@ class Trainer:
         check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
         _check_generators(state["generators"], generators)
-        weights = self.model.state_dict()
+        begun = _checked_pass(state["pass"], history.steps)
+        weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
                 raise ValueError(
@@ -420,10 +567,10 @@ class Trainer:
                     f"convert the model with astype first"
                 )
         with ExitStack() as undo:
-            undo.callback(self.model.load_state_dict, weights)
+            undo.callback(self._set_weights, weights)
             if best:
-                self.model.load_state_dict(best)  # which checks them
-            self.model.load_state_dict(state["model"])
+                self._set_weights(best)  # which checks them
+            self._set_weights(state["model"])
             for name in ("optimizer", "scheduler", "ema"):
                 part = getattr(self, name)
                 if part is not None:
@@ -439,7 +586,19 @@ class Trainer:
             undo.pop_all()  # nothing has failed, so nothing is undone
         self._best, self._best_loss = best, best_loss
         self._epochs_since_best = state["epochs_since_best"]
-        self.history = history
+        self.history, self._pass = history, begun
+
+    def _saved(self) -> dict[str, Parameter]:
+        """Return the parameters that are saved, by name."""
+        optimized = self._optimized()
+        every = self.model.named_parameters()
+        return {name: p for name, p in every if self.save_frozen or id(p) in optimized}
+
+    def _weights(self) -> dict[str, NDArray[Any]]:
+        return {name: parameter._data.copy() for name, parameter in self._saved().items()}
+
+    def _set_weights(self, weights: Mapping[str, Any]) -> None:
+        load_values(self._saved(), weights, type(self.model).__name__)
 
     def _generators(self) -> list[np.random.Generator]:
         """List every generator a step may draw from: the default, the trainer's, the modules'."""
@@ -463,6 +622,16 @@ class Trainer:
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
 
 
+def _rows_of(target: Any) -> int:
+    """Return the number of rows of a target, which is what a plain mean counts."""
+    try:
+        return len(target)
+    except TypeError:
+        raise TypeError(
+            f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
+        ) from None
+
+
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
 
@@ -471,7 +640,7 @@ def _class_name(part: object) -> str | None:
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _STATE = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
-_STATE |= {"epochs_since_best", "steps", "epochs"}
+_STATE |= {"epochs_since_best", "steps", "epochs", "pass"}
 _RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
 
 
@@ -481,6 +650,25 @@ def _check_records(records: Sequence[Any], names: set[str]) -> None:
         values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
+
+
+def _checked_pass(state: Any, steps: Sequence[Record]) -> _Pass | None:
+    """Return an epoch that has begun; raise an error if it is impossible after these steps."""
+    if state is None:
+        return None
+    order, counts = np.array(state["order"]), list(state["counts"])
+    check_count("position", state["position"])
+    for count in counts:
+        check_range("what a step counted", count, 0, math.inf)
+    is_order = order.ndim == 1 and order.dtype.kind == "i" and len(order) > 0
+    if not is_order or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise ValueError("the order of the unfinished epoch is none")
+    position = state["position"]
+    if position > len(order) or bool(position) != bool(counts) or not all(counts):
+        raise ValueError("the position in the unfinished epoch does not go with its counts")
+    if len(counts) > min(len(steps), position):
+        raise ValueError("the unfinished epoch has counts of more steps than were made")
+    return _Pass(order, int(position), counts)
 
 
 def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerator]) -> None:

@@ -25,7 +25,7 @@ from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
-from minigrad.ops import nf4_linear
+from minigrad.ops import bfloat16_linear, nf4_linear
 
 Array = NDArray[Any]
 
@@ -288,9 +288,11 @@ class _Inputs:
                 view.options.append((name, "None"))
             elif name in differentiable:
                 self._freeze(view, name, value, self._why(value))
-            elif op is nf4_linear and name == "weight" and value is not None:
-                why = f"A frozen matrix in four bits a number (NF4): `{op.name}` has no VJP for it."
-                self._freeze(view, name, value.codes, why, value.dense())
+            elif op in (nf4_linear, bfloat16_linear) and name == "weight" and value is not None:
+                bits = "four bits a number (NF4)" if op is nf4_linear else "bfloat16"
+                why = f"A frozen matrix in {bits}: `{op.name}` has no VJP for it."
+                stored = value.codes if op is nf4_linear else value.bits
+                self._freeze(view, name, stored, why, value.dense())
             elif isinstance(value, (Tensor, np.ndarray)):
                 why = f"`{op.name}` cannot be differentiated by its {name}, and has no VJP for it."
                 self._freeze(view, name, value, why)

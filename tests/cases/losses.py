@@ -61,6 +61,20 @@ def cross_entropy(logits, target, reduction="mean", **options):
     return nll(log_softmax(logits, 1 if logits.ndim > 1 else 0), target, reduction, **options)
 
 
+def linear_cross_entropy(x, weight, target, reduction="mean", chunk=None, **options):
+    rows = np.reshape(x @ weight.T, (-1, len(weight)))
+    losses = cross_entropy(rows, target.reshape(-1), reduction, **options)
+    return losses.reshape(target.shape) if reduction == "none" else losses
+
+
+HEAD = np.array([[0.3, -1.7], [0.9, 0.2], [-0.6, 2.1]])
+
+
+def with_frozen_head(f, x, target, **options):
+    head = HEAD.astype(str(x.dtype).removeprefix("torch."))  # x is PyTorch's, too
+    return f(x, head, target, **options)
+
+
 def soft_cross_entropy(logits, target, reduction="mean", weight=None, label_smoothing=0.0):
     """For the probabilities of all classes."""
     axis = 1 if logits.ndim > 1 else 0
@@ -230,6 +244,46 @@ CASES = [
             joined(normal((0, 3)), below(3, (0,))),
             cross_entropy,
             {"reduction": reduction},
+            note=f"of none {reduction}",
+        )
+        for reduction in ("sum", "none")
+    ],
+    # Of classes, with logits that are a product
+    *[
+        Case(
+            "linear_cross_entropy",
+            joined(normal(shape), below(3, shape[:-1])),
+            linear_cross_entropy,
+            {"reduction": reduction, "chunk": 2, **options},
+            function=with_frozen_head,
+            note=f"frozen {note} {shape} {reduction}",
+        )
+        for note, options in {
+            "": {},
+            "smoothing": {"label_smoothing": 0.3},
+            "ignored": {"ignore_index": 1},
+            "all": {"label_smoothing": 0.3, "ignore_index": 2},
+        }.items()
+        for shape in ([(2,), (5, 2), (2, 3, 2)] if note in ("", "smoothing") else [(5, 2)])
+        for reduction in REDUCTIONS
+    ],
+    *[
+        Case(
+            "linear_cross_entropy",
+            joined(normal((2, 2, 2), (3, 2)), below(3, (2, 2))),
+            linear_cross_entropy,
+            {"reduction": reduction},
+            note=f"trained {reduction}",
+        )
+        for reduction in REDUCTIONS
+    ],
+    *[
+        Case(
+            "linear_cross_entropy",
+            joined(normal((0, 2)), below(3, (0,))),
+            linear_cross_entropy,
+            {"reduction": reduction},
+            function=with_frozen_head,
             note=f"of none {reduction}",
         )
         for reduction in ("sum", "none")

@@ -19,6 +19,15 @@ def rms_norm(x, normalized_shape, weight=1.0, eps=None):
     return x / np.sqrt(np.mean(np.square(x), axis=axes, keepdims=True) + eps) * weight
 
 
+def rope(x, cos, sin):
+    """One pair of numbers after the other, as a complex number that is turned."""
+    half = x.shape[-1] // 2
+    pairs = [(x[..., i] + 1j * x[..., i + half]) for i in range(half)]
+    cos, sin = (np.broadcast_to(y, (*x.shape[:-1], half)) for y in (cos, sin))
+    turned = [pair * (cos[..., i] + 1j * sin[..., i]) for i, pair in enumerate(pairs)]
+    return np.stack([*(z.real for z in turned), *(z.imag for z in turned)], -1)
+
+
 def dropout(x, p, training=True, *, rng=None):
     if not training or p == 0:
         return x
@@ -35,9 +44,16 @@ def seeded(f, *operands, **options):
 
 
 def attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, *, rng=None
-):
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+    enable_gqa=False, *, causal_offset=0, rng=None,
+):  # fmt: skip
     """One query after the other, among the keys that it may attend to."""
+    if enable_gqa:
+        heads = range(query.shape[-3])
+        key, value = (
+            np.stack([x[..., h * x.shape[-3] // len(heads), :, :] for h in heads], -3)
+            for x in (key, value)
+        )
     leading = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     queries, keys = query.shape[-2], key.shape[-2]
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -50,7 +66,9 @@ def attention(
     for where in np.ndindex(leading):
         for i in range(queries):
             seen = [
-                j for j in range(keys) if mask[where][i, j] > -INF and (j <= i or not is_causal)
+                j
+                for j in range(keys)
+                if mask[where][i, j] > -INF and (j <= i + causal_offset or not is_causal)
             ]
             if seen:
                 scores = [scale * query[where][i] @ key[where][j] + mask[where][i, j] for j in seen]
@@ -61,6 +79,7 @@ def attention(
 L, S = 2, 3
 QKV = [(L, 2), (S, 2), (S, 1)]
 HALF_MASKED = [[0.5, -INF, -1.0], [-INF, 0.0, 0.3]]
+GROUPED = {"enable_gqa": True}
 WHOLLY_MASKED = np.array([[True, False, True], [False, False, False]])
 
 CASES = [
@@ -122,6 +141,18 @@ CASES = [
         for name, reference in [("layer_norm", layer_norm), ("rms_norm", rms_norm)]
     ],
     *[
+        Case("rope", normal(shape), rope, {"cos": np.cos(angles), "sin": np.sin(angles)}, note=note)
+        for note, shape, angles in [
+            ("", (2, 3, 4), np.arange(6.0).reshape(3, 2)),
+            ("one head", (3, 4), np.arange(6.0).reshape(3, 2)),
+            ("one position", (1, 2, 1, 4), np.array([[0.5, 2.0]])),
+            ("angles of each sequence", (2, 1, 3, 2), np.arange(6.0).reshape(2, 1, 3, 1)),
+            ("one angle", (3, 4), np.array([0.3])),
+            ("three leading axes", (2, 1, 2, 3, 2), np.arange(6.0).reshape(1, 2, 3, 1)),
+            ("nothing", (0, 4), np.zeros((0, 2))),
+        ]
+    ],
+    *[
         Case("scaled_dot_product_attention", normal(*shapes), attention, options, note=note)
         for note, shapes, options in [
             ("", QKV, {}),
@@ -142,6 +173,18 @@ CASES = [
             ("plain mask, wholly -inf", QKV, {"attn_mask": np.where(WHOLLY_MASKED, 0.5, -INF)}),
             ("no queries", [(0, 2), (S, 2), (S, 1)], {}),
             ("one key", [(L, 2), (1, 2), (1, 2)], {}),
+            ("causal offset", [(2, 2), (4, 2), (4, 1)], {"is_causal": True, "causal_offset": 1}),
+            ("beyond all keys", QKV, {"is_causal": True, "causal_offset": 9}),
+            ("three leading axes", [(2, 1, 2, L, 2), (2, 1, 1, S, 2), (1, 2, S, 1)], {}),
+            ("groups", [(4, L, 2), (2, S, 2), (2, S, 1)], GROUPED),
+            ("other groups of values", [(4, L, 2), (2, S, 2), (1, S, 1)], GROUPED),
+            ("groups, mask", [(4, L, 2), (2, S, 2), (2, S, 1)], GROUPED | {"attn_mask": MASK}),
+            ("groups, one query", [(2, 4, 1, 2), (2, 2, S, 2), (1, 2, S, 1)], GROUPED),
+            (
+                "groups, causal, three leading axes",
+                [(2, 1, 4, L, 2), (2, 1, 2, S, 2), (2, S, 1)],
+                GROUPED | {"is_causal": True, "causal_offset": 1},
+            ),
         ]
     ],
     Case(
@@ -171,6 +214,14 @@ CASES = [
         {"dropout_p": 0.4, "attn_mask": MASK},
         function=seeded,
         note="dropout and mask",
+    ),
+    Case(
+        "scaled_dot_product_attention",
+        normal((4, L, 2), (2, S, 2), (2, S, 1)),
+        attention,
+        {"dropout_p": 0.4, "enable_gqa": True},
+        function=seeded,
+        note="dropout and groups",
     ),
     Case("dropout", normal((4, 3)), dropout, {"p": 0.4}, function=seeded),
     Case("dropout", normal((4, 3)), dropout, {"p": 0.0}, function=seeded),

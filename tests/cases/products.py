@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.nf4 import NF4Matrix
 from tests.cases.case import Case, below, joined, normal
 
@@ -15,12 +16,15 @@ def lora_linear(x, weight, lora_a, lora_b, bias=0.0, scale=1.0):
     return np.einsum("...i,oi->...o", x, weight) + bias + scale * update
 
 
-def nf4_linear(x, weight, bias=0.0):
+def narrow_linear(x, weight, bias=0.0):
     return linear(x, weight.dense(np.float64), bias)
 
 
 # Blocks of 2 in rows of 3: the last one of a row is shorter, and so is the last byte.
-FOUR_BIT = NF4Matrix.of(np.array([[0.3, -1.7, 0.9], [-0.2, 0.6, 2.1]]), block_size=2)
+NARROW = {
+    "nf4_linear": NF4Matrix.of(np.array([[0.3, -1.7, 0.9], [-0.2, 0.6, 2.1]]), block_size=2),
+    "bfloat16_linear": BFloat16Matrix(np.array([[0x3E9A, 0xBFDA, 0x3F66], [0, 1, 0x4006]], "u2")),
+}
 
 EINSUMS = {
     "matrix product": ("ij,jk->ik", [(2, 3), (3, 2)]),
@@ -124,32 +128,22 @@ CASES = [
     Case("lora_linear", normal((0, 3), (4, 3), (2, 3), (4, 2)), lora_linear, note="empty"),
     *[
         Case(
-            "nf4_linear",
+            name,
             normal(x, *bias),
-            nf4_linear,
-            options={"weight": FOUR_BIT},
+            narrow_linear,
+            options={"weight": weight},
             names=("x", "bias")[: 1 + len(bias)],
             note=f"x of {len(x)} dims{note}",
         )
+        for name, weight in NARROW.items()
         for note, bias in {"": [(2,)], ", no bias": []}.items()
         for x in [(3,), (4, 3), (2, 2, 3)]
     ],
-    Case(
-        "nf4_linear",
-        normal((4, 2)),
-        nf4_linear,
-        options={"weight": FOUR_BIT.T},
-        names=("x",),
-        note="transposed",
-    ),
-    Case(
-        "nf4_linear",
-        normal((0, 3)),
-        nf4_linear,
-        options={"weight": FOUR_BIT},
-        names=("x",),
-        note="empty",
-    ),
+    *[
+        Case(name, normal(x), narrow_linear, options={"weight": w}, names=("x",), note=note)
+        for name, weight in NARROW.items()
+        for note, x, w in [("transposed", (4, 2), weight.T), ("empty", (0, 3), weight)]
+    ],
     *[
         Case("dot", normal(x, y), np.dot, note=note)
         for note, x, y in [

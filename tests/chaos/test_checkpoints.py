@@ -158,6 +158,8 @@ def good(tmp_path_factory):
     for kind in (sgd, adam, steps, philox):
         one = trainer(0, kind)
         one.fit((X, Y), 3, validation=(X, Y))
+        if kind in (sgd, philox):
+            one.fit((X, Y), steps=1)  # in the middle of an epoch
         files[kind] = tmp_path_factory.mktemp(kind.__name__) / "run"
         one.save(files[kind])
     return files
@@ -191,6 +193,9 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing_or_trains(good, tmp
             one.fit((X, Y), 4, validation=(X, Y))
     except FloatingPointError:
         return  # the saved run had diverged, as far as its file says
+    except ValueError as error:
+        assert "the unfinished epoch is one of" in str(error)  # noqa: PT017  # of other data
+        return
     one.save(tmp_path / "again")
     one.load(tmp_path / "again")
     one.history.to_csv(tmp_path / "history.csv")

@@ -32,7 +32,8 @@ def main(checkpoint):
     mg.manual_seed(3)
     model, draw = Gate(), np.random.default_rng(1).standard_normal
     optimizer = optim.Adam(model.parameters(), lr=0.01)
-    trainer = Trainer(model, optimizer, mg.mse, batch_size=8, checkpoint=checkpoint, progress=False)
+    options = {"checkpoint": checkpoint, "checkpoint_every": 2, "progress": False}
+    trainer = Trainer(model, optimizer, mg.mse, batch_size=8, **options)
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
     print("begun", flush=True)

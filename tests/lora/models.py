@@ -8,7 +8,7 @@ from lora import AdaptedLayer, LoRAConfig, LoRALayer
 from lora.attachment.state import attachment_of
 from minigrad.nn import Embedding, LayerNorm, Linear, Module, Sequential
 
-KINDS = ["dense", "embedding", "nf4"]
+KINDS = ["dense", "embedding", "nf4", "bfloat16"]
 
 TOKENS = np.array([[0, 3, 6], [2, 2, 5]])
 """An input of `TokenNet`."""
@@ -42,9 +42,11 @@ class TiedNet(Module):
 
 
 def one_layer(kind, rng, dtype=np.float64, width=(6, 4), block_size=4):
-    """A model of one layer, which is dense, an embedding or in four bits."""
+    """A model of one layer, which is dense, an embedding or in few bits."""
     layer = Embedding if kind == "embedding" else Linear
     model = Sequential(layer(*width, dtype=dtype, rng=rng))
+    if kind == "bfloat16":
+        lora.quantize(model, format="bfloat16", progress=False)
     if kind == "nf4":
         lora.quantize(model, block_size=block_size, progress=False)
     return model

@@ -50,7 +50,7 @@ def outputs(layer, x, kind, table):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+@pytest.mark.parametrize("kind", ["dense", "nf4", "bfloat16", "embedding"])
 @hypothesis.given(
     forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
     size=st.sampled_from([1e-7, 1e-3, 0.3, 30.0]),
@@ -176,7 +176,7 @@ def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, f
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+@pytest.mark.parametrize("kind", ["dense", "nf4", "bfloat16", "embedding"])
 def test_the_bound_is_not_far_from_what_can_happen(kind, form):
     rng = np.random.default_rng(3)
     model = adapted(rng, kind, [form], np.float32)
@@ -208,7 +208,7 @@ def test_a_weight_that_is_off_by_more_than_rounding_breaks_the_bound():
         )
 
 
-@pytest.mark.parametrize("dtype", ["float16", "nf4"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "nf4"])
 def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
     rng = np.random.default_rng(0)
     model = adapted(rng, "dense", [{}], np.float32, width=(64, 32))
@@ -220,6 +220,8 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
         lora.fold(model)
         if dtype == "nf4":
             lora.quantize(model, double_quant=False, progress=False)
+        elif dtype == "bfloat16":
+            lora.quantize(model, format="bfloat16", progress=False)
         else:
             model[0].weight.data = model[0].weight.data.astype(np.float16).astype(np.float32)
         change = abs(model(x).data - before).max()
@@ -228,7 +230,7 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+@pytest.mark.parametrize("kind", ["dense", "nf4", "bfloat16", "embedding"])
 def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):
     model = adapted(np.random.default_rng(0), kind, [form, {}], np.float64)
     whole, weight = lora.merge(model).rows, model[0].merged_weight().data

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.nf4 import NF4Matrix
 from tests.cases import (
     Case,
@@ -232,11 +233,14 @@ def adapted(rng):
     return operands, {"scale": float(rng.uniform(0.5, 2))}
 
 
-def in_four_bits(rng):
-    d_in, d_out = shape(rng, 2)
-    weight = NF4Matrix.of(rng.standard_normal((d_out, d_in)), int(rng.integers(1, 25)))
-    operands = normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out,))
-    return operands, {"weight": weight}, ("x", "bias")
+def in_few_bits(of):
+    def draw(rng):
+        d_in, d_out = shape(rng, 2)
+        weight = of(rng.standard_normal((d_out, d_in)), rng)
+        operands = normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out,))
+        return operands, {"weight": weight}, ("x", "bias")
+
+    return draw
 
 
 def indexed(rng):
@@ -284,11 +288,21 @@ def partly_forbidden(shape):
 def attended(rng):
     queries, keys, d, d_v = shape(rng, 4)
     batch = shape(rng, rng.integers(0, 3))
-    operands = normal((*batch, queries, d), (*batch, keys, d), (*batch, keys, d_v))
+    options, few = {}, batch
+    if batch and rng.integers(2):
+        options = {"enable_gqa": True}
+        batch = (*batch[:-1], batch[-1] * int(rng.integers(1, 4)))
+    operands = normal((*batch, queries, d), (*few, keys, d), (*few, keys, d_v))
     masks = [None, booleans, normal, partly_forbidden][rng.integers(4)]
     if masks is None:
-        return operands, {"is_causal": True}
-    return joined(operands, masks((queries, keys))), {}
+        return operands, options | {"is_causal": True}
+    return joined(operands, masks((queries, keys))), options
+
+
+def rotated(rng):
+    *leading, length, half = shape(rng, rng.integers(2, 6))
+    cos, sin = rng.standard_normal((2, length, half))
+    return normal((*leading, length, 2 * half)), {"cos": cos, "sin": sin}
 
 
 def looked_up(rng):
@@ -322,6 +336,15 @@ def labelled(**options):
         return classes(logits_shape), {"weight": weight, "ignore_index": 0, **options}
 
     return draw
+
+
+def headed(rng):
+    """A head that is frozen, and vectors of any number of axes."""
+    d, classes = shape(rng, 2, smallest=2)
+    leading = shape(rng, rng.integers(0, 3))
+    operands = joined(normal((*leading, d)), below(classes, leading))
+    options = {"weight": normal((classes, d))(rng)[0], "reduction": "sum", "ignore_index": 0}
+    return operands, options | {"label_smoothing": 0.2}, ("x", "target")
 
 
 RANDOM = {
@@ -382,12 +405,14 @@ RANDOM = {
     "dot": contracted,
     "linear": layer,
     "lora_linear": adapted,
-    "nf4_linear": in_four_bits,
+    "nf4_linear": in_few_bits(lambda w, rng: NF4Matrix.of(w, int(rng.integers(1, 25)))),
+    "bfloat16_linear": in_few_bits(lambda w, _rng: BFloat16Matrix.of(w)),
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
     "scaled_dot_product_attention": attended,
+    "rope": rotated,
     "dropout": unary(training=False),
     "embedding": looked_up,
     "one_hot": labels,
@@ -395,6 +420,7 @@ RANDOM = {
     "binary_cross_entropy_with_logits": chances,
     "cross_entropy": labelled(label_smoothing=0.2),
     "nll": labelled(),
+    "linear_cross_entropy": headed,
 }
 # How those are called that are not called on their operands one after the other.
 CALLS = {

@@ -28,6 +28,14 @@ def pytorch(t, name):
     return call
 
 
+def linear_cross_entropy(t, x, weight, target, reduction="mean", chunk=None, **options):
+    f = t.nn.functional
+    logits = f.linear(x, t.as_tensor(weight, dtype=x.dtype))
+    flat = logits.reshape(-1, len(weight)), target.reshape(-1)
+    losses = f.cross_entropy(*flat, reduction=reduction, **options)
+    return losses.reshape(target.shape) if reduction == "none" else losses
+
+
 def another(name, *path):
     """The same function under another name, `t.<path>.<name>`."""
 
@@ -100,7 +108,7 @@ def lora_linear(t, x, weight, lora_a, lora_b, bias=None, scale=1.0):
     return linear(x, weight, bias) + scale * linear(linear(x, lora_a), lora_b)
 
 
-def nf4_linear(t, x, weight, bias=None):
+def narrow_linear(t, x, weight, bias=None):
     return t.nn.functional.linear(x, t.from_numpy(weight.dense(np.float64)).to(x.dtype), bias)
 
 
@@ -158,6 +166,25 @@ def without_generator(name):
     return lambda t, *xs, rng=None, **options: getattr(t.nn.functional, name)(*xs, **options)
 
 
+def attention(t, *operands, causal_offset=0, rng=None, **options):
+    """Theirs, with a mask for an offset: PyTorch has none."""
+    if causal_offset:
+        queries, keys = operands[0].shape[-2], operands[1].shape[-2]
+        past = t.ones(queries, keys, dtype=t.bool).tril(causal_offset)
+        options |= {"is_causal": False, "attn_mask": past}
+    return t.nn.functional.scaled_dot_product_attention(*operands, **options)
+
+
+def rope(t, x, cos, sin):
+    """With the function of transformers that exchanges the halves."""
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    half = x.shape[-1] // 2
+    tables = (np.broadcast_to(y, (*y.shape[:-1], half)) for y in (cos, sin))
+    cos, sin = (t.as_tensor(np.concatenate([y, y], -1)).to(x.dtype) for y in tables)
+    return x * cos + rotate_half(x) * sin
+
+
 def one_hot(t, labels, num_classes=-1):
     return t.nn.functional.one_hot(labels.long(), num_classes)
 
@@ -203,7 +230,8 @@ PYTORCH = {
     "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
     "norm": norm,
     "lora_linear": lora_linear,
-    "nf4_linear": nf4_linear,
+    "nf4_linear": narrow_linear,
+    "bfloat16_linear": narrow_linear,
     "reshape": lambda t, x, shape: t.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
     "transpose": lambda t, x, axes=None: x.permute(axes or tuple(reversed(range(x.ndim)))),
     "swapaxes": lambda t, x, axis1, axis2: t.swapaxes(x, axis1, axis2),
@@ -227,7 +255,8 @@ PYTORCH = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "dropout": without_generator("dropout"),
-    "scaled_dot_product_attention": without_generator("scaled_dot_product_attention"),
+    "rope": rope,
+    "scaled_dot_product_attention": attention,
     "one_hot": one_hot,
     "embedding": another("embedding", "nn", "functional"),
     "normal_cdf": another("ndtr", "special"),
@@ -236,6 +265,7 @@ PYTORCH = {
     "huber": another("huber_loss", "nn", "functional"),
     "cross_entropy": of_classes("cross_entropy"),
     "nll": of_classes("nll_loss"),
+    "linear_cross_entropy": linear_cross_entropy,
     "binary_cross_entropy_with_logits": binary_cross_entropy,
 }
 
@@ -282,6 +312,7 @@ DIFFERENT = {
             "dropout-p=0.4",
             "scaled_dot_product_attention-dropout",
             "scaled_dot_product_attention-dropout and mask",
+            "scaled_dot_product_attention-dropout and groups",
         ),
         (DIFFERS, "other numbers are drawn"),
     ),

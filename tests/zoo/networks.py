@@ -241,7 +241,7 @@ MUTANTS: list[Mutant] = [
         "scaled_dot_product_attention: the causal mask is lost in the backward pass",
         "wrong option",
         fused_attention,
-        lambda op: misled(op, is_causal=False),
+        lambda op: misled(op, offset=None),
         normal((3, 4)),
         normal((3, 4)),
         normal((3, 2)),

@@ -34,6 +34,7 @@ from minigrad.kernels.jit import Array
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
+SECONDS_OF_A_BYTE = 5e-11  # that a byte takes to come from memory, which thin products wait for
 THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
 LONG = 32  # steps of k from which on the loops for few rows or columns are faster
 TALL = 64  # rows from which on the few columns are worth a copy
@@ -262,7 +263,7 @@ class Products:
     def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
         """Do the product if a loop of `skinny` serves it, and return whether."""
         (m, k), n, item = x.shape, y.shape[1], x.itemsize
-        seconds = work * SECONDS
+        seconds = max(work * SECONDS, (x.size + y.size) * item * SECONDS_OF_A_BYTE)
         adjacent = x.strides[1] == item == y.strides[0]  # along k, in both operands
         if m == 1 == n and adjacent:
             self.inner(seconds, x, y, out, add)

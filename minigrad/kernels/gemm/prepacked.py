@@ -10,6 +10,9 @@ multiply with W find them by the array, with `find(W)`, as long as some owner ha
 Panels that are out of date would give a wrong result without an error. So the memory of W is
 read-only while there are any (`minigrad.readonly.hold`): whoever wants to write there ends that
 first, and the next product packs again.
+
+The panels of a weight take as much memory as the weight, for each layout. All together may take
+512 MB, or a quarter of the machine's memory if that is less; `minigrad.set_pack_limit` sets it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from minigrad.checks import check_count
+from minigrad.kernels import physical_memory
 from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
@@ -29,18 +34,38 @@ from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
 from minigrad.readonly import hold, release
 
-LIMIT = 512 * 1024 * 1024  # bytes of all panels together; what would exceed it is packed each time
+MOST = 512 * 1024 * 1024  # bytes of all panels together, unless the user sets another limit
 ROWS = 32  # in the other operand; with fewer, packing does not pay
 SIZE = 1 << 14  # elements of W; with fewer, it does not pay either
 SECONDS = 5e-11  # that a byte takes to be packed, about
 
 _packing = threading.RLock()
 _bytes = 0
+_limit: int | None = None  # that the user has set
 
 
 def bytes_in_use() -> int:
     """Return the bytes of all panels of this process."""
     return _bytes
+
+
+def limit() -> int:
+    """Return the bytes that all panels may take; what would exceed it is packed each time."""
+    if _limit is not None:
+        return _limit
+    memory = physical_memory()
+    return MOST if memory is None else min(MOST, memory // 4)
+
+
+def set_limit(size: int | None) -> None:
+    """Set the limit, None for the default; if there are more bytes of panels, drop all of them."""
+    global _limit
+    if size is not None:
+        check_count("set_pack_limit: the number of bytes", size)
+    with _packing:
+        _limit = size
+        for prepacked in list(_known.values()) if _bytes > limit() else ():
+            release(prepacked.matrix)
 
 
 def _unlock_in_child() -> None:
@@ -112,7 +137,7 @@ class PrepackedMatrix:
         with _packing:
             if transpose in self._packed:  # by another thread, meanwhile
                 return self._packed[transpose]
-            if _bytes + size > LIMIT:
+            if _bytes + size > limit():
                 return None
             panels = np.empty(size, np.uint8)
             if not hold(self.matrix, self):

@@ -66,7 +66,7 @@ def dot_shapes() -> list[tuple[int, int]]:
     return [(2, sums // 2), (4, sums // 4), (4, 1)]
 
 
-def _fold(e: Emitter, vectors: list[Any]) -> list[Any]:
+def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
     """Emit the sum over the lanes of each vector, and return the sums.
 
     Neighbours are added crosswise, [x0 x1 ..] and [y0 y1 ..] to [x0+x1 y0+y1 ..], until one
@@ -146,7 +146,7 @@ def tile_of_dots(
         totals = e.choose(  # lanes past the end are 0 in both operands
             [(has_rest, lambda: multiply_rest(full, e.first_lanes(rest)))], lambda: full
         )
-        numbers = _fold(e, totals)
+        numbers = fold(e, totals)
         c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ADDRESS(0), c_col, S, cols)
         targets = [builder.add(row, col) for row in c_rows for col in c_cols]
         e.store_or_add(numbers, targets, add)
@@ -272,7 +272,7 @@ def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _z
         [(has_rest, lambda: [multiply_add(sums[0], length, lambda p: e.load_some(p, mask))])],
         lambda: sums,
     )
-    e.store_or_add(_fold(e, total), [c], add)
+    e.store_or_add(fold(e, total), [c], add)
 
 
 @for_each_dtype(threads=False)

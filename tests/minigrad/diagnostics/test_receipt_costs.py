@@ -10,7 +10,7 @@ import pytest
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
-from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.losses import label_loss, linear_label_loss, squared_error
 from minigrad.functional.neural import fused_attention
 from minigrad.optim import SGD, Adam, AdamW
 from tests.cases import CASES
@@ -28,6 +28,7 @@ KERNELS = (
     "rms_norm",
     "scaled_dot",
     "cross_entropy",
+    "linear_cross_entropy",
     "gelu-approximate",
     "gelu-tails",
 )
@@ -123,7 +124,7 @@ def test_a_fused_op_costs_what_its_composition_costs():
                 wrong[str(case)] = kernel.forward_flops, parts.forward_flops
             right.add(op.name)
     assert wrong == {}
-    fused = (*OPS.values(), fused_attention, label_loss, squared_error)
+    fused = (*OPS.values(), fused_attention, label_loss, linear_label_loss, squared_error)
     assert right == {op.name for op in fused if op.composition is not None}
 
 

@@ -1,5 +1,7 @@
 """Attention on loops of our own: edges of strips and panels, masks, layouts, bounds, threads."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -22,34 +24,47 @@ def operands(rng, lead, queries, keys, d, d_v, dtype=np.float32):
     return [rng.standard_normal((*lead, *size)).astype(dtype) for size in sizes]
 
 
-def both(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4, needs_input_grad=QKV):
+def both(q, k, v, g, allowed=None, added=None, offset=None, scale=0.4, needs_input_grad=QKV):
     """The result, lse and the gradients of the loops."""
-    out, lse = attention.attention(q, k, v, allowed, added, causal, scale)
+    out, lse = attention.attention(q, k, v, allowed, added, offset, scale)
     gradients = attention.attention_gradients(
-        g, q, k, v, allowed, added, causal, scale, out, lse, needs_input_grad
+        g, q, k, v, allowed, added, offset, scale, out, lse, needs_input_grad
     )
     return [out, lse, *gradients]
 
 
-def by_definition(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4):
-    """The same with all weights written out, in float64, and no function of the library."""
+def by_definition(q, k, v, g, allowed=None, added=None, offset=None, scale=0.4):
+    """The same with all weights written out, in float64, and no function of the library.
+
+    Heads of k and v, if there is more than one, are repeated for the heads of q that use them.
+    """
     q, k, v, g = (x.astype(np.float64) for x in (q, k, v, g))
+    heads, counts = q.shape[-3] if q.ndim > 2 else 1, [x.shape[-3:-2] for x in (k, v)]
+    k, v = (
+        np.repeat(x, heads // n[0], -3) if n and 1 < n[0] < heads else x
+        for x, n in zip((k, v), counts, strict=True)
+    )
     scores = scale * q @ k.swapaxes(-1, -2)
     if added is not None:
         scores = scores + added
     free = (
         np.ones(scores.shape, bool) if allowed is None else np.zeros(scores.shape, bool) | allowed
     )
-    if causal:
-        free &= np.tri(*scores.shape[-2:], dtype=bool)
+    if offset is not None:
+        free &= np.tri(*scores.shape[-2:], offset, dtype=bool)
     e = np.where(free, np.exp(scores), 0.0)
     total = e.sum(-1, keepdims=True)
     p = e / np.where(total == 0, 1, total)
     out = p @ v
     ds = p * (g @ v.swapaxes(-1, -2) - (g * out).sum(-1, keepdims=True))
     lse = np.log(np.where(total == 0, 1, total))[..., 0]
-    back = ds.swapaxes(-1, -2)
-    return [out, lse, scale * ds @ k, scale * back @ q, p.swapaxes(-1, -2) @ g, ds]
+    dk, dv = (
+        x.reshape(*x.shape[:-3], *n, -1, *x.shape[-2:]).sum(-3) if n and 1 < n[0] < heads else x
+        for x, n in zip(
+            (scale * ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ g), counts, strict=True
+        )
+    )
+    return [out, lse, scale * ds @ k, dk, dv, ds]
 
 
 def check(q, k, v, g, **options):
@@ -66,33 +81,33 @@ TILE = tile_shape(4)
 EDGES = [1, 2, TILE.MR - 1, TILE.MR + 1, TILE.NR - 1, TILE.NR, TILE.NR + 1, 3 * TILE.MR + 5]
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("offset", [None, 0, 6])
 @pytest.mark.parametrize("keys", EDGES)
 @pytest.mark.parametrize("queries", EDGES)
-def test_edges_of_strips_and_panels(queries, keys, causal, rng):
-    check(*operands(rng, (2, 2), queries, keys, 5, 3), causal=causal)
+def test_edges_of_strips_and_panels(queries, keys, offset, rng):
+    check(*operands(rng, (2, 2), queries, keys, 5, 3), offset=offset)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("offset", [None, 0, 6])
 @pytest.mark.parametrize(
     "shape", [(300, 700), (700, 300), (513, 513), (1, 1500), (1200, 1)], ids=str
 )
-def test_many_blocks_of_queries_and_keys(shape, causal, dtype, rng):
-    check(*operands(rng, (1, 2), *shape, 8, 8, dtype), causal=causal)
+def test_many_blocks_of_queries_and_keys(shape, offset, dtype, rng):
+    check(*operands(rng, (1, 2), *shape, 8, 8, dtype), offset=offset)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("d_v", [1, 16, 33, 64])
 @pytest.mark.parametrize("d", [1, 31, 32, 70])
 def test_sizes_of_vectors(d, d_v, dtype, rng):
-    check(*operands(rng, (2,), 40, 50, d, d_v, dtype), causal=True, scale=0.1)
+    check(*operands(rng, (2,), 40, 50, d, d_v, dtype), offset=0, scale=0.1)
 
 
 @pytest.mark.parametrize("scale", [2.0, -0.5, 0.0])
-@pytest.mark.parametrize("causal", [False, True])
-def test_every_scale(scale, causal, rng):
-    check(*operands(rng, (3,), 20, 60, 4, 4), scale=scale, causal=causal)
+@pytest.mark.parametrize("offset", [None, 0, 6])
+def test_every_scale(scale, offset, rng):
+    check(*operands(rng, (3,), 20, 60, 4, 4), scale=scale, offset=offset)
 
 
 def test_the_greatest_score_may_come_in_any_block(rng):
@@ -115,27 +130,29 @@ MASKS = {  # of (2, 3, 20, 45)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("offset", [None, 0, 6])
 @pytest.mark.parametrize("which", MASKS)
-def test_masks(which, causal, dtype, rng):
+def test_masks(which, offset, dtype, rng):
     arrays, mask = operands(rng, (2, 3), 20, 45, 6, 5, dtype), MASKS[which](rng)
     if mask.shape[-2:] == (20, 45):
         mask[..., 7:9, :] = False  # queries that may attend to nothing
     added = np.where(mask, rng.standard_normal(mask.shape), -np.inf).astype(dtype)
-    check(*arrays, allowed=mask, causal=causal)
-    check(*arrays, added=added, causal=causal)
-    out, _, *gradients = both(*arrays, added=added, causal=causal)
-    free = np.broadcast_to(mask, (2, 3, 20, 45))
-    nothing = ~(free & np.tri(20, 45, dtype=bool) if causal else free).any(-1)
+    check(*arrays, allowed=mask, offset=offset)
+    check(*arrays, added=added, offset=offset)
+    out, _, *gradients = both(*arrays, added=added, offset=offset)
+    free = np.broadcast_to(mask, (2, 3, 20, 45)) & np.tri(
+        20, 45, 45 if offset is None else offset, dtype=bool
+    )
+    nothing = ~free.any(-1)
     assert (out[nothing] == 0).all()
     assert (gradients[0][nothing] == 0).all()
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("offset", [None, 0, 6])
 @pytest.mark.parametrize("shape", [(20, 45), (130, 300)], ids=str)
-def test_the_gradient_of_a_mask_of_floats(shape, causal, rng):
+def test_the_gradient_of_a_mask_of_floats(shape, offset, rng):
     arrays = operands(rng, (2, 2), *shape, 6, 5, np.float64)
-    options = {"added": rng.standard_normal(shape), "causal": causal}
+    options = {"added": rng.standard_normal(shape), "offset": offset}
     found = both(*arrays, **options, needs_input_grad=(False, False, False, True))
     assert found[2:5] == [None] * 3
     assert_allclose(found[5], by_definition(*arrays, **options)[5], atol=1e-13)
@@ -157,7 +174,7 @@ def test_heads_as_views_of_one_array_and_other_layouts(dtype, rng):
             if expected is not None:
                 assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype] * 10)
     split = layouts[0](q)
-    out, *_ = attention.attention(split, k, v, None, None, False, 1.0)
+    out, *_ = attention.attention(split, k, v, None, None, None, 1.0)
     assert out.swapaxes(1, 2).flags.c_contiguous  # so that joining the heads copies nothing
     one = [np.broadcast_to(x[:1, :1], x.shape) for x in (q, k, v, g)]
     check(*one)
@@ -167,6 +184,52 @@ def test_leading_axes_broadcast(rng):
     q, _, _, _ = operands(rng, (2, 1), 7, 9, 4, 3)
     _, k, v, _ = operands(rng, (3,), 7, 9, 4, 3)
     check(q, k, v, rng.standard_normal((2, 3, 7, 3)).astype(np.float32))
+
+
+GROUPS = [(6, 2, 2), (6, 3, 6), (4, 1, 1), (3, 3, 1), (9, 3, 3)]  # heads of query, key and value
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("offset", [None, 0, 6])
+@pytest.mark.parametrize("sizes", [(1, 45), (20, 45), (70, 33), (300, 300)], ids=str)
+@pytest.mark.parametrize("heads", GROUPS, ids=str)
+def test_groups_of_heads_share_keys_and_values(heads, sizes, offset, dtype, rng):
+    q, k, v, g = operands(rng, (2, heads[0]), *sizes, 8, 5, dtype)
+    k, v = k[:, : heads[1]], v[:, : heads[2]]
+    check(q, k, v, g, offset=offset)
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+@pytest.mark.parametrize("which", ["all", "keys", "heads", "queries"])
+def test_masks_of_groups(which, queries, rng):
+    q, k, v, g = operands(rng, (2, 6), queries, 40, 8, 5)
+    shape = {"all": (2, 6, queries, 40), "keys": (2, 1, 1, 40), "heads": (6, 1, 40)}
+    mask = rng.random(shape.get(which, (queries, 40))) < 0.6
+    added = np.where(mask, rng.standard_normal(mask.shape), -np.inf).astype(np.float32)
+    for options in ({"allowed": mask}, {"added": added}, {"added": added, "offset": 4}):
+        check(q, k[:, ::3], v[:, ::3], g, **options)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="numpy adds in another order")
+def test_the_queries_of_a_group_have_the_same_bits_alone_and_beside_others(rng):
+    q, k, v, _ = operands(rng, (2, 6), 2, 200, 40, 40)
+    k, v = k[:, ::3], v[:, ::3]
+    two, _ = attention.attention(q, k, v, None, None, 150, 1.0)
+    one, _ = attention.attention(q[:, :, 1:], k, v, None, None, 151, 1.0)
+    assert_array_equal(one, two[:, :, 1:])
+
+
+@pytest.mark.parametrize("axes", range(6))
+def test_any_leading_axes(axes, rng):
+    lead = (2, 1, 3, 2, 4)[5 - axes :]
+    q, k, v, g = operands(rng, lead, 7, 9, 4, 3, np.float64)
+    check(q, k, v, g, offset=1)
+    masks = [rng.random((*lead, 7, 9)) < 0.7, rng.random((*lead[:1], *[1] * axes, 9)) < 0.7]
+    for mask in masks:
+        check(q, k, v, g, allowed=mask)
+    if axes > 1:
+        k, v = k[..., ::2, :, :], v[0]
+        check(*(x.swapaxes(-3, -2).copy().swapaxes(-3, -2) for x in (q, k[..., :1, :, :], v)), g)
 
 
 def surrounded(x, by=np.nan):
@@ -183,9 +246,9 @@ def test_nothing_around_the_operands_matters(sizes, dtype, rng):
     arrays = operands(rng, (2, 2), *sizes, dtype)
     mask = rng.random(sizes[:2]) < 0.6
     added = rng.standard_normal(sizes[:2]).astype(dtype)
-    plain = both(*arrays, allowed=mask, added=added, causal=True)
+    plain = both(*arrays, allowed=mask, added=added, offset=0)
     amid = [surrounded(x) for x in arrays]
-    spoilt = both(*amid, allowed=surrounded(mask, True), added=surrounded(added), causal=True)
+    spoilt = both(*amid, allowed=surrounded(mask, True), added=surrounded(added), offset=0)
     for found, expected in zip(spoilt, plain, strict=True):
         if expected is not None:
             assert_allclose(found, expected, rtol=0, atol=10 * TOLERANCE[dtype])
@@ -198,8 +261,8 @@ def test_numbers_that_are_none_go_where_they_would(which, bad, rng):
     place = ["query", "key", "value"].index(which)
     (q, k, v)[place][20, 1] = bad
     with np.errstate(all="ignore"):
-        found = both(q, k, v, g, causal=True)
-        expected, _ = in_numpy(attention.attention)(q, k, v, None, None, True, 0.4)
+        found = both(q, k, v, g, offset=0)
+        expected, _ = in_numpy(attention.attention)(q, k, v, None, None, 0, 0.4)
     before = found[0][:20]
     if which != "value":
         assert_array_equal(np.isnan(found[0]), np.isnan(expected))
@@ -232,20 +295,25 @@ def test_the_gradients_that_are_not_needed_are_none(rng):
 @pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
 @pytest.mark.parametrize("shape", [(3, 4, 90, 110), (1, 1, 700, 400)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, same_on_threads, rng):
-    arrays = operands(rng, shape[:2], *shape[2:], 20, 12)
-    same_on_threads(lambda: both(*arrays, causal=True)[:5])
+    q, k, v, g = operands(rng, shape[:2], *shape[2:], 20, 12)
+    same_on_threads(lambda: both(q, k, v, g, offset=0)[:5])
+    same_on_threads(lambda: both(q, k[:, :1], v[:, :1], g, offset=3)[:5])
+    same_on_threads(lambda: both(q[:, :, :1], k[:, :1], v[:, :1], g[:, :, :1])[:5])
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"added": True}, {"allowed": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"offset": 0}, {"offset": 3}, {"added": True}, {"allowed": True}]
+)
 def test_the_references_are_the_same_functions(options, rng):
-    q, k, v, g = (x[:, None] for x in operands(rng, (2,), 19, 23, 5, 4, np.float64))
+    q, k, v, g = operands(rng, (2, 6), 19, 23, 5, 4, np.float64)
+    k, v = k[:, ::2], v[:, ::3]
     added = rng.standard_normal((19, 23)) if "added" in options else None
     allowed = rng.random((19, 23)) < 0.5 if "allowed" in options else None
-    causal = "causal" in options
-    expected = by_definition(q, k, v, g, allowed, added, causal)
-    out, lse = in_numpy(attention.attention)(q, k, v, allowed, added, causal, 0.4)
+    offset = options.get("offset")
+    expected = by_definition(q, k, v, g, allowed, added, offset)
+    out, lse = in_numpy(attention.attention)(q, k, v, allowed, added, offset, 0.4)
     found = in_numpy(attention.attention_gradients)(
-        g, q, k, v, allowed, added, causal, 0.4, out, lse, [True] * 4
+        g, q, k, v, allowed, added, offset, 0.4, out, lse, [True] * 4
     )
     for one, other in zip((out, lse, *found), expected, strict=True):
         assert_allclose(one, other, atol=1e-13)
@@ -253,12 +321,12 @@ def test_the_references_are_the_same_functions(options, rng):
 
 def test_float32_is_as_exact_as_with_all_weights_in_memory(rng):
     arrays = operands(rng, (2, 2), 400, 400, 32, 32)
-    exact = by_definition(*arrays, causal=True)
+    exact = by_definition(*arrays, offset=0)
     q, k, v, g = (minigrad.Tensor(x, requires_grad=True) for x in arrays)
-    composed = functional.neural.fused_attention.composition(q, k, v, None, None, True, 0.4)
+    composed = functional.neural.fused_attention.composition(q, k, v, None, None, 0, 0.4)
     composed.backward(g.data)
     plain = [composed.data, q.grad.data, k.grad.data, v.grad.data]
-    found = both(*arrays, causal=True)
+    found = both(*arrays, offset=0)
     for one, other, right in zip(
         [found[0], *found[2:5]], plain, [exact[0], *exact[2:5]], strict=True
     ):
@@ -271,3 +339,58 @@ def test_neither_scores_nor_weights_are_kept(rng):
     out = minigrad.scaled_dot_product_attention(q, k, v, is_causal=True)
     saved = [x for edge in out.node.edges for x in edge[3:] if isinstance(x, np.ndarray)]
     assert max(x.size for x in saved) == 150
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_queries_after_cached_keys_are_those_of_the_whole_sequence(step, rng):
+    q, k, v, _ = operands(rng, (2, 6), 60, 60, 16, 16)
+    k, v = k[:, ::3], v[:, ::3]
+    whole = minigrad.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    for start in range(0, 60, step):
+        end = min(60, start + step)
+        part = minigrad.scaled_dot_product_attention(
+            q[:, :, start:end],
+            k[:, :, :end],
+            v[:, :, :end],
+            is_causal=True,
+            enable_gqa=True,
+            causal_offset=start,
+        )
+        assert_allclose(part, whole[:, :, start:end], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("axes", range(1, 5))
+def test_gradients_of_groups_are_those_with_repeated_keys(axes, dtype, rng):
+    lead = (2, 1, 3, 6)[4 - axes :]
+    q, k, v, g = operands(rng, lead, 9, 12, 4, 3, dtype)
+    few = [q, k[..., ::2, :, :], v[..., ::3, :, :]]
+    results = []
+    for enable_gqa in (True, False):
+        leaves = [minigrad.Tensor(x, requires_grad=True) for x in few]
+        query, key, value = leaves
+        if not enable_gqa:
+            key, value = (minigrad.repeat(x, 6 // x.shape[-3], -3) for x in (key, value))
+        out = minigrad.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=enable_gqa, causal_offset=2
+        )
+        first = minigrad.grad(out, leaves, g, create_graph=True)
+        second = minigrad.grad(sum((x * x).sum() for x in first), leaves)
+        results.append([out, *first, *second])
+    for found, expected in zip(*results, strict=True):
+        assert found.shape == expected.shape
+        bound = 10 * TOLERANCE[dtype] * max(1, abs(expected.data).max())
+        assert_allclose(found.data, expected.data, rtol=0, atol=bound)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="the reference repeats them")
+def test_neither_keys_nor_masks_are_repeated_in_memory(rng):
+    """The memory of a call is that of its result and of panels: repeated keys are 8 times k."""
+    q = rng.standard_normal((2, 3, 8, 1, 16)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, 3, 1, 4096, 16)).astype(np.float32)
+    mask = rng.random((2, 1, 1, 1, 4096)) < 0.5
+    tracemalloc.start()
+    minigrad.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * k.nbytes

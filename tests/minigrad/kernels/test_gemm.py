@@ -11,7 +11,7 @@ from minigrad.kernels.gemm.blocking import USUAL
 from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.threads import get_num_threads, set_num_threads
+from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
 from tests.minigrad.kernels.processes import run_python
 
@@ -95,6 +95,22 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
         assert way not in taken[1:]
     finally:
         set_num_threads(before)
+
+
+@needs_jit
+@pytest.mark.parametrize("layout", ["NN", "NT"])
+@pytest.mark.parametrize(
+    ("m", "n", "worth_threads"), [(1, 576, True), (4, 1536, True), (1, 100, False), (4, 192, False)]
+)
+def test_a_thin_product_takes_as_long_as_its_matrix_is_read(
+    m, n, worth_threads, layout, rng, monkeypatch
+):
+    kernel, seconds = PRODUCTS[np.dtype(np.float32)], []
+    for name in ("dots", "stream", "sweep"):
+        loop = getattr(kernel, name)
+        monkeypatch.setattr(kernel, name, lambda s, *a, loop=loop: (seconds.append(s), loop(s, *a)))
+    matmul(*operands(m, 576, n, layout, np.float32, rng))
+    assert [guess >= WORTH_A_TEAM for guess in seconds] == [worth_threads]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

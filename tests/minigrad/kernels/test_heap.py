@@ -1,6 +1,7 @@
 """Freed memory stays with the process, unless the user has settings of their own."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,30 @@ def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
     monkeypatch.setattr(os, "confstr_names", {}, raising=False)
     monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
     assert kernels.keep_freed_memory.__wrapped__() is False
+
+
+QUANTIZE = """
+    import os
+    from pathlib import Path
+    import lora
+    from minigrad import nn
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def linears(count):
+        return nn.Sequential(*[nn.Linear(1024, 1024, bias=False) for _ in range(count)])
+
+    lora.quantize(linears(1), progress=False)  # which imports numba, and loads kernels
+    model = linears(40)
+    weights = sum(p.data.nbytes for p in model.parameters())
+    before = resident()
+    lora.quantize(model, progress=False)
+    print((before - resident()) / weights)
+"""
+
+
+@glibc
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what is in use")
+def test_quantize_gives_the_memory_of_the_weights_back():
+    assert float(run_python(QUANTIZE)) > 0.5  # of which an eighth is taken by the codes

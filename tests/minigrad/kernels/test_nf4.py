@@ -17,7 +17,7 @@ import lora
 import minigrad
 from lora import NF4Linear, QuantizeReport, quantize
 from minigrad import assert_gradients, nf4_linear, nn
-from minigrad.kernels import nf4
+from minigrad.kernels import narrow, nf4
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.nf4 import LEVELS, NF4Matrix
 from tests.hosts import HOSTS, on_x86
@@ -264,7 +264,7 @@ def test_the_kernel_reads_what_its_reference_does(shape, block_size, double_quan
 READ = """
     import sys
     import numpy as np
-    from minigrad.kernels import nf4
+    from minigrad.kernels import narrow, nf4
     from minigrad.kernels.vector import vector_registers
     from tests.minigrad.kernels.oracle import in_numpy
     from tests.guarded import guarded
@@ -355,8 +355,8 @@ def test_products_are_those_of_the_dense_matrix(n, rows, cols, block_size, doubl
 @pytest.mark.parametrize(("rows", "cols"), [(100, 50), (97, 131)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_product_of_many_strips_is_right(rows, cols, dtype, rng, monkeypatch):
-    monkeypatch.setattr(nf4, "STRIP", 1)
-    monkeypatch.setattr(nf4, "ROWS", 7)
+    monkeypatch.setattr(narrow, "STRIP", 1)
+    monkeypatch.setattr(narrow, "ROWS", 7)
     matrix = NF4Matrix.of(draw(rng, (rows, cols)), 64)
     assert [len(strip) for *_, strip in matrix.strips(dtype)] == [7] * (rows // 7) + [rows % 7]
     for m in (matrix, matrix.T):

@@ -335,15 +335,51 @@ def test_a_tensor_on_read_only_memory_takes_what_is_written_to_it():
     assert tensor.tolist() == [3.0, 4.0]
 
 
-def test_no_more_than_the_limit_is_kept(rng, packed, monkeypatch):
+@pytest.fixture
+def limit():
+    """What sets the limit, until the end of the test."""
+    yield minigrad.set_pack_limit
+    minigrad.set_pack_limit(None)
+
+
+def test_no_more_than_the_limit_is_kept(rng, packed, limit):
     x = rng.standard_normal((100, 210)).astype(np.float32)
     first, second = layer(rng), layer(rng)
     first(x)
     size = packed()
-    monkeypatch.setattr(prepacked, "LIMIT", prepacked.bytes_in_use() + size // 2)
+    limit(prepacked.bytes_in_use() + size // 2)
     assert_right(second, x)
     assert packed() == size
     assert second.base_weight._data.flags.writeable
+
+
+def test_a_lower_limit_drops_what_is_packed(rng, packed, limit):
+    x = rng.standard_normal((100, 210)).astype(np.float32)
+    made = layer(rng)
+    expected = made(x).numpy() if not made.lora_a.requires_grad else made(x).detach().numpy()
+    assert packed() > 0
+    limit(0)
+    assert prepacked.bytes_in_use() == 0
+    assert made.base_weight._data.flags.writeable
+    np.testing.assert_allclose(made(x).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert prepacked.bytes_in_use() == 0
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "1", True])
+def test_a_limit_is_a_number_of_bytes(size, limit):
+    with pytest.raises(ValueError, match="set_pack_limit: the number of bytes must be an integer"):
+        limit(size)
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"), [(1 << 30, 512 << 20), (1 << 18, 256 << 20), (-1, 512 << 20)]
+)
+def test_the_limit_is_a_quarter_of_the_memory_at_most(pages, expected, monkeypatch):
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}
+    monkeypatch.setattr(prepacked.os, "sysconf", sizes.__getitem__, raising=False)
+    assert prepacked.limit() == expected
+    monkeypatch.delattr(prepacked.os, "sysconf")  # as on Windows
+    assert prepacked.limit() == 512 << 20
 
 
 def test_small_matrices_and_other_dtypes_have_none():

@@ -601,6 +601,7 @@ def test_only_the_last_states_of_the_sources_are_kept(tmp_path, monkeypatch):
 # The command line, and what it shows.
 
 FACTS = ["Python", "numpy", "numba", "processor", "vectors", "tile", "threads", "kernels"]
+FACTS += ["packed weights"]
 
 
 def test_show_config_prints_the_facts(capsys):

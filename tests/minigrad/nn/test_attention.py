@@ -516,3 +516,66 @@ def test_a_block_drops_in_training_only_in_four_places(rng):
 def test_blocks_that_cannot_be_made(arguments, options, error, message):
     with pytest.raises(error, match=message):
         TransformerBlock(*arguments, **options)
+
+
+# A cache of keys and values
+
+
+def test_attention_to_a_cache_is_attention_to_all_tokens(rng):
+    q, k, v = rng.standard_normal((3, 2, 3, 7, 4)).astype(np.float32)
+    expected = minigrad.scaled_dot_product_attention(q, k, v, is_causal=True)
+    cache, found = nn.KVCache(2, 3, 7, 4), []
+    for start, stop in ((0, 3), (3, 4), (4, 7)):
+        keys, values = cache.append(minigrad.tensor(k[:, :, start:stop]), v[:, :, start:stop])
+        assert cache.length == stop
+        assert np.array_equal(keys.data, k[:, :, :stop])
+        assert np.array_equal(values.data, v[:, :, :stop])
+        past = np.tri(stop - start, stop, start, dtype=bool)
+        found.append(minigrad.scaled_dot_product_attention(q[:, :, start:stop], keys, values, past))
+    np.testing.assert_allclose(minigrad.concatenate(found, 2).data, expected, atol=1e-6)
+    assert np.shares_memory(keys.data, cache.append(k[:, :, :0], v[:, :, :0])[0].data)
+
+
+def test_a_truncated_cache_goes_on_from_there(rng):
+    k, v = rng.standard_normal((2, 1, 2, 5, 3))
+    cache = nn.KVCache(1, 2, 5, 3, np.float64)
+    query = minigrad.tensor(k, requires_grad=True)
+    saved = minigrad.scaled_dot_product_attention(query, *cache.append(k, v)).sum()
+    cache.truncate(2)
+    keys, values = cache.append(-k[:, :, :1], -v[:, :, :1])
+    assert np.array_equal(keys.data, np.concatenate([k[:, :, :2], -k[:, :, :1]], 2))
+    assert np.array_equal(values.data, np.concatenate([v[:, :, :2], -v[:, :, :1]], 2))
+    with pytest.raises(RuntimeError, match="memory was written since"):
+        saved.backward()
+    for length in (-1, 4):
+        with pytest.raises(
+            ValueError, match=rf"cannot truncate to {length} tokens where there are 3"
+        ):
+            cache.truncate(length)
+    cache.truncate(0)
+    assert cache.length == 0
+
+
+def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is(rng):
+    k = rng.standard_normal((1, 2, 3, 4)).astype(np.float32)
+    cache = nn.KVCache(1, 2, 5, 4)
+    cache.append(k, k)
+    before = cache.append(k[:, :, :0], k[:, :, :0])[0].numpy().copy()
+    trained = minigrad.tensor(k[:, :, :1], requires_grad=True)
+    for error, message, keys, values in (
+        (ValueError, "3 tokens and 3 more are 6, but there is memory for 5", k, k),
+        (ValueError, r"are \(1, 2, L, 4\) of float32, not \(2, 3, 4\)", k[0], k[0]),
+        (ValueError, r"and \(1, 2, 2, 4\)", k[:, :, :1], k[:, :, :2]),
+        (ValueError, "of float32, not .* of float64", k[:, :, :1].astype(float), k[:, :, :1]),
+        (RuntimeError, r"no gradient flows through a cache.*no_grad", trained, k[:, :, :1]),
+        (RuntimeError, r"no gradient flows through a cache.*no_grad", k[:, :, :1], trained),
+    ):
+        with pytest.raises(error, match=message):
+            cache.append(keys, values)
+        assert cache.length == 3
+    assert np.array_equal(cache.append(k[:, :, :0], k[:, :, :0])[0].data, before)
+    with minigrad.no_grad():
+        keys, _ = cache.append(trained, trained)
+    assert not keys.requires_grad
+    with pytest.raises(ValueError, match="KVCache: capacity must be a positive integer, not 0"):
+        nn.KVCache(1, 2, 0, 4)

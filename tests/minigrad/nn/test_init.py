@@ -1,13 +1,19 @@
 """First weights: their distributions, and what cannot be filled."""
 
+import contextlib
 import math
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minigrad
+from minigrad import nn
 from minigrad.nn import Linear, init
 
+STATM = Path("/proc/self/statm")
 D_OUT, D_IN = 200, 300
 
 
@@ -198,3 +204,61 @@ def test_eye(shape):
 def test_what_fills_matrices_refuses_others(fill, shape):
     with pytest.raises(ValueError, match=r"fills matrices \(d_out, d_in\)"):
         fill(minigrad.zeros(shape))
+
+
+# Weights that will be loaded
+
+
+def layers(**options):
+    return (
+        nn.Linear(4, 3, **options),
+        nn.Embedding(5, 4, padding_idx=1, **options),
+        nn.MLP([4, 5, 2], **options),
+        nn.GatedMLP(4, 6, bias=True, **options),
+        nn.TransformerBlock(4, 2, norm="layer", **options),
+        nn.TransformerBlock(4, 2, norm="rms", **options),
+    )
+
+
+def test_skipped_layers_draw_nothing_and_have_the_parameters_of_others(rng):
+    before = rng.bit_generator.state
+    with init.skipped():
+        made = layers(rng=rng)
+    assert rng.bit_generator.state == before
+    for one, other in zip(made, layers(rng=rng), strict=True):
+        one.load_state_dict(other.state_dict())
+        pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+        for (name, p), (its_name, q) in pairs:
+            assert name == its_name
+            assert type(p) is nn.Parameter
+            assert p.requires_grad
+            assert np.array_equal(p.data, q.data)
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="only Linux says how much memory is touched")
+def test_the_memory_of_skipped_layers_is_not_touched():
+    def touched():
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = touched()
+    with init.skipped():
+        made = nn.Linear(8000, 8000), nn.Embedding(8000, 8000, 3), nn.RMSNorm(60_000_000)
+    assert touched() - before < 20e6  # of 750e6 bytes
+    assert made
+
+
+def test_skipping_ends_with_the_block_and_concerns_one_thread_only():
+    def draws(found):
+        found.append(init.ones_(minigrad.zeros(2)).tolist() == [1, 1])
+
+    found = []
+    with contextlib.suppress(KeyError), init.skipped():
+        with init.skipped():
+            pass
+        draws(found)
+        thread = threading.Thread(target=draws, args=(found,))
+        thread.start()
+        thread.join()
+        raise KeyError
+    draws(found)
+    assert found == [False, True, True]

@@ -8,7 +8,17 @@ import pytest
 
 import minigrad
 from minigrad import nn
-from minigrad.nn import MLP, Dropout, Embedding, Flatten, LayerNorm, Linear, RMSNorm, Sequential
+from minigrad.nn import (
+    MLP,
+    Dropout,
+    Embedding,
+    Flatten,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Sequential,
+)
 
 
 def scatter(module, rng):
@@ -144,6 +154,33 @@ def test_mlp_drops_hidden_values_in_training_only(rng):
     net.eval()
     assert len({net(x).item() for _ in range(10)}) == 1
     assert MLP([2, 1]).dropout is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_mlp_multiplies_one_map_with_the_activation_of_another(bias, rng):
+    net = GatedMLP(3, 4, bias=bias, dtype=np.float64, rng=rng)
+    x = rng.standard_normal((2, 5, 3))
+    maps = {name: layer for name, layer in net.named_modules() if name}
+    assert list(maps) == ["gate_proj", "up_proj", "down_proj"]
+    gate, up, down = (
+        lambda x, m=m: x @ m.weight.data.T + (m.bias.data if bias else 0) for m in maps.values()
+    )
+    np.testing.assert_allclose(
+        net(minigrad.tensor(x)).data, down(gate(x) / (1 + np.exp(-gate(x))) * up(x)), rtol=1e-12
+    )
+    assert [m.weight.shape for m in maps.values()] == [(4, 3), (4, 3), (3, 4)]
+    minigrad.assert_gradients(net, x)
+    net.activation = minigrad.gelu
+    assert "activation=gelu" in repr(net)
+    expected = down(minigrad.gelu(gate(x)) * up(x))
+    np.testing.assert_allclose(net(minigrad.tensor(x)).data, expected, rtol=1e-12)
+
+
+def test_a_gated_mlp_refuses_what_it_cannot_be_made_of():
+    with pytest.raises(ValueError, match="Linear: out_features must be a positive integer, not 0"):
+        GatedMLP(3, 0)
+    with pytest.raises(TypeError, match="GatedMLP: the activation must be a module"):
+        GatedMLP(3, 4, activation="silu")
 
 
 @pytest.mark.parametrize("sizes", [[], [3]])

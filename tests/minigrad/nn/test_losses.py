@@ -1,10 +1,13 @@
 """Losses as modules."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import minigrad
 from minigrad import nn
+from minigrad.kernels.jit import JIT_ENABLED
 
 
 def cross_entropies(logits, target):
@@ -193,3 +196,110 @@ def test_repr_of_losses():
         "CrossEntropyLoss(reduction='mean', ignore_index=0, label_smoothing=0.1)"
     )
     assert repr(nn.CrossEntropyLoss("none")) == "CrossEntropyLoss(reduction='none')"
+
+
+# Logits that are a product
+
+
+def head(rng, *leading, classes=11, d=7, dtype=np.float64):
+    x = rng.standard_normal((*leading, d)).astype(dtype)
+    return x, rng.standard_normal((classes, d)).astype(dtype), rng.integers(0, classes, leading)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_frozen_head_gives_what_the_composition_gives(reduction, dtype, rng):
+    x, weight, target = head(rng, 3, 50, dtype=dtype)
+    target[:, ::3] = -100
+    options = {"label_smoothing": 0.1}
+    v = rng.standard_normal(target.shape if reduction == "none" else ()).astype(dtype)
+
+    def both(f):
+        inputs = minigrad.tensor(x, requires_grad=True)
+        out = f(inputs)
+        (gradient,) = minigrad.grad(out, [inputs], v)
+        return out.data, gradient.data
+
+    expected = both(
+        lambda x: minigrad.cross_entropy(
+            minigrad.linear(x, weight).reshape(-1, 11), target.reshape(-1), reduction, **options
+        ).reshape(*target.shape if reduction == "none" else ())
+    )
+    for chunk in (1, 16, 1000):
+        found = both(
+            lambda x, chunk=chunk: minigrad.linear_cross_entropy(
+                x, weight, target, reduction, chunk=chunk, **options
+            )
+        )
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            np.testing.assert_allclose(one, other, rtol=0, atol=20 * np.finfo(dtype).eps)
+
+
+def test_a_head_that_trains_gets_its_gradient_and_a_frozen_one_none(rng):
+    x, weight, target = head(rng, 4)
+    trained, frozen = minigrad.tensor(weight, requires_grad=True), minigrad.tensor(weight)
+    x = minigrad.tensor(x, requires_grad=True)
+    minigrad.assert_gradients(lambda x, w: minigrad.linear_cross_entropy(x, w, target), x, trained)
+    minigrad.linear_cross_entropy(x, frozen, target).backward()
+    assert frozen.grad is None
+    minigrad.linear_cross_entropy(x.detach(), trained, target).backward()
+    assert trained.grad is not None
+
+
+class Memory(minigrad.Observer):
+    """The calls of ops, and which options they had."""
+
+    def __init__(self):
+        self.calls = []
+
+    def on_call(self, op, inputs, result):
+        self.calls.append((op.name, inputs))
+
+
+def test_the_gradient_is_computed_only_where_there_will_be_one(rng):
+    x, weight, target = head(rng, 4)
+    x, trained = minigrad.tensor(x), minigrad.tensor(weight, requires_grad=True)
+    with minigrad.observe(Memory()) as seen:
+        minigrad.linear_cross_entropy(x, weight, target)
+        x.requires_grad = True
+        minigrad.linear_cross_entropy(x, weight, target)
+        with minigrad.no_grad():
+            minigrad.linear_cross_entropy(x, trained, target)
+    fused = [inputs[-1] for name, inputs in seen.calls if name == "linear_label_loss"]
+    assert fused == [False, True, False]
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="numpy has intermediate arrays of its own")
+def test_no_more_than_a_chunk_of_logits_is_in_memory(rng):
+    x, weight, target = head(rng, 512, classes=2000, d=8, dtype=np.float32)
+    x = minigrad.tensor(x, requires_grad=True)
+    minigrad.linear_cross_entropy(x[:4], weight, target[:4])  # compiles
+    tracemalloc.start()
+    try:
+        minigrad.linear_cross_entropy(x, weight, target, chunk=32).backward()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    logits = 512 * 2000 * 4
+    assert peak < logits / 8  # of 32 rows, a sixteenth, and of a strip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": np.zeros(3, int)}, r"targets for x of shape \(4, 7\) have shape \(4,\), not"),
+        ({"target": np.full(4, 11)}, "11"),
+        ({"target": np.full(4, -100)}, "no target counts"),
+        ({"target": np.zeros(4)}, "targets must be integers, not float64"),
+        ({"weight": np.zeros((11, 6))}, r"does not go with a weight of shape \(11, 6\)"),
+        ({"chunk": 0}, "chunk must be a positive integer, not 0"),
+        ({"label_smoothing": 2.0}, "label_smoothing"),
+        ({"reduction": "average"}, "reduction"),
+    ],
+)
+def test_a_head_refuses_what_does_not_fit(change, message, rng):
+    x, weight, target = head(rng, 4)
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        minigrad.linear_cross_entropy(**({"x": x, "weight": weight, "target": target} | change))
+    assert str(error.value).startswith("linear_cross_entropy: ")

@@ -329,6 +329,10 @@ NETWORKS = [
     bad("layer_norm", (X, 3), ValueError, "-1", eps=-1),
     bad("rms_norm", (X, 3), ValueError, "-1", eps=-1),
     bad("layer_norm", (X, 3, None, np.ones(2)), ValueError, "(3,)", "(2,)"),
+    bad("rope", (ROW, ROW, ROW), ValueError, "(3,)"),
+    bad("rope", (X, X, X), ValueError, "even", "(2, 3)"),
+    bad("rope", (QUERY, SQUARE, SQUARE), ValueError, "cos and sin", "(3, 3)", "(2, 4)", "(2, 2)"),
+    bad("rope", (QUERY, QUERY[:, :2], ROW), ValueError, "cos and sin", "(3,)", "(2, 4)", "(2, 2)"),
     bad(ATTENTION, (ROW, KEY, VALUE), ValueError, "(3,)"),
     bad(ATTENTION, (QUERY, SQUARE, VALUE), ValueError, "(2, 4)", "(3, 3)"),
     bad(ATTENTION, (QUERY, KEY, QUERY), ValueError, "(3, 4)", "(2, 4)"),
@@ -341,6 +345,18 @@ NETWORKS = [
         "(2, 2, 4)",
         "(3, 3, 4)",
     ),
+    bad(ATTENTION, (QUERY[[[0]] * 4], KEY[[[0]] * 2], VALUE[:1]), ValueError, "enable_gqa=True"),
+    *[
+        bad(
+            ATTENTION,
+            [np.ones((n, 3, 4)) for n in (4, *heads)],
+            ValueError,
+            "of key and value divide those of the query",
+            f"({heads[0]}, 3, 4)",
+            enable_gqa=True,
+        )
+        for heads in [(3, 2), (2, 3), (8, 8), (0, 0)]
+    ],
     *[
         bad(ATTENTION, (QUERY, KEY, VALUE), error, *words, **options)
         for options, error, words in [
@@ -349,6 +365,10 @@ NETWORKS = [
             ({"attn_mask": np.ones((2, 3), int)}, TypeError, ["int64"]),
             ({"attn_mask": np.tri(2, 3), "is_causal": True}, ValueError, ["is_causal"]),
             ({"dropout_p": 1.5}, ValueError, ["dropout_p", "1.5"]),
+            ({"causal_offset": 2}, ValueError, ["causal_offset = 2", "is_causal=True"]),
+            ({"causal_offset": -1, "is_causal": True}, ValueError, ["causal_offset", "-1"]),
+            ({"causal_offset": 0.5, "is_causal": True}, ValueError, ["causal_offset", "0.5"]),
+            ({"enable_gqa": True}, ValueError, ["axis -3", "(2, 4)"]),
         ]
     ],
 ]

@@ -22,12 +22,16 @@ def operands(name, dtype):
     if name in MATRICES:
         return [np.array([[1, 0], [0, 1]], dtype)] * MATRICES[name]
     x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
+    if name == "rope":
+        x = x[:, :2]
     if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
         x = np.ones((2, 3), dtype)
     return [x, x] if name == "arctan2" else [x]
 
 
 def options(name):
+    if name == "rope":
+        return {"cos": [0.5], "sin": [2.0]}
     return {"normalized_shape": 3} if name.endswith("_norm") else {}
 
 

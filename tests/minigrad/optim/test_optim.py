@@ -721,6 +721,49 @@ def test_an_optimiser_of_ones_own_is_a_class_with_two_methods():
 
 
 # ----------------------------------------------------------------------------------------------
+# Options as attributes
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_of_all_groups_is_one_attribute():
+    p, q = parameter([1.0], [1.0]), parameter([1.0], [1.0])
+    optimizer = SGD([{"params": [p]}, {"params": [q], "momentum": 0.5}], lr=0.25)
+    assert optimizer.lr == 0.25
+    optimizer.lr = 0.5
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    optimizer.step()
+    assert p.tolist() == q.tolist() == [0.5]
+    optimizer.param_groups[1]["lr"] = 0.125
+    with pytest.raises(ValueError, match=r"different learning rates, \[0\.5, 0\.125\]"):
+        optimizer.lr  # noqa: B018  # a property
+    with pytest.raises(ValueError, match="lr must be in"):
+        optimizer.lr = -1.0
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
+    optimizer.lr = 0.75
+    assert optimizer.lr == 0.75
+
+
+@pytest.mark.parametrize("name", ["betas", "eps", "weight_decay", "amsgrad"])
+def test_other_options_are_no_attributes(name):
+    optimizer = Adam([parameter([1.0])])
+    with pytest.raises(AttributeError, match=f"Adam: {name} is an option of each group"):
+        setattr(optimizer, name, optimizer.param_groups[0][name])
+    optimizer.note = "an attribute of one's own"
+    assert optimizer.note == "an attribute of one's own"
+
+
+def test_an_optimiser_without_a_learning_rate_has_no_such_attribute():
+    class Plain(Optimizer):
+        def check_options(self, group):
+            pass
+
+    optimizer = Plain([parameter([1.0])], {})
+    assert not hasattr(optimizer, "lr")
+    with pytest.raises(AttributeError, match="Plain has no option lr"):
+        optimizer.lr = 1.0
+
+
+# ----------------------------------------------------------------------------------------------
 # Clipping
 # ----------------------------------------------------------------------------------------------
 

@@ -1097,6 +1097,15 @@ def test_a_loss_that_is_not_finite_is_an_error_before_the_step(value):
     assert len(trainer.history.steps) == place
 
 
+def test_a_gradient_norm_that_is_not_finite_is_an_error_before_the_step_with_clipping():
+    trainer = slope(lr=0.25, clip_norm=1.0)
+    trainer.loss = lambda prediction, y: minigrad.sqrt(minigrad.mse(prediction, y))
+    message = "the gradient norm became nan at step 1"
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=message):
+        trainer.fit((ONES, 0 * ONES), epochs=1)  # the slope of sqrt is infinite at 0
+    assert trainer.model.w.item() == 0
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

@@ -471,19 +471,22 @@ def test_the_frozen_base_of_lora_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_base_in_four_bits_is_drawn_as_one_that_no_gradient_reaches(tmp_path, recorded):
+@pytest.mark.parametrize(
+    ("format", "bits"), [("nf4", "four bits a number (NF4)"), ("bfloat16", "bfloat16")]
+)
+def test_a_base_in_few_bits_is_drawn_as_one_that_no_gradient_reaches(
+    tmp_path, format, bits, recorded
+):
     model = mg.nn.MLP([4, 8, 8, 2])
-    lora.quantize(model, ["layers.1"])
+    lora.quantize(model, ["layers.1"], format=format)
     lora.attach(model, lora.LoRAConfig(rank=1, targets=["layers.0", "layers.1"]))
     base = model.layers[1].base_weight
     with mg.viz.record() as tape:
         loss = model(mg.randn(3, 4)).sum()
     data = explored(tmp_path, loss, tape=tape if recorded else None)
-    (frozen,) = [f for f in data["frozen"] if "four bits" in f["why"]]
+    (frozen,) = [f for f in data["frozen"] if "frozen matrix" in f["why"]]
     assert frozen["name"] == "input weight"
-    assert frozen["why"] == (
-        "A frozen matrix in four bits a number (NF4): `nf4_linear` has no VJP for it."
-    )
+    assert frozen["why"] == f"A frozen matrix in {bits}: `{format}_linear` has no VJP for it."
     shape, _, *_ = data["pictures"][frozen["value"]]
     assert tuple(shape) == base.shape
     assert "input weight\\n8 x 8" in mg.viz.draw(loss, tape=tape).dot

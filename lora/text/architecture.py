@@ -1,0 +1,322 @@
+"""ModelConfig: the sizes and options of a language model, as `config.json` says them.
+
+All architectures are decoders of one kind (Touvron et al., 2023): root-mean-square norms, rotary
+position embeddings, grouped queries and a gated MLP. They differ in biases, in norms of queries and
+keys, in layers without positions, and in windows of attention. A key that `config.json` leaves out
+has the default of transformers' configuration class. An option that would change the result, and is
+not implemented, is an error with its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.checks import check_problems
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+"""The architectures by transformers' `model_type`, with the class that `config.json` names."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        **{"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
+        **{"bos_token_id": 1, "eos_token_id": 2},
+    },
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+    "smollm3": {
+        **{"num_key_value_heads": 4, "rope_theta": 2000000.0, "no_rope_layer_interval": 4},
+        **{"bos_token_id": 128000, "eos_token_id": 128001, "tie_word_embeddings": True},
+    },
+}
+"""What transformers' configuration classes say of keys that a file lacks.
+
+Files have the sizes of all weights, so these have no defaults here.
+"""
+
+_EVERYWHERE: dict[str, Any] = {
+    **{"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
+    **{"use_sliding_window": False, "max_window_layers": 28},
+    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
+}
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "partial_rotary_factor": (1,),
+    "rope_interleaved": (False,),
+    **dict.fromkeys(("attention_dropout", "num_experts", "num_local_experts"), (0,)),
+    **dict.fromkeys(("n_routed_experts", "attention_sinks"), (0,)),
+    **dict.fromkeys(("residual_multiplier", "embedding_multiplier", "logits_scaling"), (1,)),
+    **dict.fromkeys(("quantization_config", "per_layer_config", "attention_multiplier"), ()),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), ()),
+    **{"is_encoder_decoder": (False,), "add_cross_attention": (False,)},
+}
+"""The values of options that are implemented, beside a missing one and null."""
+
+_TYPES = ("full_attention", "sliding_attention")
+
+_CONTEXT = "original_max_position_embeddings"
+
+_ROPE: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _CONTEXT),
+}
+"""The kinds of scaling of the rotary frequencies, with their numbers."""
+
+_LARGEST = {
+    **{"vocab_size": 1 << 24, "hidden_size": 1 << 18, "intermediate_size": 1 << 20},
+    **{"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096},
+    **{"head_dim": 4096, "max_position_embeddings": 1 << 26},
+}
+"""The largest sizes that are accepted, far above those of real models."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes and options of a language model, which `config_from_json` has checked."""
+
+    architecture: str  # "llama", "mistral", "qwen2", "qwen3" or "smollm3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int  # a divisor of the heads of queries
+    head_dim: int  # an even number
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool  # of the projections of queries, keys and values
+    output_bias: bool  # of the projection behind attention
+    mlp_bias: bool
+    qk_norm: bool  # whether each head's queries and keys are normalised
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None  # a `rope_type` of "linear" or "llama3", and its numbers
+    rope_layers: tuple[bool, ...]  # for each layer, whether it rotates queries and keys
+    sliding_window: int | None  # up to this length the result does not depend on a window
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    stored_dtype: str  # of most of the weights that are read
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens up to which the result is that of the original model."""
+        return min(
+            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
+        )
+
+
+def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
+
+def config_from_json(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any] | None = None,
+    stored_dtype: str | None = None,
+) -> ModelConfig:
+    """Return what a `config.json` says.
+
+    Args:
+        config: the content of the file.
+        generation: the content of `generation_config.json`, whose end tokens count, if it has some.
+        stored_dtype: the dtype of the weights, if it is known better than `config` says it.
+
+    Raises:
+        ValueError: if the architecture or an option is not supported, or a value is wrong.
+    """
+    listed, kind = config.get("architectures") or [], config.get("model_type")
+    for architecture, name in CLASSES.items():
+        if kind in (architecture, None) and (listed == [name] or (kind and not listed)):
+            break
+    else:
+        raise ValueError(
+            f"the architecture {listed!r:.200} of model_type {kind!r:.60} is not supported; there "
+            f"are {', '.join(CLASSES.values())}"
+        )
+    given = {**_EVERYWHERE, **_DEFAULTS[architecture], **config}
+    heads: Any = given.get("num_attention_heads")
+    width: Any = given.get("hidden_size")
+    if given.get("num_key_value_heads") is None:
+        given["num_key_value_heads"] = heads
+    if given.get("head_dim") is None and _is_integer(heads, 1) and _is_integer(width, 1):
+        given["head_dim"] = width // heads if width % heads == 0 else f"{width} / {heads}"
+    what = f"this model of {CLASSES[architecture]} is not supported"
+    check_problems(what, _unsupported(given) + _wrong(given))
+    for name in ("bos_token_id", "eos_token_id"):  # a default may be outside of the vocabulary
+        if name not in config and (given.get(name) or 0) >= given["vocab_size"]:
+            given[name] = None
+    ends = (generation or {}).get("eos_token_id")
+    ends = given.get("eos_token_id") if ends is None else ends
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    problems = [
+        f"the token {i!r:.60} is outside of the vocabulary of {given['vocab_size']}"
+        for i in [*ends, given.get("bos_token_id")]
+        if i is not None and not _is_integer(i, 0, given["vocab_size"] - 1)
+    ]
+    theta, scaling = _rope(given, problems)
+    rope_layers, window = _layers(architecture, given, problems)
+    check_problems(what, problems)
+    has_bias = given["attention_bias"] and architecture not in ("mistral", "qwen2")
+    return ModelConfig(
+        architecture=architecture,
+        **{name: given[name] for name in (*_LARGEST, "rms_norm_eps", "tie_word_embeddings")},
+        attention_bias=has_bias or architecture == "qwen2",
+        output_bias=has_bias,
+        mlp_bias=given["mlp_bias"] and architecture in ("llama", "smollm3"),
+        qk_norm=architecture == "qwen3",
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rope_layers=rope_layers,
+        sliding_window=window,
+        eos_token_ids=tuple(ends),
+        bos_token_id=given.get("bos_token_id"),
+        stored_dtype=stored_dtype or str(given.get("dtype") or given.get("torch_dtype", "float32")),
+    )
+
+
+def _wrong(given: Mapping[str, Any]) -> list[str]:
+    """Return which values cannot be, whatever the others are, or contradict each other."""
+    flags = [name for name, default in _EVERYWHERE.items() if default is False]
+    wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
+    wrong += [n for n in flags if not isinstance(given[n], bool)]
+    window = given.get("sliding_window")
+    others = {
+        "rms_norm_eps": _is_positive(given["rms_norm_eps"]),
+        "max_window_layers": _is_integer(given["max_window_layers"], 0),
+        "no_rope_layer_interval": _is_integer(given.get("no_rope_layer_interval", 1), 1),
+        "sliding_window": window is None or _is_integer(window, 1),
+    }
+    wrong += [name for name, is_good in others.items() if not is_good]
+    problems = [f"{name} cannot be {given.get(name)!r:.60}" for name in wrong]
+    if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
+        problems.append("num_attention_heads is no multiple of num_key_value_heads")
+    if not problems and given["head_dim"] % 2:
+        problems.append(f"head_dim {given['head_dim']} is odd, and rotations are of pairs")
+    return problems
+
+
+def _unsupported(options: Mapping[str, Any]) -> list[str]:
+    """Return which options have a value that is not implemented."""
+    return [
+        f"{name} {options[name]!r:.60} is not supported, "
+        + (f"only {' or '.join(map(repr, accepted))}" if accepted else "and must be left out")
+        for name, accepted in _ONLY.items()
+        if options.get(name) is not None and options[name] not in accepted
+    ]
+
+
+def _rope(given: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any] | None]:
+    """Return the base and the scaling of the rotary frequencies; add to the problems."""
+    parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    if not isinstance(parameters, dict) or any(isinstance(v, dict) for v in parameters.values()):
+        problems.append("rope_parameters must be one table for all layers")
+        parameters = {}
+    problems += _unsupported({"partial_rotary_factor": parameters.get("partial_rotary_factor")})
+    kind = str(parameters.get("rope_type", parameters.get("type", "default")))
+    if kind not in _ROPE:
+        problems.append(f"rope_type {kind!r:.60} is not supported; there are {', '.join(_ROPE)}")
+    defaults = {"rope_theta": given["rope_theta"], _CONTEXT: given["max_position_embeddings"]}
+    outer = {_CONTEXT: given[_CONTEXT]} if _CONTEXT in given else {}  # goes before the inner value
+    numbers = {**defaults, **parameters, **outer}
+    found = {name: numbers.get(name) for name in ("rope_theta", *_ROPE.get(kind, ()))}
+    bad = [name for name, value in found.items() if not _is_positive(value)]
+    if not bad and kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+        bad = ["low_freq_factor"]
+    problems += [f"{name} of rope_type {kind} cannot be {found[name]!r:.60}" for name in bad]
+    theta = found.pop("rope_theta")
+    return theta, {"rope_type": kind, **found} if found else None
+
+
+def _layers(
+    architecture: str, given: Mapping[str, Any], problems: list[str]
+) -> tuple[tuple[bool, ...], int | None]:
+    """Return which layers rotate queries and keys, and the window, if a layer has one."""
+    count, listed = given["num_hidden_layers"], given.get("no_rope_layers")
+    rotated = (True,) * count
+    if architecture == "smollm3" and listed is None:
+        rotated = tuple((i + 1) % given["no_rope_layer_interval"] != 0 for i in range(count))
+    elif architecture == "smollm3":
+        rotated = tuple(bool(i) for i in listed[:count]) if isinstance(listed, list) else ()
+        if len(rotated) < count:
+            problems.append(f"no_rope_layers is no list of 0 or 1 for each of {count} layers")
+    window, types = given.get("sliding_window"), given.get("layer_types")
+    if architecture == "mistral":
+        return rotated, window
+    if architecture == "llama" or not given["use_sliding_window"]:
+        window = None
+    slides = [i >= given["max_window_layers"] for i in range(count)]
+    if architecture == "smollm3":
+        slides = [not is_rotated for is_rotated in rotated]
+    if types is not None and architecture != "llama":
+        if not isinstance(types, list) or any(t not in _TYPES for t in types):
+            problems.append(f"layer_types {types!r:.100} are not all of {', '.join(_TYPES)}")
+            types = []
+        slides = [each == "sliding_attention" for each in types]
+    return rotated, window if any(slides) else None
+
+
+# ----------------------------------------------------------------------------------------------
+# Parameters
+# ----------------------------------------------------------------------------------------------
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters, by their names in transformers.
+
+    A head that is tied to the embedding has no parameter of its own.
+    """
+    width, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_attention_heads * d, config.num_key_value_heads * d
+    linear = {
+        "self_attn.q_proj": (queries, width, config.attention_bias),
+        "self_attn.k_proj": (keys, width, config.attention_bias),
+        "self_attn.v_proj": (keys, width, config.attention_bias),
+        "self_attn.o_proj": (width, queries, config.output_bias),
+        "mlp.gate_proj": (inner, width, config.mlp_bias),
+        "mlp.up_proj": (inner, width, config.mlp_bias),
+        "mlp.down_proj": (width, inner, config.mlp_bias),
+    }
+    norms = {"input_layernorm": width, "post_attention_layernorm": width}
+    if config.qk_norm:
+        norms |= {"self_attn.q_norm": d, "self_attn.k_norm": d}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    for layer in (f"model.layers.{i}" for i in range(config.num_hidden_layers)):
+        for name, (d_out, d_in, has_bias) in linear.items():
+            shapes[f"{layer}.{name}.weight"] = d_out, d_in
+            if has_bias:
+                shapes[f"{layer}.{name}.bias"] = (d_out,)
+        shapes |= {f"{layer}.{name}.weight": (size,) for name, size in norms.items()}
+    shapes["model.norm.weight"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = config.vocab_size, width
+    return shapes
+
+
+def check_shapes(
+    source: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise a ValueError with the names of tensors that are missing, unexpected or mis-shaped."""
+    problems = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
+    problems += [f"unexpected: {name} {found[name]}" for name in found if name not in wanted]
+    problems += [
+        f"mis-shaped: {name} is {found[name]}, and by the configuration {shape}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    check_problems(f"{source} has not the tensors that its configuration says", problems)

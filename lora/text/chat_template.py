@@ -1,0 +1,123 @@
+"""ChatTemplate: the jinja2 template that writes a conversation as the text of one model.
+
+It is code from others, so it runs in jinja2's sandbox: without access to what Python is made of,
+and with limits on loops, on products and on its text. The settings are those of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from lora.text.packages import package
+
+LONGEST = 1 << 24
+"""The characters that a template makes, at most, and those of a product in it."""
+
+
+class ChatTemplate:
+    """A template of conversations.
+
+    Args:
+        text: the template in jinja2's language.
+        variables: the values that it can use beside the conversation, as `bos_token`.
+
+    Raises:
+        ValueError: if it is no template.
+    """
+
+    def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
+        self.text, self._variables = text, dict(variables)
+        try:
+            self._template = _sandbox().from_string(text)
+        except (package("jinja2").TemplateError, RecursionError) as error:
+            raise ValueError(f"the chat template is no template of jinja2: {error}") from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Return a conversation as text.
+
+        Args:
+            messages: the turns, each a table with a `role`, and `content` as a rule.
+            add_generation_prompt: whether the beginning of an answer follows.
+            variables: other values that this template knows, as `enable_thinking`.
+
+        Raises:
+            ValueError: if a message is no such table, or the template refuses the conversation,
+                fails, or tries what the sandbox does not allow.
+        """
+        exceptions = package("jinja2").exceptions
+        try:  # a copy of what JSON has: no object that could do something
+            turns = json.loads(json.dumps(messages))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"messages are made of what JSON has: {error}") from None
+        if not turns or not all(
+            isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns
+        ):
+            raise ValueError(f"messages are tables with role and content, not {turns!r:.200}")
+        given = {
+            **{"tools": None, "documents": None, **self._variables, **variables},
+            "messages": [{k: v for k, v in turn.items() if v is not None} for turn in turns],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        made = ""
+        try:
+            for part in self._template.generate(given):
+                made += part
+                if len(made) > LONGEST:
+                    raise exceptions.SecurityError(f"to write more than {LONGEST:,} characters")
+        except exceptions.SecurityError as error:
+            raise ValueError(f"the chat template tries what is not allowed: {error}") from None
+        except exceptions.TemplateError as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from None
+        except Exception as error:  # anything that an expression in it raises
+            raise ValueError(f"the chat template fails on these messages: {error!r:.200}") from None
+        return made
+
+
+def _sandbox() -> Any:
+    """Return jinja2's sandbox with transformers' settings."""
+    jinja2, extensions = package("jinja2"), package("jinja2.ext")
+
+    def times(left: Any, right: Any) -> Any:
+        sizes = [abs(x) if isinstance(x, (int, float)) else len(x) for x in (left, right)]
+        if sizes[0] * sizes[1] > LONGEST:
+            raise jinja2.exceptions.SecurityError(f"to make something {sizes[0]} times {sizes[1]}")
+        return left * right
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Return JSON that, unlike jinja2's own, is not escaped for HTML."""
+        options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    def parse(extension: Any, parser: Any) -> Any:
+        """Return the part of a template that is marked as an answer, in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+    answers = type("Answers", (extensions.Extension,), {"tags": {"generation"}, "parse": parse})
+    made = package("jinja2.sandbox").ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[answers, extensions.loopcontrols]
+    )
+    made.intercepted_binops, made.binop_table = {"*", "**"}, {**made.binop_table, "*": times}
+    del made.binop_table["**"]  # no template needs a power, and a tower of them takes all time
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made

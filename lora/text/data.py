@@ -1,0 +1,300 @@
+"""Texts to train on: rows of JSONL files as tokens, and which of the tokens count.
+
+A row has one of three forms, and no other keys:
+
+    {"text": "..."}                                       a text, all of which counts
+    {"prompt": "...", "completion": "..."}                the completion counts
+    {"messages": [{"role": "user", "content": "..."}]}    the answers of the assistant count
+
+A text and a completion end with the token that ends a text, which counts too. A prompt and its
+completion are encoded apart, so that the tokens of the prompt are those that generation begins
+from; and so are the turns of a conversation, as the model's chat template writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.text.tokenization import Tokenizer
+from minigrad.checks import check_positive, nearest
+from minigrad.random import Rng, generator
+
+SPLITS = "train", "valid", "test"
+ROLES = "system", "user", "assistant"
+
+_FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
+_LONGEST_LINE = 1 << 26  # bytes; what is longer is read in parts, which are no rows
+
+Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The tokens of a text, and which of them count, each predicted from those before it."""
+
+    ids: NDArray[np.int64]  # (length,)
+    counted: NDArray[np.bool_]  # (length,)
+
+
+@dataclass(eq=False, repr=False)
+class Rows(Sequence[Row]):
+    """The rows of a file, and what was changed or left out.
+
+    Attributes:
+        file: the name of the file.
+        digest: the SHA-256 of its bytes.
+        rows: those that can be trained on.
+        notes: by what happened, the lines of the file to which it did.
+    """
+
+    file: str
+    digest: str = ""
+    rows: list[Row] = field(default_factory=list)
+    notes: dict[str, list[int]] = field(default_factory=dict)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        tokens = sum(len(row.ids) for row in self.rows)
+        counted = sum(int(row.counted.sum()) for row in self.rows)
+        lines = [f"{self.file}: {len(self):,} rows, {tokens:,} tokens, of which {counted:,} count"]
+        for what, numbers in self.notes.items():
+            named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+            lines.append(f"  {len(numbers):,} {what} (line {named})")
+        return "\n".join(lines)
+
+
+def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return the files of DATA by "train", "valid" and "test": one file is that to train on.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or a folder without one of the three.
+    """
+    path = Path(data)
+    if path.is_dir():
+        found = {split: path / f"{split}.jsonl" for split in SPLITS}
+        found = {split: file for split, file in found.items() if file.is_file()}
+        if not found:
+            there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
+            raise FileNotFoundError(
+                f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl; in it "
+                f"there is {there or 'nothing'}"
+            )
+        return found
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file or folder {os.fspath(path)!r}")
+    return {"train": path}
+
+
+def read_rows(
+    file: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int | None = None,
+    max_length: int | None = None,
+    long_rows: Literal["cut", "refuse"] = "cut",
+    train_on_prompts: bool = False,
+    as_chat: bool = False,
+) -> Rows:
+    """Read a JSONL file.
+
+    Rows without an answer, or whose answer is cut off, are left out, which the result says.
+
+    Args:
+        file: the file; empty lines are passed over.
+        tokenizer: the model's.
+        vocab_size: the number of tokens that the model knows; None for those of the tokenizer.
+        max_length: the tokens of a row at most.
+        long_rows: whether a longer row is cut at the end, or is an error.
+        train_on_prompts: whether all tokens count.
+        as_chat: whether prompt and completion are a turn of the user and one of the assistant.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if a line is no row, or a token is outside of the vocabulary, with the number
+            of the line; or if no row is left.
+    """
+    if max_length is not None:
+        check_positive("max_length", max_length)
+    if long_rows not in ("cut", "refuse"):
+        raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
+    largest = tokenizer.vocab_size if vocab_size is None else vocab_size
+    name, digest = os.fspath(file), hashlib.sha256()
+    rows = Rows(name)
+    with open(file, "rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
+            digest.update(line)
+            if not line.strip():
+                continue
+            notes: list[str] = []
+            try:
+                parts = list(_parts(_parsed(line, as_chat), tokenizer, train_on_prompts, notes))
+                ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
+                counted = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
+                counted |= train_on_prompts
+                counted[:1] = False  # nothing is before the first
+                if (wrong := ids[ids >= largest]).size:
+                    raise ValueError(
+                        f"the token {wrong[0]} is outside of the model's vocabulary of "
+                        f"{largest:,}; the tokenizer is that of another model"
+                    )
+                if not counted.any():
+                    notes = ["left out, without an answer"]
+                elif max_length is not None and len(ids) > max_length:
+                    if long_rows == "refuse":
+                        raise ValueError(
+                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
+                            f"raise it, or let long rows be cut"
+                        )
+                    ids, counted = ids[:max_length], counted[:max_length]
+                    notes.append(f"cut to {max_length:,} tokens")
+                    if not counted.any():
+                        notes = [f"left out, with no answer in the first {max_length:,} tokens"]
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
+            for note in notes:
+                rows.notes.setdefault(note, []).append(number)
+            if counted.any():
+                rows.rows.append(Row(ids, counted))
+    rows.digest = digest.hexdigest()
+    if not rows.rows:
+        raise ValueError(f"{rows!r}; nothing is left")
+    return rows
+
+
+def _parsed(line: bytes, as_chat: bool) -> Mapping[str, Any]:
+    """Return the row of a line, checked; with `as_chat` prompt and completion become messages."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
+        raise ValueError(f"{what} of {len(line):,} bytes") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
+    if set(row) not in _FORMS:
+        known = set().union(*_FORMS)
+        found = [f"{key!r:.60}{'' if key in known else nearest(key, known)}" for key in row]
+        raise ValueError(
+            f"a row has text, or prompt and completion, or messages, and nothing else; this one "
+            f"has {', '.join(found) or 'no keys'}"
+        )
+    for key, value in row.items():
+        (_check_messages if key == "messages" else _check_text)(key, value)
+    if as_chat and "prompt" in row:
+        turns = ("user", row["prompt"]), ("assistant", row["completion"])
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+    return row
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise a ValueError unless a value is a text that can be encoded."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a text, not {value!r:.60}")
+    value.encode()  # a UnicodeEncodeError if there is half a character
+
+
+def _parts(
+    row: Mapping[str, Any], tokenizer: Tokenizer, train_on_prompts: bool, notes: list[str]
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield the tokens of a row in parts, each with whether it is an answer."""
+    if "messages" in row and train_on_prompts:
+        yield tokenizer.encode(tokenizer.render(row["messages"]), parse_special=True), True
+    elif "messages" in row:
+        for text, is_answer in _turns(row["messages"], tokenizer, notes):
+            yield tokenizer.encode(text, parse_special=True), is_answer
+    else:
+        begin, answer = row.get("prompt", row.get("text")), row.get("completion")
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        tokens = tokenizer.encode(begin, add_special_tokens=True)
+        if end and tokens[-1:] == end:  # some tokenizers end each text
+            tokens.pop()
+        if answer is None:
+            yield tokens + end * bool(begin), True
+        else:
+            yield tokens, False
+            yield (tokenizer.encode(answer) + end if answer.strip() else []), True
+
+
+def _check_messages(_: str, messages: Any) -> None:
+    """Raise a ValueError unless messages are a list of turns with a known role and a text."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
+    for number, turn in enumerate(messages, 1):
+        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+            shown = ", ".join(turn) if isinstance(turn, dict) else repr(turn)
+            raise ValueError(f"message {number} has role and content, not {shown:.100}")
+        if turn["role"] not in ROLES:
+            raise ValueError(
+                f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"
+            )
+        _check_text(f"message {number}: content", turn["content"])
+
+
+def _turns(
+    messages: list[dict[str, str]], tokenizer: Tokenizer, notes: list[str]
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text of a conversation in parts, each with whether it is an answer.
+
+    An answer is what a turn of the assistant adds to the conversation before it and the beginning
+    of an answer. Some templates write earlier turns in another way than the last one; then only the
+    last answer counts. A first turn has nothing before it, and is no answer.
+    """
+    written = tokenizer.render(messages)
+    answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
+
+    def span(number: int) -> tuple[int, int] | None:
+        before = tokenizer.render(messages[:number], add_generation_prompt=True)
+        after = tokenizer.render(messages[: number + 1])
+        fits = after.startswith(before) and written.startswith(after)
+        return (len(before), len(after)) if fits else None
+
+    spans = [span(number) for number in answers]
+    if None in spans:
+        spans, answers = spans[-1:], answers[-1:]
+        notes.append("with the last answer only, since the chat template changes earlier ones")
+    at = 0
+    for number, found in zip(answers, spans, strict=True):
+        if found is None:
+            raise ValueError(
+                f"the chat template does not write message {number + 1} behind what it writes for "
+                f"those before it, so it cannot be told what the answer is; train_on_prompts needs "
+                f"no answers"
+            )
+        yield written[at : found[0]], False
+        yield written[found[0] : found[1]], bool(messages[number]["content"].strip())
+        at = found[1]
+    yield written[at:], False
+
+
+def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list[Batch]:
+    """Put rows of similar length together, padded at the end to the longest of them.
+
+    A micro-batch is the tokens and which of them count, both `(batch_size, length)`. The order, and
+    which of the rows of one length come together, is drawn from `rng`.
+    """
+    check_positive("batch_size", batch_size)
+    drawn = generator(rng)
+    order = sorted(drawn.permutation(len(rows)).tolist(), key=lambda i: len(rows[i].ids))
+    made: list[Batch] = []
+    for start in range(0, len(order), batch_size):
+        chosen = [rows[i] for i in order[start : start + batch_size]]
+        ids = np.zeros((len(chosen), len(chosen[-1].ids)), np.int64)
+        counted = np.zeros(ids.shape, np.bool_)
+        for number, row in enumerate(chosen):
+            ids[number, : len(row.ids)] = row.ids
+            counted[number, : len(row.ids)] = row.counted
+        made.append((ids, counted))
+    return [made[i] for i in drawn.permutation(len(made))]

@@ -1,0 +1,86 @@
+"""estimate: the memory and the time of a training run, before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora.attachment.targets import targets_in
+from lora.config import LoRAConfig
+from lora.text.data import Batch
+from minigrad.core.tensor import Tensor
+from minigrad.kernels import physical_memory
+from minigrad.nn import Embedding
+
+_PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels
+_PACKED = 512_000_000  # bytes of weights, at most, that are stored again as products read them
+_SHARE = 0.6  # of the speed of a large matrix product, which a step reaches
+
+
+def estimate(
+    model: Any,
+    config: LoRAConfig,
+    batches: Sequence[Batch],
+    steps: int = 1,
+    accumulation_steps: int = 1,
+    checkpointing: bool = False,
+) -> str:
+    """Describe what training takes, by the shapes of a model without adapters and of its data.
+
+    A layer saves for each token the inputs of its norms and linear layers, queries, keys and
+    values, and what is in the gated MLP: 4 h + 3 q + 2 k + 4 f numbers for hidden size h, queries
+    and keys of q and k numbers, and intermediate size f. With gradient checkpointing all layers but
+    one save their input only. A token takes 4 multiplications and additions for each weight, and
+    with checkpointing 6; the speed is that of a matrix product that is timed here.
+
+    If it is more than nine tenths of the machine's memory, the text says what to change.
+    """
+    modules, sizes = dict(model.named_modules()), model.config
+    # Matrices in four bits are no parameters.
+    stored = [getattr(m, "base_weight", getattr(m, "weight", None)) for m in modules.values()]
+    others = {id(w): w.nbytes for w in stored if w is not None and not isinstance(w, Tensor)}
+    weights = sum(p._data.nbytes for p in model.parameters()) + sum(others.values())
+    trained = sum(t.rank * sum(modules[t.name].weight.shape) for t in targets_in(model, config))
+    q, k = (n * sizes.head_dim for n in (sizes.num_attention_heads, sizes.num_key_value_heads))
+    h, f, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
+    of_layer = 4 * h + 3 * q + 2 * k + 4 * f
+    saved = layers * h + of_layer if checkpointing else layers * of_layer
+    rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
+    parts = {
+        "weights": weights + min(weights, _PACKED),
+        "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
+        "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # with those of a backward pass
+        "program": _PROGRAM,
+    }
+    total, memory = sum(parts.values()), physical_memory()
+    each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
+    tokens = sum(ids.size for ids, _ in batches) / len(batches) * accumulation_steps * steps
+    heads = [
+        m for m in modules.values() if sizes.tie_word_embeddings or not isinstance(m, Embedding)
+    ]
+    shapes = [
+        m.weight.shape for m in heads if len(getattr(getattr(m, "weight", None), "shape", ())) == 2
+    ]
+    products = sum(d_out * d_in for d_out, d_in in shapes)
+    seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
+    text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {seconds / 60:.1f} minutes"
+    if memory is None or total <= 0.9 * memory:
+        return text
+    advice = [] if checkpointing else ["checkpointing, which saves activations"]
+    advice += [f"a batch size of {rows // 2} with more accumulation steps"] * (rows > 1)
+    advice += [f"a max_length of {length // 2}", "a base in fewer bits, as by lora.quantize"]
+    return f"{text}\nthis machine has {memory / 1e9:.1f} GB; what helps: {'; '.join(advice)}"
+
+
+def _speed() -> float:
+    """Time a matrix product, and return its multiplications and additions in a second."""
+    a = np.ones((768, 768), np.float32)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begin)
+    return 2 * float(len(a)) ** 3 / min(times)

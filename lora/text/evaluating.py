@@ -1,0 +1,97 @@
+"""evaluate: the loss of a language model per counted token, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lora.attaching import disabled
+from lora.text.data import Row
+from minigrad.core.grad_mode import no_grad
+from minigrad.progress import progress_bar
+
+
+@dataclass(frozen=True, repr=False)
+class EvalReport:
+    """The loss of a model on some rows.
+
+    Attributes:
+        loss: the mean of -log p over all tokens that count.
+        perplexity: e^loss.
+        tokens: the number of tokens that count.
+        standard_error: that of the loss; NaN for a single row.
+        base: the same of the model without its adapters, if it was asked for.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    standard_error: float
+    base: EvalReport | None = None
+
+    def __repr__(self) -> str:
+        error = self.perplexity * self.standard_error  # of e^loss, to first order
+        text = (
+            f"loss {self.loss:.4f} +- {self.standard_error:.4f} per token, perplexity "
+            f"{self.perplexity:.4g} +- {error:.2g}, {self.tokens:,} tokens"
+        )
+        return text if self.base is None else f"with adapters: {text}\nbase: {self.base!r}"
+
+
+def evaluate(
+    model: Any, rows: Sequence[Row], *, base: bool = False, progress: bool = True
+) -> EvalReport:
+    """Compute the loss per counted token over rows, and its standard error.
+
+    Rows of n_i tokens that count have sums s_i of -log p. The loss is the ratio of the two totals,
+
+        R = sum(s_i) / sum(n_i),    variance n / (n - 1) sum((s_i - R n_i)^2) / sum(n_i)^2,
+
+    because the tokens of a row depend on each other, and rows do not (Cochran, 1977, section 2.11).
+    Every row goes through the model alone, without padding.
+
+    Args:
+        model: a language model with `loss(ids, counted) -> (mean, count)`.
+        rows: the rows, such as those of `read_rows`.
+        base: whether to evaluate the model without its adapters too.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        ValueError: if there are no rows, or none has a token that counts; or there are no adapters
+            for `base` to leave out.
+    """
+    if not any(row.counted[1:].any() for row in rows):
+        raise ValueError("there is nothing to evaluate: no row has a token that counts")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        without = None
+        if base:
+            with disabled(model):
+                without = _report(model, rows, progress)
+        return replace(_report(model, rows, progress), base=without)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _report(model: Any, rows: Sequence[Row], progress: bool) -> EvalReport:
+    """Evaluate a model that is in evaluation mode."""
+    sums, counts = np.zeros((2, len(rows)))
+    with no_grad():
+        for number, row in enumerate(
+            progress_bar(rows, what="evaluation", unit="row", shown=progress)
+        ):
+            if row.counted[1:].any():
+                mean, counts[number] = model.loss(row.ids[None], row.counted[None])
+                sums[number] = mean.item() * counts[number]
+    n, tokens = len(rows), float(counts.sum())
+    loss = float(sums.sum()) / tokens
+    spread = float(np.square(sums - loss * counts).sum())
+    error = math.sqrt(n / (n - 1) * spread) / tokens if n > 1 else math.nan
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond float64
+    return EvalReport(loss, perplexity, int(tokens), error)

@@ -1,0 +1,154 @@
+"""Writing with a language model: one token after the other, each drawn from the model's scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lora.text.model import LanguageModel
+from lora.text.tokenization import Tokenizer
+from minigrad import random
+from minigrad.checks import check_positive
+from minigrad.nn import KVCache
+from minigrad.sampling import sample
+
+Messages = Sequence[Mapping[str, str]]
+
+PREFILL = 512  # tokens of a prompt that are read at once, which bounds the memory
+CAPACITY = 4096  # tokens for which caches have memory at first; it is not touched before they come
+
+
+class TextGenerator:
+    """Writes after a prompt, or answers in a conversation.
+
+    The keys and values of what was read stay, so that of a conversation only what is new is read.
+
+    Args:
+        model: the language model, with adapters or without.
+        tokenizer: its tokenizer.
+        max_tokens: the largest number of tokens to write.
+        temperature: divides the scores: 0 always takes the likeliest token.
+        top_k: draw from this many tokens, the likeliest ones, only.
+        top_p: draw from as few of the likeliest tokens as have this probability together.
+        seed: the seed of the draws; None for the default generator.
+
+    Attributes:
+        prompt_tokens: the ids of the last prompt.
+        tokens: the ids that were written after it.
+        seconds: the time from the start of reading to the last token.
+        finish_reason: "stop" after a token that ends a text, "length" after `max_tokens` tokens, or
+            as many as the model was made for.
+
+    Raises:
+        ValueError: if `max_tokens` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_positive("max_tokens", max_tokens)
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.rng = random.generator(None if seed is None else np.random.default_rng(seed))
+        self.prompt_tokens: list[int] = []
+        self.tokens: list[int] = []
+        self.seconds, self.finish_reason = 0.0, ""
+        self._read: list[int] = []  # the tokens whose keys and values are in the caches
+        self._caches: list[KVCache] = []
+        self._capacity = 0
+        ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
+        self._ends = ends - {None}
+
+    def forget(self) -> None:
+        """Read everything again in the next call, as after a switch of adapters."""
+        self._read = []
+
+    def stream(self, prompt: str | Messages) -> Iterator[str]:
+        """Yield the text that follows, piece by piece; a piece has complete characters.
+
+        Args:
+            prompt: a text, which goes on; or messages such as `{"role": "user", "content": "..."}`,
+                which the chat template of the model makes a text of, and which are answered.
+
+        Raises:
+            ValueError: if there is nothing to read, the template refuses the messages, or the
+                prompt is longer than the model was made for.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        else:
+            text = self.tokenizer.render(prompt, add_generation_prompt=True)
+            ids = self.tokenizer.encode(text, parse_special=True)
+        pieces = self.tokenizer.stream()
+        for token in self.tokens_after(ids):
+            if text := pieces.feed(token):
+                yield text
+
+    def tokens_after(self, prompt: list[int]) -> Iterator[int]:
+        """Yield the ids of the tokens that follow those of a prompt.
+
+        Raises:
+            ValueError: if there are none in it, or more than the model was made for.
+        """
+        if not prompt:
+            raise ValueError("the prompt is empty; there is nothing to go on from")
+        started = time.perf_counter()
+        self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
+        room = self.model.config.max_length - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, and this model was made for texts of at "
+                f"most {self.model.config.max_length}; shorten it"
+            )
+        logits = self._logits(prompt)
+        while True:
+            token = int(sample(logits, self.temperature, self.top_k, self.top_p, self.rng))
+            self.seconds = time.perf_counter() - started
+            if token in self._ends:
+                self.finish_reason = "stop"
+                return
+            self.tokens.append(token)
+            yield token
+            if len(self.tokens) == min(self.max_tokens, room):
+                return
+            logits = self._logits([*self._read, token])
+
+    def _logits(self, ids: list[int]) -> Any:
+        """Return the scores of the token after `ids`, of which those in the caches are not read."""
+        if len(ids) > self._capacity:
+            self._capacity = min(max(2 * len(ids), CAPACITY), self.model.config.max_length)
+            self._caches, self._read = self.model.new_caches(1, self._capacity), []
+        known = 0
+        most = min(len(self._read), len(ids) - 1)  # the last is read again, for its scores
+        while known < most and self._read[known] == ids[known]:
+            known += 1
+        for cache in self._caches:
+            cache.truncate(known)
+        self._read = self._read[:known]
+        logits = None
+        for start in range(known, len(ids), PREFILL):
+            part = ids[start : start + PREFILL]
+            logits = self.model.next_logits(np.array([part]), self._caches)[0]
+            self._read += part
+        return logits
+
+
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str | Messages, **options: Any
+) -> str:
+    """Return what the model writes after a prompt, or answers to messages.
+
+    The options are those of `TextGenerator`, and the prompt is that of its `stream`.
+    """
+    return "".join(TextGenerator(model, tokenizer, **options).stream(prompt))

@@ -1,0 +1,310 @@
+"""A language model in one GGUF file: its metadata, configuration, and weights one at a time.
+
+GGUF is the format of llama.cpp: a header with metadata and the name, shape, type and offset of each
+tensor, and then their bytes. The header is read here, since the reader of the gguf package takes
+seconds for a vocabulary, and never ends on some broken files. That package converts weights of few
+bits to float32, some rows at a time. Weights of float32, float16 and bfloat16 are read as they are.
+
+For models of Llama's kind llama.cpp rotates neighbours, where transformers rotates the two halves
+of a head; so the rows of their query and key projections are put back into transformers' order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.frozen import strips
+from lora.text.architecture import (
+    CLASSES,
+    ModelConfig,
+    check_shapes,
+    config_from_json,
+    expected_shapes,
+)
+from lora.text.packages import package
+from minigrad.checks import check_problems
+
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""The types of numbers in metadata, as codes of `struct`."""
+
+_STRING, _ARRAY = 8, 9
+
+_CONFIG = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+"""The keys of metadata that a model must have, by those of `config.json`."""
+
+_ABSENT = (
+    *("expert_count", "logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"),
+    *("attention.max_alibi_bias", "rope.scaling.attn_factor"),
+)
+"""Options that change the result and are not implemented."""
+
+_FACTORS = "rope_freqs.weight"
+
+_PERMUTED = ("llama", "mistral", "smollm3")
+"""The architectures whose rows of queries and keys llama.cpp orders otherwise."""
+
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_LLAMA3 = {
+    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 8192,
+}
+"""The numbers of Llama 3's scaling, of which a GGUF file only has the resulting factors."""
+
+
+class StoredTensor(NamedTuple):
+    """The type and shape of a tensor, where its bytes begin, and how many a row has."""
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    row_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in the file."""
+        return math.prod(self.shape[:-1]) * self.row_bytes
+
+
+class GGUFFile:
+    """The metadata and the table of tensors of a GGUF file.
+
+    Args:
+        path: the path of the file.
+
+    Attributes:
+        path: the path of the file.
+        metadata: the facts by their keys.
+        tensors: the tensors by llama.cpp's names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no GGUF file, is cut short, or a tensor is of a type that the gguf
+            package cannot convert to floats.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+        with open(self.path, "rb") as file:
+            try:
+                self._read_header(_Reader(file, self.path.stat().st_size))
+            except (ValueError, KeyError, OverflowError) as error:
+                raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.200}") from None
+
+    def _read_header(self, reader: _Reader) -> None:
+        gguf, size = package("gguf"), reader.left
+        magic, version = reader.take(4), reader.number("I")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
+        tensors, facts = reader.number("Q"), reader.number("Q")
+        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
+        self.tensors: dict[str, StoredTensor] = {}
+        for _ in range(tensors):
+            name = reader.text()
+            shape = tuple(reader.number("Q") for _ in range(reader.number("I")))[::-1]
+            kind, offset = gguf.GGMLQuantizationType(reader.number("I")), reader.number("Q")
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            if 0 in shape or not shape or shape[-1] % block or name in self.tensors:
+                raise ValueError(f"{name!r:.100} is there twice, or cannot have the shape {shape}")
+            row_bytes = shape[-1] // block * block_bytes
+            self.tensors[name] = StoredTensor(kind.name, shape, offset, row_bytes)
+        for kind, name in {tensor.type: name for name, tensor in self.tensors.items()}.items():
+            stored = gguf.GGMLQuantizationType[kind]
+            try:  # with a block of zeros
+                gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
+            except NotImplementedError:
+                raise ValueError(
+                    f"{name} is of type {kind}, which the gguf package cannot convert to floats; "
+                    f"take a file of another quantisation"
+                ) from None
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"its general.alignment is {alignment!r:.60}")
+        begin = -(-(size - reader.left) // alignment) * alignment
+        for name, tensor in self.tensors.items():
+            self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
+            if begin + tensor.offset + tensor.nbytes > size:
+                raise ValueError(f"it ends inside of {name}; fetch it again")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read a tensor: as it is stored if that is a plain float, else converted to float32.
+
+        Raises:
+            ValueError: if the file has been cut short meanwhile.
+        """
+        tensor, gguf = self.tensors[name], package("gguf")
+        kind, plain = gguf.GGMLQuantizationType[tensor.type], _PLAIN.get(tensor.type)
+        dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
+        out = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), dtype)
+        with open(self.path, "rb") as file:
+            file.seek(tensor.offset)
+            for rows in strips(out.shape):
+                part = np.empty((rows.stop - rows.start, tensor.row_bytes), np.uint8)
+                if file.readinto(part.reshape(-1).data) < part.nbytes:
+                    raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}")
+                out[rows] = part.view(dtype) if plain else gguf.dequantize(part, kind)
+        return out.reshape(tensor.shape)
+
+
+class _Reader:
+    """Reads a header value by value, and never beyond the end of the file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.left = file, size
+
+    def take(self, count: int) -> bytes:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("it ends inside of its header; fetch it again")
+        return self.file.read(count)
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        return self.take(self.number("Q")).decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            kind, count = self.number("I"), self.number("Q")
+            if kind == _STRING:
+                return [self.text() for _ in range(count)]
+            code = _CODES[kind]
+            return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+        return self.number(_CODES[kind])
+
+
+# ----------------------------------------------------------------------------------------------
+# The model
+# ----------------------------------------------------------------------------------------------
+
+
+def config_json(file: GGUFFile) -> dict[str, Any]:
+    """Return what the `config.json` of the model in a file would say.
+
+    Raises:
+        ValueError: if the model is not supported, or the metadata are wrong.
+    """
+    metadata = file.metadata
+    architecture = str(metadata.get("general.architecture"))
+    if architecture not in CLASSES:
+        raise ValueError(
+            f"the architecture {architecture!r:.60} of {os.fspath(file.path)!r} is not supported; "
+            f"there are {', '.join(CLASSES)}"
+        )
+
+    def value(key: str) -> Any:
+        found = metadata.get(f"{architecture}.{key}")
+        # Numbers of float32 were decimal before: 1e-5 and not 9.999999747378752e-06.
+        return float(str(np.float32(found))) if isinstance(found, float) else found
+
+    scaling, width = value("rope.scaling.type"), value("attention.key_length")
+    window, names = value("attention.sliding_window"), file.tensors
+    kind = "mistral" if architecture == "llama" and window else architecture
+    rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+    words = metadata.get("tokenizer.ggml.tokens")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    found = {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        **{name: value(key) for name, key in _CONFIG.items()},
+        "vocab_size": value("vocab_size") or (len(words) if isinstance(words, list) else None),
+        "num_key_value_heads": value("attention.head_count_kv"),
+        "head_dim": width,
+        "tie_word_embeddings": "output.weight" not in names,
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+        "sliding_window": window,
+        **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
+        "rope_parameters": rope,
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
+    }
+    problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
+    if metadata.get("split.count", 1) != 1:
+        problems.append("other parts; join them with llama-gguf-split --merge")
+    problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
+    if scaling not in (None, "none", "linear"):
+        problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
+    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    config = config_from_json(found)
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if value(key) not in (None, config.head_dim):
+            problems.append(f"{architecture}.{key} {value(key)!r:.60}, not {config.head_dim}")
+    if _FACTORS in names:
+        factors = file.read(_FACTORS).reshape(-1)
+        rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+        wanted = _llama3_factors(rope, config.head_dim)
+        if factors.shape != wanted.shape or not np.allclose(factors, wanted, 1e-4):
+            problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
+    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    return found
+
+
+def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float64]:
+    """Return the numbers by which Llama 3's scaling divides the rotary frequencies."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    frequencies = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    factors: NDArray[np.float64] = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors
+
+
+def read_config(file: GGUFFile) -> ModelConfig:
+    """Return the configuration of the model in a file.
+
+    Raises:
+        ValueError: if the model is not supported, or the metadata are wrong.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        sizes[_PLAIN.get(tensor.type, "float32")] += tensor.nbytes
+    stored = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    return config_from_json(config_json(file), stored_dtype=stored)
+
+
+def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name that transformers gives a parameter, and its values, for each in the file.
+
+    Before the first one, names and shapes are compared with the configuration.
+
+    Raises:
+        ValueError: if tensors are missing, unexpected or mis-shaped, or the file has been cut
+            short meanwhile.
+    """
+    gguf, wanted = package("gguf"), expected_shapes(config)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
+    known = {table.get_name(name, (".weight", ".bias")): name for name in wanted}
+    names = {name: known.get(name, name) for name in file.tensors if name != _FACTORS}
+    shapes = {new: file.tensors[name].shape for name, new in names.items()}
+    check_shapes(repr(os.fspath(file.path)), shapes, wanted)
+    for name, new in names.items():
+        array = file.read(name)
+        if config.architecture in _PERMUTED and ("q_proj" in new or "k_proj" in new):
+            pairs = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
+            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        yield new, array

@@ -1,0 +1,127 @@
+"""Language models from files: a Hugging Face folder, or one GGUF file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora.text import folder, gguf_file
+from lora.text.architecture import ModelConfig, expected_shapes
+from lora.text.model import LanguageModel
+from lora.text.tokenization import Tokenizer
+from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
+from minigrad import kernels
+from minigrad.nn import Embedding, Linear, Module, init
+from minigrad.progress import progress_bar
+from minigrad.tables import in_bytes
+
+__all__ = ["DTYPES", "load_model", "tokenizer"]
+
+HEAD = "lm_head"
+
+DTYPES = ("float32", "bfloat16", "nf4")
+"""The forms in which matrices may be in memory; vectors are in float32."""
+
+
+def load_model(
+    path: str | os.PathLike[str], dtype: str | None = None, *, progress: bool = True
+) -> LanguageModel:
+    """Read a language model, all of whose parameters are frozen.
+
+    Args:
+        path: a Hugging Face folder, or a GGUF file.
+        dtype: how its matrices are in memory, one of `DTYPES`; None for bfloat16 where they are
+            stored in it, and else float32. With "nf4" the table of the embeddings and the head are
+            in bfloat16.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path, or a file is missing in the folder.
+        ValueError: if the model is not supported, or a file is wrong; the message names what.
+        MemoryError: if the weights do not fit into this machine's memory.
+        ImportError: if a package is missing that reads such files.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
+    source, config = open_model(path)
+    module: Any = gguf_file if isinstance(source, gguf_file.GGUFFile) else folder
+    form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
+    shapes = expected_shapes(config)
+    check_memory(shapes, form)
+    with init.skipped():
+        model = LanguageModel(config)
+    model.freeze()
+    modules = dict(model.named_modules())
+    arrays = module.weights(source, config)
+    for name, array in progress_bar(
+        arrays, what="reading", unit="tensor", shown=progress, total=len(shapes)
+    ):
+        owner, _, part = name.rpartition(".")
+        if array.ndim == 1 or form == "float32":
+            getattr(modules[owner], part).data[...] = array  # also from bfloat16
+        else:
+            parent, _, child = owner.rpartition(".")
+            setattr(modules[parent], child, narrow(modules[owner], owner, array, form))
+    return model.eval()
+
+
+def narrow(layer: Module, name: str, weight: Any, form: str) -> Module:
+    """Return a layer that stores its matrix in few bits, instead of one in float32."""
+    if isinstance(layer, Embedding):
+        return BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(weight))
+    assert isinstance(layer, Linear)
+    if form == "bfloat16" or name == HEAD:
+        return BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(weight), layer.bias)
+    wide = weight.astype(np.float32, copy=False)
+    return NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
+    """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
+    bits = {"float32": 32, "bfloat16": 16, "nf4": 4.2}
+    needed = sum(
+        math.prod(shape) * (32 if len(shape) == 1 else bits[form]) / 8 for shape in shapes.values()
+    )
+    there = kernels.physical_memory()
+    if there is not None and needed > there:
+        smaller = "" if form == "nf4" else '; dtype="nf4" takes an eighth of float32'
+        raise MemoryError(
+            f"the weights take {in_bytes(int(needed))} in {form}, and this machine has "
+            f"{in_bytes(there)} of memory{smaller}"
+        )
+
+
+def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read the tokenizer of a language model from its folder, or its GGUF file.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path, or no tokenizer in the folder.
+        ValueError: if the tokenizer is not supported, or a file is wrong.
+    """
+    if is_gguf(path):
+        return Tokenizer.from_gguf(gguf_file.GGUFFile(path).metadata)
+    return Tokenizer.from_folder(path)
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is that of a file, which a folder is not.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
+    return Path(path).is_file()
+
+
+def open_model(path: str | os.PathLike[str]) -> tuple[Any, ModelConfig]:
+    """Return what the weights are read from, and the configuration."""
+    if is_gguf(path):
+        file = gguf_file.GGUFFile(path)
+        return file, gguf_file.read_config(file)
+    return path, folder.read_config(path)

@@ -1,0 +1,232 @@
+"""The language model: tokens in, a score for each possible next token out.
+
+    x <- the vector of each token
+    x <- x + attention(norm(x)),  x <- x + mlp(norm(x))       in each layer
+    logits = norm(x) W^T                                       W is the head
+
+Llama (Touvron et al., 2023), Mistral, Qwen2, Qwen3 and SmolLM3 are this model with other options,
+which `ModelConfig` has. Modules and parameters have the names that they have in transformers'
+LlamaForCausalLM, so that adapters for one fit the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lora
+import minigrad as mg
+from lora.text.architecture import ModelConfig
+from minigrad import Tensor
+from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
+from minigrad.ops.products import stored_linear
+
+Ids = NDArray[np.integer[Any]]
+Rotation = tuple[NDArray[Any], NDArray[Any]]
+
+
+class LanguageModel(Module):
+    """A causal language model: ids `(batch, length)` -> logits `(batch, length, vocab_size)`.
+
+    Args:
+        config: the sizes and options. The parameters begin as those of new layers.
+
+    Attributes:
+        config: the same.
+        model: the embeddings, the layers, and the last norm.
+        lm_head: the `Linear` of the head; None if the head is the table of the embeddings.
+        checkpointing: whether a layer saves only its input for the backward pass, and runs again in
+            it, which takes a third more time and a fraction of the memory.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.checkpointing = False
+        self.model = Decoder(config)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, ids: Ids, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """Return the logits of the token after each of these, `(batch, length, vocab_size)`.
+
+        Args:
+            ids: integers from 0 to vocab_size - 1. A token sees itself and those before it, so
+                padding belongs at the end of a row.
+            caches: the keys and values of earlier tokens, one object for each layer, as
+                `new_caches` makes them. Those of `ids` are appended.
+
+        Raises:
+            ValueError: if there are more tokens than the model can tell the order of.
+        """
+        return self.head(self.model(ids, caches, self.checkpointing))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Return x W^T, the logits that belong to the last vectors of the model."""
+        if self.lm_head is None:
+            return stored_linear(x, self.model.embed_tokens.weight)  # type: ignore[no-any-return]
+        return self.lm_head(x)  # type: ignore[no-any-return]
+
+    def next_logits(self, ids: Ids, caches: Sequence[KVCache]) -> NDArray[Any]:
+        """Return the logits of the token after the last one: `(batch, vocab_size)`."""
+        with mg.no_grad():
+            return self.head(self.model(ids, caches)[:, -1]).numpy()
+
+    def loss(self, ids: Ids, counted: NDArray[np.bool_]) -> tuple[Tensor, int]:
+        """Return the mean of -log p over the counted tokens, and how many there are.
+
+        Each is predicted from those before it in its row, so the first of a row never counts. The
+        logits are not in memory at once (see `minigrad.linear_cross_entropy`).
+
+        Args:
+            ids: `(batch, length)`.
+            counted: `(batch, length)`, True for a token whose prediction counts.
+        """
+        x = self.model(ids[:, :-1], checkpointing=self.checkpointing)
+        rows = np.flatnonzero(counted[:, 1:])
+        x = x.reshape(-1, self.config.hidden_size)[rows]
+        target = ids[:, 1:].reshape(-1)[rows]
+        if isinstance(self.lm_head, lora.LoRALayer):
+            total = mg.cross_entropy(self.lm_head(x), target, "sum")
+        else:
+            layer = self.model.embed_tokens if self.lm_head is None else self.lm_head
+            total = mg.linear_cross_entropy(x, layer.weight, target, "sum")
+        return total / max(len(rows), 1), len(rows)
+
+    def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
+        """Return memory for the keys and values of `capacity` tokens in each layer."""
+        c = self.config
+        sizes = batch, c.num_key_value_heads, capacity, c.head_dim
+        return [KVCache(*sizes) for _ in range(c.num_hidden_layers)]
+
+    def extra_repr(self) -> str:
+        """The architecture."""
+        return self.config.architecture
+
+
+class Decoder(Module):
+    """The model without its head: ids `(batch, length)` -> vectors `(batch, length, hidden_size)`.
+
+    Attributes:
+        embed_tokens, layers, norm: the parts.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._tables: Rotation = (np.empty((0, 0)), np.empty((0, 0)))
+
+    def forward(
+        self, ids: Ids, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
+    ) -> Tensor:
+        """Return the vectors after the last norm; the arguments are those of `LanguageModel`."""
+        start = caches[0].length if caches else 0
+        rotation = self.rotation(start, start + ids.shape[1])
+        x = self.embed_tokens(ids)
+        for i, (layer, turns) in enumerate(zip(self.layers, self.config.rope_layers, strict=True)):
+            turn = rotation if turns else None
+            if checkpointing and x.requires_grad:
+                x = mg.checkpoint(layer, x, turn)
+            else:
+                x = layer(x, turn, caches[i] if caches else None)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def rotation(self, start: int, stop: int) -> Rotation:
+        """Return cos and sin of the angles of these positions, `(stop - start, head_dim / 2)`.
+
+        Raises:
+            ValueError: if the model was not made for so many positions.
+        """
+        most = self.config.max_length
+        if stop > most:
+            raise ValueError(
+                f"a text of {stop} tokens is too long: this model was made for {most}, as its "
+                f"max_position_embeddings or its sliding_window says; shorten the text"
+            )
+        if stop > len(self._tables[0]):
+            length = min(most, max(2 * stop, 256))  # grows rarely, and need not reach the limit
+            angles = np.outer(np.arange(length), frequencies(self.config))
+            self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = self._tables
+        return cos[start:stop], sin[start:stop]
+
+
+def frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    """Return the angle by which each pair of a head turns from one position to the next.
+
+        theta_i = base^(-2 i / d),    i = 0 ... d/2 - 1             (RoFormer, Su et al., 2021)
+
+    Linear scaling divides all of them by a factor (Chen et al., 2023); "llama3" divides those whose
+    wave is longer than the text of the pretraining, with a smooth step between (Llama 3.1).
+    """
+    d = config.head_dim
+    theta = config.rope_theta ** (-np.arange(0, d, 2) / d)
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type") == "linear":
+        return theta / scaling["factor"]  # type: ignore[no-any-return]
+    if scaling.get("rope_type") == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
+        share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of theta that stays as it is
+        return share * theta + (1 - share) * theta / scaling["factor"]  # type: ignore[no-any-return]
+    return theta
+
+
+class DecoderLayer(Module):
+    """Attention between the tokens of a sequence, then an MLP on each, both added to x."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
+        """Return the output of the layer, `(batch, length, hidden_size)`."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Attention(Module):
+    """Causal attention in which some heads share keys and values (GQA, Ainslie et al., 2023).
+
+    Queries and keys turn with their position (RoPE), after a norm of each head if there is one.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        c, d = config, config.head_dim
+        self.head_dim = d
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * d, c.attention_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * d, c.attention_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * d, c.attention_bias)
+        self.o_proj = Linear(c.num_attention_heads * d, c.hidden_size, c.output_bias)
+        self.q_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
+        """Return the attention of each token to itself and those before it."""
+        batch, length, _ = x.shape
+        q, k, v = (
+            project(x).reshape(batch, length, -1, self.head_dim)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (mg.swapaxes(y, 1, 2) for y in (q, k, v))  # (batch, heads, length, head_dim)
+        if rotation is not None:
+            q, k = mg.rope(q, *rotation), mg.rope(k, *rotation)
+        before = 0
+        if cache is not None:
+            before = cache.length
+            k, v = cache.append(k, v)
+        out = mg.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=True, causal_offset=before
+        )
+        out = mg.swapaxes(out, 1, 2).reshape(batch, length, -1)
+        return self.o_proj(out)  # type: ignore[no-any-return]

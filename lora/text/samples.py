@@ -1,0 +1,132 @@
+"""The picture of a training run: its losses, and some answers before and after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora.attaching import disabled
+from lora.text.data import Row
+from lora.text.generating import TextGenerator
+from lora.text.model import LanguageModel
+from lora.text.tokenization import Tokenizer
+from minigrad.progress import progress_bar
+
+BEGINNING = 12  # tokens of a text that has no prompt, after which the model writes
+LETTERS = 105  # of a text in the picture
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, the answer in the data, and the answers without the adapter and with it."""
+
+    prompt: str
+    expected: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return (
+            f"prompt:  {self.prompt!r}\n  data:    {self.expected!r}\n"
+            f"  before:  {self.before!r}\n  after:   {self.after!r}"
+        )
+
+
+def write_samples(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    *,
+    count: int = 2,
+    max_tokens: int = 40,
+    progress: bool = True,
+) -> list[Sample]:
+    """Answer the prompts of some rows, evenly spread, with the likeliest tokens each time.
+
+    Args:
+        model: the model with its adapter.
+        tokenizer: its tokenizer.
+        rows: the rows; of a text without a prompt, the first words are the prompt.
+        count: how many to answer.
+        max_tokens: the largest number of tokens of an answer.
+        progress: show a progress bar if it takes long.
+    """
+    writer = TextGenerator(model, tokenizer, max_tokens=max_tokens)
+    chosen = [rows[len(rows) * i // count] for i in range(min(count, len(rows)))]
+    found = []
+    for row in progress_bar(chosen, what="answering", unit="prompt", shown=progress):
+        ids = row.ids.tolist()
+        begin = int(np.argmax(row.counted))
+        begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
+        answers = []
+        contexts: tuple[AbstractContextManager[Any], ...] = disabled(model), nullcontext()
+        for context in contexts:
+            with context:
+                writer.forget()
+                answers.append(tokenizer.decode(list(writer.tokens_after(ids[:begin]))))
+        end = begin + int(row.counted[begin:].sum())
+        expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
+        texts = tokenizer.decode(ids[:begin]), expected
+        found.append(Sample(*texts, *answers))
+    return found
+
+
+def draw(
+    steps: Sequence[dict[str, float]], samples: Sequence[Sample], path: str | os.PathLike[str]
+) -> None:
+    """Save a picture of the loss of each step, of those of validation, and of the samples.
+
+    Args:
+        steps: the records of the steps of a `minigrad.History`.
+        samples: the answers.
+        path: the file, a PNG, SVG or PDF.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the path is that of no picture.
+    """
+    from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
+
+    figure = Picture(9, 4 + 1.1 * len(samples), path)
+    axes, *panels = figure.subplots(
+        1 + len(samples), 1, height_ratios=[4, *[1.1] * len(samples)], squeeze=False
+    )[:, 0]
+    numbers, losses = [s["step"] for s in steps], [s["loss"] for s in steps]
+    axes.plot(numbers, losses, color="0.75", linewidth=0.9, label="each step")
+    width = max(1, len(steps) // 20)
+    if width > 1:
+        means = np.convolve(losses, np.ones(width) / width, "valid")
+        axes.plot(numbers[width - 1 :], means, color=INK, label=f"mean of {width} steps")
+    judged = [(s["step"], s["validation_loss"]) for s in steps if "validation_loss" in s]
+    if judged:
+        axes.plot(*zip(*judged, strict=True), "o-", color=VERMILLION, label="validation")
+    axes.set(xlabel="step", ylabel="loss per token that counts", title="Training of the adapter")
+    axes.set_ylim(bottom=min(0.0, *losses))
+    ticks_at_integers(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    open_frame(axes)
+    for panel, sample in zip(panels, samples, strict=True):
+        panel.set_axis_off()
+        panel.text(0, 1, _cut(sample.prompt), va="top", weight="bold", transform=panel.transAxes)
+        for y, color, what, text in (
+            (0.74, VERMILLION, "before", sample.before),
+            (0.5, BLUE, "after", sample.after),
+            (0.26, INK, "data", sample.expected),
+        ):
+            panel.text(0, y, what, va="top", color=color, transform=panel.transAxes)
+            panel.text(0.08, y, _cut(text), va="top", transform=panel.transAxes)
+    figure.saved()
+
+
+def _cut(text: str) -> str:
+    """Return a text in one line, cut to what fits; a square stands for what the font may lack."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() and c < "\u2500" else "\N{WHITE SQUARE}" for c in line)
+    line = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return line.replace("$", r"\$")  # a pair of which would be a formula

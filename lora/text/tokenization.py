@@ -1,0 +1,241 @@
+"""Tokenizer: text to tokens and back, and conversations to text.
+
+A Hugging Face folder has a `tokenizer.json`, which the tokenizers package reads. A GGUF file has
+the vocabulary and the merges of byte-pair encoding (Sennrich et al., 2016) on bytes, and a name for
+the rule by which text is first divided into words, `tokenizer.ggml.pre`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from lora.text.chat_template import ChatTemplate
+from lora.text.folder import read_json
+from lora.text.packages import package
+from minigrad.io import find
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_START = r"[^\r\n\p{L}\p{N}]?"
+
+_RULES: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (rf"{_CASELESS}|\p{{N}}{{1,3}}|{_SIGNS}",),
+    "qwen2": (rf"{_CASELESS}|\p{{N}}|{_SIGNS}",),
+    "tekken": (
+        rf"{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*|\p{{N}}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+}
+"""By the rule's name, expressions whose matches are words, one after the other."""
+
+_SAME = {
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "minerva-7b"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez"), "qwen2"),
+    **dict.fromkeys(("phi-2", "mpt", "olmo", "jais", "a.x-4.0", "mellum"), "gpt-2"),
+}
+"""Other names of these rules."""
+
+_WHOLE = ("llama-bpe", "tekken")
+"""The rules of vocabularies in which a whole word is one token, if it is in the vocabulary."""
+
+_CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are not divided
+
+
+class Tokenizer:
+    """The tokenizer of a language model; `from_folder` and `from_gguf` make one.
+
+    Attributes:
+        bos_token: the token that begins a text, or None.
+        bos_token_id: its number, or None.
+        eos_token: the token that ends a text, or None.
+        eos_token_id: its number, or None.
+        chat_template: the template of conversations, or None.
+    """
+
+    def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: str | None) -> None:
+        self._tokens = tokens
+        self._before: list[int] = []  # what `add_special_tokens` adds, beside tokenizer.json
+        self._after: list[int] = []
+        self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
+        self.bos_token_id, self.eos_token_id = (
+            None if token is None else tokens.token_to_id(token)
+            for token in (self.bos_token, self.eos_token)
+        )
+        self.chat_template = chat_template
+        self._template = None if chat_template is None else ChatTemplate(chat_template, special)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return int(self._tokens.get_vocab_size())
+
+    def encode(
+        self, text: str, add_special_tokens: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            text: the text.
+            add_special_tokens: whether the tokens that begin or end a text are added, if the
+                model has such.
+            parse_special: whether `<|im_end|>` and the like in the text are special tokens, as in
+                what `render` returns. They are characters like all others if not.
+        """
+        self._tokens.encode_special_tokens = not parse_special
+        ids = self._tokens.encode(text, add_special_tokens=add_special_tokens).ids
+        return [*self._before, *ids, *self._after] if add_special_tokens else list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some tokens; bytes that are no characters become U+FFFD.
+
+        Raises:
+            ValueError: if there is no such token.
+        """
+        numbers = [int(i) for i in ids]
+        for i in numbers:
+            if i < 0 or self._tokens.id_to_token(i) is None:
+                raise ValueError(f"there is no token {i} in the vocabulary of {self.vocab_size}")
+        return str(self._tokens.decode(numbers, skip_special_tokens=False))
+
+    def stream(self) -> TextStream:
+        """Return an object that gives the text of tokens that come one at a time."""
+        return TextStream(self)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Return a conversation as text; see `ChatTemplate.render`.
+
+        Raises:
+            ValueError: if the model has no chat template, or that refuses the messages.
+        """
+        if self._template is None:
+            raise ValueError(
+                "this model has no chat template, so it was not trained on conversations; give it "
+                "text to continue, or add a chat_template.jinja to its folder"
+            )
+        return self._template.render(messages, add_generation_prompt, **variables)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read `tokenizer.json`, and the special tokens and the chat template beside it.
+
+        Raises:
+            FileNotFoundError: if there is no `tokenizer.json`.
+            ValueError: if a file is wrong.
+        """
+        path = find(folder, "tokenizer.json")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{os.fspath(folder)!r} has no tokenizer.json; transformers' AutoTokenizer writes "
+                f"one with save_pretrained"
+            )
+        try:
+            tokens = package("tokenizers").Tokenizer.from_file(os.fspath(path))
+        except Exception as error:  # the package raises no other kind
+            raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
+        tokens.no_truncation()
+        tokens.no_padding()
+        config = {
+            **(read_json(folder, "special_tokens_map.json") or {}),
+            **(read_json(folder, "tokenizer_config.json") or {}),
+        }
+        special = {}
+        for name, value in config.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str):
+                special[name] = text
+        template = find(folder, "chat_template.jinja")
+        if template.is_file():
+            return cls(tokens, special, template.read_text(encoding="utf-8"))
+        return cls(tokens, special, _template_of(config.get("chat_template")))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
+        """Make the tokenizer that the metadata of a GGUF file describe.
+
+        Raises:
+            ValueError: if it is not of bytes, or its rule is not known, or parts are missing.
+        """
+        p = package("tokenizers")
+        words, merges, types = (
+            found if isinstance(found := metadata.get(f"tokenizer.ggml.{name}"), list) else []
+            for name in ("tokens", "merges", "token_type")
+        )
+        model, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+        rule = _SAME.get(str(rule or "default"), str(rule or "default"))
+        if model != "gpt2" or rule not in _RULES:
+            raise ValueError(
+                f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
+                f"supported; there is 'gpt2', byte-level BPE, with {', '.join([*_RULES, *_SAME])}, "
+                f"and not 'llama', SentencePiece; read the model's Hugging Face folder instead"
+            )
+        pairs = [tuple(str(merge).split(" ")) for merge in merges]
+        is_whole = rule in _WHOLE
+        try:
+            vocabulary = {word: i for i, word in enumerate(words)}
+            tokens = p.Tokenizer(p.models.BPE(vocabulary, pairs, ignore_merges=is_whole))
+        except Exception as error:  # the package raises no other kind
+            raise ValueError(f"the file's vocabulary is wrong: {error!s:.200}") from None
+        splits = [p.pre_tokenizers.Split(p.Regex(e), "isolated") for e in _RULES[rule]]
+        in_bytes = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, in_bytes])
+        tokens.decoder = p.decoders.ByteLevel()
+        added = [
+            p.AddedToken(word, normalized=False, special=kind == _CONTROL)
+            for word, kind in zip(words, types, strict=False)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+        tokens.add_tokens(added)
+        special = {}
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            i = metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if isinstance(i, int) and 0 <= i < len(words):
+                special[f"{name}_token"] = words[i]
+        made = cls(tokens, special, _template_of(metadata.get("tokenizer.chat_template")))
+        if metadata.get("tokenizer.ggml.add_bos_token", is_whole) and made.bos_token_id is not None:
+            made._before = [made.bos_token_id]
+        if metadata.get("tokenizer.ggml.add_eos_token") and made.eos_token_id is not None:
+            made._after = [made.eos_token_id]
+        return made
+
+
+class TextStream:
+    """The text of tokens that come one at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = 0  # the characters of their text that have been returned
+
+    def feed(self, token: int) -> str:
+        """Return the text that is complete with a token; the bytes of half a character wait."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        complete = text.removesuffix("\N{REPLACEMENT CHARACTER}")
+        new, self._sent = complete[self._sent :], max(self._sent, len(complete))
+        if new and complete == text:  # the last token stays: a first one may lack its space
+            self._ids = [token]
+            self._sent = len(self._tokenizer.decode(self._ids))
+        return new
+
+
+def _template_of(found: Any) -> str | None:
+    """Return the template in tokenizer_config.json: a text, or the one called "default"."""
+    if not isinstance(found, list):
+        return found if isinstance(found, str) else None
+    named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+    if not isinstance(named.get("default"), str):
+        raise ValueError(f"of the chat templates {sorted(map(str, named))} none is called default")
+    return str(named["default"])

@@ -1,0 +1,382 @@
+"""train: an adapter for a language model, from texts; a run that goes on where it stopped.
+
+    model, tokenizer = ...
+    train(model, tokenizer, "data", "out", steps=200)
+
+The loop is that of `minigrad.Trainer`, over micro-batches of rows of similar length. The folder OUT
+has the adapter as PEFT and `lora.load` read it, `options.json`, and a checkpoint, from which a run
+that was stopped goes on to the bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import DEFAULT
+from lora.attaching import attach, remove
+from lora.attachment.targets import candidates
+from lora.config import LoRAConfig
+from lora.linear import LoRALayer
+from lora.peft import save
+from lora.peft.facts import fingerprint_of
+from lora.text.data import Rows, data_files, micro_batches, read_rows
+from lora.text.estimating import estimate
+from lora.text.tokenization import Tokenizer
+from minigrad.checks import check_count, check_positive, check_problems, check_range
+from minigrad.core.tensor import Tensor
+from minigrad.io import write_atomically
+from minigrad.nn import Module
+from minigrad.optim import AdamW, WarmupCosineLR
+from minigrad.progress import progress_bar
+from minigrad.training import History, Trainer
+
+OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
+
+LONGEST = 1024  # tokens of a row, if nothing else is asked for
+_VALIDATIONS = 5  # in a run, if nothing else is asked for
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult:
+    """The result of `train`.
+
+    Attributes:
+        out: the folder of the adapter.
+        history: the records of all steps, which have a `validation_loss` where there was one.
+        data: the rows of each file, and what was changed or left out of them.
+        best_step: the step of the adapter that was saved.
+    """
+
+    out: Path
+    history: History
+    data: Mapping[str, Rows]
+    best_step: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result as numbers, texts, lists and dicts, which JSON can have."""
+        data = {
+            split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
+            for split, rows in self.data.items()
+        }
+        return {
+            "out": os.fspath(self.out),
+            "best_step": self.best_step,
+            "steps": self.history.steps,
+            "data": data,
+        }
+
+    def __repr__(self) -> str:
+        steps = self.history.steps
+        losses = [step["loss"] for step in steps]
+        part = max(1, len(steps) // 10)
+        lines = [
+            *map(repr, self.data.values()),
+            f"{len(steps):,} steps in {sum(step['seconds'] for step in steps):.0f} seconds; loss "
+            f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} in the end",
+        ]
+        judged = {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}
+        if judged:
+            found = ", ".join(f"{loss:.4f} (step {step:.0f})" for step, loss in judged.items())
+            lines.append(f"validation loss: {found}")
+        return "\n".join([*lines, f"{self.out}: the adapter of step {self.best_step}"])
+
+
+def train(
+    model: Any,
+    tokenizer: Tokenizer,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str | Sequence[str] | None = None,
+    steps: int | None = None,
+    epochs: int = 1,
+    batch_size: int = 4,
+    accumulation_steps: int = 1,
+    max_length: int | None = None,
+    long_rows: Literal["cut", "refuse"] = "cut",
+    lr: float = 2e-4,
+    warmup: float = 0.05,
+    clip_norm: float = 1.0,
+    seed: int = 0,
+    train_on_prompts: bool = False,
+    as_chat: bool = False,
+    validate_every: int | None = None,
+    save_every: int | None = None,
+    checkpointing: bool = False,
+    resume: bool = False,
+    base_model: str | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train an adapter, and write it to a folder; the model has it afterwards.
+
+    AdamW without weight decay trains A and B, with a learning rate that rises and then falls as
+    half a cosine. Where there is a file valid.jsonl, the adapter with the best validation loss is
+    the one that is written. Ctrl-C ends the run after the present step, with a checkpoint.
+
+    Args:
+        model: a language model, changed in place: it gets the adapter, unless there is an error.
+        tokenizer: its tokenizer.
+        data: one file of JSONL, or a folder with train.jsonl and perhaps valid.jsonl; for the form
+            of rows see `lora.text.data`.
+        out: the folder to write, made if it is not there.
+        rank: the rank of each update.
+        alpha: its strength, see `LoRAConfig`.
+        targets: the layers that get an adapter, see `LoRAConfig`; None for all linear ones except
+            the head.
+        steps: the number of steps; None for those of `epochs`.
+        epochs: how many times to go through the rows, if `steps` does not say it.
+        batch_size: the number of rows that go through the model at once.
+        accumulation_steps: the number of such batches for one step.
+        max_length: the tokens of a row at most; None for 1024, or the model's context if shorter.
+        long_rows: whether longer rows are cut, or an error.
+        lr: the largest learning rate.
+        warmup: the share of the steps in which it rises.
+        clip_norm: the largest gradient norm to step with.
+        seed: what A, and the order of the rows, are drawn from.
+        train_on_prompts: whether prompts count too, and not only answers.
+        as_chat: whether prompt and completion are turns of a conversation.
+        validate_every: the number of steps after which to validate; None for five times in a run,
+            and at least once in an epoch.
+        save_every: the number of steps after which to write a checkpoint; None for each epoch.
+        checkpointing: whether layers compute their activations again in the backward pass instead
+            of saving them.
+        resume: whether to go on with the run in `out`.
+        base_model: the name of the base, for PEFT.
+        progress: show a bar, and the estimate of memory and time before it.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+        ValueError: if an option is impossible, a row is wrong, `out` has another run in it, or the
+            data, the base or an option is not that of the run to go on with. The model is as it was
+            then, and nothing was written.
+        FloatingPointError: if the loss is no longer finite; the last adapter that was good is
+            written.
+        KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
+    """
+    asked = dict(locals())
+    options = {name: asked[name] for name in asked if name not in _NO_OPTIONS}
+    for name in ("epochs", "batch_size", "accumulation_steps"):
+        check_positive(name, options[name])
+    for name in ("steps", "max_length", "validate_every", "save_every"):
+        if options[name] is not None:
+            check_positive(name, options[name])
+    check_count("seed", seed)
+    check_range("warmup", warmup, 0, 1, open_end=True)
+    if not (lr > 0 and clip_norm > 0):
+        raise ValueError(f"lr and clip_norm must be positive, not {lr!r} and {clip_norm!r}")
+    context = model.config.max_length
+    options["max_length"] = min(LONGEST, context) if max_length is None else max_length
+    if options["max_length"] > context:
+        raise ValueError(f"max_length={max_length}, but the model's context is {context} tokens")
+    excluded: list[str] = []
+    if targets is None:
+        excluded = [name for name in candidates(model)[0] if name.split(".")[-1] == "lm_head"]
+    config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=excluded)
+    reading = {name: options[name] for name in _OF_ROWS}
+    rows = {
+        split: read_rows(file, tokenizer, vocab_size=model.config.vocab_size, **reading)
+        for split, file in data_files(data).items()
+        if split != "test"
+    }
+    if "train" not in rows:
+        raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
+    folder = Path(out)
+    facts = {
+        "options": options,
+        "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
+        "base": _base(model),
+    }
+    _check_folder(folder, json.loads(json.dumps(facts)), resume)
+    rng = np.random.default_rng(seed)
+    batches = micro_batches(rows["train"], batch_size, rng)
+    per_epoch = math.ceil(len(batches) / accumulation_steps)
+    total = epochs * per_epoch if steps is None else steps
+    held_out, every = None, None
+    if "valid" in rows:
+        held_out = _for_trainer(micro_batches(rows["valid"], batch_size, np.random.default_rng(0)))
+        every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
+    if progress:
+        expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
+        print(expected, file=sys.stderr)
+    before = model.checkpointing
+    attach(model, config, rng=rng, progress=progress)
+    try:
+        model.checkpointing = checkpointing
+        optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
+        rising = min(math.ceil(warmup * total), total - 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(
+            _Measured(model),
+            optimizer,
+            lambda measured, _: measured,
+            accumulation_steps=accumulation_steps,
+            clip_norm=clip_norm,
+            patience=None if held_out is None else total + 1,  # never, but the best are saved
+            validate_every=every,
+            checkpoint=folder / CHECKPOINT,
+            checkpoint_every=save_every,
+            scheduler=WarmupCosineLR(optimizer, rising, total),
+            save_frozen=False,
+            progress=False,
+            rng=rng,
+        )
+        if resume and (folder / CHECKPOINT).exists():
+            trainer.load(folder / CHECKPOINT)
+        write_atomically(folder / OPTIONS, json.dumps(facts, indent=2).encode())
+        _run(trainer, _for_trainer(batches), held_out, total, progress)
+        judged = [step for step in trainer.history.steps if "validation_loss" in step]
+        best = trainer.history.steps[-1]
+        if judged:
+            trainer.restore_best()
+            best = min(judged, key=lambda step: step["validation_loss"])
+        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+    except FloatingPointError as error:
+        # The weights are those before the step that failed.
+        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+        remove(model, DEFAULT)
+        raise FloatingPointError(
+            f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again in "
+            f"another folder with an lr below {lr:g}, or a longer warmup"
+        ) from error
+    except BaseException:
+        remove(model, DEFAULT)
+        raise
+    finally:
+        model.checkpointing = before
+    return TrainResult(folder, trainer.history, rows, int(best["step"]))
+
+
+_NO_OPTIONS = ("model", "tokenizer", "data", "out", "resume", "base_model", "progress")
+_OF_ROWS = ("max_length", "long_rows", "train_on_prompts", "as_chat")
+
+
+def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options of an earlier run, which `train` has written to `options.json`.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it has no options of a run, or some that `train` does not have.
+    """
+    try:
+        found = json.loads(Path(file).read_bytes())["options"]
+        unknown = set(found) - set(inspect.signature(train).parameters) | set(_NO_OPTIONS) & set(
+            found
+        )
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+    if unknown:
+        raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
+    return dict(found)
+
+
+class _Measured(Module):
+    """The loss of a language model as a module, whose result the trainer takes as it is."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tokens = 0  # that went through the model in training
+
+    def forward(self, ids: Any, counted: Any) -> tuple[Tensor, float]:
+        """Compute the mean loss of the tokens that count, and their number."""
+        self.tokens += ids.size if self.training else 0
+        found: tuple[Tensor, float] = self.model.loss(ids, counted)
+        return found
+
+
+def _for_trainer(batches: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any, None]]:
+    """Return micro-batches whose parts are all inputs, without a target."""
+    return [(ids, counted, None) for ids, counted in batches]
+
+
+def _base(model: Any) -> str:
+    """Return the fingerprints of the first and the last linear layer of the base."""
+    modules = dict(model.named_modules())
+    names = candidates(model)[0]
+    ends = [modules[names[0]], modules[names[-1]]]
+    layers = [end if isinstance(end, AdaptedLayer) else LoRALayer.around(end) for end in ends]
+    return " ".join(map(fingerprint_of, layers))
+
+
+def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
+    """Check that a run can begin in a folder, or go on in it with the same options and data."""
+    file, name = folder / OPTIONS, os.fspath(folder)
+    if not resume:
+        there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
+        if there:
+            raise ValueError(
+                f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
+            )
+        return
+    if not file.is_file():
+        raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
+    try:
+        saved = json.loads(file.read_bytes())
+        old, new = ({**f["options"], **f["data"], "base": f["base"]} for f in (saved, facts))
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+    changed = [
+        f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and key != "save_every"
+    ]
+    check_problems(f"the run in {name!r} cannot go on with other data or options", changed)
+
+
+def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
+    """Train up to step `total`, with a bar; raise KeyboardInterrupt if Ctrl-C has ended it."""
+    steps, measured = trainer.history.steps, trainer.model
+    assert isinstance(measured, _Measured)
+    first = len(steps)
+    if first >= total:
+        return
+    with progress_bar(
+        what="training", unit="step", shown=progress, total=total, initial=first,
+        in_files=True, delay=0.0, dynamic_ncols=True,
+    ) as bar, _stops_after_step(trainer):  # fmt: skip
+
+        def show(_: Trainer) -> None:
+            speed = measured.tokens / sum(step["seconds"] for step in steps[first:])
+            text = f"loss {steps[-1]['loss']:.4g}, {speed:,.0f} tokens/s"
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        trainer.on_step = [show]
+        trainer.fit(batches, validation=held_out, steps=total - first)
+    if len(steps) < total:
+        raise KeyboardInterrupt(
+            f"stopped after step {len(steps)} of {total}; resume goes on from there"
+        )
+
+
+@contextmanager
+def _stops_after_step(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C end the run after the present step, and a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have a function for signals
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        trainer.stop(at_once=True)
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

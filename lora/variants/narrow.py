@@ -1,0 +1,185 @@
+"""Layers whose frozen weight is stored in few bits: NF4 (QLoRA, Dettmers et al., 2023) or bfloat16.
+
+Gradients flow through linear ones to x; none has anything to train. `lora.quantize` replaces each
+linear layer of a model by one, and `lora.attach` puts adapters on top.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lora.frozen import frozen_bias
+from minigrad import functional, kernels
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Linear, Module, Parameter
+from minigrad.ops.products import stored_linear
+
+
+class NarrowLinear(Module):
+    """y = x W^T + b with a frozen W in few bits: `(..., in_features) -> (..., out_features)`.
+
+    The weight is no parameter: optimisers, `state_dict` and `astype` ignore it, and a copy of the
+    layer shares it, since it cannot change.
+
+    Args:
+        weight: W, `(out_features, in_features)`, of the kind that the layer is named after.
+        bias: b, `(out_features,)`, whose memory is shared, frozen here; or None.
+        dtype: the dtype of adapters on it, if there is no bias whose dtype they take.
+
+    Raises:
+        TypeError: if the weight is of another kind.
+        ValueError: if the shapes do not match.
+    """
+
+    def __init__(self, weight: Any, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
+        kernels.narrow.check_kind(f"{type(self).__name__}: ", weight, self._kind())
+        self.weight, self._dtype = weight, np.dtype(dtype)
+        self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
+        if self.bias is not None and self.bias.shape != (self.out_features,):
+            raise ValueError(
+                f"{type(self).__name__}: bias has shape {self.bias.shape}; for a weight of shape "
+                f"{weight.shape} it must be {(self.out_features,)}"
+            )
+
+    @staticmethod
+    @abstractmethod
+    def _kind() -> type[kernels.narrow.NarrowMatrix]:
+        """Return the class of the weight, which is imported when it is needed."""
+
+    @classmethod
+    def _from_linear(cls, linear: Any, *options: Any) -> Self:
+        if not isinstance(linear, Linear):
+            raise TypeError(
+                f"{cls.__name__}.from_linear: takes a Linear, not {type(linear).__name__}"
+            )
+        weight: Any = cls._kind()
+        layer = cls(weight.of(linear.weight._data, *options), linear.bias, linear.weight.dtype)
+        layer.training = linear.training
+        return layer
+
+    def to_linear(self, dtype: DTypeLike = np.float32) -> Linear:
+        """Return a plain layer with the decoded weight, which shares nothing."""
+        linear = Linear.__new__(Linear)
+        linear.weight = Parameter(self.weight.dense(dtype))
+        linear.bias = None if self.bias is None else Parameter(self.bias, dtype=dtype)
+        linear.training = self.training
+        return linear
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the bias, or of the weight before it was converted."""
+        return self._dtype if self.bias is None else self.bias.dtype
+
+    @property
+    def in_features(self) -> int:
+        """The size of an input vector."""
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """The size of an output vector."""
+        return int(self.weight.shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute x W^T + b, in the dtype of x."""
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        return stored_linear(x, self.weight, frozen_bias(self.bias))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Describe the sizes."""
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}{bias}"
+
+
+class NF4Linear(NarrowLinear):
+    """A `NarrowLinear` with a weight in four bits, an NF4Matrix (QLoRA, Dettmers et al., 2023).
+
+    `weight.arrays()` is what a file has to contain.
+    """
+
+    @staticmethod
+    def _kind() -> type[kernels.narrow.NarrowMatrix]:
+        return kernels.nf4.NF4Matrix
+
+    @classmethod
+    def from_linear(
+        cls, linear: Linear, block_size: int = 64, double_quant: bool = True
+    ) -> NF4Linear:
+        """Make a layer with the weight of `linear` in four bits; the bias is shared.
+
+        Raises:
+            TypeError: if it is no Linear.
+            ValueError: if the weight has NaN or Inf, or the block size is no positive integer.
+        """
+        return cls._from_linear(linear, block_size, double_quant)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes, and how the weight is stored."""
+        double = "" if self.weight.double_quant else ", double_quant=False"
+        return f"{super().extra_repr()}, block_size={self.weight.block_size}{double}"
+
+
+class BFloat16Linear(NarrowLinear):
+    """A `NarrowLinear` with a weight in bfloat16, a BFloat16Matrix, as language models store it."""
+
+    @staticmethod
+    def _kind() -> type[kernels.narrow.NarrowMatrix]:
+        return kernels.bfloat16.BFloat16Matrix
+
+    @classmethod
+    def from_linear(cls, linear: Linear) -> BFloat16Linear:
+        """Make a layer with the weight of `linear` rounded to bfloat16; the bias is shared.
+
+        Raises:
+            TypeError: if it is no Linear.
+            ValueError: if the weight has NaN or Inf, or would have in bfloat16.
+            ImportError: if ml_dtypes is not installed.
+        """
+        layer = cls._from_linear(linear)
+        if not layer.weight.is_finite():
+            raise ValueError(
+                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers that bfloat16 "
+                "has not, which ends at 3.39e38"
+            )
+        return layer
+
+
+class BFloat16Embedding(Module):
+    """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
+
+    Only the rows that are read are widened. The table is no parameter and cannot change. So a
+    head that is tied to it is `BFloat16Linear(embedding.weight)`.
+
+    Args:
+        weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`; of an `Embedding`,
+            `BFloat16Matrix.of(embedding.weight.data)` makes one.
+        dtype: the dtype of the vectors.
+
+    Raises:
+        TypeError: if the weight is no BFloat16Matrix.
+        ValueError: if it is a transpose.
+    """
+
+    def __init__(
+        self, weight: kernels.bfloat16.BFloat16Matrix, dtype: DTypeLike = np.float32
+    ) -> None:
+        kernels.narrow.check_kind("BFloat16Embedding: ", weight, kernels.bfloat16.BFloat16Matrix)
+        if weight.is_transposed:
+            raise ValueError("BFloat16Embedding: the weight is a transpose, whose rows are apart")
+        self.weight = weight
+        self.dtype = np.dtype(dtype)
+
+    def forward(self, indices: Any) -> Tensor:
+        """Return the vectors of the indices; errors are those of `functional.embedding`."""
+        found: Any = functional.embedding(indices, self.weight.bits)
+        out = np.empty(found.shape, self.dtype)
+        kernels.bfloat16.widen(found._data if isinstance(found, Tensor) else found, out)
+        return Tensor(out)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes."""
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"

@@ -1,0 +1,196 @@
+"""A frozen matrix in bfloat16: the upper half of a float32, which language models are stored in.
+
+Such a number becomes a float32 by a shift, which takes no time beside reading it from memory. numpy
+has no such dtype. So the numbers are here as integers of 16 bits; `ml_dtypes`, which has it, is
+imported to round floats, and to show the matrix as an array of that dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from minigrad.kernels.jit import SINGLE, Array, Read, Written
+from minigrad.kernels.launch import for_each_dtype, part, span
+from minigrad.kernels.narrow import (
+    HEIGHT,
+    LANES,
+    WIDTH,
+    NarrowMatrix,
+    Vectors,
+    emit_tile,
+    read_only,
+    strips,
+)
+from minigrad.kernels.vector import ADDRESS, Emitter, address_of, instruction, keep_alive
+
+SECONDS = 1e-10  # that an element takes, about
+INFINITE = np.uint16(0x7F80)  # the exponent of NaN and Inf
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BFloat16Matrix(NarrowMatrix):
+    """A matrix of bfloat16 numbers; it cannot be changed. `of` makes one.
+
+    Args:
+        bits: `(rows, cols)` uint16, each number's 16 bits. Its memory is shared if contiguous.
+        is_transposed: whether this is the transpose of the matrix in the array.
+
+    Raises:
+        TypeError: if the array is of another dtype.
+        ValueError: if it is no matrix, or empty.
+    """
+
+    format = "bfloat16"
+
+    bits: Array
+    is_transposed: bool = False
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.bits)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(
+                f"BFloat16Matrix: takes a matrix with a row and a column at least, not shape "
+                f"{shape}"
+            )
+        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, shape)
+        object.__setattr__(self, "bits", bits)
+
+    @classmethod
+    def of(cls, array: Array) -> BFloat16Matrix:
+        """Return the matrix nearest to `array`; of one in bfloat16 the memory is shared.
+
+        Args:
+            array: `(rows, cols)` of float16, float32 or float64, or of `ml_dtypes.bfloat16`.
+
+        Raises:
+            TypeError: if it is no array of floats.
+            ValueError: if it is no matrix, or empty.
+            ImportError: if it is to be rounded, and ml_dtypes is not installed.
+        """
+        kind = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
+        if kind not in ("float16", "float32", "float64", "bfloat16"):
+            raise TypeError(
+                f"BFloat16Matrix.of: takes an array of float16, float32, float64 or bfloat16, not "
+                f"{kind}; of a Tensor, pass .detach().numpy()"
+            )
+        with np.errstate(over="ignore"):  # a number beyond the range becomes Inf
+            return cls(array.astype(_dtype(), order="C", copy=False).view(np.uint16))
+
+    def array(self) -> Array:
+        """Return the matrix as a read-only array of `ml_dtypes.bfloat16`, without a copy.
+
+        Raises:
+            ImportError: if ml_dtypes is not installed.
+        """
+        found: Array = self.bits.view(_dtype())
+        return found.T if self.is_transposed else found
+
+    def __repr__(self) -> str:
+        transposed = ", transposed" if self.is_transposed else ""
+        return f"BFloat16Matrix({self.shape[0]}, {self.shape[1]}{transposed})"
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns of the matrix in the array."""
+        rows, cols = self.bits.shape
+        return rows, cols
+
+    def is_finite(self) -> bool:
+        """Return whether it has no NaN and no Inf."""
+        return not any(
+            ((self.bits[a:b] & INFINITE) == INFINITE).any() for a, b in strips(*self.stored_shape)
+        )
+
+    def _read(self, start: int, out: Array) -> None:
+        widen(self.bits[start:][: len(out)], out)
+
+    def _dots(self, x: Array, out: Array) -> bool:
+        rows, cols = self.bits.shape
+        if not _dots_loop or rows < WIDTH or cols < LANES:
+            return False
+        _dots_loop[SINGLE](self.size * SECONDS, x, self.bits, out)
+        return True
+
+
+def _dtype() -> Any:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError(
+            'rounding to bfloat16 takes ml_dtypes; python -m pip install "minigrad-lora[text]"'
+        ) from error
+    return ml_dtypes.bfloat16
+
+
+def widen(bits: Array, out: Array) -> None:
+    """Write numbers of bfloat16 to `out`.
+
+    Args:
+        bits: uint16, C-contiguous, the bits of each number.
+        out: floats, of the same shape, C-contiguous.
+    """
+    if out.dtype != SINGLE:
+        wide = np.empty(out.shape, np.float32)
+        widen(bits, wide)
+        out[...] = wide
+    elif _widen_loop:
+        _widen_loop[SINGLE](bits.size * SECONDS, bits.ravel(), out.reshape(-1).view(np.uint32))
+    else:
+        np.left_shift(bits, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+
+
+@for_each_dtype(SINGLE)
+def _widen_loop(
+    piece: int, pieces: int, bits: Annotated[Read.D1, types.uint16],
+    out: Annotated[Written.D1, types.uint32],
+) -> None:  # fmt: skip
+    x, y = part(piece, pieces, bits), part(piece, pieces, out)
+    for i in range(x.size):
+        y[i] = np.uint32(x[i]) << np.uint32(16)
+
+
+@instruction()
+def _tile(
+    e: Emitter, height: Any, x: Any, x_row: Any, bits: Any, row: Any, count: Any,
+    target: Any, target_row: Any,
+) -> None:  # fmt: skip
+    """Compute the dot products of `height` rows x with `WIDTH` rows of bfloat16."""
+    builder, two, four = e.builder, ADDRESS(2), ADDRESS(4)
+    stored, wide = (ir.VectorType(ir.IntType(n), e.lanes) for n in (16, 32))
+
+    def read(high: int, at: Any, _new: Any) -> tuple[Vectors, Vectors]:
+        there = builder.add(x, builder.mul(at, four))
+        xs = [[e.load(e.step(there, x_row, i), e.vector)] for i in range(high)]
+        here, ws = builder.add(bits, builder.mul(at, two)), []
+        for j in range(WIDTH):
+            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # rows are short
+            upper = builder.zext(e.load(e.step(here, row, j), stored), wide)
+            upper = builder.shl(upper, ir.Constant(wide, [16] * e.lanes))
+            ws.append([builder.bitcast(upper, e.vector)])
+        return xs, ws
+
+    emit_tile(e, height, count, read, target, target_row)
+
+
+@for_each_dtype(SINGLE)
+def _dots_loop(
+    piece: int, pieces: int, x: Read.D2, bits: Annotated[Read.D2, types.uint16], out: Written.D2
+) -> None:
+    m, (rows, cols) = x.shape[0], bits.shape
+    height = HEIGHT if m >= HEIGHT else 1
+    for group in span(piece, pieces, (rows + WIDTH - 1) // WIDTH):
+        j = min(group * WIDTH, rows - WIDTH)  # the last tile begins in the one before
+        for k in range(0, m, height):
+            i = min(k, m - height)
+            _tile(
+                height, address_of(x) + i * cols * 4, cols * 4,
+                address_of(bits) + j * cols * 2, cols * 2, cols,
+                address_of(out) + (i * rows + j) * 4, rows * 4,
+            )  # fmt: skip
+    keep_alive(x)
+    keep_alive(bits)

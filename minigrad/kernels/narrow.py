@@ -1,0 +1,252 @@
+"""Frozen matrices whose numbers take fewer bits in memory than in a product: bfloat16 and NF4.
+
+A product of many rows decodes a strip of the matrix into floats at a time, and multiplies it by
+`gemm`. A product of few rows, as in a step of decoding, takes as long as the matrix takes to come
+from memory. So it decodes in registers, and reads each stored row once (`emit_tile`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import DTypeLike
+
+from minigrad.kernels import gemm
+from minigrad.kernels.gemm.skinny import fold
+from minigrad.kernels.jit import SINGLE, Array
+from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
+
+STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
+ROWS = 32  # in a strip, at least: a product with fewer takes slower loops
+
+FEW = 16  # rows of x, at most, for which a matrix is decoded in registers
+WIDTH = 4  # stored rows that a tile of dot products reads at a time
+HEIGHT = vector_registers()[1] // 8  # rows of x in it, or one: half of the registers are sums
+LANES = vector_registers()[0] // SINGLE.itemsize  # numbers of a vector: a row has as many at least
+
+Vectors = list[list[Any]]  # some of each row, as values of the code being emitted
+Read = Callable[[int, Any, Any], tuple[Vectors, Vectors]]
+
+
+class NarrowMatrix(ABC):
+    """A frozen matrix that is stored in few bits; it cannot be changed."""
+
+    format: ClassVar[str]  # in a few letters
+    is_transposed: bool  # whether this is the transpose of the matrix in the arrays
+
+    @property
+    @abstractmethod
+    def stored_shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns of the matrix in the arrays."""
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Return whether it has no NaN and no Inf."""
+
+    @abstractmethod
+    def _read(self, start: int, out: Array) -> None:
+        """Write the stored rows from `start` on to `out`, C-contiguous `(n, cols)` of floats."""
+
+    @abstractmethod
+    def _dots(self, x: Array, out: Array) -> bool:
+        """Write the dot products of rows of x and stored rows, if a kernel can; return whether.
+
+        x is `(n, cols)` and `out` `(n, rows)`, both C-contiguous in float32.
+        """
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # nobody can change it
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(vars(self).values())  # `__init__` makes them read-only again
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns."""
+        rows, cols = self.stored_shape
+        return (cols, rows) if self.is_transposed else (rows, cols)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, as arrays have it."""
+        return 2
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        rows, cols = self.stored_shape
+        return rows * cols
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays."""
+        return sum(array.nbytes for array in self._parts().values())
+
+    @property
+    def T(self) -> Self:  # noqa: N802  # as arrays have it
+        """The transpose: another view of the same arrays."""
+        this: Any = self  # a dataclass, as every kind of matrix is
+        turned: Self = replace(this, is_transposed=not self.is_transposed)
+        return turned
+
+    def dense(self, dtype: DTypeLike = np.float32) -> Array:
+        """Return all of it as an array of floats."""
+        return self.rows(0, self.shape[0], dtype)
+
+    def rows(self, start: int, stop: int, dtype: DTypeLike = np.float32) -> Array:
+        """Return the rows from `start` to before `stop` as an array of floats.
+
+        Raises:
+            ValueError: if they are not 0 <= start <= stop <= the number of rows, or if the dtype is
+                not one of floats.
+        """
+        rows, cols = self.shape
+        name = type(self).__name__
+        if not 0 <= start <= stop <= rows:
+            raise ValueError(
+                f"{name}.rows: rows {start} to {stop} are not in a matrix of {rows}; it takes "
+                f"0 <= start <= stop <= {rows}"
+            )
+        dtype = np.dtype(dtype)
+        if dtype.kind != "f":
+            raise ValueError(f"{name}: its numbers are floats, and cannot be read as {dtype}")
+        out = np.empty((stop - start, cols), dtype)
+        if self.is_transposed:
+            for a, b, strip in self.T.strips(np.result_type(dtype, np.float32)):
+                out[:, a:b] = strip[:, start:stop].T
+        else:
+            for a, b in strips(stop - start, cols):
+                self._read(start + a, out[a:b])
+        return out
+
+    def strips(self, dtype: DTypeLike) -> Iterator[tuple[int, int, Array]]:
+        """Yield strips of stored rows: where each begins and ends, and its values.
+
+        Each is decoded into the memory of the one before.
+        """
+        rows, cols = self.stored_shape
+        spans = list(strips(rows, cols))
+        buffer = np.empty((spans[0][1], cols), dtype)
+        for a, b in spans:
+            self._read(a, buffer[: b - a])
+            yield a, b, buffer[: b - a]
+
+    def matmul(self, x: Array) -> Array:
+        """Compute x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, dtype of x.
+
+        A sum is added up in one order for any number of threads. float16 is computed in float32 and
+        rounded once; integers become floats that can represent them.
+
+        Raises:
+            TypeError: if x is not an array of real numbers.
+            ValueError: if the shapes do not align.
+        """
+        name = type(self).__name__
+        if x.ndim != 2 or x.shape[1] != self.shape[0]:
+            raise ValueError(
+                f"{name}.matmul: x of shape {x.shape} does not go with a matrix of shape "
+                f"{self.shape}; it must be (n, {self.shape[0]})"
+            )
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"{name}.matmul: x is made of real numbers, not {x.dtype}")
+        dtype = np.result_type(x.dtype, np.float32)
+        wide = np.asarray(x, dtype)
+        out = np.empty((len(x), self.shape[1]), dtype)
+        few = self.is_transposed and 0 < len(x) <= FEW and dtype == SINGLE
+        if not (few and self._dots(np.ascontiguousarray(wide), out)):
+            for a, b, strip in self.strips(dtype):
+                if self.is_transposed and len(strip) == out.shape[1]:
+                    gemm.matmul(wide, strip.T, out=out)
+                elif self.is_transposed:
+                    out[:, a:b] = gemm.matmul(wide, strip.T)
+                else:
+                    gemm.matmul(wide[:, a:b], strip, out=out, add=a > 0)
+        return out.astype(x.dtype, copy=False) if x.dtype.kind == "f" else out
+
+    def _parts(self) -> dict[str, Array]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+
+
+def check_kind(owner: str, weight: Any, kind: type[NarrowMatrix]) -> None:
+    """Raise a TypeError that begins with `owner` if a weight is not of this kind."""
+    if not isinstance(weight, kind):
+        name = kind.__name__
+        raise TypeError(
+            f"{owner}the weight is {'an' if name.startswith('N') else 'a'} {name}, not "
+            f"{type(weight).__name__}; {name}.of(array) makes one"
+        )
+
+
+def read_only(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> Array:
+    """Return a contiguous, read-only view or copy of an array of this dtype and shape, or raise."""
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} is an array of {np.dtype(dtype)}, not {kind}")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; it must be {shape}")
+    view = np.ascontiguousarray(array).view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+def strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Yield where strips of rows begin and end: about `STRIP` elements, `ROWS` rows at least."""
+    step = max(ROWS, STRIP // cols)
+    return ((a, min(a + step, rows)) for a in range(0, rows, step))
+
+
+def emit_tile(
+    e: Emitter, height: Any, count: Any, read: Read, target: Any, target_row: Any
+) -> None:
+    """Emit a tile of dot products: of `HEIGHT` rows x, or of one, with `WIDTH` rows w.
+
+    They are sums over `count` positions, at least as many as a vector has lanes. The last vector
+    ends where the row ends, and of its lanes those that were added before count as 0. So nothing
+    beyond a row is read.
+
+    Args:
+        e: the emitter of float32.
+        height: `HEIGHT` or 1.
+        count: the number of positions.
+        read: a function of the height, of the position where a vector begins and of the first one
+            in it that is new. It emits the vectors of each row x and of each row w that begin
+            there: one or more of each row, as many of all.
+        target: the address of the first product; those of a row x follow each other.
+        target_row: the bytes from the products of a row x to those of the next.
+    """
+    builder, lanes = e.builder, ADDRESS(e.lanes)
+    new = builder.mul(builder.udiv(builder.sub(count, ADDRESS(1)), lanes), lanes)
+    last = builder.sub(count, lanes)
+    is_old, zeros = e.first_lanes(builder.sub(new, last)), ir.Constant(e.vector, None)
+
+    def emit(high: int) -> list[Any]:
+        def added(sums: list[Any], x: Vectors, w: Vectors) -> list[Any]:
+            for i in range(len(x[0])):
+                pairs = [(xs[i], ws[i]) for xs in x for ws in w]
+                sums = [e.multiply_add(*pair, s) for pair, s in zip(pairs, sums, strict=True)]
+            return sums
+
+        def step(now: list[Any]) -> tuple[list[Any], Any]:
+            at, *sums = now
+            then = builder.add(at, lanes)
+            return [then, *added(sums, *read(high, at, at))], builder.icmp_signed("<", then, new)
+
+        none = [zeros] * (high * WIDTH)
+        has_more = builder.icmp_signed(">", new, ADDRESS(0))
+        sums = e.choose([(has_more, lambda: e.loop([ADDRESS(0), *none], step)[1:])], lambda: none)
+        x, w = (
+            [[builder.select(is_old, zeros, vector) for vector in row] for row in rows]
+            for rows in read(high, last, new)
+        )
+        for i, number in enumerate(fold(e, added(sums, x, w))):
+            row = e.step(target, target_row, i // WIDTH)
+            e.store(number, builder.add(row, ADDRESS(i % WIDTH * e.item)))
+        return []
+
+    is_one = builder.icmp_signed("==", height, ADDRESS(1))
+    e.choose([(is_one, lambda: emit(1))], lambda: emit(HEIGHT))

@@ -1,0 +1,44 @@
+"""Encodings of the position of a vector in a sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import kernels
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
+from minigrad.ops.arithmetic import negative
+
+
+@op(floats=True, cost=3, shape=lambda x: x.shape)
+def rope(x: Array, cos: Array, sin: Array) -> Array:
+    """x with pairs of its numbers rotated by angles of their position (RoFormer, Su et al., 2021).
+
+        out[i] = x[i] cos_i - x[i + d/2] sin_i,    out[i + d/2] = x[i + d/2] cos_i + x[i] sin_i
+
+    for i < d/2, as in section 3.4.2, but i is paired with i + d/2, as in Llama. The product of a
+    query and a key that are rotated so depends on the distance of their positions.
+
+    Args:
+        x: `(..., L, d)`, for example the queries or keys of attention.
+        cos: the cosines of the angles, which can be broadcast to `(..., L, d/2)`. No gradient is
+            computed by `cos` and `sin`.
+        sin: the sines.
+
+    Raises:
+        ValueError: if d is odd, or the shapes do not match.
+        TypeError: if `cos` or `sin` requires a gradient.
+    """
+    if x.ndim < 2 or x.shape[-1] % 2:
+        raise ValueError(f"x has shape (..., L, d) with an even d, not {x.shape}")
+    shape = (*x.shape[:-1], x.shape[-1] // 2)
+    a, b = (np.asarray(y, x.dtype) for y in (cos, sin))
+    try:
+        a, b = (y if y.shape == shape[-y.ndim :] else np.broadcast_to(y, shape) for y in (a, b))
+    except ValueError:
+        shapes = f"cos and sin of shapes {a.shape} and {b.shape}"
+        raise ValueError(f"{shapes} cannot be broadcast to {shape}, for x of {x.shape}") from None
+    return kernels.rope.rope(x, a, b)
+
+
+rope.vjp("x", lambda g, cos, sin: rope(g, cos, negative(sin)))  # the rotation back

@@ -1,0 +1,70 @@
+"""The choice of the next token of a text, from the logits of all tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.checks import check_positive, check_probability, check_range
+from minigrad.core.tensor import Array, as_array
+from minigrad.random import Rng, generator
+
+
+def sample(
+    logits: Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rng: Rng = None,
+) -> Any:
+    """Draw a token with the probabilities softmax(logits / temperature), computed in float64.
+
+    `top_k` and `top_p` leave only the likeliest tokens, in this order. One that is exactly as
+    likely as the last one that is left is left as well.
+
+    Args:
+        logits: `(tokens,)` or `(batch, tokens)`. A token of logit -inf is never drawn.
+        temperature: below 1 likely tokens become likelier. At 0 the likeliest one is taken, of
+            several the first, and nothing is drawn.
+        top_k: the number of tokens that are left.
+        top_p: the fewest tokens are left that have this probability together (nucleus sampling,
+            Holtzman et al., 2020, section 3.1).
+        rng: the generator, which draws one number for each row; equal seeds give equal tokens.
+
+    Returns:
+        An int, or an int64 array `(batch,)`.
+
+    Raises:
+        ValueError: if the logits have another shape or no tokens, or a row has NaN or +inf or is
+            all -inf, or an option has an impossible value.
+    """
+    check_range("sample: temperature", temperature, 0.0, np.inf)
+    if top_k is not None:
+        check_positive("sample: top_k", top_k)
+    if top_p is not None:
+        check_probability("sample: top_p", top_p)
+    given = as_array(logits).astype(np.float64)
+    if given.ndim not in (1, 2) or given.shape[-1] == 0:
+        raise ValueError(f"sample: logits are (tokens,) or (batch, tokens), not {given.shape}")
+    rows = np.atleast_2d(given)
+    highest = rows.max(axis=1, keepdims=True)  # nan if there is one in the row
+    for row in np.flatnonzero(~np.isfinite(highest)):
+        found = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(highest[row, 0], "NaN")
+        raise ValueError(f"sample: row {row} of the logits has {found}, so no token can be drawn")
+    if temperature == 0:
+        tokens = rows.argmax(axis=1)
+    else:
+        with np.errstate(over="ignore"):  # -inf, of which the exponential is 0
+            p = np.exp((rows - highest) / temperature)
+        if top_k is not None and top_k < p.shape[1]:
+            p[p < np.partition(p, -top_k)[:, -top_k, None]] = 0
+        if top_p is not None and top_p < 1:
+            ordered = np.sort(p)[:, ::-1]
+            sums = ordered.cumsum(axis=1)
+            last = (sums[:, :-1] < top_p * sums[:, -1:]).sum(axis=1, keepdims=True)
+            p[p < np.take_along_axis(ordered, last, axis=1)] = 0
+        sums = p.cumsum(axis=1)
+        drawn = generator(rng).random((len(p), 1)) * sums[:, -1:]  # below the total, also rounded
+        tokens = (sums <= drawn).sum(axis=1)
+    return tokens if given.ndim == 2 else int(tokens[0])

@@ -1,0 +1,88 @@
+"""The two forms of data that a `Trainer` takes: the rows of two arrays, and micro-batches.
+
+A micro-batch is a tuple `(*inputs, target)` that goes through the model at once. Rows are taken
+together to micro-batches in every epoch anew; micro-batches that the caller has made stay as they
+are, so that their inputs may have any shapes and kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from minigrad.core.tensor import Tensor, as_array
+
+MicroBatch = tuple[Any, ...]
+Data = tuple[Any, Any] | Sequence[MicroBatch]
+Items = NDArray[np.int64]
+
+
+class Rows:
+    """Features and target of the same length; an item is a row."""
+
+    def __init__(self, x: NDArray[Any], y: NDArray[Any], batch_size: int) -> None:
+        self.x, self.y, self.batch_size = x, y, batch_size
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def micro_batches(self, items: Items) -> list[MicroBatch]:
+        """Return some rows in micro-batches of `batch_size`."""
+        x, y = self.x[items], self.y[items]
+        size = self.batch_size
+        return [(Tensor(x[i : i + size]), y[i : i + size]) for i in range(0, len(x), size)]
+
+
+class MicroBatches:
+    """Micro-batches that the caller has made; an item is one of them."""
+
+    batch_size = 1  # items that go through the model at once
+
+    def __init__(self, given: Sequence[MicroBatch], name: str) -> None:
+        self.given, self.name = given, name
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def micro_batches(self, items: Items) -> list[MicroBatch]:
+        """Return some of the micro-batches."""
+        taken = [self.given[item] for item in items.tolist()]
+        for each in taken:
+            if not isinstance(each, tuple) or len(each) < 2:
+                raise ValueError(
+                    f"{self.name}: a micro-batch is a tuple (*inputs, target), not {each!r:.60}"
+                )
+        return taken
+
+
+def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> Rows | MicroBatches:
+    """Return data in one of the two forms, checked; rows of floats are converted to `dtype`."""
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
+    if isinstance(data, Sequence) and not isinstance(data, (tuple, str)) and len(data):
+        first = data[0]
+        # A list may also be a pair of features and target, which may be tuples of numbers.
+        if isinstance(first, tuple) and not (is_pair and first and np.isscalar(first[0])):
+            return MicroBatches(data, name)
+    if not is_pair:
+        raise ValueError(
+            f"{name} must be a pair of features and target, or a list of micro-batches, which are "
+            f"tuples (*inputs, target), not {type(data).__name__}"
+        )
+    x, y = (as_data(part, dtype) for part in data)
+    if x.ndim == 0 or y.ndim == 0:
+        raise ValueError(f"{name}: features and target need an axis of rows")
+    if len(x) != len(y):
+        raise ValueError(f"{name}: {len(x)} rows of features, but {len(y)} of the target")
+    if len(x) == 0:
+        raise ValueError(f"{name}: the data are empty")
+    return Rows(x, y, batch_size)
+
+
+def as_data(values: Any, dtype: DTypeLike | None) -> NDArray[Any]:
+    """Return an array, with floats in the dtype of the model, because doubles would slow it."""
+    array = as_array(values)
+    is_other = array.dtype.kind == "f" and dtype is not None
+    return array.astype(dtype, copy=False) if is_other else array

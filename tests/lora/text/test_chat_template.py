@@ -1,0 +1,93 @@
+"""Chat templates: settings, refusals and what the sandbox does not allow."""
+
+import pytest
+
+from lora.text.chat_template import LONGEST, ChatTemplate
+from tests.lora.text.models import TEMPLATE
+
+USER = [{"role": "user", "content": "<b>Ü</b>"}]
+
+
+def render(template, messages=USER, **options):
+    return ChatTemplate(template, {"bos_token": "<s>"}).render(messages, **options)
+
+
+def test_blocks_are_trimmed_and_loops_have_controls():
+    text = (
+        "{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n{% endfor %}\n"
+    )
+    assert render(text) == "0\n1\n"
+
+
+def test_what_a_template_can_use():
+    assert render("{{ bos_token }}{{ messages[0]['content'] }}") == "<s><b>Ü</b>"
+    assert render("{{ add_generation_prompt }}", add_generation_prompt=True) == "True"
+    assert render("{{ tools is none }}{{ documents is none }}") == "TrueTrue"
+    assert render("{{ enable_thinking }}", enable_thinking=False) == "False"
+    assert render("{{ {'z': '<ü>', 'a': 1} | tojson }}") == '{"z": "<ü>", "a": 1}'
+    assert render("{{ {'z': 1} | tojson(indent=1) }}") == '{\n "z": 1\n}'
+    assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == 10
+    assert render("{% generation %}a{% set x = 1 %}{% endgeneration %}{{ x }}") == "a"
+
+
+def test_fields_of_messages_that_are_null_are_left_out():
+    message = {"role": "user", "content": "x", "tool_calls": None}
+    assert render("{{ 'tool_calls' in messages[0] }}", [message]) == "False"
+
+
+def test_an_unknown_role_is_refused_with_the_words_of_the_template():
+    with pytest.raises(ValueError, match="there is no role ghost"):
+        render(TEMPLATE, [*USER, {"role": "ghost", "content": "boo"}])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, [{"role": "user", "x": {1}}]],
+)
+def test_messages_that_are_no_messages_are_refused(messages):
+    with pytest.raises(ValueError, match="messages are"):
+        render("x", messages)
+
+
+def test_a_template_that_is_none_is_refused_at_once():
+    with pytest.raises(ValueError, match="no template of jinja2"):
+        ChatTemplate("{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self._TemplateReference__context.environment }}{{ cycler.__init__.__globals__.os }}",
+        "{{ '{0.__class__.__mro__}'.format(1) }}",
+        "{% set x = messages.append(1) %}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ range(10000000) }}",
+        "{{ 'x' * 100000000000 }}",
+        "{{ [0] * 100000000000 }}",
+        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ messages[0].nothing.more }}",
+        "{{ 1 + 'a' }}",
+        "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_templates_that_try_too_much_end_with_a_sentence(template):
+    with pytest.raises(ValueError, match="the chat template"):
+        render(template)
+
+
+@pytest.mark.parametrize("name", ["messages.__class__", "raise_exception.__globals__"])
+def test_what_python_is_made_of_is_nothing_in_a_template(name):
+    assert render("{{ " + name + " }}") == ""
+
+
+def test_messages_are_not_changed():
+    messages = [{"role": "user", "content": ["x"]}]
+    with pytest.raises(ValueError, match="not allowed"):
+        render("{% set _ = messages[0].content.append('y') %}", messages)
+    assert messages == [{"role": "user", "content": ["x"]}]
+    assert LONGEST > 10**6

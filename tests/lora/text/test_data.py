@@ -1,0 +1,296 @@
+"""Rows of JSONL files as tokens: which of them count, what is cut, left out or refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lora.text.data import Row, data_files, micro_batches, read_rows
+from lora.text.tokenization import Tokenizer
+from tests.lora.text.models import TEMPLATE, tiny_tokenizer
+
+THINKING = """{% for message in messages %}
+{% set is_last = loop.last %}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' and is_last %}{{ '(thinks) ' }}{% endif %}
+{{- message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+
+def tokenizer(template=TEMPLATE, **special):
+    named = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", **special}
+    return Tokenizer(tiny_tokenizer(), named, template)
+
+
+def written(path, *rows):
+    file = path / "rows.jsonl"
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    return file
+
+
+def turns(*contents, roles=("user", "assistant")):
+    pairs = zip([roles[i % 2] for i in range(len(contents))], contents, strict=True)
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+def parts(row, tok):
+    """The text of a row, and that of what counts."""
+    return tok.decode(row.ids), tok.decode(row.ids[row.counted])
+
+
+# ----------------------------------------------------------------------------------------------
+# What counts
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_text_counts_from_its_second_token_to_the_end_of_text(tmp_path):
+    tok = tokenizer()
+    (row,) = read_rows(written(tmp_path, {"text": "the quick fox"}), tok)
+    assert row.ids.tolist() == [*tok.encode("the quick fox"), tok.eos_token_id]
+    assert row.counted.tolist() == [False] + [True] * (len(row.ids) - 1)
+    assert row.ids.dtype == np.int64
+    assert row.counted.dtype == np.bool_
+
+
+def test_prompt_and_completion_are_encoded_apart_and_the_completion_counts(tmp_path):
+    tok = tokenizer()
+    file = written(tmp_path, {"prompt": "the qu", "completion": "ick fox"})
+    (row,) = read_rows(file, tok)
+    prompt, completion = tok.encode("the qu"), [*tok.encode("ick fox"), tok.eos_token_id]
+    assert prompt + completion[:-1] != tok.encode("the quick fox")
+    assert row.ids.tolist() == prompt + completion
+    assert row.counted.tolist() == [False] * len(prompt) + [True] * len(completion)
+    (row,) = read_rows(file, tok, train_on_prompts=True)
+    assert row.counted.tolist() == [False] + [True] * (len(row.ids) - 1)
+
+
+def test_special_tokens_in_raw_text_are_characters_and_those_of_a_template_are_tokens(tmp_path):
+    tok = tokenizer()
+    (row,) = read_rows(written(tmp_path, {"prompt": "a<|im_end|>", "completion": "b"}), tok)
+    assert row.ids.tolist().count(tok.eos_token_id) == 1
+    (row,) = read_rows(written(tmp_path, turns("a", "b")), tok)
+    assert row.ids.tolist().count(tok.eos_token_id) == 2
+
+
+def test_a_beginning_of_text_comes_where_the_tokenizer_has_one_and_an_end_once(tmp_path):
+    from tokenizers import Tokenizer as Tokens
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = Tokens.from_str(tiny_tokenizer().to_str())
+    around = [("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    tokens.post_processor = TemplateProcessing("<|endoftext|> $A <|im_end|>", special_tokens=around)
+    tok = Tokenizer(tokens, {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}, TEMPLATE)
+    rows = [{"text": "the fox"}, {"prompt": "the", "completion": " fox"}, turns("a", "b")]
+    text, pair, chat = read_rows(written(tmp_path, *rows), tok)
+    assert text.ids.tolist() == [0, *tok.encode("the fox"), 2]
+    assert pair.ids.tolist() == [0, *tok.encode("the"), *tok.encode(" fox"), 2]
+    assert chat.ids[0] == tok.encode("<|im_start|>", parse_special=True)[0]
+
+
+def test_all_answers_of_a_conversation_count(tmp_path):
+    tok = tokenizer()
+    conversation = turns("hi", "the fox", "and?", "the dog")
+    conversation["messages"].insert(0, {"role": "system", "content": "one"})
+    rows = read_rows(written(tmp_path, conversation), tok)
+    whole, counted = parts(rows[0], tok)
+    assert whole == tok.render(conversation["messages"])
+    assert counted == "the fox<|im_end|>\nthe dog<|im_end|>\n"
+    assert rows.notes == {}
+
+
+def test_the_prompt_has_the_tokens_that_generation_begins_from(tmp_path):
+    tok = tokenizer()
+    (row,) = read_rows(written(tmp_path, turns("why?", "\n\n  because")), tok)
+    prompt = tok.render([{"role": "user", "content": "why?"}], add_generation_prompt=True)
+    begin = tok.encode(prompt, parse_special=True)
+    assert row.ids[: len(begin)].tolist() == begin
+    assert row.counted.tolist() == [False] * len(begin) + [True] * (len(row.ids) - len(begin))
+
+
+def test_only_the_last_answer_counts_where_the_template_changes_earlier_ones(tmp_path):
+    tok = tokenizer(THINKING)
+    rows = read_rows(written(tmp_path, turns("hi", "a", "and?", "b"), turns("hi", "c")), tok)
+    assert parts(rows[0], tok)[1] == "(thinks) b<|im_end|>\n"
+    assert parts(rows[1], tok)[1] == "(thinks) c<|im_end|>\n"
+    assert list(rows.notes.values()) == [[1]]
+    assert "last answer only, since the chat template changes earlier ones (line 1)" in repr(rows)
+
+
+def test_a_template_that_hides_where_the_answer_is_is_refused(tmp_path):
+    tok = tokenizer("{{ messages | length }}{{ messages[-1]['content'] }}")
+    file = written(tmp_path, turns("hi", "a"))
+    with pytest.raises(ValueError, match="line 1: the chat template does not write message 2"):
+        read_rows(file, tok)
+    (row,) = read_rows(file, tok, train_on_prompts=True)
+    assert parts(row, tok)[0] == "2a"
+
+
+def test_a_pair_can_be_a_conversation(tmp_path):
+    tok = tokenizer()
+    pair, chat = {"prompt": "hi", "completion": "fox"}, turns("hi", "fox")
+    as_chat, messages = read_rows(written(tmp_path, pair, chat), tok, as_chat=True)
+    assert as_chat.ids.tolist() == messages.ids.tolist()
+    assert as_chat.counted.tolist() == messages.counted.tolist()
+
+
+# ----------------------------------------------------------------------------------------------
+# What is cut, left out and refused
+# ----------------------------------------------------------------------------------------------
+
+
+def test_long_rows_are_cut_and_left_out_where_no_answer_is_left(tmp_path):
+    tok = tokenizer()
+    rows = [
+        {"prompt": "a", "completion": "the quick brown fox jumps over the lazy dog"},
+        {"prompt": "the quick brown fox jumps over the lazy dog", "completion": "a"},
+        {"prompt": "a", "completion": "b"},
+    ]
+    file = written(tmp_path, *rows)
+    found = read_rows(file, tok, max_length=6)
+    assert [len(row.ids) for row in found] == [6, 3]
+    assert found.notes == {
+        "cut to 6 tokens": [1],
+        "left out, with no answer in the first 6 tokens": [2],
+    }
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: the row has \d+ tokens"):
+        read_rows(file, tok, max_length=6, long_rows="refuse")
+    assert len(read_rows(file, tok)) == 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": ""},
+        {"prompt": "a", "completion": " \n"},
+        turns("hi"),
+        turns("hi", " "),
+        turns("hi", "you", roles=("assistant", "user")),
+    ],
+)
+def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, row):
+    found = read_rows(written(tmp_path, row, {"text": "the fox"}, row), tokenizer())
+    assert len(found) == 1
+    assert found.notes == {"left out, without an answer": [1, 3]}
+    assert "2 left out, without an answer (line 1, 3)" in repr(found)
+    with pytest.raises(ValueError, match="nothing is left"):
+        read_rows(written(tmp_path, row), tokenizer())
+
+
+def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
+    file = written(tmp_path, b"\xef\xbb\xbf" + b'{"text": "the fox"}', b"", b"  ", b"")
+    assert len(read_rows(file, tokenizer())) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b'{"text": "the', "not JSON"),
+        (b"[1, 2]", "an object of JSON"),
+        (b'{"text": "\xff"}', "utf-8"),
+        (b'{"text": "\\ud800"}', "surrogates not allowed"),
+        (b"[" * 100_000, "recursion|JSON"),
+        ({"text": 3}, "text is a text, not 3"),
+        ({"prompt": "a"}, "this one has 'prompt'"),
+        ({"text": "a", "id": 3}, "has 'text', 'id'"),
+        ({"txt": "a"}, r"has 'txt' \(did you mean 'text'\?\)"),
+        ({}, "no keys"),
+        ({"prompt": "a", "completion": None}, "completion is a text, not None"),
+        ({"messages": "hi"}, "a list of turns, not 'hi'"),
+        ({"messages": []}, "a list of turns"),
+        ({"messages": ["hi"]}, "message 1 has role and content, not 'hi'"),
+        ({"messages": [{"role": "user", "text": "a"}]}, "message 1 has role and content"),
+        ({"messages": [{"role": "human", "content": "a"}]}, "message 1: the role is one of"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "message 1: content is a text"),
+    ],
+)
+def test_what_is_no_row_is_refused_with_its_line(tmp_path, row, message):
+    file = written(tmp_path, {"text": "the fox"}, b"", row, {"text": "a"})
+    with pytest.raises(ValueError, match=f"line 3: .*({message})"):
+        read_rows(file, tokenizer())
+
+
+def test_a_token_outside_of_the_vocabulary_is_refused(tmp_path):
+    tok = tokenizer()
+    file = written(tmp_path, {"text": "the fox"})
+    largest = max(read_rows(file, tok)[0].ids)
+    assert len(read_rows(file, tok, vocab_size=largest + 1)) == 1
+    with pytest.raises(
+        ValueError, match=f"line 1: the token {largest} is outside .* of {largest};"
+    ):
+        read_rows(file, tok, vocab_size=int(largest))
+
+
+def test_a_conversation_without_a_template_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="line 1: this model has no chat template"):
+        read_rows(written(tmp_path, turns("a", "b")), tokenizer(None))
+
+
+def test_impossible_options_are_refused(tmp_path):
+    file = written(tmp_path, {"text": "the fox"})
+    with pytest.raises(ValueError, match="max_length must be a positive integer"):
+        read_rows(file, tokenizer(), max_length=0)
+    with pytest.raises(ValueError, match="'cut' or 'refuse', not 'drop'"):
+        read_rows(file, tokenizer(), long_rows="drop")
+
+
+# ----------------------------------------------------------------------------------------------
+# Files and micro-batches
+# ----------------------------------------------------------------------------------------------
+
+
+def test_data_are_a_file_or_a_folder(tmp_path):
+    file = written(tmp_path, {"text": "a"})
+    assert data_files(file) == {"train": file}
+    with pytest.raises(FileNotFoundError, match=r"none of train\.jsonl.*there is rows\.jsonl"):
+        data_files(tmp_path)
+    for name in ("valid", "train"):
+        (tmp_path / f"{name}.jsonl").touch()
+    assert list(data_files(tmp_path)) == ["train", "valid"]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        data_files(tmp_path / "missing")
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path):
+    first = read_rows(written(tmp_path, {"text": "the fox"}), tokenizer()).digest
+    assert read_rows(written(tmp_path, {"text": "the fox"}), tokenizer()).digest == first
+    assert read_rows(written(tmp_path, {"text": "the dog"}), tokenizer()).digest != first
+
+
+def lengths(seed=0, count=41):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        size = int(rng.integers(2, 30))
+        rows.append(Row(np.full(size, number), np.arange(size) >= size // 2))
+    return rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_micro_batches_have_every_row_once_and_little_padding(batch_size):
+    rows = lengths()
+    made = micro_batches(rows, batch_size, np.random.default_rng(0))
+    assert len(made) == -(-len(rows) // batch_size)
+    seen = []
+    for ids, counted in made:
+        assert ids.shape == counted.shape
+        for number, row in zip(ids[:, 0], ids, strict=True):
+            size = len(rows[number].ids)
+            seen.append(number)
+            assert (row[:size] == number).all()
+    assert sorted(seen) == list(range(len(rows)))
+    assert sum(counted.sum() for _, counted in made) == sum(row.counted.sum() for row in rows)
+    least = sorted(len(row.ids) for row in rows)
+    groups = [least[i : i + batch_size] for i in range(0, len(least), batch_size)]
+    padded = sum(len(group) * group[-1] for group in groups)
+    assert sum(ids.size for ids, _ in made) == padded
+
+
+def test_the_order_of_micro_batches_follows_the_seed():
+    def made(seed):
+        return [ids.tolist() for ids, _ in micro_batches(lengths(), 4, np.random.default_rng(seed))]
+
+    assert made(0) == made(0) != made(1)
+    assert [len(ids[0]) for ids in made(0)] != sorted(len(ids[0]) for ids in made(0))

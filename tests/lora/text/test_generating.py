@@ -1,0 +1,108 @@
+"""Writing with a tiny model: greedy, drawn, in a conversation, and up to its limits."""
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+from lora.text.generating import TextGenerator, generate
+from lora.text.loading import load_model, tokenizer
+from tests.lora.text.models import tiny_folder
+
+ASK = [{"role": "user", "content": "why is the sky blue?"}]
+
+
+@pytest.fixture
+def parts(tmp_path):
+    folder = tiny_folder(tmp_path / "base")
+    return load_model(folder), tokenizer(folder)
+
+
+def greedy(model, ids, count):
+    """The likeliest tokens, each found by reading everything again."""
+    ids = list(ids)
+    with mg.no_grad():
+        for _ in range(count):
+            ids.append(int(model(np.array([ids])).numpy()[0, -1].argmax()))
+    return ids
+
+
+def test_the_likeliest_tokens_are_those_of_reading_everything_again(parts):
+    model, tok = parts
+    writer = TextGenerator(model, tok, max_tokens=12)
+    text = "".join(writer.stream("The quick brown"))
+    expected = greedy(model, tok.encode("The quick brown"), 12)[len(writer.prompt_tokens) :]
+    if writer.finish_reason == "stop":
+        expected = expected[: len(writer.tokens)]
+    assert writer.tokens == expected
+    assert text == tok.decode(writer.tokens).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert writer.seconds > 0
+
+
+def test_a_token_that_ends_a_text_ends_it(parts, monkeypatch):
+    model, tok = parts
+    everything = TextGenerator(model, tok, max_tokens=8)
+    list(everything.stream("The fox"))
+    third = everything.tokens[2]
+    count = everything.tokens.index(third)
+    monkeypatch.setattr(tok, "eos_token_id", third)
+    writer = TextGenerator(model, tok, max_tokens=8)
+    list(writer.stream("The fox"))
+    assert (writer.tokens, writer.finish_reason) == (everything.tokens[:count], "stop")
+
+
+def test_equal_seeds_write_equal_texts(parts):
+    options = {"max_tokens": 10, "temperature": 1.5, "top_k": 50, "top_p": 0.95}
+    texts = {seed: generate(*parts, "fox", seed=seed, **options) for seed in (1, 2, 3)}
+    assert len(set(texts.values())) > 1
+    assert texts[1] == generate(*parts, "fox", seed=1, **options)
+
+
+def test_a_conversation_is_read_once(parts, monkeypatch):
+    model, tok = parts
+    writer = TextGenerator(model, tok, max_tokens=4)
+    answer = "".join(writer.stream(ASK))
+    more = [*ASK, {"role": "assistant", "content": answer}, {"role": "user", "content": "Why?"}]
+    read = []
+    original = model.next_logits
+    monkeypatch.setattr(
+        model, "next_logits", lambda ids, caches: read.append(ids.size) or original(ids, caches)
+    )
+    again = "".join(writer.stream(more))
+    assert sum(read) < len(writer.prompt_tokens)  # the beginning was in the caches
+    assert again == generate(model, tok, more, max_tokens=4)
+
+
+def test_after_a_switch_of_adapters_everything_is_read_again(parts, rng):
+    model, tok = parts
+    lora.attach(model, lora.LoRAConfig(rank=4, alpha=64), rng=rng)
+    for parameter in model.trainable_parameters():
+        parameter.data[...] = rng.standard_normal(parameter.shape)
+    writer = TextGenerator(model, tok, max_tokens=6)
+    adapted = "".join(writer.stream("The fox"))
+    lora.switch(model)
+    writer.forget()
+    base = "".join(writer.stream("The fox"))
+    assert base == generate(model, tok, "The fox", max_tokens=6)
+    assert base != adapted
+
+
+def test_what_cannot_be_written_is_refused(parts):
+    model, tok = parts
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        generate(model, tok, "")
+    with pytest.raises(ValueError, match="max_tokens"):
+        generate(model, tok, "fox", max_tokens=0)
+    with pytest.raises(ValueError, match="there is no role teacher"):
+        generate(model, tok, [{"role": "teacher", "content": "fox"}])
+    with pytest.raises(ValueError, match="made for texts of at most 256"):
+        generate(model, tok, "fox " * 300)
+
+
+def test_writing_ends_where_the_model_knows_no_more_positions(tmp_path):
+    folder = tiny_folder(tmp_path / "base", max_position_embeddings=20, eos_token_id=None)
+    model, tok = load_model(folder), tokenizer(folder)
+    writer = TextGenerator(model, tok, max_tokens=100)
+    list(writer.stream("The quick brown fox"))
+    assert len(writer.prompt_tokens) + len(writer.tokens) == 20
+    assert writer.finish_reason == "length"

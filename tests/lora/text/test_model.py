@@ -1,0 +1,140 @@
+"""The model by itself: caches, padding, checkpointing, the loss, and positions that it lacks."""
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+from lora.text.loading import load_model
+from lora.text.model import frequencies
+from tests.lora.text.models import tiny_folder
+
+ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_model(tiny_folder(tmp_path / "base"))
+
+
+def ids_of(model, rng, *shape):
+    return rng.integers(0, model.config.vocab_size, shape)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_text_read_in_parts_has_the_logits_of_one_read_at_once(architecture, tmp_path, rng):
+    model = load_model(tiny_folder(tmp_path / "base", architecture))
+    ids = ids_of(model, rng, 2, 23)
+    with mg.no_grad():
+        expected = model(ids).numpy()
+        caches, found = model.new_caches(2, 23), []
+        for start, stop in ((0, 9), (9, 10), (10, 11), (11, 23)):
+            found.append(model(ids[:, start:stop], caches).numpy())
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        model.next_logits(ids, model.new_caches(2, 23)), expected[:, -1], atol=1e-5
+    )
+
+
+def test_rows_of_a_batch_do_not_see_each_other_nor_padding_behind_them(model, rng):
+    ids = ids_of(model, rng, 3, 12)
+    padded = np.concatenate([ids, np.zeros((3, 5), int)], 1)
+    with mg.no_grad():
+        alone = [model(row[None]).numpy()[0] for row in ids]
+        together = model(padded).numpy()[:, :12]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_the_loss_counts_the_tokens_that_it_is_told_to(model, rng):
+    ids, counted = ids_of(model, rng, 3, 10), rng.random((3, 10)) < 0.5
+    loss, count = model.loss(ids, counted)
+    logits = mg.log_softmax(model(ids)).numpy()
+    chosen = [-logits[i, j - 1, ids[i, j]] for i in range(3) for j in range(1, 10) if counted[i, j]]
+    assert count == len(chosen)
+    assert loss.item() == pytest.approx(np.mean(chosen), rel=1e-5)
+    none, count = model.loss(ids, np.zeros((3, 10), bool))
+    assert (none.item(), count) == (0, 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpointing_changes_no_gradient(tied, tmp_path, rng):
+    model = load_model(tiny_folder(tmp_path / "base", tie_word_embeddings=tied))
+    lora.attach(model, lora.LoRAConfig(rank=2, alpha=4), rng=rng)
+    for parameter in model.trainable_parameters():
+        parameter.data[...] += 0.1 * rng.standard_normal(parameter.shape)
+    ids, counted = ids_of(model, rng, 2, 9), np.ones((2, 9), bool)
+    gradients = []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model.loss(ids, counted)[0].backward()
+        gradients.append([p.grad.numpy() for p in model.trainable_parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert abs(plain).max() > 0
+        np.testing.assert_array_equal(plain, again)
+
+
+def test_gradients_are_those_of_central_differences(tmp_path, rng):
+    folder = tiny_folder(tmp_path / "base", num_hidden_layers=1, hidden_size=16)
+    model = load_model(folder).astype(np.float64)
+    lora.attach(model, lora.LoRAConfig(rank=1, alpha=1, targets=["q_proj", "k_proj"]), rng=rng)
+    parameters = model.trainable_parameters()
+    for parameter in parameters:
+        parameter.data[...] = 0.3 * rng.standard_normal(parameter.shape)
+    ids = ids_of(model, rng, 2, 6)
+    counted = np.ones((2, 6), bool)
+    model.loss(ids, counted)[0].backward()
+    for parameter in parameters:
+        direction = rng.standard_normal(parameter.shape)
+        values, eps = [], 1e-5
+        for sign in (1, -1):
+            parameter.data[...] += sign * eps * direction
+            values.append(model.loss(ids, counted)[0].item())
+            parameter.data[...] -= sign * eps * direction
+        slope = (values[0] - values[1]) / (2 * eps)
+        assert (parameter.grad.numpy() * direction).sum() == pytest.approx(
+            slope, rel=1e-6, abs=1e-9
+        )
+
+
+def test_more_positions_than_the_model_knows_are_refused(tmp_path, rng):
+    model = load_model(tiny_folder(tmp_path / "a", max_position_embeddings=16))
+    with pytest.raises(ValueError, match="17 tokens is too long: this model was made for 16"):
+        model(ids_of(model, rng, 1, 17))
+    model = load_model(tiny_folder(tmp_path / "b", "mistral", sliding_window=8))
+    model(ids_of(model, rng, 1, 8))
+    with pytest.raises(ValueError, match="9 tokens is too long: this model was made for 8"):
+        model(ids_of(model, rng, 1, 9))
+
+
+def test_frequencies_of_scaled_positions(tmp_path):
+    plain, linear, llama3 = (
+        frequencies(
+            load_model(
+                tiny_folder(
+                    tmp_path / str(i), head_dim=16, rope_parameters={"rope_theta": 1e4, **s}
+                )
+            ).config
+        )
+        for i, s in enumerate(
+            (
+                {"rope_type": "default"},
+                {"rope_type": "linear", "factor": 4.0},
+                {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+            )
+        )
+    )
+    np.testing.assert_allclose(plain, 1e4 ** (-np.arange(8) / 8))
+    np.testing.assert_allclose(linear, plain / 4)
+    turns = 64 * plain / (2 * np.pi)
+    assert np.array_equal(llama3[turns >= 4], plain[turns >= 4])  # short waves stay
+    np.testing.assert_allclose(llama3[turns <= 1], plain[turns <= 1] / 8)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert (llama3[between] < plain[between]).all()
+    assert (llama3[between] > plain[between] / 8).all()

@@ -1,0 +1,162 @@
+"""`python -m lora train`, `generate` and `eval`, run in this process on a tiny model."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+import lora
+from lora.__main__ import main
+from lora.text.data import read_rows
+from lora.text.evaluating import evaluate
+from lora.text.loading import load_model, tokenizer
+from tests.lora.text.models import tiny_folder
+
+ROWS = [
+    {"prompt": f"user: why is {name}?\n", "completion": f"because of the {name}."}
+    for name in ("sky", "fox", "dog", "air", "text", "model", "blue", "lazy", "plain", "brown")
+]
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny_folder(tmp_path / "base")
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return path
+
+
+def run(capsys, *arguments):
+    """The exit status, and what was printed to the two streams."""
+    capsys.readouterr()
+    status = main(list(map(str, arguments)))
+    return status, *capsys.readouterr()
+
+
+TRAIN = ("--rank", 4, "--alpha", 8, "--steps", 6, "--batch-size", 4, "--lr", 0.02)
+
+
+def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, printed, _ = run(capsys, "train", base, data, out, *TRAIN, "--seed", 3, "--json")
+    assert status == 0
+    result = json.loads(printed)
+    assert [step["step"] for step in result["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert result["data"]["train"]["rows"] == len(ROWS)
+    assert (out / "training.png").stat().st_size > 10_000
+    first, second = result["samples"]
+    assert first["prompt"] == ROWS[0]["prompt"]
+    assert second["expected"].startswith(ROWS[5]["completion"])
+    model, tok = load_model(base), tokenizer(base)
+    options = {"max_tokens": 40}
+    assert first["before"] == lora.text.generate(model, tok, first["prompt"], **options)
+    lora.load(model, out)
+    assert first["after"] == lora.text.generate(model, tok, first["prompt"], **options)
+    assert (out / "adapter_model.safetensors").is_file()
+
+    status, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--json")
+    found = json.loads(printed)
+    assert status == 0
+    assert found["loss"] < found["base"]["loss"]
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+    assert found["standard_error"] > 0
+    model, tok = load_model(base), tokenizer(base)
+    rows = read_rows(data, tok)
+    assert found["base"]["loss"] == pytest.approx(evaluate(model, rows).loss, rel=1e-6)
+    assert found["tokens"] == sum(row.counted[1:].sum() for row in rows)
+
+    ask = ("--prompt", ROWS[0]["prompt"], "--max-tokens", 5, "--temperature", 0)
+    status, printed, _ = run(capsys, "generate", base, "--adapter", out, *ask, "--json")
+    written = json.loads(printed)
+    assert status == 0
+    assert 0 < written["tokens"] <= 5
+    lora.load(model, out)
+    expected = lora.text.generate(model, tok, ROWS[0]["prompt"], max_tokens=5)
+    assert written["text"] == expected
+    status, printed, _ = run(capsys, "generate", base, "--adapter", out, *ask)
+    assert (status, printed) == (0, expected + "\n")
+
+
+def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
+    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, "--targets", "q_proj", "v_proj")
+    options = tmp_path / "a" / "options.json"
+    assert run(capsys, "train", base, data, tmp_path / "b", "--config", options)[0] == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
+    assert status == 2
+    assert "has no options of a run" in error
+
+
+def test_the_spellings_of_mlx_lm_mean_the_same(base, data, tmp_path, capsys):
+    others = ("--iters", 3, "--learning-rate", 0.01, "--max-seq-length", 40)
+    ours = ("--steps", 3, "--lr", 0.01, "--max-length", 40)
+    run(capsys, "train", base, data, tmp_path / "a", *others, "--mask-prompt", "--grad-checkpoint")
+    run(capsys, "train", base, data, tmp_path / "b", *ours, "--checkpointing")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    ask = ("generate", base, "--prompt", "fox", "--max-tokens", 3)
+    theirs = run(capsys, *ask, "--adapter-path", tmp_path / "a", "--temp", 0)
+    assert theirs == run(capsys, *ask, "--adapter", tmp_path / "a", "--temperature", 0)
+
+
+def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
+    run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
+    lines = "why?\n/use base\nwhy?\n/reset\nwhy?\n/nonsense\n\n/exit\nnever read\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    status, printed, _ = run(
+        capsys, "generate", base, "--adapter", tmp_path / "taught", "--chat", "--max-tokens", 6
+    )
+    assert status == 0
+    assert printed.count("adapters: base, taught") == 2  # at the start, and for nonsense
+    model, tok = load_model(base), tokenizer(base)
+    ask = [{"role": "user", "content": "why?"}]
+    plain = lora.text.generate(model, tok, ask, max_tokens=6)
+    lora.load(model, tmp_path / "taught")
+    taught = lora.text.generate(model, tok, ask, max_tokens=6)
+    answers = printed.split("> ")[1:]
+    shown = ["".join(c for c in text if c.isprintable()) for text in (taught, plain)]
+    assert answers[0].strip() == shown[0].strip()
+    assert answers[4].strip() == shown[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "BASE"), "give one of --prompt, --message and --chat"),
+        (("generate", "BASE", "--prompt", "a", "--message", "b"), "give one of"),
+        (("generate", "BASE", "--prompt", "a", "--system", "b"), "a raw prompt has no turns"),
+        (("generate", "nowhere", "--prompt", "a"), "there is no folder and no file 'nowhere'"),
+        (("generate", "BASE", "--chat", "--json"), "a conversation is for people"),
+        (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
+        (("eval", "BASE", "BROKEN"), "line 2"),
+        (("train", "BASE", "BROKEN", "OUT"), "line 2"),
+        (
+            ("generate", "BASE", "--prompt", "a", "--adapter", "x/a", "--adapter", "y/a"),
+            "a folder name of its own",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, message):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fox"}\n{"text": \n')
+    given = {"BASE": base, "BROKEN": broken, "OUT": tmp_path / "out"}
+    status, printed, error = run(capsys, *(given.get(each, each) for each in arguments))
+    assert (status, printed) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "nf4"])
+def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys, dtype):
+    out = tmp_path / "out"
+    assert run(capsys, "train", base, data, out, *TRAIN, "--dtype", dtype)[0] == 0
+    _, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--dtype", dtype, "--json")
+    found = json.loads(printed)
+    assert found["loss"] < found["base"]["loss"]

@@ -1,0 +1,230 @@
+"""Tokenizers of folders and of GGUF files, against the tokens of the models' own tokenizers."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lora.text.gguf_file import GGUFFile
+from lora.text.tokenization import Tokenizer
+from tests.fixtures.make_vocabularies import NAMES, cases
+from tests.lora.text.models import TEXT, tiny_folder, tiny_gguf
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "text" / "vocabularies.json"
+
+VOCABULARIES = "MINIGRAD_VOCABULARIES"
+"""The environment variable with llama.cpp's folder `models`, for the complete vocabularies."""
+
+TEXTS = [TEXT, "", " ", "\n\n \t x", "don't DON'T", "1234567", "日本語 🙂🙂", "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same tokenizer, of a folder and of a GGUF file."""
+    path = tmp_path_factory.mktemp("files")
+    folder = tiny_folder(path / "m")
+    return folder, GGUFFile(tiny_gguf(path / "m.gguf", folder))
+
+
+@pytest.fixture
+def tokenizers(files):
+    folder, file = files
+    return Tokenizer.from_folder(folder), Tokenizer.from_gguf(file.metadata)
+
+
+@pytest.fixture(params=["folder", "GGUF"])
+def tokenizer(request, tokenizers):
+    return tokenizers[request.param == "GGUF"]
+
+
+def test_both_make_the_same_of_every_text(tokenizers):
+    ours, theirs = tokenizers
+    for text in TEXTS:
+        for options in ({}, {"parse_special": True}):
+            assert ours.encode(text, **options) == theirs.encode(text, **options)
+    for name in ("eos_token", "eos_token_id", "bos_token", "vocab_size", "chat_template"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (ours.eos_token, ours.eos_token_id, ours.bos_token_id) == ("<|im_end|>", 2, 0)
+
+
+def test_decode_gives_back_the_text(tokenizer):
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(ValueError, match="there is no token 99999"):
+        tokenizer.decode([99999])
+    with pytest.raises(ValueError, match="there is no token -1"):
+        tokenizer.decode([-1])
+
+
+def test_special_tokens_in_a_text_are_text_unless_they_are_asked_for(tokenizer):
+    assert tokenizer.encode("<|im_end|>", parse_special=True) == [2]
+    assert 2 not in tokenizer.encode("a<|im_end|>b")
+    assert tokenizer.encode("a<|im_end|>b", parse_special=True)[1] == 2
+    rendered = tokenizer.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert rendered == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.encode(rendered, parse_special=True).count(1) == 2
+
+
+def test_a_stream_gives_whole_characters(tokenizer):
+    text = "naïve 日本語 🙂🏽 x" + TEXT
+    stream, parts = tokenizer.stream(), []
+    for token in tokenizer.encode(text):
+        parts.append(stream.feed(token))
+        assert "\N{REPLACEMENT CHARACTER}" not in parts[-1]
+    assert "".join(parts) == text
+    assert "" in parts  # of the bytes of a character all but the last give nothing
+
+
+def test_a_stream_goes_on_after_bytes_that_are_no_character(tokenizer):
+    broken = tokenizer.encode("🙂")[:-1]
+    ids = broken + tokenizer.encode("abc") + broken * 2 + tokenizer.encode(" 日 end")
+    stream = tokenizer.stream()
+    assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
+
+
+def test_a_stream_keeps_the_spaces_of_words_that_begin_with_one(tmp_path):
+    from tokenizers import Tokenizer as Tokens
+    from tokenizers import decoders, models, pre_tokenizers
+
+    made = Tokens(models.BPE({"<unk>": 0, "▁a": 1, "▁b": 2, "c": 3}, [], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    stream = tokenizer.stream()
+    assert "".join(stream.feed(i) for i in [1, 2, 3, 2, 2, 1]) == "a bc b b a"
+    assert tokenizer.decode([1, 2, 3, 2, 2, 1]) == "a bc b b a"
+
+
+def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
+    metadata = dict(files[1].metadata)
+    assert Tokenizer.from_gguf(metadata).encode("Hi", add_special_tokens=True)[0] != 0
+    metadata |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    tokenizer = Tokenizer.from_gguf(metadata)
+    inner = tokenizer.encode("Hi")
+    assert tokenizer.encode("Hi", add_special_tokens=True) == [0, *inner, 2]
+    del metadata["tokenizer.ggml.add_bos_token"], metadata["tokenizer.ggml.add_eos_token"]
+    metadata["tokenizer.ggml.pre"] = "llama-bpe"  # which has a first token by default
+    assert Tokenizer.from_gguf(metadata).encode("Hi", add_special_tokens=True)[0] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_those_of_the_models_own_tokenizers(name):
+    """With the part of each vocabulary that matters for the texts."""
+    fixture = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    part = fixture[name]
+    tokenizer = Tokenizer.from_gguf(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": name,
+            "tokenizer.ggml.tokens": part["tokens"],
+            "tokenizer.ggml.merges": part["merges"],
+        }
+    )
+    numbers = {token: i for i, token in enumerate(part["tokens"])}
+    for text, expected in zip(fixture["texts"], part["expected"], strict=True):
+        assert tokenizer.encode(text) == [numbers[token] for token in expected.split()], text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.full
+@pytest.mark.skipif(VOCABULARIES not in os.environ, reason=f"{VOCABULARIES} names no folder")
+@pytest.mark.parametrize("name", [*NAMES, "starcoder", "command-r", "mpt"])
+def test_complete_vocabularies(name):
+    folder = Path(os.environ[VOCABULARIES])
+    tokenizer = Tokenizer.from_gguf(GGUFFile(folder / f"ggml-vocab-{name}.gguf").metadata)
+    texts, expected = cases(folder, name)
+    for text, ids in zip(texts, expected, strict=False):  # the last text has no tokens
+        assert tokenizer.encode(text) == ids
+
+
+@pytest.mark.parametrize("rule", ["tekken", "default", None])
+def test_rules_without_an_oracle_divide_words_as_llama_cpp_says(files, rule):
+    metadata = {**files[1].metadata, "tokenizer.ggml.pre": rule}
+    metadata["tokenizer.ggml.merges"] = ["a b", "A b", "1 2", "12 3", "123 4", "+ +", "a +"]
+    metadata["tokenizer.ggml.tokens"] = [
+        *metadata["tokenizer.ggml.tokens"][:260],
+        *("ab", "Ab", "12", "123", "1234", "++", "a+"),
+    ]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    words = [tokenizer.decode([i]) for i in tokenizer.encode("ab Ab 1234 a++")]
+    digits = ["1", "2", "3", "4"] if rule == "tekken" else ["123", "4"]
+    assert words == ["ab", " ", "Ab", " ", *digits, " ", "a", "++"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "llama"}, "SentencePiece"),
+        ({"model": "bert"}, "'bert'"),
+        ({"pre": "gemma4"}, "'gemma4'"),
+        ({"merges": ["a"]}, "vocabulary is wrong"),
+        ({"merges": ["q zebra"]}, "vocabulary is wrong"),
+        ({"tokens": None}, "vocabulary is wrong"),
+    ],
+)
+def test_vocabularies_that_are_not_supported_are_named(files, change, message):
+    metadata = {**files[1].metadata}
+    metadata |= {f"tokenizer.ggml.{name}": value for name, value in change.items()}
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_gguf(metadata)
+
+
+def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer.json.* is no tokenizer"):
+        Tokenizer.from_folder(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json"):
+        Tokenizer.from_folder(folder)
+
+
+def test_where_the_chat_template_is(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+
+    def template(found):
+        path.write_text(json.dumps({**config, "chat_template": found}))
+        return Tokenizer.from_folder(folder).chat_template
+
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    assert template(named) == "D"
+    with pytest.raises(ValueError, match=r"'tool_use'.* none is called default"):
+        template(named[:1])
+    assert template(None) is None
+    with pytest.raises(ValueError, match="no chat template"):
+        Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
+    (folder / "chat_template.jinja").write_text("J", encoding="utf-8")
+    assert template("T") == "J"
+
+
+def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
+    tokenizer = Tokenizer.from_folder(folder)
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (2, None)
+
+
+def test_importing_the_library_does_not_import_what_texts_need():
+    import subprocess
+    import sys
+
+    code = "import lora, lora.text, sys; print({'jinja2', 'gguf', 'tokenizers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_configurations_of_any_kind_are_read_or_refused(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    for key in [*config, "pad_token", "added_tokens_decoder"]:
+        for junk in (None, 1, "x", [], ["x"], [[]], [{}], {}, {"content": 1}, True):
+            path.write_text(json.dumps({**config, key: junk}))
+            with suppress(ValueError):
+                Tokenizer.from_folder(folder).encode("x", add_special_tokens=True)

@@ -1,0 +1,368 @@
+"""Training an adapter of a language model: the run, its folder, and how it goes on."""
+
+import json
+import os
+import re
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import lora
+from lora.text.data import micro_batches, read_rows
+from lora.text.estimating import estimate
+from lora.text.evaluating import evaluate
+from lora.text.training import train
+from minigrad.io import load_state
+from minigrad.optim import AdamW
+from tests.lora.text.stand_in import StandIn, tokenizer, written
+
+
+@pytest.fixture
+def data(tmp_path):
+    written(tmp_path / "data" / "train.jsonl", 30)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def validated(data):
+    written(data / "valid.jsonl", 8, seed=1)
+    return data
+
+
+def run(data, out, model=None, **options):
+    options = {"progress": False, "rank": 2, "lr": 0.05, "steps": 12, **options}
+    return train(StandIn() if model is None else model, tokenizer(), data, out, **options)
+
+
+def adapter_of(folder):
+    return load_state(folder / "adapter_model.safetensors")[0]
+
+
+def same_runs(one, other):
+    assert adapter_of(one.out).keys() == adapter_of(other.out).keys()
+    for name, value in adapter_of(one.out).items():
+        assert np.array_equal(value, adapter_of(other.out)[name]), name
+    for ours, theirs in zip(one.history.steps, other.history.steps, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+# ----------------------------------------------------------------------------------------------
+# A run
+# ----------------------------------------------------------------------------------------------
+
+
+def test_training_makes_the_loss_small_and_writes_an_adapter_of_the_base(data, tmp_path):
+    model = StandIn()
+    result = run(data, tmp_path / "out", model, steps=60)
+    losses = [step["loss"] for step in result.history.steps]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    assert result.best_step == 60
+    ids = np.array([[3, 4, 5]])
+    again = StandIn()
+    lora.load(again, tmp_path / "out", progress=False)
+    found, loaded, base = (m(ids).detach().numpy() for m in (model, again, StandIn()))
+    assert np.array_equal(loaded, found)
+    assert not np.array_equal(base, found)
+    text = repr(result)
+    assert "30 rows" in text
+    assert "60 steps in" in text
+    assert "the adapter of step 60" in text
+
+
+def test_defaults_are_enough_for_twelve_rows(tmp_path, capsys):
+    file = written(tmp_path / "rows.jsonl", 12)
+    result = train(StandIn(), tokenizer(), file, tmp_path / "out", steps=12)
+    assert len(result.history.steps) == 12
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "memory: about" in err
+    assert "training: " in err
+    options = json.loads((tmp_path / "out" / "options.json").read_bytes())["options"]
+    assert (options["rank"], options["lr"], options["max_length"]) == (8, 2e-4, 64)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_bytes())
+    assert set(config["target_modules"]) == {"q_proj", "down_proj"}  # without the head
+
+
+def test_the_steps_are_those_of_a_loop_by_hand(data, tmp_path):
+    model, tok = StandIn(), tokenizer()
+    result = run(data, tmp_path / "out", steps=6, warmup=0.0, clip_norm=1e9, batch_size=8)
+    rng = np.random.default_rng(0)
+    batches = micro_batches(read_rows(data / "train.jsonl", tok), 8, rng)
+    lora.attach(model, lora.LoRAConfig(rank=2, exclude=["lm_head"]), rng=rng, progress=False)
+    optimizer = AdamW(model.trainable_parameters(), weight_decay=0.0)
+    order = [*rng.permutation(4), *rng.permutation(4)]
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * step / 6)) / 2
+        loss, _ = model.loss(*batches[order[step]])
+        assert result.history.steps[step]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_the_best_adapter_by_validation_is_written(validated, tmp_path):
+    model = StandIn()
+    (validated / "valid.jsonl").write_text(
+        '{"prompt": "fox", "completion": " quick the dog"}\n' * 3
+    )
+    result = run(validated, tmp_path / "out", model, steps=40, lr=0.1, validate_every=4)
+    judged = {
+        s["step"]: s["validation_loss"] for s in result.history.steps if "validation_loss" in s
+    }
+    assert list(judged) == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]
+    assert result.best_step == min(judged, key=judged.get) != 40
+    rows = read_rows(validated / "valid.jsonl", tokenizer())
+    found = evaluate(model, rows, progress=False).loss
+    assert found == pytest.approx(judged[result.best_step], rel=1e-6)
+    assert "validation loss:" in repr(result)
+
+
+def test_validation_is_a_few_times_in_a_run_and_at_its_end(validated, tmp_path):
+    steps = run(validated, tmp_path / "out", steps=13).history.steps
+    assert [s["step"] for s in steps if "validation_loss" in s] == [3, 6, 9, 12, 13]
+
+
+def test_epochs_accumulation_and_targets(data, tmp_path):
+    result = run(
+        data, tmp_path / "out", steps=None, epochs=2, accumulation_steps=3, targets=["q_proj"]
+    )
+    assert len(result.history.steps) == 2 * 3
+    assert {name.split(".")[-3] for name in adapter_of(result.out)} == {"q_proj"}
+
+
+def test_checkpointing_is_on_in_training_only(data, tmp_path):
+    model = StandIn()
+    run(data, tmp_path / "out", model, checkpointing=True)
+    assert model.used_checkpointing == {True}
+    assert not model.checkpointing
+
+
+def test_the_seed_decides_the_run(data, tmp_path):
+    one, same, other = (run(data, tmp_path / f"{i}", seed=s) for i, s in enumerate((0, 0, 1)))
+    same_runs(one, same)
+    assert one.history.steps[0]["loss"] != other.history.steps[0]["loss"]
+
+
+# ----------------------------------------------------------------------------------------------
+# Going on
+# ----------------------------------------------------------------------------------------------
+
+
+class Interrupted(StandIn):
+    """A model at whose n-th loss something happens."""
+
+    def __init__(self, n, act):
+        super().__init__()
+        self.left, self.act = n, act
+
+    def loss(self, ids, counted):
+        if self.training:
+            self.left -= 1
+            if self.left == 0:
+                self.act()
+        return super().loss(ids, counted)
+
+
+def die():
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(("last", "saved"), [(1, 0), (5, 4), (9, 8), (12, 9)])
+def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last, saved):
+    options = {"save_every": 3, "validate_every": 5, "accumulation_steps": 2}
+    whole = run(validated, tmp_path / "whole", **options)
+    model = Interrupted(2 * last - 1, die)
+    with pytest.raises(SystemExit):
+        run(validated, tmp_path / "out", model, **options)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    again = Interrupted(0, die)
+    same_runs(run(validated, tmp_path / "out", again, resume=True, **options), whole)
+    assert again.left == -2 * (12 - saved)  # two micro-batches in each step that was left
+
+
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(data, tmp_path):
+    whole = run(data, tmp_path / "whole")
+    model = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="after step 5 of 12; resume"):
+        run(data, tmp_path / "out", model)
+    assert signal.getsignal(signal.SIGINT) is before
+    same_runs(run(data, tmp_path / "out", model, resume=True), whole)  # the very same model
+
+
+def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "out", Interrupted(5, twice), save_every=2)
+    same_runs(run(data, tmp_path / "out", resume=True), run(data, tmp_path / "whole"))
+
+
+def test_another_thread_can_train(data, tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(data, tmp_path / "out")))
+    thread.start()
+    thread.join()
+    same_runs(found[0], run(data, tmp_path / "whole"))
+
+
+def test_a_run_that_is_complete_stays_as_it_is(validated, tmp_path):
+    first = run(validated, tmp_path / "out", lr=3.0)
+    before = adapter_of(first.out)
+    again = run(validated, tmp_path / "out", lr=3.0, resume=True)
+    assert again.best_step == first.best_step
+    assert all(np.array_equal(value, before[name]) for name, value in adapter_of(again.out).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 3}, "rank: it was 2, and is 3"),
+        ({"steps": 13, "seed": 1}, r"steps: it was 12, and is 13\n.*seed: it was 0, and is 1"),
+        ({"targets": ["q_proj"]}, r"targets: it was None, and is \['q_proj'\]"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_options(data, tmp_path, change, message):
+    run(data, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    model = StandIn()
+    with pytest.raises(ValueError, match=f"cannot go on with other data or options:\n.*{message}"):
+        run(data, tmp_path / "out", model, resume=True, **change)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    run(data, tmp_path / "out", resume=True, save_every=5)
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_base(data, tmp_path):
+    run(data, tmp_path / "out")
+    with pytest.raises(ValueError, match="base: it was"):
+        run(data, tmp_path / "out", StandIn(seed=1), resume=True)
+    written(data / "train.jsonl", 30, seed=2)
+    with pytest.raises(ValueError, match=r"train\.jsonl: it was"):
+        run(data, tmp_path / "out", resume=True)
+    written(data / "train.jsonl", 30)
+    written(data / "valid.jsonl", 3)
+    with pytest.raises(ValueError, match=r"valid\.jsonl: it was None"):
+        run(data, tmp_path / "out", resume=True)
+
+
+def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        run(data, tmp_path / "out", resume=True)
+    assert not (tmp_path / "out").exists()
+    run(data, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
+        run(data, tmp_path / "out")
+    for damage in (b"{", b"[]", b"{}", b'{"options": 3, "data": {}, "base": 1}'):
+        (tmp_path / "out" / "options.json").write_bytes(damage)
+        with pytest.raises(ValueError, match="has no options of a run"):
+            run(data, tmp_path / "out", resume=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# What goes wrong
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
+    class Breaks(StandIn):
+        calls = 0
+
+        def loss(self, ids, counted):
+            type(self).calls += 1
+            mean, count = super().loss(ids, counted)
+            return (mean * np.float32(np.nan) if type(self).calls == 6 else mean), count
+
+    with pytest.raises(
+        FloatingPointError, match=r"nan at step 6.*is in '.*out'.*an lr below 0\.05"
+    ):
+        run(data, tmp_path / "out", Breaks())
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "whole", Interrupted(6, die), save_every=5)
+    lora.load(StandIn(), tmp_path / "out", progress=False)
+    kept = adapter_of(tmp_path / "out")
+    states, _ = load_state(tmp_path / "whole" / "checkpoint.safetensors")
+    trained = [v for name, v in states.items() if name.startswith("model.")]
+    assert len(kept) == len(trained)
+    for value in kept.values():
+        assert any(np.array_equal(value, each) for each in trained)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({name: 0}, f"{name} must be a positive") for name in ("steps", "epochs", "batch_size")),
+        *(({name: 0}, f"{name} must be a positive") for name in ("save_every", "validate_every")),
+        ({"accumulation_steps": 1.5}, "accumulation_steps must be"),
+        ({"max_length": "9"}, "max_length must be"),
+        ({"seed": None}, "seed must be"),
+        ({"warmup": 1.0}, "warmup must be in"),
+        ({"lr": -1.0}, "lr and clip_norm must be positive"),
+        ({"lr": 0.0}, "lr and clip_norm must be positive"),
+        ({"clip_norm": 0.0}, "lr and clip_norm must be positive"),
+        ({"rank": 0}, "rank"),
+        ({"rank": 9}, "rank"),
+        ({"max_length": 65}, "the model's context is 64 tokens"),
+        ({"targets": ["k_proj"]}, "k_proj"),
+        ({"targets": []}, "targets are empty"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_written(
+    data, tmp_path, options, message
+):
+    model = StandIn()
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path / "out", model, **options)
+    assert not (tmp_path / "out").exists()
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_data_without_rows_to_train_on_are_refused(tmp_path):
+    written(tmp_path / "data" / "test.jsonl", 3)
+    with pytest.raises(FileNotFoundError, match=r"no train\.jsonl"):
+        run(tmp_path / "data", tmp_path / "out")
+
+
+# ----------------------------------------------------------------------------------------------
+# The estimate
+# ----------------------------------------------------------------------------------------------
+
+
+def numbers(text):
+    """The gigabytes of the parts of an estimate."""
+    return {
+        name.strip(): float(size) for name, size in re.findall(r"([a-z ]+) (\d+\.\d+)[,)]", text)
+    }
+
+
+def test_the_estimate_counts_weights_adapters_and_activations():
+    model = StandIn(width=2000)
+    model.config.num_hidden_layers = 100
+    config = lora.LoRAConfig(rank=1000, exclude=["lm_head"])
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool))]
+    found = numbers(estimate(model, config, batches, steps=10))
+    weights = sum(p.data.nbytes for p in model.parameters()) / 1e9
+    assert found["weights"] == pytest.approx(2 * weights, abs=0.01)  # with packed ones
+    assert found["adapters and optimiser"] == pytest.approx(16 * 1000 * 2 * 4000 / 1e9, abs=0.01)
+    # 4 h + 3 q + 2 k + 4 f, all of one size, in each layer; 2 h + 3 f in the backward pass
+    assert found["activations"] == pytest.approx(4 * 400 * 2000 * 1305 / 1e9, abs=0.01)
+    less = numbers(estimate(model, config, batches, checkpointing=True))
+    assert less["activations"] == pytest.approx(4 * 400 * 2000 * 118 / 1e9, abs=0.01)
+    lora.quantize(model, exclude=["lm_head"], progress=False)
+    assert numbers(estimate(model, config, batches))["weights"] < 0.5 * found["weights"]
+
+
+def test_what_does_not_fit_comes_with_advice(monkeypatch):
+    model, config = StandIn(), lora.LoRAConfig(rank=2)
+    batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool))]
+    assert "what helps" not in estimate(model, config, batches)
+    monkeypatch.setattr(os, "sysconf", lambda name: 10_000)
+    text = estimate(model, config, batches)
+    assert "this machine has 0.1 GB; what helps: checkpointing, which" in text
+    assert "a batch size of 4 with more accumulation steps; a max_length of 50;" in text
+    assert "checkpointing, which" not in estimate(model, config, batches, checkpointing=True)
