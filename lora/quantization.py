@@ -21,8 +21,8 @@ from lora.embedding import LoRAEmbedding
 from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
-from minigrad import kernels
 from minigrad.checks import check_positive
+from minigrad.memory import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
@@ -197,5 +197,5 @@ def quantize(
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     del modules, linears, linear, before  # the last that the weights in floats were known by
-    kernels.give_back_memory()
+    give_back_memory()
     return QuantizeReport(tuple(lines))

@@ -150,8 +150,8 @@ def train(
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `generate --json` prints."""
+class Completion:
+    """The result of `generate --json`."""
 
     text: str
     tokens: int
@@ -164,7 +164,7 @@ class Written:
 def generate(
     base: str, dtype: str | None, adapter: Sequence[str], prompt: str | None, message: str | None,
     chat: bool, system: str | None, progress: bool, **options: Any,
-) -> Written | None:  # fmt: skip
+) -> Completion | None:  # fmt: skip
     """Write after a prompt, answer a message, or converse until the input ends."""
     if (prompt is not None) + (message is not None) + chat != 1:
         raise ValueError("give one of --prompt, --message and --chat")
@@ -189,7 +189,7 @@ def generate(
         return None
     count, seconds = len(writer.tokens), writer.seconds
     speed = count / seconds if seconds else 0.0
-    return Written(text, count, len(writer.prompt_tokens), seconds, speed, writer.finish_reason)
+    return Completion(text, count, len(writer.prompt_tokens), seconds, speed, writer.finish_reason)
 
 
 def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -> None:

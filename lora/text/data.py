@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(eq=False, repr=False)
-class Rows(Sequence[Row]):
+class Dataset(Sequence[Row]):
     """The rows of a file, and what was changed or left out.
 
     Attributes:
@@ -108,7 +108,7 @@ def read_rows(
     long_rows: Literal["cut", "refuse"] = "cut",
     train_on_prompts: bool = False,
     as_chat: bool = False,
-) -> Rows:
+) -> Dataset:
     """Read a JSONL file.
 
     Rows without an answer, or whose answer is cut off, are left out, which the result says.
@@ -133,7 +133,7 @@ def read_rows(
         raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
     largest = tokenizer.vocab_size if vocab_size is None else vocab_size
     name, digest = os.fspath(file), hashlib.sha256()
-    rows = Rows(name)
+    rows = Dataset(name)
     with open(file, "rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
             digest.update(line)

@@ -16,6 +16,7 @@ from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
+from minigrad.memory import physical_memory
 from minigrad.nn import Embedding, Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -87,7 +88,7 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     needed = sum(
         math.prod(shape) * (32 if len(shape) == 1 else bits[form]) / 8 for shape in shapes.values()
     )
-    there = kernels.physical_memory()
+    there = physical_memory()
     if there is not None and needed > there:
         smaller = "" if form == "nf4" else '; dtype="nf4" takes an eighth of float32'
         raise MemoryError(

@@ -33,7 +33,7 @@ from lora.config import LoRAConfig
 from lora.linear import LoRALayer
 from lora.peft import save
 from lora.peft.facts import fingerprint_of
-from lora.text.data import Rows, data_files, micro_batches, read_rows
+from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_count, check_positive, check_problems, check_range
@@ -63,7 +63,7 @@ class TrainResult:
 
     out: Path
     history: History
-    data: Mapping[str, Rows]
+    data: Mapping[str, Dataset]
     best_step: int
 
     def summary(self) -> dict[str, Any]:
