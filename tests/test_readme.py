@@ -2,6 +2,7 @@
 
 import argparse
 import doctest
+import io
 import re
 import runpy
 import shlex
@@ -14,7 +15,9 @@ import pytest
 
 import lora
 import minigrad as mg
+from lora.text.loading import load_model
 from tests.benchmarks.workloads import WORKLOADS
+from tests.lora.text.models import tiny_folder, tiny_gguf
 
 # runpy warns of a module that another test has imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -80,7 +83,8 @@ COMMANDS = [
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # by numpy, of what the detector is about
 @pytest.mark.parametrize("block", with_ids(PYTHON))
-def test_the_code_prints_what_it_shows(block):
+def test_the_code_prints_what_it_shows(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     example = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
     assert example.examples
     output: list[str] = []
@@ -149,7 +153,17 @@ def folder(tmp_path, monkeypatch):
     lora.save(model, "adapter")
     mg.io.save_state("finetuned.safetensors", lora.fold(model).state_dict())
     (tmp_path / "file.py").write_text("def function(a, b):\n    return a @ b\n")
+    row = '{"prompt": "The quick", "completion": " brown fox."}\n'
+    (tmp_path / "examples.jsonl").write_text(8 * row)
+    tiny_gguf("model.gguf", tiny_folder("tiny"))
     return tmp_path
+
+
+def teach():
+    """Put an adapter for the language model into the folder `taught`."""
+    model = load_model("model.gguf")
+    lora.attach(model, lora.LoRAConfig(rank=2))
+    lora.save(model, "taught")
 
 
 def parse_only(monkeypatch):
@@ -177,6 +191,9 @@ def test_the_commands_work(line, folder, monkeypatch, capsys):
     assert (python, option) == ("python", "-m")
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     if module in QUICK:
+        if "taught" in arguments and arguments[0] != "train":
+            teach()
+        monkeypatch.setattr("sys.stdin", io.StringIO("why?\n"))
         before = set(folder.iterdir())
         status, printed = run(module), capsys.readouterr()
         assert status == 0, printed.err

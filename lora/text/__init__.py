@@ -15,6 +15,7 @@ In reading order:
     commands                       `python -m lora train`, `generate` and `eval`
 """
 
+from lora.text.data import read_rows
 from lora.text.evaluating import EvalReport, evaluate
 from lora.text.generating import TextGenerator, generate
 from lora.text.loading import load_model, tokenizer
@@ -23,4 +24,4 @@ from lora.text.tokenization import Tokenizer
 from lora.text.training import TrainResult, train
 
 __all__ = ["EvalReport", "LanguageModel", "TextGenerator", "Tokenizer", "TrainResult"]
-__all__ += ["evaluate", "generate", "load_model", "tokenizer", "train"]
+__all__ += ["evaluate", "generate", "load_model", "read_rows", "tokenizer", "train"]
