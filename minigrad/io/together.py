@@ -107,8 +107,8 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     manifest names, or are missing. The files of a save of version 0.1, which has no manifest, count
     if one of them is missing beside them, and a UserWarning says so.
     """
-    found = _unfinished(Path(folder))
-    if found and not os.path.lexists(Path(folder) / SAVED / _MANIFEST):
+    found, has_manifest = _unfinished(Path(folder))
+    if found and not has_manifest:
         warnings.warn(
             f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from {SAVED} "
             f"in it, which a save of version 0.1 that was broken off has left; save again, or move "
@@ -118,27 +118,27 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return found
 
 
-def _unfinished(target: Path) -> dict[str, Path]:
-    """Return what `unfinished` does, without a warning."""
-    saved, found = target / SAVED, {}
+def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
+    """Return what `unfinished` does, without a warning, and whether there was a manifest."""
+    saved, found, has_manifest = target / SAVED, {}, False
     try:
         if not stat.S_ISDIR(saved.lstat().st_mode):  # a link, for example
-            return {}
-        if os.path.lexists(saved / _MANIFEST):
+            return {}, False
+        if has_manifest := os.path.lexists(saved / _MANIFEST):
             for name, (old, new) in _manifest(saved).items():
                 left, there = _identity(saved, name), _identity(target, name)
                 is_moved = left is None and there == new
                 if not is_moved and (left != new or there not in (None, old, new)):
-                    return {}
+                    return {}, True
                 if left is not None:
                     found[name] = saved / name
         else:
             names = _files(saved)
             if any(not os.path.lexists(target / name) for name in names):
                 found = {name: saved / name for name in names}
-        return found if all(map(_is_plain, found.values())) else {}
+        return (found if all(map(_is_plain, found.values())) else {}), has_manifest
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}  # it is being written, or is another user's, or has no manifest of ours
+        return {}, False  # it is being written, or is another user's, or has no manifest of ours
 
 
 def _manifest(saved: Path) -> Any:
@@ -262,7 +262,7 @@ def _complete(target: Path, written: Sequence[str]) -> None:
 
 def _give_up_turn(target: Path) -> None:
     """Move what counts in `.saved` to its target, and remove the rest."""
-    _move(target, list(_unfinished(target)))
+    _move(target, list(_unfinished(target)[0]))
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
     with suppress(OSError):  # the next save does it
