@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,24 @@ def load_model(
     check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
+    arrays = module.weights(source, config)
+    options: Any = {"unit": "tensor", "shown": progress, "total": len(shapes)}
+    fill(model, progress_bar(arrays, what="reading", **options), form)
+    return model
+
+
+def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> None:
+    """Give a model its weights by their names, stored in a form of `DTYPES`, and freeze it."""
     model.freeze()
     modules = dict(model.named_modules())
-    arrays = module.weights(source, config)
-    for name, array in progress_bar(
-        arrays, what="reading", unit="tensor", shown=progress, total=len(shapes)
-    ):
+    for name, array in arrays:
         owner, _, part = name.rpartition(".")
         if array.ndim == 1 or form == "float32":
             getattr(modules[owner], part).data[...] = array  # also from bfloat16
         else:
             parent, _, child = owner.rpartition(".")
             setattr(modules[parent], child, narrow(modules[owner], owner, array, form))
-    return model.eval()
+    model.eval()
 
 
 def narrow(layer: Module, name: str, weight: Any, form: str) -> Module:

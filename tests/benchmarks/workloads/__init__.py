@@ -4,6 +4,7 @@ from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import (
     engine,
     files,
+    language,
     lora,
     matmul,
     minilm,
@@ -20,6 +21,7 @@ WORKLOADS: dict[str, Workload] = {
     **optim.WORKLOADS,
     **lora.WORKLOADS,
     **minilm.WORKLOADS,
+    **language.WORKLOADS,
     **engine.WORKLOADS,
     **process.WORKLOADS,
     **files.WORKLOADS,
