@@ -22,7 +22,7 @@ from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad.checks import check_positive
-from minigrad.memory import give_back_memory
+from minigrad.heap import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes

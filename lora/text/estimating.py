@@ -12,7 +12,7 @@ from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
 from lora.text.data import Batch
 from minigrad.core.tensor import Tensor
-from minigrad.memory import physical_memory
+from minigrad.heap import physical_memory
 from minigrad.nn import Embedding
 
 _PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels

@@ -16,7 +16,7 @@ from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
-from minigrad.memory import physical_memory
+from minigrad.heap import physical_memory
 from minigrad.nn import Embedding, Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes

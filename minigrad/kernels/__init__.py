@@ -27,7 +27,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minigrad.memory import keep_freed_memory
+from minigrad.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from minigrad.kernels import (

@@ -25,13 +25,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from minigrad.checks import check_count
+from minigrad.heap import physical_memory
 from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
-from minigrad.memory import physical_memory
 from minigrad.readonly import hold, release
 
 MOST = 512 * 1024 * 1024  # bytes of all panels together, unless the user sets another limit

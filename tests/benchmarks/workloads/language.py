@@ -151,7 +151,7 @@ def write_theirs(_: Any) -> Run:
         known = model(ids[:, :CONTEXT], use_cache=True).past_key_values
 
     def run() -> Any:
-        known.crop(CONTEXT)
+        known.crop(-WRITTEN if known.get_seq_length() > CONTEXT else 0)
         with torch.inference_mode():
             for i in range(CONTEXT, CONTEXT + WRITTEN):
                 found = model(ids[:, i : i + 1], past_key_values=known, use_cache=True)

@@ -10,9 +10,9 @@ from tests.minigrad.kernels.processes import run_python
 STEPS = """
     import resource, sys
     import numpy as np
-    from minigrad import memory
+    from minigrad import heap
 
-    told = memory.keep_freed_memory()
+    told = heap.keep_freed_memory()
 
     def step():
         arrays = [np.ones(100_000) for _ in range(10)]  # 8 MB, of which the last is freed first
@@ -63,13 +63,13 @@ def test_the_user_s_own_settings_stay(setting):
 
 
 def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
-    from minigrad import memory
+    from minigrad import heap
 
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "confstr_names", {}, raising=False)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
-    assert memory.keep_freed_memory.__wrapped__() is False
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
+    assert heap.keep_freed_memory.__wrapped__() is False
 
 
 QUANTIZE = """

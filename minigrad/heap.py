@@ -1,4 +1,4 @@
-"""The memory of the process and of the machine: what the C library keeps, and how much there is."""
+"""The heap of the process: what the C library keeps of it, and how much memory there is."""
 
 from __future__ import annotations
 
