@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 
 import numpy as np
@@ -11,6 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of one process that wait for work would keep the cores from the other processes. This
     # is read when the first kernel runs on threads, and by processes that tests start.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_finish():
+    """Leave the objects of the ten thousand tests out of each garbage collection in them."""
+    gc.freeze()
 
 
 @pytest.fixture
