@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.model_folder import TIED, UNTIED, resolve
+from lora.offline.model_folder import TIED, UNTIED, open_base, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import TensorSet, open_tensors
+from minigrad.io import TensorSet
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
@@ -239,7 +239,7 @@ def check_adapter(
     with files:
         found = list(findings_of(files, progress))
         if base is not None:
-            with open_tensors(base) as tensors:
+            with open_base(base) as tensors:
                 found += [Finding("wrong", "base", text) for text in _damages(tensors)]
                 resolved = resolve(files, tensors, progress=progress)
                 weights = resolved.weights.values()

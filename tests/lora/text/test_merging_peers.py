@@ -1,0 +1,42 @@
+"""Merged folders loaded by transformers: equal logits and equal tokens."""
+
+import numpy as np
+import pytest
+
+from lora.offline import merge_files
+from lora.text.architecture import CLASSES
+from lora.text.loading import tokenizer
+from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
+from tests.lora.text.test_merging import merged_logits
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_transformers_computes_what_we_do_with_the_adapter(kind, architecture, tmp_path):
+    options = {}
+    if architecture == "smollm3":  # whose token for padding is beyond this vocabulary
+        options = {"no_rope_layer_interval": 4, "pad_token_id": None}
+    tied = architecture in ("qwen2", "llama")
+    base = tiny_folder(tmp_path / "m", architecture, tie_word_embeddings=tied, **options)
+    if kind == "gguf":
+        base = tiny_gguf(tmp_path / "m.gguf", base)
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = model(torch.arange(3, 20)[None]).logits.numpy()
+    np.testing.assert_allclose(found, merged_logits(base, adapter), atol=1e-4)
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out"),
+        tokenizer(base),
+    )
+    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    messages = [{"role": "user", "content": "why is the sky blue?"}]
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == ours.render(messages, True)
+    assert (theirs.bos_token, theirs.eos_token) == (ours.bos_token, ours.eos_token)
