@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
     add("base", type=_path, nargs="?", help=_BASE)
 
+    help_text = "a model that should be the base with the adapter merged: was it done right?"
+    add("--merged", metavar="MODEL", type=_path, help=help_text)
+
     help_text = "write the adapter that comes nearest to a model trained as a whole"
     add = command("extract", extract_files, help_text)
     add("base", type=_path, help=_BASE)

@@ -195,7 +195,7 @@ def tiny_adapter(path, base, seed=0, **options):
     import lora
     from lora.text.loading import load_model
 
-    model, rng = load_model(base), np.random.default_rng(seed)
+    model, rng = load_model(base, "float32"), np.random.default_rng(seed)
     options = {"rank": 4, "alpha": 8, "targets": PROJECTIONS, **options}
     lora.attach(model, lora.LoRAConfig(**options), rng=rng)
     for parameter in model.trainable_parameters():
