@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lora.frozen import Array
-from lora.offline.inspection import findings_of
+from lora.offline.inspection import wrong_in
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -124,8 +124,6 @@ def _to_gguf(
     files: AdapterFolder, out: PathLike, config: ModelConfig, progress: bool
 ) -> ConvertedAdapter:
     gguf, names, layers = package("gguf"), gguf_names(config), files.layers
-    found = findings_of(files, progress, with_ranks=False)
-    problems = [f"{each.where}: {each.what}" for each in found if each.level == "wrong"]
     refused = [f"DoRA: {name}" for name, each in layers.items() if MAGNITUDE in each.keys]
     refused += [
         f"{'bias' if name.endswith('.bias') else 'modules_to_save'}: {name}"
@@ -133,16 +131,14 @@ def _to_gguf(
         if name.removesuffix(".weight") not in layers  # as PEFT may write of an embedding
     ]
     refused += ["PiSSA: init_lora_weights"] if files.config.init_lora_weights == "pissa" else []
-    problems += [
+    problems = [
         f"{each}, which a GGUF adapter cannot have; merge it with python -m lora merge"
         for each in refused
     ]
     what = f"{os.fspath(files.path)!r} cannot become a GGUF adapter"
-    check_problems(what, problems)
-    shapes = {
-        name: [files.tensors[layer.keys[part]].shape for part in (A, B)]
-        for name, layer in layers.items()
-    }
+    check_problems(what, wrong_in(files, progress) + problems)
+    infos = {n: [files.tensors[each.keys[part]] for part in (A, B)] for n, each in layers.items()}
+    shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
     check_problems(what, _misfits(shapes, config))
     alphas = {name: layer.scale * shapes[name][0][0] for name, layer in layers.items()}
     with np.errstate(over="ignore"):
@@ -151,28 +147,26 @@ def _to_gguf(
         raise ValueError(f"{what}: an alpha of {max(alphas.values()):g} is beyond float32")
     # Where an alpha is this one but for its rounding to float32, the bits of B stay.
     factors = {n: each / float(alpha) for n, each in alphas.items() if np.float32(each) != alpha}
-    tensors: dict[str, Array] = {}
-    dtypes: dict[str, str] = {}
-    for name, layer in layers.items():
-        a, b = (files.read(layer.keys[part]) for part in (A, B))
-        b = b.astype(np.float64) * factors[name] if name in factors else b
-        stem = names[f"{name}.weight"]
-        tensors[f"{stem}.lora_a"] = a.T if name == EMBEDDING else a
-        tensors[f"{stem}.lora_b"] = swap_heads(b, name, config, back=False)
-        for part in (A, B):
-            dtype = files.tensors[layer.keys[part]].dtype
-            dtypes[f"{stem}.{part}"] = "float32" if dtype == "float64" else dtype
-    for key, array in tensors.items():
-        check_tensors({key: array}, dtypes[key])
+    tensors: dict[str, tuple[Array, str]] = {}
+    for name in layers:
+        for part, info in zip((A, B), infos[name], strict=True):
+            array = files.read(info.name)
+            if part == B:
+                array = array.astype(np.float64) * factors[name] if name in factors else array
+                array = swap_heads(array, name, config, back=False)
+            elif name == EMBEDDING:
+                array = array.T
+            dtype = "float32" if info.dtype == "float64" else info.dtype
+            check_tensors({info.name: array}, dtype)
+            tensors[f"{names[f'{name}.weight']}.{part}"] = array, dtype
     with replacing(out) as file:
         writer = gguf.GGUFWriter(Path(file.name), _kind(config))
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
         writer.add_float32(_ALPHA, float(alpha))
-        for key, array in tensors.items():
-            stored = to_stored(array, dtypes[key]).view(np.uint8)
-            code = gguf.GGMLQuantizationType[_CODES[dtypes[key]]]
-            writer.add_tensor(key, stored, raw_dtype=code)
+        for key, (array, dtype) in tensors.items():
+            code = gguf.GGMLQuantizationType[_CODES[dtype]]
+            writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.merged_model import MergedLayer, compare_merged
+from lora.offline.merged_model import RIGHT, MergedLayer, compare_merged
 from lora.offline.model_folder import TIED, UNTIED, open_base, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -218,7 +218,7 @@ class Findings:
             total += "; the tensors have no checksum"
         lines = [*map(str, self.findings), total]
         if self.merged:
-            right = [layer for layer in self.merged if layer.is_right]
+            right = [layer for layer in self.merged if layer.verdict == RIGHT]
             dtypes = ", ".join(sorted({layer.dtype for layer in self.merged}))
             lost = max((layer.error for layer in right), default=0.0)
             lines.append(
@@ -272,7 +272,6 @@ def check_adapter(
                     model = stack.enter_context(open_tensors(merged))
                     rows, wrong = compare_merged(files, resolved, tensors, model, progress)
                     found += [Finding("wrong", name, what) for name, what in wrong]
-                    found += _findings_of_merged(rows)
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -285,21 +284,6 @@ def check_adapter(
         return Findings(path, tuple(found), layers, has_base, files.has_checksum, tuple(rows))
 
 
-def _findings_of_merged(layers: Sequence[MergedLayer]) -> Iterator[Finding]:
-    """Yield what is wrong with the layers of a merged model, once for all of one kind."""
-    names: dict[str, list[str]] = {}
-    for layer in layers:
-        if not layer.is_right:
-            names.setdefault(layer.verdict, []).append(layer.name)
-        elif layer.error > 0.5:
-            what = f"the update is smaller than rounding in {layer.dtype}, which loses most of it"
-            yield Finding("odd", layer.name, what)
-    for verdict, found in names.items():
-        where = f"{len(found)} of {len(layers)} layers" if len(found) > 1 else found[0]
-        listed = f" ({', '.join(found)})" if len(found) > 1 else ""
-        yield Finding("wrong", where, f"the merged weight {verdict}{listed}")
-
-
 def _damages(base: TensorSet) -> Iterator[str]:
     """Yield which files of a base do not have their checksum."""
     for file in base.files.values():
@@ -307,6 +291,12 @@ def _damages(base: TensorSet) -> Iterator[str]:
             file.check()
         except ValueError as error:
             yield str(error)
+
+
+def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
+    """Return what is wrong with an adapter by itself, without what takes the most time."""
+    found = findings_of(files, progress, with_ranks=False)
+    return [f"{each.where}: {each.what}" for each in found if each.level == "wrong"]
 
 
 def findings_of(

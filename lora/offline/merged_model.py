@@ -46,140 +46,115 @@ class MergedLayer:
     rounding: float  # the largest error that rounding explains
     verdict: str  # RIGHT, or which mistake was made
 
-    @property
-    def is_right(self) -> bool:
-        """Tell whether the model has the update."""
-        return self.verdict == RIGHT
-
 
 def compare_merged(
     files: AdapterFolder, resolved: ResolvedBase, base: TensorSet, model: TensorSet, progress: bool
 ) -> tuple[list[MergedLayer], list[tuple[str, str]]]:
-    """Compare a model with a base and an adapter.
-
-    Returns:
-        The layers with an update; and names of tensors with what is wrong about them.
-    """
+    """Return the layers with an update, and the names of what is wrong in a model, with reasons."""
     layers: list[MergedLayer] = []
     wrong: list[tuple[str, str]] = []
-    for layer, weight in progress_bar(
-        resolved.weights.items(), what="compare", unit="layer", shown=progress
-    ):
-        name = weight.name
-        info = model.tensors.get(name)
-        if info is None:
-            wrong.append((name, "is missing in the model"))
-        elif info.dtype not in FLOATS or info.shape != base.info(name).shape:
-            wrong.append((name, f"is of {info.dtype} and shape {info.shape} in the model"))
-        elif not (merged := StoredWeight(model, name, weight.is_transposed)).is_finite():
-            wrong.append((name, "has NaN or Inf in it, in the model"))
-        else:
-            adapter = adapter_of(files, files.layers[layer], weight)
-            usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-            found = _Comparison(merged, weight, adapter, info.dtype)
-            layers.append(found.result(layer, usual))
-    adapted = {weight.name for weight in resolved.weights.values()}
-    names = [name for name in {**base.tensors, **resolved.replaced} if name not in adapted]
+    weights = {weight.name: (layer, weight) for layer, weight in resolved.weights.items()}
+    names = {**base.tensors, **resolved.replaced, **model.tensors}
     for name in progress_bar(names, what="compare", unit="tensor", shown=progress):
-        key = resolved.replaced.get(name)
-        source = base if key is None else files
         if name not in model:
             if not _is_copy(name, base):
                 wrong.append((name, "is missing in the model"))
-        elif not _is_same(source, key or name, model, name):
-            what = "is not that of the base, and the adapter does not change it"
-            wrong.append((name, what if key is None else "is not that of the adapter"))
-    for name in model:
-        if name not in base and name not in names and not _is_copy(name, model):
-            wrong.append((name, "is in the model only"))
+        elif name in weights:
+            layer, weight = weights[name]
+            info = model.info(name)
+            if info.dtype not in FLOATS or info.shape != base.info(name).shape:
+                wrong.append((name, f"is of {info.dtype} and shape {info.shape} in the model"))
+                continue
+            merged = StoredWeight(model, name, weight.is_transposed)
+            if not merged.is_finite():
+                wrong.append((name, "has NaN or Inf in it, in the model"))
+                continue
+            adapter = adapter_of(files, files.layers[layer], weight)
+            usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
+            layers.append(_compared(layer, merged, weight, adapter, info.dtype, usual))
+            if layers[-1].verdict != RIGHT:
+                wrong.append((layer, layers[-1].verdict))
+        elif name in resolved.replaced:
+            if not _is_same(files, resolved.replaced[name], model, name):
+                wrong.append((name, "is not that of the adapter"))
+        elif name not in base:
+            if not _is_copy(name, model):
+                wrong.append((name, "is in the model only"))
+        elif not _is_same(base, name, model, name):
+            wrong.append((name, "is not that of the base, and the adapter does not change it"))
     return layers, wrong
 
 
-class _Comparison:
-    """A weight M of a model, beside W and the update of an adapter."""
+def _compared(
+    name: str,
+    merged: StoredWeight,
+    weight: StoredWeight,
+    adapter: Adapter,
+    dtype: str,
+    usual_scale: float,
+) -> MergedLayer:
+    """Find out which update M has."""
+    norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
+    # Others may compute B A in the dtype of the model.
+    eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
 
-    def __init__(
-        self, merged: StoredWeight, weight: StoredWeight, adapter: Adapter, dtype: str
-    ) -> None:
-        self.merged, self.weight, self.adapter, self.dtype = merged, weight, adapter, dtype
-        self.norms = adapter.exact_ratio(weight)
-        # Others may compute B A in the dtype of the model.
-        a, b = map(frobenius, adapter.exact_factors())
-        self.eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(adapter.scale) * a * b
-        self.ratio = self.error = self.rounding = 0.0
+    def update(rows: slice, columns: slice) -> Array:
+        return adapter.update(weight, rows, columns, norms)
 
-    def update(self, rows: slice, columns: slice) -> Array:
-        """Compute some rows and columns of dW."""
-        return self.adapter.update(self.weight, rows, columns, self.norms)
-
-    def is_near(self, factor: float, update: Update) -> bool:
-        """Tell whether rounding explains the distance of M from W + factor dW."""
+    def distance(factor: float, update: Update = update) -> tuple[bool, float, float, float]:
+        """Return whether rounding explains M - (W + factor dW), and the figures of the result."""
         error = units = size = inner = offset = noise = 0.0
-        for block in self.weight.blocks():
-            w, m, dw = self.weight.rows(*block), self.merged.rows(*block), update(*block)
+        for block in weight.blocks():
+            w, m, dw = weight.rows(*block), merged.rows(*block), update(*block)
             v = w + factor * dw
-            rounded = round_to(v, self.dtype)
-            unit = unit_of(rounded, self.dtype) ** 2
+            rounded = round_to(v, dtype)
+            unit = unit_of(rounded, dtype) ** 2
             error += float(((m - v) ** 2).sum())
             units += float(unit.sum())
             size += float((dw**2).sum())
             inner += float(((m - w) * dw).sum())
             offset += float(((m - rounded) * dw).sum())
             noise += float((unit * dw**2).sum()) / 6  # W and the sum may both have been rounded
-        size = size or 1.0
-        self.ratio, self.error = inner / size, math.sqrt(error / size)
-        self.rounding = (math.sqrt(units) + self.eps) / math.sqrt(size)
-        within = _SURE * math.sqrt(noise) + self.eps * math.sqrt(size)
-        return self.error <= self.rounding and abs(offset) <= within
+        norm, rounding = math.sqrt(size) or 1.0, math.sqrt(units) + eps
+        within = _SURE * math.sqrt(noise) + eps * norm
+        is_near = math.sqrt(error) <= rounding and abs(offset) <= within
+        return is_near, inner / norm**2, math.sqrt(error) / norm, rounding / norm
 
-    def result(self, name: str, usual_scale: float) -> MergedLayer:
-        """Find out which update M has."""
-        is_right = self.is_near(1.0, self.update)
-        figures = self.ratio, self.error, self.rounding
-        verdict = RIGHT if is_right else next(self._mistakes(usual_scale), "")
-        verdict = verdict or f"differs from the base, and {figures[1]:.3g} |dW| from what it should"
-        return MergedLayer(name, self.dtype, *figures, verdict)
-
-    def _mistakes(self, usual_scale: float) -> Iterator[str]:
+    def mistakes() -> Iterator[str]:
         """Yield the mistakes that explain M, the likeliest first."""
-        adapter, weight, ratio = self.adapter, self.weight, self.ratio
-        scaling = LoRAScaling.STANDARD
-        if adapter.scaling is scaling:
-            scaling = LoRAScaling.RSLORA
-        s, other = adapter.scale, scaling.scale(adapter.alpha, adapter.rank)
-        lost = f"has the update with another scale than {s:g}: with"
-        for factor, mistake in (
+        kinds = [kind for kind in LoRAScaling if kind is not adapter.scaling]
+        other, lost = kinds[0].scale(adapter.alpha, adapter.rank), "has the update with the scale"
+        for scale, mistake in (
             (0.0, "is that of the base, so the update was dropped"),
-            (2.0, "has the update in it twice"),
-            (1 / s, f"{lost} 1, so it was lost"),
-            (other / s, f"{lost} {other:g}, as if the scaling were {scaling.value}"),
-            (usual_scale / s, f"{lost} {usual_scale:g}, as if there were no patterns"),
-            (-1.0, "has the update subtracted"),
+            (2 * s, "has the update in it twice"),
+            (1.0, f"{lost} 1, so its scale of {s:g} was lost"),
+            (other, f"{lost} {other:g}, not {s:g}, as if the scaling were {kinds[0].value}"),
+            (usual_scale, f"{lost} {usual_scale:g}, not {s:g}, as if there were no patterns"),
+            (-s, "has the update subtracted"),
         ):
-            if self.is_near(factor, self.update):
+            if distance(scale / s)[0]:
                 yield mistake
-
-        def transposed(rows: slice, columns: slice) -> Array:
-            return self.update(columns, rows).T
-
-        if weight.shape[0] == weight.shape[1] and self.is_near(1.0, transposed):
+        is_square = weight.shape[0] == weight.shape[1]
+        if is_square and distance(1.0, lambda rows, columns: update(columns, rows).T)[0]:
             yield "has the update in it transposed"
-        if adapter.lora_magnitude is not None:
-            a, b = adapter.exact_factors()
+        if norms is not None:
             plain = Adapter.of(weight, a, b, s)
-            if self.is_near(1.0, lambda rows, columns: plain.update(weight, rows, columns)):
+            if distance(1.0, lambda *block: plain.update(weight, *block))[0]:
                 yield "has the update without DoRA's magnitude"
-        if self.is_near(ratio, self.update):
-            yield f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times it"
+        if distance(ratio)[0]:
+            yield f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"
+        yield f"is {error:.3g} |dW| from what it should be, and not the base"
+
+    is_right, ratio, error, rounding = distance(1.0)
+    verdict = RIGHT if is_right else next(mistakes())
+    return MergedLayer(name, dtype, ratio, error, rounding, verdict)
 
 
 def _is_copy(name: str, tensors: TensorSet) -> bool:
-    """Tell whether a tensor is a copy of another one, as a tied head, or follows from the sizes."""
-    shape = tensors.info(name).shape
-    same = [other for other, info in tensors.tensors.items() if info.shape == shape]
-    return name.endswith("rotary_emb.inv_freq") or (
-        len(shape) == 2
-        and any(_is_same(tensors, other, tensors, name) for other in same if other != name)
+    """Tell whether a matrix is a copy of another, as a tied head; or follows from the sizes."""
+    others = [other for other in tensors if other != name and len(tensors.info(name).shape) == 2]
+    return name.endswith("rotary_emb.inv_freq") or any(
+        _is_same(tensors, other, tensors, name) for other in others
     )
 
 
@@ -189,19 +164,12 @@ def _is_same(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name
     if info.shape != own.shape or (info.dtype != own.dtype and info.dtype not in FLOATS):
         return False
     if own.dtype not in FLOATS:  # numpy may lack it
-        assert isinstance(source, TensorSet)
-        return all(a == b for a, b in zip(source.raw(key), model.raw(name), strict=True))
-
-    def part(rows: slice) -> Array:
-        return (
-            source.read(key, None, rows)
-            if isinstance(source, TensorSet)
-            else source.read(key)[rows]
-        )
-
+        pairs = zip(source.raw(key), model.raw(name), strict=True)
+        return info.dtype == own.dtype and all(one == other for one, other in pairs)
     return all(
         np.array_equal(
-            to_stored(part(rows), own.dtype), to_stored(model.read(name, None, rows), own.dtype)
+            to_stored(source.read(key, None, rows), own.dtype),
+            to_stored(model.read(name, None, rows), own.dtype),
         )
         for rows in strips(info.shape)
     )

@@ -12,7 +12,7 @@ from typing import Any
 from lora.adapter import Adapter
 from lora.certificate import MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
-from lora.offline.inspection import findings_of
+from lora.offline.inspection import wrong_in
 from lora.offline.model_folder import TIED, UNTIED, find_sidecars, open_base, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
@@ -108,11 +108,7 @@ def merge_files(
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        wrong = [
-            f"{each.where}: {each.what}"
-            for each in findings_of(files, progress, with_ranks=False)
-            if each.level == "wrong"
-        ]
+        wrong = wrong_in(files, progress)
         resolved = resolve(files, tensors, check_base, progress)
         what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
         check_problems(what, [*wrong, *resolved.problems])

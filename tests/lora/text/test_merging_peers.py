@@ -1,5 +1,6 @@
 """Merged folders loaded by transformers: equal logits and equal tokens."""
 
+import gguf
 import numpy as np
 import pytest
 
@@ -24,7 +25,8 @@ def test_transformers_computes_what_we_do_with_the_adapter(kind, architecture, t
     tied = architecture in ("qwen2", "llama")
     base = tiny_folder(tmp_path / "m", architecture, tie_word_embeddings=tied, **options)
     if kind == "gguf":
-        base = tiny_gguf(tmp_path / "m.gguf", base)
+        begin = {"tokenizer__ggml__add_bos_token": (True, gguf.GGUFValueType.BOOL)}
+        base = tiny_gguf(tmp_path / "m.gguf", base, **begin)
     adapter = tiny_adapter(tmp_path / "adapter", base)
     merge_files(base, adapter, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -36,6 +38,7 @@ def test_transformers_computes_what_we_do_with_the_adapter(kind, architecture, t
         tokenizer(base),
     )
     assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT, add_special_tokens=True)
     messages = [{"role": "user", "content": "why is the sky blue?"}]
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == ours.render(messages, True)
