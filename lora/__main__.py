@@ -1,4 +1,4 @@
-"""The command line: `python -m lora inspect`, `check`, `merge` and `extract`.
+"""The command line: `python -m lora inspect`, `check`, `merge`, `extract` and `convert`.
 
 It works on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
 no more than a part is in memory. The exit status is 0 if all is well; 1 if `check` found something
@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from lora.certificate import MergeError
 from lora.config import Bias
-from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline import check_adapter, convert_adapter, extract_files, merge_files, summarise
 from lora.offline.inspection import draw
 from lora.offline.model_folder import EMBEDDINGS
 from lora.peft.folder import FLOATS
@@ -29,7 +29,7 @@ from lora.text.commands import add_commands
 
 WRONG, FAILED, STOPPED = 1, 2, 130
 
-_BASE = "a safetensors file, an index of several, or a folder with one of the two"
+_BASE = "a safetensors file, an index of several, a folder with one of the two, or a GGUF file"
 _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 
 
@@ -99,12 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
 
+    help_text = "write an adapter as the GGUF file that llama.cpp reads, or one of these for PEFT"
+    add = command("convert", convert_adapter, help_text)
+    add("adapter", type=_path, help=f"{_ADAPTER}, or a GGUF file")
+    add("out", type=_path, help="a file that ends in .gguf, or for a GGUF file a folder")
+    help_text = "the language model, a folder or a GGUF file, of which the configuration is read"
+    add("--base", type=_path, required=True, help=help_text)
+
     add_commands(command, _path)
 
     help_text = "look for what is wrong with an adapter, and a base for it"
     add = command("check", check_adapter, help_text, "verify")
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
     add("base", type=_path, nargs="?", help=_BASE)
+
+    help_text = "a model that should be the base with the adapter merged: was it done right?"
+    add("--merged", metavar="MODEL", type=_path, help=help_text)
 
     help_text = "write the adapter that comes nearest to a model trained as a whole"
     add = command("extract", extract_files, help_text)

@@ -13,7 +13,7 @@ import numpy as np
 from lora.config import Bias
 from lora.extraction import Extracted
 from lora.frozen import Array
-from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, tied_tables
+from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
@@ -23,7 +23,7 @@ from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.checks import check_problems
-from minigrad.io import TensorSet, open_tensors
+from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
@@ -119,7 +119,7 @@ def extract_files(
         # transformers would take it for that of an adapter then.
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
-    with open_tensors(base) as before, open_tensors(finetuned) as after:
+    with open_base(base) as before, open_base(finetuned) as after:
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         differing = _differing(before, after, saved, progress)
         layers = _layers(before, differing, targets, exclude)

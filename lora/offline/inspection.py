@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from lora.offline.model_folder import TIED, UNTIED, resolve
+from lora.offline.merged_model import RIGHT, MergedLayer, compare_merged
+from lora.offline.model_folder import TIED, UNTIED, open_base, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
@@ -191,6 +193,7 @@ class Findings:
         checked: the number of layers that were checked.
         has_base: whether a base was checked too.
         has_checksum: whether the tensors have a checksum, which was found to be right.
+        merged: the layers of a merged model, if one was checked.
     """
 
     path: str
@@ -198,6 +201,7 @@ class Findings:
     checked: int
     has_base: bool
     has_checksum: bool
+    merged: tuple[MergedLayer, ...] = ()
 
     @property
     def is_right(self) -> bool:
@@ -212,23 +216,40 @@ class Findings:
         total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
         if self.checked and not self.has_checksum:
             total += "; the tensors have no checksum"
-        return "\n".join([*map(str, self.findings), total])
+        lines = [*map(str, self.findings), total]
+        if self.merged:
+            right = [layer for layer in self.merged if layer.verdict == RIGHT]
+            dtypes = ", ".join(sorted({layer.dtype for layer in self.merged}))
+            lost = max((layer.error for layer in right), default=0.0)
+            lines.append(
+                f"{len(right)} of {len(self.merged)} layers of the model have the update; in "
+                f"{dtypes}, rounding changed it by {lost:.2g} of its norm at most"
+            )
+        return "\n".join(lines)
 
 
 def check_adapter(
-    folder: PathLike, base: PathLike | None = None, *, progress: bool = True
+    folder: PathLike,
+    base: PathLike | None = None,
+    merged: PathLike | None = None,
+    *,
+    progress: bool = True,
 ) -> Findings:
-    """Look for what is wrong with an adapter: its files, tensors, scales, and the base.
+    """Look for what is wrong with an adapter: its files, tensors, scales, the base and a merge.
 
     Args:
         folder: a folder of PEFT's, or of `lora.save`.
         base: a safetensors file, an index, or a folder of a model; None to check the adapter alone.
+        merged: a model that should be the base with the update in it, a safetensors file, an index
+            or a folder. Mistakes that were made instead are named.
         progress: show a progress bar if it takes long.
 
     Raises:
         FileNotFoundError: if there is no such folder or base.
-        ValueError: if the base is not what it should be.
+        ValueError: if the base or the model is not what it should be, or a model has no base.
     """
+    if merged is not None and base is None:
+        raise ValueError("a merged model is compared with its base, so name that too")
     path = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {path!r}")
@@ -236,15 +257,21 @@ def check_adapter(
         files = AdapterFolder(folder)
     except (FileNotFoundError, ValueError) as error:
         return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
+    rows: list[MergedLayer] = []
     with files:
         found = list(findings_of(files, progress))
         if base is not None:
-            with open_tensors(base) as tensors:
+            with ExitStack() as stack:
+                tensors = stack.enter_context(open_base(base))
                 found += [Finding("wrong", "base", text) for text in _damages(tensors)]
                 resolved = resolve(files, tensors, progress=progress)
                 weights = resolved.weights.values()
                 bar = progress_bar(weights, what="base", unit="layer", shown=progress)
                 broken = [weight.name for weight in bar if not weight.is_finite()]
+                if merged is not None:
+                    model = stack.enter_context(open_tensors(merged))
+                    rows, wrong = compare_merged(files, resolved, tensors, model, progress)
+                    found += [Finding("wrong", name, what) for name, what in wrong]
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -254,7 +281,7 @@ def check_adapter(
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),
             ]
         has_base, layers = base is not None, len(files.layers)
-        return Findings(path, tuple(found), layers, has_base, files.has_checksum)
+        return Findings(path, tuple(found), layers, has_base, files.has_checksum, tuple(rows))
 
 
 def _damages(base: TensorSet) -> Iterator[str]:
@@ -264,6 +291,12 @@ def _damages(base: TensorSet) -> Iterator[str]:
             file.check()
         except ValueError as error:
             yield str(error)
+
+
+def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
+    """Return what is wrong with an adapter by itself, without what takes the most time."""
+    found = findings_of(files, progress, with_ranks=False)
+    return [f"{each.where}: {each.what}" for each in found if each.level == "wrong"]
 
 
 def findings_of(

@@ -12,12 +12,12 @@ from typing import Any
 from lora.adapter import Adapter
 from lora.certificate import MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
-from lora.offline.inspection import findings_of
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
+from lora.offline.inspection import wrong_in
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars, open_base, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad.checks import check_problems
-from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
+from minigrad.io import TensorInfo, TensorSet, TensorWriter, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
@@ -103,16 +103,12 @@ def merge_files(
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
     target = Path(out)
     is_file = target.suffix == ".safetensors"
-    with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
+    with open_base(base) as tensors, AdapterFolder(adapter) as files:
         shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        wrong = [
-            f"{each.where}: {each.what}"
-            for each in findings_of(files, progress, with_ranks=False)
-            if each.level == "wrong"
-        ]
+        wrong = wrong_in(files, progress)
         resolved = resolve(files, tensors, check_base, progress)
         what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
         check_problems(what, [*wrong, *resolved.problems])
@@ -145,7 +141,9 @@ def merge_files(
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+        sidecars, left_out = (
+            ({}, ()) if is_file else find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+        )
         metadata = {"format": "pt", **tensors.metadata}
         total = sum(info.nbytes for info in tensors.tensors.values())
         with ExitStack() as stack:
@@ -193,7 +191,7 @@ def merge_files(
         resolved.tied,
         resolved.heads,
         resolved.prefix,
-        () if is_file else left_out,
+        left_out,
         sum(info.nbytes for info in every.values()),
     )
 

@@ -15,6 +15,7 @@ folders with a file of another kind, are left out, and reported.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,9 @@ import numpy as np
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
-from minigrad.io import TensorSet
+from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
+from lora.text.tokenization import Tokenizer
+from minigrad.io import TensorSet, open_tensors
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -62,6 +65,24 @@ _COPIED = {
     *(".model", ".tiktoken", ".spm", ".vocab"),
 }
 """The endings of files that have no weights."""
+
+
+def open_base(path: str | os.PathLike[str]) -> TensorSet:
+    """Open the tensors of a model: a language model in a GGUF file, or what `open_tensors` opens.
+
+    Those of a GGUF file have transformers' names, and are converted when they are read.
+
+    Raises:
+        FileNotFoundError: if there is nothing of that kind, or a file of an index is not there.
+        ValueError: if a file is not what it should be, or the model in it is not supported.
+    """
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+        if is_gguf:
+            return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
+    return open_tensors(path)
 
 
 @dataclass(frozen=True)
@@ -239,7 +260,7 @@ class TransposedWeights:
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return those weights that are a model's head too, by its `config.json`, and the shapes."""
-    config = _read_json(next(iter(base.files.values())).path.parent / _MODEL)
+    config = _config_of(base)
     try:
         config = {**(config.get("text_config") or {}), **config}
         # transformers leaves out what is so by default.
@@ -261,6 +282,8 @@ def find_sidecars(
 ) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
     """Find the files beside a base, if that is an entire folder.
 
+    Those of a GGUF file follow from its metadata: the configuration and the tokenizer.
+
     Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
     file inside of the folder, or to the blobs of the hub's cache: another one may lead to what
     nobody means to give away with a model. If `config.json` names a dtype, it gets the one that is
@@ -271,8 +294,28 @@ def find_sidecars(
         of the others, of which those of folders end in a slash.
     """
     folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
-    if folder is None:
-        return {}, ()
+    source = next(iter(tensors.files.values()), None)
+    copied: dict[str, Path | bytes] = {}
+    left_out: list[str] = []
+    if isinstance(source, GGUFTensors):
+        copied |= {_MODEL: b"", **Tokenizer.from_gguf(source.file.metadata).files()}
+    elif folder is not None:
+        copied, left_out = _copied(folder, tensors)
+    content = _config_of(tensors) if _MODEL in copied else None
+    if isinstance(content, dict):
+        # transformers loads a model in the dtype that its configuration names, and takes the weight
+        # of a head from the embedding, unless it says that the two are not tied.
+        named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
+        changes: dict[str, Any] = dict.fromkeys(named, dtype)
+        if is_untied:
+            changes["tie_word_embeddings"] = False
+        if changes or copied[_MODEL] == b"":
+            copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
+    return copied, tuple(left_out)
+
+
+def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], list[str]]:
+    """Find the files of a folder that a merged model gets, and the names of the others."""
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 
@@ -305,17 +348,15 @@ def find_sidecars(
             copied |= {file.relative_to(folder).as_posix(): file for file in found}
         else:
             left_out.append(f"{each.name}/" if is_folder else each.name)
-    content = _read_json(folder / _MODEL) if _MODEL in copied else None
-    if isinstance(content, dict):
-        # transformers loads a model in the dtype that its configuration names, and takes the weight
-        # of a head from the embedding, unless it says that the two are not tied.
-        named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
-        changes: dict[str, Any] = dict.fromkeys(named, dtype)
-        if is_untied:
-            changes["tie_word_embeddings"] = False
-        if changes:
-            copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
-    return copied, tuple(left_out)
+    return copied, left_out
+
+
+def _config_of(base: TensorSet) -> Any:
+    """Return the content of a model's `config.json`, or what a GGUF file says instead."""
+    source = next(iter(base.files.values()), None)
+    if isinstance(source, GGUFTensors):
+        return {**config_json(source.file), "dtype": source.config.stored_dtype}
+    return None if source is None else _read_json(source.path.parent / _MODEL)
 
 
 def _read_json(path: Path) -> Any:

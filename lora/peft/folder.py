@@ -178,9 +178,13 @@ class AdapterFolder(Closing):
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
 
-    def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
-        """Return a tensor; bfloat16 is widened to float32."""
-        return self._file.read(key, dtype)
+    def read(self, key: str, dtype: DTypeLike | None = None, rows: slice = slice(None)) -> Array:
+        """Return a tensor, or some of its rows; bfloat16 is widened to float32."""
+        return self._file.read(key, dtype, rows)
+
+    def raw(self, key: str) -> Iterator[bytes]:
+        """Return the bytes of a tensor, in parts."""
+        return self._file.raw(key)
 
     def dtype_problem(self, key: str) -> str:
         """Say that a tensor is of no dtype that an adapter can have; empty if it is of one."""

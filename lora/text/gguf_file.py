@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lora.frozen import strips
 from lora.text.architecture import (
@@ -32,6 +32,8 @@ from lora.text.architecture import (
 )
 from lora.text.packages import package
 from minigrad.checks import check_problems
+from minigrad.io import TensorFile, TensorInfo
+from minigrad.io.tensor_info import to_stored
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The types of numbers in metadata, as codes of `struct`."""
@@ -145,24 +147,32 @@ class GGUFFile:
             if begin + tensor.offset + tensor.nbytes > size:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
 
-    def read(self, name: str) -> NDArray[Any]:
+    def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor: as it is stored if that is a plain float, else converted to float32.
+
+        Args:
+            name: the name of the tensor.
+            rows: the rows of the first axis, without steps.
 
         Raises:
             ValueError: if the file has been cut short meanwhile.
         """
         tensor, gguf = self.tensors[name], package("gguf")
+        if len(tensor.shape) == 1 and rows != slice(None):
+            return self.read(name)[rows]
         kind, plain = gguf.GGMLQuantizationType[tensor.type], _PLAIN.get(tensor.type)
         dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
-        out = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), dtype)
+        begin, end, _ = rows.indices(tensor.shape[0])
+        shape, size = (end - begin, *tensor.shape[1:]), tensor.nbytes // tensor.shape[0]
+        out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype)
         with open(self.path, "rb") as file:
-            file.seek(tensor.offset)
-            for rows in strips(out.shape):
-                part = np.empty((rows.stop - rows.start, tensor.row_bytes), np.uint8)
+            file.seek(tensor.offset + begin * size)
+            for strip in strips(out.shape):
+                part = np.empty((strip.stop - strip.start, tensor.row_bytes), np.uint8)
                 if file.readinto(part.reshape(-1).data) < part.nbytes:
                     raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}")
-                out[rows] = part.view(dtype) if plain else gguf.dequantize(part, kind)
-        return out.reshape(tensor.shape)
+                out[strip] = part.view(dtype) if plain else gguf.dequantize(part, kind)
+        return out.reshape(shape)
 
 
 class _Reader:
@@ -241,6 +251,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
         "rope_parameters": rope,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
         "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
     }
     problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
@@ -287,6 +298,80 @@ def read_config(file: GGUFFile) -> ModelConfig:
     return config_from_json(config_json(file), stored_dtype=stored)
 
 
+def gguf_names(config: ModelConfig) -> dict[str, str]:
+    """Return llama.cpp's name of each parameter, by transformers' name."""
+    gguf = package("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
+    return {name: table.get_name(name, (".weight", ".bias")) for name in expected_shapes(config)}
+
+
+def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool) -> NDArray[Any]:
+    """Return the rows of a projection in the order in which llama.cpp has them, or `back`.
+
+    Only those of queries and keys differ, in some architectures. The rows are of entire heads.
+    """
+    if config.architecture not in _PERMUTED or not ("q_proj" in name or "k_proj" in name):
+        return rows
+    sizes = (config.head_dim // 2, 2) if back else (2, config.head_dim // 2)
+    return rows.reshape(-1, *sizes, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+class GGUFTensors(TensorFile):
+    """The weights in a GGUF file, as if they were those of a Hugging Face folder.
+
+    Args:
+        file: the file.
+        config: its configuration, if it has been read already.
+
+    Raises:
+        ValueError: if tensors are missing, unexpected or mis-shaped, or the model is not supported.
+    """
+
+    def __init__(self, file: GGUFFile, config: ModelConfig | None = None) -> None:
+        self.file, self.config = file, config or read_config(file)
+        self.path, self.location = file.path, repr(os.fspath(file.path))
+        self.metadata, self.has_checksum = {}, False
+        known = {theirs: name for name, theirs in gguf_names(self.config).items()}
+        self._theirs = {known.get(name, name): name for name in file.tensors if name != _FACTORS}
+        found = {name: file.tensors[theirs] for name, theirs in self._theirs.items()}
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        check_shapes(self.location, shapes, expected_shapes(self.config))
+        self.tensors = {
+            name: TensorInfo(name, _PLAIN.get(tensor.type, "float32"), tensor.shape)
+            for name, tensor in found.items()
+        }
+
+    def stored(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read a tensor, or some of its rows, in its dtype; bfloat16 is that of ml_dtypes."""
+        first, last, _ = rows.indices(self.info(name).shape[0])
+        d = self.config.head_dim
+        begin = first // d * d
+        part = slice(begin, -(-last // d) * d)  # entire heads
+        found = swap_heads(self.file.read(self._theirs[name], part), name, self.config, back=True)
+        return found[first - begin : last - begin]
+
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a tensor, or some of its rows; see `Tensors.read`."""
+        found = self.stored(name, rows)
+        if dtype is None and found.dtype.itemsize == 2 and found.dtype != np.float16:
+            dtype = np.float32
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""
+        info = self.info(name)
+        for rows in strips(info.shape):
+            yield to_stored(self.read(name, None, rows), info.dtype).tobytes()
+
+    def check(self) -> None:
+        """Do nothing, since a GGUF file has no checksum."""
+
+    def close(self) -> None:
+        """Do nothing, since the file is open only while it is read."""
+
+
 def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name that transformers gives a parameter, and its values, for each in the file.
 
@@ -296,15 +381,6 @@ def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[
         ValueError: if tensors are missing, unexpected or mis-shaped, or the file has been cut
             short meanwhile.
     """
-    gguf, wanted = package("gguf"), expected_shapes(config)
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
-    known = {table.get_name(name, (".weight", ".bias")): name for name in wanted}
-    names = {name: known.get(name, name) for name in file.tensors if name != _FACTORS}
-    shapes = {new: file.tensors[name].shape for name, new in names.items()}
-    check_shapes(repr(os.fspath(file.path)), shapes, wanted)
-    for name, new in names.items():
-        array = file.read(name)
-        if config.architecture in _PERMUTED and ("q_proj" in new or "k_proj" in new):
-            pairs = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
-            array = pairs.swapaxes(1, 2).reshape(array.shape)
-        yield new, array
+    tensors = GGUFTensors(file, config)
+    for name in tensors:
+        yield name, tensors.stored(name)

@@ -7,6 +7,7 @@ the rule by which text is first divided into words, `tokenizer.ggml.pre`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -62,8 +63,7 @@ class Tokenizer:
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: str | None) -> None:
         self._tokens = tokens
-        self._before: list[int] = []  # what `add_special_tokens` adds, beside tokenizer.json
-        self._after: list[int] = []
+        self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
         self.bos_token_id, self.eos_token_id = (
             None if token is None else tokens.token_to_id(token)
@@ -91,7 +91,7 @@ class Tokenizer:
         """
         self._tokens.encode_special_tokens = not parse_special
         ids = self._tokens.encode(text, add_special_tokens=add_special_tokens).ids
-        return [*self._before, *ids, *self._after] if add_special_tokens else list(ids)
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are no characters become U+FFFD.
@@ -204,11 +204,30 @@ class Tokenizer:
             if isinstance(i, int) and 0 <= i < len(words):
                 special[f"{name}_token"] = words[i]
         made = cls(tokens, special, _template_of(metadata.get("tokenizer.chat_template")))
-        if metadata.get("tokenizer.ggml.add_bos_token", is_whole) and made.bos_token_id is not None:
-            made._before = [made.bos_token_id]
-        if metadata.get("tokenizer.ggml.add_eos_token") and made.eos_token_id is not None:
-            made._after = [made.eos_token_id]
+        ends = {}
+        for name, i in (("bos", made.bos_token_id), ("eos", made.eos_token_id)):
+            is_usual = is_whole and name == "bos"
+            if i is not None and metadata.get(f"tokenizer.ggml.add_{name}_token", is_usual):
+                ends[name] = {"id": name, "ids": [i], "tokens": [special[f"{name}_token"]]}
+        if ends:
+            pieces = [piece for piece in ("bos", "$A", "eos") if piece in {"$A", *ends}]
+            tokens.post_processor = p.processors.TemplateProcessing(
+                single=pieces, special_tokens=list(ends.values())
+            )
         return made
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by their names."""
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self._special,
+            "chat_template": self.chat_template,
+        }
+        return {
+            "tokenizer.json": self._tokens.to_str(pretty=True).encode(),
+            "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        }
 
 
 class TextStream:

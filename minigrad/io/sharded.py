@@ -12,6 +12,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import check_problems
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
@@ -37,21 +40,32 @@ class TensorSet(Tensors):
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self.files = dict(files)
-        self.tensors, self._sources = {}, {}
+        self.tensors = {}
+        self._owners: dict[str, TensorFile] = {}
         for file in self.files.values():
             for name in file:
                 if name in self:
-                    raise ValueError(
-                        f"{name} is in {self._sources[name][0].name} and in {file.path}"
-                    )
+                    raise ValueError(f"{name} is in {self._owners[name].path} and in {file.path}")
             self.tensors |= file.tensors
-            self._sources |= file._sources
+            self._owners |= dict.fromkeys(file, file)
         self.location = ", ".join(file.location for file in self.files.values())
 
     @property
     def metadata(self) -> dict[str, str]:
         """The facts in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
+
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a tensor, or some of its rows; see `Tensors.read`."""
+        self.info(name)
+        return self._owners[name].read(name, dtype, rows)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
+        self.info(name)
+        return self._owners[name].raw(name)
 
     def close(self) -> None:
         """Close all files."""

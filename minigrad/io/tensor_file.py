@@ -69,7 +69,6 @@ class Tensors(Closing):
 
     tensors: dict[str, TensorInfo]  # the dtype and shape of each tensor, by name
     location: str  # the path or paths, in quotes, for messages
-    _sources: dict[str, tuple[BufferedReader, int]]  # the file of each tensor, and its offset there
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -93,6 +92,7 @@ class Tensors(Closing):
             )
         return self.tensors[name]
 
+    @abstractmethod
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
@@ -108,30 +108,8 @@ class Tensors(Closing):
             ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
                 meanwhile.
         """
-        info = self.info(name)
-        file, offset = self._sources[name]
-        if info.dtype not in NAMES.values():
-            raise ValueError(
-                f"{name} in {os.fspath(file.name)!r} is of dtype {info.dtype}, which cannot be "
-                f"read here; there are {', '.join(NAMES.values())}"
-            )
-        shape, before = info.shape, 0  # the number of elements before the rows
-        if shape and rows != slice(None):
-            start, stop, step = rows.indices(shape[0])
-            if step != 1:
-                raise ValueError(f"rows are read without steps, not as {rows}")
-            before = start * (info.size // shape[0]) if shape[0] else 0
-            shape = (max(0, stop - start), *shape[1:])
-        stored = np.empty(shape, stored_dtype(info.dtype))
-        file.seek(offset + before * stored.itemsize)
-        content = stored.reshape(-1).view(np.uint8).data
-        if stored.size and file.readinto(content) < stored.nbytes:
-            raise _cut(file, name)
-        if info.dtype == "bool":
-            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
-        array = from_stored(stored, info.dtype)
-        return array if dtype is None else array.astype(dtype, copy=False)
 
+    @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
 
@@ -139,15 +117,6 @@ class Tensors(Closing):
             KeyError: if there is no such tensor.
             ValueError: if the file has been cut short meanwhile.
         """
-        left = self.info(name).nbytes
-        file, offset = self._sources[name]
-        while left:
-            file.seek(offset)
-            part = file.read(min(left, PART))
-            if not part:
-                raise _cut(file, name)
-            yield part
-            offset, left = offset + len(part), left - len(part)
 
 
 def _cut(file: BufferedReader, name: str) -> ValueError:
@@ -196,9 +165,9 @@ class TensorFile(Tensors):
             self._checksum = self.metadata.pop(CHECKSUM, None)
             self.has_checksum = self._checksum is not None
             self._data = data
-            self.tensors, self._sources = {}, {}
+            self.tensors, self._offsets = {}, {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                self._sources[name] = self._file, data + entry["data_offsets"][0]
+                self._offsets[name] = data + entry["data_offsets"][0]
                 dtype = NAMES.get(entry["dtype"], entry["dtype"])
                 self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
         except BaseException:
@@ -219,6 +188,46 @@ class TensorFile(Tensors):
 
         length = int.from_bytes(self._file.read(8), "little")
         return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
+
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a tensor, or some of its rows; see `Tensors.read`."""
+        info = self.info(name)
+        file, offset = self._file, self._offsets[name]
+        if info.dtype not in NAMES.values():
+            raise ValueError(
+                f"{name} in {os.fspath(file.name)!r} is of dtype {info.dtype}, which cannot be "
+                f"read here; there are {', '.join(NAMES.values())}"
+            )
+        shape, before = info.shape, 0  # the number of elements before the rows
+        if shape and rows != slice(None):
+            start, stop, step = rows.indices(shape[0])
+            if step != 1:
+                raise ValueError(f"rows are read without steps, not as {rows}")
+            before = start * (info.size // shape[0]) if shape[0] else 0
+            shape = (max(0, stop - start), *shape[1:])
+        stored = np.empty(shape, stored_dtype(info.dtype))
+        file.seek(offset + before * stored.itemsize)
+        content = stored.reshape(-1).view(np.uint8).data
+        if stored.size and file.readinto(content) < stored.nbytes:
+            raise _cut(file, name)
+        if info.dtype == "bool":
+            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
+        array = from_stored(stored, info.dtype)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
+        left = self.info(name).nbytes
+        file, offset = self._file, self._offsets[name]
+        while left:
+            file.seek(offset)
+            part = file.read(min(left, PART))
+            if not part:
+                raise _cut(file, name)
+            yield part
+            offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
         """Compare the bytes of all tensors with the checksum in the header, if it has one.

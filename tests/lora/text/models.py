@@ -42,6 +42,8 @@ CONFIG = {
     "eos_token_id": 2,
 }
 
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 
 @cache
 def tiny_tokenizer(size=400):
@@ -186,3 +188,18 @@ def gguf_names():
     import gguf
 
     return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 4)  # which has the names of all
+
+
+def tiny_adapter(path, base, seed=0, **options):
+    """Write an adapter that changes every layer of a model."""
+    import lora
+    from lora.text.loading import load_model
+
+    model, rng = load_model(base, "float32"), np.random.default_rng(seed)
+    options = {"rank": 4, "alpha": 8, "targets": PROJECTIONS, **options}
+    lora.attach(model, lora.LoRAConfig(**options), rng=rng)
+    for parameter in model.trainable_parameters():
+        step = 0.1 * rng.standard_normal(parameter.shape)
+        parameter.data = parameter.data + step.astype(np.float32)
+    lora.save(model, path, seed=seed)
+    return path

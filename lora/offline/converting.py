@@ -1,0 +1,218 @@
+"""convert_adapter: an adapter from PEFT's folder to llama.cpp's GGUF file, and back.
+
+A GGUF adapter has one alpha in its metadata, and for each weight NAME two tensors, NAME.lora_a
+`(rank, d_in)` and NAME.lora_b `(d_out, rank)`. llama.cpp computes with the scale alpha / rank, or
+with 1 if alpha is 0. PEFT's scales differ from that with rsLoRA, or where patterns say other
+alphas: then the alpha of most layers is taken, and B of the others is multiplied by what is left.
+The rows of B have the order of those of the weight. Of an embedding A is stored transposed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora.frozen import Array
+from lora.offline.inspection import wrong_in
+from lora.patterns import exact, exact_key
+from lora.peft.config import PeftConfig
+from lora.peft.facts import Facts
+from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, by_key, check_tensors, write_folder
+from lora.text import folder
+from lora.text.architecture import ModelConfig, config_from_json, expected_shapes
+from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
+from lora.text.packages import package
+from minigrad import __version__
+from minigrad.checks import check_problems
+from minigrad.io import replacing
+from minigrad.io.tensor_info import to_stored
+
+PathLike = str | os.PathLike[str]
+
+EMBEDDING = "model.embed_tokens"
+
+_ALPHA, _INVOCATION = "adapter.lora.alpha", "adapter.alora.invocation_tokens"
+
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, repr=False)
+class ConvertedAdapter:
+    """The result of `convert_adapter`.
+
+    Attributes:
+        path: the file or the folder that was written.
+        alpha: the alpha in its metadata or configuration.
+        layers: the layers with an update.
+        multiplied: by name, what B was multiplied by in layers of another alpha.
+    """
+
+    path: str
+    alpha: float
+    layers: tuple[str, ...]
+    multiplied: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        lines = [f"{name}: B was multiplied by {x:.6g}" for name, x in self.multiplied.items()]
+        written = f"written: {self.path} ({len(self.layers)} layers, alpha {self.alpha:g})"
+        return "\n".join([*lines, written])
+
+
+def convert_adapter(
+    adapter: PathLike, out: PathLike, base: PathLike, *, progress: bool = True
+) -> ConvertedAdapter:
+    """Write PEFT's adapter as the GGUF file that llama.cpp reads, or the other way round.
+
+    Tensors keep their bits, unless B must be multiplied. float64 becomes float32 in a GGUF file,
+    and what is stored there in few bits becomes float32 in a folder.
+
+    Args:
+        adapter: a folder of PEFT's or of `lora.save`, or a GGUF file.
+        out: a file that ends in .gguf; or if the adapter is a file, a folder.
+        base: the language model of the adapter, a folder or a GGUF file, of which only the
+            configuration is read.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if a file is not what it should be, the adapter does not go with the base, or it
+            has something that the other format cannot have: DoRA, biases, modules to save, PiSSA's
+            first factors, or a number too large for its dtype.
+        OSError: if it cannot be written; the files at `out` are as they were.
+    """
+    content = None if Path(base).is_file() else folder.read_json(base, "config.json")
+    if content is None:
+        config = read_config(GGUFFile(base))
+    else:
+        config = config_from_json(content)
+    is_file, target = Path(adapter).is_file(), Path(out)
+    if target.is_file() if is_file else target.is_dir() or target.suffix != ".gguf":
+        kind = "a folder" if is_file else "a file that ends in .gguf"
+        raise ValueError(f"{os.fspath(out)!r} is to be {kind}; name one")
+    if is_file:
+        return _to_folder(GGUFFile(adapter), out, config)
+    with AdapterFolder(adapter) as files:
+        return _to_gguf(files, out, config, progress)
+
+
+def _kind(config: ModelConfig) -> str:
+    """Return what llama.cpp calls an architecture."""
+    return {"mistral": "llama"}.get(config.architecture, config.architecture)
+
+
+def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
+    """Return which layers, by the shapes of A and B, are none of the model."""
+    wanted, problems = expected_shapes(config), []
+    for name, (a, b) in shapes.items():
+        shape = wanted.get(f"{name}.weight", ())
+        shape = shape[::-1] if name == EMBEDDING else shape
+        if len(shape) != 2:
+            problems.append(f"another base: it has no matrix {name}.weight")
+        elif len(a) != 2 or len(b) != 2 or a[0] != b[1] or (b[0], a[1]) != shape:
+            problems.append(f"mis-shaped: A {a} and B {b} of {name} do not go with {shape}")
+    return problems
+
+
+def _to_gguf(
+    files: AdapterFolder, out: PathLike, config: ModelConfig, progress: bool
+) -> ConvertedAdapter:
+    gguf, names, layers = package("gguf"), gguf_names(config), files.layers
+    refused = [f"DoRA: {name}" for name, each in layers.items() if MAGNITUDE in each.keys]
+    refused += [
+        f"{'bias' if name.endswith('.bias') else 'modules_to_save'}: {name}"
+        for name in files.whole
+        if name.removesuffix(".weight") not in layers  # as PEFT may write of an embedding
+    ]
+    refused += ["PiSSA: init_lora_weights"] if files.config.init_lora_weights == "pissa" else []
+    problems = [
+        f"{each}, which a GGUF adapter cannot have; merge it with python -m lora merge"
+        for each in refused
+    ]
+    what = f"{os.fspath(files.path)!r} cannot become a GGUF adapter"
+    check_problems(what, wrong_in(files, progress) + problems)
+    infos = {n: [files.tensors[each.keys[part]] for part in (A, B)] for n, each in layers.items()}
+    shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
+    check_problems(what, _misfits(shapes, config))
+    alphas = {name: layer.scale * shapes[name][0][0] for name, layer in layers.items()}
+    with np.errstate(over="ignore"):
+        alpha = Counter(map(np.float32, alphas.values())).most_common(1)[0][0]
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"{what}: an alpha of {max(alphas.values()):g} is beyond float32")
+    # Where an alpha is this one but for its rounding to float32, the bits of B stay.
+    factors = {n: each / float(alpha) for n, each in alphas.items() if np.float32(each) != alpha}
+    tensors: dict[str, tuple[Array, str]] = {}
+    for name in layers:
+        for part, info in zip((A, B), infos[name], strict=True):
+            array = files.read(info.name)
+            if part == B:
+                array = array.astype(np.float64) * factors[name] if name in factors else array
+                array = swap_heads(array, name, config, back=False)
+            elif name == EMBEDDING:
+                array = array.T
+            dtype = "float32" if info.dtype == "float64" else info.dtype
+            check_tensors({info.name: array}, dtype)
+            tensors[f"{names[f'{name}.weight']}.{part}"] = array, dtype
+    with replacing(out) as file:
+        writer = gguf.GGUFWriter(Path(file.name), _kind(config))
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32(_ALPHA, float(alpha))
+        for key, (array, dtype) in tensors.items():
+            code = gguf.GGMLQuantizationType[_CODES[dtype]]
+            writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return ConvertedAdapter(os.fspath(out), float(alpha), tuple(layers), factors)
+
+
+def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedAdapter:
+    wanted = {"general.type": "adapter", "adapter.type": "lora"}
+    problems = [
+        f"{key} is {file.metadata.get(key)!r:.60}, not {value!r}"
+        for key, value in {**wanted, "general.architecture": _kind(config)}.items()
+        if file.metadata.get(key) != value
+    ]
+    if _INVOCATION in file.metadata:
+        problems.append(f"{_INVOCATION}: its update begins in the middle of a text")
+    alpha = file.metadata.get(_ALPHA, 0.0)
+    if not isinstance(alpha, float) or not 0 <= alpha < math.inf:
+        problems.append(f"{_ALPHA} is {alpha!r:.60}")
+    layers = {theirs: name.removesuffix(".weight") for name, theirs in gguf_names(config).items()}
+    updates: dict[str, dict[str, Array]] = {}
+    for key in file.tensors:
+        stem, _, part = key.rpartition(".")
+        if stem in layers and part in (A, B):
+            array, name = file.read(key), layers[stem]
+            is_turned = name == EMBEDDING and part == A
+            updates.setdefault(name, {})[part] = array.T if is_turned else array
+        else:
+            problems.append(f"unexpected: {key:.200} is no part of an update of the base")
+    for name, parts in updates.items():
+        problems += [f"{name} has no {part}" for part in sorted({A, B} - parts.keys())]
+    pairs = {n: [parts[A].shape, parts[B].shape] for n, parts in updates.items() if len(parts) == 2}
+    problems += _misfits(pairs, config) if updates else ["no tensors"]
+    check_problems(f"{os.fspath(file.path)!r} cannot become a folder of PEFT's", problems)
+    for name, parts in updates.items():
+        parts[B] = swap_heads(parts[B], name, config, back=True)
+    ranks = {name: len(parts[A]) for name, parts in updates.items()}
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    others = {exact_key(name): rank for name, rank in ranks.items() if rank != r}
+    modules = [name.rpartition(".")[0] for name in expected_shapes(config)]
+    made = PeftConfig(
+        exact(list(updates), modules),
+        r=r,
+        lora_alpha=alpha or r,
+        rank_pattern=others,
+        alpha_pattern={} if alpha else others,  # the scale is 1
+    )
+    write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
+    return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

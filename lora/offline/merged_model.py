@@ -1,0 +1,175 @@
+"""compare_merged: whether a model in files is a base with the update of an adapter in it.
+
+A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. If it is not,
+the usual mistakes are tried: W + c dW, and W + dW^T. One is found if M is no further from it than
+rounding explains, in the Frobenius norm; and no further in the direction of dW, where many
+roundings cancel out, so that a wrong scale is seen even if each of them is larger than the update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora.adapter import Adapter
+from lora.certificate.rounding import round_to, unit_of
+from lora.frozen import Array, strips
+from lora.offline.model_folder import ResolvedBase
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.peft.folder import FLOATS, AdapterFolder
+from lora.scaling import LoRAScaling
+from lora.spectra import frobenius
+from minigrad.io import TensorSet
+from minigrad.io.tensor_info import to_stored
+from minigrad.progress import progress_bar
+
+RIGHT = "has the update in it"
+
+_SURE = 6.0  # standard deviations of the sum of roundings, beyond which it never is
+
+_DIGITS = {"float16": 11, "bfloat16": 8}  # binary ones; others compute with those of float32
+
+Update = Callable[[slice, slice], Array]
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """The comparison of a layer of a model with a base and an update of it."""
+
+    name: str  # of the layer
+    dtype: str  # in which the model stores it
+    ratio: float  # <M - W, dW> / <dW, dW>, near 1
+    error: float  # |M - V| / |dW|
+    rounding: float  # the largest error that rounding explains
+    verdict: str  # RIGHT, or which mistake was made
+
+
+def compare_merged(
+    files: AdapterFolder, resolved: ResolvedBase, base: TensorSet, model: TensorSet, progress: bool
+) -> tuple[list[MergedLayer], list[tuple[str, str]]]:
+    """Return the layers with an update, and the names of what is wrong in a model, with reasons."""
+    layers: list[MergedLayer] = []
+    wrong: list[tuple[str, str]] = []
+    weights = {weight.name: (layer, weight) for layer, weight in resolved.weights.items()}
+    names = {**base.tensors, **resolved.replaced, **model.tensors}
+    for name in progress_bar(names, what="compare", unit="tensor", shown=progress):
+        if name not in model:
+            if not _is_copy(name, base):
+                wrong.append((name, "is missing in the model"))
+        elif name in weights:
+            layer, weight = weights[name]
+            info = model.info(name)
+            if info.dtype not in FLOATS or info.shape != base.info(name).shape:
+                wrong.append((name, f"is of {info.dtype} and shape {info.shape} in the model"))
+                continue
+            merged = StoredWeight(model, name, weight.is_transposed)
+            if not merged.is_finite():
+                wrong.append((name, "has NaN or Inf in it, in the model"))
+                continue
+            adapter = adapter_of(files, files.layers[layer], weight)
+            usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
+            layers.append(_compared(layer, merged, weight, adapter, info.dtype, usual))
+            if layers[-1].verdict != RIGHT:
+                wrong.append((layer, layers[-1].verdict))
+        elif name in resolved.replaced:
+            if not _is_same(files, resolved.replaced[name], model, name):
+                wrong.append((name, "is not that of the adapter"))
+        elif name not in base:
+            if not _is_copy(name, model):
+                wrong.append((name, "is in the model only"))
+        elif not _is_same(base, name, model, name):
+            wrong.append((name, "is not that of the base, and the adapter does not change it"))
+    return layers, wrong
+
+
+def _compared(
+    name: str,
+    merged: StoredWeight,
+    weight: StoredWeight,
+    adapter: Adapter,
+    dtype: str,
+    usual_scale: float,
+) -> MergedLayer:
+    """Find out which update M has."""
+    norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
+    # Others may compute B A in the dtype of the model.
+    eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
+
+    def update(rows: slice, columns: slice) -> Array:
+        return adapter.update(weight, rows, columns, norms)
+
+    def distance(factor: float, update: Update = update) -> tuple[bool, float, float, float]:
+        """Return whether rounding explains M - (W + factor dW), and the figures of the result."""
+        error = units = size = inner = offset = noise = 0.0
+        for block in weight.blocks():
+            w, m, dw = weight.rows(*block), merged.rows(*block), update(*block)
+            v = w + factor * dw
+            rounded = round_to(v, dtype)
+            unit = unit_of(rounded, dtype) ** 2
+            error += float(((m - v) ** 2).sum())
+            units += float(unit.sum())
+            size += float((dw**2).sum())
+            inner += float(((m - w) * dw).sum())
+            offset += float(((m - rounded) * dw).sum())
+            noise += float((unit * dw**2).sum()) / 6  # W and the sum may both have been rounded
+        norm, rounding = math.sqrt(size) or 1.0, math.sqrt(units) + eps
+        within = _SURE * math.sqrt(noise) + eps * norm
+        is_near = math.sqrt(error) <= rounding and abs(offset) <= within
+        return is_near, inner / norm**2, math.sqrt(error) / norm, rounding / norm
+
+    def mistakes() -> Iterator[str]:
+        """Yield the mistakes that explain M, the likeliest first."""
+        kinds = [kind for kind in LoRAScaling if kind is not adapter.scaling]
+        other, lost = kinds[0].scale(adapter.alpha, adapter.rank), "has the update with the scale"
+        for scale, mistake in (
+            (0.0, "is that of the base, so the update was dropped"),
+            (2 * s, "has the update in it twice"),
+            (1.0, f"{lost} 1, so its scale of {s:g} was lost"),
+            (other, f"{lost} {other:g}, not {s:g}, as if the scaling were {kinds[0].value}"),
+            (usual_scale, f"{lost} {usual_scale:g}, not {s:g}, as if there were no patterns"),
+            (-s, "has the update subtracted"),
+        ):
+            if distance(scale / s)[0]:
+                yield mistake
+        is_square = weight.shape[0] == weight.shape[1]
+        if is_square and distance(1.0, lambda rows, columns: update(columns, rows).T)[0]:
+            yield "has the update in it transposed"
+        if norms is not None:
+            plain = Adapter.of(weight, a, b, s)
+            if distance(1.0, lambda *block: plain.update(weight, *block))[0]:
+                yield "has the update without DoRA's magnitude"
+        if distance(ratio)[0]:
+            yield f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"
+        yield f"is {error:.3g} |dW| from what it should be, and not the base"
+
+    is_right, ratio, error, rounding = distance(1.0)
+    verdict = RIGHT if is_right else next(mistakes())
+    return MergedLayer(name, dtype, ratio, error, rounding, verdict)
+
+
+def _is_copy(name: str, tensors: TensorSet) -> bool:
+    """Tell whether a matrix is a copy of another, as a tied head; or follows from the sizes."""
+    others = [other for other in tensors if other != name and len(tensors.info(name).shape) == 2]
+    return name.endswith("rotary_emb.inv_freq") or any(
+        _is_same(tensors, other, tensors, name) for other in others
+    )
+
+
+def _is_same(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name: str) -> bool:
+    """Tell whether a tensor of the model has the values of another one, rounded to its dtype."""
+    info, own = source.tensors[key], model.info(name)
+    if info.shape != own.shape or (info.dtype != own.dtype and info.dtype not in FLOATS):
+        return False
+    if own.dtype not in FLOATS:  # numpy may lack it
+        pairs = zip(source.raw(key), model.raw(name), strict=True)
+        return info.dtype == own.dtype and all(one == other for one, other in pairs)
+    return all(
+        np.array_equal(
+            to_stored(source.read(key, None, rows), own.dtype),
+            to_stored(model.read(name, None, rows), own.dtype),
+        )
+        for rows in strips(info.shape)
+    )

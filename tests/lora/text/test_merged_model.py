@@ -1,0 +1,272 @@
+"""`check --merged` names what was done to a model instead of merging an adapter into it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import lora
+from lora.__main__ import main
+from lora.offline import check_adapter, merge_files
+from lora.offline.merged_model import RIGHT
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.peft.folder import AdapterFolder
+from minigrad.io import TensorInfo, load_state, open_tensors, writing_set
+from tests.lora.text.models import tiny_adapter, tiny_folder, tiny_gguf
+
+WEIGHTS = "model.safetensors"
+
+OPTIONS = {
+    "LoRA": {},
+    "rsLoRA": {"scaling": "rslora"},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 3.0}},
+    "DoRA": {"use_dora": True},
+    "embedding": {"targets": ["embed_tokens", "o_proj"]},
+    "saved": {"modules_to_save": ["lm_head"]},
+}
+
+SQUARE = ("q_proj", "o_proj")
+
+
+def weights(path):
+    with open_tensors(path) as tensors:
+        return {name: tensors.read(name) for name in tensors}
+
+
+def updates(base, adapter):
+    """dW of each weight in float64, as in the file."""
+    found = {}
+    with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
+        for name, layer in files.layers.items():
+            weight = StoredWeight(tensors, f"{name}.weight", layer.is_embedding)
+            dw = adapter_of(files, layer, weight).update(weight, slice(None))
+            found[weight.name] = dw.T if layer.is_embedding else dw
+    return found
+
+
+def write(base, out, change, dtype="float32"):
+    """Write a model whose tensors `change` makes, from those of the base."""
+    arrays = {name: x.astype(np.float64) for name, x in weights(base).items()}
+    arrays = change(arrays) or arrays
+    infos = [TensorInfo(name, dtype, x.shape) for name, x in arrays.items()]
+    with writing_set(out, {WEIGHTS: infos}, {"format": "pt"}) as writers:
+        for name, x in arrays.items():
+            writers[name].write(name, x)
+    return out
+
+
+def wrong(*arguments):
+    """The verdicts of layers, and what else is wrong."""
+    found = check_adapter(*arguments)
+    verdicts = {layer.name: layer.verdict for layer in found.merged if layer.verdict != RIGHT}
+    return verdicts, [x.what for x in found.findings if x.level == "wrong"]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_right_merge_is_right(name, dtype, stored, tmp_path):
+    base = tiny_folder(tmp_path / "m", dtype=stored)
+    adapter = tiny_adapter(tmp_path / "a", base, **OPTIONS[name])
+    merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    found = check_adapter(adapter, base, tmp_path / "out")
+    assert found.is_right, found
+    assert len(found.merged) == (3 if name == "embedding" else 14)
+    assert {layer.dtype for layer in found.merged} == {dtype}
+    for layer in found.merged:
+        assert layer.ratio == pytest.approx(1, abs=0.03)
+    assert f"{len(found.merged)} of {len(found.merged)} layers of the model" in repr(found)
+
+
+def test_the_base_may_be_a_gguf_file_of_few_bits(tmp_path):
+    made = tiny_folder(tmp_path / "m", intermediate_size=64)
+    base = tiny_gguf(tmp_path / "m.gguf", made, quantised="Q4_0")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "out")
+    assert check_adapter(adapter, base, tmp_path / "out").is_right
+
+
+MISTAKES = {
+    "dropped": (0.0, "is that of the base, so the update was dropped"),
+    "twice": (2.0, "has the update in it twice"),
+    "subtracted": (-1.0, "has the update subtracted"),
+    "scale lost": (4 / 12, "has the update with the scale 1, so its scale of 3 was lost"),
+    "rsLoRA": (2.0 / 1.0, "has the update in it twice"),
+    "another scale": (0.7, "with the scale 2.1, which is 0.7 times 3"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_factor_is_named(name, dtype, tmp_path):
+    factor, verdict = MISTAKES[name]
+    base = tiny_folder(tmp_path / "m", dtype=dtype)
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=12)
+    dw = updates(base, adapter)
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += factor * update
+
+    found, others = wrong(adapter, base, write(base, tmp_path / "out", change, dtype))
+    assert len(found) == 14
+    if dtype == "float32" or factor in (0.0, 2.0, -1.0):
+        assert all(verdict in each for each in found.values()), found
+        assert len(others) == 14
+    else:  # rounding hides the last digits
+        assert all("has the update with the scale" in each for each in found.values()), found
+
+
+def test_a_scale_of_another_rule_is_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, scaling="rslora", alpha=6)
+    dw = updates(base, adapter)  # with 6 / 2
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += update * (6 / 4) / (6 / 2)
+
+    found, _ = wrong(adapter, base, write(base, tmp_path / "out", change))
+    assert all(
+        "with the scale 1.5, not 3, as if the scaling were standard" in each
+        for each in found.values()
+    )
+
+
+def test_lost_patterns_are_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, alpha_pattern={"up_proj": 12.0})
+    dw = updates(base, adapter)
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += update * (2 / 3 if "up_proj" in key else 1)
+
+    found, _ = wrong(adapter, base, write(base, tmp_path / "out", change))
+    assert len(found) == 2
+    assert all(
+        "with the scale 2, not 3, as if there were no patterns" in each for each in found.values()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_transposed_update_is_named(dtype, tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    dw = updates(base, adapter)
+
+    def change(arrays):
+        for key, update in dw.items():
+            is_square = any(part in key for part in SQUARE)
+            arrays[key] += update.T if is_square else update
+
+    found, _ = wrong(adapter, base, write(base, tmp_path / "out", change, dtype))
+    assert len(found) == 4
+    assert set(found.values()) == {"has the update in it transposed"}
+
+
+def test_a_lost_magnitude_is_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, use_dora=True)
+    plain = tmp_path / "plain"
+    model = lora.text.load_model(base)
+    lora.load(model, adapter)
+    with AdapterFolder(adapter) as files:
+        dw = {
+            f"{name}.weight": layer.scale
+            * files.read(layer.keys["lora_b"], np.float64)
+            @ files.read(layer.keys["lora_a"], np.float64)
+            for name, layer in files.layers.items()
+        }
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += update
+
+    found, _ = wrong(adapter, base, write(base, plain, change))
+    assert set(found.values()) == {"has the update without DoRA's magnitude"}
+    assert len(found) == 14
+
+
+def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    dw = updates(base, adapter)
+    rng = np.random.default_rng(1)
+
+    def change(arrays):
+        for key, update in dw.items():
+            if "layers.1" not in key:
+                arrays[key] += update
+        arrays["model.layers.0.mlp.up_proj.weight"] += 0.1 * rng.standard_normal((48, 32))
+        arrays["model.norm.weight"][3] += 0.5
+        arrays["more.weight"] = np.ones((3, 3))
+        del arrays["model.layers.0.input_layernorm.weight"]
+        arrays["model.layers.0.mlp.gate_proj.weight"][0, 0] = np.nan
+
+    out = write(base, tmp_path / "out", change)
+    assert main(["check", str(adapter), str(base), "--merged", str(out), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["is_right"] is False
+    told = {each["where"]: each["what"] for each in found["findings"]}
+    dropped = [where for where, what in told.items() if "dropped" in what]
+    assert len(dropped) == 7
+    assert all("model.layers.1" in where for where in dropped)
+    assert "and not the base" in told["model.layers.0.mlp.up_proj"]
+    assert "the adapter does not change it" in told["model.norm.weight"]
+    assert "in the model only" in told["more.weight"]
+    assert "is missing" in told["model.layers.0.input_layernorm.weight"]
+    assert "NaN" in told["model.layers.0.mlp.gate_proj.weight"]
+    assert len(found["merged"]) == 13
+
+
+def test_a_head_of_its_own_or_none_is_no_mistake_if_it_is_tied(tmp_path):
+    base = tiny_folder(tmp_path / "m", tie_word_embeddings=True)
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "out")
+
+    def head(arrays):
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+
+    with_head = write(tmp_path / "out", tmp_path / "head", head)
+    assert check_adapter(adapter, base, with_head).is_right
+    double = write(base, tmp_path / "double", head)
+    assert check_adapter(adapter, double, tmp_path / "out").is_right
+    other = write(
+        tmp_path / "out", tmp_path / "other", lambda x: {**x, "lm_head.weight": np.ones((400, 32))}
+    )
+    assert wrong(adapter, base, other)[1] == ["is in the model only"]
+
+
+def test_modules_in_full_are_compared_with_the_adapter(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, modules_to_save=["lm_head"])
+    merge_files(base, adapter, tmp_path / "out")
+    head = load_state(base / WEIGHTS)[0]["lm_head.weight"]
+    write(tmp_path / "out", tmp_path / "lost", lambda x: {**x, "lm_head.weight": head})
+    assert wrong(adapter, base, tmp_path / "lost")[1] == ["is not that of the adapter"]
+
+
+def test_a_small_update_that_rounding_hides_is_still_not_the_base(tmp_path):
+    base = tiny_folder(tmp_path / "m", dtype="bfloat16", hidden_size=128, intermediate_size=256)
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=0.02)
+    merge_files(base, adapter, tmp_path / "out")
+    found = check_adapter(adapter, base, tmp_path / "out")
+    assert found.is_right
+    assert any(layer.error > 0.5 for layer in found.merged)
+    shutil.copytree(base, tmp_path / "copy")
+    verdicts, _ = wrong(adapter, base, tmp_path / "copy")
+    assert len(verdicts) >= 12
+    assert all("dropped" in each for each in verdicts.values())
+
+
+def test_a_model_without_a_base_or_of_another_shape_is_refused(tmp_path, capsys):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    with pytest.raises(ValueError, match="name that too"):
+        check_adapter(adapter, merged=base)
+    other = tiny_folder(tmp_path / "o", intermediate_size=64)
+    assert any("in the model" in each for each in wrong(adapter, base, other)[1])
+    assert main(["check", str(adapter), str(base), "--merged", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""Merging an adapter into a language model in a GGUF file or a folder, from files to files."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lora
+from lora.__main__ import main
+from lora.offline import check_adapter, extract_files, merge_files
+from lora.text.architecture import CLASSES
+from lora.text.loading import load_model, tokenizer
+from minigrad.io import open_tensors
+from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
+
+
+def logits(model):
+    return model(np.arange(3, 20)[None]).numpy()
+
+
+def merged_logits(base, adapter, dtype=None):
+    model = load_model(base, dtype)
+    lora.load(model, adapter)
+    return logits(lora.fold(model))
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_a_gguf_file_becomes_a_folder_with_the_adapter_merged(architecture, tmp_path):
+    options = {"no_rope_layer_interval": 4} if architecture == "smollm3" else {}
+    tied = architecture == "qwen2"
+    made = tiny_folder(tmp_path / "m", architecture, tie_word_embeddings=tied, **options)
+    base = tiny_gguf(tmp_path / "m.gguf", made)
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "out")
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]
+    wanted = merged_logits(base, adapter)
+    assert abs(wanted - logits(load_model(base))).max() > 0.1
+    np.testing.assert_allclose(logits(load_model(tmp_path / "out")), wanted, atol=1e-5)
+    before, after = tokenizer(base), tokenizer(tmp_path / "out")
+    messages = [{"role": "user", "content": "why is the sky blue?"}]
+    assert after.encode(TEXT) == before.encode(TEXT)
+    assert after.render(messages, True) == before.render(messages, True)
+    assert after.eos_token_id == before.eos_token_id
+
+
+def test_a_merged_file_of_few_bits_is_the_converted_one(tmp_path, monkeypatch):
+    made = tiny_folder(tmp_path / "m", intermediate_size=64)
+    base = tiny_gguf(tmp_path / "m.gguf", made, quantised="Q8_0")
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "whole")
+    monkeypatch.setattr("lora.frozen.STRIP", 100)
+    merge_files(base, adapter, tmp_path / "out")
+    np.testing.assert_allclose(
+        logits(load_model(tmp_path / "out")), merged_logits(base, adapter), atol=1e-5
+    )
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_dtype_is_that_of_the_file_or_the_one_asked_for(dtype, tmp_path):
+    base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m", dtype=dtype))
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    for asked, stored in ((None, dtype), ("float32", "float32")):
+        out = tmp_path / stored
+        merge_files(base, adapter, out, dtype=asked)
+        with open_tensors(out) as tensors:
+            found = {info.dtype for info in tensors.tensors.values()}
+        assert stored in found
+        assert json.loads((out / "config.json").read_text())["dtype"] == stored
+
+
+def test_tokens_that_begin_a_text_are_those_of_the_file(tmp_path):
+    import gguf
+
+    made = tiny_folder(tmp_path / "m")
+    flag = gguf.GGUFValueType.BOOL
+    more = {
+        "tokenizer__ggml__add_bos_token": (True, flag),
+        "tokenizer__ggml__add_eos_token": (True, flag),
+    }
+    base = tiny_gguf(tmp_path / "m.gguf", made, **more)
+    merge_files(base, tiny_adapter(tmp_path / "adapter", base), tmp_path / "out")
+    for path in (base, tmp_path / "out"):
+        ids = tokenizer(path).encode("the fox", add_special_tokens=True)
+        assert ids == [0, *tokenizer(path).encode("the fox"), 2]
+
+
+def test_a_folder_gives_its_configuration_and_tokenizer_too(tmp_path):
+    base = tiny_folder(tmp_path / "m", shards=2)
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "out")
+    np.testing.assert_allclose(
+        logits(load_model(tmp_path / "out")), merged_logits(base, adapter), atol=1e-5
+    )
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_a_gguf_file_that_is_not_the_base_is_refused(tmp_path, capsys):
+    base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
+    other = tiny_gguf(tmp_path / "o.gguf", tiny_folder(tmp_path / "o", seed=1))
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    assert check_adapter(adapter, base).is_right
+    assert not check_adapter(adapter, other).is_right
+    assert main(["merge", str(other), str(adapter), str(tmp_path / "out")]) == 2
+    assert "another base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["merge", str(base), str(adapter), str(tmp_path / "one.safetensors")]) == 0
+    content = base.read_bytes()
+    base.write_bytes(content[: len(content) - 64])
+    assert main(["merge", str(base), str(adapter), str(tmp_path / "out")]) == 2
+    assert "fetch it again" in capsys.readouterr().err
+
+
+def test_an_adapter_is_extracted_from_a_merged_gguf_file(tmp_path):
+    base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "out")
+    found = extract_files(base, tmp_path / "out", tmp_path / "again", 4)
+    assert len(found.layers) == 14
+    np.testing.assert_allclose(
+        merged_logits(base, tmp_path / "again"), merged_logits(base, adapter), atol=1e-4
+    )

@@ -1,0 +1,65 @@
+"""Merged folders loaded by transformers: equal logits and equal tokens."""
+
+import gguf
+import numpy as np
+import pytest
+
+from lora.offline import check_adapter, merge_files
+from lora.text.architecture import CLASSES
+from lora.text.loading import tokenizer
+from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
+from tests.lora.text.test_merging import merged_logits
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_transformers_computes_what_we_do_with_the_adapter(kind, architecture, tmp_path):
+    options = {}
+    if architecture == "smollm3":  # whose token for padding is beyond this vocabulary
+        options = {"no_rope_layer_interval": 4, "pad_token_id": None}
+    tied = architecture in ("qwen2", "llama")
+    base = tiny_folder(tmp_path / "m", architecture, tie_word_embeddings=tied, **options)
+    if kind == "gguf":
+        begin = {"tokenizer__ggml__add_bos_token": (True, gguf.GGUFValueType.BOOL)}
+        base = tiny_gguf(tmp_path / "m.gguf", base, **begin)
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    merge_files(base, adapter, tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = model(torch.arange(3, 20)[None]).logits.numpy()
+    np.testing.assert_allclose(found, merged_logits(base, adapter), atol=1e-4)
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out"),
+        tokenizer(base),
+    )
+    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT, add_special_tokens=True)
+    messages = [{"role": "user", "content": "why is the sky blue?"}]
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == ours.render(messages, True)
+    assert (theirs.bos_token, theirs.eos_token) == (ours.bos_token, ours.eos_token)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers in PEFT
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_peft_merges_is_found_to_be_right(dtype, options, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = tiny_folder(tmp_path / "m", dtype=dtype, hidden_size=64, intermediate_size=96)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, **options
+    )
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "out")
+    found = check_adapter(tmp_path / "adapter", base, tmp_path / "out")
+    assert found.is_right, found
+    assert len(found.merged) == 14
+    assert not check_adapter(tmp_path / "adapter", base, base).is_right
