@@ -60,7 +60,8 @@ def write_csv(path, rows=160, **columns):
 
 
 def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
-    assert {"charlm", "digits", "lora_regression", "minilm", "toy_regression"} <= set(NAMES)
+    packages = {"charlm", "digits", "docstrings", "minilm"}
+    assert packages | {"lora_regression", "toy_regression"} <= set(NAMES)
     assert not {"__init__", "__main__", "command_line", "pictures", "walkthroughs"} & set(NAMES)
     assert sorted(NAMES) == NAMES
 
@@ -102,7 +103,8 @@ def test_listing_does_not_import_the_examples():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_has_a_main_with_the_same_first_parameters(name):
-    place = "examples.minilm.search" if name == "minilm" else f"examples.{name}"
+    others = {"minilm": "examples.minilm.search", "docstrings": "examples.docstrings.demo"}
+    place = others.get(name, f"examples.{name}")
     if name == "minilm":
         pytest.importorskip("tokenizers", reason="the examples need the `examples` extra")
     parameters = inspect.signature(import_module(place).main).parameters
