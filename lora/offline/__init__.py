@@ -1,9 +1,9 @@
 """Work on adapters and models in files: inspect, check, merge, extract and convert.
 
 No model is loaded: no more than some rows of a base are in memory at a time. `inspection`
-summarises and checks an adapter; `model_folder` finds the tensors of a base that it is about, and
-`stored_weight` reads them; `merging`, `extracting` and `converting` write new files. `python -m
-lora` is these functions on the command line.
+summarises and checks an adapter, and `merged_model` what was made with it; `model_folder` finds the
+tensors of a base that it is about, and `stored_weight` reads them; `merging`, `extracting` and
+`converting` write new files. `python -m lora` is these functions on the command line.
 """
 
 from lora.offline.converting import ConvertedAdapter, convert_adapter

@@ -84,7 +84,7 @@ def convert_adapter(
         FileNotFoundError: if a file is not there.
         ValueError: if a file is not what it should be, the adapter does not go with the base, or it
             has something that the other format cannot have: DoRA, biases, modules to save, PiSSA's
-            first factors, or a number too large for its dtype.
+            first factors, or a number too large for its dtype; or `out` is the base.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
     content = None if Path(base).is_file() else folder.read_json(base, "config.json")
@@ -93,6 +93,8 @@ def convert_adapter(
     else:
         config = config_from_json(content)
     is_file, target = Path(adapter).is_file(), Path(out)
+    if target.resolve() == Path(base).resolve():
+        raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
     if target.is_file() if is_file else target.is_dir() or target.suffix != ".gguf":
         kind = "a folder" if is_file else "a file that ends in .gguf"
         raise ValueError(f"{os.fspath(out)!r} is to be {kind}; name one")
@@ -123,6 +125,7 @@ def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
 def _to_gguf(
     files: AdapterFolder, out: PathLike, config: ModelConfig, progress: bool
 ) -> ConvertedAdapter:
+    """Write the GGUF file of an adapter in PEFT's folder."""
     gguf, names, layers = package("gguf"), gguf_names(config), files.layers
     refused = [f"DoRA: {name}" for name, each in layers.items() if MAGNITUDE in each.keys]
     refused += [
@@ -175,6 +178,7 @@ def _to_gguf(
 
 
 def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedAdapter:
+    """Write PEFT's folder of an adapter in a GGUF file."""
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     problems = [
         f"{key} is {file.metadata.get(key)!r:.60}, not {value!r}"

@@ -204,6 +204,19 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
         convert_adapter(tmp_path / "a.gguf", adapter / WEIGHTS, base)
 
 
+def test_the_base_is_not_written_over(base, tmp_path):
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    model = tiny_gguf(tmp_path / "m.gguf", base)
+    convert_adapter(adapter, tmp_path / "a.gguf", base)
+    before = model.read_bytes()
+    with pytest.raises(ValueError, match="is the base"):
+        convert_adapter(adapter, model, model)
+    with pytest.raises(ValueError, match="is the base"):
+        convert_adapter(tmp_path / "a.gguf", base, base)
+    assert model.read_bytes() == before
+    assert not (base / "adapter_config.json").exists()
+
+
 def test_a_wrong_adapter_is_not_converted(base, tmp_path):
     adapter = tiny_adapter(tmp_path / "adapter", base)
     key = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
