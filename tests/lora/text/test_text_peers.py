@@ -180,8 +180,15 @@ def test_smollm2_has_the_tokens_of_transformers(transformers, smollm2):
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
     ours = Tokenizer.from_gguf(gguf_file.GGUFFile(smollm2).metadata)
     source = "\n".join(p.read_text() for p in sorted(Path(folder.__file__).parent.glob("*.py")))
-    for text in (TEXT, source, "a<|im_end|>b"):
+    for text in (TEXT, "a<|im_end|>b"):
         assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"]
+    # From a GGUF file transformers does not split digits first, so that the last space before a
+    # number is a token of its own. The tokenizer.json of SmolLM2 does, and so does llama.cpp.
+    p = pytest.importorskip("tokenizers").pre_tokenizers
+    theirs.backend_tokenizer.pre_tokenizer = p.Sequence(
+        [p.Digits(individual_digits=True), p.ByteLevel(add_prefix_space=False)]
+    )
+    assert ours.encode(source, parse_special=True) == theirs(source)["input_ids"]
     messages = CONVERSATIONS["with a system"]
     rendered = ours.render(messages, add_generation_prompt=True)
     options = {"tokenize": False, "add_generation_prompt": True}
