@@ -193,6 +193,8 @@ def test_the_commands_work(line, folder, monkeypatch, capsys):
     if module in QUICK:
         if "taught" in arguments and arguments[0] != "train":
             teach()
+        if "--merged" in arguments:
+            lora.offline.merge_files("model.gguf", "taught", "merged")
         monkeypatch.setattr("sys.stdin", io.StringIO("why?\n"))
         before = set(folder.iterdir())
         status, printed = run(module), capsys.readouterr()
