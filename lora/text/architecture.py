@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from minigrad.checks import check_problems
 
 CLASSES = {
@@ -269,6 +272,28 @@ def _layers(
             types = []
         slides = [each == "sliding_attention" for each in types]
     return rotated, window if any(slides) else None
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, Any] | None
+) -> NDArray[np.float64]:
+    """Return the angle by which each pair of a head turns from one position to the next.
+
+        theta_i = theta^(-2 i / d),    i = 0 ... d/2 - 1            (RoFormer, Su et al., 2021)
+
+    Linear scaling divides all of them by a factor (Chen et al., 2023); "llama3" divides those whose
+    wave is longer than the text of the pretraining, with a smooth step between (Llama 3.1).
+    """
+    plain: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    scaling = scaling or {}
+    if scaling.get("rope_type") == "linear":
+        return plain / scaling["factor"]
+    if scaling.get("rope_type") == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        waves = scaling[_CONTEXT] * plain / (2 * math.pi)
+        share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of the angle that stays as it is
+        return share * plain + (1 - share) * plain / scaling["factor"]
+    return plain
 
 
 # ----------------------------------------------------------------------------------------------

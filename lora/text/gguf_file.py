@@ -15,7 +15,7 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,6 +29,7 @@ from lora.text.architecture import (
     check_shapes,
     config_from_json,
     expected_shapes,
+    rotary_frequencies,
 )
 from lora.text.packages import package
 from minigrad.checks import check_problems
@@ -268,21 +269,15 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     if _FACTORS in names:
         factors = file.read(_FACTORS).reshape(-1)
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-        wanted = _llama3_factors(rope, config.head_dim)
+        plain, scaled = (
+            rotary_frequencies(config.head_dim, config.rope_theta, scaling)
+            for scaling in (None, rope)
+        )
+        wanted = plain / scaled
         if factors.shape != wanted.shape or not np.allclose(factors, wanted, 1e-4):
             problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
     check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
     return found
-
-
-def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float64]:
-    """Return the numbers by which Llama 3's scaling divides the rotary frequencies."""
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    frequencies = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    factors: NDArray[np.float64] = 1 / ((1 - smooth) / rope["factor"] + smooth)
-    return factors
 
 
 def read_config(file: GGUFFile) -> ModelConfig:

@@ -11,7 +11,6 @@ LlamaForCausalLM, so that adapters for one fit the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 import lora
 import minigrad as mg
-from lora.text.architecture import ModelConfig
+from lora.text.architecture import ModelConfig, rotary_frequencies
 from minigrad import Tensor
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
@@ -143,7 +142,8 @@ class Decoder(Module):
         Raises:
             ValueError: if the model was not made for so many positions.
         """
-        most = self.config.max_length
+        c = self.config
+        most = c.max_length
         if stop > most:
             raise ValueError(
                 f"a text of {stop} tokens is too long: this model was made for {most}, as its "
@@ -151,31 +151,11 @@ class Decoder(Module):
             )
         if stop > len(self._tables[0]):
             length = min(most, max(2 * stop, 256))  # grows rarely, and need not reach the limit
-            angles = np.outer(np.arange(length), frequencies(self.config))
+            turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+            angles = np.outer(np.arange(length), turns)
             self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         cos, sin = self._tables
         return cos[start:stop], sin[start:stop]
-
-
-def frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """Return the angle by which each pair of a head turns from one position to the next.
-
-        theta_i = base^(-2 i / d),    i = 0 ... d/2 - 1             (RoFormer, Su et al., 2021)
-
-    Linear scaling divides all of them by a factor (Chen et al., 2023); "llama3" divides those whose
-    wave is longer than the text of the pretraining, with a smooth step between (Llama 3.1).
-    """
-    d = config.head_dim
-    theta = config.rope_theta ** (-np.arange(0, d, 2) / d)
-    scaling = config.rope_scaling or {}
-    if scaling.get("rope_type") == "linear":
-        return theta / scaling["factor"]  # type: ignore[no-any-return]
-    if scaling.get("rope_type") == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
-        share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of theta that stays as it is
-        return share * theta + (1 - share) * theta / scaling["factor"]  # type: ignore[no-any-return]
-    return theta
 
 
 class DecoderLayer(Module):

@@ -5,8 +5,8 @@ import pytest
 
 import lora
 import minigrad as mg
+from lora.text.architecture import rotary_frequencies
 from lora.text.loading import load_model
-from lora.text.model import frequencies
 from tests.lora.text.models import tiny_folder
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
@@ -106,28 +106,17 @@ def test_more_positions_than_the_model_knows_are_refused(tmp_path, rng):
         model(ids_of(model, rng, 1, 9))
 
 
-def test_frequencies_of_scaled_positions(tmp_path):
+def test_frequencies_of_scaled_positions():
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     plain, linear, llama3 = (
-        frequencies(
-            load_model(
-                tiny_folder(
-                    tmp_path / str(i), head_dim=16, rope_parameters={"rope_theta": 1e4, **s}
-                )
-            ).config
-        )
-        for i, s in enumerate(
-            (
-                {"rope_type": "default"},
-                {"rope_type": "linear", "factor": 4.0},
-                {
-                    "rope_type": "llama3",
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                },
-            )
-        )
+        rotary_frequencies(16, 1e4, scaling)
+        for scaling in (None, {"rope_type": "linear", "factor": 4.0}, llama3)
     )
     np.testing.assert_allclose(plain, 1e4 ** (-np.arange(8) / 8))
     np.testing.assert_allclose(linear, plain / 4)
