@@ -284,16 +284,16 @@ def rotary_frequencies(
     Linear scaling divides all of them by a factor (Chen et al., 2023); "llama3" divides those whose
     wave is longer than the text of the pretraining, with a smooth step between (Llama 3.1).
     """
-    plain: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angles: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     scaling = scaling or {}
     if scaling.get("rope_type") == "linear":
-        return plain / scaling["factor"]
-    if scaling.get("rope_type") == "llama3":
+        angles = angles / scaling["factor"]
+    elif scaling.get("rope_type") == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        waves = scaling[_CONTEXT] * plain / (2 * math.pi)
+        waves = scaling[_CONTEXT] * angles / (2 * math.pi)
         share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of the angle that stays as it is
-        return share * plain + (1 - share) * plain / scaling["factor"]
-    return plain
+        angles = share * angles + (1 - share) * angles / scaling["factor"]
+    return angles
 
 
 # ----------------------------------------------------------------------------------------------
