@@ -232,7 +232,7 @@ def show(text: str) -> None:
 
 def evaluate(
     base: str, data: str, dtype: str | None, adapter: Sequence[str], progress: bool, **options: Any
-) -> evaluating.EvalReport:
+) -> evaluating.EvalReport | dict[str, Any]:
     """Measure the loss of the base, and beside it that of the last adapter."""
     files = data_files(data)
     file = files.get("test") or files.get("valid") or files["train"]
@@ -242,7 +242,11 @@ def evaluate(
     rows = read_rows(file, tokenizer, vocab_size=vocab_size, **options)
     if progress:
         print(rows, file=sys.stderr)
-    return evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)
+    report = evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)
+    if progress:
+        return report
+    base_loss = None if report.base is None else report.base.loss
+    return {**vars(report), "base": base_loss, "base_report": report.base}
 
 
 # --------------------------------------------------------------------------------------------------
