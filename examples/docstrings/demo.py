@@ -58,7 +58,7 @@ class Plan:
     max_tokens: int = 40
 
 
-QUICK = Plan(steps=6, batch_size=2, validate_every=3, tested=5, answered=4, max_tokens=8)
+QUICK = Plan(steps=4, batch_size=2, validate_every=4, tested=4, answered=4, max_tokens=6)
 
 
 @dataclass(frozen=True)
