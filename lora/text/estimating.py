@@ -66,7 +66,8 @@ def estimate(
     ]
     products = sum(d_out * d_in for d_out, d_in in shapes)
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
-    text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {seconds / 60:.1f} minutes"
+    shown = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+    text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"
     if memory is None or total <= 0.9 * memory:
         return text
     advice = [] if checkpointing else ["checkpointing, which saves activations"]
