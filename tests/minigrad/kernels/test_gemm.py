@@ -106,6 +106,8 @@ def test_a_thin_product_takes_as_long_as_its_matrix_is_read(
     m, n, worth_threads, layout, rng, monkeypatch
 ):
     kernel, seconds = PRODUCTS[np.dtype(np.float32)], []
+    if not kernel.is_skinny(m, n, 576):
+        pytest.skip("with vectors as short as this processor's, so many rows are no thin product")
     for name in ("dots", "stream", "sweep"):
         loop = getattr(kernel, name)
         monkeypatch.setattr(kernel, name, lambda s, *a, loop=loop: (seconds.append(s), loop(s, *a)))
