@@ -88,7 +88,8 @@ def test_a_vjp_costs_what_the_ops_in_it_cost():
         right.add(case.name)
     assert wrong == {}
     differentiable = {name for name, op in OPS.items() if op.vjps}
-    assert differentiable - right == {"layer_norm", "rms_norm"}
+    # The tables of rope are arrays, and such rows are not exact.
+    assert differentiable - right == {"layer_norm", "rms_norm", "rope"}
 
 
 class Fused(Observer):
