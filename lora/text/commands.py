@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lora
+from lora.attachment.state import attachment_of
 from lora.text import evaluating, generating, loading, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
@@ -179,22 +180,30 @@ def generate(
         converse(writer, first)
         return None
     asked = prompt if message is None else [*first, {"role": "user", "content": message}]
-    text = ""
-    for piece in writer.stream(asked or ""):
-        text += piece
-        if progress:
-            show(piece)
+    text = write(writer, asked or "", progress)
     if progress:
-        show("\n")
         return None
     count, seconds = len(writer.tokens), writer.seconds
     speed = count / seconds if seconds else 0.0
     return Completion(text, count, len(writer.prompt_tokens), seconds, speed, writer.finish_reason)
 
 
+def write(writer: generating.TextGenerator, prompt: str | generating.Messages, shown: bool) -> str:
+    """Return what is written after a prompt, and show it piece by piece."""
+    text = ""
+    for piece in writer.stream(prompt):
+        text += piece
+        if shown:
+            show(piece)
+    if shown:
+        show("\n")
+    return text
+
+
 def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -> None:
     """Answer each line of the standard input, until it ends."""
-    names = [BASE, *lora.adapters(writer.model)] if has_adapters(writer.model) else [BASE]
+    attachment = attachment_of(writer.model)
+    names = [BASE, *(() if attachment is None else attachment.adapters)]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
     while True:
@@ -212,12 +221,7 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
             show(f"{HELP}; adapters: {', '.join(names)}\n")
         elif word:
             messages.append({"role": "user", "content": line.strip()})
-            answer = ""
-            for piece in writer.stream(messages):
-                answer += piece
-                show(piece)
-            show("\n")
-            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "assistant", "content": write(writer, messages, True)})
 
 
 def show(text: str) -> None:
@@ -270,8 +274,3 @@ def load(
     for folder, name in zip(adapters, names, strict=True):
         lora.load(model, folder, name, progress=progress)
     return model, tokenizer
-
-
-def has_adapters(model: LanguageModel) -> bool:
-    """Return whether adapters are on the model."""
-    return any(isinstance(module, lora.AdaptedLayer) for module in model.modules())

@@ -111,7 +111,8 @@ class TextGenerator:
                 f"the prompt has {len(prompt)} tokens, and this model was made for texts of at "
                 f"most {self.model.config.max_length}; shorten it"
             )
-        logits = self._logits(prompt)
+        written = min(self.max_tokens, room)
+        logits = self._read_prompt(prompt, len(prompt) + written)
         while True:
             token = int(sample(logits, self.temperature, self.top_k, self.top_p, self.rng))
             self.seconds = time.perf_counter() - started
@@ -120,14 +121,17 @@ class TextGenerator:
                 return
             self.tokens.append(token)
             yield token
-            if len(self.tokens) == min(self.max_tokens, room):
+            if len(self.tokens) == written:
                 return
-            logits = self._logits([*self._read, token])
+            logits = self._read_on([token])
 
-    def _logits(self, ids: list[int]) -> Any:
-        """Return the scores of the token after `ids`, of which those in the caches are not read."""
-        if len(ids) > self._capacity:
-            self._capacity = min(max(2 * len(ids), CAPACITY), self.model.config.max_length)
+    def _read_prompt(self, ids: list[int], needed: int) -> Any:
+        """Return the scores of the token after `ids`, of which those in the caches are not read.
+
+        `needed` is the number of tokens that will be in the caches in the end.
+        """
+        if needed > self._capacity:
+            self._capacity = min(max(2 * needed, CAPACITY), self.model.config.max_length)
             self._caches, self._read = self.model.new_caches(1, self._capacity), []
         known = 0
         most = min(len(self._read), len(ids) - 1)  # the last is read again, for its scores
@@ -136,8 +140,12 @@ class TextGenerator:
         for cache in self._caches:
             cache.truncate(known)
         self._read = self._read[:known]
+        return self._read_on(ids[known:])
+
+    def _read_on(self, ids: list[int]) -> Any:
+        """Read tokens after those in the caches, and return the scores of the token after them."""
         logits = None
-        for start in range(known, len(ids), PREFILL):
+        for start in range(0, len(ids), PREFILL):
             part = ids[start : start + PREFILL]
             logits = self.model.next_logits(np.array([part]), self._caches)[0]
             self._read += part

@@ -66,7 +66,8 @@ _PERMUTED = ("llama", "mistral", "smollm3")
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _LLAMA3 = {
-    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
 """The numbers of Llama 3's scaling, of which a GGUF file only has the resulting factors."""

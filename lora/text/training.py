@@ -273,16 +273,21 @@ def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: if the file cannot be read.
         ValueError: if it has no options of a run, or some that `train` does not have.
     """
-    try:
-        found = json.loads(Path(file).read_bytes())["options"]
-        unknown = set(found) - set(inspect.signature(train).parameters) | set(_NO_OPTIONS) & set(
-            found
-        )
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
-    if unknown:
+    found: dict[str, Any] = _saved_run(file)["options"]
+    known = inspect.signature(train).parameters.keys() - _NO_OPTIONS
+    if unknown := found.keys() - known:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
-    return dict(found)
+    return found
+
+
+def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options, the data and the base in an `options.json`."""
+    try:
+        found = json.loads(Path(file).read_bytes())
+        data, base = dict(found.get("data", {})), found.get("base")
+        return {"options": dict(found["options"]), "data": data, "base": base}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
 
 
 class _Measured(Module):
@@ -325,11 +330,8 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         return
     if not file.is_file():
         raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
-    try:
-        saved = json.loads(file.read_bytes())
-        old, new = ({**f["options"], **f["data"], "base": f["base"]} for f in (saved, facts))
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+    runs = _saved_run(file), facts
+    old, new = ({**f["options"], **f["data"], "base": f["base"]} for f in runs)
     changed = [
         f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
         for key in {**old, **new}
