@@ -38,6 +38,10 @@ class OptionError(ValueError):
     """An option has a value that cannot be used."""
 
 
+class MissingWeightsError(ModuleNotFoundError):
+    """The package with the weights is not installed."""
+
+
 def check_out(out: str | Path) -> None:
     """Check that the picture can be saved when the work is done.
 

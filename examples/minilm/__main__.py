@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from examples import minilm
-from examples.command_line import OptionError, Parser, run
-from examples.minilm.pretrained import MissingWeightsError
+from examples.command_line import MissingWeightsError, OptionError, Parser, run
 from examples.minilm.search import main
 
 if __name__ == "__main__":

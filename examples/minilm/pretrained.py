@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from examples.command_line import MissingWeightsError
 from examples.minilm.encoder import Ids, Mask, MiniLM, Sizes
 from minigrad import no_grad
 from minigrad.io import load_state
@@ -33,10 +34,6 @@ UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 # The settings of BERT models that this encoder supports.
 ARCHITECTURE = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-
-
-class MissingWeightsError(ModuleNotFoundError):
-    """The package with the weights is not installed."""
 
 
 def folder() -> Path:
