@@ -20,9 +20,10 @@ in place, and with few rows of C the columns of B are. A product with too few co
 tile is turned on its side, C^T = B^T A^T, since few rows are no waste.
 
 Threads share the packing of B, and then C: each gets a strip of rows, cut into spans of columns
-too if there are few rows. Each number of C is summed in one order, whatever the cuts:
-blocks of KC from the first to the last, and within one k after k. So neither the cuts nor the
-number of threads can change a bit of it.
+too if there are few rows. If all rows of A fit in the level-2 cache, only columns are cut, and each
+thread packs what it reads of B: some panels at a time, which stay near until all rows have passed.
+Each number of C is summed in one order, whatever the cuts: blocks of equal depth from the first to
+the last, and within one k after k. So neither the cuts nor the number of threads can change a bit.
 
 A matrix B that is multiplied with often may have been packed before
 (`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
@@ -67,6 +68,7 @@ class Term(NamedTuple):
     B: Panels
     edge: Panels  # the last panel of B, if that is narrower than NR
     pack: bool  # whether A is packed
+    source: Matrix  # the block of B, if a piece packs the panels that it reads; else at address 0
 
 
 class Extra(NamedTuple):
@@ -87,6 +89,15 @@ class PackingChoice(NamedTuple):
 
 
 @jit(inline="always")
+def block_depth(t: BlockSizes, k: int) -> int:
+    """Return the steps of k in a block: at most KC, in equal blocks of complete runs."""
+    blocks = (k + t.KC - 1) // t.KC
+    runs = (k + t.RUN - 1) // t.RUN
+    depth: int = (runs + blocks - 1) // blocks * t.RUN
+    return depth
+
+
+@jit(inline="always")
 def choose_packing(
     t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, prepacked: int
 ) -> PackingChoice:
@@ -101,7 +112,7 @@ def choose_packing(
     # Rows a power of two apart share few lines of a cache, and would drive each other out.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
     pack_a = (wide or collide) and m > 2 * t.MR and pack_b
-    return PackingChoice(pack_a, pack_b, STRIP if streamed else t.KC)
+    return PackingChoice(pack_a, pack_b, STRIP if streamed else block_depth(t, k))
 
 
 @jit(inline="always")
@@ -212,12 +223,20 @@ def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
 
 
 @jit(inline="always")
-def cut_rows(t: BlockSizes, m: int, pieces: int) -> int:
+def rows_are_near(t: BlockSizes, m: int, depth: int) -> bool:
+    """Return whether a block of A with all m rows takes no more than half the level-2 cache."""
+    return depth > SHALLOW and m * depth * t.item <= 4 * t.near
+
+
+@jit(inline="always")
+def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
     """Return the number of strips for so many threads: a divisor that leaves strips of MC rows.
 
     The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
-    that share them do that work twice.
+    that share them do that work twice. It is little beside that of many columns.
     """
+    if rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
+        return 1
     strips = min(pieces, max(1, m // t.MC))
     while pieces % strips:
         strips -= 1
@@ -234,7 +253,9 @@ def multiply(
     `room` is memory for packed panels (`work_size`), and `prepacked` the address of all panels of B
     if they are packed already, else 0.
     """
-    strips = cut_rows(t, m, pieces)
+    most = min(k, choice.depth)
+    strips = cut_rows(t, m, n, most, pieces)
+    packed_at_use = choice.pack_b and not prepacked and strips == 1 and rows_are_near(t, m, most)
     extra_size = t.NR * more.depth * t.item
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
@@ -259,7 +280,7 @@ def multiply(
                 first = panels if t.masks else full
                 if t.masks:
                     edge_at, edge_along = at + full * step, along
-            if first < panels:
+            if first < panels and not packed_at_use:
                 groups = (panels - first + GROUP - 1) // GROUP
                 share(launcher, groups, pack_columns, (t, block, cols, depth, first, room))
             last = pc + depth == k
@@ -269,6 +290,7 @@ def multiply(
                 Panels(at, across, along, step, choice.pack_b),
                 Panels(edge_at, across, edge_along, step, choice.pack_b),
                 choice.pack_a,
+                Matrix(block.at if packed_at_use else 0, block.row, block.col),
             )
             second = Term(
                 more.depth if last else 0,
@@ -276,6 +298,7 @@ def multiply(
                 Panels(extra, t.item, t.NR * t.item, extra_size, True),
                 Panels(extra + full * extra_size, t.item, t.NR * t.item, extra_size, True),
                 False,
+                Matrix(0, 0, 0),
             )
             row = more.row + jc * t.item if more.row and last else 0
             corner = Matrix(C.at + jc * C.col, C.row, C.col)
@@ -297,36 +320,48 @@ def multiply_piece(
     s, q = piece // spans, piece % spans
     tiles, panels = (m + t.MR - 1) // t.MR, (n + t.NR - 1) // t.NR
     start, end = s * tiles // strips * t.MR, min(m, (s + 1) * tiles // strips * t.MR)
-    p = q * panels // spans
-    j = p * t.NR
-    cols = min(n, (q + 1) * panels // spans * t.NR) - j
+    first, last = q * panels // spans, (q + 1) * panels // spans
+    j = first * t.NR
+    cols = min(n, last * t.NR) - j
 
+    strip, group, group_size = strip_height(t, end - start, cols, main.depth), panels, 0
+    if main.source.at:
+        strip, group, group_size = end - start, GROUP, GROUP * main.B.next
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
-    strip = strip_height(t, end - start, cols, main.depth)
-    packed_tiles = strip // t.MR if main.pack else 0
-    work = np.empty(CACHE_LINE + tile + packed_tiles * t.AR * main.depth * t.item, np.uint8)
+    rows = (strip + t.MR - 1) // t.MR * t.AR if main.pack else 0
+    work = np.empty(CACHE_LINE + tile + rows * main.depth * t.item + group_size, np.uint8)
     spare = first_line(work)
-    packed = spare + tile
+    packed_a = spare + tile
+    packed_b = packed_a + rows * main.depth * t.item
     for i in range(start, end, strip):
-        high = min(strip, end - i)
-        corner = Matrix(C.at + i * C.row + j * C.col, C.row, C.col)
+        high, row_of_c = min(strip, end - i), C.at + i * C.row
         for number in range(2):
             term, adds = main, add
             if number == 1:
                 term, adds = more, True
                 if row:
+                    corner = Matrix(row_of_c + j * C.col, C.row, C.col)
                     add_row(t, corner, high, cols, row + j * t.item)
             if term.depth == 0:
                 continue
-            source = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
-            A = Panels(source.at, source.row, source.col, t.MR * source.row, False)
+            a = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
+            A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
             if term.pack:
-                pack(t, source, high, term.depth, t.MR, t.AR, packed)
-                A = Panels(packed, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
-            B = Panels(
-                term.B.at + p * term.B.next, term.B.across, term.B.along, term.B.next, term.B.packed
-            )
-            macro_kernel(t, high, cols, term.depth, A, B, term.edge, corner, adds, spare)
+                pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
+                A = Panels(packed_a, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
+            for g in range(first, last, group):
+                B, edge, b = term.B, term.edge, term.source
+                wide = min(n, min(last, g + group) * t.NR) - g * t.NR
+                at = B.at + g * B.next
+                if b.at:
+                    at = packed_b
+                    columns = Matrix(b.at + g * t.NR * b.col, b.col, b.row)
+                    pack(t, columns, wide, term.depth, t.NR, t.NR, at)
+                    narrow = at + wide // t.NR * B.next
+                    edge = Panels(narrow, edge.across, edge.along, edge.next, True)
+                B = Panels(at, B.across, B.along, B.next, B.packed)
+                corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
+                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, spare)
     keep_alive(work)
 
 

@@ -39,6 +39,7 @@ from minigrad.kernels.vector import (
 )
 
 NV = 2  # vectors in a row of the tile
+AHEAD = 16  # steps of k that packed panels are read ahead, from a far cache into the nearest one
 CACHE_LINE = 64  # bytes
 
 
@@ -78,10 +79,14 @@ class _Operands(NamedTuple):
     add: Any  # whether the sums are added to C
 
 
-def _emit_tile(e: Emitter, height: int, vectors: int, x: _Operands, cols: Any = None) -> None:
+def _emit_tile(
+    e: Emitter, height: int, vectors: int, x: _Operands, cols: Any = None,
+    ahead: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
     """Emit a tile of `vectors` in a row: C = sums, or C += sums.
 
-    It has `cols` columns, if not as many as the vectors have lanes.
+    It has `cols` columns, if not as many as the vectors have lanes. For packed panels, `ahead` has
+    the bytes of a step of k in those of B and A: no processor looks far enough ahead in both.
     """
     builder = e.builder
     mask = None
@@ -97,6 +102,11 @@ def _emit_tile(e: Emitter, height: int, vectors: int, x: _Operands, cols: Any = 
     def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
         left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
         *full, last = (e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors))
+        if ahead is not None:
+            for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
+                for byte in range(0, size, CACHE_LINE):
+                    soon = ADDRESS(AHEAD * size + byte)
+                    e.prefetch(builder.add(panel, soon), to_write=False)
         row = [e.load(address, e.vector) for address in full]
         # Where masks are dear, B is always packed, and there is no end to be read over.
         some = mask is not None and masks_are_cheap()
@@ -151,8 +161,9 @@ def tile_packed(
     Packed panels lie in memory as the loop reads them: for each k AR numbers of A, NR of B.
     """
     tile = tile_shape(e.item)
-    a_k, b_k = ADDRESS(tile.AR * e.item), ADDRESS(tile.NR * e.item)
-    _emit_tile(e, tile.MR, NV, _Operands(a, ADDRESS(e.item), a_k, b, b_k, depth, c, c_row, add))
+    a_k, b_k = tile.AR * e.item, tile.NR * e.item
+    x = _Operands(a, ADDRESS(e.item), ADDRESS(a_k), b, ADDRESS(b_k), depth, c, c_row, add)
+    _emit_tile(e, tile.MR, NV, x, ahead=(b_k, a_k))
 
 
 @instruction(types.intp)

@@ -18,7 +18,14 @@ from typing import Annotated, Any
 import numpy as np
 from numba import types
 
-from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
+from minigrad.kernels.gemm.macrokernel import (
+    Extra,
+    block_depth,
+    choose_packing,
+    first_line,
+    multiply,
+    work_size,
+)
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
 from minigrad.kernels.jit import Integers, Read, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
@@ -116,12 +123,12 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
     """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
     t = blocks_of(plan, y)
     b, (k, n) = matrix_of(y), y.shape
-    first = first_line(panels)
+    first, size = first_line(panels), block_depth(t, k)
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         count = (cols + t.NR - 1) // t.NR
-        for pc in range(0, k, t.KC):
-            depth = min(t.KC, k - pc)
+        for pc in range(0, k, size):
+            depth = min(size, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             at = first + (jc * k + count * t.NR * pc) * t.item
             groups = (count + GROUP - 1) // GROUP
