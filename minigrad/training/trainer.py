@@ -51,6 +51,19 @@ Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
 
+@contextmanager
+def evaluation_mode(model: Module) -> Iterator[None]:
+    """Put a model in evaluation mode and record no graph; restore its mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @dataclass
 class _Pass:
     """An epoch that has begun: the order of its items, how many are done, and what counted."""
@@ -153,14 +166,12 @@ class Trainer:
             raise ValueError("the scheduler was made with another optimiser than the trainer's")
         if not isinstance(ema, EMA | None):
             raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
-        if ema is not None:
-            averaged = set(map(id, ema.parameters.values()))
-            missing = len(optimized - averaged)
-            if missing:
-                raise ValueError(
-                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
-                    f"same model, when all that is to be trained requires a gradient"
-                )
+        averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
+        if missing := len(optimized - averaged):
+            raise ValueError(
+                f"ema has no average of {missing} parameters of the optimiser; make it of the "
+                f"same model, when all that is to be trained requires a gradient"
+            )
         if checkpoint is not None:
             check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
         if not isinstance(metrics, Mapping):
@@ -275,7 +286,7 @@ class Trainer:
 
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array."""
-        with self._evaluating():
+        with evaluation_mode(self.model):
             parts = [
                 self.model(Tensor(rows)).numpy()
                 for (rows,) in batches([as_data(x, self._dtype())], self.batch_size, shuffle=False)
@@ -288,39 +299,23 @@ class Trainer:
         Of micro-batches it is the mean of their losses, each with the weight of what it counted.
         """
         given = self._prepared(data, "data")
-        if isinstance(given, MicroBatches):
-            return {"loss": self._mean_loss(given)}
-        prediction = self.predict(given.x)
-        with no_grad():
-            loss, _ = self._loss(Tensor(prediction), given.y)
-        named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
-        return {"loss": loss.item(), **named}
-
-    def _mean_loss(self, data: MicroBatches) -> float:
-        """Compute the loss of micro-batches: sum(count mean) / sum(count)."""
+        if isinstance(given, Rows):
+            prediction = self.predict(given.x)
+            with no_grad():
+                loss, _ = self._loss(Tensor(prediction), given.y)
+            named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
+            return {"loss": loss.item(), **named}
         total = counted = 0.0
-        with self._evaluating():
-            for item in range(len(data)):
-                ((*inputs, target),) = data.micro_batches(np.array([item]))
+        with evaluation_mode(self.model):
+            for item in range(len(given)):
+                ((*inputs, target),) = given.micro_batches(np.array([item]))
                 mean, count = self._loss(self.model(*inputs), target)
                 count = _rows_of(target) if count is None else count
                 total += mean.item() * count if count else 0.0
                 counted += count
         if not counted:
-            raise ValueError(f"{data.name}: the loss counted nothing")
-        return total / counted
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Put the model in evaluation mode and record no graph; restore its mode afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+            raise ValueError(f"{given.name}: the loss counted nothing")
+        return {"loss": total / counted}
 
     def __repr__(self) -> str:
         return (
@@ -656,14 +651,13 @@ def _checked_pass(state: Any, steps: Sequence[Record]) -> _Pass | None:
     """Return an epoch that has begun; raise an error if it is impossible after these steps."""
     if state is None:
         return None
-    order, counts = np.array(state["order"]), list(state["counts"])
-    check_count("position", state["position"])
+    order, position, counts = np.array(state["order"]), state["position"], list(state["counts"])
+    check_count("position", position)
     for count in counts:
         check_range("what a step counted", count, 0, math.inf)
     is_order = order.ndim == 1 and order.dtype.kind == "i" and len(order) > 0
     if not is_order or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise ValueError("the order of the unfinished epoch is none")
-    position = state["position"]
     if position > len(order) or bool(position) != bool(counts) or not all(counts):
         raise ValueError("the position in the unfinished epoch does not go with its counts")
     if len(counts) > min(len(steps), position):
