@@ -45,19 +45,12 @@ _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True, repr=False)
 class ConvertedAdapter:
-    """The result of `convert_adapter`.
+    """The result of `convert_adapter`."""
 
-    Attributes:
-        path: the file or the folder that was written.
-        alpha: the alpha in its metadata or configuration.
-        layers: the layers with an update.
-        multiplied: by name, what B was multiplied by in layers of another alpha.
-    """
-
-    path: str
-    alpha: float
-    layers: tuple[str, ...]
-    multiplied: Mapping[str, float]
+    path: str  # of the file or the folder that was written
+    alpha: float  # in its metadata or configuration
+    layers: tuple[str, ...]  # with an update
+    multiplied: Mapping[str, float]  # by name, what B was multiplied by in layers of another alpha
 
     def __repr__(self) -> str:
         lines = [f"{name}: B was multiplied by {x:.6g}" for name, x in self.multiplied.items()]
@@ -134,12 +127,9 @@ def _to_gguf(
         if name.removesuffix(".weight") not in layers  # as PEFT may write of an embedding
     ]
     refused += ["PiSSA: init_lora_weights"] if files.config.init_lora_weights == "pissa" else []
-    problems = [
-        f"{each}, which a GGUF adapter cannot have; merge it with python -m lora merge"
-        for each in refused
-    ]
+    advice = "which a GGUF adapter cannot have; merge it with python -m lora merge"
     what = f"{os.fspath(files.path)!r} cannot become a GGUF adapter"
-    check_problems(what, wrong_in(files, progress) + problems)
+    check_problems(what, wrong_in(files, progress) + [f"{each}, {advice}" for each in refused])
     infos = {n: [files.tensors[each.keys[part]] for part in (A, B)] for n, each in layers.items()}
     shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
     check_problems(what, _misfits(shapes, config))

@@ -66,32 +66,18 @@ class LayerSummary(Spectral):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `summarise`.
+    """The result of `summarise`."""
 
-    Attributes:
-        path: the folder.
-        layers: the layers with an update.
-        whole: the shape of each parameter that was trained in full, by its name in the model.
-        dtypes: the dtypes of the tensors.
-        parameters: the number of parameters.
-        nbytes: their bytes in the file.
-        config: the configuration.
-        facts: the metadata.
-        has_checksum: whether the tensors have a checksum, which was found to be right.
-        unfinished: the names of the files that are read from `.saved`, where a save that was broken
-            off has left them.
-    """
-
-    path: str
-    layers: tuple[LayerSummary, ...]
-    whole: dict[str, tuple[int, ...]]
+    path: str  # of the folder
+    layers: tuple[LayerSummary, ...]  # with an update
+    whole: dict[str, tuple[int, ...]]  # the shape of each parameter trained in full, by name
     dtypes: tuple[str, ...]
     parameters: int
-    nbytes: int
+    nbytes: int  # in the file
     config: PeftConfig
-    facts: Facts
-    has_checksum: bool
-    unfinished: tuple[str, ...]
+    facts: Facts  # the metadata
+    has_checksum: bool  # whether the tensors have one, which was found to be right
+    unfinished: tuple[str, ...]  # files from a save that was broken off, see `UNFINISHED`
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -170,10 +156,7 @@ def draw(summary: Summary, path: PathLike) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about an adapter.
-
-    "wrong": it does not work, or does something else than it says. "odd": it may be meant so.
-    """
+    """Something "wrong" about an adapter, or only "odd", which may be meant so."""
 
     level: Literal["wrong", "odd"]
     where: str  # the layer, key or file
@@ -185,23 +168,14 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """The result of `check_adapter`.
+    """The result of `check_adapter`."""
 
-    Attributes:
-        path: the folder of the adapter.
-        findings: what is wrong or odd.
-        checked: the number of layers that were checked.
-        has_base: whether a base was checked too.
-        has_checksum: whether the tensors have a checksum, which was found to be right.
-        merged: the layers of a merged model, if one was checked.
-    """
-
-    path: str
+    path: str  # of the folder of the adapter
     findings: tuple[Finding, ...]
-    checked: int
-    has_base: bool
-    has_checksum: bool
-    merged: tuple[MergedLayer, ...] = ()
+    checked: int  # the number of layers
+    has_base: bool  # whether a base was checked too
+    has_checksum: bool  # whether the tensors have one, which was found to be right
+    merged: tuple[MergedLayer, ...] = ()  # the layers of a merged model, if one was checked
 
     @property
     def is_right(self) -> bool:
@@ -239,9 +213,9 @@ def check_adapter(
 
     Args:
         folder: a folder of PEFT's, or of `lora.save`.
-        base: a safetensors file, an index, or a folder of a model; None to check the adapter alone.
-        merged: a model that should be the base with the update in it, a safetensors file, an index
-            or a folder. Mistakes that were made instead are named.
+        base: what `open_base` opens; None to check the adapter alone.
+        merged: a model that should be the base with the update in it, which `open_tensors` opens.
+            Mistakes that were made instead are named.
         progress: show a progress bar if it takes long.
 
     Raises:

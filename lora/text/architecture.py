@@ -10,7 +10,8 @@ not implemented, is an error with its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("residual_multiplier", "embedding_multiplier", "logits_scaling"), (1,)),
     **dict.fromkeys(("quantization_config", "per_layer_config", "attention_multiplier"), ()),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), ()),
-    **{"is_encoder_decoder": (False,), "add_cross_attention": (False,)},
+    **dict.fromkeys(("is_encoder_decoder", "add_cross_attention"), (False,)),
 }
 """The values of options that are implemented, beside a missing one and null."""
 
@@ -114,9 +115,8 @@ class ModelConfig:
     @property
     def max_length(self) -> int:
         """The number of tokens up to which the result is that of the original model."""
-        return min(
-            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
-        )
+        longest = self.max_position_embeddings
+        return min(longest, self.sliding_window or longest)
 
 
 def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
@@ -131,14 +131,14 @@ def _is_positive(value: Any) -> bool:
 def config_from_json(
     config: Mapping[str, Any],
     generation: Mapping[str, Any] | None = None,
-    stored_dtype: str | None = None,
+    sizes: Sequence[tuple[str, int]] = (),
 ) -> ModelConfig:
     """Return what a `config.json` says.
 
     Args:
         config: the content of the file.
         generation: the content of `generation_config.json`, whose end tokens count, if it has some.
-        stored_dtype: the dtype of the weights, if it is known better than `config` says it.
+        sizes: the dtype and bytes of each weight, if these are known better than `config` says.
 
     Raises:
         ValueError: if the architecture or an option is not supported, or a value is wrong.
@@ -176,6 +176,10 @@ def config_from_json(
     rope_layers, window = _layers(architecture, given, problems)
     check_problems(what, problems)
     has_bias = given["attention_bias"] and architecture not in ("mistral", "qwen2")
+    dtypes: Counter[str] = Counter()
+    named = str(given.get("dtype") or given.get("torch_dtype", "float32"))
+    for dtype, size in sizes or [(named, 1)]:
+        dtypes[dtype] += size
     return ModelConfig(
         architecture=architecture,
         **{name: given[name] for name in (*_LARGEST, "rms_norm_eps", "tie_word_embeddings")},
@@ -189,7 +193,7 @@ def config_from_json(
         sliding_window=window,
         eos_token_ids=tuple(ends),
         bos_token_id=given.get("bos_token_id"),
-        stored_dtype=stored_dtype or str(given.get("dtype") or given.get("torch_dtype", "float32")),
+        stored_dtype=dtypes.most_common(1)[0][0],
     )
 
 

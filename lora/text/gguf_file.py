@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -34,7 +33,6 @@ from lora.text.architecture import (
 from lora.text.packages import package
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
-from minigrad.io.tensor_info import to_stored
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The types of numbers in metadata, as codes of `struct`."""
@@ -282,16 +280,9 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
-    """Return the configuration of the model in a file.
-
-    Raises:
-        ValueError: if the model is not supported, or the metadata are wrong.
-    """
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors.values():
-        sizes[_PLAIN.get(tensor.type, "float32")] += tensor.nbytes
-    stored = max(sizes, key=lambda dtype: sizes[dtype], default=None)
-    return config_from_json(config_json(file), stored_dtype=stored)
+    """Return the configuration of the model in a file; errors are those of `config_json`."""
+    sizes = [(_PLAIN.get(each.type, "float32"), each.nbytes) for each in file.tensors.values()]
+    return config_from_json(config_json(file), None, sizes)
 
 
 def gguf_names(config: ModelConfig) -> dict[str, str]:
@@ -357,9 +348,8 @@ class GGUFTensors(TensorFile):
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""
-        info = self.info(name)
-        for rows in strips(info.shape):
-            yield to_stored(self.read(name, None, rows), info.dtype).tobytes()
+        for rows in strips(self.info(name).shape):
+            yield self.stored(name, rows).tobytes()
 
     def check(self) -> None:
         """Do nothing, since a GGUF file has no checksum."""
@@ -371,11 +361,7 @@ class GGUFTensors(TensorFile):
 def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name that transformers gives a parameter, and its values, for each in the file.
 
-    Before the first one, names and shapes are compared with the configuration.
-
-    Raises:
-        ValueError: if tensors are missing, unexpected or mis-shaped, or the file has been cut
-            short meanwhile.
+    Errors are those of `GGUFTensors`, before the first one, and of `GGUFFile.read`.
     """
     tensors = GGUFTensors(file, config)
     for name in tensors:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora.text import folder, gguf_file
-from lora.text.architecture import ModelConfig, expected_shapes
+from lora.text.architecture import expected_shapes
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
@@ -49,14 +49,18 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
-    source, config = open_model(path)
-    module: Any = gguf_file if isinstance(source, gguf_file.GGUFFile) else folder
+    if is_gguf(path):
+        file = gguf_file.GGUFFile(path)
+        config = gguf_file.read_config(file)
+        arrays = gguf_file.weights(file, config)
+    else:
+        config = folder.read_config(path)
+        arrays = folder.weights(path, config)
     form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
     shapes = expected_shapes(config)
     check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
-    arrays = module.weights(source, config)
     options: Any = {"unit": "tensor", "shown": progress, "total": len(shapes)}
     fill(model, progress_bar(arrays, what="reading", **options), form)
     return model
@@ -115,19 +119,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is that of a file, which a folder is not.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-    """
+    """Tell whether a path is that of a file; a FileNotFoundError says that nothing is there."""
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
     return Path(path).is_file()
-
-
-def open_model(path: str | os.PathLike[str]) -> tuple[Any, ModelConfig]:
-    """Return what the weights are read from, and the configuration."""
-    if is_gguf(path):
-        file = gguf_file.GGUFFile(path)
-        return file, gguf_file.read_config(file)
-    return path, folder.read_config(path)
