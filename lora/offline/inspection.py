@@ -18,7 +18,7 @@ from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import TensorSet, open_tensors
+from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
@@ -47,8 +47,7 @@ class LayerSummary(Spectral):
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
         """Summarise a layer, whose A and B must go together."""
-        missing = [part for part in (A, B) if part not in layer.keys]
-        if missing:
+        if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.read(layer.keys[part], np.float64) for part in (A, B))
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -227,25 +226,28 @@ def check_adapter(
     path = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {path!r}")
-    try:
-        files = AdapterFolder(folder)
-    except (FileNotFoundError, ValueError) as error:
-        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
     rows: list[MergedLayer] = []
-    with files:
+    with ExitStack() as stack:
+        try:
+            files = stack.enter_context(AdapterFolder(folder))
+        except (FileNotFoundError, ValueError) as error:
+            return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found = list(findings_of(files, progress))
         if base is not None:
-            with ExitStack() as stack:
-                tensors = stack.enter_context(open_base(base))
-                found += [Finding("wrong", "base", text) for text in _damages(tensors)]
-                resolved = resolve(files, tensors, progress=progress)
-                weights = resolved.weights.values()
-                bar = progress_bar(weights, what="base", unit="layer", shown=progress)
-                broken = [weight.name for weight in bar if not weight.is_finite()]
-                if merged is not None:
-                    model = stack.enter_context(open_tensors(merged))
-                    rows, wrong = compare_merged(files, resolved, tensors, model, progress)
-                    found += [Finding("wrong", name, what) for name, what in wrong]
+            tensors = stack.enter_context(open_base(base))
+            for file in tensors.files.values():
+                try:
+                    file.check()
+                except ValueError as error:
+                    found.append(Finding("wrong", "base", str(error)))
+            resolved = resolve(files, tensors, progress=progress)
+            weights = resolved.weights.values()
+            bar = progress_bar(weights, what="base", unit="layer", shown=progress)
+            broken = [weight.name for weight in bar if not weight.is_finite()]
+            if merged is not None:
+                model = stack.enter_context(open_tensors(merged))
+                rows, wrong = compare_merged(files, resolved, tensors, model, progress)
+                found += [Finding("wrong", name, what) for name, what in wrong]
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -256,15 +258,6 @@ def check_adapter(
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, files.has_checksum, tuple(rows))
-
-
-def _damages(base: TensorSet) -> Iterator[str]:
-    """Yield which files of a base do not have their checksum."""
-    for file in base.files.values():
-        try:
-            file.check()
-        except ValueError as error:
-            yield str(error)
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
@@ -333,8 +326,7 @@ def _findings_of_layer(
         return
     arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
     for part, array in arrays.items():
-        broken = int(np.count_nonzero(~np.isfinite(array)))
-        if broken:
+        if broken := int(np.count_nonzero(~np.isfinite(array))):
             yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
     a, b = arrays[A], arrays[B]
     if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not a.size or not b.size:
@@ -343,8 +335,7 @@ def _findings_of_layer(
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
-    rank = files.config.rank_of(layer.name)
-    if rank != len(a):
+    if (rank := files.config.rank_of(layer.name)) != len(a):
         yield wrong(
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"
@@ -356,10 +347,9 @@ def _findings_of_layer(
         and_magnitude = "" if m is None else ", but for its magnitude"
         yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
         return
-    values = singular_values(a, b)
     room = min(len(a), a.shape[1], len(b))
     # What rounding to float32 makes of values that are 0.
-    found = numerical_rank(values, max(a.shape[1], len(b)) * 2.0**-24)
+    found = numerical_rank(singular_values(a, b), max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
         yield odd(f"B A is of rank {found} only, with room for {room}")
     if len(a) > room:

@@ -300,11 +300,6 @@ def rotary_frequencies(
     return angles
 
 
-# ----------------------------------------------------------------------------------------------
-# Parameters
-# ----------------------------------------------------------------------------------------------
-
-
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's parameters, by their names in transformers.
 

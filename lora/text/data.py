@@ -74,8 +74,7 @@ class Dataset(Sequence[Row]):
 def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the files of DATA by "train", "valid" and "test": one file is that to train on.
 
-    Raises:
-        FileNotFoundError: if there is no such file, or a folder without one of the three.
+    A FileNotFoundError is raised if there is no such file, or a folder without one of the three.
     """
     path = Path(data)
     if path.is_file():

@@ -33,8 +33,7 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Return the table in a JSON file of a folder, or None if there is no such file.
 
-    Raises:
-        ValueError: if the file is no JSON, no table, or larger than any such file.
+    A ValueError is raised if the file is no JSON, no table, or larger than any such file.
     """
     path = find(folder, name)
     text = repr(os.fspath(path))
@@ -54,9 +53,8 @@ def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | Non
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Return the configuration of the model in a folder.
 
-    Raises:
-        FileNotFoundError: if it has no `config.json`, or no weights.
-        ValueError: if the model is not supported, or a file is wrong.
+    A FileNotFoundError is raised if it has no `config.json`, or no weights, and a ValueError if the
+    model is not supported, or a file is wrong.
     """
     config = read_json(folder, "config.json")
     if config is None:

@@ -15,6 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -86,15 +87,7 @@ class StoredTensor(NamedTuple):
 
 
 class GGUFFile:
-    """The metadata and the table of tensors of a GGUF file.
-
-    Args:
-        path: the path of the file.
-
-    Attributes:
-        path: the path of the file.
-        metadata: the facts by their keys.
-        tensors: the tensors by llama.cpp's names.
+    """The file at a path: its metadata by their keys, and its tensors by llama.cpp's names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -148,14 +141,10 @@ class GGUFFile:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor: as it is stored if that is a plain float, else converted to float32.
+        """Read a tensor, or rows of its first axis, without steps.
 
-        Args:
-            name: the name of the tensor.
-            rows: the rows of the first axis, without steps.
-
-        Raises:
-            ValueError: if the file has been cut short meanwhile.
+        It is as it is stored if that is a plain float, else converted to float32. A ValueError is
+        raised if the file has been cut short meanwhile.
         """
         tensor, gguf = self.tensors[name], package("gguf")
         if len(tensor.shape) == 1 and rows != slice(None):
@@ -205,16 +194,10 @@ class _Reader:
         return self.number(_CODES[kind])
 
 
-# ----------------------------------------------------------------------------------------------
-# The model
-# ----------------------------------------------------------------------------------------------
-
-
 def config_json(file: GGUFFile) -> dict[str, Any]:
     """Return what the `config.json` of the model in a file would say.
 
-    Raises:
-        ValueError: if the model is not supported, or the metadata are wrong.
+    A ValueError is raised if the model is not supported, or the metadata are wrong.
     """
     metadata = file.metadata
     architecture = str(metadata.get("general.architecture"))
@@ -254,13 +237,14 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
         "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
     }
+    what = f"{os.fspath(file.path)!r} is not supported, since it has"
     problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
     if metadata.get("split.count", 1) != 1:
         problems.append("other parts; join them with llama-gguf-split --merge")
     problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
     if scaling not in (None, "none", "linear"):
         problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
-    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    check_problems(what, problems)
     config = config_from_json(found)
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if value(key) not in (None, config.head_dim):
@@ -268,14 +252,11 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     if _FACTORS in names:
         factors = file.read(_FACTORS).reshape(-1)
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-        plain, scaled = (
-            rotary_frequencies(config.head_dim, config.rope_theta, scaling)
-            for scaling in (None, rope)
-        )
-        wanted = plain / scaled
+        frequencies = partial(rotary_frequencies, config.head_dim, config.rope_theta)
+        wanted = frequencies(None) / frequencies(rope)
         if factors.shape != wanted.shape or not np.allclose(factors, wanted, 1e-4):
             problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
-    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    check_problems(what, problems)
     return found
 
 
@@ -306,12 +287,8 @@ def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool
 class GGUFTensors(TensorFile):
     """The weights in a GGUF file, as if they were those of a Hugging Face folder.
 
-    Args:
-        file: the file.
-        config: its configuration, if it has been read already.
-
-    Raises:
-        ValueError: if tensors are missing, unexpected or mis-shaped, or the model is not supported.
+    The configuration is read unless it is given. A ValueError is raised if tensors are missing,
+    unexpected or mis-shaped, or the model is not supported.
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig | None = None) -> None:

@@ -46,9 +46,13 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         for name, value in values.items()
         if isinstance(value, np.ndarray)
     }
-    # The states of some generators have arrays, and so has the order of an epoch.
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    save_state(path, arrays, {KEY: json.dumps(known, default=lambda value: value.tolist())})
+    save_state(path, arrays, {KEY: as_json(known)})
+
+
+def as_json(facts: Any) -> str:
+    """Return facts as JSON; the states of some generators have arrays, and so has an order."""
+    return json.dumps(facts, default=lambda value: value.tolist(), sort_keys=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

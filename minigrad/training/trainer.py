@@ -13,7 +13,6 @@ and files from which a run goes on as if it had never stopped, to the bit.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -89,8 +88,7 @@ class Trainer:
             A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
             class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            to record after each epoch, for the training rows and for those of the validation; in a
-            dict they have other names than their own.
+            to record after each epoch, for the rows of training and validation; a dict names them.
         clip_norm: the largest gradient norm to step with.
         patience: the number of epochs, or with `validate_every` of validations, without a better
             validation loss (training loss, where there is no validation) after which to stop, and
@@ -104,11 +102,9 @@ class Trainer:
         save_frozen: whether checkpoints and the best weights contain parameters of the model that
             the optimiser does not have. Without them the files of an adapter are small, and the
             model that goes on must have the same ones.
-        scheduler: a scheduler of the same optimiser; it sets the lr after each step, not each
-            epoch.
+        scheduler: a scheduler of the same optimiser, which sets the lr after each step.
         ema: averages of the model's weights, updated after each step. They are validated, measured
-            by the metrics and saved as the best weights. The model has its own weights at all other
-            times, also in `on_epoch` and after `fit`; see `EMA.applied`.
+            by the metrics and saved as the best weights; the model has its own at all other times.
         progress: whether to show a progress bar.
         rng: the generator of the order of the rows.
 
@@ -475,8 +471,6 @@ class Trainer:
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Return data that have been checked, in one of the two forms."""
-        if isinstance(data, (Rows, MicroBatches)):
-            return data
         given = prepared(data, name, self.batch_size, self._dtype())
         if self.metrics and isinstance(given, MicroBatches):
             raise ValueError(f"{name}: metrics are computed of rows (x, y), not of micro-batches")
@@ -494,11 +488,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a later step depends on, in the form of a dictionary.
-
-        That is the weights and the best weights so far, the states of the optimiser, scheduler,
-        averages and random generators, and the records.
-        """
+        """Return all that a later step depends on: see `minigrad.training.checkpoint_file`."""
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
@@ -533,7 +523,7 @@ class Trainer:
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Take a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
+        """Take a state; if it does not fit, raise an error of some kind and change nothing."""
         check_state("a Trainer", state, _STATE)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
@@ -678,11 +668,6 @@ def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerato
         duplicate = copy.deepcopy(bits)
         duplicate.state = saved
         taken = duplicate.state
-        positions = (taken["state"].get("pos", 0), 624), (taken.get("buffer_pos", 0), 4)
-        possible = all(0 <= position <= limit for position, limit in positions)
-        if not possible or _as_json(taken) != _as_json(saved):
+        possible = 0 <= taken["state"].get("pos", 0) <= 624 and 0 <= taken.get("buffer_pos", 0) <= 4
+        if not possible or checkpoint_file.as_json(taken) != checkpoint_file.as_json(saved):
             raise ValueError(f"it has an impossible state of a {saved['bit_generator']}")
-
-
-def _as_json(state: Any) -> str:
-    return json.dumps(state, default=lambda value: value.tolist(), sort_keys=True)
