@@ -81,10 +81,7 @@ def convert_adapter(
         OSError: if it cannot be written; the files at `out` are as they were.
     """
     content = None if Path(base).is_file() else folder.read_json(base, "config.json")
-    if content is None:
-        config = read_config(GGUFFile(base))
-    else:
-        config = config_from_json(content)
+    config = read_config(GGUFFile(base)) if content is None else config_from_json(content)
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():
         raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
@@ -200,13 +197,10 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
     ranks = {name: len(parts[A]) for name, parts in updates.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {exact_key(name): rank for name, rank in ranks.items() if rank != r}
-    modules = [name.rpartition(".")[0] for name in expected_shapes(config)]
+    targets = exact(list(updates), [name.rpartition(".")[0] for name in expected_shapes(config)])
+    alphas = {} if alpha else others  # the scale is 1
     made = PeftConfig(
-        exact(list(updates), modules),
-        r=r,
-        lora_alpha=alpha or r,
-        rank_pattern=others,
-        alpha_pattern={} if alpha else others,  # the scale is 1
+        targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas
     )
     write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

@@ -97,10 +97,10 @@ def merge_files(
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        wrong = wrong_in(files, progress)
+        problems = wrong_in(files, progress)
         resolved = resolve(files, tensors, check_base, progress)
         what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
-        check_problems(what, [*wrong, *resolved.problems])
+        check_problems(what, [*problems, *resolved.problems])
         for name in resolved.added:
             next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
         names = {key: name for name, key in resolved.replaced.items()}
@@ -115,10 +115,10 @@ def merge_files(
         updates, merges = {}, []
         dtypes = {layer: every[weight.name].dtype for layer, weight in resolved.weights.items()}
         for layer in sorted(dtypes, key=lambda layer: [*dtypes.values()].index(dtypes[layer])):
-            weight, update_in_file = resolved.weights[layer], files.layers[layer]
-            update = adapter_of(files, update_in_file, weight)
+            weight, stored_layer = resolved.weights[layer], files.layers[layer]
+            update = adapter_of(files, stored_layer, weight)
             updates[weight.name] = weight, update
-            one_hot = update_in_file.is_embedding
+            one_hot = stored_layer.is_embedding
             merges.append(merging_into(layer, weight, [update], [update], one_hot=one_hot))
         certificate = certify(merges, dtypes, radius, progress=progress)
         broken = [row for row in certificate.rows if not row.is_finite]
@@ -171,17 +171,9 @@ def merge_files(
                         )
                     writers[name].write(name, part, first)
                     bar.update(part.nbytes)
-    return MergedFiles(
-        target,
-        certificate,
-        list(resolved.replaced),
-        resolved.added,
-        resolved.tied,
-        resolved.heads,
-        resolved.prefix,
-        left_out,
-        sum(info.nbytes for info in every.values()),
-    )
+    found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
+    size = sum(info.nbytes for info in every.values())
+    return MergedFiles(target, certificate, list(resolved.replaced), *found, left_out, size)
 
 
 def _check_out(

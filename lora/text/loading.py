@@ -17,7 +17,7 @@ from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.heap import physical_memory
-from minigrad.nn import Embedding, Linear, Module, init
+from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
@@ -72,23 +72,21 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
     modules = dict(model.named_modules())
     for name, array in arrays:
         owner, _, part = name.rpartition(".")
+        layer = modules[owner]
         if array.ndim == 1 or form == "float32":
-            getattr(modules[owner], part).data[...] = array  # also from bfloat16
+            getattr(layer, part).data[...] = array  # also from bfloat16
+            continue
+        narrow: Module  # stores the matrix in few bits
+        if not isinstance(layer, Linear):
+            narrow = BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(array))
+        elif form == "bfloat16" or owner == HEAD:
+            narrow = BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(array), layer.bias)
         else:
-            parent, _, child = owner.rpartition(".")
-            setattr(modules[parent], child, narrow(modules[owner], owner, array, form))
+            wide = array.astype(np.float32, copy=False)
+            narrow = NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
+        parent, _, child = owner.rpartition(".")
+        setattr(modules[parent], child, narrow)
     model.eval()
-
-
-def narrow(layer: Module, name: str, weight: Any, form: str) -> Module:
-    """Return a layer that stores its matrix in few bits, instead of one in float32."""
-    if isinstance(layer, Embedding):
-        return BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(weight))
-    assert isinstance(layer, Linear)
-    if form == "bfloat16" or name == HEAD:
-        return BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(weight), layer.bias)
-    wide = weight.astype(np.float32, copy=False)
-    return NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
 
 
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:

@@ -311,7 +311,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
     runs = _saved_run(file), facts
-    old, new = ({**f["options"], **f["data"], "base": f["base"]} for f in runs)
+    old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
     changed = [
         f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
         for key in {**old, **new}

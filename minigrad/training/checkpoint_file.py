@@ -58,9 +58,7 @@ def as_json(facts: Any) -> str:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file that `write` wrote, as `Trainer.load_state_dict` takes it.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is cut short, or no checkpoint of a Trainer.
+    A ValueError is raised if it is cut short, or no checkpoint of a Trainer.
     """
     arrays, metadata = load_state(path)
     file = repr(os.fspath(path))

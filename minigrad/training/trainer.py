@@ -271,10 +271,9 @@ class Trainer:
         self._at_once |= at_once
 
     def restore_best(self) -> None:
-        """Go back to the weights of the epoch with the best loss, as `patience` does by itself.
+        """Go back to the weights with the best loss, as `patience` does by itself.
 
-        Raises:
-            ValueError: if there are none, because there was no `patience` or no epoch.
+        A ValueError is raised if there are none, because there was no `patience` or no epoch.
         """
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
@@ -601,8 +600,7 @@ class Trainer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is cut short or damaged, no checkpoint, or one of another model,
-                optimiser, scheduler or average; nothing is changed then.
+            ValueError: if it is damaged, or does not fit; nothing is changed then.
         """
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
 
