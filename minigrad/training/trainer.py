@@ -156,12 +156,11 @@ class Trainer:
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
-        if not isinstance(scheduler, LRScheduler | None):
-            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
+        for name, part, kind in (("scheduler", scheduler, LRScheduler), ("ema", ema, EMA)):
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(f"{name} must be an {kind.__name__} or None, not {part!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ValueError("the scheduler was made with another optimiser than the trainer's")
-        if not isinstance(ema, EMA | None):
-            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
         averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
         if missing := len(optimized - averaged):
             raise ValueError(
