@@ -45,19 +45,12 @@ _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True, repr=False)
 class ConvertedAdapter:
-    """The result of `convert_adapter`.
+    """The result of `convert_adapter`."""
 
-    Attributes:
-        path: the file or the folder that was written.
-        alpha: the alpha in its metadata or configuration.
-        layers: the layers with an update.
-        multiplied: by name, what B was multiplied by in layers of another alpha.
-    """
-
-    path: str
-    alpha: float
-    layers: tuple[str, ...]
-    multiplied: Mapping[str, float]
+    path: str  # of the file or the folder that was written
+    alpha: float  # in its metadata or configuration
+    layers: tuple[str, ...]  # with an update
+    multiplied: Mapping[str, float]  # by name, what B was multiplied by in layers of another alpha
 
     def __repr__(self) -> str:
         lines = [f"{name}: B was multiplied by {x:.6g}" for name, x in self.multiplied.items()]
@@ -88,10 +81,7 @@ def convert_adapter(
         OSError: if it cannot be written; the files at `out` are as they were.
     """
     content = None if Path(base).is_file() else folder.read_json(base, "config.json")
-    if content is None:
-        config = read_config(GGUFFile(base))
-    else:
-        config = config_from_json(content)
+    config = read_config(GGUFFile(base)) if content is None else config_from_json(content)
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():
         raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
@@ -134,12 +124,9 @@ def _to_gguf(
         if name.removesuffix(".weight") not in layers  # as PEFT may write of an embedding
     ]
     refused += ["PiSSA: init_lora_weights"] if files.config.init_lora_weights == "pissa" else []
-    problems = [
-        f"{each}, which a GGUF adapter cannot have; merge it with python -m lora merge"
-        for each in refused
-    ]
+    advice = "which a GGUF adapter cannot have; merge it with python -m lora merge"
     what = f"{os.fspath(files.path)!r} cannot become a GGUF adapter"
-    check_problems(what, wrong_in(files, progress) + problems)
+    check_problems(what, wrong_in(files, progress) + [f"{each}, {advice}" for each in refused])
     infos = {n: [files.tensors[each.keys[part]] for part in (A, B)] for n, each in layers.items()}
     shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
     check_problems(what, _misfits(shapes, config))
@@ -210,13 +197,10 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
     ranks = {name: len(parts[A]) for name, parts in updates.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {exact_key(name): rank for name, rank in ranks.items() if rank != r}
-    modules = [name.rpartition(".")[0] for name in expected_shapes(config)]
+    targets = exact(list(updates), [name.rpartition(".")[0] for name in expected_shapes(config)])
+    alphas = {} if alpha else others  # the scale is 1
     made = PeftConfig(
-        exact(list(updates), modules),
-        r=r,
-        lora_alpha=alpha or r,
-        rank_pattern=others,
-        alpha_pattern={} if alpha else others,  # the scale is 1
+        targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas
     )
     write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

@@ -33,23 +33,14 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True, repr=False)
 class ExtractedFiles:
-    """The result of `extract_files`.
+    """The result of `extract_files`."""
 
-    Attributes:
-        path: the folder that was written.
-        layers: the layers that differ, and get an update.
-        embeddings: those of them that are tables of vectors.
-        whole: the tensors that the adapter has in full.
-        lost: the tensors that differ, and that it has nothing of.
-        tied: weights of embeddings that change, and may be the model's head too.
-    """
-
-    path: str
-    layers: tuple[Extracted, ...]
-    embeddings: tuple[str, ...]
-    whole: tuple[str, ...]
-    lost: tuple[str, ...]
-    tied: tuple[str, ...]
+    path: str  # of the folder that was written
+    layers: tuple[Extracted, ...]  # that differ, and get an update
+    embeddings: tuple[str, ...]  # those of them that are tables of vectors
+    whole: tuple[str, ...]  # the tensors that the adapter has in full
+    lost: tuple[str, ...]  # the tensors that differ, and that it has nothing of
+    tied: tuple[str, ...]  # weights of embeddings that change, and may be the model's head too
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
@@ -91,8 +82,8 @@ def extract_files(
     `save_pretrained(..., save_original_format=False)`.
 
     Args:
-        base: a safetensors file, an index, or a folder of a model.
-        finetuned: the same of a model with the same names and shapes.
+        base: what `open_base` opens.
+        finetuned: the same, of a model with the same names and shapes.
         out: a folder for the adapter.
         rank: the rank of each update; where a layer is smaller, its size.
         targets: the layers to look at: patterns with * for their names, or the ends of these.
@@ -218,8 +209,8 @@ def _layers(
     found = [name for name in meant if f"{name}.weight" in differing]
     if not found:
         raise ValueError(
-            "none of the targets differs from the base, so there is nothing to extract: "
-            + ", ".join(meant)
+            f"none of the targets differs from the base, so there is nothing to extract: "
+            f"{', '.join(meant)}"
         )
     return found
 
@@ -233,11 +224,8 @@ def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConf
                 f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in after))}"
             )
     biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
-    found = [
-        name
-        for name in after
-        if saved.is_saved(name) or (bias != "none" and name.endswith(".bias") and name in biases)
-    ]
+    biases = {name for name in biases if bias != "none" and name.endswith(".bias")}
+    found = [name for name in after if saved.is_saved(name) or name in biases]
     both = [name for name in found if name.removesuffix(".weight") in layers]
     if both:
         raise ValueError(

@@ -18,7 +18,7 @@ from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import TensorSet, open_tensors
+from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
@@ -47,8 +47,7 @@ class LayerSummary(Spectral):
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
         """Summarise a layer, whose A and B must go together."""
-        missing = [part for part in (A, B) if part not in layer.keys]
-        if missing:
+        if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.read(layer.keys[part], np.float64) for part in (A, B))
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -66,32 +65,18 @@ class LayerSummary(Spectral):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `summarise`.
+    """The result of `summarise`."""
 
-    Attributes:
-        path: the folder.
-        layers: the layers with an update.
-        whole: the shape of each parameter that was trained in full, by its name in the model.
-        dtypes: the dtypes of the tensors.
-        parameters: the number of parameters.
-        nbytes: their bytes in the file.
-        config: the configuration.
-        facts: the metadata.
-        has_checksum: whether the tensors have a checksum, which was found to be right.
-        unfinished: the names of the files that are read from `.saved`, where a save that was broken
-            off has left them.
-    """
-
-    path: str
-    layers: tuple[LayerSummary, ...]
-    whole: dict[str, tuple[int, ...]]
+    path: str  # of the folder
+    layers: tuple[LayerSummary, ...]  # with an update
+    whole: dict[str, tuple[int, ...]]  # the shape of each parameter trained in full, by name
     dtypes: tuple[str, ...]
     parameters: int
-    nbytes: int
+    nbytes: int  # in the file
     config: PeftConfig
-    facts: Facts
-    has_checksum: bool
-    unfinished: tuple[str, ...]
+    facts: Facts  # the metadata
+    has_checksum: bool  # whether the tensors have one, which was found to be right
+    unfinished: tuple[str, ...]  # files from a save that was broken off, see `UNFINISHED`
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -170,10 +155,7 @@ def draw(summary: Summary, path: PathLike) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about an adapter.
-
-    "wrong": it does not work, or does something else than it says. "odd": it may be meant so.
-    """
+    """Something "wrong" about an adapter, or only "odd", which may be meant so."""
 
     level: Literal["wrong", "odd"]
     where: str  # the layer, key or file
@@ -185,23 +167,14 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """The result of `check_adapter`.
+    """The result of `check_adapter`."""
 
-    Attributes:
-        path: the folder of the adapter.
-        findings: what is wrong or odd.
-        checked: the number of layers that were checked.
-        has_base: whether a base was checked too.
-        has_checksum: whether the tensors have a checksum, which was found to be right.
-        merged: the layers of a merged model, if one was checked.
-    """
-
-    path: str
+    path: str  # of the folder of the adapter
     findings: tuple[Finding, ...]
-    checked: int
-    has_base: bool
-    has_checksum: bool
-    merged: tuple[MergedLayer, ...] = ()
+    checked: int  # the number of layers
+    has_base: bool  # whether a base was checked too
+    has_checksum: bool  # whether the tensors have one, which was found to be right
+    merged: tuple[MergedLayer, ...] = ()  # the layers of a merged model, if one was checked
 
     @property
     def is_right(self) -> bool:
@@ -239,9 +212,9 @@ def check_adapter(
 
     Args:
         folder: a folder of PEFT's, or of `lora.save`.
-        base: a safetensors file, an index, or a folder of a model; None to check the adapter alone.
-        merged: a model that should be the base with the update in it, a safetensors file, an index
-            or a folder. Mistakes that were made instead are named.
+        base: what `open_base` opens; None to check the adapter alone.
+        merged: a model that should be the base with the update in it, which `open_tensors` opens.
+            Mistakes that were made instead are named.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -253,25 +226,28 @@ def check_adapter(
     path = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {path!r}")
-    try:
-        files = AdapterFolder(folder)
-    except (FileNotFoundError, ValueError) as error:
-        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
     rows: list[MergedLayer] = []
-    with files:
+    with ExitStack() as stack:
+        try:
+            files = stack.enter_context(AdapterFolder(folder))
+        except (FileNotFoundError, ValueError) as error:
+            return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found = list(findings_of(files, progress))
         if base is not None:
-            with ExitStack() as stack:
-                tensors = stack.enter_context(open_base(base))
-                found += [Finding("wrong", "base", text) for text in _damages(tensors)]
-                resolved = resolve(files, tensors, progress=progress)
-                weights = resolved.weights.values()
-                bar = progress_bar(weights, what="base", unit="layer", shown=progress)
-                broken = [weight.name for weight in bar if not weight.is_finite()]
-                if merged is not None:
-                    model = stack.enter_context(open_tensors(merged))
-                    rows, wrong = compare_merged(files, resolved, tensors, model, progress)
-                    found += [Finding("wrong", name, what) for name, what in wrong]
+            tensors = stack.enter_context(open_base(base))
+            for file in tensors.files.values():
+                try:
+                    file.check()
+                except ValueError as error:
+                    found.append(Finding("wrong", "base", str(error)))
+            resolved = resolve(files, tensors, progress=progress)
+            weights = resolved.weights.values()
+            bar = progress_bar(weights, what="base", unit="layer", shown=progress)
+            broken = [weight.name for weight in bar if not weight.is_finite()]
+            if merged is not None:
+                model = stack.enter_context(open_tensors(merged))
+                rows, wrong = compare_merged(files, resolved, tensors, model, progress)
+                found += [Finding("wrong", name, what) for name, what in wrong]
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -282,15 +258,6 @@ def check_adapter(
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, files.has_checksum, tuple(rows))
-
-
-def _damages(base: TensorSet) -> Iterator[str]:
-    """Yield which files of a base do not have their checksum."""
-    for file in base.files.values():
-        try:
-            file.check()
-        except ValueError as error:
-            yield str(error)
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
@@ -359,8 +326,7 @@ def _findings_of_layer(
         return
     arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
     for part, array in arrays.items():
-        broken = int(np.count_nonzero(~np.isfinite(array)))
-        if broken:
+        if broken := int(np.count_nonzero(~np.isfinite(array))):
             yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
     a, b = arrays[A], arrays[B]
     if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not a.size or not b.size:
@@ -369,8 +335,7 @@ def _findings_of_layer(
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
-    rank = files.config.rank_of(layer.name)
-    if rank != len(a):
+    if (rank := files.config.rank_of(layer.name)) != len(a):
         yield wrong(
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"
@@ -382,10 +347,9 @@ def _findings_of_layer(
         and_magnitude = "" if m is None else ", but for its magnitude"
         yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
         return
-    values = singular_values(a, b)
     room = min(len(a), a.shape[1], len(b))
     # What rounding to float32 makes of values that are 0.
-    found = numerical_rank(values, max(a.shape[1], len(b)) * 2.0**-24)
+    found = numerical_rank(singular_values(a, b), max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
         yield odd(f"B A is of rank {found} only, with room for {room}")
     if len(a) > room:

@@ -9,8 +9,9 @@ roundings cancel out, so that a wrong scale is seen even if each of them is larg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -91,17 +92,17 @@ def _compared(
     weight: StoredWeight,
     adapter: Adapter,
     dtype: str,
-    usual_scale: float,
+    usual: float,
 ) -> MergedLayer:
-    """Find out which update M has."""
+    """Find out which update M has; `usual` is the scale without patterns."""
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
     # Others may compute B A in the dtype of the model.
     eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
 
-    def update(rows: slice, columns: slice) -> Array:
+    def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)
 
-    def distance(factor: float, update: Update = update) -> tuple[bool, float, float, float]:
+    def distance(update: Update, factor: float) -> tuple[bool, tuple[float, float, float]]:
         """Return whether rounding explains M - (W + factor dW), and the figures of the result."""
         error = units = size = inner = offset = noise = 0.0
         for block in weight.blocks():
@@ -118,36 +119,32 @@ def _compared(
         norm, rounding = math.sqrt(size) or 1.0, math.sqrt(units) + eps
         within = _SURE * math.sqrt(noise) + eps * norm
         is_near = math.sqrt(error) <= rounding and abs(offset) <= within
-        return is_near, inner / norm**2, math.sqrt(error) / norm, rounding / norm
+        return is_near, (inner / norm**2, math.sqrt(error) / norm, rounding / norm)
 
-    def mistakes() -> Iterator[str]:
-        """Yield the mistakes that explain M, the likeliest first."""
-        kinds = [kind for kind in LoRAScaling if kind is not adapter.scaling]
-        other, lost = kinds[0].scale(adapter.alpha, adapter.rank), "has the update with the scale"
-        for scale, mistake in (
-            (0.0, "is that of the base, so the update was dropped"),
-            (2 * s, "has the update in it twice"),
-            (1.0, f"{lost} 1, so its scale of {s:g} was lost"),
-            (other, f"{lost} {other:g}, not {s:g}, as if the scaling were {kinds[0].value}"),
-            (usual_scale, f"{lost} {usual_scale:g}, not {s:g}, as if there were no patterns"),
-            (-s, "has the update subtracted"),
-        ):
-            if distance(scale / s)[0]:
-                yield mistake
-        is_square = weight.shape[0] == weight.shape[1]
-        if is_square and distance(1.0, lambda rows, columns: update(columns, rows).T)[0]:
-            yield "has the update in it transposed"
-        if norms is not None:
-            plain = Adapter.of(weight, a, b, s)
-            if distance(1.0, lambda *block: plain.update(weight, *block))[0]:
-                yield "has the update without DoRA's magnitude"
-        if distance(ratio)[0]:
-            yield f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"
-        yield f"is {error:.3g} |dW| from what it should be, and not the base"
-
-    is_right, ratio, error, rounding = distance(1.0)
-    verdict = RIGHT if is_right else next(mistakes())
-    return MergedLayer(name, dtype, ratio, error, rounding, verdict)
+    is_right, figures = distance(right, 1.0)
+    if is_right:
+        return MergedLayer(name, dtype, *figures, RIGHT)
+    ratio, error, _ = figures
+    kind = next(kind for kind in LoRAScaling if kind is not adapter.scaling)
+    other, lost = kind.scale(adapter.alpha, adapter.rank), "has the update with the scale"
+    mistakes: list[tuple[Update, float, str]] = [  # the likeliest first
+        (right, 0.0, "is that of the base, so the update was dropped"),
+        (right, 2.0, "has the update in it twice"),
+        (right, 1 / s, f"{lost} 1, so its scale of {s:g} was lost"),
+        (right, other / s, f"{lost} {other:g}, not {s:g}, as if the scaling were {kind.value}"),
+        (right, usual / s, f"{lost} {usual:g}, not {s:g}, as if there were no patterns"),
+        (right, -1.0, "has the update subtracted"),
+    ]
+    if weight.shape[0] == weight.shape[1]:
+        text = "has the update in it transposed"
+        mistakes.append((lambda rows, columns: right(columns, rows).T, 1.0, text))
+    if norms is not None:
+        plain = partial(Adapter.of(weight, a, b, s).update, weight)
+        mistakes.append((plain, 1.0, "has the update without DoRA's magnitude"))
+    mistakes.append((right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"))
+    found = (text for update, factor, text in mistakes if distance(update, factor)[0])
+    unknown = f"is {error:.3g} |dW| from what it should be, and not the base"
+    return MergedLayer(name, dtype, *figures, next(found, unknown))
 
 
 def _is_copy(name: str, tensors: TensorSet) -> bool:

@@ -24,27 +24,17 @@ from minigrad.tables import in_bytes
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`.
+    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `ResolvedBase`."""
 
-    Attributes:
-        path: the file or the folder that was written.
-        certificate: what the merge loses.
-        replaced: the tensors that the adapter replaces by its own, trained in full.
-        added: those of them that the base lacks.
-        tied, heads, prefix: see `ResolvedBase`.
-        left_out: files beside the base that are not copied, and folders, which end in a slash.
-        nbytes: the bytes of all tensors.
-    """
-
-    path: Path
-    certificate: MergeCertificate
-    replaced: Sequence[str]
-    added: Sequence[str]
+    path: Path  # of the file or the folder that was written
+    certificate: MergeCertificate  # what the merge loses
+    replaced: Sequence[str]  # tensors that the adapter replaces by its own, trained in full
+    added: Sequence[str]  # those of them that the base lacks
     tied: Sequence[str]
     heads: Sequence[str]
     prefix: str
-    left_out: Sequence[str]
-    nbytes: int
+    left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
+    nbytes: int  # of all tensors
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -78,8 +68,7 @@ def merge_files(
     copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
 
     Args:
-        base: a safetensors file, an index of several, or a folder with `model.safetensors` or an
-            index.
+        base: what `open_base` opens.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
             has, and copies of those without weights (`lora.offline.model_folder`).
@@ -108,10 +97,10 @@ def merge_files(
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        wrong = wrong_in(files, progress)
+        problems = wrong_in(files, progress)
         resolved = resolve(files, tensors, check_base, progress)
         what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
-        check_problems(what, [*wrong, *resolved.problems])
+        check_problems(what, [*problems, *resolved.problems])
         for name in resolved.added:
             next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
         names = {key: name for name, key in resolved.replaced.items()}
@@ -126,10 +115,10 @@ def merge_files(
         updates, merges = {}, []
         dtypes = {layer: every[weight.name].dtype for layer, weight in resolved.weights.items()}
         for layer in sorted(dtypes, key=lambda layer: [*dtypes.values()].index(dtypes[layer])):
-            weight, update_in_file = resolved.weights[layer], files.layers[layer]
-            update = adapter_of(files, update_in_file, weight)
+            weight, stored_layer = resolved.weights[layer], files.layers[layer]
+            update = adapter_of(files, stored_layer, weight)
             updates[weight.name] = weight, update
-            one_hot = update_in_file.is_embedding
+            one_hot = stored_layer.is_embedding
             merges.append(merging_into(layer, weight, [update], [update], one_hot=one_hot))
         certificate = certify(merges, dtypes, radius, progress=progress)
         broken = [row for row in certificate.rows if not row.is_finite]
@@ -141,16 +130,16 @@ def merge_files(
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        sidecars, left_out = (
-            ({}, ()) if is_file else find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
-        )
         metadata = {"format": "pt", **tensors.metadata}
         total = sum(info.nbytes for info in tensors.tensors.values())
+        left_out: Sequence[str] = ()
         with ExitStack() as stack:
             if is_file:
                 writer = stack.enter_context(writing(target, every.values(), metadata))
                 writers: Mapping[str, TensorWriter] = dict.fromkeys(every, writer)
             else:
+                is_untied = bool(resolved.heads)
+                sidecars, left_out = find_sidecars(Path(base), tensors, dtype, is_untied)
                 writers = stack.enter_context(writing_set(target, shards, metadata, sidecars))
             bar = stack.enter_context(
                 progress_bar(what="merge", unit="B", shown=progress, total=total, unit_scale=True)
@@ -167,8 +156,7 @@ def merge_files(
                 if is_replaced:
                     parts = [(0, files.read(resolved.replaced[name]))]
                 elif name in updates:
-                    weight, update = updates[name]
-                    parts = _merged(weight, update)
+                    parts = _merged(*updates[name])
                 elif tensors.info(name).dtype == stored:
                     writers[name].copy(name, unchanged(name))
                     continue
@@ -183,17 +171,9 @@ def merge_files(
                         )
                     writers[name].write(name, part, first)
                     bar.update(part.nbytes)
-    return MergedFiles(
-        target,
-        certificate,
-        list(resolved.replaced),
-        resolved.added,
-        resolved.tied,
-        resolved.heads,
-        resolved.prefix,
-        left_out,
-        sum(info.nbytes for info in every.values()),
-    )
+    found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
+    size = sum(info.nbytes for info in every.values())
+    return MergedFiles(target, certificate, list(resolved.replaced), *found, left_out, size)
 
 
 def _check_out(
@@ -207,11 +187,11 @@ def _check_out(
     is_adapter = out.resolve() == files.path.resolve()
     if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
         raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
+    if is_file and out.is_dir():
+        raise ValueError(f"{text} is a folder, and would be a file; name another path")
+    if is_file and not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
     if is_file:
-        if out.is_dir():
-            raise ValueError(f"{text} is a folder, and would be a file; name another path")
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
         return
     if os.path.lexists(out) and not out.is_dir():
         raise ValueError(

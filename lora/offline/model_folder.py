@@ -7,9 +7,8 @@ that are tied to the embedding.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
 gets. Its configuration, tokenizer, card and code are copied, and so are folders of nothing else,
-and the modules that sentence-transformers puts behind it. The same weights in another format, as in
-`pytorch_model.bin` or `onnx/`, would be those from before the merge: files of another kind, and
-folders with a file of another kind, are left out, and reported.
+and the modules that sentence-transformers puts behind it. Other files and folders are left out, and
+reported: weights in another format, as in `onnx/`, would be those from before the merge.
 """
 
 from __future__ import annotations
@@ -68,13 +67,10 @@ _COPIED = {
 
 
 def open_base(path: str | os.PathLike[str]) -> TensorSet:
-    """Open the tensors of a model: a language model in a GGUF file, or what `open_tensors` opens.
+    """Open the tensors of a model: a safetensors file, an index, a folder of one, or a GGUF file.
 
-    Those of a GGUF file have transformers' names, and are converted when they are read.
-
-    Raises:
-        FileNotFoundError: if there is nothing of that kind, or a file of an index is not there.
-        ValueError: if a file is not what it should be, or the model in it is not supported.
+    Those of a GGUF file have transformers' names, and are converted when they are read. Errors are
+    those of `open_tensors` and `GGUFTensors`.
     """
     path = Path(path)
     if path.is_file():
@@ -152,15 +148,14 @@ def resolve(
                 f"base"
             )
     if check_base:
-        facts = files.facts
-        stored = {name: fact.stored for name, fact in facts.layers.items()}
+        stored = {name: fact.stored for name, fact in files.facts.layers.items()}
         # The matrix of the adapter was that of the file, unless it was rounded to few bits.
         same = {
             name: weight
             for name, weight in weights.items()
             if stored.get(name, "dense") in ("dense", base.info(weight.name).dtype)
         }
-        problems += facts.base_problems(same, StoredWeight.fingerprint, progress)
+        problems += files.facts.base_problems(same, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]
@@ -282,16 +277,10 @@ def find_sidecars(
 ) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
     """Find the files beside a base, if that is an entire folder.
 
-    Those of a GGUF file follow from its metadata: the configuration and the tokenizer.
-
-    Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
-    file inside of the folder, or to the blobs of the hub's cache: another one may lead to what
-    nobody means to give away with a model. If `config.json` names a dtype, it gets the one that is
-    given, and if the head `is_untied` from the embedding, it says so.
-
-    Returns:
-        The files that a merged model gets, by name: a path to copy, or the content; and the names
-        of the others, of which those of folders end in a slash.
+    Those of a GGUF file follow from its metadata: the configuration and the tokenizer. If
+    `config.json` names a dtype, it gets the one that is given, and if the head `is_untied` from the
+    embedding, it says so. Returns the files that a merged model gets, by name: a path to copy, or
+    the content; and the names of the others, of which those of folders end in a slash.
     """
     folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
     source = next(iter(tensors.files.values()), None)
@@ -315,7 +304,11 @@ def find_sidecars(
 
 
 def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], list[str]]:
-    """Find the files of a folder that a merged model gets, and the names of the others."""
+    """Find the files of a folder that a merged model gets, and the names of the others.
+
+    Hidden files belong to other programs. A link is followed if it leads into the folder, or to the
+    blobs of the hub's cache: another one may lead to what nobody means to give away with a model.
+    """
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 

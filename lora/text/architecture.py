@@ -10,7 +10,8 @@ not implemented, is an error with its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,40 +29,41 @@ CLASSES = {
 }
 """The architectures by transformers' `model_type`, with the class that `config.json` names."""
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {
-        **{"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
-        **{"bos_token_id": 1, "eos_token_id": 2},
-    },
-    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
-    "smollm3": {
-        **{"num_key_value_heads": 4, "rope_theta": 2000000.0, "no_rope_layer_interval": 4},
-        **{"bos_token_id": 128000, "eos_token_id": 128001, "tie_word_embeddings": True},
-    },
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
+
+_EVERYWHERE: dict[str, Any] = {
+    **dict.fromkeys(_FLAGS, False),
+    "max_window_layers": 28,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 32768,
 }
-"""What transformers' configuration classes say of keys that a file lacks.
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "num_key_value_heads": {"mistral": 8, "qwen2": 32, "qwen3": 32, "smollm3": 4},
+    "sliding_window": {"mistral": 4096, "qwen2": 4096, "qwen3": 4096},
+    "max_position_embeddings": {"llama": 2048, "mistral": 131072},
+    "bos_token_id": {"llama": 1, "mistral": 1, "smollm3": 128000},
+    "eos_token_id": {"llama": 2, "mistral": 2, "smollm3": 128001},
+    "head_dim": {"qwen3": 128},
+    "rope_theta": {"smollm3": 2000000.0},
+    "no_rope_layer_interval": {"smollm3": 4},
+    "tie_word_embeddings": {"smollm3": True},
+}
+"""What transformers' configuration classes say of keys that a file lacks, by architecture.
 
 Files have the sizes of all weights, so these have no defaults here.
 """
 
-_EVERYWHERE: dict[str, Any] = {
-    **{"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
-    **{"use_sliding_window": False, "max_window_layers": 28},
-    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
-}
-
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1,),
-    "rope_interleaved": (False,),
+    **dict.fromkeys(("rope_interleaved", "is_encoder_decoder", "add_cross_attention"), (False,)),
     **dict.fromkeys(("attention_dropout", "num_experts", "num_local_experts"), (0,)),
     **dict.fromkeys(("n_routed_experts", "attention_sinks"), (0,)),
     **dict.fromkeys(("residual_multiplier", "embedding_multiplier", "logits_scaling"), (1,)),
     **dict.fromkeys(("quantization_config", "per_layer_config", "attention_multiplier"), ()),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), ()),
-    **{"is_encoder_decoder": (False,), "add_cross_attention": (False,)},
 }
 """The values of options that are implemented, beside a missing one and null."""
 
@@ -114,9 +116,8 @@ class ModelConfig:
     @property
     def max_length(self) -> int:
         """The number of tokens up to which the result is that of the original model."""
-        return min(
-            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
-        )
+        longest = self.max_position_embeddings
+        return min(longest, self.sliding_window or longest)
 
 
 def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
@@ -131,14 +132,14 @@ def _is_positive(value: Any) -> bool:
 def config_from_json(
     config: Mapping[str, Any],
     generation: Mapping[str, Any] | None = None,
-    stored_dtype: str | None = None,
+    sizes: Sequence[tuple[str, int]] = (),
 ) -> ModelConfig:
     """Return what a `config.json` says.
 
     Args:
         config: the content of the file.
         generation: the content of `generation_config.json`, whose end tokens count, if it has some.
-        stored_dtype: the dtype of the weights, if it is known better than `config` says it.
+        sizes: the dtype and bytes of each weight, if these are known better than `config` says.
 
     Raises:
         ValueError: if the architecture or an option is not supported, or a value is wrong.
@@ -152,7 +153,8 @@ def config_from_json(
             f"the architecture {listed!r:.200} of model_type {kind!r:.60} is not supported; there "
             f"are {', '.join(CLASSES.values())}"
         )
-    given = {**_EVERYWHERE, **_DEFAULTS[architecture], **config}
+    own = {key: of[architecture] for key, of in _DEFAULTS.items() if architecture in of}
+    given = {**_EVERYWHERE, **own, **config}
     heads: Any = given.get("num_attention_heads")
     width: Any = given.get("hidden_size")
     if given.get("num_key_value_heads") is None:
@@ -176,6 +178,10 @@ def config_from_json(
     rope_layers, window = _layers(architecture, given, problems)
     check_problems(what, problems)
     has_bias = given["attention_bias"] and architecture not in ("mistral", "qwen2")
+    dtypes: Counter[str] = Counter()
+    named = str(given.get("dtype") or given.get("torch_dtype", "float32"))
+    for dtype, size in sizes or [(named, 1)]:
+        dtypes[dtype] += size
     return ModelConfig(
         architecture=architecture,
         **{name: given[name] for name in (*_LARGEST, "rms_norm_eps", "tie_word_embeddings")},
@@ -189,15 +195,14 @@ def config_from_json(
         sliding_window=window,
         eos_token_ids=tuple(ends),
         bos_token_id=given.get("bos_token_id"),
-        stored_dtype=stored_dtype or str(given.get("dtype") or given.get("torch_dtype", "float32")),
+        stored_dtype=dtypes.most_common(1)[0][0],
     )
 
 
 def _wrong(given: Mapping[str, Any]) -> list[str]:
     """Return which values cannot be, whatever the others are, or contradict each other."""
-    flags = [name for name, default in _EVERYWHERE.items() if default is False]
     wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
-    wrong += [n for n in flags if not isinstance(given[n], bool)]
+    wrong += [n for n in _FLAGS if not isinstance(given[n], bool)]
     window = given.get("sliding_window")
     others = {
         "rms_norm_eps": _is_positive(given["rms_norm_eps"]),
@@ -294,11 +299,6 @@ def rotary_frequencies(
         share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of the angle that stays as it is
         angles = share * angles + (1 - share) * angles / scaling["factor"]
     return angles
-
-
-# ----------------------------------------------------------------------------------------------
-# Parameters
-# ----------------------------------------------------------------------------------------------
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

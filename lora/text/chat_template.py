@@ -18,14 +18,10 @@ LONGEST = 1 << 24
 
 
 class ChatTemplate:
-    """A template of conversations.
+    """A template of conversations in jinja2's language.
 
-    Args:
-        text: the template in jinja2's language.
-        variables: the values that it can use beside the conversation, as `bos_token`.
-
-    Raises:
-        ValueError: if it is no template.
+    It can use the variables, as `bos_token`, beside the conversation. A ValueError is raised if it
+    is no template.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:

@@ -47,18 +47,12 @@ class Row:
 
 @dataclass(eq=False, repr=False)
 class Dataset(Sequence[Row]):
-    """The rows of a file, and what was changed or left out.
+    """The rows of a file, and what was changed or left out."""
 
-    Attributes:
-        file: the name of the file.
-        digest: the SHA-256 of its bytes.
-        rows: those that can be trained on.
-        notes: by what happened, the lines of the file to which it did.
-    """
-
-    file: str
-    digest: str = ""
-    rows: list[Row] = field(default_factory=list)
+    file: str  # its name
+    digest: str = ""  # the SHA-256 of its bytes
+    rows: list[Row] = field(default_factory=list)  # those that can be trained on
+    # By what happened, the lines of the file to which it did.
     notes: dict[str, list[int]] = field(default_factory=dict)
 
     def __getitem__(self, index: Any) -> Any:
@@ -80,23 +74,22 @@ class Dataset(Sequence[Row]):
 def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the files of DATA by "train", "valid" and "test": one file is that to train on.
 
-    Raises:
-        FileNotFoundError: if there is no such file, or a folder without one of the three.
+    A FileNotFoundError is raised if there is no such file, or a folder without one of the three.
     """
     path = Path(data)
-    if path.is_dir():
-        found = {split: path / f"{split}.jsonl" for split in SPLITS}
-        found = {split: file for split, file in found.items() if file.is_file()}
-        if not found:
-            there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
-            raise FileNotFoundError(
-                f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl; in it "
-                f"there is {there or 'nothing'}"
-            )
-        return found
-    if not path.is_file():
+    if path.is_file():
+        return {"train": path}
+    if not path.is_dir():
         raise FileNotFoundError(f"there is no file or folder {os.fspath(path)!r}")
-    return {"train": path}
+    found = {split: path / f"{split}.jsonl" for split in SPLITS}
+    found = {split: file for split, file in found.items() if file.is_file()}
+    if not found:
+        there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl; in it "
+            f"there is {there or 'nothing'}"
+        )
+    return found
 
 
 def read_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -58,13 +59,13 @@ def estimate(
     total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
     tokens = sum(ids.size for ids, _ in batches) / len(batches) * accumulation_steps * steps
-    heads = [
-        m for m in modules.values() if sizes.tie_word_embeddings or not isinstance(m, Embedding)
+    matrices = [
+        module.weight
+        for module in modules.values()
+        if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
+        and (sizes.tie_word_embeddings or not isinstance(module, Embedding))
     ]
-    shapes = [
-        m.weight.shape for m in heads if len(getattr(getattr(m, "weight", None), "shape", ())) == 2
-    ]
-    products = sum(d_out * d_in for d_out, d_in in shapes)
+    products = sum(math.prod(matrix.shape) for matrix in matrices)
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
     shown = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
     text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"

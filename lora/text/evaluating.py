@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lora.attaching import disabled
 from lora.text.data import Row
-from minigrad.core.grad_mode import no_grad
 from minigrad.progress import progress_bar
+from minigrad.training.trainer import evaluation_mode
 
 
 @dataclass(frozen=True, repr=False)
 class EvalReport:
-    """The loss of a model on some rows.
+    """The loss of a model on some rows."""
 
-    Attributes:
-        loss: the mean of -log p over all tokens that count.
-        perplexity: e^loss.
-        tokens: the number of tokens that count.
-        standard_error: that of the loss; NaN for a single row.
-        base: the same of the model without its adapters, if it was asked for.
-    """
-
-    loss: float
-    perplexity: float
-    tokens: int
-    standard_error: float
-    base: EvalReport | None = None
+    loss: float  # the mean of -log p over all tokens that count
+    perplexity: float  # e^loss
+    tokens: int  # the number of tokens that count
+    standard_error: float  # of the loss; NaN for a single row
+    base: EvalReport | None = None  # of the model without its adapters, if it was asked for
 
     def __repr__(self) -> str:
         error = self.perplexity * self.standard_error  # of e^loss, to first order
@@ -66,26 +58,14 @@ def evaluate(
     """
     if not any(row.counted[1:].any() for row in rows):
         raise ValueError("there is nothing to evaluate: no row has a token that counts")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        without = None
-        if base:
-            with disabled(model):
-                without = _report(model, rows, progress)
-        return replace(_report(model, rows, progress), base=without)
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _report(model: Any, rows: Sequence[Row], progress: bool) -> EvalReport:
-    """Evaluate a model that is in evaluation mode."""
+    without = None
+    if base:
+        with disabled(model):
+            without = evaluate(model, rows, progress=progress)
     sums, counts = np.zeros((2, len(rows)))
-    with no_grad():
-        for number, row in enumerate(
-            progress_bar(rows, what="evaluation", unit="row", shown=progress)
-        ):
+    with evaluation_mode(model):
+        bar = progress_bar(rows, what="evaluation", unit="row", shown=progress)
+        for number, row in enumerate(bar):
             if row.counted[1:].any():
                 mean, counts[number] = model.loss(row.ids[None], row.counted[None])
                 sums[number] = mean.item() * counts[number]
@@ -94,4 +74,4 @@ def _report(model: Any, rows: Sequence[Row], progress: bool) -> EvalReport:
     spread = float(np.square(sums - loss * counts).sum())
     error = math.sqrt(n / (n - 1) * spread) / tokens if n > 1 else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond float64
-    return EvalReport(loss, perplexity, int(tokens), error)
+    return EvalReport(loss, perplexity, int(tokens), error, without)

@@ -8,7 +8,6 @@ values.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
@@ -34,29 +33,28 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Return the table in a JSON file of a folder, or None if there is no such file.
 
-    Raises:
-        ValueError: if the file is no JSON, no table, or larger than any such file.
+    A ValueError is raised if the file is no JSON, no table, or larger than any such file.
     """
     path = find(folder, name)
+    text = repr(os.fspath(path))
     if not path.is_file():
         return None
     if path.stat().st_size > _LARGEST_JSON:
-        raise ValueError(f"{os.fspath(path)!r} is larger than any file of that name")
+        raise ValueError(f"{text} is larger than any file of that name")
     try:
-        found = parse_json(path.read_bytes(), repr(os.fspath(path)))
+        found = parse_json(path.read_bytes(), text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!r:.200}") from None
+        raise ValueError(f"{text} cannot be read: {error!r:.200}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{os.fspath(path)!r} must be a table, not {found!r:.60}")
+        raise ValueError(f"{text} must be a table, not {found!r:.60}")
     return found
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Return the configuration of the model in a folder.
 
-    Raises:
-        FileNotFoundError: if it has no `config.json`, or no weights.
-        ValueError: if the model is not supported, or a file is wrong.
+    A FileNotFoundError is raised if it has no `config.json`, or no weights, and a ValueError if the
+    model is not supported, or a file is wrong.
     """
     config = read_json(folder, "config.json")
     if config is None:
@@ -64,11 +62,9 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
             f"{os.fspath(folder)!r} has no config.json, so it is no model's folder"
         )
     with open_tensors(folder) as tensors:
-        sizes: Counter[str] = Counter()
-        for info in tensors.tensors.values():
-            sizes["bfloat16" if info.dtype in _FLOAT8 else info.dtype] += info.nbytes
-    stored = max(sizes, key=lambda dtype: sizes[dtype], default=None)
-    return config_from_json(config, read_json(folder, "generation_config.json"), stored)
+        infos = tensors.tensors.values()
+        sizes = [("bfloat16" if i.dtype in _FLOAT8 else i.dtype, i.nbytes) for i in infos]
+    return config_from_json(config, read_json(folder, "generation_config.json"), sizes)
 
 
 def weights(
@@ -76,17 +72,12 @@ def weights(
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name and values of each parameter, in the order of the files.
 
-    Before the first one, the names and shapes in the files are compared with the configuration.
-
-    Raises:
-        FileNotFoundError: if a file is not there.
-        ValueError: if tensors are missing, unexpected, mis-shaped or of a dtype that is not
-            supported, or a file is cut short.
+    A ValueError is raised before the first one if tensors are missing, unexpected, mis-shaped or of
+    a dtype that is not supported; and later if a file is cut short.
     """
     with open_tensors(folder) as tensors:
         # Old files have the frequencies too, which follow from the configuration.
         names = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
-        wanted = expected_shapes(config)
         if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
             head, embedding = (tensors.raw(name) for name in (_HEAD, _EMBEDDING))
             if any(a != b for a, b in zip_longest(head, embedding)):
@@ -95,10 +86,10 @@ def weights(
                     f"says that it is (tie_word_embeddings)"
                 )
             names.remove(_HEAD)
-        check_shapes(tensors.location, {n: tensors.info(n).shape for n in names}, wanted)
-        dtypes = {tensors.info(name).dtype: name for name in names}
-        for dtype, name in dtypes.items():
-            if dtype not in _FLOATS:
+        shapes = {name: tensors.info(name).shape for name in names}
+        check_shapes(tensors.location, shapes, expected_shapes(config))
+        for name in names:
+            if (dtype := tensors.info(name).dtype) not in _FLOATS:
                 raise ValueError(
                     f"{name} of {tensors.location} is of {dtype}; there are {', '.join(_FLOATS)}"
                 )

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,7 +34,6 @@ from lora.text.architecture import (
 from lora.text.packages import package
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
-from minigrad.io.tensor_info import to_stored
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The types of numbers in metadata, as codes of `struct`."""
@@ -88,15 +87,7 @@ class StoredTensor(NamedTuple):
 
 
 class GGUFFile:
-    """The metadata and the table of tensors of a GGUF file.
-
-    Args:
-        path: the path of the file.
-
-    Attributes:
-        path: the path of the file.
-        metadata: the facts by their keys.
-        tensors: the tensors by llama.cpp's names.
+    """The file at a path: its metadata by their keys, and its tensors by llama.cpp's names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -150,14 +141,10 @@ class GGUFFile:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor: as it is stored if that is a plain float, else converted to float32.
+        """Read a tensor, or rows of its first axis, without steps.
 
-        Args:
-            name: the name of the tensor.
-            rows: the rows of the first axis, without steps.
-
-        Raises:
-            ValueError: if the file has been cut short meanwhile.
+        It is as it is stored if that is a plain float, else converted to float32. A ValueError is
+        raised if the file has been cut short meanwhile.
         """
         tensor, gguf = self.tensors[name], package("gguf")
         if len(tensor.shape) == 1 and rows != slice(None):
@@ -207,16 +194,10 @@ class _Reader:
         return self.number(_CODES[kind])
 
 
-# ----------------------------------------------------------------------------------------------
-# The model
-# ----------------------------------------------------------------------------------------------
-
-
 def config_json(file: GGUFFile) -> dict[str, Any]:
     """Return what the `config.json` of the model in a file would say.
 
-    Raises:
-        ValueError: if the model is not supported, or the metadata are wrong.
+    A ValueError is raised if the model is not supported, or the metadata are wrong.
     """
     metadata = file.metadata
     architecture = str(metadata.get("general.architecture"))
@@ -256,13 +237,14 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
         "eos_token_id": [x for i, x in enumerate(ends) if x is not None and x not in ends[:i]],
     }
+    what = f"{os.fspath(file.path)!r} is not supported, since it has"
     problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
     if metadata.get("split.count", 1) != 1:
         problems.append("other parts; join them with llama-gguf-split --merge")
     problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
     if scaling not in (None, "none", "linear"):
         problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
-    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    check_problems(what, problems)
     config = config_from_json(found)
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if value(key) not in (None, config.head_dim):
@@ -270,28 +252,18 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     if _FACTORS in names:
         factors = file.read(_FACTORS).reshape(-1)
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-        plain, scaled = (
-            rotary_frequencies(config.head_dim, config.rope_theta, scaling)
-            for scaling in (None, rope)
-        )
-        wanted = plain / scaled
+        frequencies = partial(rotary_frequencies, config.head_dim, config.rope_theta)
+        wanted = frequencies(None) / frequencies(rope)
         if factors.shape != wanted.shape or not np.allclose(factors, wanted, 1e-4):
             problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
-    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    check_problems(what, problems)
     return found
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
-    """Return the configuration of the model in a file.
-
-    Raises:
-        ValueError: if the model is not supported, or the metadata are wrong.
-    """
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors.values():
-        sizes[_PLAIN.get(tensor.type, "float32")] += tensor.nbytes
-    stored = max(sizes, key=lambda dtype: sizes[dtype], default=None)
-    return config_from_json(config_json(file), stored_dtype=stored)
+    """Return the configuration of the model in a file; errors are those of `config_json`."""
+    sizes = [(_PLAIN.get(each.type, "float32"), each.nbytes) for each in file.tensors.values()]
+    return config_from_json(config_json(file), None, sizes)
 
 
 def gguf_names(config: ModelConfig) -> dict[str, str]:
@@ -315,12 +287,8 @@ def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool
 class GGUFTensors(TensorFile):
     """The weights in a GGUF file, as if they were those of a Hugging Face folder.
 
-    Args:
-        file: the file.
-        config: its configuration, if it has been read already.
-
-    Raises:
-        ValueError: if tensors are missing, unexpected or mis-shaped, or the model is not supported.
+    The configuration is read unless it is given. A ValueError is raised if tensors are missing,
+    unexpected or mis-shaped, or the model is not supported.
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig | None = None) -> None:
@@ -357,9 +325,8 @@ class GGUFTensors(TensorFile):
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""
-        info = self.info(name)
-        for rows in strips(info.shape):
-            yield to_stored(self.read(name, None, rows), info.dtype).tobytes()
+        for rows in strips(self.info(name).shape):
+            yield self.stored(name, rows).tobytes()
 
     def check(self) -> None:
         """Do nothing, since a GGUF file has no checksum."""
@@ -371,11 +338,7 @@ class GGUFTensors(TensorFile):
 def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name that transformers gives a parameter, and its values, for each in the file.
 
-    Before the first one, names and shapes are compared with the configuration.
-
-    Raises:
-        ValueError: if tensors are missing, unexpected or mis-shaped, or the file has been cut
-            short meanwhile.
+    Errors are those of `GGUFTensors`, before the first one, and of `GGUFFile.read`.
     """
     tensors = GGUFTensors(file, config)
     for name in tensors:

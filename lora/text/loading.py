@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from lora.text import folder, gguf_file
-from lora.text.architecture import ModelConfig, expected_shapes
+from lora.text.architecture import expected_shapes
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.heap import physical_memory
-from minigrad.nn import Embedding, Linear, Module, init
+from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
@@ -49,14 +49,18 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
-    source, config = open_model(path)
-    module: Any = gguf_file if isinstance(source, gguf_file.GGUFFile) else folder
+    if is_gguf(path):
+        file = gguf_file.GGUFFile(path)
+        config = gguf_file.read_config(file)
+        arrays = gguf_file.weights(file, config)
+    else:
+        config = folder.read_config(path)
+        arrays = folder.weights(path, config)
     form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
     shapes = expected_shapes(config)
     check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
-    arrays = module.weights(source, config)
     options: Any = {"unit": "tensor", "shown": progress, "total": len(shapes)}
     fill(model, progress_bar(arrays, what="reading", **options), form)
     return model
@@ -68,23 +72,21 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
     modules = dict(model.named_modules())
     for name, array in arrays:
         owner, _, part = name.rpartition(".")
+        layer = modules[owner]
         if array.ndim == 1 or form == "float32":
-            getattr(modules[owner], part).data[...] = array  # also from bfloat16
+            getattr(layer, part).data[...] = array  # also from bfloat16
+            continue
+        narrow: Module  # stores the matrix in few bits
+        if not isinstance(layer, Linear):
+            narrow = BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(array))
+        elif form == "bfloat16" or owner == HEAD:
+            narrow = BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(array), layer.bias)
         else:
-            parent, _, child = owner.rpartition(".")
-            setattr(modules[parent], child, narrow(modules[owner], owner, array, form))
+            wide = array.astype(np.float32, copy=False)
+            narrow = NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
+        parent, _, child = owner.rpartition(".")
+        setattr(modules[parent], child, narrow)
     model.eval()
-
-
-def narrow(layer: Module, name: str, weight: Any, form: str) -> Module:
-    """Return a layer that stores its matrix in few bits, instead of one in float32."""
-    if isinstance(layer, Embedding):
-        return BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(weight))
-    assert isinstance(layer, Linear)
-    if form == "bfloat16" or name == HEAD:
-        return BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(weight), layer.bias)
-    wide = weight.astype(np.float32, copy=False)
-    return NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
 
 
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
@@ -115,19 +117,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is that of a file, which a folder is not.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-    """
+    """Tell whether a path is that of a file; a FileNotFoundError says that nothing is there."""
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
     return Path(path).is_file()
-
-
-def open_model(path: str | os.PathLike[str]) -> tuple[Any, ModelConfig]:
-    """Return what the weights are read from, and the configuration."""
-    if is_gguf(path):
-        file = gguf_file.GGUFFile(path)
-        return file, gguf_file.read_config(file)
-    return path, folder.read_config(path)

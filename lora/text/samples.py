@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -46,15 +44,9 @@ def write_samples(
     max_tokens: int = 40,
     progress: bool = True,
 ) -> list[Sample]:
-    """Answer the prompts of some rows, evenly spread, with the likeliest tokens each time.
+    """Answer the prompts of `count` rows, evenly spread, with the likeliest tokens each time.
 
-    Args:
-        model: the model with its adapter.
-        tokenizer: its tokenizer.
-        rows: the rows; of a text without a prompt, the first words are the prompt.
-        count: how many to answer.
-        max_tokens: the largest number of tokens of an answer.
-        progress: show a progress bar if it takes long.
+    Of a text without a prompt, the first words are the prompt.
     """
     writer = TextGenerator(model, tokenizer, max_tokens=max_tokens)
     chosen = [rows[len(rows) * i // count] for i in range(min(count, len(rows)))]
@@ -63,16 +55,14 @@ def write_samples(
         ids = row.ids.tolist()
         begin = int(np.argmax(row.counted))
         begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
-        answers = []
-        contexts: tuple[AbstractContextManager[Any], ...] = disabled(model), nullcontext()
-        for context in contexts:
-            with context:
-                writer.forget()
-                answers.append(tokenizer.decode(list(writer.tokens_after(ids[:begin]))))
         end = begin + int(row.counted[begin:].sum())
         expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
-        texts = tokenizer.decode(ids[:begin]), expected
-        found.append(Sample(*texts, *answers))
+        with disabled(model):
+            writer.forget()
+            before = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
+        writer.forget()
+        after = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
+        found.append(Sample(tokenizer.decode(ids[:begin]), expected, before, after))
     return found
 
 
@@ -81,14 +71,7 @@ def draw(
 ) -> None:
     """Save a picture of the loss of each step, of those of validation, and of the samples.
 
-    Args:
-        steps: the records of the steps of a `minigrad.History`.
-        samples: the answers.
-        path: the file, a PNG, SVG or PDF.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if the path is that of no picture.
+    An ImportError is raised without matplotlib, and a ValueError if the path is that of no picture.
     """
     from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
 

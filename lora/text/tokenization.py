@@ -54,10 +54,8 @@ class Tokenizer:
     """The tokenizer of a language model; `from_folder` and `from_gguf` make one.
 
     Attributes:
-        bos_token: the token that begins a text, or None.
-        bos_token_id: its number, or None.
-        eos_token: the token that ends a text, or None.
-        eos_token_id: its number, or None.
+        bos_token, bos_token_id: the token that begins a text, and its number, or None.
+        eos_token, eos_token_id: the token that ends a text, and its number, or None.
         chat_template: the template of conversations, or None.
     """
 
@@ -90,8 +88,7 @@ class Tokenizer:
                 what `render` returns. They are characters like all others if not.
         """
         self._tokens.encode_special_tokens = not parse_special
-        ids = self._tokens.encode(text, add_special_tokens=add_special_tokens).ids
-        return list(ids)
+        return list(self._tokens.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are no characters become U+FFFD.
@@ -115,11 +112,7 @@ class Tokenizer:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> str:
-        """Return a conversation as text; see `ChatTemplate.render`.
-
-        Raises:
-            ValueError: if the model has no chat template, or that refuses the messages.
-        """
+        """Return a conversation as text; a ValueError without a template, or as it raises one."""
         if self._template is None:
             raise ValueError(
                 "this model has no chat template, so it was not trained on conversations; give it "
@@ -131,9 +124,7 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `tokenizer.json`, and the special tokens and the chat template beside it.
 
-        Raises:
-            FileNotFoundError: if there is no `tokenizer.json`.
-            ValueError: if a file is wrong.
+        A FileNotFoundError is raised if there is none, and a ValueError if a file is wrong.
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
@@ -147,10 +138,9 @@ class Tokenizer:
             raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
-        config = {
-            **(read_json(folder, "special_tokens_map.json") or {}),
-            **(read_json(folder, "tokenizer_config.json") or {}),
-        }
+        config: dict[str, Any] = {}
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            config |= read_json(folder, file) or {}
         special = {}
         for name, value in config.items():
             text = value.get("content") if isinstance(value, dict) else value
@@ -165,8 +155,7 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
         """Make the tokenizer that the metadata of a GGUF file describe.
 
-        Raises:
-            ValueError: if it is not of bytes, or its rule is not known, or parts are missing.
+        A ValueError is raised if it is not of bytes, or its rule is not known, or parts are wrong.
         """
         p = package("tokenizers")
         words, merges, types = (

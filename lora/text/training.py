@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,6 @@ from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_count, check_positive, check_problems, check_range
-from minigrad.core.tensor import Tensor
 from minigrad.io import write_atomically
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
@@ -52,19 +51,12 @@ _VALIDATIONS = 5  # in a run, if nothing else is asked for
 
 @dataclass(frozen=True, repr=False)
 class TrainResult:
-    """The result of `train`.
+    """The result of `train`."""
 
-    Attributes:
-        out: the folder of the adapter.
-        history: the records of all steps, which have a `validation_loss` where there was one.
-        data: the rows of each file, and what was changed or left out of them.
-        best_step: the step of the adapter that was saved.
-    """
-
-    out: Path
-    history: History
-    data: Mapping[str, Dataset]
-    best_step: int
+    out: Path  # the folder of the adapter
+    history: History  # the records of all steps, with a `validation_loss` where there was one
+    data: Mapping[str, Dataset]  # by "train" and "valid"
+    best_step: int  # the step of the adapter that was saved
 
     def summary(self) -> dict[str, Any]:
         """Return the result as numbers, texts, lists and dicts, which JSON can have."""
@@ -72,12 +64,8 @@ class TrainResult:
             split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
             for split, rows in self.data.items()
         }
-        return {
-            "out": os.fspath(self.out),
-            "best_step": self.best_step,
-            "steps": self.history.steps,
-            "data": data,
-        }
+        steps = {"best_step": self.best_step, "steps": self.history.steps}
+        return {"out": os.fspath(self.out), **steps, "data": data}
 
     def __repr__(self) -> str:
         steps = self.history.steps
@@ -136,24 +124,24 @@ def train(
             of rows see `lora.text.data`.
         out: the folder to write, made if it is not there.
         rank: the rank of each update.
-        alpha: its strength, see `LoRAConfig`.
-        targets: the layers that get an adapter, see `LoRAConfig`; None for all linear ones except
-            the head.
-        steps: the number of steps; None for those of `epochs`.
+        alpha: the strength of the updates, divided by the rank.
+        targets: the layers that get an adapter, by the ends of their names, as q_proj; by default
+            all linear ones except the head. See `LoRAConfig`.
+        steps: the number of steps of the optimiser; by default those of `epochs`.
         epochs: how many times to go through the rows, if `steps` does not say it.
         batch_size: the number of rows that go through the model at once.
         accumulation_steps: the number of such batches for one step.
-        max_length: the tokens of a row at most; None for 1024, or the model's context if shorter.
+        max_length: the tokens of a row at most; by default 1024, or the model's context if shorter.
         long_rows: whether longer rows are cut, or an error.
-        lr: the largest learning rate.
+        lr: the largest learning rate, after the warmup.
         warmup: the share of the steps in which it rises.
         clip_norm: the largest gradient norm to step with.
         seed: what A, and the order of the rows, are drawn from.
         train_on_prompts: whether prompts count too, and not only answers.
         as_chat: whether prompt and completion are turns of a conversation.
-        validate_every: the number of steps after which to validate; None for five times in a run,
+        validate_every: the number of steps after which to validate; by default five times in a run,
             and at least once in an epoch.
-        save_every: the number of steps after which to write a checkpoint; None for each epoch.
+        save_every: the number of steps after which to write a checkpoint; by default each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
         resume: whether to go on with the run in `out`.
@@ -169,12 +157,9 @@ def train(
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
-    asked = dict(locals())
-    options = {name: asked[name] for name in asked if name not in _NO_OPTIONS}
-    for name in ("epochs", "batch_size", "accumulation_steps"):
-        check_positive(name, options[name])
-    for name in ("steps", "max_length", "validate_every", "save_every"):
-        if options[name] is not None:
+    options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
+    for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
+        if options[name] is not None or name not in _MAY_BE_NONE:
             check_positive(name, options[name])
     check_count("seed", seed)
     check_range("warmup", warmup, 0, 1, open_end=True)
@@ -184,10 +169,9 @@ def train(
     options["max_length"] = min(LONGEST, context) if max_length is None else max_length
     if options["max_length"] > context:
         raise ValueError(f"max_length={max_length}, but the model's context is {context} tokens")
-    excluded: list[str] = []
-    if targets is None:
-        excluded = [name for name in candidates(model)[0] if name.split(".")[-1] == "lm_head"]
-    config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=excluded)
+    linear = candidates(model)[0]
+    head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
+    config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
     reading = {name: options[name] for name in _OF_ROWS}
     rows = {
         split: read_rows(file, tokenizer, vocab_size=model.config.vocab_size, **reading)
@@ -200,16 +184,16 @@ def train(
     facts = {
         "options": options,
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
-        "base": _base(model),
+        "base": _fingerprints(model, linear[:1] + linear[-1:]),
     }
     _check_folder(folder, json.loads(json.dumps(facts)), resume)
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
-    held_out, every = None, None
+    held_out = every = None
     if "valid" in rows:
-        held_out = _for_trainer(micro_batches(rows["valid"], batch_size, np.random.default_rng(0)))
+        held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
     if progress:
         expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
@@ -222,9 +206,9 @@ def train(
         rising = min(math.ceil(warmup * total), total - 1)
         folder.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(
-            _Measured(model),
+            _Passing(model),
             optimizer,
-            lambda measured, _: measured,
+            model.loss,
             accumulation_steps=accumulation_steps,
             clip_norm=clip_norm,
             patience=None if held_out is None else total + 1,  # never, but the best are saved
@@ -239,7 +223,7 @@ def train(
         if resume and (folder / CHECKPOINT).exists():
             trainer.load(folder / CHECKPOINT)
         write_atomically(folder / OPTIONS, json.dumps(facts, indent=2).encode())
-        _run(trainer, _for_trainer(batches), held_out, total, progress)
+        _run(trainer, batches, held_out, total, progress)
         judged = [step for step in trainer.history.steps if "validation_loss" in step]
         best = trainer.history.steps[-1]
         if judged:
@@ -262,20 +246,21 @@ def train(
     return TrainResult(folder, trainer.history, rows, int(best["step"]))
 
 
-_NO_OPTIONS = ("model", "tokenizer", "data", "out", "resume", "base_model", "progress")
+_NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress"}
+_MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 _OF_ROWS = ("max_length", "long_rows", "train_on_prompts", "as_chat")
+
+OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not in _NO_OPTIONS]
+"""The parameters of `train` that decide what a run is, and are the same when it goes on."""
 
 
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options of an earlier run, which `train` has written to `options.json`.
 
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it has no options of a run, or some that `train` does not have.
+    A ValueError is raised if it has none, or some that `train` does not have.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
-    known = inspect.signature(train).parameters.keys() - _NO_OPTIONS
-    if unknown := found.keys() - known:
+    if unknown := found.keys() - {*OPTION_NAMES}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     return found
 
@@ -290,32 +275,27 @@ def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
 
 
-class _Measured(Module):
-    """The loss of a language model as a module, whose result the trainer takes as it is."""
+class _Passing(Module):
+    """Passes tokens on, for the trainer, to the loss of a language model, which runs the model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.tokens = 0  # that went through the model in training
+        self.tokens = 0  # that were passed on in training
 
-    def forward(self, ids: Any, counted: Any) -> tuple[Tensor, float]:
-        """Compute the mean loss of the tokens that count, and their number."""
+    def forward(self, ids: Any) -> Any:
+        """Return the tokens."""
         self.tokens += ids.size if self.training else 0
-        found: tuple[Tensor, float] = self.model.loss(ids, counted)
-        return found
+        return ids
 
 
-def _for_trainer(batches: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any, None]]:
-    """Return micro-batches whose parts are all inputs, without a target."""
-    return [(ids, counted, None) for ids, counted in batches]
-
-
-def _base(model: Any) -> str:
-    """Return the fingerprints of the first and the last linear layer of the base."""
+def _fingerprints(model: Any, names: Sequence[str]) -> str:
+    """Return the fingerprints of some linear layers of the base."""
     modules = dict(model.named_modules())
-    names = candidates(model)[0]
-    ends = [modules[names[0]], modules[names[-1]]]
-    layers = [end if isinstance(end, AdaptedLayer) else LoRALayer.around(end) for end in ends]
-    return " ".join(map(fingerprint_of, layers))
+    layers = [modules[name] for name in names]
+    return " ".join(
+        fingerprint_of(layer if isinstance(layer, AdaptedLayer) else LoRALayer.around(layer))
+        for layer in layers
+    )
 
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
@@ -331,7 +311,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
     runs = _saved_run(file), facts
-    old, new = ({**f["options"], **f["data"], "base": f["base"]} for f in runs)
+    old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
     changed = [
         f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
         for key in {**old, **new}
@@ -342,18 +322,26 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
 
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
     """Train up to step `total`, with a bar; raise KeyboardInterrupt if Ctrl-C has ended it."""
-    steps, measured = trainer.history.steps, trainer.model
-    assert isinstance(measured, _Measured)
+    steps, passing = trainer.history.steps, trainer.model
+    assert isinstance(passing, _Passing)
     first = len(steps)
     if first >= total:
         return
     with progress_bar(
         what="training", unit="step", shown=progress, total=total, initial=first,
         in_files=True, delay=0.0, dynamic_ncols=True,
-    ) as bar, _stops_after_step(trainer):  # fmt: skip
+    ) as bar, ExitStack() as stack:  # fmt: skip
+        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+
+            def stop(*_: Any) -> None:  # a second Ctrl-C ends the run at once
+                signal.signal(signal.SIGINT, previous)
+                trainer.stop(at_once=True)
+
+            previous = signal.signal(signal.SIGINT, stop)
+            stack.callback(signal.signal, signal.SIGINT, previous)
 
         def show(_: Trainer) -> None:
-            speed = measured.tokens / sum(step["seconds"] for step in steps[first:])
+            speed = passing.tokens / sum(step["seconds"] for step in steps[first:])
             text = f"loss {steps[-1]['loss']:.4g}, {speed:,.0f} tokens/s"
             bar.set_postfix_str(text, refresh=False)
             bar.update()
@@ -364,21 +352,3 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
         raise KeyboardInterrupt(
             f"stopped after step {len(steps)} of {total}; resume goes on from there"
         )
-
-
-@contextmanager
-def _stops_after_step(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C end the run after the present step, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can have a function for signals
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, previous)
-        trainer.stop(at_once=True)
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

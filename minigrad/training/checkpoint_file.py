@@ -22,40 +22,43 @@ _PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a state that `Trainer.state_dict` returned."""
-    arrays = {f"model.{name}": value for name, value in state["model"].items()}
-    arrays |= {f"best.{name}": value for name, value in state["best"].items()}
-    numbers: dict[str, Any] = {}
-    for number, values in state["optimizer"]["state"].items():
-        for key, value in values.items():
-            if isinstance(value, np.ndarray):
-                arrays[f"optimizer.{number}.{key}"] = value
-            else:
-                numbers[f"{number}.{key}"] = value
-    classes = state["classes"]
-    facts: dict[str, Any] = {
+    classes, ema = state["classes"], dict(state["ema"] or {})
+    parts = {"model": state["model"], "best": state["best"], "ema": ema.pop("averages", {})}
+    parts["optimizer"] = {
+        f"{number}.{key}": value
+        for number, values in state["optimizer"]["state"].items()
+        for key, value in values.items()
+    }
+    numbers = {k: v for k, v in parts["optimizer"].items() if not isinstance(v, np.ndarray)}
+    facts = {
+        **{name: state[name] for name in _PLAIN},
         "optimizer": classes["optimizer"],
         "param_groups": state["optimizer"]["param_groups"],
         "numbers": numbers,
-        **{name: state[name] for name in _PLAIN},
+        "scheduler": classes["scheduler"],
+        "scheduler_state": state["scheduler"],
+        "ema": ema or None,
+        "pass": state["pass"],
     }
-    if classes["scheduler"] is not None:
-        facts |= {"scheduler": classes["scheduler"], "scheduler_state": state["scheduler"]}
-    if state["ema"] is not None:
-        facts["ema"] = {name: v for name, v in state["ema"].items() if name != "averages"}
-        arrays |= {f"ema.{name}": value for name, value in state["ema"]["averages"].items()}
-    if state["pass"] is not None:
-        facts["pass"] = state["pass"]
-    # The states of some generators have arrays, and so has the order of an epoch.
-    text = json.dumps(facts, default=lambda value: value.tolist())
-    save_state(path, arrays, {KEY: text})
+    arrays = {
+        f"{part}.{name}": value
+        for part, values in parts.items()
+        for name, value in values.items()
+        if isinstance(value, np.ndarray)
+    }
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    save_state(path, arrays, {KEY: as_json(known)})
+
+
+def as_json(facts: Any) -> str:
+    """Return facts as JSON; the states of some generators have arrays, and so has an order."""
+    return json.dumps(facts, default=lambda value: value.tolist(), sort_keys=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file that `write` wrote, as `Trainer.load_state_dict` takes it.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is cut short, or no checkpoint of a Trainer.
+    A ValueError is raised if it is cut short, or no checkpoint of a Trainer.
     """
     arrays, metadata = load_state(path)
     file = repr(os.fspath(path))
@@ -75,18 +78,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             {key: tuple(value) if key == "betas" else value for key, value in group.items()}
             for group in facts["param_groups"]
         ]
+        ema = "EMA" if "ema" in facts else None
+        classes = {"optimizer": facts["optimizer"], "scheduler": facts.get("scheduler"), "ema": ema}
         return {
-            "classes": {
-                "optimizer": facts["optimizer"],
-                "scheduler": facts.get("scheduler"),
-                "ema": "EMA" if "ema" in facts else None,
-            },
-            "model": parts["model"],
-            "best": parts["best"],
+            **{name: facts[name] for name in _PLAIN},
+            **{"classes": classes, "model": parts["model"], "best": parts["best"]},
             "optimizer": {"state": optimizer, "param_groups": groups},
             "scheduler": facts.get("scheduler_state"),
-            "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
-            **{name: facts[name] for name in _PLAIN},
+            "ema": {**facts["ema"], "averages": parts["ema"]} if ema else None,
             "pass": facts.get("pass"),
         }
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

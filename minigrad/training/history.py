@@ -33,11 +33,7 @@ class History:
     epochs: list[Record] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> list[float]:
-        """Return one column of the epochs, such as "loss" or "validation_loss".
-
-        Raises:
-            KeyError: if no epoch has it, with the names that there are.
-        """
+        """Return one column of the epochs, such as "loss"; a KeyError names those there are."""
         names = list(dict.fromkeys(key for record in self.epochs for key in record))
         if name not in names:
             raise KeyError(f"the epochs have no {name!r}, only {', '.join(names) or 'nothing yet'}")
@@ -65,11 +61,7 @@ class History:
         write_atomically(path, text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the records with `minigrad.viz.plot_history`; save the figure if `path` is given.
-
-        Raises:
-            ValueError: if there are no epochs yet.
-        """
+        """Draw the records with `minigrad.viz.plot_history`; save the figure if `path` is given."""
         return plot_history(self, path)
 
 

@@ -13,7 +13,6 @@ and files from which a run goes on as if it had never stopped, to the bit.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -51,6 +50,19 @@ Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
 
+@contextmanager
+def evaluation_mode(model: Module) -> Iterator[None]:
+    """Put a model in evaluation mode and record no graph; restore its mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @dataclass
 class _Pass:
     """An epoch that has begun: the order of its items, how many are done, and what counted."""
@@ -76,8 +88,7 @@ class Trainer:
             A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
             class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            to record after each epoch, for the training rows and for those of the validation; in a
-            dict they have other names than their own.
+            to record after each epoch, for the rows of training and validation; a dict names them.
         clip_norm: the largest gradient norm to step with.
         patience: the number of epochs, or with `validate_every` of validations, without a better
             validation loss (training loss, where there is no validation) after which to stop, and
@@ -91,11 +102,9 @@ class Trainer:
         save_frozen: whether checkpoints and the best weights contain parameters of the model that
             the optimiser does not have. Without them the files of an adapter are small, and the
             model that goes on must have the same ones.
-        scheduler: a scheduler of the same optimiser; it sets the lr after each step, not each
-            epoch.
+        scheduler: a scheduler of the same optimiser, which sets the lr after each step.
         ema: averages of the model's weights, updated after each step. They are validated, measured
-            by the metrics and saved as the best weights. The model has its own weights at all other
-            times, also in `on_epoch` and after `fit`; see `EMA.applied`.
+            by the metrics and saved as the best weights; the model has its own at all other times.
         progress: whether to show a progress bar.
         rng: the generator of the order of the rows.
 
@@ -147,20 +156,17 @@ class Trainer:
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
-        if not isinstance(scheduler, LRScheduler | None):
-            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
+        for name, part, kind in (("scheduler", scheduler, LRScheduler), ("ema", ema, EMA)):
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(f"{name} must be an {kind.__name__} or None, not {part!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ValueError("the scheduler was made with another optimiser than the trainer's")
-        if not isinstance(ema, EMA | None):
-            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
-        if ema is not None:
-            averaged = set(map(id, ema.parameters.values()))
-            missing = len(optimized - averaged)
-            if missing:
-                raise ValueError(
-                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
-                    f"same model, when all that is to be trained requires a gradient"
-                )
+        averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
+        if missing := len(optimized - averaged):
+            raise ValueError(
+                f"ema has no average of {missing} parameters of the optimiser; make it of the "
+                f"same model, when all that is to be trained requires a gradient"
+            )
         if checkpoint is not None:
             check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
         if not isinstance(metrics, Mapping):
@@ -264,10 +270,9 @@ class Trainer:
         self._at_once |= at_once
 
     def restore_best(self) -> None:
-        """Go back to the weights of the epoch with the best loss, as `patience` does by itself.
+        """Go back to the weights with the best loss, as `patience` does by itself.
 
-        Raises:
-            ValueError: if there are none, because there was no `patience` or no epoch.
+        A ValueError is raised if there are none, because there was no `patience` or no epoch.
         """
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
@@ -275,7 +280,7 @@ class Trainer:
 
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array."""
-        with self._evaluating():
+        with evaluation_mode(self.model):
             parts = [
                 self.model(Tensor(rows)).numpy()
                 for (rows,) in batches([as_data(x, self._dtype())], self.batch_size, shuffle=False)
@@ -288,39 +293,23 @@ class Trainer:
         Of micro-batches it is the mean of their losses, each with the weight of what it counted.
         """
         given = self._prepared(data, "data")
-        if isinstance(given, MicroBatches):
-            return {"loss": self._mean_loss(given)}
-        prediction = self.predict(given.x)
-        with no_grad():
-            loss, _ = self._loss(Tensor(prediction), given.y)
-        named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
-        return {"loss": loss.item(), **named}
-
-    def _mean_loss(self, data: MicroBatches) -> float:
-        """Compute the loss of micro-batches: sum(count mean) / sum(count)."""
+        if isinstance(given, Rows):
+            prediction = self.predict(given.x)
+            with no_grad():
+                loss, _ = self._loss(Tensor(prediction), given.y)
+            named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
+            return {"loss": loss.item(), **named}
         total = counted = 0.0
-        with self._evaluating():
-            for item in range(len(data)):
-                ((*inputs, target),) = data.micro_batches(np.array([item]))
+        with evaluation_mode(self.model):
+            for item in range(len(given)):
+                ((*inputs, target),) = given.micro_batches(np.array([item]))
                 mean, count = self._loss(self.model(*inputs), target)
                 count = _rows_of(target) if count is None else count
                 total += mean.item() * count if count else 0.0
                 counted += count
         if not counted:
-            raise ValueError(f"{data.name}: the loss counted nothing")
-        return total / counted
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Put the model in evaluation mode and record no graph; restore its mode afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+            raise ValueError(f"{given.name}: the loss counted nothing")
+        return {"loss": total / counted}
 
     def __repr__(self) -> str:
         return (
@@ -480,8 +469,6 @@ class Trainer:
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Return data that have been checked, in one of the two forms."""
-        if isinstance(data, (Rows, MicroBatches)):
-            return data
         given = prepared(data, name, self.batch_size, self._dtype())
         if self.metrics and isinstance(given, MicroBatches):
             raise ValueError(f"{name}: metrics are computed of rows (x, y), not of micro-batches")
@@ -499,11 +486,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a later step depends on, in the form of a dictionary.
-
-        That is the weights and the best weights so far, the states of the optimiser, scheduler,
-        averages and random generators, and the records.
-        """
+        """Return all that a later step depends on: see `minigrad.training.checkpoint_file`."""
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
@@ -538,7 +521,7 @@ class Trainer:
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Take a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
+        """Take a state; if it does not fit, raise an error of some kind and change nothing."""
         check_state("a Trainer", state, _STATE)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
@@ -616,8 +599,7 @@ class Trainer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is cut short or damaged, no checkpoint, or one of another model,
-                optimiser, scheduler or average; nothing is changed then.
+            ValueError: if it is damaged, or does not fit; nothing is changed then.
         """
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
 
@@ -656,14 +638,13 @@ def _checked_pass(state: Any, steps: Sequence[Record]) -> _Pass | None:
     """Return an epoch that has begun; raise an error if it is impossible after these steps."""
     if state is None:
         return None
-    order, counts = np.array(state["order"]), list(state["counts"])
-    check_count("position", state["position"])
+    order, position, counts = np.array(state["order"]), state["position"], list(state["counts"])
+    check_count("position", position)
     for count in counts:
         check_range("what a step counted", count, 0, math.inf)
     is_order = order.ndim == 1 and order.dtype.kind == "i" and len(order) > 0
     if not is_order or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise ValueError("the order of the unfinished epoch is none")
-    position = state["position"]
     if position > len(order) or bool(position) != bool(counts) or not all(counts):
         raise ValueError("the position in the unfinished epoch does not go with its counts")
     if len(counts) > min(len(steps), position):
@@ -684,11 +665,6 @@ def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerato
         duplicate = copy.deepcopy(bits)
         duplicate.state = saved
         taken = duplicate.state
-        positions = (taken["state"].get("pos", 0), 624), (taken.get("buffer_pos", 0), 4)
-        possible = all(0 <= position <= limit for position, limit in positions)
-        if not possible or _as_json(taken) != _as_json(saved):
+        possible = 0 <= taken["state"].get("pos", 0) <= 624 and 0 <= taken.get("buffer_pos", 0) <= 4
+        if not possible or checkpoint_file.as_json(taken) != checkpoint_file.as_json(saved):
             raise ValueError(f"it has an impossible state of a {saved['bit_generator']}")
-
-
-def _as_json(state: Any) -> str:
-    return json.dumps(state, default=lambda value: value.tolist(), sort_keys=True)

@@ -60,6 +60,8 @@ class MicroBatches:
 
 def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> Rows | MicroBatches:
     """Return data in one of the two forms, checked; rows of floats are converted to `dtype`."""
+    if isinstance(data, (Rows, MicroBatches)):
+        return data
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
     if isinstance(data, Sequence) and not isinstance(data, (tuple, str)) and len(data):
         first = data[0]

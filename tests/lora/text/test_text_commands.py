@@ -11,6 +11,7 @@ from lora.__main__ import main
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
+from lora.text.training import OPTION_NAMES
 from tests.lora.text.models import tiny_folder
 
 ROWS = [
@@ -107,6 +108,16 @@ def test_the_spellings_of_mlx_lm_mean_the_same(base, data, tmp_path, capsys):
     ask = ("generate", base, "--prompt", "fox", "--max-tokens", 3)
     theirs = run(capsys, *ask, "--adapter-path", tmp_path / "a", "--temp", 0)
     assert theirs == run(capsys, *ask, "--adapter", tmp_path / "a", "--temperature", 0)
+
+
+def test_train_has_an_option_for_each_of_its_parameters_with_the_text_of_that(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    missing = [n for n in OPTION_NAMES if f"--{n.replace('_', '-')}" not in text]
+    assert missing == ["long_rows"]
+    assert "--lr, --learning-rate LR the largest learning rate, after the warmup (0.0002)" in text
+    assert "the strength of the updates, divided by the rank (16)" in text
 
 
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
