@@ -28,7 +28,6 @@ from minigrad.nn import Parameter
 DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
 
-
 _COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # they stay the same parameters, or None
 
 
@@ -56,9 +55,8 @@ class Adapter:
             Assigning copies.
         start: A_0 and B_0, to which PiSSA's update is the difference, or None.
 
-    Raises:
-        TypeError: if the rank is no integer.
-        ValueError: if the rank or alpha is not positive, or dropout no probability.
+    A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive, or
+    dropout no probability.
     """
 
     lora_a: Any  # a Parameter, to which anything that it can copy is assigned
@@ -199,10 +197,6 @@ class Adapter:
         a, b = (factor._data.astype(np.float64) for factor in self.factors())
         return a, b
 
-    # ----------------------------------------------------------------------------------------------
-    # DoRA
-    # ----------------------------------------------------------------------------------------------
-
     def norms(self, weight: FrozenMatrix) -> Array:
         """Compute n, the norm of each row of W + s B A: `(d_out,)`."""
         a, b = (factor._data for factor in self.factors())
@@ -215,10 +209,6 @@ class Adapter:
         if self.dora_norm_gradient:
             n = dora.norms_with_gradient(weight, *self.factors(), self.scale, n)
         return ops.divide(self.lora_magnitude, n)
-
-    # ----------------------------------------------------------------------------------------------
-    # dW in float64, for merging
-    # ----------------------------------------------------------------------------------------------
 
     def exact_ratio(self, weight: FrozenMatrix) -> Array | None:
         """Compute m / n in float64 from rows that are formed; None without DoRA."""

@@ -45,24 +45,14 @@ _LOCK = threading.Lock()  # blocks of `disabled` are counted, and several thread
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """The report of `attach`: a line for each layer that matched, and the counts.
+    """The report of `attach`: a line for each layer that matched, and the counts."""
 
-    Attributes:
-        matches: the layers that got an adapter.
-        copies: the parameters that are trained in full.
-        adapter: the name of the adapter.
-        trainable: the number of parameters that train now.
-        total: the number of parameters of the model, including adapters, the originals of copies,
-            and weights in few bits, which are no Parameters.
-        emptied: the targets of which `exclude` has left no layer.
-    """
-
-    matches: tuple[Match, ...]
-    copies: tuple[FullCopy, ...]
-    adapter: str
-    trainable: int
-    total: int
-    emptied: tuple[str, ...] = ()
+    matches: tuple[Match, ...]  # the layers that got an adapter
+    copies: tuple[FullCopy, ...]  # the parameters that are trained in full
+    adapter: str  # its name
+    trainable: int  # the number of parameters that train now
+    total: int  # of all, with adapters, originals of copies, and weights in few bits
+    emptied: tuple[str, ...] = ()  # the targets of which `exclude` has left no layer
 
     @property
     def names(self) -> list[str]:
@@ -108,9 +98,9 @@ def attach(
     Raises:
         TypeError: if there is no such module or configuration, or the name is no string.
         ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
-            layer, a weight is not finite, a weight to be trained in full is tied to another, there
-            is an adapter of that name, one is merged, or the model is itself a single layer; the
-            model is as it was then.
+            layer, a weight is not finite, one to be trained in full is tied to another, there is an
+            adapter of that name, one is merged, or the model is itself a single layer. After an
+            error the model is as it was.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
@@ -152,8 +142,7 @@ def check_attachable(model: Module, adapter: str) -> None:
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
-            f"replace it; put it into a Sequential"
-            f"{by_hand if isinstance(model, Linear) else ''}"
+            f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
         )
     if attachment is None:
         strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
@@ -183,9 +172,8 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     )
     activate(model, attachment, (adapter,))
     adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
-    narrow = NarrowLinear, BFloat16Embedding
-    plain = [m.weight for m in model.modules() if isinstance(m, narrow)]
-    in_few_bits = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    narrow = [m.weight for m in model.modules() if isinstance(m, (NarrowLinear, BFloat16Embedding))]
+    in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),
         tuple(plan.copies),
@@ -202,10 +190,8 @@ def switch(model: Module, *names: str) -> Module:
     The updates of several add up. An adapter that is not active does not train; its `requires_grad`
     flags come back when it is active again. Without names, none is active.
 
-    Raises:
-        ValueError: if there is no adapter of that name, one is named twice, one that is merged
-            would be switched off, or two would train one parameter in full; then nothing is
-            changed.
+    A ValueError is raised, and nothing is changed, if there is no adapter of that name, one is
+    named twice, one that is merged would be switched off, or two would train one parameter in full.
     """
     attachment = required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
@@ -226,10 +212,7 @@ def active(model: Module) -> tuple[str, ...]:
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
-    """Return the configuration of each adapter by name; None for one that `lora.combine` made.
-
-    A ValueError is raised if `attach` has put none on.
-    """
+    """Return the configuration of each adapter by name; None for one that `lora.combine` made."""
     return {name: each.config for name, each in required_attachment(model).adapters.items()}
 
 
@@ -282,11 +265,9 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
-    It does so for all threads, until the last of the blocks is left.
-
-    Raises:
-        ValueError: if there are no adapters, or the model is a part of the one that they are on,
-            and contains a parameter that an adapter trains in full.
+    It does so for all threads, until the last of the blocks is left. A ValueError is raised if
+    there are no adapters, or the model is a part of the one that they are on, and contains a
+    parameter that an adapter trains in full.
     """
     layers = [layer for _, layer in adapted_layers(model)]
     attachment = attachment_of(model)
@@ -318,8 +299,7 @@ def disabled(model: Module) -> Iterator[Module]:
 def detach(model: Module) -> Module:
     """Take all adapters off and return the very model as it was, `requires_grad` flags included.
 
-    Raises:
-        ValueError: if `attach` has put none on.
+    A ValueError is raised if `attach` has put none on.
     """
     attachment = required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
@@ -335,10 +315,8 @@ def remove(model: Module, adapter: str) -> Module:
     """Take one adapter off, with all that it has learned; return the model.
 
     The parameters that it trained in full are as they were; a layer without another adapter is the
-    original again. With the last adapter everything is taken off, as by `detach`.
-
-    Raises:
-        ValueError: if there is no such adapter, or it is merged; then nothing is changed.
+    original again. With the last adapter everything is taken off, as by `detach`. A ValueError is
+    raised, and nothing is changed, if there is no such adapter, or it is merged.
     """
     attachment = required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")

@@ -117,8 +117,9 @@ class LoRALayer(AdaptedLayer):
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
+        self._check_fresh()
         linear = Linear.__new__(Linear)
-        linear.weight = Parameter(self._fresh_merged_weight())
+        linear.weight = Parameter(self.merged_weight())
         linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
 

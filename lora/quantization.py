@@ -47,13 +47,9 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """The report of `quantize`: a line for each layer, and the totals.
+    """The report of `quantize`: a line for each layer, and the totals."""
 
-    Attributes:
-        layers: the layers that were replaced.
-    """
-
-    layers: tuple[QuantizedLayer, ...]
+    layers: tuple[QuantizedLayer, ...]  # that were replaced
 
     @property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
-from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, is_match, near
+from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, ends_of, find, near
 from lora.variants.narrow import BFloat16Linear, NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
@@ -131,11 +131,10 @@ def without_layers(
     """Return the patterns that match none of some names, nor a group with one of them."""
     if isinstance(patterns, str):
         return [] if names else [patterns]
-    left = [
-        *names,
-        *(group for group, members in groups.items() if not {*members}.isdisjoint(names)),
-    ]
-    return [pattern for pattern in patterns if not any(is_match(pattern, name) for name in left)]
+    left = [group for group, members in groups.items() if not {*members}.isdisjoint(names)]
+    left += names
+    matched = {end for name in left for end in ends_of(name)}
+    return [pattern for pattern in patterns if pattern not in matched]
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:

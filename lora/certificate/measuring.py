@@ -93,14 +93,10 @@ class MergeCertificate:
     layers, one for each dtype with the layer that loses most.
 
     `certificate[layer]` gives the rows of a layer.
-
-    Attributes:
-        rows: one for each layer and dtype.
-        radius: the norm of the inputs for which `bound` is valid.
     """
 
-    rows: tuple[CertificateRow, ...]
-    radius: float
+    rows: tuple[CertificateRow, ...]  # one for each layer and dtype
+    radius: float  # the norm of the inputs for which `bound` is valid
 
     @property
     def layers(self) -> list[str]:

@@ -130,12 +130,9 @@ class VerifyReport:
 
     Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
     bound that rounding explains, and the verdict.
-
-    Attributes:
-        checks: one for each layer and identity.
     """
 
-    checks: tuple[IdentityCheck, ...]
+    checks: tuple[IdentityCheck, ...]  # one for each layer and identity
 
     @property
     def failed(self) -> list[IdentityCheck]:

@@ -34,21 +34,14 @@ V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-"""The dtypes that the tensors of an adapter can have."""
-
-NO_FLOATS = f"and not of {', '.join(FLOATS)}"
-"""The end of a message about a tensor of another dtype."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
+NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about a tensor of another
 
 PREFIX = "base_model.model."
-
-KEYS = f"{PREFIX}<layer>.lora_A.weight"
-"""The form of the keys of updates, for messages."""
+KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
 
 _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
-
 _LARGEST_HEADER = 1 << 24  # bytes; some hundred describe a tensor
-
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
 # How often to look for the files of a save that is moving them into the folder, how many of these
@@ -125,7 +118,7 @@ class AdapterFolder(Closing):
         self.path = Path(path)
         self.config, self._file, self.unfinished = _open(self.path)
         try:
-            for key in self._file:  # others could control a terminal, or stall expressions
+            for key in self._file:  # some could control a terminal, or stall expressions
                 if len(key) > _LONGEST or not key.isprintable():
                     raise ValueError(
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
@@ -204,26 +197,16 @@ class AdapterFolder(Closing):
         if problem := self.dtype_problem(key):
             yield f"unusable: {key} {problem}"
 
-    def scale(self, layer: StoredLayer) -> float:
-        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
-        return layer.scale
-
-    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
-        """Yield layers whose scale differs between configuration and metadata, and both scales."""
-        for name, facts in self.facts.layers.items():
-            scale = self.config.scale_of(name)
-            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
-                yield name, scale, facts.scale
-
     def scale_problems(self) -> Iterator[tuple[str, str]]:
         """Yield layers with updates whose scale was changed since the save, and what is wrong."""
-        for name, scale, saved in self.lost_scales():
-            if name in self.layers:
+        for name, facts in self.facts.layers.items():
+            scale = self.config.scale_of(name)
+            if name in self.layers and not math.isclose(scale, facts.scale, rel_tol=_SAME):
                 yield (
                     name,
-                    f"the scale is {scale:g} by the configuration, and was {saved:g} when it was "
-                    f"saved, by the metadata of {WEIGHTS}; one of the files has been changed, so "
-                    f"put the other back, and assign layer.scale after loading",
+                    f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
+                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
+                    f"so put the other back, and assign layer.scale after loading",
                 )
 
     def close(self) -> None:

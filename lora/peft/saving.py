@@ -52,17 +52,14 @@ def save(
     """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     `lora.load` reads it back, and so does PEFT over the same base, with equal outputs. The two
-    files appear together or not at all; others in the folder stay. An adapter that began as PiSSA
-    is saved as the plain one of twice the rank that it is over the base.
+    files appear together or not at all; others in the folder stay.
 
     Args:
         model: the model with the adapter, which may be active or not.
         folder: made if it is not there.
         adapter: its name, which is not saved.
-        dtype: the dtype to round the tensors to: float64, float32, float16 or bfloat16; None for
-            their own.
-        seed: the seed that A was drawn from, to note it; None for that of the generator that
-            `attach` was given, or of the default one.
+        dtype: float64, float32, float16 or bfloat16, to which the tensors are rounded; or None.
+        seed: the seed that A was drawn from, to note it; None for that of `attach`'s generator.
         base_model: the name of the base, for PEFT.
         progress: show a progress bar if it takes long.
 
@@ -94,9 +91,8 @@ def save(
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
-    config = replace(
-        _config_of(model, attached, updates, parts), base_model_name_or_path=base_model
-    )
+    config = _config_of(model, attached, updates, parts)
+    config = replace(config, base_model_name_or_path=base_model)
     mixed = len({update.dropout for update in updates.values()}) > 1
     bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
@@ -155,8 +151,8 @@ def _config_of(
     # The modules of the model as it was without adapters.
     names = [name for name in modules if name and not name.startswith(inside)]
     dropouts = {update.dropout for update in updates.values()}
-    rslora = {update.scaling for update in updates.values()} == {LoRAScaling.RSLORA}
-    scaling = LoRAScaling.RSLORA if rslora else LoRAScaling.STANDARD
+    modes = {update.scaling for update in updates.values()}
+    scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
     ranks = {name: len(each[A]) for name, each in parts.items()}
     scales = {name: abs(float(update.scale)) for name, update in updates.items()}
     alphas: dict[str, float] = {}
@@ -171,7 +167,7 @@ def _config_of(
         r=int(r),
         lora_alpha=alpha,
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
-        use_rslora=rslora,
+        use_rslora=scaling is LoRAScaling.RSLORA,
         use_dora=any(MAGNITUDE in each for each in parts.values()),
         rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
         alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
