@@ -256,10 +256,10 @@ class _Tally:
         self.ulp = self.bound = 0.0
         self.errors: list[Array] = []
         self.updates: list[Array] = []
-        self.notes: dict[str, None] = {}  # in the order in which they came up
+        self.notes: list[str] = []
         self.finite = True
         if part.bias is not None and not np.isfinite(part.bias).all():
-            self.notes["b has NaN or Inf"] = None
+            self.notes.append("b has NaN or Inf")
             self.bound = math.inf
 
     def add(self, rows: slice, w: Array, d: Array) -> None:
@@ -281,7 +281,7 @@ class _Tally:
                 (f"W alone overflows {self.dtype}", base),
             ):
                 if not np.isfinite(x).all():
-                    self.notes[note] = None
+                    self.notes.append(note)
                     break
             if not np.isfinite(stored).all():
                 self.finite = False
@@ -298,18 +298,18 @@ class _Tally:
     def row(self) -> CertificateRow:
         """Return the result."""
         absorbed = self.absorbed / self.updated if self.updated else 0.0
-        lost, ulp, bound = math.inf, math.inf, math.inf
+        lost = ulp = bound = math.inf
         if self.finite:
             ulp, bound = self.ulp, self.bound
             error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
             if not math.isfinite(error) or not math.isfinite(update):
-                self.notes["norms overflow float64"] = None
+                self.notes.append("norms overflow float64")
             elif update:
                 lost = error / update
             else:
                 lost = 0.0
-                self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
-        notes = "; ".join(self.notes)
+                self.notes.append("dW is 0, but storing W changes it" if error else "dW is 0")
+        notes = "; ".join(dict.fromkeys(self.notes))  # each once
         return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
 
     def _bound(self, rows: slice, w: Array, stored: Array, error: Array) -> float:
@@ -319,9 +319,7 @@ class _Tally:
         def size(x: Array) -> Array:
             return np.abs(x).max(axis=1) if part.one_hot else norms(x)
 
-        bias = np.zeros(len(w))
-        if part.bias is not None:
-            bias = np.abs(part.bias[rows].astype(np.float64))
+        bias = np.zeros(len(w)) if part.bias is None else np.abs(part.bias[rows].astype(np.float64))
         apart, merged = size(w) + part.spread[rows], size(stored)
         for sums, relative, dtype in (
             (np.maximum(apart, part.peak), self.gamma_apart, self.own),
@@ -329,10 +327,10 @@ class _Tally:
         ):
             largest = (self.radius * sums + bias) * (1 + relative)
             if math.isinf(relative):
-                self.notes[f"sums too long to bound what {dtype} rounds"] = None
+                self.notes.append(f"sums too long to bound what {dtype} rounds")
                 return math.inf
             if not (largest < float(np.finfo(dtype).max)).all():
-                self.notes[f"outputs may overflow {dtype}"] = None
+                self.notes.append(f"outputs may overflow {dtype}")
                 return math.inf
         per_unit = size(error) + self.update_error[rows]
         per_unit += self.gamma_merged * merged + self.gamma_apart * apart
@@ -347,6 +345,6 @@ class _Tally:
         bounds += least_of(self.own) * lost_apart + least_of(self.wide) * lost_merged + evaluated
         found = float(upper(bounds, part.shape[1]).max())
         if not math.isfinite(found):  # a NaN would be smaller than nothing
-            self.notes["the bound overflows float64, or dW's own error is not known"] = None
+            self.notes.append("the bound overflows float64, or dW's own error is not known")
             return math.inf
         return found
