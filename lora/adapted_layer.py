@@ -211,9 +211,8 @@ class AdaptedLayer(Module):
     def forward(self, x: Any) -> Tensor:
         """Compute the layer with W + dW for W, over all active adapters.
 
-        Raises:
-            RuntimeError: if the layer is merged, and an adapter was changed since, or a gradient
-                would be lost.
+        A RuntimeError is raised if the layer is merged, and an adapter was changed since, or a
+        gradient would be lost.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
         bias = frozen_bias(self.bias)
@@ -326,15 +325,11 @@ class AdaptedLayer(Module):
             )
 
     def merge(self, names: Sequence[str] | None = None) -> None:
-        """Use W + dW from now on; W stays beside it as it is. Merging twice changes nothing.
+        """Use W + dW from now on, as the adapters are now; W stays beside it as it is.
 
-        If an adapter was changed after it was merged, it is merged anew.
-
-        Args:
-            names: of active adapters; None for all of them. The others are added in each call.
-
-        Raises:
-            ValueError: if one of the names is not that of an active adapter, or is there twice.
+        The names are those of active adapters, or None for all of them; the others are added in
+        each call. A ValueError is raised if a name is not that of an active adapter, or is there
+        twice.
         """
         chosen = tuple(self.active if names is None else names)
         self._check_names(chosen)

@@ -2,9 +2,9 @@
 
     dW = w_1 dW_1 + w_2 dW_2 + ...        dW_i = s_i B_i A_i
 
-The sum of products is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next
-to each other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that
-is asked for, with the least possible error (`lora.spectra`).
+The sum is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next to each
+other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that is
+asked for, with the least possible error (`lora.spectra`).
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def combine(
 ) -> CombineReport:
     """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
 
-    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch` makes
-    it active, and then all of it trains. The order of the terms has no influence, not on a single
-    bit. An adapter that is named twice counts with the sum of its weights; with a weight of 0 it
-    does not count, and a sum without any terms left is an update of zero, of rank 1.
+    The new adapter is not active, as in PEFT, and nothing else changes; when `lora.switch` makes it
+    active, all of it trains. The order of the terms has no influence, not on a single bit. An
+    adapter that is named twice counts with the sum of its weights, and not at all if that is 0; a
+    sum without any terms left is an update of zero, of rank 1.
 
     A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
-    of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
-    1 if they differ. Its dropout is the common one of the terms, or 0 if they differ.
+    of it, DoRA and PiSSA included; else the result is plain LoRA. Its scale and its dropout are the
+    common ones of the terms, or 1 and 0 if they differ.
 
     Biases and modules that are trained in full are theta_0 + w_1 (theta_1 - theta_0) + ..., where
     theta_0 is the original of the model.
@@ -96,15 +96,15 @@ def combine(
         adapters: their names.
         weights: a number for each.
         adapter: a name for the new one.
-        rank: for the best approximation of at most this rank in each layer; None for the exact
-            sum, whose rank is the sum of ranks. Either is rounded to the dtype of the layer, which
-            the errors of the report do not include.
+        rank: for the best approximation of at most this rank in each layer; None for the exact sum,
+            whose rank is the sum of ranks. Either is rounded to the dtype of the layer, which the
+            errors of the report do not include.
 
     Raises:
         TypeError: if a name is no string, a weight no number, or the rank no integer.
         ValueError: if there is no such adapter, there are not as many weights, one is not finite,
-            the name is taken or malformed, the rank is not positive, an adapter has NaN or Inf in
-            it or the result would, or it is DoRA and would not just be copied. Nothing
+            the name is taken or malformed, the rank is not positive, there is NaN or Inf in an
+            adapter or would be in the result, or one is DoRA and would not just be copied. Nothing
             is changed then.
         RuntimeError: inside of `lora.disabled`.
     """
@@ -154,8 +154,6 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         )
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an adapter is a string, not {name!r}")
         attachment.get(name)
         if isinstance(weight, (bool, np.bool_)) or not isinstance(weight, numbers.Real):
             raise TypeError(f"the weight of {name!r} must be a number, not {weight!r}")

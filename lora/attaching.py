@@ -2,8 +2,7 @@
 
 `attach` replaces each targeted layer by one with adapters. The layer itself is stored, unchanged,
 and so is every `requires_grad` flag; `detach` restores all of it. Attaching again under another
-name gives the same layers, or others, another adapter on the same base. `switch` chooses one or
-several of them, and `disabled` none for a while.
+name gives the same layers, or others, another adapter on the same base.
 """
 
 from __future__ import annotations

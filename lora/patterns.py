@@ -95,10 +95,8 @@ def find(
     """Return the names that match, in their order, each with the first pattern that finds it.
 
     The groups are names that stand for several, such as an attention for its projections; `role` is
-    the name of the parameter with the patterns, for messages.
-
-    Raises:
-        ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
+    the name of the parameter with the patterns, for messages. A ValueError is raised if a pattern
+    matches none of them, with all names, and the nearest to a miss.
     """
     names, one = list(names), isinstance(patterns, str)
     found: dict[str, str] = {}

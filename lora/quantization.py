@@ -1,8 +1,7 @@
 """The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16.
 
-    report = quantize(model, targets=["q_proj", "v_proj"])
-
-replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a `BFloat16Linear`.
+`quantize` replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a
+`BFloat16Linear`.
 """
 
 from __future__ import annotations
@@ -105,10 +104,9 @@ def quantize(
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if a target matches nothing or an Embedding, a layer is in few bits already,
-            has an adapter, is trained in full by one, or has a weight that is used elsewhere too or
-            has NaN or Inf, the block size is no positive integer, the format is unknown or has no
-            such option, or the model is itself a single layer.
+        ValueError: if a target matches nothing or an Embedding; a layer is in few bits already, has
+            an adapter, is trained in full by one, or has a weight that is not finite or is used
+            elsewhere too; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
     if isinstance(model, Linear):

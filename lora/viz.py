@@ -58,8 +58,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
     """Describe the update of each layer that an adapter changes, or without a name all active ones.
 
     The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
-    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update, or as by
-    `changed_layers`.
+    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -118,8 +117,8 @@ def plot_singular_values(
     At the left a line for each layer, which ends at its rank: B A has no more. At the right the
     effective rank of each, exp of the entropy of its singular values, as a part of the rank.
 
-    To look in this manner at a model of which all parameters were trained, let `lora.extract` make
-    an adapter of the difference, with a rank as high as its layers are wide.
+    To look so at a model of which all parameters were trained, let `lora.extract` make an adapter
+    of the difference, with a rank as high as its layers are wide.
 
     Args:
         model: with adapters.
@@ -129,8 +128,8 @@ def plot_singular_values(
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, all updates are 0, or there is NaN or Inf in one; or
-            the path has another suffix.
+        ValueError: if it has no such adapter, all updates are 0, one has NaN or Inf, or the path
+            has another suffix.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 

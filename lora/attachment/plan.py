@@ -43,10 +43,8 @@ class Plan:
     """All that an attachment consists of. The model is not changed.
 
     A and B are drawn from `rng` after all has been checked. With `targets` the layers are these,
-    and not those of `config`. A and B are then 0, because the caller sets their values later, and a
-    rank may be larger than the rank that B A can have. `progress` shows a bar if it takes long.
-
-    It raises the errors of `lora.attach`.
+    and not those of `config`; A and B are then 0, because the caller sets their values later, and a
+    rank may be larger than the rank that B A can have. It raises the errors of `lora.attach`.
     """
 
     def __init__(

@@ -33,18 +33,14 @@ class LayerMerge:
 
     The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to the
     dtype that it is stored in. If not merged, the layer computes x W^T + b and the part of dW in
-    its own dtype.
+    its own dtype. `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
 
     A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
     row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
     a unit of |x|.
 
-    `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
-
-    Raises:
-        TypeError: if the dtype is not float16, float32 or float64.
-        ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
-            has a bias.
+    A TypeError is raised if the dtype is not float16, float32 or float64; a ValueError if W is no
+    matrix, a shape does not go with it, a size is negative, or a table has a bias.
     """
 
     name: str  # of the layer
@@ -102,7 +98,7 @@ class LayerMerge:
         """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
         `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
-        A^T. The other arguments are fields of the result, and the errors are its own.
+        A^T.
         """
         a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -223,8 +219,8 @@ def merging_into(
 def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:
     """Describe the sum of several adapters, which a layer computes as one product of all ranks.
 
-    In that product each B is multiplied by its s. What this loses below the least normal number is
-    multiplied by x A^T.
+    There each B is multiplied by its s. What that loses below the least normal number is multiplied
+    by x A^T.
     """
     first = parts[0]
     spread = np.sum([part.spread for part in parts], axis=0)

@@ -48,21 +48,21 @@ class MergeError(ValueError):
 class CertificateRow:
     """The loss of merging one layer if the weight is stored in one dtype.
 
-    V is W' = W + dW as it is stored, and W_t is W as it is stored.
+    V is W' = W + dW as it is stored, and W_t is W as it is stored. If V overflows, or W or dW is
+    not finite, `lost`, `ulp` and `bound` are infinite.
 
     Attributes:
         layer: its name.
         dtype: the dtype that the weight is stored in.
         absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
         lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
-            more rounding than update. Where dW is 0 it is 0, since nothing can be lost; then
-            `bound` has the effect of storing W.
+            more rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing
+            W.
         ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
             `lora.certificate.rounding.unit_of`, also for NF4.
         bound: the largest difference between an output of the merged layer and of the layer as it
             was, as both are computed, for any input x with |x| <= radius.
-        note: says what is not finite, or 0, or overflows. If V overflows, or W or dW is not finite,
-            `lost`, `ulp` and `bound` are infinite.
+        note: says what is not finite, or 0, or overflows.
     """
 
     layer: str
@@ -90,9 +90,8 @@ class MergeCertificate:
     """The loss of merging the layers of a model, in each dtype that they may be stored in.
 
     Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
-    layers, one for each dtype with the layer that loses most.
-
-    `certificate[layer]` gives the rows of a layer.
+    layers, one for each dtype with the layer that loses most. `certificate[layer]` gives the rows
+    of a layer.
     """
 
     rows: tuple[CertificateRow, ...]  # one for each layer and dtype
@@ -129,8 +128,8 @@ class MergeCertificate:
     def check(self, limit: float, dtype: str) -> None:
         """Raise a MergeError if merging loses more than `limit` of the update of a layer.
 
-        A KeyError is raised if there are no rows of the dtype, a TypeError or a ValueError if the
-        limit is no number from 0 on.
+        A KeyError is raised if there are no rows of the dtype, another error if the limit is no
+        number from 0 on.
         """
         _check("dtype", dtype, self.dtypes)
         check_number("limit", limit)
@@ -201,8 +200,8 @@ def certify(
 
     Raises:
         TypeError: if W or dW is not of float64, or the radius is no number.
-        ValueError: if there are no layers, or two of one name, or no dtypes, or there is no such
-            dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
+        ValueError: if there are no layers or no dtypes, two layers of one name, or no such dtype;
+            if the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
     parts = tuple(parts)
     of_layer = dtypes if isinstance(dtypes, Mapping) else {}

@@ -52,9 +52,9 @@ def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
 def round_to(x: Array, dtype: str) -> Array:
     """Round each number as storing it in `dtype` does; the result is in float64.
 
-    It is rounded to the nearest number, of two to the even one; beyond the largest to infinity.
-    NF4 divides the rows of x, `(..., n)`, into blocks. A TypeError is raised if x is of another
-    dtype than float64, since it might have been rounded before.
+    It is rounded to the nearest number, of two to the even one; beyond the largest to infinity. NF4
+    divides the rows of x, `(..., n)`, into blocks. x must be of float64, since it might have been
+    rounded before.
     """
     check_dtypes(dtype)
     x = np.asarray(x)
@@ -90,8 +90,7 @@ def unit_of(x: Array, dtype: str) -> Array:
 def _in_nf4(x: Array) -> tuple[Array, Array, Array, Array]:
     """Return the levels of NF4, the gap from each to its nearer neighbour, and x as stored.
 
-    That is the index of the level nearest to each x / absmax, and absmax, the largest absolute
-    value of its block, in float32.
+    That is the index of the level nearest to each x / absmax, and absmax in float32.
     """
     levels = kernels.nf4.LEVELS.astype(np.float64)
     gaps = np.minimum(np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf))

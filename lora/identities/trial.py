@@ -1,11 +1,11 @@
 """A copy of a LoRA layer to experiment on: its runs, and bounds on their rounding errors.
 
-Each run has the same inputs, output gradients and random numbers, so that two runs can be
-compared. Matrices of the reference are multiplied by numpy, not by the kernels that are checked.
+Each run has the same inputs, output gradients and random numbers, so that two can be compared. The
+reference is multiplied by numpy, not by the kernels that are checked.
 
-A result that is a sum of products, computed with k roundings of each term, differs from the exact
-one by at most gamma(k) times the same sum of absolute values, in whatever order the terms are
-added. With u half the distance from 1 to the next number, and L a number,
+A sum of products that is computed with k roundings of each term differs from the exact one by at
+most gamma(k) times the same sum of absolute values, in whatever order the terms are added. With u
+half the distance from 1 to the next number, and L a number,
 
     gamma(k) = exp(L sqrt(k) u + k u^2 / (1 - u)) - 1
 

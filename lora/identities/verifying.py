@@ -73,14 +73,14 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     The first four are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype. In that dtype, y, dx, dA and dB are also compared with those in float64, and merged
     outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
-    the terms (see `lora.identities.trial`). Where A and B are such that nothing exceeds its
-    bound, as at B = 0, the check is made at random ones; the report says so. With dropout in
-    training, all runs drop the same elements.
+    the terms (see `lora.identities.trial`). Where nothing exceeds its bound, as at B = 0, the check
+    is made at random A and B; the report says so. With dropout in training, all runs drop the same
+    elements.
 
-    If the loss uses A and B in other ways than by calling the layer, such as by a penalty, that is
-    ignored. The model is not changed, merged or not: all is done on copies of it, the random
-    generators are restored, and nothing gets a gradient. An error that the layer raises in one of
-    the checks is passed on, with a note that says which.
+    Other uses of A and B in the loss than by calling the layer, such as a penalty, are ignored. The
+    model is not changed, merged or not: all is done on copies of it, the random generators are
+    restored, and nothing gets a gradient. An error that the layer raises in one of the checks is
+    passed on, with a note that says which.
 
     Args:
         model: with adapters, or a LoRALayer.
@@ -169,8 +169,8 @@ class VerifyReport:
     def rows(self) -> list[tuple[str, ...]]:
         """The rows of the table.
 
-        A layer without any verdict, for a single reason, is one row; so is one of several layers
-        in which every identity holds.
+        A layer without any verdict, for a single reason, is one row; so is one of several layers in
+        which every identity holds.
         """
         rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))

@@ -222,9 +222,8 @@ class PeftConfig:
     def of(cls, content: Any) -> PeftConfig:
         """Make a configuration from the content of the file.
 
-        Raises:
-            ValueError: with all fields that are unknown, of the wrong kind, contradict others, or
-                ask for something that is not implemented and would change the result.
+        A ValueError is raised with all fields that are unknown, of the wrong kind, contradict
+        others, or ask for something that is not implemented and would change the result.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
@@ -376,12 +375,7 @@ def _characters(fields: Mapping[str, Any]) -> int:
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
-    """Read a file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or if `PeftConfig.of` cannot use it.
-    """
+    """Read a file; a ValueError is raised if it is no JSON, or if `PeftConfig.of` cannot use it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")

@@ -61,11 +61,7 @@ class Facts:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Facts:
-        """Read the facts from the header of a file; a file that PEFT wrote has none.
-
-        Raises:
-            ValueError: if the entry is not what `metadata` returns.
-        """
+        """Read the facts from the header of a file; a file that PEFT wrote has none."""
         if KEY not in metadata:
             return cls()
         try:

@@ -64,8 +64,8 @@ def by_key(
 ) -> dict[str, V]:
     """Return the contents of an adapter by PEFT's keys.
 
-    The updates are given by the names of their layer and part, the layers among them that are
-    embeddings apart, and what is trained in full by its name in the model.
+    Updates are given by the names of their layer and part, what is trained in full by its name in
+    the model; the layers that are embeddings are named apart.
     """
     endings = {part: ending for ending, part in _PARTS.items()}
     found = {}
@@ -279,12 +279,8 @@ def write_folder(
 ) -> None:
     """Write the two files of an adapter, which appear together or not at all.
 
-    Args:
-        folder: made if it is not there; other files in it stay.
-        config: the content of `adapter_config.json`.
-        tensors: the tensors by PEFT's keys.
-        facts: the metadata of the tensors.
-        dtype: the dtype to round the tensors to, one of `FLOATS`; None for their own.
+    The folder is made if it is not there; other files in it stay. The tensors are given by PEFT's
+    keys, and are rounded to `dtype`, one of `FLOATS`, or keep their own for None.
 
     Raises:
         ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
