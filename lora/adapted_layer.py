@@ -350,13 +350,10 @@ class AdaptedLayer(Module):
     def extra_repr(self) -> str:
         """Describe the sizes, the rank and the scale, or the names of several adapters."""
         parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
-        if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
-            parts += self.adapters[DEFAULT].facts()
-        else:
-            parts += [
-                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(adapter.facts())}"
-                for name, adapter in self.adapters.items()
-            ]
+        alone = list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,)
+        for name, adapter in self.adapters.items():
+            label = f"{name}{'' if name in self.active else ' (off)'}"
+            parts += adapter.facts() if alone else [f"{label}: {' '.join(adapter.facts())}"]
         if self.merged:
             some = self.merged_adapters != self.active
             parts.append(f"merged: {', '.join(self.merged_adapters)}" if some else "merged")

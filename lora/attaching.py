@@ -60,14 +60,13 @@ class AttachReport:
 
     def __repr__(self) -> str:
         head = ("layer", "matched by", "d_in -> d_out", "rank", "trains", "")
-        rows = [
-            (m.name, m.pattern, f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}", m.note)
-            for m in self.matches
-        ]
-        rows += [
-            (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "in full")
-            for c in self.copies
-        ]
+        rows = []
+        for m in self.matches:
+            sizes = f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}"
+            rows.append((m.name, m.pattern, *sizes, m.note))
+        for c in self.copies:
+            sizes = str(c.own.shape), "", f"{c.own.size:,}"
+            rows.append((c.name, c.reason, *sizes, "in full"))
         share = 100 * self.trainable / self.total
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
         notes = [f"{target}: all its layers are excluded" for target in self.emptied]
@@ -143,16 +142,14 @@ def check_attachable(model: Module, adapter: str) -> None:
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
             f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
         )
-    if attachment is None:
-        strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
-        if strange:
-            raise ValueError(
-                f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
-                f"or has on a part of it; fold or detach them first"
-            )
-        return
-    attachment.check_enabled("adapters cannot be attached")
-    check_switch(model, attachment, (adapter,))
+    if attachment is not None:
+        attachment.check_enabled("adapters cannot be attached")
+        check_switch(model, attachment, (adapter,))
+    elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
+        raise ValueError(
+            f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
+            f"or has on a part of it; fold or detach them first"
+        )
 
 
 def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
@@ -166,9 +163,8 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
-    attachment.adapters[adapter] = Attached(
-        plan.config, list(plan.updates), plan.copies, seed=plan.seed
-    )
+    attached = Attached(plan.config, list(plan.updates), plan.copies, seed=plan.seed)
+    attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
     adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
     narrow = [m.weight for m in model.modules() if isinstance(m, (NarrowLinear, BFloat16Embedding))]

@@ -61,9 +61,7 @@ class ExtractReport:
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "error", "relative", "energy", "")
-        rows = [
-            (row.name, *row.figures, "" if row.rank else "does not differ") for row in self.layers
-        ]
+        rows = [(r.name, *r.figures, "" if r.rank else "does not differ") for r in self.layers]
         rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         return "\n".join(aligned(head, rows))
 
@@ -177,9 +175,8 @@ def extract(
 
 def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
     """Return the layers whose weight is in few bits and so no parameter, by the weight's name."""
-    narrow = NarrowLinear, BFloat16Embedding
-    modules = model.named_modules()
-    return {f"{name}.weight": m for name, m in modules if isinstance(m, narrow)}
+    kinds = NarrowLinear, BFloat16Embedding
+    return {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, kinds)}
 
 
 class _Pair:

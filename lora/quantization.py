@@ -69,9 +69,9 @@ class QuantizeReport:
         head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
         rows = []
         for row in self.layers:
+            shape = f"{row.shape[0]} x {row.shape[1]}"
             sizes = in_bytes(row.bytes_before), in_bytes(row.bytes_after)
             figures = f"{row.bytes_per_number:.4f}", f"{row.error:.4f}"
-            shape = f"{row.shape[0]} x {row.shape[1]}"
             rows.append((row.name, row.pattern, shape, *sizes, *figures))
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
@@ -126,11 +126,8 @@ def quantize(
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
     kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
-    plain = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, LoRALayer) or any(is_plain(module, kind) for kind in kinds)
-    ]
+    able = [n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)]
+    plain = [n for n, m in modules.items() if isinstance(m, LoRALayer) or n in able]
     done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
     if config.targets != ALL_LINEAR or not plain:
         plain += done

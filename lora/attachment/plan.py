@@ -124,7 +124,6 @@ class Plan:
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
-        """Make the adapter of one layer."""
         layer, config, begin = self.layers[target.name], self.config, None
         if not drawn:
             a = np.zeros((target.rank, layer.d_in))
@@ -144,13 +143,7 @@ class Plan:
             rng=rng,
         )
 
-    # ----------------------------------------------------------------------------------------------
-    # Parameters that are trained in full
-    # ----------------------------------------------------------------------------------------------
-
     def _save_biases(self, model: Module) -> None:
-        """Copy the biases that the configuration means."""
-
         def is_meant(name: str) -> bool:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)

@@ -36,14 +36,14 @@ def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
 
 def candidates(model: Module) -> tuple[list[str], list[str]]:
     """List the names of the linear layers that have or can have an adapter, and of embeddings."""
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, AdaptedLayer)
-        or any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear, BFloat16Linear))
-    }
-    tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    return [name for name in found if name not in tables], tables
+    linear: list[str] = []
+    tables: list[str] = []
+    kinds = (Linear, Embedding, NF4Linear, BFloat16Linear)
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLayer) or any(is_plain(module, kind) for kind in kinds):
+            is_table = isinstance(module, (Embedding, LoRAEmbedding))
+            (tables if is_table else linear).append(name)
+    return linear, tables
 
 
 def is_plain(module: Module, kind: type[Module]) -> bool:
@@ -100,9 +100,9 @@ def select(
                     f"targets are {', '.join(found)}"
                 )
         wanted: Any = config.layers_to_transform
-        missing = [index for index in wanted if index not in indices.values()]
+        known = sorted({index for index in indices.values() if index is not None})
+        missing = [index for index in wanted if index not in known]
         if missing:
-            known = sorted({index for index in indices.values() if index is not None})
             there = f"no name has an index of layers: {', '.join(found)}"
             if known:
                 there = f"their layers are {', '.join(map(str, known))}"

@@ -150,9 +150,10 @@ class MergeCertificate:
     @property
     def sentence(self) -> str:
         """The result in a sentence."""
-        lost = [self.worst(dtype).lost for dtype in self.dtypes]
-        parts = [f"{part:.1g}" if part < 1 else "all" for part in lost]
-        worst = [f"{part} in {dtype}" for part, dtype in zip(parts, self.dtypes, strict=True)]
+        worst = []
+        for dtype in self.dtypes:
+            lost = self.worst(dtype).lost
+            worst.append(f"{lost:.1g} in {dtype}" if lost < 1 else f"all in {dtype}")
         return (
             f"Merging {counted(len(self.layers), 'layer')} loses at most this part of the update: "
             f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."
@@ -209,8 +210,7 @@ def certify(
     if not parts:
         raise ValueError("there are no layers to certify; pass one LayerMerge for each")
     names = [part.name for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
         )

@@ -198,13 +198,11 @@ class VerifyReport:
 
 def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
     """Tell whether a layer is y = x W^T + b + s (x A^T) B^T, as the identities assume."""
-    if not (isinstance(layer, LoRALayer) and isinstance(layer.base_weight, Parameter)):
-        return False
-    if len(layer.active) != 1:
+    is_dense = isinstance(layer, LoRALayer) and isinstance(layer.base_weight, Parameter)
+    if not is_dense or len(layer.active) != 1 or isinstance(layer.bias, TrainedCopy):
         return False
     adapter = layer.adapters[layer.active[0]]
-    plain = adapter.lora_magnitude is None and adapter.start is None
-    return plain and not isinstance(layer.bias, TrainedCopy)
+    return adapter.lora_magnitude is None and adapter.start is None
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:

@@ -23,8 +23,7 @@ from minigrad.progress import progress_bar
 
 W = TypeVar("W")
 
-KEY = "minigrad-lora"
-"""The name of the metadata entry, whose value is a string of JSON."""
+KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
 
 @dataclass(frozen=True)

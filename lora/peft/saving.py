@@ -117,13 +117,12 @@ def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -
     """
     found = {copy.name: copy.own.data for copy in attached.copies}
     bias = _bias_of(attached)
-    if bias != "none":
-        every = [copy for each in record.adapters.values() for copy in each.copies]
-        originals = {copy.name: copy.original for copy in every}
-        for name, parameter in parameters_in_use(model):
-            layer, _, last = name.rpartition(".")
-            if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
-                found[name] = originals.get(name, parameter).data
+    every = [copy for each in record.adapters.values() for copy in each.copies]
+    originals = {copy.name: copy.original for copy in every}
+    for name, parameter in parameters_in_use(model) if bias != "none" else ():
+        layer, _, last = name.rpartition(".")
+        if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
+            found[name] = originals.get(name, parameter).data
     return found
 
 

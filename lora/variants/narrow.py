@@ -51,9 +51,8 @@ class NarrowLinear(Module):
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
         if not isinstance(linear, Linear):
-            raise TypeError(
-                f"{cls.__name__}.from_linear: takes a Linear, not {type(linear).__name__}"
-            )
+            kind = type(linear).__name__
+            raise TypeError(f"{cls.__name__}.from_linear: takes a Linear, not {kind}")
         weight: Any = cls._kind()
         layer = cls(weight.of(linear.weight._data, *options), linear.bias, linear.weight.dtype)
         layer.training = linear.training
