@@ -46,22 +46,14 @@ class Adapter:
         begin: the first A and B, instead of what `init` would draw.
         rng: the generator of A and B, and of dropout.
 
-    Attributes:
-        dropout, rng: as they were passed. Both may be assigned.
-        lora_a: A, `(rank, d_in)`. Assigning copies.
-        lora_b: B, `(d_out, rank)`. Assigning copies.
-        scale: s, the factor of B A, a float.
-        lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
-            Assigning copies.
-        start: A_0 and B_0, to which PiSSA's update is the difference, or None.
-
     A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive, or
     dropout no probability.
     """
 
-    lora_a: Any  # a Parameter, to which anything that it can copy is assigned
-    lora_b: Any
-    lora_magnitude: Any
+    # Parameters, of which an assignment copies the values.
+    lora_a: Any  # A, `(rank, d_in)`
+    lora_b: Any  # B, `(d_out, rank)`
+    lora_magnitude: Any  # m, `(d_out,)`, at first the norms of the rows of W; None without DoRA
 
     def __init__(
         self,
@@ -88,7 +80,7 @@ class Adapter:
         self.init = init
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
         self.lora_b = Parameter(first.b, init != "mica", dtype=weight.dtype)
-        self.start: tuple[Parameter, Parameter] | None = None
+        self.start: tuple[Parameter, Parameter] | None = None  # A_0 and B_0 of PiSSA
         if first.from_start:
             self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)
         self.dora_norm_gradient = dora_norm_gradient

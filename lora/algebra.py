@@ -19,14 +19,8 @@ import numpy as np
 
 from lora.adapter import Adapter
 from lora.attaching import deactivate
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    FullCopy,
-    attached_layers,
-    check_name,
-    required_attachment,
-)
+from lora.attachment import state
+from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.frozen import Array, FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
@@ -108,13 +102,13 @@ def combine(
             is changed then.
         RuntimeError: inside of `lora.disabled`.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be combined")
     terms = _terms(attachment, adapters, weights)
-    check_name(attachment, adapter)
+    state.check_name(attachment, adapter)
     if rank is not None:
         rank = check_size("rank", rank)
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     copies = _combined_copies(attachment, terms)
     updates: dict[str, Adapter] = {}
     rows = []

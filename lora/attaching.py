@@ -17,20 +17,9 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
+from lora.attachment import state
 from lora.attachment.plan import Match, Plan
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    FullCopy,
-    adapted_layers,
-    attached_layers,
-    attachment_of,
-    check_name,
-    replace,
-    required_attachment,
-    restore_flags,
-    store,
-)
+from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
@@ -117,7 +106,7 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
     After an error in the block the model and the generator are as they were.
     """
     check_attachable(model, adapter)
-    attachment = attachment_of(model)
+    attachment = state.attachment_of(model)
     draws = generator(rng).bit_generator
     before = draws.state
     if attachment is not None:
@@ -134,8 +123,8 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
 
 def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
-    attachment = attachment_of(model)
-    check_name(attachment, adapter)
+    attachment = state.attachment_of(model)
+    state.check_name(attachment, adapter)
     if isinstance(model, (Linear, Embedding, NarrowLinear)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
@@ -154,13 +143,13 @@ def check_attachable(model: Module, adapter: str) -> None:
 
 def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
-    attachment = attachment_of(model)
+    attachment = state.attachment_of(model)
     if attachment is None:
         attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
-        store(model, attachment)
+        state.store(model, attachment)
     attachment.replaced |= plan.replaced
-    replace(model, {id(original): layer for original, layer in plan.replaced.values()})
+    state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
     attached = Attached(plan.config, list(plan.updates), plan.copies, seed=plan.seed)
@@ -188,7 +177,7 @@ def switch(model: Module, *names: str) -> Module:
     A ValueError is raised, and nothing is changed, if there is no adapter of that name, one is
     named twice, one that is merged would be switched off, or two would train one parameter in full.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
     for name in names:
         if not isinstance(name, str):
@@ -203,17 +192,17 @@ def switch(model: Module, *names: str) -> Module:
 
 def active(model: Module) -> tuple[str, ...]:
     """Return the names of the adapters that take part; a ValueError without `attach`."""
-    return required_attachment(model).active
+    return state.required_attachment(model).active
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
     """Return the configuration of each adapter by name; None for one that `lora.combine` made."""
-    return {name: each.config for name, each in required_attachment(model).adapters.items()}
+    return {name: each.config for name, each in state.required_attachment(model).adapters.items()}
 
 
 def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Raise a ValueError if a merged adapter would be switched off, or two train one parameter."""
-    for path, layer in attached_layers(model, attachment).items():
+    for path, layer in state.attached_layers(model, attachment).items():
         left = [name for name in layer.merged_adapters if name not in names]
         if left:
             raise ValueError(
@@ -233,7 +222,7 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Make these adapters active, which has been checked to be possible."""
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     for name in attachment.active:
         if name not in names:
             deactivate(model, attachment, name)
@@ -241,7 +230,7 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in attachment.active:
-            restore_flags(attachment.adapters[name].flags)
+            state.restore_flags(attachment.adapters[name].flags)
     attachment.active = tuple(names)
     attachment.swap_in(model, names)
 
@@ -249,11 +238,11 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
 def deactivate(model: Module, attachment: Attachment, name: str) -> None:
     """Let nothing of an adapter train until it is active again."""
     attached = attachment.adapters[name]
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     own = [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
     own += [copy.own for copy in attached.copies]
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
-    restore_flags((parameter, False) for parameter in own)
+    state.restore_flags((parameter, False) for parameter in own)
 
 
 @contextmanager
@@ -264,8 +253,8 @@ def disabled(model: Module) -> Iterator[Module]:
     there are no adapters, or the model is a part of the one that they are on, and contains a
     parameter that an adapter trains in full.
     """
-    layers = [layer for _, layer in adapted_layers(model)]
-    attachment = attachment_of(model)
+    layers = [layer for _, layer in state.adapted_layers(model)]
+    attachment = state.attachment_of(model)
     for name, parameter in model.named_parameters() if attachment is None else ():
         if isinstance(parameter, TrainedCopy):
             raise ValueError(
@@ -296,13 +285,13 @@ def detach(model: Module) -> Module:
 
     A ValueError is raised if `attach` has put none on.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
-    attached_layers(model, attachment)
+    state.attached_layers(model, attachment)
     attachment.swap_in(model, ())
-    store(model, None)
+    state.store(model, None)
     _restore_originals(model, attachment, list(attachment.replaced))
-    restore_flags(attachment.flags)
+    state.restore_flags(attachment.flags)
     return model
 
 
@@ -313,10 +302,10 @@ def remove(model: Module, adapter: str) -> Module:
     original again. With the last adapter everything is taken off, as by `detach`. A ValueError is
     raised, and nothing is changed, if there is no such adapter, or it is merged.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")
     attached = attachment.get(adapter)
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     for name in attached.layers:
         if adapter in layers[name].merged_adapters:
             raise ValueError(
@@ -341,4 +330,4 @@ def _restore_originals(model: Module, attachment: Attachment, names: Sequence[st
     pairs = [attachment.replaced.pop(name) for name in names]
     for original, layer in pairs:
         original.training = layer.training
-    replace(model, {id(layer): original for original, layer in pairs})
+    state.replace(model, {id(layer): original for original, layer in pairs})

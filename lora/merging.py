@@ -7,15 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import (
-    adapted_layers,
-    attached_layers,
-    attachment_of,
-    replace,
-    required_attachment,
-    restore_flags,
-    store,
-)
+from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.nn import Module
 
@@ -54,10 +46,10 @@ def merge(
             an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
     """
-    found, asked = adapted_layers(model), check_dtypes(dtypes)
+    found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters
     if chosen is not None:
-        attachment, chosen = required_attachment(model), tuple(chosen)
+        attachment, chosen = state.required_attachment(model), tuple(chosen)
         if not chosen:
             raise ValueError("adapters are empty; None stands for all that are active")
         for name in chosen:
@@ -104,7 +96,7 @@ def unmerge(model: Module) -> list[str]:
     The base weights are those from before the merge to the bit: they were never written to. A
     ValueError is raised if there are no adapters.
     """
-    found = adapted_layers(model)
+    found = state.adapted_layers(model)
     for _, layer in found:
         layer.unmerge()
     return [name for name, _ in found]
@@ -122,11 +114,11 @@ def fold(model: Module) -> Module:
             not finite; nothing is changed then.
         RuntimeError: if an adapter was changed since a merge, or inside of `lora.disabled`.
     """
-    layers = dict(adapted_layers(model))
-    attachment = attachment_of(model)
+    layers = dict(state.adapted_layers(model))
+    attachment = state.attachment_of(model)
     if attachment is not None:
         attachment.check_enabled("adapters cannot be folded in")
-        attached_layers(model, attachment)
+        state.attached_layers(model, attachment)
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
@@ -163,8 +155,8 @@ def fold(model: Module) -> Module:
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
                 copy.own.unwrap()
-                restore_flags([(copy.own, flags[id(copy.original)])])
-        store(model, None)
-        restore_flags(attachment.flags)
-    replace(model, folded)
+                state.restore_flags([(copy.own, flags[id(copy.original)])])
+        state.store(model, None)
+        state.restore_flags(attachment.flags)
+    state.replace(model, folded)
     return model

@@ -97,25 +97,13 @@ class StoredLayer:
 class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
-    Attributes:
-        path: the folder.
-        config: the content of `adapter_config.json`.
-        facts: what the metadata of the tensors adds to it.
-        layers: the updates in the file, by the names of the layers.
-        whole: the keys of parameters that were trained in full, by their names in the model.
-        repeated: the keys under which PEFT repeats biases of modules that were trained in full.
-        tensors: the name, dtype and shape of each tensor, by key.
-        has_checksum: whether the file of the tensors has a checksum, which was found to be right.
-        unfinished: the names of the files that are read from `.saved`, where a save that was broken
-            off has left them.
-
-    Raises:
-        FileNotFoundError: if one of the two files is not there.
-        ValueError: if one is not what it should be, or the tensors do not have their checksum.
+    A FileNotFoundError is raised if one of the two files is not there, a ValueError if one is not
+    what it should be, or the tensors do not have their checksum.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        # `unfinished` are the names of files in `.saved`, where a save was broken off.
         self.config, self._file, self.unfinished = _open(self.path)
         try:
             for key in self._file:  # some could control a terminal, or stall expressions
@@ -127,13 +115,15 @@ class AdapterFolder(Closing):
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self._file))
-            self.facts = Facts.of(self._file.metadata)
+            self.facts = Facts.of(self._file.metadata)  # what the tensors add to `config`
             self._file.check()
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.tensors: Mapping[str, TensorInfo] = self._file.tensors
-        self.has_checksum = self._file.has_checksum
+        self.tensors: Mapping[str, TensorInfo] = self._file.tensors  # by key
+        self.has_checksum = self._file.has_checksum  # which was found to be right
+        # The keys of what was trained in full, by names in the model, and those under which PEFT
+        # repeats biases of it.
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -150,7 +140,7 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        self.layers: dict[str, StoredLayer] = {}
+        self.layers: dict[str, StoredLayer] = {}  # the updates, by the names of the layers
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale

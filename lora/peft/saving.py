@@ -17,13 +17,8 @@ from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    attached_layers,
-    parameters_in_use,
-    required_attachment,
-)
+from lora.attachment import state
+from lora.attachment.state import Attached, Attachment
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array
@@ -68,9 +63,9 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained in full.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    record = required_attachment(model)
+    record = state.required_attachment(model)
     attached = record.get(adapter)
-    in_place = attached_layers(model, record)
+    in_place = state.attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
     has_magnitudes = any(update.lora_magnitude is not None for update in updates.values())
@@ -119,7 +114,7 @@ def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -
     bias = _bias_of(attached)
     every = [copy for each in record.adapters.values() for copy in each.copies]
     originals = {copy.name: copy.original for copy in every}
-    for name, parameter in parameters_in_use(model) if bias != "none" else ():
+    for name, parameter in state.parameters_in_use(model) if bias != "none" else ():
         layer, _, last = name.rpartition(".")
         if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
             found[name] = originals.get(name, parameter).data
