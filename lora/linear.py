@@ -82,9 +82,8 @@ class LoRALayer(AdaptedLayer):
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
-        self.add(
-            DEFAULT, Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
-        )
+        adapter = Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
+        self.add(DEFAULT, adapter)
         self.use([DEFAULT])
 
     @classmethod

@@ -126,7 +126,7 @@ def quantize(
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
     kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
-    able = [n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)]
+    able = {n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)}
     plain = [n for n, m in modules.items() if isinstance(m, LoRALayer) or n in able]
     done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
     if config.targets != ALL_LINEAR or not plain:

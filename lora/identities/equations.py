@@ -79,13 +79,10 @@ def first_output(trial: LayerTrial) -> Agreement:
     found, base, bound = trial.trained()["y"], trial.base(), np.zeros(())
     trial.set(2 * a[:, ::-1], none)
     other = trial.trained()["y"]
-    return Agreement.worst(
-        [
-            Agreement.of(found, other, bound, a),
-            # A base of zeros is one too: any x shows that nothing is added to it.
-            Agreement.of(found, base, bound, np.concatenate([base, trial.x], axis=1)),
-        ]
-    )
+    # A base of zeros is one too: any x shows that nothing is added to it.
+    evidence = np.concatenate([base, trial.x], axis=1)
+    parts = Agreement.of(found, other, bound, a), Agreement.of(found, base, bound, evidence)
+    return Agreement.worst(parts)
 
 
 def first_gradients(trial: LayerTrial) -> Agreement:
