@@ -50,28 +50,21 @@ class CertificateRow:
 
     V is W' = W + dW as it is stored, and W_t is W as it is stored. If V overflows, or W or dW is
     not finite, `lost`, `ulp` and `bound` are infinite.
-
-    Attributes:
-        layer: its name.
-        dtype: the dtype that the weight is stored in.
-        absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
-        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
-            more rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing
-            W.
-        ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
-            `lora.certificate.rounding.unit_of`, also for NF4.
-        bound: the largest difference between an output of the merged layer and of the layer as it
-            was, as both are computed, for any input x with |x| <= radius.
-        note: says what is not finite, or 0, or overflows.
     """
 
-    layer: str
-    dtype: str
-    absorbed: float
+    layer: str  # its name
+    dtype: str  # that the weight is stored in
+    absorbed: float  # of the entries with dW != 0, the share with V = W_t: their update is lost
+    # |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is more
+    # rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing W.
     lost: float
+    # The largest |V - W_t| in units in the last place, of the larger one of both; see
+    # `lora.certificate.rounding.unit_of`, also for NF4.
     ulp: float
+    # The largest difference between an output of the merged layer and of the layer as it was, as
+    # both are computed, for any input x with |x| <= radius.
     bound: float
-    note: str = ""
+    note: str = ""  # what is not finite, or 0, or overflows
 
     @property
     def is_finite(self) -> bool:
