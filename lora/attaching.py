@@ -196,7 +196,10 @@ def active(model: Module) -> tuple[str, ...]:
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
-    """Return the configuration of each adapter by name; None for one that `lora.combine` made."""
+    """Return the configuration of each adapter by name; None for one that `lora.combine` made.
+
+    A ValueError is raised if `attach` has put none on.
+    """
     return {name: each.config for name, each in state.required_attachment(model).adapters.items()}
 
 

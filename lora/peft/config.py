@@ -375,7 +375,10 @@ def _characters(fields: Mapping[str, Any]) -> int:
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
-    """Read a file; a ValueError is raised if it is no JSON, or if `PeftConfig.of` cannot use it."""
+    """Read a file; a FileNotFoundError is raised if there is none.
+
+    A ValueError is raised if it is no JSON, or if `PeftConfig.of` cannot use it.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")

@@ -60,7 +60,10 @@ class Facts:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Facts:
-        """Read the facts from the header of a file; a file that PEFT wrote has none."""
+        """Read the facts from the header of a file; a file that PEFT wrote has none.
+
+        A ValueError is raised if the entry is not what `metadata` returns.
+        """
         if KEY not in metadata:
             return cls()
         try:
