@@ -141,13 +141,12 @@ def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
     """Return the number and time of each file at a path, which show whether it has been written."""
     if path is None:
         return {}
-    top = Path(path)
-    files = [
-        each
-        for each in (top, *top.rglob("*"))
-        if not any(part.startswith(".") for part in each.relative_to(top).parts) and each.is_file()
-    ]
-    return {each: (each.stat().st_ino, each.stat().st_mtime_ns) for each in files}
+    top, found = Path(path), {}
+    for each in (top, *top.rglob("*")):
+        hidden = any(part.startswith(".") for part in each.relative_to(top).parts)
+        if each.is_file() and not hidden:
+            found[each] = each.stat().st_ino, each.stat().st_mtime_ns
+    return found
 
 
 def _path(text: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,7 @@ class AdaptedLayer(Module):
         self._merged: MergedWeight | None = None
         self._seen: tuple[Any, FrozenMatrix] | None = None
 
-    # ----------------------------------------------------------------------------------------------
-    # What each kind of layer defines
-    # ----------------------------------------------------------------------------------------------
+    # What each kind of layer defines:
 
     @abstractmethod
     def weight_of(self, stored: Any) -> FrozenMatrix:
@@ -107,10 +105,6 @@ class AdaptedLayer(Module):
     def base_facts(self) -> list[str]:
         """Describe the base besides its sizes, in short texts."""
         return []
-
-    # ----------------------------------------------------------------------------------------------
-    # Adapters
-    # ----------------------------------------------------------------------------------------------
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
         yield from vars(self).items()
@@ -214,16 +208,11 @@ class AdaptedLayer(Module):
             for name in (names if alone else self.active)
         ]
 
-    # ----------------------------------------------------------------------------------------------
-    # Forward
-    # ----------------------------------------------------------------------------------------------
-
     def forward(self, x: Any) -> Tensor:
         """Compute the layer with W + dW for W, over all active adapters.
 
-        Raises:
-            RuntimeError: if the layer is merged, and an adapter was changed since, or a gradient
-                would be lost.
+        A RuntimeError is raised if the layer is merged, and an adapter was changed since, or a
+        gradient would be lost.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
         bias = frozen_bias(self.bias)
@@ -241,7 +230,7 @@ class AdaptedLayer(Module):
                 return y if bias is None else y + bias
         merged = self.merged_adapters
         if self._merged is not None:
-            self._merged.check_fresh(self.base_weight, self.adapters)
+            self._check_fresh()
             if mode.grad_enabled and any(
                 part.requires_grad for name in merged for part in self.adapters[name].trained()
             ):
@@ -282,10 +271,6 @@ class AdaptedLayer(Module):
     def _drops(self, adapter: Adapter) -> bool:
         return self.training and adapter.dropout > 0
 
-    # ----------------------------------------------------------------------------------------------
-    # Merging
-    # ----------------------------------------------------------------------------------------------
-
     @property
     def merged(self) -> bool:
         """Whether calls use a merged weight."""
@@ -313,22 +298,38 @@ class AdaptedLayer(Module):
             out[strip] = weight.rows(strip) + self.update_rows(strip, names)
         return Tensor(self.stored(out))
 
-    def _fresh_merged_weight(self) -> Tensor:
-        """Compute `merged_weight()`; a RuntimeError if the layer is merged and out of date."""
-        if self._merged is not None:
-            self._merged.check_fresh(self.base_weight, self.adapters)
-        return self.merged_weight()
+    def _check_fresh(self) -> None:
+        """Raise a RuntimeError if the layer is merged, and an adapter or the base changed since.
+
+        A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
+        by the time of its last write.
+        """
+        if self._merged is None:
+            return
+        changed = []
+        for name, before in self._merged.copies.items():
+            own, adapter = "" if name == DEFAULT else f"{name}.", self.adapters[name]
+            now = {key: part._data for key, part in adapter.contents()}
+            changed += [f"{own}scale"] if before.scale != adapter.scale else []
+            for key, part in before.contents():
+                is_like = key in now and now[key].dtype == part.dtype
+                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
+                    changed.append(own + key)
+        base = self.base_weight
+        written = isinstance(base, Tensor) and last_written(base._data) > self._merged.time
+        changed += ["base_weight"] if written or base is not self._merged.base else []
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )
 
     def merge(self, names: Sequence[str] | None = None) -> None:
-        """Use W + dW from now on; W stays beside it as it is. Merging twice changes nothing.
+        """Use W + dW from now on, as the adapters are now; W stays beside it as it is.
 
-        If an adapter was changed after it was merged, it is merged anew.
-
-        Args:
-            names: of active adapters; None for all of them. The others are added in each call.
-
-        Raises:
-            ValueError: if one of the names is not that of an active adapter, or is there twice.
+        The names are those of active adapters, or None for all of them; the others are added in
+        each call. A ValueError is raised if a name is not that of an active adapter, or is there
+        twice.
         """
         chosen = tuple(self.active if names is None else names)
         self._check_names(chosen)
@@ -349,13 +350,10 @@ class AdaptedLayer(Module):
     def extra_repr(self) -> str:
         """Describe the sizes, the rank and the scale, or the names of several adapters."""
         parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
-        if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
-            parts += self.adapters[DEFAULT].facts()
-        else:
-            parts += [
-                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(adapter.facts())}"
-                for name, adapter in self.adapters.items()
-            ]
+        alone = list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,)
+        for name, adapter in self.adapters.items():
+            label = f"{name}{'' if name in self.active else ' (off)'}"
+            parts += adapter.facts() if alone else [f"{label}: {' '.join(adapter.facts())}"]
         if self.merged:
             some = self.merged_adapters != self.active
             parts.append(f"merged: {', '.join(self.merged_adapters)}" if some else "merged")
@@ -368,7 +366,7 @@ def label_of(name: str) -> str:
     return f"layer {name!r}" if name else "the layer"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # and no tuple, in which the walk over a model would find parameters
 class MergedWeight:
     """A merged weight, and what it was computed from, so that a change is noticed."""
 
@@ -376,26 +374,3 @@ class MergedWeight:
     copies: dict[str, Adapter]  # of each adapter in it
     base: Any  # the weight of the base
     time: int  # the time of the merge on the clock of writes
-
-    def check_fresh(self, base: Any, adapters: Mapping[str, Adapter]) -> None:
-        """Raise a RuntimeError if an adapter or the base has changed since the merge.
-
-        A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
-        by the time of its last write.
-        """
-        changed = []
-        for name, before in self.copies.items():
-            own = "" if name == DEFAULT else f"{name}."
-            now = {key: part._data for key, part in adapters[name].contents()}
-            changed += [f"{own}scale"] if before.scale != adapters[name].scale else []
-            for key, part in before.contents():
-                is_like = key in now and now[key].dtype == part.dtype
-                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
-                    changed.append(own + key)
-        written = isinstance(base, Tensor) and last_written(base._data) > self.time
-        changed += ["base_weight"] if written or base is not self.base else []
-        if changed:
-            raise RuntimeError(
-                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
-                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
-            )

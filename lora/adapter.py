@@ -28,7 +28,6 @@ from minigrad.nn import Parameter
 DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
 
-
 _COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # they stay the same parameters, or None
 
 
@@ -47,23 +46,14 @@ class Adapter:
         begin: the first A and B, instead of what `init` would draw.
         rng: the generator of A and B, and of dropout.
 
-    Attributes:
-        dropout, rng: as they were passed. Both may be assigned.
-        lora_a: A, `(rank, d_in)`. Assigning copies.
-        lora_b: B, `(d_out, rank)`. Assigning copies.
-        scale: s, the factor of B A, a float.
-        lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
-            Assigning copies.
-        start: A_0 and B_0, to which PiSSA's update is the difference, or None.
-
-    Raises:
-        TypeError: if the rank is no integer.
-        ValueError: if the rank or alpha is not positive, or dropout no probability.
+    A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive, or
+    dropout no probability.
     """
 
-    lora_a: Any  # a Parameter, to which anything that it can copy is assigned
-    lora_b: Any
-    lora_magnitude: Any
+    # Parameters, of which an assignment copies the values.
+    lora_a: Any  # A, `(rank, d_in)`
+    lora_b: Any  # B, `(d_out, rank)`
+    lora_magnitude: Any  # m, `(d_out,)`, at first the norms of the rows of W; None without DoRA
 
     def __init__(
         self,
@@ -90,7 +80,7 @@ class Adapter:
         self.init = init
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
         self.lora_b = Parameter(first.b, init != "mica", dtype=weight.dtype)
-        self.start: tuple[Parameter, Parameter] | None = None
+        self.start: tuple[Parameter, Parameter] | None = None  # A_0 and B_0 of PiSSA
         if first.from_start:
             self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)
         self.dora_norm_gradient = dora_norm_gradient
@@ -199,10 +189,6 @@ class Adapter:
         a, b = (factor._data.astype(np.float64) for factor in self.factors())
         return a, b
 
-    # ----------------------------------------------------------------------------------------------
-    # DoRA
-    # ----------------------------------------------------------------------------------------------
-
     def norms(self, weight: FrozenMatrix) -> Array:
         """Compute n, the norm of each row of W + s B A: `(d_out,)`."""
         a, b = (factor._data for factor in self.factors())
@@ -215,10 +201,6 @@ class Adapter:
         if self.dora_norm_gradient:
             n = dora.norms_with_gradient(weight, *self.factors(), self.scale, n)
         return ops.divide(self.lora_magnitude, n)
-
-    # ----------------------------------------------------------------------------------------------
-    # dW in float64, for merging
-    # ----------------------------------------------------------------------------------------------
 
     def exact_ratio(self, weight: FrozenMatrix) -> Array | None:
         """Compute m / n in float64 from rows that are formed; None without DoRA."""

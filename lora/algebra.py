@@ -2,9 +2,9 @@
 
     dW = w_1 dW_1 + w_2 dW_2 + ...        dW_i = s_i B_i A_i
 
-The sum of products is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next
-to each other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that
-is asked for, with the least possible error (`lora.spectra`).
+The sum is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next to each
+other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that is
+asked for, with the least possible error (`lora.spectra`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,14 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lora.adapter import Adapter
 from lora.attaching import deactivate
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    FullCopy,
-    attached_layers,
-    check_name,
-    required_attachment,
-)
+from lora.attachment import state
+from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.frozen import Array, FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
@@ -50,38 +44,23 @@ class Combined:
 
 @dataclass(frozen=True, repr=False)
 class CombineReport:
-    """The report of `combine`: a line for each layer, and the sum.
+    """The report of `combine`: a line for each layer, and the sum."""
 
-    Attributes:
-        layers: the layers of the new adapter.
-        copies: the parameters that it has in full.
-        adapter: its name.
-        terms: the names of the adapters in it, with their weights.
-    """
-
-    layers: tuple[Combined, ...]
-    copies: tuple[FullCopy, ...]
-    adapter: str
-    terms: tuple[tuple[str, float], ...]
+    layers: tuple[Combined, ...]  # of the new adapter
+    copies: tuple[FullCopy, ...]  # the parameters that it has in full
+    adapter: str  # its name
+    terms: tuple[tuple[str, float], ...]  # the names of the adapters in it, with their weights
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "ranks of the terms", "error", "relative", "")
         rows = []
         for row in self.layers:
             ranks = " + ".join(map(str, row.ranks)) or "none"
-            errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
+            errors = f"{row.error:.3g}", f"{row.relative_error:.3g}"
             rows.append((row.name, str(row.rank), ranks, *errors, row.note))
         rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
         return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
-
-
-class _Term(NamedTuple):
-    """One adapter of a layer, with its weight in the sum."""
-
-    weight: float
-    name: str
-    adapter: Adapter
 
 
 def combine(
@@ -94,14 +73,14 @@ def combine(
 ) -> CombineReport:
     """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
 
-    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch` makes
-    it active, and then all of it trains. The order of the terms has no influence, not on a single
-    bit. An adapter that is named twice counts with the sum of its weights; with a weight of 0 it
-    does not count, and a sum without any terms left is an update of zero, of rank 1.
+    The new adapter is not active, as in PEFT, and nothing else changes; when `lora.switch` makes it
+    active, all of it trains. The order of the terms has no influence, not on a single bit. An
+    adapter that is named twice counts with the sum of its weights, and not at all if that is 0; a
+    sum without any terms left is an update of zero, of rank 1.
 
     A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
-    of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
-    1 if they differ. Its dropout is the common one of the terms, or 0 if they differ.
+    of it, DoRA and PiSSA included; else the result is plain LoRA. Its scale and its dropout are the
+    common ones of the terms, or 1 and 0 if they differ.
 
     Biases and modules that are trained in full are theta_0 + w_1 (theta_1 - theta_0) + ..., where
     theta_0 is the original of the model.
@@ -111,41 +90,37 @@ def combine(
         adapters: their names.
         weights: a number for each.
         adapter: a name for the new one.
-        rank: for the best approximation of at most this rank in each layer; None for the exact
-            sum, whose rank is the sum of ranks, which may exceed min(d_out, d_in). Either is
-            rounded to the dtype of the layer, which the errors of the report do not include.
+        rank: for the best approximation of at most this rank in each layer; None for the exact sum,
+            whose rank is the sum of ranks. Either is rounded to the dtype of the layer, which the
+            errors of the report do not include.
 
     Raises:
         TypeError: if a name is no string, a weight no number, or the rank no integer.
         ValueError: if there is no such adapter, there are not as many weights, one is not finite,
-            the name is taken or malformed, the rank is not positive, an adapter has NaN or Inf in
-            it or the result would, or it is DoRA and would not just be copied. Nothing
+            the name is taken or malformed, the rank is not positive, there is NaN or Inf in an
+            adapter or would be in the result, or one is DoRA and would not just be copied. Nothing
             is changed then.
         RuntimeError: inside of `lora.disabled`.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be combined")
     terms = _terms(attachment, adapters, weights)
-    check_name(attachment, adapter)
+    state.check_name(attachment, adapter)
     if rank is not None:
         rank = check_size("rank", rank)
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     copies = _combined_copies(attachment, terms)
     updates: dict[str, Adapter] = {}
     rows = []
     for path, layer in layers.items():
-        present = [
-            _Term(weight, term, layer.adapters[term])
-            for term, weight in terms.items()
-            if path in attachment.adapters[term].layers
-        ]
-        if not present:
-            continue
-        try:
-            updates[path], row = _sum(path, layer.weight, present, rank)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        rows.append(row)
+        present = [name for name in terms if path in attachment.adapters[name].layers]
+        if present:
+            own = {name: layer.adapters[name] for name in present}
+            try:
+                updates[path], row = _sum(path, layer.weight, own, terms, rank)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            rows.append(row)
     is_copy = list(terms.values()) == [1.0] and all(row.note == _COPY for row in rows)
     config = attachment.adapters[next(iter(terms))].config if is_copy else None
     for path, update in updates.items():
@@ -173,8 +148,6 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         )
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an adapter is a string, not {name!r}")
         attachment.get(name)
         if isinstance(weight, (bool, np.bool_)) or not isinstance(weight, numbers.Real):
             raise TypeError(f"the weight of {name!r} must be a number, not {weight!r}")
@@ -190,29 +163,33 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
 
 
 def _sum(
-    path: str, weight: FrozenMatrix, terms: Sequence[_Term], rank: int | None
+    path: str,
+    weight: FrozenMatrix,
+    adapters: Mapping[str, Adapter],
+    factors: Mapping[str, float],
+    rank: int | None,
 ) -> tuple[Adapter, Combined]:
-    """Compute the sum in one layer, and its line of the report."""
-    for term in terms:
-        broken = [key for key, part in term.adapter.contents() if not np.isfinite(part._data).all()]
-        broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
+    """Compute the sum of factors times adapters in one layer, and its line of the report."""
+    for name, adapter in adapters.items():
+        broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
+        broken += [] if math.isfinite(adapter.scale) else ["scale"]
         if broken:
             raise ValueError(
-                f"{', '.join(broken)} of adapter {term.name!r} has NaN or Inf in it, and so would "
+                f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
                 f"the sum; mend it first, or leave that adapter out"
             )
-    first = terms[0]
-    if first.weight == 0:
-        a, b = first.adapter.lora_a._data[:1], first.adapter.lora_b._data[:, :1]
+    terms = [(factors[name], adapter) for name, adapter in adapters.items()]
+    factor, first = terms[0]
+    if factor == 0:
+        a, b = first.lora_a._data[:1], first.lora_b._data[:, :1]
         # One of them is zero, but not both, or else nothing would ever train.
         a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
         return Adapter.of(weight, a, b, 1.0), Combined(path, 1, (), note="zero")
-    ranks = tuple(term.adapter.update_rank for term in terms)
-    if len(terms) == 1 and first.weight == 1 and (rank is None or ranks[0] <= rank):
-        made = first.adapter.copy()
+    ranks = tuple(adapter.update_rank for _, adapter in terms)
+    if len(terms) == 1 and factor == 1 and (rank is None or ranks[0] <= rank):
+        made = first.copy()
         return made, Combined(path, made.rank, ranks, note=_COPY)
-    dora = [term.name for term in terms if term.adapter.lora_magnitude is not None]
-    if dora:
+    if dora := [n for n, adapter in adapters.items() if adapter.lora_magnitude is not None]:
         what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
         raise ValueError(
             f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
@@ -220,15 +197,15 @@ def _sum(
             f"approximate: lora.fold a copy of the model with these adapters active, and "
             f"lora.extract from that and the base"
         )
-    modes = {term.adapter.scaling for term in terms}
-    drops = {term.adapter.dropout for term in terms}
+    modes = {adapter.scaling for adapter in adapters.values()}
+    drops = {adapter.dropout for adapter in adapters.values()}
     # The sum as one product, of one scale: the common one, or 1.
-    scales = {term.adapter.scale for term in terms}
+    scales = {adapter.scale for adapter in adapters.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
     scale = scale if scale > 0 else 1.0
-    pairs = [term.adapter.exact_factors() for term in terms]
+    pairs = [adapter.exact_factors() for _, adapter in terms]
     with np.errstate(over="ignore"):
-        shares = [term.weight * (term.adapter.scale / scale) for term in terms]
+        shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
         scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
     a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
     _check_in_range(weight, a, b)
@@ -248,7 +225,7 @@ def _sum(
         scale,
         scaling=modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
         dropout=drops.pop() if len(drops) == 1 else 0.0,
-        rng=first.adapter.rng,
+        rng=first.rng,
     )
     return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
@@ -264,13 +241,13 @@ def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
 
 def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:
     """Compute what the sum trains in full: theta_0 + w_1 (theta_1 - theta_0) + ..."""
-    copies = {n: {id(c.original): c for c in attachment.adapters[n].copies} for n in terms}
-    every: dict[int, FullCopy] = {}
-    for listed in copies.values():
-        every |= {key: copy for key, copy in listed.items() if key not in every}
+    copies: dict[int, list[tuple[float, FullCopy]]] = {}  # of each original
+    for name, weight in terms.items():
+        for copy in attachment.adapters[name].copies:
+            copies.setdefault(id(copy.original), []).append((weight, copy))
     found = []
-    for key, copy in every.items():
-        own = [(terms[name], copies[name][key].own._data) for name in terms if key in copies[name]]
+    for listed in copies.values():
+        copy, own = listed[0][1], [(weight, each.own._data) for weight, each in listed]
         if len(own) == 1 and own[0][0] == 1:
             moved = own[0][1]
         else:

@@ -2,8 +2,7 @@
 
 `attach` replaces each targeted layer by one with adapters. The layer itself is stored, unchanged,
 and so is every `requires_grad` flag; `detach` restores all of it. Attaching again under another
-name gives the same layers, or others, another adapter on the same base. `switch` chooses one or
-several of them, and `disabled` none for a while.
+name gives the same layers, or others, another adapter on the same base.
 """
 
 from __future__ import annotations
@@ -18,20 +17,9 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
+from lora.attachment import state
 from lora.attachment.plan import Match, Plan
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    FullCopy,
-    adapted_layers,
-    attached_layers,
-    attachment_of,
-    check_name,
-    replace,
-    required_attachment,
-    restore_flags,
-    store,
-)
+from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
@@ -45,24 +33,14 @@ _LOCK = threading.Lock()  # blocks of `disabled` are counted, and several thread
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """The report of `attach`: a line for each layer that matched, and the counts.
+    """The report of `attach`: a line for each layer that matched, and the counts."""
 
-    Attributes:
-        matches: the layers that got an adapter.
-        copies: the parameters that are trained in full.
-        adapter: the name of the adapter.
-        trainable: the number of parameters that train now.
-        total: the number of parameters of the model, including adapters, the originals of copies,
-            and weights in few bits, which are no Parameters.
-        emptied: the targets of which `exclude` has left no layer.
-    """
-
-    matches: tuple[Match, ...]
-    copies: tuple[FullCopy, ...]
-    adapter: str
-    trainable: int
-    total: int
-    emptied: tuple[str, ...] = ()
+    matches: tuple[Match, ...]  # the layers that got an adapter
+    copies: tuple[FullCopy, ...]  # the parameters that are trained in full
+    adapter: str  # its name
+    trainable: int  # the number of parameters that train now
+    total: int  # of all, with adapters, originals of copies, and weights in few bits
+    emptied: tuple[str, ...] = ()  # the targets of which `exclude` has left no layer
 
     @property
     def names(self) -> list[str]:
@@ -71,14 +49,13 @@ class AttachReport:
 
     def __repr__(self) -> str:
         head = ("layer", "matched by", "d_in -> d_out", "rank", "trains", "")
-        rows = [
-            (m.name, m.pattern, f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}", m.note)
-            for m in self.matches
-        ]
-        rows += [
-            (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "in full")
-            for c in self.copies
-        ]
+        rows = []
+        for m in self.matches:
+            sizes = f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}"
+            rows.append((m.name, m.pattern, *sizes, m.note))
+        for c in self.copies:
+            sizes = str(c.own.shape), "", f"{c.own.size:,}"
+            rows.append((c.name, c.reason, *sizes, "in full"))
         share = 100 * self.trainable / self.total
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
         notes = [f"{target}: all its layers are excluded" for target in self.emptied]
@@ -108,9 +85,9 @@ def attach(
     Raises:
         TypeError: if there is no such module or configuration, or the name is no string.
         ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
-            layer, a weight is not finite, a weight to be trained in full is tied to another, there
-            is an adapter of that name, one is merged, or the model is itself a single layer; the
-            model is as it was then.
+            layer, a weight is not finite, one to be trained in full is tied to another, there is an
+            adapter of that name, one is merged, or the model is itself a single layer. After an
+            error the model is as it was.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
@@ -129,7 +106,7 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
     After an error in the block the model and the generator are as they were.
     """
     check_attachable(model, adapter)
-    attachment = attachment_of(model)
+    attachment = state.attachment_of(model)
     draws = generator(rng).bit_generator
     before = draws.state
     if attachment is not None:
@@ -146,46 +123,41 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
 
 def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
-    attachment = attachment_of(model)
-    check_name(attachment, adapter)
+    attachment = state.attachment_of(model)
+    state.check_name(attachment, adapter)
     if isinstance(model, (Linear, Embedding, NarrowLinear)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
-            f"replace it; put it into a Sequential"
-            f"{by_hand if isinstance(model, Linear) else ''}"
+            f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
         )
-    if attachment is None:
-        strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
-        if strange:
-            raise ValueError(
-                f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
-                f"or has on a part of it; fold or detach them first"
-            )
-        return
-    attachment.check_enabled("adapters cannot be attached")
-    check_switch(model, attachment, (adapter,))
+    if attachment is not None:
+        attachment.check_enabled("adapters cannot be attached")
+        check_switch(model, attachment, (adapter,))
+    elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
+        raise ValueError(
+            f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
+            f"or has on a part of it; fold or detach them first"
+        )
 
 
 def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
-    attachment = attachment_of(model)
+    attachment = state.attachment_of(model)
     if attachment is None:
         attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
-        store(model, attachment)
+        state.store(model, attachment)
     attachment.replaced |= plan.replaced
-    replace(model, {id(original): layer for original, layer in plan.replaced.values()})
+    state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
-    attachment.adapters[adapter] = Attached(
-        plan.config, list(plan.updates), plan.copies, seed=plan.seed
-    )
+    attached = Attached(plan.config, list(plan.updates), plan.copies, seed=plan.seed)
+    attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
     adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
-    narrow = NarrowLinear, BFloat16Embedding
-    plain = [m.weight for m in model.modules() if isinstance(m, narrow)]
-    in_few_bits = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    narrow = [m.weight for m in model.modules() if isinstance(m, (NarrowLinear, BFloat16Embedding))]
+    in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),
         tuple(plan.copies),
@@ -202,12 +174,10 @@ def switch(model: Module, *names: str) -> Module:
     The updates of several add up. An adapter that is not active does not train; its `requires_grad`
     flags come back when it is active again. Without names, none is active.
 
-    Raises:
-        ValueError: if there is no adapter of that name, one is named twice, one that is merged
-            would be switched off, or two would train one parameter in full; then nothing is
-            changed.
+    A ValueError is raised, and nothing is changed, if there is no adapter of that name, one is
+    named twice, one that is merged would be switched off, or two would train one parameter in full.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
     for name in names:
         if not isinstance(name, str):
@@ -222,7 +192,7 @@ def switch(model: Module, *names: str) -> Module:
 
 def active(model: Module) -> tuple[str, ...]:
     """Return the names of the adapters that take part; a ValueError without `attach`."""
-    return required_attachment(model).active
+    return state.required_attachment(model).active
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
@@ -230,12 +200,12 @@ def adapters(model: Module) -> dict[str, LoRAConfig | None]:
 
     A ValueError is raised if `attach` has put none on.
     """
-    return {name: each.config for name, each in required_attachment(model).adapters.items()}
+    return {name: each.config for name, each in state.required_attachment(model).adapters.items()}
 
 
 def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Raise a ValueError if a merged adapter would be switched off, or two train one parameter."""
-    for path, layer in attached_layers(model, attachment).items():
+    for path, layer in state.attached_layers(model, attachment).items():
         left = [name for name in layer.merged_adapters if name not in names]
         if left:
             raise ValueError(
@@ -255,7 +225,7 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Make these adapters active, which has been checked to be possible."""
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     for name in attachment.active:
         if name not in names:
             deactivate(model, attachment, name)
@@ -263,7 +233,7 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in attachment.active:
-            restore_flags(attachment.adapters[name].flags)
+            state.restore_flags(attachment.adapters[name].flags)
     attachment.active = tuple(names)
     attachment.swap_in(model, names)
 
@@ -271,25 +241,23 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
 def deactivate(model: Module, attachment: Attachment, name: str) -> None:
     """Let nothing of an adapter train until it is active again."""
     attached = attachment.adapters[name]
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     own = [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
     own += [copy.own for copy in attached.copies]
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
-    restore_flags((parameter, False) for parameter in own)
+    state.restore_flags((parameter, False) for parameter in own)
 
 
 @contextmanager
 def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
-    It does so for all threads, until the last of the blocks is left.
-
-    Raises:
-        ValueError: if there are no adapters, or the model is a part of the one that they are on,
-            and contains a parameter that an adapter trains in full.
+    It does so for all threads, until the last of the blocks is left. A ValueError is raised if
+    there are no adapters, or the model is a part of the one that they are on, and contains a
+    parameter that an adapter trains in full.
     """
-    layers = [layer for _, layer in adapted_layers(model)]
-    attachment = attachment_of(model)
+    layers = [layer for _, layer in state.adapted_layers(model)]
+    attachment = state.attachment_of(model)
     for name, parameter in model.named_parameters() if attachment is None else ():
         if isinstance(parameter, TrainedCopy):
             raise ValueError(
@@ -318,16 +286,15 @@ def disabled(model: Module) -> Iterator[Module]:
 def detach(model: Module) -> Module:
     """Take all adapters off and return the very model as it was, `requires_grad` flags included.
 
-    Raises:
-        ValueError: if `attach` has put none on.
+    A ValueError is raised if `attach` has put none on.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
-    attached_layers(model, attachment)
+    state.attached_layers(model, attachment)
     attachment.swap_in(model, ())
-    store(model, None)
+    state.store(model, None)
     _restore_originals(model, attachment, list(attachment.replaced))
-    restore_flags(attachment.flags)
+    state.restore_flags(attachment.flags)
     return model
 
 
@@ -335,15 +302,13 @@ def remove(model: Module, adapter: str) -> Module:
     """Take one adapter off, with all that it has learned; return the model.
 
     The parameters that it trained in full are as they were; a layer without another adapter is the
-    original again. With the last adapter everything is taken off, as by `detach`.
-
-    Raises:
-        ValueError: if there is no such adapter, or it is merged; then nothing is changed.
+    original again. With the last adapter everything is taken off, as by `detach`. A ValueError is
+    raised, and nothing is changed, if there is no such adapter, or it is merged.
     """
-    attachment = required_attachment(model)
+    attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")
     attached = attachment.get(adapter)
-    layers = attached_layers(model, attachment)
+    layers = state.attached_layers(model, attachment)
     for name in attached.layers:
         if adapter in layers[name].merged_adapters:
             raise ValueError(
@@ -368,4 +333,4 @@ def _restore_originals(model: Module, attachment: Attachment, names: Sequence[st
     pairs = [attachment.replaced.pop(name) for name in names]
     for original, layer in pairs:
         original.training = layer.training
-    replace(model, {id(layer): original for original, layer in pairs})
+    state.replace(model, {id(layer): original for original, layer in pairs})

@@ -27,16 +27,14 @@ def _naming_fields(cls: C) -> C:
     @wraps(made)
     def init(self: Any, *values: Any, **named: Any) -> None:
         known = [each.name for each in fields(self)]
-        unknown = [name for name in named if name not in known]
+        unknown = []
+        for name in named:
+            if name not in known:
+                hint = instead(cls.__name__, name).removeprefix("; ")
+                unknown.append(f"{name!r} ({hint})" if hint else near(name, known))
         if unknown:
-            hints = [
-                f"{name!r} ({hint.removeprefix('; ')})"
-                if (hint := instead(cls.__name__, name))
-                else near(name, known)
-                for name in unknown
-            ]
             raise TypeError(
-                f"{cls.__name__} has no field{'s' * (len(unknown) > 1)} {', '.join(hints)}; the "
+                f"{cls.__name__} has no field{'s' * (len(unknown) > 1)} {', '.join(unknown)}; the "
                 f"fields are {', '.join(known)}"
             )
         made(self, *values, **named)
@@ -109,18 +107,18 @@ class LoRAConfig:
         check_probability("dropout", self.dropout)
         check_init(self.init)
         self._set("scaling", LoRAScaling(self.scaling))
-        self._set("targets", check_patterns("targets", self.targets))
-        if not self.targets:
-            raise ValueError('targets are empty; name layers, or say "all-linear"')
-        self._set("exclude", check_patterns("exclude", self.exclude))
-        if self.exclude == ALL_LINEAR:
-            raise ValueError('exclude="all-linear" leaves nothing; name the layers to leave out')
         if isinstance(self.modules_to_save, str):
             raise TypeError(
                 f"modules_to_save are names, as in [{self.modules_to_save!r}], not one string"
             )
-        self._set("modules_to_save", check_patterns("modules_to_save", self.modules_to_save))
-        # Fields of layers become tuples of indices and of names.
+        before = self.layers_pattern
+        self._set("layers_pattern", (before,) if isinstance(before, str) else before)
+        for role in ("targets", "exclude", "modules_to_save", "layers_pattern"):
+            self._set(role, check_patterns(role, getattr(self, role)))
+        if not self.targets:
+            raise ValueError('targets are empty; name layers, or say "all-linear"')
+        if self.exclude == ALL_LINEAR:
+            raise ValueError('exclude="all-linear" leaves nothing; name the layers to leave out')
         layers: Any = self.layers_to_transform
         if layers is not None:
             several = isinstance(layers, Iterable) and not isinstance(layers, str)
@@ -133,10 +131,7 @@ class LoRAConfig:
                 if index < 0:
                     raise ValueError(f"layers_to_transform count from 0, unlike {index}")
             self._set("layers_to_transform", tuple(map(operator.index, indices)))
-        before = self.layers_pattern
-        names = check_patterns("layers_pattern", (before,) if isinstance(before, str) else before)
-        self._set("layers_pattern", names)
-        if names and layers is None:
+        elif self.layers_pattern:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )

@@ -59,8 +59,9 @@ class LoRAEmbedding(AdaptedLayer):
 
     def plain(self) -> Module:
         """Make an `Embedding` with the merged table, which shares nothing."""
+        self._check_fresh()
         made = Embedding.__new__(Embedding)
-        made.weight = Parameter(self._fresh_merged_weight())
+        made.weight = Parameter(self.merged_weight())
         made.padding_idx = self.padding_idx
         return made
 

@@ -12,38 +12,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache, reduce
+from itertools import groupby
 from operator import or_
 from re import _parser  # type: ignore[attr-defined]  # as old as `re`, and without annotations
 from typing import Any
 
-LONGEST_EXPRESSION = 1 << 16
-"""The number of characters of an expression, at most."""
-
-MOST_REPEATS = 100
-"""The number of `*`, `+`, `?` and `{m,n}` in an expression, at most."""
-
+# What an expression may have at most:
+LONGEST_EXPRESSION = 1 << 16  # characters
+MOST_REPEATS = 100  # of `*`, `+`, `?` and `{m,n}`
 _DEEPEST = 50  # groups in groups
 
 _ALLOWED = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
 
 
 class Name:
-    """A name, with the positions of its characters as sets.
-
-    Attributes:
-        text: the name.
-        every: all positions.
-        start: the position before the first character.
-        end: the positions where `$` matches.
-        before: the positions before a character, by character.
-    """
+    """A name, with the positions of its characters as sets."""
 
     def __init__(self, name: str) -> None:
         self.text = name
-        self.every = (2 << len(name)) - 1
-        self.start = 1 << len(name)
-        self.end = 3 if name.endswith("\n") else 1
-        self.before: dict[str, int] = {}
+        self.every = (2 << len(name)) - 1  # all positions
+        self.start = 1 << len(name)  # the position before the first character
+        self.end = 3 if name.endswith("\n") else 1  # the positions where `$` matches
+        self.before: dict[str, int] = {}  # the positions before a character, by character
         for behind, character in enumerate(reversed(name), 1):
             self.before[character] = self.before.get(character, 0) | (1 << behind)
 
@@ -89,17 +79,13 @@ class Expression:
         if unknown := flags & ~_ALLOWED:
             raise ValueError(f"it sets {unknown!r}, and flags other than i, s and x are not read")
         steps: list[Step] = []
-        literal = ""  # characters that follow each other; those of a name are mostly so
-        for op, value in parts:
-            if str(op) == "LITERAL" and not flags & re.IGNORECASE:
-                literal += chr(value)
-                continue
-            if literal:
-                steps.append(_literal(literal))
-                literal = ""
-            steps.append(self._part(str(op), value, flags, depth, repeated))
-        if literal:
-            steps.append(_literal(literal))
+        is_exact = not flags & re.IGNORECASE
+        # Characters that follow each other are one step; those of a name are mostly so.
+        for is_text, group in groupby(parts, lambda part: is_exact and str(part[0]) == "LITERAL"):
+            if is_text:
+                steps.append(_literal("".join(chr(value) for _, value in group)))
+            else:
+                steps += [self._part(str(op), value, flags, depth, repeated) for op, value in group]
         if len(steps) == 1:
             return steps[0]
         steps.reverse()
@@ -206,16 +192,12 @@ def _test(op: str, value: Any, flags: re.RegexFlag) -> Test | None:
 
 def _is_in(kind: str, value: Any, character: str) -> bool:
     """Tell whether a character is in an element of a set, such as a range."""
-    if kind == "LITERAL":
-        return bool(ord(character) == value)
-    if kind == "RANGE":
-        low, high = value
-        return bool(low <= ord(character) <= high)
     if kind == "CATEGORY":
         name = str(value)
         found = _CATEGORIES[name.rpartition("_")[2]](character)
         return found != ("_NOT_" in name)
-    return False  # NEGATE
+    low, high = value if kind == "RANGE" else (value, value)
+    return kind != "NEGATE" and bool(low <= ord(character) <= high)
 
 
 def _is_word(character: str) -> bool:
@@ -267,12 +249,5 @@ def _anchor(kind: str) -> Step:
     return boundary
 
 
-@lru_cache(maxsize=1 << 13)
-def _name(name: str) -> Name:
-    return Name(name)
-
-
-@lru_cache(maxsize=1 << 14)
-def expression(text: str) -> Expression:
-    """Return the expression that a text is; a ValueError is raised as by `Expression`."""
-    return Expression(text)
+_name = lru_cache(maxsize=1 << 13)(Name)
+expression = lru_cache(maxsize=1 << 14)(Expression)  # that a text is, with the errors of the class

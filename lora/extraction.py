@@ -53,23 +53,15 @@ class Extracted:
 
 @dataclass(frozen=True, repr=False)
 class ExtractReport:
-    """The report of `extract`: a line for each target.
+    """The report of `extract`: a line for each target."""
 
-    Attributes:
-        layers: the targets, including the ones that do not differ.
-        copies: the parameters that the adapter has in full.
-        adapter: its name.
-    """
-
-    layers: tuple[Extracted, ...]
-    copies: tuple[FullCopy, ...]
-    adapter: str
+    layers: tuple[Extracted, ...]  # the targets, including the ones that do not differ
+    copies: tuple[FullCopy, ...]  # the parameters that the adapter has in full
+    adapter: str  # its name
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "error", "relative", "energy", "")
-        rows = [
-            (row.name, *row.figures, "" if row.rank else "does not differ") for row in self.layers
-        ]
+        rows = [(r.name, *r.figures, "" if r.rank else "does not differ") for r in self.layers]
         rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         return "\n".join(aligned(head, rows))
 
@@ -91,22 +83,21 @@ def extract(
         W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
 
     In each layer B A is the best approximation of this rank in the Frobenius norm (`lora.spectra`);
-    in one whose smaller size is below the rank, its rank is that size, and it is exact. Factors are
-    rounded to the dtype of the layer, which the errors of the report do not include. A target that
-    does not differ gets no adapter. Nothing of the difference is lost silently: what is outside the
-    targets must be equal, or be copied in full.
+    in one whose smaller size is below the rank, it is exact. Factors are rounded to the dtype of
+    the layer, which the errors of the report do not include. A target that does not differ gets no
+    adapter. Nothing of the difference is lost silently: what is outside the targets must be equal,
+    or be copied in full.
 
     Args:
         base: changed as by `attach`: `detach` gives it back, to the bit.
-        finetuned: a model of the same structure, or its `state_dict`. Where the base is in four
-            bits (`lora.quantize`), the loss of its quantisation is part of the difference.
-        rank: of each update.
+        finetuned: a model of the same structure, or its `state_dict`. Where the base is in few bits
+            (`lora.quantize`), the loss of that is part of the difference.
+        rank: of each update, at most.
         targets: the layers to look at, as in `LoRAConfig`.
         exclude: of these, those to leave out.
         adapter: a name for it.
         modules_to_save: modules to copy in full.
-        bias: "lora_only" copies the biases of the layers with adapters, "all" those of the complete
-            model.
+        bias: the biases to copy, as in `LoRAConfig`.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -184,9 +175,8 @@ def extract(
 
 def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
     """Return the layers whose weight is in few bits and so no parameter, by the weight's name."""
-    narrow = NarrowLinear, BFloat16Embedding
-    modules = model.named_modules()
-    return {f"{name}.weight": m for name, m in modules if isinstance(m, narrow)}
+    kinds = NarrowLinear, BFloat16Embedding
+    return {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, kinds)}
 
 
 class _Pair:

@@ -82,9 +82,8 @@ class LoRALayer(AdaptedLayer):
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
-        self.add(
-            DEFAULT, Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
-        )
+        adapter = Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
+        self.add(DEFAULT, adapter)
         self.use([DEFAULT])
 
     @classmethod
@@ -117,8 +116,9 @@ class LoRALayer(AdaptedLayer):
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
+        self._check_fresh()
         linear = Linear.__new__(Linear)
-        linear.weight = Parameter(self._fresh_merged_weight())
+        linear.weight = Parameter(self.merged_weight())
         linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
 

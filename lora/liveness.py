@@ -104,9 +104,8 @@ def ranks(a: Tensor, b: Tensor) -> tuple[int | None, int | None, int | None]:
     wide, tall = (x._data.astype(np.float64) for x in (a, b))
     of_a, of_b = (np.linalg.svd(x, compute_uv=False) for x in (wide, tall))
     eps = float(np.finfo(a.dtype).eps)
-    (rank, d_in), d_out = wide.shape, len(tall)
     return (
-        numerical_rank(of_a, max(rank, d_in) * eps),
-        numerical_rank(of_b, max(d_out, rank) * eps),
-        numerical_rank(singular_values(wide, tall), max(d_in, d_out) * eps),
+        numerical_rank(of_a, max(wide.shape) * eps),
+        numerical_rank(of_b, max(tall.shape) * eps),
+        numerical_rank(singular_values(wide, tall), max(wide.shape[1], len(tall)) * eps),
     )

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import (
-    adapted_layers,
-    attached_layers,
-    attachment_of,
-    replace,
-    required_attachment,
-    restore_flags,
-    store,
-)
+from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.nn import Module
 
@@ -32,8 +24,10 @@ def merge(
 ) -> MergeCertificate:
     """Let the adapters of `model` compute with W + dW, and certify what that loses.
 
-    The base weights stay beside the merged ones, so this takes memory; `lora.fold` drops them.
-    W + dW is computed in float64 and rounded once, to the dtype of the layer.
+    The base weights stay beside the merged ones, so this takes memory; `lora.fold` drops them. W +
+    dW is computed in float64 and rounded once, to the dtype of the layer. The certificate says of
+    each layer and dtype which share of the update is lost, the largest change of a weight in units
+    in the last place, and a bound on the change of the outputs.
 
     Args:
         model: with adapters.
@@ -45,22 +39,17 @@ def merge(
         dtypes: the dtypes of the certificate: "float64", "float32", "float16", "bfloat16", "nf4".
         progress: show a progress bar if it takes long.
 
-    Returns:
-        For each layer and dtype the share of the update that is lost, the largest change of a
-        weight in units in the last place, and a bound on the change of the outputs.
-
     Raises:
         TypeError: if a layer is of no dtype that can be certified, a name is no string, or the
-            limit or radius no number; nothing is changed then.
+            limit or radius no number. After any error nothing is changed.
         ValueError: if there are no adapters, a name is not that of an active one, none is active,
-            an option makes no sense, or a merged weight would not be finite; nothing is changed
-            then.
-        MergeError: if more than the limit would be lost; nothing is changed then.
+            an option makes no sense, or a merged weight would not be finite.
+        MergeError: if more than the limit would be lost.
     """
-    found, asked = adapted_layers(model), check_dtypes(dtypes)
+    found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters
     if chosen is not None:
-        attachment, chosen = required_attachment(model), tuple(chosen)
+        attachment, chosen = state.required_attachment(model), tuple(chosen)
         if not chosen:
             raise ValueError("adapters are empty; None stands for all that are active")
         for name in chosen:
@@ -104,12 +93,10 @@ def merge(
 def unmerge(model: Module) -> list[str]:
     """Let every adapter compute with W, A and B again; return the names of their layers.
 
-    The base weights are those from before the merge to the bit: they were never written to.
-
-    Raises:
-        ValueError: if there are no adapters.
+    The base weights are those from before the merge to the bit: they were never written to. A
+    ValueError is raised if there are no adapters.
     """
-    found = adapted_layers(model)
+    found = state.adapted_layers(model)
     for _, layer in found:
         layer.unmerge()
     return [name for name, _ in found]
@@ -125,14 +112,13 @@ def fold(model: Module) -> Module:
     Raises:
         ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
             not finite; nothing is changed then.
-        RuntimeError: if a layer is merged, and an adapter of it was changed since, or inside of
-            `lora.disabled`.
+        RuntimeError: if an adapter was changed since a merge, or inside of `lora.disabled`.
     """
-    layers = dict(adapted_layers(model))
-    attachment = attachment_of(model)
+    layers = dict(state.adapted_layers(model))
+    attachment = state.attachment_of(model)
     if attachment is not None:
         attachment.check_enabled("adapters cannot be folded in")
-        attached_layers(model, attachment)
+        state.attached_layers(model, attachment)
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
@@ -162,15 +148,15 @@ def fold(model: Module) -> Module:
     if attachment is not None:
         flags = {id(parameter): flag for parameter, flag in attachment.flags}
         for original, layer in attachment.replaced.values():
-            new = dict(folded[id(layer)].named_parameters())
             own = dict(original.named_parameters())
-            for key, parameter in new.items():  # a weight in few bits was none, and did not train
+            for key, parameter in folded[id(layer)].named_parameters():
+                # A weight in few bits was no parameter, and did not train.
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
                 copy.own.unwrap()
-                restore_flags([(copy.own, flags[id(copy.original)])])
-        store(model, None)
-        restore_flags(attachment.flags)
-    replace(model, folded)
+                state.restore_flags([(copy.own, flags[id(copy.original)])])
+        state.store(model, None)
+        state.restore_flags(attachment.flags)
+    state.replace(model, folded)
     return model

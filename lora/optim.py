@@ -33,22 +33,20 @@ def param_groups(
         all others            lr               0
 
     The decay is one of the product, B A <- (1 - lr weight_decay) B A in each step: so B alone has
-    to shrink. (Decaying both would shrink B A twice, and A for no reason where B is 0.) It draws
-    a layer back to its base, with DoRA the direction alone. `AdamW` does it exactly, and `SGD`
+    to shrink. (Decaying both would shrink B A twice, and A for no reason where B is 0.) It draws a
+    layer back to its base, with DoRA the direction alone. `AdamW` does it exactly, and `SGD`
     without momentum; with momentum it is spread over the following steps. `Adam` adds it to the
     gradient, where it is divided by the second moment, so that nothing decays; use `penalty` there.
 
     In an embedding A and B change roles: there A begins at zero, and the factor that begins at zero
-    is the one that has to move. Where one of A and B is frozen, the other decays.
-
-    Matrices that train in full, as of `modules_to_save`, decay as usual, towards zero. Magnitudes,
-    biases and the gains of norms do not.
+    is the one that has to move. Where one of A and B is frozen, the other decays. Matrices that
+    train in full decay as usual, towards zero. Magnitudes, biases and the gains of norms do not.
 
     Args:
         model: with adapters; what is frozen, such as those that are not active, is left out.
         lr: the learning rate of A.
-        ratio: how much faster B learns. 16 is a usual start; the best one depends on the model and
-            the task; harder tasks need more, together with a smaller lr.
+        ratio: how much faster B learns. 16 is a usual start; harder tasks need more, together with
+            a smaller lr.
         weight_decay: the factor of lr by which B A shrinks in a step.
 
     Raises:
@@ -105,12 +103,9 @@ def penalty(model: Module) -> Tensor:
         |s B A|^2 = s^2 sum((B^T B) * (A A^T))
 
     which takes products of `(rank, rank)` only, and has gradients of all orders. It keeps dW small
-    with any optimiser, which a decay of A and B by themselves does not. dW of PiSSA is
-    s (B A - B_0 A_0), which is 0 at first to the bit. In DoRA it is the update of the direction,
-    s B A, without the magnitude.
-
-    Raises:
-        ValueError: if there are no adapters.
+    with any optimiser, which a decay of A and B by themselves does not. dW of PiSSA is s (B A - B_0
+    A_0), which is 0 at first to the bit. In DoRA it is the update of the direction, s B A, without
+    the magnitude. A ValueError is raised if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]
     total = Tensor(np.zeros((), layers[0].weight.dtype))

@@ -35,10 +35,10 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     A TypeError is raised if they are neither, and a ValueError if the regular expression is invalid
     or matches every name.
     """
+    if patterns == ALL_LINEAR:
+        return ALL_LINEAR
     if isinstance(patterns, str):
-        if patterns != ALL_LINEAR:
-            _check_expression(role, patterns)
-        return patterns
+        return _checked(role, patterns)
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
         also = ", or one regular expression" if role in ("targets", "exclude") else ""
         raise TypeError(f"{role} are names{also}, not {patterns!r:.200}")
@@ -56,9 +56,7 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
     """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
         raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r:.200}")
-    for pattern in table:
-        _check_expression(role, pattern, END_OF_NAME)
-    return dict(table)
+    return {_checked(role, pattern, END_OF_NAME): value for pattern, value in table.items()}
 
 
 def check_expression(pattern: str, within: str = "{}") -> str:
@@ -71,8 +69,8 @@ def check_expression(pattern: str, within: str = "{}") -> str:
     return pattern
 
 
-def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
-    """Raise an error if a pattern is no regular expression, or matches every name."""
+def _checked(role: str, pattern: str, within: str = "{}") -> str:
+    """Return a pattern; an error if it is no regular expression, or matches every name."""
     try:
         check_expression(pattern, within)
     except ValueError as error:
@@ -83,6 +81,7 @@ def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
         raise ValueError(
             f"{role}={pattern!r:.200} matches every name there can be; say which, or {ALL_LINEAR!r}"
         )
+    return pattern
 
 
 def _is_for_any(pattern: str) -> bool:
@@ -96,23 +95,22 @@ def find(
     """Return the names that match, in their order, each with the first pattern that finds it.
 
     The groups are names that stand for several, such as an attention for its projections; `role` is
-    the name of the parameter with the patterns, for messages.
-
-    Raises:
-        ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
+    the name of the parameter with the patterns, for messages. A ValueError is raised if a pattern
+    matches none of them, with all names, and the nearest to a miss.
     """
     names, one = list(names), isinstance(patterns, str)
     found: dict[str, str] = {}
     missed = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = [name for name in names if is_match(pattern, name, one)]
+        wanted = pattern if one else (pattern,)
+        hits = [name for name in names if is_any_match(wanted, name)]
         if one and 0 < len(hits) == len(names) and _is_for_any(pattern):
             raise ValueError(
                 f"{role}={pattern!r} matches every layer, as if it left none out; the layers are "
                 f"{', '.join(names)}"
             )
         for group, members in groups.items():
-            if is_match(pattern, group, one):
+            if is_any_match(wanted, group):
                 hits += [member for member in members if member in names]
         missed += [] if hits else [pattern]
         found = dict.fromkeys(hits, pattern) | found
@@ -132,17 +130,10 @@ def near(miss: str, names: Iterable[str]) -> str:
     return repr(miss) + ("" if miss in ends else nearest(miss, sorted(ends)))
 
 
-def is_match(pattern: str, name: str, is_expression: bool = False) -> bool:
-    """Tell whether a name matches an expression entirely, or a pattern entirely or at its end."""
-    if is_expression:
-        return expression(pattern).matches(name)
-    return name == pattern or name.endswith(f".{pattern}")
-
-
 def is_any_match(patterns: Patterns, name: str) -> bool:
-    """Tell whether one of some patterns matches a name."""
+    """Tell whether an expression matches a name entirely, or a pattern it or its end."""
     if isinstance(patterns, str):
-        return is_match(patterns, name, is_expression=True)
+        return expression(patterns).matches(name)
     return not ends_of(name).isdisjoint(patterns)
 
 

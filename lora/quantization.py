@@ -1,8 +1,7 @@
 """The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16.
 
-    report = quantize(model, targets=["q_proj", "v_proj"])
-
-replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a `BFloat16Linear`.
+`quantize` replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a
+`BFloat16Linear`.
 """
 
 from __future__ import annotations
@@ -47,13 +46,9 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """The report of `quantize`: a line for each layer, and the totals.
+    """The report of `quantize`: a line for each layer, and the totals."""
 
-    Attributes:
-        layers: the layers that were replaced.
-    """
-
-    layers: tuple[QuantizedLayer, ...]
+    layers: tuple[QuantizedLayer, ...]  # that were replaced
 
     @property
     def names(self) -> list[str]:
@@ -74,9 +69,9 @@ class QuantizeReport:
         head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
         rows = []
         for row in self.layers:
+            shape = f"{row.shape[0]} x {row.shape[1]}"
             sizes = in_bytes(row.bytes_before), in_bytes(row.bytes_after)
             figures = f"{row.bytes_per_number:.4f}", f"{row.error:.4f}"
-            shape = f"{row.shape[0]} x {row.shape[1]}"
             rows.append((row.name, row.pattern, shape, *sizes, *figures))
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
@@ -109,10 +104,9 @@ def quantize(
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if a target matches nothing or an Embedding, a layer is in few bits already,
-            has an adapter, is trained in full by one, or has a weight that is used elsewhere too or
-            has NaN or Inf, the block size is no positive integer, the format is unknown or has no
-            such option, or the model is itself a single layer.
+        ValueError: if a target matches nothing or an Embedding; a layer is in few bits already, has
+            an adapter, is trained in full by one, or has a weight that is not finite or is used
+            elsewhere too; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
     if isinstance(model, Linear):
@@ -132,11 +126,8 @@ def quantize(
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
     kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
-    plain = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, LoRALayer) or any(is_plain(module, kind) for kind in kinds)
-    ]
+    able = {n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)}
+    plain = [n for n, m in modules.items() if isinstance(m, LoRALayer) or n in able]
     done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
     if config.targets != ALL_LINEAR or not plain:
         plain += done

@@ -58,8 +58,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
     """Describe the update of each layer that an adapter changes, or without a name all active ones.
 
     The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
-    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update, or as by
-    `changed_layers`.
+    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -67,9 +66,8 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
         adapters = [layer.adapters[each] for each in names]
         if any(adapter.lora_magnitude is not None for adapter in adapters):
             update = layer.update_rows(slice(None), names)
-            rank = min(update.shape)
-            finite = bool(np.isfinite(update).all())
-            values = np.linalg.svd(update, compute_uv=False) if finite else np.array([math.nan])
+            check_finite(name, update)
+            rank, values = min(update.shape), np.linalg.svd(update, compute_uv=False)
         else:
             with no_grad():
                 factor_a, factor_b, scale = joined(adapters)
@@ -118,8 +116,8 @@ def plot_singular_values(
     At the left a line for each layer, which ends at its rank: B A has no more. At the right the
     effective rank of each, exp of the entropy of its singular values, as a part of the rank.
 
-    To look in this manner at a model of which all parameters were trained, let `lora.extract` make
-    an adapter of the difference, with a rank as high as its layers are wide.
+    To look so at a model of which all parameters were trained, let `lora.extract` make an adapter
+    of the difference, with a rank as high as its layers are wide.
 
     Args:
         model: with adapters.
@@ -129,8 +127,8 @@ def plot_singular_values(
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, all updates are 0, or there is NaN or Inf in one; or
-            the path has another suffix.
+        ValueError: if it has no such adapter, all updates are 0, one has NaN or Inf, or the path
+            has another suffix.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
@@ -150,16 +148,12 @@ def plot_singular_values(
     for position, (rank, value) in enumerate(zip(ranks, effective, strict=True)):
         bars.text(rank + 0.02 * max(ranks), position, f"{value:.1f}", va="center")
     name_rows(bars.yaxis, [update.name for update in found])
-    bars.set_ylim(len(found) - 0.4, -0.6)
     bars.set_title("Effective rank", loc="left")
-    bars.set_xlabel("directions")
-    bars.set_xlim(0, 1.12 * max(ranks))
+    bars.set(xlabel="directions", xlim=(0, 1.12 * max(ranks)), ylim=(len(found) - 0.4, -0.6))
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     open_frame(spectra, bars)
-    figure.suptitle(
-        f"The updates use {np.mean(effective):.1f} of {np.mean(ranks):.3g} directions, on average",
-        weight="bold",
-    )
+    used = f"{np.mean(effective):.1f} of {np.mean(ranks):.3g} directions"
+    figure.suptitle(f"The updates use {used}, on average", weight="bold")
     return figure.saved()
 
 
@@ -191,11 +185,10 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     ticks = MaxNLocator(8, integer=True).tick_values(0, rank)
     axes.set_xticks([tick for tick in {1, *ticks} if 1 <= tick <= rank])
     axes.set(xlabel="number of the singular value", ylabel="singular value of dW")
+    which = "a line for each layer" if few else "from the first layer (dark) to the last"
+    axes.set_title(f"Singular values, {which}", loc="left")
     if few:
         axes.legend(frameon=False)
-        axes.set_title("Singular values, a line for each layer", loc="left")
-    else:
-        axes.set_title("Singular values, from the first layer (dark) to the last", loc="left")
 
 
 def plot_factors(
@@ -233,9 +226,8 @@ def plot_factors(
     rank, (d_out, d_in) = len(a), adapted.weight.shape
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
     corner.set_axis_off()
-    signs = (
-        f"dW = s B A\nrank {rank}, s = {chosen.scale:.4g}\n\ndark: below 0\ngrey: 0\nlight: above 0"
-    )
+    what = f"dW = s B A\nrank {rank}, s = {chosen.scale:.4g}"
+    signs = f"{what}\n\ndark: below 0\ngrey: 0\nlight: above 0"
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
     change = chosen.scale * (b @ a)
     largest = np.abs(change).max(initial=0.0)
@@ -266,15 +258,9 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
         highest = np.maximum.reduceat(matrix, starts, axis)
         lowest = np.minimum.reduceat(matrix, starts, axis)
         matrix = np.where(highest > -lowest, highest, lowest)
-    axes.imshow(
-        matrix,
-        cmap=SIGNED,
-        vmin=-largest or -1,
-        vmax=largest or 1,
-        aspect="auto",
-        interpolation="nearest",
-        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
-    )
+    colours: Any = {"cmap": SIGNED, "vmin": -largest or -1, "vmax": largest or 1}
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    axes.imshow(matrix, aspect="auto", interpolation="nearest", extent=extent, **colours)
     axes.set_title(f"{title}: all 0" if not largest else f"{title}\n±{largest:.2g} at most")
     ticks_at_integers(axes.xaxis, 5)
     ticks_at_integers(axes.yaxis, 5)
@@ -299,13 +285,8 @@ def plot_change(
     figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4), path)
     axes = figure.subplots()
     top = float(np.nanmax(shares, initial=0.0)) or 1.0
-    image = axes.imshow(
-        100 * shares,
-        cmap=matplotlib.colormaps[SIZES].with_extremes(bad="white"),
-        vmin=0,
-        vmax=100 * top,
-        aspect="auto",
-    )
+    colours = matplotlib.colormaps[SIZES].with_extremes(bad="white")
+    image = axes.imshow(100 * shares, cmap=colours, vmin=0, vmax=100 * top, aspect="auto")
     if shares.size <= _MOST_CELLS:
         for row, column in np.argwhere(~np.isnan(shares)):
             share = shares[row, column]

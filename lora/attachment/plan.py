@@ -43,10 +43,8 @@ class Plan:
     """All that an attachment consists of. The model is not changed.
 
     A and B are drawn from `rng` after all has been checked. With `targets` the layers are these,
-    and not those of `config`. A and B are then 0, because the caller sets their values later, and a
-    rank may be larger than the rank that B A can have. `progress` shows a bar if it takes long.
-
-    It raises the errors of `lora.attach`.
+    and not those of `config`; A and B are then 0, because the caller sets their values later, and a
+    rank may be larger than the rank that B A can have. It raises the errors of `lora.attach`.
     """
 
     def __init__(
@@ -126,7 +124,6 @@ class Plan:
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
-        """Make the adapter of one layer."""
         layer, config, begin = self.layers[target.name], self.config, None
         if not drawn:
             a = np.zeros((target.rank, layer.d_in))
@@ -146,13 +143,7 @@ class Plan:
             rng=rng,
         )
 
-    # ----------------------------------------------------------------------------------------------
-    # Parameters that are trained in full
-    # ----------------------------------------------------------------------------------------------
-
     def _save_biases(self, model: Module) -> None:
-        """Copy the biases that the configuration means."""
-
         def is_meant(name: str) -> bool:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)

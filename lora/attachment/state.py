@@ -67,8 +67,10 @@ class Attachment:
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
-    def get(self, name: str) -> Attached:
+    def get(self, name: Any) -> Attached:
         """Return an adapter by its name; a ValueError lists the names that exist."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an adapter is a string, not {name!r}")
         if name not in self.adapters:
             raise ValueError(
                 f"there is no adapter {near(name, self.adapters)}; the model has "
@@ -114,7 +116,8 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
 
 def attachment_of(model: Module) -> Attachment | None:
     """Return what `attach` has put on a model, or None."""
-    _check_module(model)
+    if not isinstance(model, Module):
+        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
     found: Attachment | None = vars(model).get(_ATTACHMENT)
     return found
 
@@ -140,7 +143,7 @@ def store(model: Module, attachment: Attachment | None) -> None:
 
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     """List the layers with adapters of a model, with their names; a ValueError without any."""
-    _check_module(model)
+    attachment_of(model)  # which is an error unless it is a Module
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
         raise ValueError(
@@ -173,11 +176,6 @@ def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
-
-
-def _check_module(model: Any) -> None:
-    if not isinstance(model, Module):
-        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
 
 
 def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:

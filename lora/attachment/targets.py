@@ -11,7 +11,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
-from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, is_match, near
+from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, ends_of, find, near
 from lora.variants.narrow import BFloat16Linear, NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
@@ -36,14 +36,14 @@ def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
 
 def candidates(model: Module) -> tuple[list[str], list[str]]:
     """List the names of the linear layers that have or can have an adapter, and of embeddings."""
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, AdaptedLayer)
-        or any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear, BFloat16Linear))
-    }
-    tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    return [name for name in found if name not in tables], tables
+    linear: list[str] = []
+    tables: list[str] = []
+    kinds = (Linear, Embedding, NF4Linear, BFloat16Linear)
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLayer) or any(is_plain(module, kind) for kind in kinds):
+            is_table = isinstance(module, (Embedding, LoRAEmbedding))
+            (tables if is_table else linear).append(name)
+    return linear, tables
 
 
 def is_plain(module: Module, kind: type[Module]) -> bool:
@@ -100,9 +100,9 @@ def select(
                     f"targets are {', '.join(found)}"
                 )
         wanted: Any = config.layers_to_transform
-        missing = [index for index in wanted if index not in indices.values()]
+        known = sorted({index for index in indices.values() if index is not None})
+        missing = [index for index in wanted if index not in known]
         if missing:
-            known = sorted({index for index in indices.values() if index is not None})
             there = f"no name has an index of layers: {', '.join(found)}"
             if known:
                 there = f"their layers are {', '.join(map(str, known))}"
@@ -131,11 +131,10 @@ def without_layers(
     """Return the patterns that match none of some names, nor a group with one of them."""
     if isinstance(patterns, str):
         return [] if names else [patterns]
-    left = [
-        *names,
-        *(group for group, members in groups.items() if not {*members}.isdisjoint(names)),
-    ]
-    return [pattern for pattern in patterns if not any(is_match(pattern, name) for name in left)]
+    left = [group for group, members in groups.items() if not {*members}.isdisjoint(names)]
+    left += names
+    matched = {end for name in left for end in ends_of(name)}
+    return [pattern for pattern in patterns if pattern not in matched]
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:

@@ -33,18 +33,14 @@ class LayerMerge:
 
     The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to the
     dtype that it is stored in. If not merged, the layer computes x W^T + b and the part of dW in
-    its own dtype.
+    its own dtype. `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
 
     A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
     row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
     a unit of |x|.
 
-    `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
-
-    Raises:
-        TypeError: if the dtype is not float16, float32 or float64.
-        ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
-            has a bias.
+    A TypeError is raised if the dtype is not float16, float32 or float64; a ValueError if W is no
+    matrix, a shape does not go with it, a size is negative, or a table has a bias.
     """
 
     name: str  # of the layer
@@ -102,7 +98,7 @@ class LayerMerge:
         """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
         `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
-        A^T. The other arguments are fields of the result, and the errors are its own.
+        A^T.
         """
         a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -174,14 +170,10 @@ def _check_float(label: str, dtype: np.dtype[Any]) -> None:
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
     """Describe the merging of some active adapters of a layer, beside the other active ones."""
-    return merging_into(
-        name,
-        layer.weight,
-        [layer.adapters[adapter] for adapter in layer.active],
-        [layer.adapters[adapter] for adapter in names],
-        bias=None if layer.bias is None else layer.bias._data,
-        one_hot=isinstance(layer, LoRAEmbedding),
-    )
+    active, merged = ([layer.adapters[n] for n in each] for each in (layer.active, names))
+    bias = None if layer.bias is None else layer.bias._data
+    one_hot = isinstance(layer, LoRAEmbedding)
+    return merging_into(name, layer.weight, active, merged, bias=bias, one_hot=one_hot)
 
 
 def merging_into(
@@ -193,37 +185,33 @@ def merging_into(
     bias: Array | None = None,
     one_hot: bool = False,
 ) -> LayerMerge:
-    """Describe the merging of adapters into a weight, without a layer around it.
+    """Describe the merging of some of the active adapters into a weight, without a layer around it.
 
-    The adapters in `merged` are to be merged; they are some of the `active` ones. For an embedding
-    (`one_hot`), pass the transposed table as the weight.
+    The weight of an embedding (`one_hot`) is its transposed table.
     """
 
     def base(rows: slice) -> Array:
         return weight.rows(slice(None), rows).T if one_hot else weight.rows(rows)
 
+    options: Any = {"bias": bias, "one_hot": one_hot}
     parts = []  # each adapter as if it were LoRA, and the only one
     for adapter in active:
         a, b = adapter.exact_factors()
         a, b = (b.T, a.T) if one_hot else (a, b)
-        dtype, scale = adapter.lora_a.dtype, adapter.scale
-        parts.append(
-            LayerMerge.low_rank(name, base, a, b, scale, dtype=dtype, bias=bias, one_hot=one_hot)
-        )
+        own = adapter.lora_a.dtype
+        parts.append(LayerMerge.low_rank(name, base, a, b, adapter.scale, dtype=own, **options))
     found = parts[0] if len(parts) == 1 else _summed(parts, active)
     if any(adapter.lora_magnitude is not None for adapter in active):
         found = _with_dora(found, weight, active)
     ratios = [adapter.exact_ratio(weight) for adapter in merged]
 
     def update(rows: slice) -> Array:
+        block = (slice(None), rows) if one_hot else (rows, slice(None))
         with np.errstate(all="ignore"):  # the certificate reports overflow
-            parts = [
-                adapter.update(weight, slice(None), rows, ratio).T
-                if one_hot
-                else adapter.update(weight, rows, slice(None), ratio)
-                for adapter, ratio in zip(merged, ratios, strict=True)
-            ]
-            return sum(parts[1:], parts[0])
+            pairs = zip(merged, ratios, strict=True)
+            parts = [adapter.update(weight, *block, ratio) for adapter, ratio in pairs]
+            total: Array = sum(parts[1:], parts[0])
+        return total.T if one_hot else total
 
     return replace(found, update=update)
 
@@ -231,8 +219,8 @@ def merging_into(
 def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:
     """Describe the sum of several adapters, which a layer computes as one product of all ranks.
 
-    In that product each B is multiplied by its s. What this loses below the least normal number is
-    multiplied by x A^T.
+    There each B is multiplied by its s. What that loses below the least normal number is multiplied
+    by x A^T.
     """
     first = parts[0]
     spread = np.sum([part.spread for part in parts], axis=0)

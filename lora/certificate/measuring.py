@@ -48,30 +48,23 @@ class MergeError(ValueError):
 class CertificateRow:
     """The loss of merging one layer if the weight is stored in one dtype.
 
-    V is W' = W + dW as it is stored, and W_t is W as it is stored.
-
-    Attributes:
-        layer: its name.
-        dtype: the dtype that the weight is stored in.
-        absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
-        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
-            more rounding than update. Where dW is 0 it is 0, since nothing can be lost; then
-            `bound` has the effect of storing W.
-        ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
-            `lora.certificate.rounding.unit_of`, also for NF4.
-        bound: the largest difference between an output of the merged layer and of the layer as it
-            was, as both are computed, for any input x with |x| <= radius.
-        note: says what is not finite, or 0, or overflows. If V overflows, or W or dW is not finite,
-            `lost`, `ulp` and `bound` are infinite.
+    V is W' = W + dW as it is stored, and W_t is W as it is stored. If V overflows, or W or dW is
+    not finite, `lost`, `ulp` and `bound` are infinite.
     """
 
-    layer: str
-    dtype: str
-    absorbed: float
+    layer: str  # its name
+    dtype: str  # that the weight is stored in
+    absorbed: float  # of the entries with dW != 0, the share with V = W_t: their update is lost
+    # |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is more
+    # rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing W.
     lost: float
+    # The largest |V - W_t| in units in the last place, of the larger one of both; see
+    # `lora.certificate.rounding.unit_of`, also for NF4.
     ulp: float
+    # The largest difference between an output of the merged layer and of the layer as it was, as
+    # both are computed, for any input x with |x| <= radius.
     bound: float
-    note: str = ""
+    note: str = ""  # what is not finite, or 0, or overflows
 
     @property
     def is_finite(self) -> bool:
@@ -90,17 +83,12 @@ class MergeCertificate:
     """The loss of merging the layers of a model, in each dtype that they may be stored in.
 
     Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
-    layers, one for each dtype with the layer that loses most.
-
-    `certificate[layer]` gives the rows of a layer.
-
-    Attributes:
-        rows: one for each layer and dtype.
-        radius: the norm of the inputs for which `bound` is valid.
+    layers, one for each dtype with the layer that loses most. `certificate[layer]` gives the rows
+    of a layer.
     """
 
-    rows: tuple[CertificateRow, ...]
-    radius: float
+    rows: tuple[CertificateRow, ...]  # one for each layer and dtype
+    radius: float  # the norm of the inputs for which `bound` is valid
 
     @property
     def layers(self) -> list[str]:
@@ -133,8 +121,8 @@ class MergeCertificate:
     def check(self, limit: float, dtype: str) -> None:
         """Raise a MergeError if merging loses more than `limit` of the update of a layer.
 
-        A KeyError is raised if there are no rows of the dtype, a TypeError or a ValueError if the
-        limit is no number from 0 on.
+        A KeyError is raised if there are no rows of the dtype, another error if the limit is no
+        number from 0 on.
         """
         _check("dtype", dtype, self.dtypes)
         check_number("limit", limit)
@@ -155,9 +143,10 @@ class MergeCertificate:
     @property
     def sentence(self) -> str:
         """The result in a sentence."""
-        lost = [self.worst(dtype).lost for dtype in self.dtypes]
-        parts = [f"{part:.1g}" if part < 1 else "all" for part in lost]
-        worst = [f"{part} in {dtype}" for part, dtype in zip(parts, self.dtypes, strict=True)]
+        worst = []
+        for dtype in self.dtypes:
+            lost = self.worst(dtype).lost
+            worst.append(f"{lost:.1g} in {dtype}" if lost < 1 else f"all in {dtype}")
         return (
             f"Merging {counted(len(self.layers), 'layer')} loses at most this part of the update: "
             f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."
@@ -205,8 +194,8 @@ def certify(
 
     Raises:
         TypeError: if W or dW is not of float64, or the radius is no number.
-        ValueError: if there are no layers, or two of one name, or no dtypes, or there is no such
-            dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
+        ValueError: if there are no layers or no dtypes, two layers of one name, or no such dtype;
+            if the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
     parts = tuple(parts)
     of_layer = dtypes if isinstance(dtypes, Mapping) else {}
@@ -214,8 +203,7 @@ def certify(
     if not parts:
         raise ValueError("there are no layers to certify; pass one LayerMerge for each")
     names = [part.name for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
         )
@@ -260,10 +248,10 @@ class _Tally:
         self.ulp = self.bound = 0.0
         self.errors: list[Array] = []
         self.updates: list[Array] = []
-        self.notes: dict[str, None] = {}  # in the order in which they came up
+        self.notes: list[str] = []
         self.finite = True
         if part.bias is not None and not np.isfinite(part.bias).all():
-            self.notes["b has NaN or Inf"] = None
+            self.notes.append("b has NaN or Inf")
             self.bound = math.inf
 
     def add(self, rows: slice, w: Array, d: Array) -> None:
@@ -285,7 +273,7 @@ class _Tally:
                 (f"W alone overflows {self.dtype}", base),
             ):
                 if not np.isfinite(x).all():
-                    self.notes[note] = None
+                    self.notes.append(note)
                     break
             if not np.isfinite(stored).all():
                 self.finite = False
@@ -302,18 +290,18 @@ class _Tally:
     def row(self) -> CertificateRow:
         """Return the result."""
         absorbed = self.absorbed / self.updated if self.updated else 0.0
-        lost, ulp, bound = math.inf, math.inf, math.inf
+        lost = ulp = bound = math.inf
         if self.finite:
             ulp, bound = self.ulp, self.bound
             error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
             if not math.isfinite(error) or not math.isfinite(update):
-                self.notes["norms overflow float64"] = None
+                self.notes.append("norms overflow float64")
             elif update:
                 lost = error / update
             else:
                 lost = 0.0
-                self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
-        notes = "; ".join(self.notes)
+                self.notes.append("dW is 0, but storing W changes it" if error else "dW is 0")
+        notes = "; ".join(dict.fromkeys(self.notes))  # each once
         return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
 
     def _bound(self, rows: slice, w: Array, stored: Array, error: Array) -> float:
@@ -323,9 +311,7 @@ class _Tally:
         def size(x: Array) -> Array:
             return np.abs(x).max(axis=1) if part.one_hot else norms(x)
 
-        bias = np.zeros(len(w))
-        if part.bias is not None:
-            bias = np.abs(part.bias[rows].astype(np.float64))
+        bias = np.zeros(len(w)) if part.bias is None else np.abs(part.bias[rows].astype(np.float64))
         apart, merged = size(w) + part.spread[rows], size(stored)
         for sums, relative, dtype in (
             (np.maximum(apart, part.peak), self.gamma_apart, self.own),
@@ -333,10 +319,10 @@ class _Tally:
         ):
             largest = (self.radius * sums + bias) * (1 + relative)
             if math.isinf(relative):
-                self.notes[f"sums too long to bound what {dtype} rounds"] = None
+                self.notes.append(f"sums too long to bound what {dtype} rounds")
                 return math.inf
             if not (largest < float(np.finfo(dtype).max)).all():
-                self.notes[f"outputs may overflow {dtype}"] = None
+                self.notes.append(f"outputs may overflow {dtype}")
                 return math.inf
         per_unit = size(error) + self.update_error[rows]
         per_unit += self.gamma_merged * merged + self.gamma_apart * apart
@@ -351,6 +337,6 @@ class _Tally:
         bounds += least_of(self.own) * lost_apart + least_of(self.wide) * lost_merged + evaluated
         found = float(upper(bounds, part.shape[1]).max())
         if not math.isfinite(found):  # a NaN would be smaller than nothing
-            self.notes["the bound overflows float64, or dW's own error is not known"] = None
+            self.notes.append("the bound overflows float64, or dW's own error is not known")
             return math.inf
         return found

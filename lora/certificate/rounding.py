@@ -34,10 +34,7 @@ _FORMATS = {"float64": (53, -1074), "float32": (24, -149), "float16": (11, -24)}
 _FORMATS["bfloat16"] = (8, -133)
 
 _EXPONENT = 0x7FF0_0000_0000_0000  # the bits of the exponent of a float64
-
-DTYPES = (*_FORMATS, "nf4")
-"""The dtypes that a merged weight can be stored in."""
-
+DTYPES = (*_FORMATS, "nf4")  # that a merged weight can be stored in
 BLOCK = 64  # elements of a row that NF4 divides by one absolute value
 
 
@@ -47,23 +44,19 @@ def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
     if not chosen:
         raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
     for dtype in chosen:
-        _check_dtype(dtype)
+        if dtype not in DTYPES:
+            raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
     return chosen
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
 
 
 def round_to(x: Array, dtype: str) -> Array:
     """Round each number as storing it in `dtype` does; the result is in float64.
 
-    It is rounded to the nearest number, of two to the even one; beyond the largest to infinity.
-    NF4 divides the rows of x, `(..., n)`, into blocks. A TypeError is raised if x is of another
-    dtype than float64, since it might have been rounded before.
+    It is rounded to the nearest number, of two to the even one; beyond the largest to infinity. NF4
+    divides the rows of x, `(..., n)`, into blocks. x must be of float64, since it might have been
+    rounded before.
     """
-    _check_dtype(dtype)
+    check_dtypes(dtype)
     x = np.asarray(x)
     if x.dtype != np.float64:
         raise TypeError(f"round_to takes an array of float64, not of {x.dtype}")
@@ -97,8 +90,7 @@ def unit_of(x: Array, dtype: str) -> Array:
 def _in_nf4(x: Array) -> tuple[Array, Array, Array, Array]:
     """Return the levels of NF4, the gap from each to its nearer neighbour, and x as stored.
 
-    That is the index of the level nearest to each x / absmax, and absmax, the largest absolute
-    value of its block, in float32.
+    That is the index of the level nearest to each x / absmax, and absmax in float32.
     """
     levels = kernels.nf4.LEVELS.astype(np.float64)
     gaps = np.minimum(np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf))

@@ -15,14 +15,14 @@ from __future__ import annotations
 import numpy as np
 
 from lora.frozen import Array
-from lora.identities.trial import DOUBLE, FEW, Agreement, LayerRun, LayerTrial
+from lora.identities.trial import DOUBLE, FEW, Agreement, LayerTrial, Run
 from minigrad.nn import Parameter
 
 
 def inner_products(trial: LayerTrial) -> Agreement:
     """Compare dA A^T with B^T dB, (rank, rank): both are s B^T G^T X A^T."""
     a, b = trial.layer.lora_a.data, trial.layer.lora_b.data
-    found = trial.trained().gradients
+    found = trial.trained()
     size, bounds = trial.rounding.size, trial.bounds()
     left, right = found["A"] @ a.T, b.T @ found["B"]
     products = trial.rounding.gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW)
@@ -49,8 +49,8 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     gamma, roundings = trial.rounding.gamma, trial.roundings()
     # C A and B C^-1 are sums themselves.
     bounds = {name: gamma(roundings[name] + 2 * layer.rank) * sizes[name] for name in "yAB"}
-    turned = {"A": inverse.T @ before.gradients["A"], "B": before.gradients["B"] @ c.T}
-    return _compared(after, LayerRun(before.y, turned), bounds, base)
+    turned = {"y": before["y"], "A": inverse.T @ before["A"], "B": before["B"] @ c.T}
+    return _compared(after, turned, bounds, base)
 
 
 def composition(trial: LayerTrial) -> Agreement:
@@ -64,34 +64,31 @@ def precision(trial: LayerTrial) -> Agreement:
     return _compared(trial.trained(), wide.trained(), trial.bounds(), wide.base())
 
 
-def _compared(found: LayerRun, right: LayerRun, bounds: dict[str, Array], base: Array) -> Agreement:
+def _compared(found: Run, right: Run, bounds: dict[str, Array], base: Array) -> Agreement:
     """Compare outputs and gradients of two runs, both of which have errors within the bounds."""
-    parts = [Agreement.of(found.y, right.y, 2 * bounds["y"], right.y - base)]
-    for name, gradient in sorted(right.gradients.items()):
-        parts.append(Agreement.of(found.gradients[name], gradient, 2 * bounds[name], gradient))
-    return Agreement.worst(parts)
+    evidence = right | {"y": right["y"] - base}
+    names = ["y", *sorted(right.keys() - {"y"})]
+    parts = [(found[name], right[name], 2 * bounds[name], evidence[name]) for name in names]
+    return Agreement.worst([Agreement.of(*part) for part in parts])
 
 
 def first_output(trial: LayerTrial) -> Agreement:
     """Check that at B = 0 the output is that of the base, to the bit and for any A."""
     a, none = trial.layer.lora_a.data.copy(), np.zeros_like(trial.layer.lora_b.data)
     trial.set(a, none)
-    found, base, bound = trial.trained().y, trial.base(), np.zeros(())
+    found, base, bound = trial.trained()["y"], trial.base(), np.zeros(())
     trial.set(2 * a[:, ::-1], none)
-    other = trial.trained().y
-    return Agreement.worst(
-        [
-            Agreement.of(found, other, bound, a),
-            # A base of zeros is one too: any x shows that nothing is added to it.
-            Agreement.of(found, base, bound, np.concatenate([base, trial.x], axis=1)),
-        ]
-    )
+    other = trial.trained()["y"]
+    # A base of zeros is one too: any x shows that nothing is added to it.
+    evidence = np.concatenate([base, trial.x], axis=1)
+    parts = Agreement.of(found, other, bound, a), Agreement.of(found, base, bound, evidence)
+    return Agreement.worst(parts)
 
 
 def first_gradients(trial: LayerTrial) -> Agreement:
     """Check that at B = 0, dA is 0 exactly, and dB is not."""
     trial.set(trial.layer.lora_a.data, np.zeros_like(trial.layer.lora_b.data))
-    found, right = trial.trained().gradients, trial.composed().gradients["B"]
+    found, right = trial.trained(), trial.composed()["B"]
     comparison = Agreement.of(found["A"], 0 * found["A"], np.zeros(()), found["B"])
     if comparison.verdict != "fails" and not found["B"].any():
         # dB = 0 is wrong where the right value exceeds the bound of rounding.
@@ -107,7 +104,7 @@ def frozen_base(trial: LayerTrial) -> Agreement:
     frozen |= {} if layer.bias is None else {"b": layer.bias}
     for parameter in frozen.values():
         parameter.requires_grad_()
-    found = trial.trained(frozen).gradients
+    found = trial.trained(frozen)
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])

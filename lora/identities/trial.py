@@ -1,11 +1,11 @@
 """A copy of a LoRA layer to experiment on: its runs, and bounds on their rounding errors.
 
-Each run has the same inputs, output gradients and random numbers, so that two runs can be
-compared. Matrices of the reference are multiplied by numpy, not by the kernels that are checked.
+Each run has the same inputs, output gradients and random numbers, so that two can be compared. The
+reference is multiplied by numpy, not by the kernels that are checked.
 
-A result that is a sum of products, computed with k roundings of each term, differs from the exact
-one by at most gamma(k) times the same sum of absolute values, in whatever order the terms are
-added. With u half the distance from 1 to the next number, and L a number,
+A sum of products that is computed with k roundings of each term differs from the exact one by at
+most gamma(k) times the same sum of absolute values, in whatever order the terms are added. With u
+half the distance from 1 to the next number, and L a number,
 
     gamma(k) = exp(L sqrt(k) u + k u^2 / (1 - u)) - 1
 
@@ -34,6 +34,7 @@ from minigrad.diagnostics.restored import Draws
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output
+Run = dict[str, Array]  # the outputs of the layer, y, and gradients of sum(G y): A, B, x ...
 Verdict = Literal["holds", "fails", "cannot tell"]
 
 DOUBLE = np.dtype(np.float64)
@@ -111,14 +112,6 @@ class Agreement:
 NOTHING = Agreement(0.0, 0.0, "cannot tell")
 
 
-@dataclass(frozen=True)
-class LayerRun:
-    """The outputs of a layer, and the gradients of sum(G y) by the names A, B, x ..."""
-
-    y: Array
-    gradients: dict[str, Array]
-
-
 class LayerTrial:
     """A copy of a layer in one precision, with its inputs and output gradients.
 
@@ -143,10 +136,6 @@ class LayerTrial:
         self.x = stacked([x for x, _ in self.uses], self.layer.d_in)
         self.g = stacked([g for _, g in self.uses], self.layer.d_out)
 
-    # ----------------------------------------------------------------------------------------------
-    # Runs
-    # ----------------------------------------------------------------------------------------------
-
     def set(self, a: Array, b: Array) -> None:
         """Assign A and B."""
         self.layer.lora_a, self.layer.lora_b = a, b
@@ -168,7 +157,7 @@ class LayerTrial:
         dtype = layer.lora_a.dtype
         self.set((factor * a).astype(dtype), (factor * b).astype(dtype))
 
-    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> LayerRun:
+    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> Run:
         """Run the layer, or else `forward`, and differentiate with respect to x and `inputs`."""
         forward = self.layer if forward is None else forward
         xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
@@ -179,36 +168,32 @@ class LayerTrial:
         arrays = [gradient.data for gradient in gradients]
         found = dict(zip(inputs, arrays[len(xs) :], strict=True))
         found["x"] = stacked(arrays[: len(xs)], self.layer.d_in)
-        return LayerRun(stacked([y.data for y in outputs], self.layer.d_out), found)
+        found["y"] = stacked([y.data for y in outputs], self.layer.d_out)
+        return found
 
-    def trained(self, others: Mapping[str, Tensor] | None = None) -> LayerRun:
+    def trained(self, others: Mapping[str, Tensor] | None = None) -> Run:
         """Run the layer as it is, and differentiate with respect to A, B, x and `others`."""
         a, b = (parameter.requires_grad_() for parameter in (self.layer.lora_a, self.layer.lora_b))
         return self.run({"A": a, "B": b, **(others or {})})
 
-    def composed(self) -> LayerRun:
+    def composed(self) -> Run:
         """Run x (W + s B A)^T + b as plain ops, with dA and dB from the gradient of the product."""
         layer = self.layer
         a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
         bias = None if layer.bias is None else layer.bias.data
         product = layer.scale * (b @ a)
-        if self.dropout:
-            dense = Tensor(product.astype(w.dtype), requires_grad=True)
+        dense = product if self.dropout else w + product
+        weight = Tensor(dense.astype(w.dtype), requires_grad=True)
 
-            def forward(x: Tensor) -> Tensor:
-                dropped = functional.dropout(x, layer.dropout, rng=layer.rng)
-                return ops.linear(x, w, bias) + ops.linear(dropped, dense)
-        else:
-            dense = Tensor((w + product).astype(w.dtype), requires_grad=True)
+        def forward(x: Tensor) -> Tensor:
+            if not self.dropout:
+                return ops.linear(x, weight, bias)
+            dropped = functional.dropout(x, layer.dropout, rng=layer.rng)
+            return ops.linear(x, w, bias) + ops.linear(dropped, weight)
 
-            def forward(x: Tensor) -> Tensor:
-                return ops.linear(x, dense, bias)
-
-        run = self.run({"W": dense}, forward)
-        dw = run.gradients.pop("W")
-        run.gradients["A"] = layer.scale * (b.T @ dw)
-        run.gradients["B"] = layer.scale * (dw @ a.T)
-        return run
+        found = self.run({"W": weight}, forward)
+        dw = found.pop("W")
+        return found | {"A": layer.scale * (b.T @ dw), "B": layer.scale * (dw @ a.T)}
 
     def plain(self, forward: Forward | None = None) -> Array:
         """Compute the outputs without gradients, of the layer or else of `forward`."""
@@ -221,10 +206,6 @@ class LayerTrial:
         """Compute the outputs of the layer that was adapted."""
         weight, bias = self.layer.base_weight.detach(), self.layer.bias
         return self.plain(lambda x: ops.linear(x, weight, None if bias is None else bias.data))
-
-    # ----------------------------------------------------------------------------------------------
-    # Sizes of the terms
-    # ----------------------------------------------------------------------------------------------
 
     @property
     def dropout(self) -> bool:
@@ -259,10 +240,8 @@ class LayerTrial:
         size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
         sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
         sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
-        return (
-            max(float(size.max(initial=0.0)) for size in sizes)
-            < float(np.finfo(self.rounding.dtype).max) / 2
-        )
+        largest = max(float(size.max(initial=0.0)) for size in sizes)
+        return largest < float(np.finfo(self.rounding.dtype).max) / 2
 
     def roundings(self) -> dict[str, int]:
         """Count the roundings of each term of y, dA, dB and dx."""

@@ -73,14 +73,14 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     The first four are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype. In that dtype, y, dx, dA and dB are also compared with those in float64, and merged
     outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
-    the terms (see `lora.identities.trial`). Where A and B are such that nothing exceeds its
-    bound, as at B = 0, the check is made at random ones; the report says so. With dropout in
-    training, all runs drop the same elements.
+    the terms (see `lora.identities.trial`). Where nothing exceeds its bound, as at B = 0, the check
+    is made at random A and B; the report says so. With dropout in training, all runs drop the same
+    elements.
 
-    If the loss uses A and B in other ways than by calling the layer, such as by a penalty, that is
-    ignored. The model is not changed, merged or not: all is done on copies of it, the random
-    generators are restored, and nothing gets a gradient. An error that the layer raises in one of
-    the checks is passed on, with a note that says which.
+    Other uses of A and B in the loss than by calling the layer, such as a penalty, are ignored. The
+    model is not changed, merged or not: all is done on copies of it, the random generators are
+    restored, and nothing gets a gradient. An error that the layer raises in one of the checks is
+    passed on, with a note that says which.
 
     Args:
         model: with adapters, or a LoRALayer.
@@ -130,12 +130,9 @@ class VerifyReport:
 
     Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
     bound that rounding explains, and the verdict.
-
-    Attributes:
-        checks: one for each layer and identity.
     """
 
-    checks: tuple[IdentityCheck, ...]
+    checks: tuple[IdentityCheck, ...]  # one for each layer and identity
 
     @property
     def failed(self) -> list[IdentityCheck]:
@@ -172,8 +169,8 @@ class VerifyReport:
     def rows(self) -> list[tuple[str, ...]]:
         """The rows of the table.
 
-        A layer without any verdict, for a single reason, is one row; so is one of several layers
-        in which every identity holds.
+        A layer without any verdict, for a single reason, is one row; so is one of several layers in
+        which every identity holds.
         """
         rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
@@ -201,13 +198,11 @@ class VerifyReport:
 
 def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
     """Tell whether a layer is y = x W^T + b + s (x A^T) B^T, as the identities assume."""
-    if not (isinstance(layer, LoRALayer) and isinstance(layer.base_weight, Parameter)):
-        return False
-    if len(layer.active) != 1:
+    is_dense = isinstance(layer, LoRALayer) and isinstance(layer.base_weight, Parameter)
+    if not is_dense or len(layer.active) != 1 or isinstance(layer.bias, TrainedCopy):
         return False
     adapter = layer.adapters[layer.active[0]]
-    plain = adapter.lora_magnitude is None and adapter.start is None
-    return plain and not isinstance(layer.bias, TrainedCopy)
+    return adapter.lora_magnitude is None and adapter.start is None
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:

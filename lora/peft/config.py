@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -28,7 +28,6 @@ from lora.patterns import (
     ends_of,
     first_value,
     is_any_match,
-    is_match,
 )
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_problems, nearest
@@ -38,24 +37,13 @@ C = TypeVar("C", bound=Collection[Any])
 
 CONFIG = "adapter_config.json"
 
-LARGEST_FILE = 1 << 22
-"""The bytes of a file, at most; the largest configurations have some ten thousand names."""
-
-MOST_FIELDS = 500
-"""The number of fields of a configuration, at most; PEFT writes some 40."""
-
-LONGEST_NAME = 1000
-"""The characters of a name, at most; those of models have some tens."""
-
-MOST_PATTERNS = 4096
-"""The number of patterns in a table, or in another list of expressions, at most."""
-
-MOST_CHARACTERS = 1 << 19
-"""The characters of all expressions of a configuration, at most."""
-
-MOST_WORK = 10**8
-"""The characters of all expressions times the number of names they are matched with, at most."""
-
+# What a configuration may have at most:
+LARGEST_FILE = 1 << 22  # bytes; the largest configurations have some ten thousand names
+MOST_FIELDS = 500  # PEFT writes some 40
+LONGEST_NAME = 1000  # characters; the names of models have some tens
+MOST_PATTERNS = 4096  # in a table, or in another list of expressions
+MOST_CHARACTERS = 1 << 19  # of all expressions
+MOST_WORK = 10**8  # the characters of all expressions times the number of names they are for
 _LARGEST_RANK = 2**31 - 1  # fits into the sizes of arrays anywhere
 
 _WITHOUT_EFFECT = {
@@ -134,7 +122,6 @@ _bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_arg
 
 
 def _indices(value: Any) -> tuple[int, ...]:
-    """Read one index of a layer, or a list of such."""
     listed = value if isinstance(value, list) else [value]
     if not all(_is_number(each, int) and each >= 0 for each in listed):
         raise ValueError("indices of layers are integers from 0 on")
@@ -142,7 +129,6 @@ def _indices(value: Any) -> tuple[int, ...]:
 
 
 def _few(patterns: C) -> C:
-    """Return patterns if there are not too many."""
     if len(patterns) > MOST_PATTERNS:
         raise ValueError(f"it has {len(patterns):,} patterns, and {MOST_PATTERNS:,} at most can be")
     return patterns
@@ -158,9 +144,9 @@ def _name_expressions(value: Any) -> tuple[str, ...]:
 
 
 def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
-    """Read one name that PEFT uses as an expression, perhaps an empty one, or several names."""
-    listed = ([value] if value else []) if isinstance(value, str) else value
-    return _name_expressions(listed)
+    if isinstance(value, str):
+        value = [value] if value else []
+    return _name_expressions(value)
 
 
 def _table(read: Reader) -> Reader:
@@ -175,8 +161,8 @@ def _table(read: Reader) -> Reader:
 def _init(value: Any) -> bool | str:
     if isinstance(value, bool):
         return value
-    init = value.lower() if isinstance(value, str) else value
-    if isinstance(init, str) and init.startswith(_INITS_OF_ANOTHER_BASE):
+    init = str(value).lower()
+    if init.startswith(_INITS_OF_ANOTHER_BASE):
         raise ValueError(
             "with it PEFT has changed the base, in a way that is not in the file; let PEFT save "
             "the adapter as one of the base as it was, with "
@@ -184,7 +170,7 @@ def _init(value: Any) -> bool | str:
         )
     if init not in _INITS:
         raise ValueError(f"it is one of {', '.join(_INITS)}")
-    return str(init)
+    return init
 
 
 @dataclass(frozen=True)
@@ -236,9 +222,8 @@ class PeftConfig:
     def of(cls, content: Any) -> PeftConfig:
         """Make a configuration from the content of the file.
 
-        Raises:
-            ValueError: with all fields that are unknown, of the wrong kind, contradict others, or
-                ask for something that is not implemented and would change the result.
+        A ValueError is raised with all fields that are unknown, of the wrong kind, contradict
+        others, or ask for something that is not implemented and would change the result.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
@@ -331,39 +316,31 @@ class PeftConfig:
         return self.scaling.scale(self.alpha_of(layer), self.rank_of(layer))
 
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
-        """Return those of the names that have updates, in order, with the pattern that finds each.
-
-        "all-linear" stands for the `linear` ones.
-        """
-        names, linear = list(names), set(linear)
+        """Return the names that have updates, each with its pattern; "all-linear" are `linear`."""
+        names, linear, targets = list(names), set(linear), self.target_modules
         self.check_work(len(names))
-        order = {} if isinstance(self.target_modules, str) else _places(self.target_modules)
+        order = {target: -i for i, target in enumerate(reversed(targets))}  # the first one counts
         saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
+
+        def pattern_of(name: str) -> str | None:
+            if isinstance(targets, str):
+                is_all = targets.lower() == ALL_LINEAR
+                is_found = name in linear if is_all else is_any_match(targets, name)
+                return targets if is_found else None
+            if name in order:  # a full name is found whatever its index
+                return name
+            if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
+                return None
+            return min(ends_of(name) & order.keys(), key=order.__getitem__, default=None)
+
         found = {}
         for name in names:
-            pattern = self._target(name, linear, order)
+            pattern = pattern_of(name)
             if pattern is None or is_any_match(self.exclude_modules, name):
                 continue
             if not any(each.matches(name) for each in saved):
                 found[name] = pattern
         return found
-
-    def _target(self, name: str, linear: set[str], order: Mapping[str, int]) -> str | None:
-        """Return the target that finds a name, whether it is excluded or not.
-
-        Targets that are names are given with their indices among all.
-        """
-        targets = self.target_modules
-        if isinstance(targets, str):
-            is_all = targets.lower() == ALL_LINEAR
-            return (
-                targets if (name in linear if is_all else is_match(targets, name, True)) else None
-            )
-        if name in order:  # a full name is found whatever its index
-            return name
-        if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
-            return None
-        return min(ends_of(name) & order.keys(), key=order.__getitem__, default=None)
 
     def _index(self, name: str) -> int | None:
         """Return the index of the layer that a name belongs to, as in "model.layers.3.q_proj"."""
@@ -390,28 +367,17 @@ class PeftConfig:
 
 def _characters(fields: Mapping[str, Any]) -> int:
     """Count the characters of the expressions in fields that were read, or are to be."""
-    count = 0
-    for name in ("target_modules", "exclude_modules"):
-        count += len(fields[name]) if isinstance(fields.get(name), str) else 0
+    texts = [fields.get("target_modules"), fields.get("exclude_modules")]
     for name in ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"):
         patterns = fields.get(name)
-        listed = [patterns] if isinstance(patterns, str) else patterns
-        if isinstance(listed, (list, tuple, Mapping)):
-            count += sum(len(each) for each in listed if isinstance(each, str))
-    return count
-
-
-def _places(names: Sequence[str]) -> dict[str, int]:
-    """Return the index of each name in a list, the first if it is there twice."""
-    return {name: len(names) - i for i, name in enumerate(reversed(names), 1)}
+        texts += patterns if isinstance(patterns, (list, tuple, Mapping)) else [patterns]
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
-    """Read a file.
+    """Read a file; a FileNotFoundError is raised if there is none.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or if `PeftConfig.of` cannot use it.
+    A ValueError is raised if it is no JSON, or if `PeftConfig.of` cannot use it.
     """
     path = Path(path)
     if not path.is_file():

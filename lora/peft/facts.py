@@ -23,8 +23,7 @@ from minigrad.progress import progress_bar
 
 W = TypeVar("W")
 
-KEY = "minigrad-lora"
-"""The name of the metadata entry, whose value is a string of JSON."""
+KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class Facts:
     def of(cls, metadata: Mapping[str, str]) -> Facts:
         """Read the facts from the header of a file; a file that PEFT wrote has none.
 
-        Raises:
-            ValueError: if the entry is not what `metadata` returns.
+        A ValueError is raised if the entry is not what `metadata` returns.
         """
         if KEY not in metadata:
             return cls()

@@ -34,21 +34,14 @@ V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-"""The dtypes that the tensors of an adapter can have."""
-
-NO_FLOATS = f"and not of {', '.join(FLOATS)}"
-"""The end of a message about a tensor of another dtype."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
+NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about a tensor of another
 
 PREFIX = "base_model.model."
-
-KEYS = f"{PREFIX}<layer>.lora_A.weight"
-"""The form of the keys of updates, for messages."""
+KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
 
 _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
-
 _LARGEST_HEADER = 1 << 24  # bytes; some hundred describe a tensor
-
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
 # How often to look for the files of a save that is moving them into the folder, how many of these
@@ -71,8 +64,8 @@ def by_key(
 ) -> dict[str, V]:
     """Return the contents of an adapter by PEFT's keys.
 
-    The updates are given by the names of their layer and part, the layers among them that are
-    embeddings apart, and what is trained in full by its name in the model.
+    Updates are given by the names of their layer and part, what is trained in full by its name in
+    the model; the layers that are embeddings are named apart.
     """
     endings = {part: ending for ending, part in _PARTS.items()}
     found = {}
@@ -104,28 +97,16 @@ class StoredLayer:
 class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
-    Attributes:
-        path: the folder.
-        config: the content of `adapter_config.json`.
-        facts: what the metadata of the tensors adds to it.
-        layers: the updates in the file, by the names of the layers.
-        whole: the keys of parameters that were trained in full, by their names in the model.
-        repeated: the keys under which PEFT repeats biases of modules that were trained in full.
-        tensors: the name, dtype and shape of each tensor, by key.
-        has_checksum: whether the file of the tensors has a checksum, which was found to be right.
-        unfinished: the names of the files that are read from `.saved`, where a save that was broken
-            off has left them.
-
-    Raises:
-        FileNotFoundError: if one of the two files is not there.
-        ValueError: if one is not what it should be, or the tensors do not have their checksum.
+    A FileNotFoundError is raised if one of the two files is not there, a ValueError if one is not
+    what it should be, or the tensors do not have their checksum.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        # `unfinished` are the names of files in `.saved`, where a save was broken off.
         self.config, self._file, self.unfinished = _open(self.path)
         try:
-            for key in self._file:  # others could control a terminal, or stall expressions
+            for key in self._file:  # some could control a terminal, or stall expressions
                 if len(key) > _LONGEST or not key.isprintable():
                     raise ValueError(
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
@@ -134,13 +115,15 @@ class AdapterFolder(Closing):
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self._file))
-            self.facts = Facts.of(self._file.metadata)
+            self.facts = Facts.of(self._file.metadata)  # what the tensors add to `config`
             self._file.check()
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.tensors: Mapping[str, TensorInfo] = self._file.tensors
-        self.has_checksum = self._file.has_checksum
+        self.tensors: Mapping[str, TensorInfo] = self._file.tensors  # by key
+        self.has_checksum = self._file.has_checksum  # which was found to be right
+        # The keys of what was trained in full, by names in the model, and those under which PEFT
+        # repeats biases of it.
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -157,7 +140,7 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        self.layers: dict[str, StoredLayer] = {}
+        self.layers: dict[str, StoredLayer] = {}  # the updates, by the names of the layers
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale
@@ -204,26 +187,16 @@ class AdapterFolder(Closing):
         if problem := self.dtype_problem(key):
             yield f"unusable: {key} {problem}"
 
-    def scale(self, layer: StoredLayer) -> float:
-        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
-        return layer.scale
-
-    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
-        """Yield layers whose scale differs between configuration and metadata, and both scales."""
-        for name, facts in self.facts.layers.items():
-            scale = self.config.scale_of(name)
-            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
-                yield name, scale, facts.scale
-
     def scale_problems(self) -> Iterator[tuple[str, str]]:
         """Yield layers with updates whose scale was changed since the save, and what is wrong."""
-        for name, scale, saved in self.lost_scales():
-            if name in self.layers:
+        for name, facts in self.facts.layers.items():
+            scale = self.config.scale_of(name)
+            if name in self.layers and not math.isclose(scale, facts.scale, rel_tol=_SAME):
                 yield (
                     name,
-                    f"the scale is {scale:g} by the configuration, and was {saved:g} when it was "
-                    f"saved, by the metadata of {WEIGHTS}; one of the files has been changed, so "
-                    f"put the other back, and assign layer.scale after loading",
+                    f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
+                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
+                    f"so put the other back, and assign layer.scale after loading",
                 )
 
     def close(self) -> None:
@@ -296,12 +269,8 @@ def write_folder(
 ) -> None:
     """Write the two files of an adapter, which appear together or not at all.
 
-    Args:
-        folder: made if it is not there; other files in it stay.
-        config: the content of `adapter_config.json`.
-        tensors: the tensors by PEFT's keys.
-        facts: the metadata of the tensors.
-        dtype: the dtype to round the tensors to, one of `FLOATS`; None for their own.
+    The folder is made if it is not there; other files in it stay. The tensors are given by PEFT's
+    keys, and are rounded to `dtype`, one of `FLOATS`, or keep their own for None.
 
     Raises:
         ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.

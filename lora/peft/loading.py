@@ -42,13 +42,13 @@ def load(
 ) -> AttachReport:
     """Put an adapter from a folder on a model, as `lora.attach` does with a new one.
 
-    The folder is one of PEFT's, or of `lora.save`. On a model that has adapters it is one more, and
-    the active one. Tensors in float16 and bfloat16 are widened; a rank larger than any that the
-    update can have is accepted, and noted in the report.
+    On a model that has adapters it is one more, and the active one. Tensors in float16 and bfloat16
+    are widened; a rank larger than any that the update can have is accepted, and noted in the
+    report.
 
     Args:
         model: changed in place: the layers get the adapter, and everything else is frozen.
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        folder: one of PEFT's, or of `lora.save`.
         adapter: a name for it.
         check_base: raise an error for a base other than that which the file says the adapter was
             made on. Files of PEFT say nothing of it.
@@ -57,10 +57,10 @@ def load(
 
     Raises:
         FileNotFoundError: if there is no such folder, or a file is missing in it.
-        ValueError: if a file is not what it should be; the configuration asks for something that is
-            not implemented and would change the result; tensors are missing, unexpected, of other
-            shapes, or have NaN or Inf in them; the base is another one; or `lora.attach` would
-            not accept the name. All that is wrong is listed, and the model is as it was.
+        ValueError: if a file is not what it should be; the configuration asks for what is not
+            implemented and would change the result; tensors are missing, unexpected, of other
+            shapes, or not finite; the base is another one; or `lora.attach` would not accept the
+            name. All that is wrong is listed, and the model is as it was.
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")
@@ -81,12 +81,13 @@ def load(
             Target(name, pattern, config.rank_of(name), config.alpha_of(name))
             for name, pattern in found.items()
         ]
-        check_problems(_refusal(files), list(_rank_problems(model, files, targets)))
+        refusal = f"{path!r} does not go with the model; nothing was changed"
+        check_problems(refusal, list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
             raise ValueError(f"{path!r} does not go with the model: {error}") from error
-        _set_parameters(plan, model, files, check_base, progress)
+        _set_parameters(plan, model, files, refusal, check_base, progress)
         plan.seed = files.facts.seed
         bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
         for name, update in bar:
@@ -98,19 +99,14 @@ def load(
     return carry_out(model, plan, adapter)
 
 
-def _refusal(files: AdapterFolder) -> str:
-    """Return the beginning of a message that lists why an adapter cannot be loaded."""
-    return f"{os.fspath(files.path)!r} does not go with the model; nothing was changed"
-
-
 def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
     """Yield layers for which the configuration asks for more memory than the file can fill.
 
     Their rank is larger than that of any update, and is not the rank of the tensors in the file.
     """
     modules: dict[str, Any] = dict(model.named_modules())
-    for name, rank in [(target.name, target.rank) for target in targets]:
-        module = modules[name]
+    for target in targets:
+        name, rank, module = target.name, target.rank, modules[target.name]
         shape = (module.base_weight if isinstance(module, AdaptedLayer) else module.weight).shape
         keys = files.layers[name].keys if name in files.layers else {}
         a, b = (files.tensors[keys[part]].shape if part in keys else () for part in (A, B))
@@ -123,14 +119,13 @@ def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target
 
 
 def _set_parameters(
-    plan: Plan, model: Module, files: AdapterFolder, check_base: bool, progress: bool
+    plan: Plan, model: Module, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
 ) -> None:
     """Give the parameters of a plan the values of the file, after checking all of it."""
-    parameters: dict[str, Parameter] = by_key(
-        {name: dict(update.contents()) for name, update in plan.updates.items()},
-        {copy.name: copy.own for copy in plan.copies},
-        [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
-    )
+    updates = {name: dict(update.contents()) for name, update in plan.updates.items()}
+    tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
+    full: dict[str, Parameter] = {copy.name: copy.own for copy in plan.copies}
+    parameters = by_key(updates, full, tables)
     values: dict[str, Array] = {}
     problems, broken = [], []
     for key, parameter in parameters.items():
@@ -162,7 +157,7 @@ def _set_parameters(
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
         problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
-    check_problems(_refusal(files), [*problems, *broken])
+    check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value
 

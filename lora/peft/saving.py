@@ -17,13 +17,8 @@ from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
-from lora.attachment.state import (
-    Attached,
-    Attachment,
-    attached_layers,
-    parameters_in_use,
-    required_attachment,
-)
+from lora.attachment import state
+from lora.attachment.state import Attached, Attachment
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array
@@ -52,17 +47,14 @@ def save(
     """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     `lora.load` reads it back, and so does PEFT over the same base, with equal outputs. The two
-    files appear together or not at all; others in the folder stay. An adapter that began as PiSSA
-    is saved as the plain one of twice the rank that it is over the base.
+    files appear together or not at all; others in the folder stay.
 
     Args:
         model: the model with the adapter, which may be active or not.
         folder: made if it is not there.
         adapter: its name, which is not saved.
-        dtype: the dtype to round the tensors to: float64, float32, float16 or bfloat16; None for
-            their own.
-        seed: the seed that A was drawn from, to note it; None for that of the generator that
-            `attach` was given, or of the default one.
+        dtype: float64, float32, float16 or bfloat16, to which the tensors are rounded; or None.
+        seed: the seed that A was drawn from, to note it; None for that of `attach`'s generator.
         base_model: the name of the base, for PEFT.
         progress: show a progress bar if it takes long.
 
@@ -71,9 +63,9 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained in full.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    record = required_attachment(model)
+    record = state.required_attachment(model)
     attached = record.get(adapter)
-    in_place = attached_layers(model, record)
+    in_place = state.attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
     has_magnitudes = any(update.lora_magnitude is not None for update in updates.values())
@@ -94,9 +86,8 @@ def save(
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
-    config = replace(
-        _config_of(model, attached, updates, parts), base_model_name_or_path=base_model
-    )
+    config = _config_of(model, attached, updates, parts)
+    config = replace(config, base_model_name_or_path=base_model)
     mixed = len({update.dropout for update in updates.values()}) > 1
     bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
@@ -121,13 +112,12 @@ def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -
     """
     found = {copy.name: copy.own.data for copy in attached.copies}
     bias = _bias_of(attached)
-    if bias != "none":
-        every = [copy for each in record.adapters.values() for copy in each.copies]
-        originals = {copy.name: copy.original for copy in every}
-        for name, parameter in parameters_in_use(model):
-            layer, _, last = name.rpartition(".")
-            if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
-                found[name] = originals.get(name, parameter).data
+    every = [copy for each in record.adapters.values() for copy in each.copies]
+    originals = {copy.name: copy.original for copy in every}
+    for name, parameter in state.parameters_in_use(model) if bias != "none" else ():
+        layer, _, last = name.rpartition(".")
+        if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
+            found[name] = originals.get(name, parameter).data
     return found
 
 
@@ -155,8 +145,8 @@ def _config_of(
     # The modules of the model as it was without adapters.
     names = [name for name in modules if name and not name.startswith(inside)]
     dropouts = {update.dropout for update in updates.values()}
-    rslora = {update.scaling for update in updates.values()} == {LoRAScaling.RSLORA}
-    scaling = LoRAScaling.RSLORA if rslora else LoRAScaling.STANDARD
+    modes = {update.scaling for update in updates.values()}
+    scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
     ranks = {name: len(each[A]) for name, each in parts.items()}
     scales = {name: abs(float(update.scale)) for name, update in updates.items()}
     alphas: dict[str, float] = {}
@@ -171,7 +161,7 @@ def _config_of(
         r=int(r),
         lora_alpha=alpha,
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
-        use_rslora=rslora,
+        use_rslora=scaling is LoRAScaling.RSLORA,
         use_dora=any(MAGNITUDE in each for each in parts.values()),
         rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
         alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},

@@ -71,8 +71,7 @@ def draw(
 ) -> Factors:
     """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`; B A will be multiplied by `scale`.
 
-    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
-    raised if the rank of orthogonal factors is odd.
+    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64.
     """
     check_rank(init, rank)
     rng = generator(rng)

@@ -30,9 +30,7 @@ class NarrowLinear(Module):
         bias: b, `(out_features,)`, whose memory is shared, frozen here; or None.
         dtype: the dtype of adapters on it, if there is no bias whose dtype they take.
 
-    Raises:
-        TypeError: if the weight is of another kind.
-        ValueError: if the shapes do not match.
+    A TypeError is raised if the weight is of another kind, a ValueError if the shapes do not match.
     """
 
     def __init__(self, weight: Any, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
@@ -53,9 +51,8 @@ class NarrowLinear(Module):
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
         if not isinstance(linear, Linear):
-            raise TypeError(
-                f"{cls.__name__}.from_linear: takes a Linear, not {type(linear).__name__}"
-            )
+            kind = type(linear).__name__
+            raise TypeError(f"{cls.__name__}.from_linear: takes a Linear, not {kind}")
         weight: Any = cls._kind()
         layer = cls(weight.of(linear.weight._data, *options), linear.bias, linear.weight.dtype)
         layer.training = linear.training
@@ -111,9 +108,8 @@ class NF4Linear(NarrowLinear):
     ) -> NF4Linear:
         """Make a layer with the weight of `linear` in four bits; the bias is shared.
 
-        Raises:
-            TypeError: if it is no Linear.
-            ValueError: if the weight has NaN or Inf, or the block size is no positive integer.
+        A ValueError is raised if the weight has NaN or Inf, or the block size is no positive
+        integer.
         """
         return cls._from_linear(linear, block_size, double_quant)
 
@@ -134,10 +130,8 @@ class BFloat16Linear(NarrowLinear):
     def from_linear(cls, linear: Linear) -> BFloat16Linear:
         """Make a layer with the weight of `linear` rounded to bfloat16; the bias is shared.
 
-        Raises:
-            TypeError: if it is no Linear.
-            ValueError: if the weight has NaN or Inf, or would have in bfloat16.
-            ImportError: if ml_dtypes is not installed.
+        A ValueError is raised if the weight has NaN or Inf, or would have in bfloat16, and an
+        ImportError if ml_dtypes is not installed.
         """
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
@@ -151,17 +145,14 @@ class BFloat16Linear(NarrowLinear):
 class BFloat16Embedding(Module):
     """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
 
-    Only the rows that are read are widened. The table is no parameter and cannot change. So a
-    head that is tied to it is `BFloat16Linear(embedding.weight)`.
+    Only the rows that are read are widened. The table is no parameter and cannot change. So a head
+    that is tied to it is `BFloat16Linear(embedding.weight)`. A TypeError is raised if the weight is
+    no BFloat16Matrix, a ValueError if it is a transpose.
 
     Args:
         weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`; of an `Embedding`,
             `BFloat16Matrix.of(embedding.weight.data)` makes one.
         dtype: the dtype of the vectors.
-
-    Raises:
-        TypeError: if the weight is no BFloat16Matrix.
-        ValueError: if it is a transpose.
     """
 
     def __init__(

@@ -259,6 +259,8 @@ def test_names_must_be_strings(rng):
         lora.switch(net, ["a", "b"])
     with pytest.raises(TypeError, match="name of an adapter is a string"):
         lora.attach(net, LoRAConfig(rank=1), adapter=3)
+    with pytest.raises(TypeError, match="name of an adapter is a string"):
+        lora.remove(net, 3)
 
 
 def test_adapters_cannot_be_changed_inside_of_disabled(rng):
