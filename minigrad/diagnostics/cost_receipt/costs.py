@@ -52,13 +52,11 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     base = None
     flags = np.empty(0).flags
 
-    def __init__(
-        self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall, truth: bool = False
-    ) -> None:
+    def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall) -> None:
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
         self.call = call  # where the FLOPs of operations on it are added up
-        self.truth = truth  # the answer to `if sketch:`, for a condition of one element
+        self.truth = False  # the answer to `if sketch:`, for a condition of one element
 
     @property
     def ndim(self) -> int:
@@ -170,11 +168,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return op.composition(*given)
         values = [value._data if isinstance(value, Tensor) else value for value in given]
         named = dict(zip(op.parameters, values, strict=True))
-        if op.shape is None:
-            arrays = [value for value in values if hasattr(value, "shape")]
-            shape: Shape = np.broadcast_shapes(*map(np.shape, arrays))
-        else:
-            shape = call_named(op.shape, named)
+        shapes = [value.shape for value in values if hasattr(value, "shape")]
+        shape = call_named(op.shape, named) if op.shape else np.broadcast_shapes(*shapes)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
         self.call.counted += evaluate(op.cost, named | {"out": out})
@@ -296,23 +291,21 @@ class SketchedCall:
         return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
 
     def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
-        """Return the FLOPs of `run(*values)`, which runs the op or the VJP `what`.
-
-        They are taken from memory if the signature is known.
-        """
+        """Return the FLOPs of `run(*values)`, which runs `what`, or those known by its signature."""
         known, key = self.op.known_flops, (what, *map(_key, values))
-        if key not in known:
-            before = self.counted
-            if len(known) >= _MOST:
-                known.clear()
-            known[key] = None
-            state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
-            try:
-                with suppress(Exception):
-                    run(*values)  # perhaps a user's function that needs elements
-                    known[key] = self.counted - before
-            finally:
-                mode.state = state
+        if key in known:
+            return known[key]
+        before = self.counted
+        if len(known) >= _MOST:
+            known.clear()
+        known[key] = None
+        state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
+        try:
+            with suppress(Exception):
+                run(*values)  # perhaps a user's function that needs elements
+                known[key] = self.counted - before
+        finally:
+            mode.state = state
         return known[key]
 
 

@@ -4,9 +4,8 @@ Each element of each operand is moved, one at a time, and its derivative is judg
 to the results. They are contracted with random cotangents, so that no error cancels in a sum. For
 order 2 the same is done to the gradient itself, as a function of the operands and the cotangents.
 
-Differences are taken in float64 if f can be computed in it, because its own rounding would hide
-faults. Gradients that were computed in float32 are compared with them too, with the errors that
-float32 must be allowed.
+Differences are taken in float64 if f can be computed in it, because rounding would hide faults.
+Gradients computed in float32 are compared with them too, with the errors that this must be allowed.
 """
 
 from __future__ import annotations
@@ -114,11 +113,7 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
         def test_gelu():
             assert_gradients(minigrad.gelu, np.array([-1.0, 0.3]))
 
-    Args:
-        f: a function or a Module, as for `gradcheck`.
-        inputs: what to call it with.
-        order: up to which.
-        options: those of `gradcheck`.
+    The arguments are those of `gradcheck`, but each input is one by itself.
 
     Raises:
         GradientError: if the verdict is "disagree" or "cannot tell".
@@ -155,16 +150,13 @@ class _Comparison:
     def run(self, samples: int | None, progress: bool) -> None:
         """Compare all elements, or so many samples of each operand."""
         problem, report = self.problem, self.report
-        report.wrong += [
-            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
-        ]
+        for name, reason in problem.flaws:
+            report.wrong.append(Judgement("disagree", nan, 0.0, reason, operand=name))
         sizes = [x.size for x in problem.operands]
-        chosen: list[Sequence[int]] = [
-            range(size)
-            if samples is None or size <= samples
-            else [int(n) for n in np.sort(self.rng.choice(size, samples, replace=False))]
-            for size in sizes
-        ]
+        chosen: list[Sequence[int]] = [range(size) for size in sizes]
+        for i, size in enumerate(sizes):
+            if samples is not None and size > samples:
+                chosen[i] = np.sort(self.rng.choice(size, samples, replace=False)).tolist()
         total = sum(map(len, chosen))
         what = f"gradcheck, order {problem.order}"
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
@@ -181,16 +173,16 @@ class _Comparison:
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
                         compared[dtype].numeric[index] = judgements[0].numeric
-                        doubt = max(DOUBT[each.verdict] for each in judgements)
-                        compared[dtype].doubt[index] = doubt
+                        compared[dtype].doubt[index] = max(DOUBT[j.verdict] for j in judgements)
                     bar.update()
-                if len(picks) < sizes[operand]:
-                    report.directions = RANDOM_DIRECTIONS
-                    report.fewest = min(report.fewest, len(picks))
-                    for _ in range(RANDOM_DIRECTIONS):
-                        direction = self.rng.standard_normal(shape)
-                        moves = {operand: direction / np.abs(direction).max()}
-                        self._compare(Move(f"{name} in a random direction", moves))
+                if len(picks) == sizes[operand]:
+                    continue
+                report.directions = RANDOM_DIRECTIONS
+                report.fewest = min(report.fewest, len(picks))
+                for _ in range(RANDOM_DIRECTIONS):
+                    direction = self.rng.standard_normal(shape)
+                    moves = {operand: direction / np.abs(direction).max()}
+                    self._compare(Move(f"{name} in a random direction", moves))
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
