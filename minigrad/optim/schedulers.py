@@ -6,10 +6,10 @@
         optimizer.step()
         scheduler.step()
 
-There is one concept: a scheduler computes in closed form which lr a group has after so many steps,
-from the lr that the group began with. PyTorch derives each lr from the one before; the values are
-the same except for rounding. Here a rounding error does not grow, an lr that is set by hand between
-two steps has no effect on later ones, and the lr of any step can be computed.
+A scheduler computes in closed form which lr a group has after so many steps, from the lr that it
+began with. PyTorch derives each lr from the one before; the values are the same except for
+rounding. Here a rounding error does not grow, an lr that is set by hand between two steps has no
+effect on later ones, and the lr of any step can be computed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class LRScheduler(ABC):
 
     Args:
         optimizer: the optimiser whose groups to set. The schedule starts from their present lr.
-        options: the options of the schedule.
+        options: the options of the schedule, an attribute too.
 
     Attributes:
-        options: the options by name.
         base_lrs: the lr that each group began with.
         last_epoch: the number of steps so far; PyTorch's name, also where a step is no epoch.
 
@@ -133,12 +132,9 @@ class LRScheduler(ABC):
 
 
 class LambdaLR(LRScheduler):
-    """lr = base_lr lr_lambda(step).
+    """lr = base_lr lr_lambda(step), for a function of the number of steps.
 
-    Args:
-        optimizer: the optimiser whose groups to set.
-        lr_lambda: a function of the number of steps. It is no part of the state: a scheduler that
-            goes on from a saved one is made with the same function.
+    It is no part of the state: a scheduler that goes on from a saved one is made with the same.
 
     Raises:
         TypeError: if `lr_lambda` is no function.

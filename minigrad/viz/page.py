@@ -25,10 +25,11 @@ import numpy as np
 from minigrad.core.node import OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Tape
+from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import (
+    FrozenInput,
     GraphView,
     Link,
     NodeView,
@@ -108,11 +109,6 @@ def explore(
     write_atomically(path, _page(heading, graph))
 
 
-# --------------------------------------------------------------------------------------------------
-# The file
-# --------------------------------------------------------------------------------------------------
-
-
 def _page(title: str, graph: GraphView) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
@@ -152,11 +148,6 @@ def script() -> str:
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
-# --------------------------------------------------------------------------------------------------
-# Its data
-# --------------------------------------------------------------------------------------------------
-
-
 class _Writer:
     """Collects all that the page needs, with the pictures that `previews` makes."""
 
@@ -176,24 +167,9 @@ class _Writer:
             "title": title,
             "root": index[graph.root],
             "nodes": [self._node(view) for view in graph.nodes.values()],
-            "frozen": [
-                _present(
-                    name=frozen.name,
-                    why=frozen.why,
-                    group=index[frozen.group],
-                    value=self._picture(frozen.value),
-                )
-                for frozen in graph.frozen
-            ],
+            "frozen": [self._frozen(frozen) for frozen in graph.frozen],
             "links": [self._link(link) for link in self._links],
-            "groups": [
-                {
-                    "name": name or type(group.module).__name__,
-                    "type": type(group.module).__name__,
-                    "parent": index[group.parent],
-                }
-                for group, name in graph.groups.items()
-            ],
+            "groups": [self._group(group, name) for group, name in graph.groups.items()],
             "passes": [self._pass(shown) for shown in passes],
             **self._described,
             "kinds": self._previews.kinds,
@@ -210,6 +186,14 @@ class _Writer:
 
     def _picture(self, value: Any) -> int | None:
         return None if value is None else self._previews.add(value)
+
+    def _frozen(self, frozen: FrozenInput) -> Json:
+        group, value = self._index[frozen.group], self._picture(frozen.value)
+        return _present(name=frozen.name, why=frozen.why, group=group, value=value)
+
+    def _group(self, group: ModuleCall, name: str) -> Json:
+        kind = type(group.module).__name__
+        return {"name": name or kind, "type": kind, "parent": self._index[group.parent]}
 
     def _node(self, view: NodeView) -> Json:
         node, line = view.node, None if view.call is None else view.call.source_line
@@ -254,22 +238,21 @@ class _Writer:
         return self._once("vjps", key, _vjp_in_words, op, vjp)
 
     def _pass(self, shown: Pass) -> Json:
-        add = self._previews.add
-        ends = [
-            [self._index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()
-        ]
-        initial = [[self._index[node], add(g)] for node, g in shown.initial.items()]
+        index, add = self._index, self._previews.add
+        ends = [[index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()]
+        initial = [[index[node], add(g)] for node, g in shown.initial.items()]
+        # What is said of steps with a fault or note, which is the same for all of them.
+        words = {
+            "fault": next((step.fault for step in shown.steps if step.fault), ""),
+            "note": next((step.note for step in shown.steps if step.note), ""),
+        }
         return {
             "key": shown.key,
             "title": shown.title,
             "about": shown.about,
             "steps": [self._once("steps", step, self._step, step) for step in shown.steps],
             "fault": -1 if shown.fault is None else shown.fault,
-            # What is said of steps with a fault or note, which is the same for all of them.
-            "words": {
-                name: next((text for step in shown.steps if (text := getattr(step, name))), "")
-                for name in ("fault", "note")
-            },
+            "words": words,
             "ends": ends,
             "initial": initial,
         }
@@ -326,22 +309,15 @@ def _op_in_words(op: OpLike) -> Json:
 def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     """Describe a VJP: its source, or what runs instead of one."""
     if vjp is None:
-        return {
-            "title": f"{op.name} has no VJP",
-            "text": "",
-            "note": "Its function runs again, recording this time, and the gradient goes back "
-            "through what it has recorded.",
-        }
+        why = "Its function runs again, recording this time, and the gradient goes back through "
+        why += "what it has recorded."
+        return {"title": f"{op.name} has no VJP", "text": "", "note": why}
     inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
     method = Op.vjp if op.plain else Op.joint_vjp
     # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
-    meanings = [
-        *(f"the op's input {name}" for name in op.parameters),
-        "the op's own result",
-        "which of the inputs",
-        "what the forward saved",
-    ]
+    meanings = [f"the op's input {name}" for name in op.parameters]
+    meanings += ["the op's own result", "which of the inputs", "what the forward saved"]
     slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
     note, source = None, source_of(vjp.derivative)
     if source is None:
@@ -349,9 +325,8 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     elif source.kernel:
         note = "Arrays take a kernel that computes the same in one pass."
     elif op.replayed:
-        note = (
-            "A fused op: this kernel is what runs. It computes the derivative of the composition."
-        )
+        note = "A fused op: this kernel is what runs. It computes the derivative of the "
+        note += "composition."
     return _present(
         title=f"{op.name}.{method.__name__}({names})",
         parameters=signature_of(vjp.derivative),

@@ -51,10 +51,8 @@ def source_of(function: Any) -> Source | None:
 
 def signature_of(function: Any) -> str:
     """Return the names of the parameters, with their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return ", ".join(
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters
-    )
+    known = inspect.signature(function).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in known)
 
 
 def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
@@ -69,14 +67,12 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
         tree = ast.parse(formula, mode="eval")
     except SyntaxError:
         return None
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    names = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and node.id in values and id(node) not in called
-    ]
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in called]
     text = formula.encode()  # offsets are in bytes
     for node in sorted(names, key=lambda node: node.col_offset, reverse=True):
+        if node.id not in values:
+            continue
         number = in_short(values[node.id])
         if number.startswith("-") and node is not tree.body:
             number = f"({number})"

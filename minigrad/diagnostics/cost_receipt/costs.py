@@ -291,7 +291,7 @@ class SketchedCall:
         return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
 
     def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
-        """Return the FLOPs of `run(*values)`, which runs `what`, or those known by its signature."""
+        """Return the FLOPs of `run(*values)`, which runs `what`, or those that are known of it."""
         known, key = self.op.known_flops, (what, *map(_key, values))
         if key in known:
             return known[key]
