@@ -74,18 +74,12 @@ def explore(
     node that has one says so. All gradients of the pass are in memory at once.
 
     The page shows the values that are still there: those saved for VJPs, and those of living
-    tensors. With a tape it shows all values, and lines of source and modules too:
-
-        with mg.viz.record() as tape:
-            loss = mg.mse(model(x), y)
-        mg.viz.explore(loss, "loss.html", tape=tape)
-
-    Tensors have the names of the caller's variables; parameters have their names in their model.
+    tensors. Tensors have the names of the caller's variables, parameters those in their model.
 
     Args:
         loss: a Tensor of one element, with a graph.
         path: the file to write, which is replaced if it is there.
-        tape: a tape of `record`.
+        tape: a tape of `record`, with which all values, lines of source and modules are shown too.
         model: a model whose parameters to call by their names; those of a model on the tape, or in
             a variable of the caller, are known without it.
         title: the title of the page.

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
@@ -49,14 +49,6 @@ class Part(Protocol):
         """Conclude from the rows of its parameters what a step does to the part."""
 
 
-@runtime_checkable
-class HasParts(Protocol):
-    """A module that `liveness` asks for its parts."""
-
-    def liveness_parts(self) -> Sequence[Part]:
-        """List the parts of this module alone, not of modules inside it."""
-
-
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     """Run one forward and one backward pass and say which parameters get a gradient, and why not.
 
@@ -77,9 +69,9 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     meanwhile, and `.grad` is None. `loss_fn` is called once, and again where a parameter may be
     zero by construction; hooks on tensors run as in any backward pass.
 
-    A module can explain its parameters: `liveness_parts()` lists its parts, such as LoRA adapters,
-    and the report has a row for each (see `Part` in this module). The report is true if the model
-    trains, and prints as a table.
+    A module can explain its parameters: its method `liveness_parts()` lists its own parts, such as
+    LoRA adapters, and the report has a row for each (see `Part` in this module). The report is true
+    if the model trains, and prints as a table.
 
     Args:
         model: in the mode, train or eval, that is of interest.
@@ -99,11 +91,10 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
             f"liveness: this {type(model).__name__} has no parameters; they are found in "
             f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
         )
-    parts = [
+    parts: list[tuple[str, Part]] = [
         (".".join(filter(None, (name, part.name))), part)
         for name, module in model.named_modules()
-        if isinstance(module, HasParts)
-        for part in module.liveness_parts()
+        for part in getattr(module, "liveness_parts", tuple)()
     ]
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
