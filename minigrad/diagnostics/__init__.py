@@ -14,17 +14,6 @@ from minigrad.diagnostics.gradient_check.report import GradcheckReport
 from minigrad.diagnostics.gradient_flow.report import LivenessReport
 from minigrad.diagnostics.gradient_flow.verdicts import liveness
 
-__all__ = [
-    "AnomalyError",
-    "GradcheckReport",
-    "GradientError",
-    "LivenessReport",
-    "Receipt",
-    "ReceiptComparison",
-    "assert_gradients",
-    "compare",
-    "detect_anomaly",
-    "gradcheck",
-    "liveness",
-    "receipt",
-]
+__all__ = ["AnomalyError", "detect_anomaly"]
+__all__ += ["GradcheckReport", "GradientError", "assert_gradients", "gradcheck"]
+__all__ += ["LivenessReport", "Receipt", "ReceiptComparison", "compare", "liveness", "receipt"]

@@ -198,12 +198,8 @@ class Optimizer(ABC):
 
     def state_bytes(self) -> int:
         """Return the number of bytes of the state: for Adam, that of two copies of the weights."""
-        return sum(
-            value.nbytes
-            for state in self._states.values()
-            for value in state.values()
-            if isinstance(value, np.ndarray)
-        )
+        values = (value for state in self._states.values() for value in state.values())
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state and the options.

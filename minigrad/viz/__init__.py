@@ -12,13 +12,5 @@ from minigrad.viz.dot import Drawing, draw
 from minigrad.viz.page import explore
 from minigrad.viz.plots import GradientRecorder, plot_gradients, plot_history
 
-__all__ = [
-    "Drawing",
-    "GradientRecorder",
-    "Tape",
-    "draw",
-    "explore",
-    "plot_gradients",
-    "plot_history",
-    "record",
-]
+__all__ = ["Drawing", "Tape", "draw", "explore", "record"]
+__all__ += ["GradientRecorder", "plot_gradients", "plot_history"]
