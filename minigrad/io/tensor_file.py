@@ -78,11 +78,7 @@ class Tensors(Closing):
         return len(self.tensors)
 
     def info(self, name: str) -> TensorInfo:
-        """Return the dtype and shape of a tensor.
-
-        Raises:
-            KeyError: if there is none of that name, with the nearest name.
-        """
+        """Return the dtype and shape of a tensor; a KeyError names the nearest if there is none."""
         if name not in self.tensors:
             hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
@@ -223,11 +219,7 @@ class TensorFile(Tensors):
             offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
-        """Compare the bytes of all tensors with the checksum in the header, if it has one.
-
-        Raises:
-            ValueError: if they differ.
-        """
+        """Raise a ValueError if the tensors do not have the checksum that the header may have."""
         self._file.seek(self._data)
         if self.has_checksum and _digest(self._file) != self._checksum:
             raise ValueError(

@@ -61,12 +61,7 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups, which can be set.
-
-        Raises:
-            ValueError: if it is read and the groups have different ones, or set to an impossible
-                value.
-        """
+        """The learning rate of all groups, which can be set; a ValueError if they have several."""
         rates = [group["lr"] for group in self._groups_with_rate()]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(

@@ -135,9 +135,6 @@ class LambdaLR(LRScheduler):
     """lr = base_lr lr_lambda(step), for a function of the number of steps.
 
     It is no part of the state: a scheduler that goes on from a saved one is made with the same.
-
-    Raises:
-        TypeError: if `lr_lambda` is no function.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:

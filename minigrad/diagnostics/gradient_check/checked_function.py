@@ -46,9 +46,6 @@ class CheckedFunction:
 
     Inputs of integers and booleans are constants. The trainable parameters of a Module are
     operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
-
-    Raises:
-        TypeError: if f cannot be called or copied, an input is none, or none is of floats.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
@@ -61,10 +58,8 @@ class CheckedFunction:
         if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
             inputs = [inputs]
         if not isinstance(inputs, (list, tuple)):
-            raise gradcheck_error(
-                f"inputs are one tensor, array or number, or a list or tuple of them, not "
-                f"{type(inputs).__name__}"
-            )
+            what = "one tensor, array or number, or a list or tuple of them"
+            raise gradcheck_error(f"inputs are {what}, not {type(inputs).__name__}")
         for i, x in enumerate(inputs):
             try:
                 self._inputs.append(copied(as_array(x)))
