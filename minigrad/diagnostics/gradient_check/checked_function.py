@@ -107,11 +107,9 @@ class CheckedFunction:
             )
         shapes = [x.shape for x in results]
         if self.shapes and shapes != self.shapes:
-            raise gradcheck_error(
-                f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
-                f"function that has a gradient gives as many numbers for any values",
-                ValueError,
-            )
+            message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
+            message += "function that has a gradient gives as many numbers for any values"
+            raise gradcheck_error(message, ValueError)
         return results
 
     def values(self, operands: Sequence[Array]) -> Vector:
@@ -334,10 +332,8 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
 def _leaves(result: Any) -> Iterator[Any]:
     """Yield what is in tuples, lists and dicts."""
-    if isinstance(result, dict):
-        result = tuple(result.values())
-    if isinstance(result, (tuple, list)):
-        for part in result:
+    if isinstance(result, (tuple, list, dict)):
+        for part in result.values() if isinstance(result, dict) else result:
             yield from _leaves(part)
     else:
         yield result
