@@ -2,8 +2,7 @@
 
 Each has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
 (receipt) and anomaly_detection (detect_anomaly). They share: recorder (the calls of ops, with
-module and line), loss_call (the loss of a model on a batch), restored (what is restored after a
-run).
+module and line), loss_call (the loss of a model on a batch), restored (what a run puts back).
 """
 
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly

@@ -3,8 +3,7 @@
 A NaN spreads: by the time that the loss is one, every parameter may be. So an observer, `Detector`,
 looks at the result of each op and of each derivative. The first result that is not finite, although
 everything that it was computed from is, names the culprit. Only then is the cause sought (the usual
-causes stand in the blocks of the ops), and an `AnomalyError` raised, inside the call itself, where
-a debugger's post mortem then stands.
+ones stand in the blocks of the ops), and an `AnomalyError` raised inside the call, for a debugger.
 """
 
 from __future__ import annotations
@@ -131,8 +130,7 @@ def anomaly(
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
-    `inf` says whether an Inf counts, or NaN alone. `outer` is the detector that this one replaces
-    for a while, whose records it shares.
+    `inf` says whether an Inf counts too. With the detector `outer` around it, it shares records.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
@@ -422,8 +420,7 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
       hides a NaN, as `where(isnan(x), 0, x)` does, is no error;
     - the gradient that each derivative passes on, and gradients that a hook or the caller put in.
       What a derivative computes on its way, and drops, is no error;
-    - the gradients that are about to be added to `.grad` or returned, and that sum. On an error,
-      nothing is added;
+    - the gradients about to be added to `.grad` or returned, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters, when an optimiser has changed them.
 

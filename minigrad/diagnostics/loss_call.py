@@ -19,8 +19,7 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
     `loss_fn` is called in one of three forms:
 
     - `loss_fn(model, batch)`;
-    - `loss_fn(model(x), y)` with `batch = (x, y)`, as `Trainer` calls its loss, if it is a loss of
-      the library or cannot take a model;
+    - `loss_fn(model(x), y)` of a pair `(x, y)`, if it is the library's or cannot take a model;
     - `loss_fn(model(batch))` if it takes one argument only, or needs one and the batch is no pair.
 
     Raises:

@@ -139,15 +139,13 @@ def writing_set(
 ) -> Iterator[Mapping[str, TensorWriter]]:
     """Open writers for the files of a model, by the name of each tensor.
 
-    The files appear all together. Several files get an index, and so does one that is not called
-    `model.safetensors`.
+    They appear all together, with an index unless there is only `model.safetensors`.
 
     Args:
         folder: the folder of the files, made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
-        others: other files of the model, by a name that may include a folder: the path of a file
-            to copy, or the content.
+        others: contents of other files, or paths to copy, by a name that may include a folder.
 
     Raises:
         OSError: if they cannot be written; then the old files are as they were.

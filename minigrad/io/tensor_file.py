@@ -99,8 +99,7 @@ class Tensors(Closing):
 
         Raises:
             KeyError: if there is no such tensor.
-            ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
-                meanwhile.
+            ValueError: if numpy cannot widen its dtype, or the file has been cut short meanwhile.
         """
 
     @abstractmethod
@@ -397,8 +396,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, is cut short or damaged, or has a dtype that numpy
-            has not.
+        ValueError: if it is no safetensors file, is damaged, or has a dtype that numpy has not.
     """
     with TensorFile(path) as file:
         file.check()

@@ -33,8 +33,7 @@ class SGD(Optimizer):
         nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
 
     Raises:
-        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
-            with dampening.
+        ValueError: for an impossible value, or `nesterov` without momentum or with dampening.
     """
 
     def __init__(

@@ -72,8 +72,7 @@ class EMA:
         """Add the present weights to the averages; to be called after `optimizer.step()`.
 
         Raises:
-            RuntimeError: inside `applied()`, or if a parameter was unfrozen that has no average;
-                then nothing is changed.
+            RuntimeError: inside `applied()`, or if a parameter was unfrozen; nothing is changed.
         """
         self._check_outside("update()")
         for name, parameter in self._frozen.items():

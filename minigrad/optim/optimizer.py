@@ -33,8 +33,7 @@ class Optimizer(ABC):
         defaults: the options of groups that do not set them, an attribute too.
 
     Attributes:
-        param_groups: one dict for each group, with "params" and every option; options may be
-            changed between steps.
+        param_groups: a dict for each group: "params", and options to change between steps.
 
     Raises:
         ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an

@@ -102,12 +102,10 @@ class LRScheduler(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned, with its options.
 
-        The optimiser's present lr is part of the optimiser's own state, and is not changed here.
-        Nothing is changed if there is an error.
+        The present lr is part of the optimiser's own state, and stays. An error changes nothing.
 
         Raises:
-            ValueError: if it belongs to another scheduler or to other groups, or has an impossible
-                value.
+            ValueError: if it belongs to another scheduler or groups, or has an impossible value.
             TypeError: if an option has a value of another type.
         """
         name = type(self).__name__

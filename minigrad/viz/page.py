@@ -1,8 +1,7 @@
 """explore: the page on which a reader steps through a backward pass, forwards and back.
 
 It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-Its texts and numbers come from here, as one value for JSON; the files in `template` lay them out
-and draw them.
+Its texts and numbers come from here, as JSON; the files in `template` lay them out and draw them.
 """
 
 from __future__ import annotations
@@ -86,8 +85,7 @@ def explore(
 
     Raises:
         TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, or `title` no string.
-        ValueError: if `loss` has more than one element, its graph is too large for a page, or the
-            tape has seen nothing of it.
+        ValueError: if `loss` has several elements, its graph is too large, or not on the tape.
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
             needs was written since. Nothing is written then.
     """

@@ -155,8 +155,7 @@ class GradientRecorder(Observer):
 
     Args:
         model: the model; parameters that are frozen now are left out.
-        by: "layer" takes the parameters of a module, such as weight and bias, as one vector;
-            "parameter" takes each by itself.
+        by: "layer" takes all parameters of a module as one vector, "parameter" each by itself.
 
     Attributes:
         by: what a row stands for.

@@ -3,8 +3,7 @@
 A sketch is an array that has a shape and a dtype, but no elements. An op that is called on Tensors
 of sketches returns a Tensor of a sketch, and adds to a tally the FLOPs that the call would take. So
 nobody writes down the cost of a VJP, of a composition or of a forward in numpy: one run finds it,
-in microseconds whatever the shapes are. A signature is all that a cost can depend on: shapes,
-dtypes and options. The conventions:
+in microseconds. A signature is all that a cost can depend on: shapes, dtypes, options. Conventions:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
 - a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
@@ -13,8 +12,7 @@ dtypes and options. The conventions:
 
 The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
 depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
-and `all` is true. A fused op costs what its composition costs, but causal attention counts as if
-nothing were masked.
+and `all` is true. A fused op costs what its composition does, but causal attention counts unmasked.
 
 A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
 that meet in one tensor, are the engine's work, and are counted by the receipt.
@@ -261,8 +259,7 @@ class SketchedCall:
     def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
         """Return the FLOPs of the VJP for one input, or None if they cannot be found.
 
-        Of a joint VJP it is the part that serves this input alone. `saved` has what the VJP saved;
-        it is None if the call was not recorded.
+        Of a joint VJP it is the part of this input alone. `saved` is None for an unrecorded call.
         """
         cost = vjp.cost
         if cost is not None:

@@ -41,8 +41,7 @@ def receipt() -> Iterator[Receipt]:
     error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
     block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
     the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
-    `clip_grad_norm`, is not. To find FLOPs, a forward or a VJP runs once more for each signature,
-    on arrays that have a shape but no elements.
+    `clip_grad_norm`, is not. To find FLOPs, a forward or VJP runs once more for each signature.
     """
     result = Receipt()
     recorder = _ReceiptRecorder(result)
@@ -69,8 +68,7 @@ class _SavedMemory:
     Several nodes save the same array, or views of it. The block of memory behind them stays as long
     as one of these nodes is neither freed nor deleted. So blocks are counted, each once.
 
-    Blocks that no op has made (parameters, and the inputs of the model) would exist without the
-    graph, and are counted separately.
+    Blocks that no op has made, parameters and inputs of the model, are counted separately.
     """
 
     def __init__(self, receipt: Receipt) -> None:

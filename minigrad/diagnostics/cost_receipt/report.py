@@ -51,8 +51,7 @@ class Receipt:
         trained: how many elements these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
         timeline: the bytes saved for backward, after every change.
-        uncounted: calls and VJPs that are in no sum, and how many, such as those of a kernel
-            without a cost.
+        uncounted: calls and VJPs in no sum, as of a kernel without a cost, and how many.
         interrupted_by: the name of the error that ended the block, or None.
     """
 
@@ -262,8 +261,7 @@ def _change(ratio: float) -> str:
 def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     """Compare receipts: `compare({"full": a, "LoRA": b})`.
 
-    Ratios are to the first. FLOPs are those of one step of the optimiser, or of one backward pass
-    where there was no step.
+    Ratios are to the first. FLOPs are those of one step, or of one backward pass without a step.
 
     Raises:
         TypeError: if it is not a dict of receipts.

@@ -61,8 +61,7 @@ def gradcheck(
     Args:
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
             Module, whose trainable parameters are operands too.
-        inputs: one tensor, array or number, or a sequence of them. They are copied; integers and
-            booleans are passed on as constants.
+        inputs: one tensor, array or number, or several; copied. Those not of floats are constants.
         order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
         tolerance: the difference to allow in float64, relative to the larger of both numbers.
         samples: of a larger operand compare only so many elements, drawn at random, and the slope
@@ -71,8 +70,7 @@ def gradcheck(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if there is no float among the inputs, or `f` returns anything but Tensors of
-            which one is of floats.
+        TypeError: if there is no float among the inputs, or no Tensor of floats among the results.
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
@@ -227,8 +225,7 @@ class _Comparison:
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: the plain one, and by each path that gives another one.
 
-        With `ties` only what is surely wrong is noted, and no kink. Return the judgements for each
-        dtype in which gradients were computed.
+        With `ties` only what is surely wrong is noted, and no kink. Judgements are by dtype.
         """
         problem, dtype = self.problem, str(self.problem.dtype)
         line = Line(problem, move)

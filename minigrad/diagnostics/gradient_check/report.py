@@ -79,8 +79,7 @@ class GradcheckReport:
         function: the name of the function.
         compared: how many elements were compared.
         total: how many there are; more than were compared if entries were sampled.
-        tolerance: the relative difference that was allowed; larger than asked for if the function
-            does not compute in float64.
+        tolerance: the allowed relative difference; larger than asked for outside of float64.
         wrong: the entries that differ by more, worst first.
         undecided: the entries that differences cannot judge, each with the reason.
         reason: why nothing at all can be said.

@@ -1,17 +1,14 @@
 """A dry run: a training step without the update, run as often as asked, that changes nothing.
 
 A forward pass writes things down (running means, a count of calls), and a loss function may do what
-belongs to a training step: switch modes, drop gradients, let an optimiser step. So the model is
-saved before, and put back after each run.
+belongs to a training step: switch modes, drop gradients, step. So each run puts the model back.
 
 Two traces watch the step. `ForwardTrace` knows from which parameters each value was computed, to
 which of these a gradient can get back, and the cuts, where it cannot: at an op under `no_grad`, one
 that gives integers, or a `detach()`. A value is recognised by its node in the graph, otherwise by
-its memory: a detached tensor shares that of the original. A value that is copied by other means
-than an op is lost sight of.
+its memory, which a detached tensor shares. A value that no op has copied is lost sight of.
 
-`BackwardTrace` knows where gradients become all zero, although the graph goes on: at a relu of
-negative numbers, or a product with zeros.
+`BackwardTrace` knows where gradients become all zero: at a relu of negative numbers, for example.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ class LivenessReport:
         loss: the value of the loss.
         rows: one row for each parameter, in the order of `named_parameters`.
         adapters: one row for each part of the model that explains itself: the LoRA adapters.
-        strays: names of attributes that require a gradient and are Tensors, but no Parameters, so
-            that they have no row.
+        strays: names of Tensors that require a gradient and have no row, as they are no Parameters.
     """
 
     loss: float
