@@ -249,11 +249,8 @@ class Detector(Recorder):
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
-        saved = {
-            name: value
-            for name, value in op.saved_values(node, edges)
-            if _is_operand(op, name.removeprefix("its input "), value)
-        }
+        named = ((n, x, n.removeprefix("its input ")) for n, x in op.saved_values(node, edges))
+        saved = {name: value for name, value, short in named if _is_operand(op, short, value)}
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
         looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
@@ -278,10 +275,9 @@ class Detector(Recorder):
         else:
             headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
-            values = {
-                "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
-                for name, value in saved.items()
-            }
+            values = {name.removeprefix("its input "): values_of(x) for name, x in saved.items()}
+            if "its result" in values:
+                values["out"] = values.pop("its result")
             hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
         known = self.call(node).source_line

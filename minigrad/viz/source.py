@@ -28,10 +28,14 @@ class Source:
 
 def source_of(function: Any) -> Source | None:
     """Return the text of a Python function; None if it has none, such as one that is built in."""
-    found = _definition(function)
-    if found is None:
+    function = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(function, FunctionType):
         return None
-    text, definition = found
+    code = function.__code__
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    definition = next((node for node in _definitions(text) if _is_of(code, node)), None)
+    if definition is None:
+        return None
     if isinstance(definition, ast.Lambda):
         expression = _segment(text, definition.body)
         return Source(expression, " ".join(expression.split()))
@@ -84,16 +88,6 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
 def in_short(value: Any) -> str:
     """Write a number with four digits."""
     return f"{np.asarray(value).item():.4g}"
-
-
-def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | None:
-    """Return the text of the file that a function is in, and its definition there."""
-    function = inspect.unwrap(function) if callable(function) else function
-    if not isinstance(function, FunctionType):
-        return None
-    code = function.__code__
-    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
-    return next(((text, node) for node in _definitions(text) if _is_of(code, node)), None)
 
 
 @lru_cache(maxsize=64)
