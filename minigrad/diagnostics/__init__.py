@@ -2,8 +2,7 @@
 
 Each has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
 (receipt) and anomaly_detection (detect_anomaly). They share: recorder (the calls of ops, with
-module and line), loss_call (the loss of a model on a batch), restored (what is restored after a
-run).
+module and line), loss_call (the loss of a model on a batch), restored (what a run puts back).
 """
 
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly
@@ -14,17 +13,6 @@ from minigrad.diagnostics.gradient_check.report import GradcheckReport
 from minigrad.diagnostics.gradient_flow.report import LivenessReport
 from minigrad.diagnostics.gradient_flow.verdicts import liveness
 
-__all__ = [
-    "AnomalyError",
-    "GradcheckReport",
-    "GradientError",
-    "LivenessReport",
-    "Receipt",
-    "ReceiptComparison",
-    "assert_gradients",
-    "compare",
-    "detect_anomaly",
-    "gradcheck",
-    "liveness",
-    "receipt",
-]
+__all__ = ["AnomalyError", "detect_anomaly"]
+__all__ += ["GradcheckReport", "GradientError", "assert_gradients", "gradcheck"]
+__all__ += ["LivenessReport", "Receipt", "ReceiptComparison", "compare", "liveness", "receipt"]

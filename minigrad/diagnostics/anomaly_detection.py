@@ -2,9 +2,8 @@
 
 A NaN spreads: by the time that the loss is one, every parameter may be. So an observer, `Detector`,
 looks at the result of each op and of each derivative. The first result that is not finite, although
-everything that it was computed from is, names the culprit. Only then are the operands summarised,
-the cause sought (the usual causes stand in the blocks of the ops), and an `AnomalyError` raised,
-inside the call itself, where a debugger's post mortem then stands.
+everything that it was computed from is, names the culprit. Only then is the cause sought (the usual
+ones stand in the blocks of the ops), and an `AnomalyError` raised inside the call, for a debugger.
 """
 
 from __future__ import annotations
@@ -81,11 +80,10 @@ class Operand:
         array = values_of(value)
         wide = array.astype(np.float64)
         finite = np.isfinite(wide)
-        known = wide[finite]
-        low, high = (known.min(), known.max()) if known.size else (math.nan, math.nan)
+        known = wide[finite] if finite.any() else [math.nan]
         nan, inf = int(np.isnan(wide).sum()), int(np.isinf(wide).sum())
-        first = None if finite.all() else tuple(int(i) for i in np.argwhere(~finite)[0])
-        shape, dtype = array.shape, str(array.dtype)
+        first = None if finite.all() else tuple(np.argwhere(~finite)[0].tolist())
+        shape, dtype, low, high = array.shape, str(array.dtype), np.min(known), np.max(known)
         return cls(name, shape, dtype, float(low), float(high), nan, inf, array.size, first)
 
     @property
@@ -119,11 +117,8 @@ def anomaly(
     module: str | None = None,
 ) -> AnomalyError:
     """Build the error with its message. `entered` says where an Inf came in, if that is known."""
-    shown = [
-        str(x)
-        for i, x in enumerate(operands)
-        if i < SHOWN or x.first is not None or x is operands[-1]
-    ]
+    shown = [str(x) for x in operands[:SHOWN]]
+    shown += [str(x) for x in operands[SHOWN:] if x.first is not None or x is operands[-1]]
     left = len(operands) - len(shown)
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
     details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
@@ -135,8 +130,7 @@ def anomaly(
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
-    `inf` says whether an Inf counts, or NaN alone. `outer` is the detector that this one replaces
-    for a while, whose records it shares.
+    `inf` says whether an Inf counts too. With the detector `outer` around it, it shares records.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
@@ -188,10 +182,8 @@ class Detector(Recorder):
                 where = entered or f"input {name} of `{op.name}` at {user_line()}"
                 self._entries[values_of(result)] = where
                 return
-            headline = (
-                f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
-                f"{operand.counted()}"
-            )
+            headline = f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
+            headline += operand.counted()
             hint = None
             if what == _LEAF:
                 hint = "the last step of an optimiser, a load or an assignment put it there"
@@ -230,10 +222,9 @@ class Detector(Recorder):
             if loss.nan or output.size == 1:
                 known = self.call(node).source_line
                 made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
-                headline = (
-                    f"backward() starts from {loss.name}, which is {loss.kind} already; it {made}"
-                    f"{'' if node.op is None or known else _UNSEEN}"
-                )
+                made += "" if node.op is None or known else _UNSEEN
+                headline = f"backward() starts from {loss.name}, which is {loss.kind} already; it "
+                headline += made
                 entered, line = self._entry([output]), known or user_line()
                 raise anomaly(headline, node.name, "backward", line, [loss], None, entered)
         if self._is_bad(gradient):
@@ -258,21 +249,16 @@ class Detector(Recorder):
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
-        saved = {
-            name: value
-            for name, value in op.saved_values(node, edges)
-            if _is_operand(op, name.removeprefix("its input "), value)
-        }
+        named = ((n, x, n.removeprefix("its input ")) for n, x in op.saved_values(node, edges))
+        saved = {name: value for name, value, short in named if _is_operand(op, short, value)}
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
         looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
         operands = [got, *looked_at.values(), made]
         hint = entered = None
         if self._is_bad(arrived):
-            headline = (
-                f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
-                f"already, and no VJP has made it"
-            )
+            headline = f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
+            headline += "already, and no VJP has made it"
             hint = _hook_or(node, "a sum of several gradients overflowed")
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
@@ -289,10 +275,9 @@ class Detector(Recorder):
         else:
             headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
-            values = {
-                "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
-                for name, value in saved.items()
-            }
+            values = {name.removeprefix("its input "): values_of(x) for name, x in saved.items()}
+            if "its result" in values:
+                values["out"] = values.pop("its result")
             hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
         known = self.call(node).source_line
@@ -339,15 +324,11 @@ class Detector(Recorder):
                 continue
             grad = Operand.of("its .grad", parameter.grad)
             made = Operand.of("the parameter", parameter)
+            headline = f"the step of `{name}` made the first {made.kind}, in parameter {index}"
+            hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
             if grad.nan or grad.inf:
-                headline = (
-                    f"the .grad of parameter {index} held {grad.kind} already, when `{name}` "
-                    f"took its step"
-                )
-                hint = _UNWATCHED
-            else:
-                headline = f"the step of `{name}` made the first {made.kind}, in parameter {index}"
-                hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
+                headline = f"the .grad of parameter {index} held {grad.kind} already, when "
+                headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
             raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
     def _entry(self, values: Iterable[Any]) -> str | None:
@@ -370,10 +351,8 @@ def _is_operand(op: OpLike, name: str, value: Any) -> bool:
     An option says how to compute, such as an axis: it has a default and no derivative. But a float,
     such as a scale or a slope, takes part in the arithmetic.
     """
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        is_numeric = value.dtype.kind in "iuf"
-    else:
-        is_numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    kinds = Tensor, np.ndarray, np.generic, int, float
+    is_numeric = isinstance(value, kinds) and values_of(value).dtype.kind in "iuf"
     if not is_numeric or name not in op.parameters or isinstance(value, (float, np.floating)):
         return is_numeric
     index = op.parameters.index(name)
@@ -392,7 +371,6 @@ class _Active(threading.local):
         self.detectors: list[Detector] = []
 
     def watch(self) -> None:
-        """Let the newest detector observe, and no other."""
         others = (observer for observer in mode.observers if type(observer) is not Detector)
         mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
 
@@ -419,12 +397,7 @@ class _Detection(ContextDecorator):
         _active.watch()
 
     def __call__(self, function: F) -> F:
-        """Return a function that calls `function` under detection.
-
-        Raises:
-            TypeError: if it is a generator function: its body runs after the call has returned.
-        """
-        check_decorable(function)
+        check_decorable(function)  # a generator's body would run after the call has returned
         return super().__call__(function)
 
 
@@ -436,16 +409,14 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
     """Raise an AnomalyError in the block where the first NaN or Inf is made, and say what made it.
 
     `with detect_anomaly():`, or as a decorator, `@detect_anomaly` or `@detect_anomaly()`. The error
-    names the op, the user's line that called it, and the range of each operand, and gives the cause
-    if it is a known one. It looks at
+    names the op, the user's line that called it, the range of each operand, and the cause if it is
+    a known one. It looks at
 
-    - the result of each op. If an operand is NaN already, the error names this operand: data, a
-      trained leaf, or a result from before. An op that hides a NaN, as `where(isnan(x), 0, x)`
-      does, is no error;
+    - the result of each op. If an operand is NaN already, the error names this operand. An op that
+      hides a NaN, as `where(isnan(x), 0, x)` does, is no error;
     - the gradient that each derivative passes on, and gradients that a hook or the caller put in.
       What a derivative computes on its way, and drops, is no error;
-    - the gradients that are about to be added to `.grad` or returned, and that sum. On an error,
-      nothing is added;
+    - the gradients about to be added to `.grad` or returned, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters, when an optimiser has changed them.
 
@@ -455,10 +426,9 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
     Inf counts as passed on too. With `inf=False` only NaN are looked for, which suits code in which
     an op makes Inf on purpose, as log(0) does, and another op takes it away.
 
-    It watches the thread that enters it, and ends when the block does, whatever happens in it. A
-    block inside another replaces it for that time. Off, it costs nothing. On, an op and its
-    derivative take about 17 us more together, and each result is read once or twice more: tanh of a
-    million elements, forward and backward, takes twice as long.
+    It watches the thread that enters it; a block inside another replaces it for that time. Off, it
+    costs nothing. On, an op and its derivative take about 17 us more together, and each result is
+    read once or twice more: tanh of a million elements, forward and backward, takes twice as long.
     """
     if function is not None and not callable(function):
         raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")

@@ -19,8 +19,7 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
     `loss_fn` is called in one of three forms:
 
     - `loss_fn(model, batch)`;
-    - `loss_fn(model(x), y)` with `batch = (x, y)`, as `Trainer` calls its loss, if it is a loss of
-      the library or cannot take a model;
+    - `loss_fn(model(x), y)` of a pair `(x, y)`, if it is the library's or cannot take a model;
     - `loss_fn(model(batch))` if it takes one argument only, or needs one and the batch is no pair.
 
     Raises:
@@ -35,7 +34,6 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
 
 
 def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
-    """Call the loss function in the form that fits its arguments and the batch."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
     needed = most = 2  # the positional arguments that it requires and accepts; 2 if it is not known
@@ -53,7 +51,7 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         )
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
-    if needed == 2 and module.split(".")[0] == __name__.split(".")[0]:  # a loss of the library
+    if needed == 2 and module.split(".")[0] == "minigrad":  # a loss of the library
         if not pair:
             name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
             what = f"a {type(batch).__name__}"
@@ -85,8 +83,6 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         try:
             return loss_fn(prediction, batch[1])
         except Exception as other:
-            error.add_note(
-                f"that was loss_fn(model, batch); loss_fn(model(x), y) raised "
-                f"{type(other).__name__}: {other}"
-            )
+            what = f"loss_fn(model(x), y) raised {type(other).__name__}: {other}"
+            error.add_note(f"that was loss_fn(model, batch); {what}")
             raise error from None

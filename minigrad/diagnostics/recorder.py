@@ -1,13 +1,11 @@
 """Recorder: the observer of calls of ops on which the diagnostics and the tape are built.
 
-The detection of anomalies, liveness, the receipt and `viz.record` ask the same questions about a
-call: from which line of the user's was it made, in which module, and does it belong to the forward
-pass, to a derivative in a backward pass, to a hook, or to a checkpoint that runs its function
-again? A `Recorder` knows the answers. Its subclasses decide what to do with a call, and for which
-calls they make a record: looking up a line of source takes ten times as long as a small op.
+They ask the same questions about a call: from which line of the user's was it made, in which
+module, and does it belong to the forward pass, to a derivative in a backward pass, to a hook, or to
+a checkpoint that runs its function again? A `Recorder` knows the answers. Its subclasses decide for
+which calls they make a record: looking up a line of source takes ten times as long as a small op.
 
-A graph saves what its derivatives need and drops the rest. One subclass, the `Tape`, keeps
-everything, for those who want to see all that a forward pass computes.
+A graph saves what its derivatives need and drops the rest. The `Tape` keeps everything.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
     """Create a file at a new path, to write and read, with a lock on it until the block ends.
 
-    Before it is locked, another save may take it, or its folder, for what a dead process has left.
-    Then another one is created.
+    If another save takes it for what a dead process has left, before the lock, one more is created.
     """
     for left in reversed(range(_TRIES)):
         try:

@@ -30,9 +30,6 @@ _LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
 class TensorSet(Tensors):
     """The tensors of one file or several, as if they were in one.
 
-    Args:
-        files: the files by name.
-
     Attributes:
         files: the files by name, in order.
         tensors: the dtype and shape of each tensor, by name.
@@ -85,21 +82,20 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
     """
     path = Path(path)
     if path.is_dir():
-        indexed, single = find(path, INDEX), find(path, SINGLE)
-        if indexed.is_file() and single.is_file():
+        has_index, single = find(path, INDEX).is_file(), find(path, SINGLE)
+        if has_index and single.is_file():
             raise ValueError(f"{os.fspath(path)!r} has both {INDEX} and {SINGLE}; name one of them")
-        if not indexed.is_file() and not single.is_file():
-            raise FileNotFoundError(f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it")
+        if has_index:
+            return _open_index(path, INDEX)
         if single.is_file():
             return TensorSet({SINGLE: TensorFile(single)})
-        return _open_index(path, INDEX)
+        raise FileNotFoundError(f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it")
     if path.name.endswith(".json"):
         return _open_index(path.parent, path.name)
     return TensorSet({path.name: TensorFile(path)})
 
 
 def _open_index(folder: Path, name: str) -> TensorSet:
-    """Open an index, the name of the file of each tensor, and these files."""
     index = find(folder, name)
     if index.stat().st_size > _LARGEST_INDEX:
         raise ValueError(f"{os.fspath(index)!r} is larger than any index")
@@ -118,22 +114,17 @@ def _open_index(folder: Path, name: str) -> TensorSet:
             file: stack.enter_context(TensorFile(find(folder, file)))
             for file in sorted(set(weight_map.values()))
         }
-        wrong = [
-            f"missing: {n} in {file}" for n, file in weight_map.items() if n not in opened[file]
-        ]
-        wrong += [
-            f"not in the index: {tensor} of {file}"
-            for file, tensors in opened.items()
-            for tensor in tensors
-            if weight_map.get(tensor) != file
-        ]
+        there = {(tensor, file) for file, tensors in opened.items() for tensor in tensors}
+        listed = set(weight_map.items())
+        wrong = [f"missing: {tensor} in {file}" for tensor, file in sorted(listed - there)]
+        extra = sorted(there - listed)
+        wrong += [f"not in the index: {tensor} of {file}" for tensor, file in extra]
         check_problems(f"{name} and its files contradict each other", wrong)
         stack.pop_all()
     return TensorSet(opened)
 
 
 def _check_plain(file: str, what: str) -> None:
-    """Check that a name is that of a safetensors file in the same folder."""
     plain = file == Path(file).name and "\\" not in file and "\0" not in file
     if not plain or not file.endswith(".safetensors"):
         raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
@@ -148,15 +139,13 @@ def writing_set(
 ) -> Iterator[Mapping[str, TensorWriter]]:
     """Open writers for the files of a model, by the name of each tensor.
 
-    The files appear all together. Several files get an index, and so does one that is not called
-    `model.safetensors`.
+    They appear all together, with an index unless there is only `model.safetensors`.
 
     Args:
         folder: the folder of the files, made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
-        others: other files of the model, by a name that may include a folder: the path of a file
-            to copy, or the content.
+        others: contents of other files, or paths to copy, by a name that may include a folder.
 
     Raises:
         OSError: if they cannot be written; then the old files are as they were.

@@ -4,14 +4,12 @@ A file is the length of its header in 8 bytes, a header of JSON with the dtype, 
 each tensor, and then the bytes of all tensors, without gaps. It is the field's format, and can be
 read without running code from the file, which pickle cannot.
 
-`TensorFile` reads only the tensors that are asked for. The safetensors library checks the header:
-against the length of the file, and tensors against their sizes and each other. Its reader for numpy
-raises an error for bfloat16, so bytes are read here.
+The safetensors library checks the header: against the length of the file, and tensors against their
+sizes and each other. Its reader for numpy raises an error for bfloat16, so bytes are read here.
 
-`TensorWriter` writes one tensor, or some rows of one, at a time. The names, dtypes and shapes come
-first, because they are the header. Tensors may then be written in any order, each at its offset.
-They are sorted by the size of their elements, largest first, so that each is aligned in memory when
-the file is mapped. The header has a checksum of their bytes, which is written last, over zeros.
+Names, dtypes and shapes are written first, because they are the header, and then tensors, in any
+order, each at its offset. These are sorted by the size of elements, largest first, so that each is
+aligned when the file is mapped. A checksum is written last, over zeros in the header.
 """
 
 from __future__ import annotations
@@ -80,11 +78,7 @@ class Tensors(Closing):
         return len(self.tensors)
 
     def info(self, name: str) -> TensorInfo:
-        """Return the dtype and shape of a tensor.
-
-        Raises:
-            KeyError: if there is none of that name, with the nearest name.
-        """
+        """Return the dtype and shape of a tensor; a KeyError names the nearest if there is none."""
         if name not in self.tensors:
             hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
@@ -105,17 +99,14 @@ class Tensors(Closing):
 
         Raises:
             KeyError: if there is no such tensor.
-            ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
-                meanwhile.
+            ValueError: if numpy cannot widen its dtype, or the file has been cut short meanwhile.
         """
 
     @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
 
-        Raises:
-            KeyError: if there is no such tensor.
-            ValueError: if the file has been cut short meanwhile.
+        The errors are those of `read`.
         """
 
 
@@ -138,9 +129,6 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 class TensorFile(Tensors):
     """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
-
-    Args:
-        path: the path of the file.
 
     Attributes:
         path: the path of the file.
@@ -230,11 +218,7 @@ class TensorFile(Tensors):
             offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
-        """Compare the bytes of all tensors with the checksum in the header, if it has one.
-
-        Raises:
-            ValueError: if they differ.
-        """
+        """Raise a ValueError if the tensors do not have the checksum that the header may have."""
         self._file.seek(self._data)
         if self.has_checksum and _digest(self._file) != self._checksum:
             raise ValueError(
@@ -335,10 +319,7 @@ class TensorWriter:
     def copy(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a tensor of any dtype, as the bytes that it has in another file.
 
-        Raises:
-            KeyError: if no tensor of that name was announced.
-            ValueError: if there are more bytes or fewer than it has, or a part of it has been
-                written already.
+        Errors are those of `write`, and a ValueError if there are more bytes than it has, or fewer.
         """
         tensor = self._announced(name)
         if self._left[name] < tensor.size:
@@ -360,11 +341,7 @@ class TensorWriter:
         return self._tensors[name]
 
     def finish(self) -> None:
-        """Check that all is written, and write the checksum.
-
-        Raises:
-            ValueError: if not, with the names of the missing tensors.
-        """
+        """Write the checksum; a ValueError with the names of tensors that are not written yet."""
         missing = [name for name, size in self._left.items() if size]
         if missing:
             raise ValueError(f"announced, but not written: {', '.join(missing)}")
@@ -419,8 +396,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, is cut short or damaged, or has a dtype that numpy
-            has not.
+        ValueError: if it is no safetensors file, is damaged, or has a dtype that numpy has not.
     """
     with TensorFile(path) as file:
         file.check()

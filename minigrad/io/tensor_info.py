@@ -16,20 +16,11 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
     "bool": "BOOL",
-}
+}  # fmt: skip
 """The codes in safetensors of the dtypes that can be read and written."""
 
 NAMES = {code: name for name, code in CODES.items()}
@@ -43,16 +34,10 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The name, dtype and shape of a tensor in a file.
-
-    Attributes:
-        name: its name.
-        dtype: the name of its dtype: numpy's, or "bfloat16"; if it is neither, the format's own.
-        shape: its shape.
-    """
+    """The name, dtype and shape of a tensor in a file."""
 
     name: str
-    dtype: str
+    dtype: str  # the name of numpy's, or "bfloat16"; if it is neither, the format's own
     shape: tuple[int, ...]
 
     @property

@@ -54,8 +54,7 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
     """Make a folder to write files to, which replace those in `folder` all together.
 
     Args:
-        folder: the target, made if it is not there. Files of other names in it stay. Those to be
-            written may be in folders inside of it.
+        folder: the target, made if it is not there. New files may be in folders; others stay.
         entry: the name of the file without which no reader looks at the others.
 
     Raises:

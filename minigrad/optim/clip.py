@@ -21,7 +21,6 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
-    """Return the gradients by their tensors, of which each counts once."""
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -73,10 +72,6 @@ def clip_grad_norm(
 
 def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Bring every element of every gradient into [-clip_value, clip_value]; a NaN stays one.
-
-    Args:
-        parameters: tensors; those without a gradient are passed over.
-        clip_value: the largest absolute value to leave.
 
     Raises:
         ValueError: if `clip_value` is not positive.

@@ -33,8 +33,7 @@ class SGD(Optimizer):
         nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
 
     Raises:
-        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
-            with dampening.
+        ValueError: for an impossible value, or `nesterov` without momentum or with dampening.
     """
 
     def __init__(
@@ -125,25 +124,21 @@ class Adam(Optimizer):
         for name in ("lr", "eps", "weight_decay"):
             check_range(name, group[name], 0.0, np.inf)
         betas = group["betas"]
-        if not isinstance(betas, (tuple, list)):
-            raise TypeError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
-        if len(betas) != 2:
-            raise ValueError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
+        is_pair = isinstance(betas, (tuple, list))
+        if not is_pair or len(betas) != 2:
+            message = f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}"
+            raise ValueError(message) if is_pair else TypeError(message)
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
         check_flag("amsgrad", group["amsgrad"])
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """Return the names of the values in the state of a parameter of this group."""
+        """Return the names of the step, of the two moments and, with amsgrad, of the highest v."""
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step the parameters of a group.
-
-        Raises:
-            ValueError: if amsgrad was switched since the first step; then nothing is changed.
-        """
+        """Step a group; a ValueError, with nothing changed, if amsgrad was switched meanwhile."""
         amsgrad = group["amsgrad"]
         if any(state and ("max_exp_avg_sq" in state) != amsgrad for _, _, state in parameters):
             raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")

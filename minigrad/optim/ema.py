@@ -72,8 +72,7 @@ class EMA:
         """Add the present weights to the averages; to be called after `optimizer.step()`.
 
         Raises:
-            RuntimeError: inside `applied()`, or if a parameter was unfrozen that has no average;
-                then nothing is changed.
+            RuntimeError: inside `applied()`, or if a parameter was unfrozen; nothing is changed.
         """
         self._check_outside("update()")
         for name, parameter in self._frozen.items():
@@ -82,9 +81,8 @@ class EMA:
                     f"EMA: {name} was frozen when the averages were started, so it has none, and "
                     f"now it requires a gradient; make a new EMA, next time before freezing"
                 )
-        decay = self.decay
-        if self.warmup:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        early = (1 + self.updates) / (10 + self.updates)
+        decay = min(self.decay, early) if self.warmup else self.decay
         if self._kernel_memory is None:
             self._kernel_memory = kernels.optim.TableCache()
         rows = []
@@ -126,11 +124,7 @@ class EMA:
             )
 
     def copy_to(self) -> None:
-        """Write the averages into the parameters for good.
-
-        Raises:
-            RuntimeError: inside `applied()`.
-        """
+        """Write the averages into the parameters for good; a RuntimeError inside `applied()`."""
         self._check_outside("copy_to()")
         self._write(self._averages)
 
@@ -183,11 +177,9 @@ class EMA:
             )
 
     def __repr__(self) -> str:
-        count = sum(parameter.size for parameter in self.parameters.values())
-        return (
-            f"EMA({len(self.parameters)} tensors, {count:,} parameters, decay={self.decay}, "
-            f"warmup={self.warmup}, updates={self.updates})"
-        )
+        tensors, count = len(self.parameters), sum(p.size for p in self.parameters.values())
+        options = f"decay={self.decay}, warmup={self.warmup}, updates={self.updates}"
+        return f"EMA({tensors} tensors, {count:,} parameters, {options})"
 
 
 def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:

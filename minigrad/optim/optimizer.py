@@ -30,12 +30,10 @@ class Optimizer(ABC):
 
     Args:
         params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
-        defaults: the options of groups that do not set them.
+        defaults: the options of groups that do not set them, an attribute too.
 
     Attributes:
-        param_groups: one dict for each group, with "params" and every option; options may be
-            changed between steps.
-        defaults: the options of groups that do not set them.
+        param_groups: a dict for each group: "params", and options to change between steps.
 
     Raises:
         ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an
@@ -62,12 +60,7 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups, which can be set.
-
-        Raises:
-            ValueError: if it is read and the groups have different ones, or set to an impossible
-                value.
-        """
+        """The learning rate of all groups, which can be set; a ValueError if they have several."""
         rates = [group["lr"] for group in self._groups_with_rate()]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(
@@ -99,14 +92,8 @@ class Optimizer(ABC):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters to optimise, such as those of layers that were frozen so far.
 
-        Args:
-            group: a dict with "params" and any options; the others are the defaults.
-
-        Raises:
-            ValueError: if a parameter is optimised already, is frozen or is no leaf, or an option
-                has an impossible value; then nothing is changed.
-            TypeError: if it is no such dict, something else than a tensor is among the parameters,
-                or an option is unknown.
+        `group` is a dict with "params" and any options; the others are the defaults. The errors are
+        those of the constructor; after one, nothing is changed.
         """
         i = len(self.param_groups)
         if not isinstance(group, Mapping) or "params" not in group:
@@ -154,12 +141,7 @@ class Optimizer(ABC):
         raise NotImplementedError(f"{type(self).__name__} defines neither update nor update_all")
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Change the values of all parameters of a group that have a gradient, in place.
-
-        Args:
-            parameters: the value, the gradient and the state of each.
-            group: the options.
-        """
+        """Change the values of parameters in place, given the value, gradient and state of each."""
         for x, g, state in parameters:
             self.update(x, g, state, group)
 
@@ -184,9 +166,7 @@ class Optimizer(ABC):
                 x = parameter._data
                 if not x.flags.writeable:
                     release(x)
-                state = self._states.get(parameter)
-                if state is None:
-                    state = self._states[parameter] = {}
+                state = self._states.setdefault(parameter, {})
                 for value in state.values():
                     if value.__class__ is np.ndarray:
                         if value.dtype is not x.dtype:
@@ -212,12 +192,8 @@ class Optimizer(ABC):
 
     def state_bytes(self) -> int:
         """Return the number of bytes of the state: for Adam, that of two copies of the weights."""
-        return sum(
-            value.nbytes
-            for state in self._states.values()
-            for value in state.values()
-            if isinstance(value, np.ndarray)
-        )
+        values = (value for state in self._states.values() for value in state.values())
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state and the options.
@@ -227,13 +203,9 @@ class Optimizer(ABC):
         arrays, numbers and booleans only.
         """
         numbers = {p: k for k, p in enumerate(self._parameters())}
-        return {
-            "state": {numbers[p]: _copied(state) for p, state in self._states.items()},
-            "param_groups": [
-                {**group, "params": [numbers[p] for p in group["params"]]}
-                for group in self.param_groups
-            ],
-        }
+        groups = [{**g, "params": [numbers[p] for p in g["params"]]} for g in self.param_groups]
+        state = {numbers[p]: _copied(state) for p, state in self._states.items()}
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned, with its options.
@@ -268,10 +240,10 @@ class Optimizer(ABC):
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
+            parameter = parameters[int(number)]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
                 check_state(owner, state, self.state_names(options[int(number)]))
-            parameter = parameters[int(number)]
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
                 if not isinstance(value, np.ndarray):
@@ -293,10 +265,8 @@ class Optimizer(ABC):
         lines = [f"{type(self).__name__}("]
         for i, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
-            count = sum(p.size for p in group["params"])
-            lines.append(
-                f"  group {i}: {len(group['params'])} tensors, {count:,} parameters, {options}"
-            )
+            tensors, count = len(group["params"]), sum(p.size for p in group["params"])
+            lines.append(f"  group {i}: {tensors} tensors, {count:,} parameters, {options}")
         return "\n".join([*lines, ")"])
 
 

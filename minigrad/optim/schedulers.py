@@ -6,10 +6,10 @@
         optimizer.step()
         scheduler.step()
 
-There is one concept: a scheduler computes in closed form which lr a group has after so many steps,
-from the lr that the group began with. PyTorch derives each lr from the one before; the values are
-the same except for rounding. Here a rounding error does not grow, an lr that is set by hand between
-two steps has no effect on later ones, and the lr of any step can be computed.
+A scheduler computes in closed form which lr a group has after so many steps, from the lr that it
+began with. PyTorch derives each lr from the one before; the values are the same except for
+rounding. Here a rounding error does not grow, an lr that is set by hand between two steps has no
+effect on later ones, and the lr of any step can be computed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class LRScheduler(ABC):
 
     Args:
         optimizer: the optimiser whose groups to set. The schedule starts from their present lr.
-        options: the options of the schedule.
+        options: the options of the schedule, an attribute too.
 
     Attributes:
-        options: the options by name.
         base_lrs: the lr that each group began with.
         last_epoch: the number of steps so far; PyTorch's name, also where a step is no epoch.
 
@@ -103,12 +102,10 @@ class LRScheduler(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned, with its options.
 
-        The optimiser's present lr is part of the optimiser's own state, and is not changed here.
-        Nothing is changed if there is an error.
+        The present lr is part of the optimiser's own state, and stays. An error changes nothing.
 
         Raises:
-            ValueError: if it belongs to another scheduler or to other groups, or has an impossible
-                value.
+            ValueError: if it belongs to another scheduler or groups, or has an impossible value.
             TypeError: if an option has a value of another type.
         """
         name = type(self).__name__
@@ -133,15 +130,9 @@ class LRScheduler(ABC):
 
 
 class LambdaLR(LRScheduler):
-    """lr = base_lr lr_lambda(step).
+    """lr = base_lr lr_lambda(step), for a function of the number of steps.
 
-    Args:
-        optimizer: the optimiser whose groups to set.
-        lr_lambda: a function of the number of steps. It is no part of the state: a scheduler that
-            goes on from a saved one is made with the same function.
-
-    Raises:
-        TypeError: if `lr_lambda` is no function.
+    It is no part of the state: a scheduler that goes on from a saved one is made with the same.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:

@@ -3,10 +3,7 @@
 Of a graph, in reading order: graph_view (what there is to be drawn, with names and values), dot
 (the graph as a drawing), passes (backward passes through it), page (the page on which a reader
 steps through them, with its `template`), which shows source (VJPs as text) and previews (arrays as
-numbers or heat maps). What a graph itself does not have is on a tape of `record`.
-
-Of a training run: plots, which draws on a figure of matplotlib. That one is imported when a picture
-is drawn, and not before.
+numbers or heat maps). Of a training run: plots, with matplotlib, imported when it is needed.
 """
 
 from minigrad.diagnostics.recorder import Tape, record
@@ -14,13 +11,5 @@ from minigrad.viz.dot import Drawing, draw
 from minigrad.viz.page import explore
 from minigrad.viz.plots import GradientRecorder, plot_gradients, plot_history
 
-__all__ = [
-    "Drawing",
-    "GradientRecorder",
-    "Tape",
-    "draw",
-    "explore",
-    "plot_gradients",
-    "plot_history",
-    "record",
-]
+__all__ = ["Drawing", "Tape", "draw", "explore", "record"]
+__all__ += ["GradientRecorder", "plot_gradients", "plot_history"]

@@ -46,11 +46,7 @@ class Drawing:
         return self.dot
 
     def svg(self) -> str:
-        """Return the graph as SVG.
-
-        Raises:
-            RuntimeError: if graphviz's `dot` is not installed, or fails.
-        """
+        """Return the graph as SVG; a RuntimeError if graphviz's `dot` is not there, or fails."""
         command = shutil.which("dot")
         if command is None:
             raise RuntimeError(
@@ -65,9 +61,7 @@ class Drawing:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the text to a file that ends in .dot or .gv, or the picture to one in .svg.
 
-        Raises:
-            ValueError: if the file ends in something else.
-            RuntimeError: if graphviz's `dot` is needed and not installed, or fails.
+        Another ending is a ValueError. The picture may be a RuntimeError, as in `svg`.
         """
         ending = Path(path).suffix
         if ending not in (".dot", ".gv", ".svg"):

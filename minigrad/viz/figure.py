@@ -41,14 +41,10 @@ LONGEST = 36  # letters of the name of a row
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, and that can be saved in a file.
-
-    Args:
-        width, height: its size in inches.
-        path: the file that `saved` writes, a PNG, SVG or PDF by its ending; None for no file.
+    """A figure, sized in inches, that a notebook shows by itself and `saved` writes to a file.
 
     Raises:
-        ValueError: if the file's ending is not that of a picture.
+        ValueError: if the file's ending is not that of a picture, such as .png, .svg or .pdf.
         FileNotFoundError: if the folder does not exist.
     """
 

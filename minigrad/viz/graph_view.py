@@ -60,18 +60,15 @@ class NodeView:
     """A node of the graph, and all that is known of it."""
 
     node: Node
-    # The name of the variable or parameter at it, or of its op, with a number if there are several.
-    name: str = ""
-    named: bool = False  # whether it is the name of a variable or parameter
-    value: Array | None = None  # its value, or None if it is not saved anywhere
-    call: CallRecord | None = None  # the call that made it, if it is on the tape
-    # The innermost module call that made it, or that all uses of a leaf have in common.
-    group: ModuleCall | None = None
+    name: str  # of the variable or parameter at it; or of its op, and a number if there are several
+    named: bool  # whether it is the name of a variable or parameter
+    value: Array | None  # None if it is not saved anywhere
+    call: CallRecord | None  # the call that made it, if it is on the tape
+    group: ModuleCall | None  # the innermost one that made it, or that a leaf's uses have in common
     links: list[Link] = field(default_factory=list)  # to its inputs
     # Its inputs that no gradient goes to, by what the op calls them.
     frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)
-    # What else its op was called with, as far as it is known.
-    options: list[tuple[str, str]] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)  # that are known of its op's call
 
 
 @dataclass(eq=False)
@@ -90,8 +87,7 @@ def view_graph(
 ) -> GraphView:
     """Collect what there is to be drawn of the graph behind `loss`, for the function `role`.
 
-    Names are those of the caller's `variables` and of the parameters of `model`. The arguments are
-    checked: `draw` and `explore` list the errors.
+    Names are those of the caller's `variables` and of the parameters of `model`.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")
@@ -112,17 +108,15 @@ def view_graph(
     values = _values_of(nodes, calls)
     values.setdefault(root, loss._data)
     graph = GraphView(root, {})
+    total = Counter(node.name for node in nodes if node not in names.of_node)
+    so_far = Counter[str]()
     for node in nodes:
-        name, call = names.of_node.get(node, ""), calls.get(node)
-        group = None if call is None else call.module
-        graph.nodes[node] = NodeView(node, name, bool(name), values.get(node), call, group)
-    unnamed = [view for view in graph.nodes.values() if not view.name]
-    total, so_far = Counter(view.node.name for view in unnamed), Counter[str]()
-    for view in unnamed:
-        view.name = view.node.name
-        so_far[view.name] += 1
-        if total[view.name] > 1:
-            view.name += f" #{so_far[view.name]}"
+        name, call = names.of_node.get(node), calls.get(node)
+        named, group = name is not None, None if call is None else call.module
+        if name is None:
+            so_far[node.name] += 1
+            name = f"{node.name} #{so_far[node.name]}" if total[node.name] > 1 else node.name
+        graph.nodes[node] = NodeView(node, name, named, values.get(node), call, group)
     plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
     inputs = _Inputs(graph, seen, names, plain)
     for view in graph.nodes.values():
@@ -133,10 +127,7 @@ def view_graph(
 
 
 def _group(graph: GraphView, names: Names) -> None:
-    """Put leaves and frozen inputs into the innermost module that all their uses are in.
-
-    All modules that something is in are listed.
-    """
+    """Put leaves and frozen inputs into the innermost module of all their uses; list all groups."""
     common: dict[Any, ModuleCall | None] = {}
     for view in graph.nodes.values():
         around = [] if view.group is None else view.group.chain()
@@ -157,11 +148,6 @@ def _group(graph: GraphView, names: Names) -> None:
         graph.groups[group] = name
 
 
-# --------------------------------------------------------------------------------------------------
-# Names
-# --------------------------------------------------------------------------------------------------
-
-
 class Names:
     """Names of tensors and modules. Where there are several, the first counts.
 
@@ -172,9 +158,9 @@ class Names:
     def __init__(
         self, variables: Mapping[str, Any], model: Module | None, roots: Sequence[Module] = ()
     ) -> None:
-        known = {name: v for name, v in variables.items() if not name.startswith("_")}
-        tensors = [(name, v) for name, v in known.items() if isinstance(v, Tensor)]
-        modules = [(name, v) for name, v in known.items() if isinstance(v, Module)]
+        known = [(name, v) for name, v in variables.items() if not name.startswith("_")]
+        tensors = [(name, v) for name, v in known if isinstance(v, Tensor)]
+        modules = [(name, v) for name, v in known if isinstance(v, Module)]
         # The names of the variables of modules, by the module's id.
         self.of_module = {id(module): name for name, module in reversed(modules)}
         named = [] if model is None else [("", model)]
@@ -200,18 +186,10 @@ def _memory(array: Array) -> tuple[Any, ...]:
     return array.__array_interface__["data"][0], array.shape, array.strides
 
 
-# --------------------------------------------------------------------------------------------------
-# Values
-# --------------------------------------------------------------------------------------------------
-
-
 def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
     """Find the values at these nodes: on a tape, in living Tensors, or saved for VJPs."""
-    values = [
-        value
-        for call in (calls[node] for node in nodes if node in calls)
-        for value in (call.result, *call.inputs)
-    ]
+    made = [calls[node] for node in nodes if node in calls]
+    values = [value for call in made for value in (call.result, *call.inputs)]
     values += gc.get_objects()
     # Not `isinstance`, which asks an object for its class, and an object may answer anything.
     tensors = [value for value in values if issubclass(type(value), Tensor)]
@@ -246,11 +224,6 @@ def names_of_saved(vjp: VJP) -> tuple[str, ...]:
 def _saved_by_node(node: Node) -> dict[str, Any]:
     """Return what a node has saved for its VJPs, by the descriptions of its op."""
     return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
-
-
-# --------------------------------------------------------------------------------------------------
-# Inputs
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -339,10 +312,9 @@ class _Inputs:
             if holder.node is None:
                 return "A frozen parameter: requires_grad=False."
             return "The value of a parameter, taken as a constant: no gradient follows."
-        made = self.tape.made(value)
-        if made is not None and not made.recorded:
-            return f"`{made.name}` made it under no_grad(): nothing was recorded."
-        if made is not None:
+        if made := self.tape.made(value):
+            if not made.recorded:
+                return f"`{made.name}` made it under no_grad(): nothing was recorded."
             return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."

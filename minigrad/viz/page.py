@@ -1,8 +1,7 @@
 """explore: the page on which a reader steps through a backward pass, forwards and back.
 
 It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-Its texts and numbers come from here, as one value for JSON; the files in `template` lay them out
-and draw them.
+Its texts and numbers come from here, as JSON; the files in `template` lay them out and draw them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ import numpy as np
 from minigrad.core.node import OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Tape
+from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import (
+    FrozenInput,
     GraphView,
     Link,
     NodeView,
@@ -73,26 +73,19 @@ def explore(
     node that has one says so. All gradients of the pass are in memory at once.
 
     The page shows the values that are still there: those saved for VJPs, and those of living
-    tensors. With a tape it shows all values, and lines of source and modules too:
-
-        with mg.viz.record() as tape:
-            loss = mg.mse(model(x), y)
-        mg.viz.explore(loss, "loss.html", tape=tape)
-
-    Tensors have the names of the caller's variables; parameters have their names in their model.
+    tensors. Tensors have the names of the caller's variables, parameters those in their model.
 
     Args:
         loss: a Tensor of one element, with a graph.
         path: the file to write, which is replaced if it is there.
-        tape: a tape of `record`.
+        tape: a tape of `record`, with which all values, lines of source and modules are shown too.
         model: a model whose parameters to call by their names; those of a model on the tape, or in
             a variable of the caller, are known without it.
         title: the title of the page.
 
     Raises:
         TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, or `title` no string.
-        ValueError: if `loss` has more than one element, its graph is too large for a page, or the
-            tape has seen nothing of it.
+        ValueError: if `loss` has several elements, its graph is too large, or not on the tape.
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
             needs was written since. Nothing is written then.
     """
@@ -106,11 +99,6 @@ def explore(
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
     write_atomically(path, _page(heading, graph))
-
-
-# --------------------------------------------------------------------------------------------------
-# The file
-# --------------------------------------------------------------------------------------------------
 
 
 def _page(title: str, graph: GraphView) -> bytes:
@@ -152,11 +140,6 @@ def script() -> str:
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
-# --------------------------------------------------------------------------------------------------
-# Its data
-# --------------------------------------------------------------------------------------------------
-
-
 class _Writer:
     """Collects all that the page needs, with the pictures that `previews` makes."""
 
@@ -176,24 +159,9 @@ class _Writer:
             "title": title,
             "root": index[graph.root],
             "nodes": [self._node(view) for view in graph.nodes.values()],
-            "frozen": [
-                _present(
-                    name=frozen.name,
-                    why=frozen.why,
-                    group=index[frozen.group],
-                    value=self._picture(frozen.value),
-                )
-                for frozen in graph.frozen
-            ],
+            "frozen": [self._frozen(frozen) for frozen in graph.frozen],
             "links": [self._link(link) for link in self._links],
-            "groups": [
-                {
-                    "name": name or type(group.module).__name__,
-                    "type": type(group.module).__name__,
-                    "parent": index[group.parent],
-                }
-                for group, name in graph.groups.items()
-            ],
+            "groups": [self._group(group, name) for group, name in graph.groups.items()],
             "passes": [self._pass(shown) for shown in passes],
             **self._described,
             "kinds": self._previews.kinds,
@@ -210,6 +178,14 @@ class _Writer:
 
     def _picture(self, value: Any) -> int | None:
         return None if value is None else self._previews.add(value)
+
+    def _frozen(self, frozen: FrozenInput) -> Json:
+        group, value = self._index[frozen.group], self._picture(frozen.value)
+        return _present(name=frozen.name, why=frozen.why, group=group, value=value)
+
+    def _group(self, group: ModuleCall, name: str) -> Json:
+        kind = type(group.module).__name__
+        return {"name": name or kind, "type": kind, "parent": self._index[group.parent]}
 
     def _node(self, view: NodeView) -> Json:
         node, line = view.node, None if view.call is None else view.call.source_line
@@ -254,22 +230,21 @@ class _Writer:
         return self._once("vjps", key, _vjp_in_words, op, vjp)
 
     def _pass(self, shown: Pass) -> Json:
-        add = self._previews.add
-        ends = [
-            [self._index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()
-        ]
-        initial = [[self._index[node], add(g)] for node, g in shown.initial.items()]
+        index, add = self._index, self._previews.add
+        ends = [[index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()]
+        initial = [[index[node], add(g)] for node, g in shown.initial.items()]
+        # What is said of steps with a fault or note, which is the same for all of them.
+        words = {
+            "fault": next((step.fault for step in shown.steps if step.fault), ""),
+            "note": next((step.note for step in shown.steps if step.note), ""),
+        }
         return {
             "key": shown.key,
             "title": shown.title,
             "about": shown.about,
             "steps": [self._once("steps", step, self._step, step) for step in shown.steps],
             "fault": -1 if shown.fault is None else shown.fault,
-            # What is said of steps with a fault or note, which is the same for all of them.
-            "words": {
-                name: next((text for step in shown.steps if (text := getattr(step, name))), "")
-                for name in ("fault", "note")
-            },
+            "words": words,
             "ends": ends,
             "initial": initial,
         }
@@ -326,22 +301,15 @@ def _op_in_words(op: OpLike) -> Json:
 def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     """Describe a VJP: its source, or what runs instead of one."""
     if vjp is None:
-        return {
-            "title": f"{op.name} has no VJP",
-            "text": "",
-            "note": "Its function runs again, recording this time, and the gradient goes back "
-            "through what it has recorded.",
-        }
+        why = "Its function runs again, recording this time, and the gradient goes back through "
+        why += "what it has recorded."
+        return {"title": f"{op.name} has no VJP", "text": "", "note": why}
     inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
     method = Op.vjp if op.plain else Op.joint_vjp
     # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
-    meanings = [
-        *(f"the op's input {name}" for name in op.parameters),
-        "the op's own result",
-        "which of the inputs",
-        "what the forward saved",
-    ]
+    meanings = [f"the op's input {name}" for name in op.parameters]
+    meanings += ["the op's own result", "which of the inputs", "what the forward saved"]
     slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
     note, source = None, source_of(vjp.derivative)
     if source is None:
@@ -349,9 +317,8 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     elif source.kernel:
         note = "Arrays take a kernel that computes the same in one pass."
     elif op.replayed:
-        note = (
-            "A fused op: this kernel is what runs. It computes the derivative of the composition."
-        )
+        note = "A fused op: this kernel is what runs. It computes the derivative of the "
+        note += "composition."
     return _present(
         title=f"{op.name}.{method.__name__}({names})",
         parameters=signature_of(vjp.derivative),

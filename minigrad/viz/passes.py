@@ -1,12 +1,5 @@
 """Backward passes through a graph, step by step: the right one, and three others to learn from.
 
-- `right_order` visits the nodes in the order in which `backward` takes them.
-- `second_pass` is `backward` once more, without `zero_grad` in between.
-- `uncleared_pass` is the second pass of an engine that stores gradients at inner nodes and does not
-  clear them: what had arrived in the first pass is sent on once more.
-- `depth_first` goes on to the inputs as soon as a gradient arrives, without waiting for the others:
-  what has been sent on already is sent on again with each further arrival.
-
 The VJPs run through the engine, so every value is the engine's own, or what an engine that goes
 wrong in this respect would give. No hook is called, and no `.grad` is written.
 """
@@ -101,9 +94,7 @@ class Pass:
             for sent in run:
                 source = sent.link.source
                 sent.before, sent.due = self.arrived.get(source), right.get(sent.link)
-                sent.after = sent.gradient
-                if sent.before is not None:
-                    sent.after = np.asarray(sent.before + sent.gradient)
+                sent.after = _sum(sent.before, sent.gradient)
                 self.arrived[source] = sent.after
                 self._arrivals[source] = self._arrivals.get(source, 0) + 1
             g, arrivals = self.arrived[node], self._arrivals[node]
@@ -132,8 +123,11 @@ class Pass:
                 g = self.arrived[node]
                 before = None if node.grad is None else node.grad._data
                 before = before if grads is None else grads[node]
-                after = g if before is None else np.asarray(before + g)
-                self.steps.append(Step("leaf", node, g, before=before, after=after))
+                self.steps.append(Step("leaf", node, g, before=before, after=_sum(before, g)))
+
+
+def _sum(before: Array | None, g: Array) -> Array:
+    return g if before is None else np.asarray(before + g)
 
 
 def passes_through(graph: GraphView) -> list[Pass]:
@@ -149,16 +143,14 @@ def right_order(graph: GraphView) -> Pass:
     shown.run_in_order()
     shown.end()
     shown.right = shown.grads
-    hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
     shown.about = (
         "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
         "reaches its node has arrived, and each VJP runs once."
     )
-    if hooked:
+    if hooked := [view.name for view in graph.nodes.values() if view.node.hooks]:
         hooks = ", ".join(hooked[:3]) + (", ..." if len(hooked) > 3 else "")
-        shown.about += (
-            f" No hook is called here, so numbers may differ from backward()'s. Hooks: {hooks}."
-        )
+        shown.about += " No hook is called here, so numbers may differ from backward()'s. Hooks: "
+        shown.about += f"{hooks}."
     return shown
 
 

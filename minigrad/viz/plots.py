@@ -34,11 +34,6 @@ _UP, _DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}
 Array = NDArray[np.float64]
 
 
-# --------------------------------------------------------------------------------------------------
-# A training run
-# --------------------------------------------------------------------------------------------------
-
-
 @runtime_checkable
 class Records(Protocol):
     """The records of a training run: a `minigrad.History`, which is built on this module."""
@@ -119,11 +114,8 @@ def _draw_losses(axes: Axes, history: Records) -> None:
         at = best["epoch"], best["validation_loss"]
         axes.plot(*at, "o", markersize=10, fillstyle="none", color=INK, label="best validation")
         title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
-    broken = [
-        record["epoch"]
-        for record in history.epochs
-        if not all(math.isfinite(record.get(n, 0.0)) for n in ("loss", "validation_loss"))
-    ]
+    both = [(r["epoch"], r.get("loss", 0), r.get("validation_loss", 0)) for r in history.epochs]
+    broken = [epoch for epoch, *values in both if not all(map(math.isfinite, values))]
     if broken:
         (marks,) = axes.plot(broken, [1.0] * len(broken), "x", color=INK, label="not finite")
         marks.set(transform=axes.get_xaxis_transform(), clip_on=False)  # at the top, at any scale
@@ -149,11 +141,6 @@ def _draw_column(axes: Axes, history: Records, name: str) -> None:
         axes.plot(epochs, column, line + marker, markevery=alone, color=color, label=label)
 
 
-# --------------------------------------------------------------------------------------------------
-# Gradients
-# --------------------------------------------------------------------------------------------------
-
-
 class GradientRecorder(Observer):
     """Records how large the gradient of each layer of a model is at each step.
 
@@ -162,16 +149,13 @@ class GradientRecorder(Observer):
             trainer.fit((x, y), epochs=20)
         plot_gradients(recorder)
 
-    In the block each step of an optimiser is recorded. Where there is no optimiser, call
+    In the block each step of an optimiser is recorded, with the gradients that it has used: summed
+    over the batches of a step, and after clipping. Where there is no optimiser, call
     `recorder.record()` after each `backward()` instead.
-
-    Gradients are recorded as the optimiser has used them: summed over the batches of a step, and
-    after clipping.
 
     Args:
         model: the model; parameters that are frozen now are left out.
-        by: "layer" takes the parameters of a module, such as weight and bias, as one vector;
-            "parameter" takes each by itself.
+        by: "layer" takes all parameters of a module as one vector, "parameter" each by itself.
 
     Attributes:
         by: what a row stands for.
@@ -200,7 +184,6 @@ class GradientRecorder(Observer):
         self.norms: dict[str, list[float]] = {name: [] for name in self._groups}
 
     def __len__(self) -> int:
-        """Return how many steps were recorded."""
         return len(next(iter(self.norms.values())))
 
     def __repr__(self) -> str:
@@ -235,7 +218,7 @@ def plot_gradients(
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.
-        path: the file to save the picture in, a PNG, SVG or PDF; None for no file.
+        path: the file to save the picture in, as for `plot_history`.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -262,8 +245,7 @@ def plot_gradients(
     norms = np.array(list(columns.values()), np.float64)
     if (norms < 0).any():
         raise ValueError("a norm cannot be negative")
-    height = 2.0 + 0.3 * min(max(len(norms), 6), 40)
-    figure = Picture(11, height, path)
+    figure = Picture(11, 2.0 + 0.3 * min(max(len(norms), 6), 40), path)
     heat, profile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_heat(heat, norms)
     finite = [row[np.isfinite(row)] for row in norms]
@@ -364,10 +346,7 @@ def _draw_profile(
 
 
 def _remark(norms: Array, median: float, last: float) -> str:
-    """Say what is wrong with the gradient of a layer; nothing if it is sound.
-
-    `last` is the median of the last layer that has one.
-    """
+    """Say what is wrong with a layer; `last` is the median of the last layer that has one."""
     if np.isnan(norms).all():
         return "none"
     if np.isinf(norms).any():

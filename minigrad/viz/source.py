@@ -28,10 +28,14 @@ class Source:
 
 def source_of(function: Any) -> Source | None:
     """Return the text of a Python function; None if it has none, such as one that is built in."""
-    found = _definition(function)
-    if found is None:
+    function = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(function, FunctionType):
         return None
-    text, definition = found
+    code = function.__code__
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    definition = next((node for node in _definitions(text) if _is_of(code, node)), None)
+    if definition is None:
+        return None
     if isinstance(definition, ast.Lambda):
         expression = _segment(text, definition.body)
         return Source(expression, " ".join(expression.split()))
@@ -51,10 +55,8 @@ def source_of(function: Any) -> Source | None:
 
 def signature_of(function: Any) -> str:
     """Return the names of the parameters, with their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return ", ".join(
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters
-    )
+    known = inspect.signature(function).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in known)
 
 
 def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
@@ -69,14 +71,12 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
         tree = ast.parse(formula, mode="eval")
     except SyntaxError:
         return None
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    names = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and node.id in values and id(node) not in called
-    ]
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in called]
     text = formula.encode()  # offsets are in bytes
     for node in sorted(names, key=lambda node: node.col_offset, reverse=True):
+        if node.id not in values:
+            continue
         number = in_short(values[node.id])
         if number.startswith("-") and node is not tree.body:
             number = f"({number})"
@@ -88,16 +88,6 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
 def in_short(value: Any) -> str:
     """Write a number with four digits."""
     return f"{np.asarray(value).item():.4g}"
-
-
-def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | None:
-    """Return the text of the file that a function is in, and its definition there."""
-    function = inspect.unwrap(function) if callable(function) else function
-    if not isinstance(function, FunctionType):
-        return None
-    code = function.__code__
-    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
-    return next(((text, node) for node in _definitions(text) if _is_of(code, node)), None)
 
 
 @lru_cache(maxsize=64)

@@ -3,8 +3,7 @@
 A sketch is an array that has a shape and a dtype, but no elements. An op that is called on Tensors
 of sketches returns a Tensor of a sketch, and adds to a tally the FLOPs that the call would take. So
 nobody writes down the cost of a VJP, of a composition or of a forward in numpy: one run finds it,
-in microseconds whatever the shapes are. A signature is all that a cost can depend on: shapes,
-dtypes and options. The conventions:
+in microseconds. A signature is all that a cost can depend on: shapes, dtypes, options. Conventions:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
 - a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
@@ -13,8 +12,7 @@ dtypes and options. The conventions:
 
 The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
 depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
-and `all` is true. A fused op costs what its composition costs, but causal attention counts as if
-nothing were masked.
+and `all` is true. A fused op costs what its composition does, but causal attention counts unmasked.
 
 A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
 that meet in one tensor, are the engine's work, and are counted by the receipt.
@@ -52,13 +50,11 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     base = None
     flags = np.empty(0).flags
 
-    def __init__(
-        self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall, truth: bool = False
-    ) -> None:
+    def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall) -> None:
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
         self.call = call  # where the FLOPs of operations on it are added up
-        self.truth = truth  # the answer to `if sketch:`, for a condition of one element
+        self.truth = False  # the answer to `if sketch:`, for a condition of one element
 
     @property
     def ndim(self) -> int:
@@ -170,11 +166,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return op.composition(*given)
         values = [value._data if isinstance(value, Tensor) else value for value in given]
         named = dict(zip(op.parameters, values, strict=True))
-        if op.shape is None:
-            arrays = [value for value in values if hasattr(value, "shape")]
-            shape: Shape = np.broadcast_shapes(*map(np.shape, arrays))
-        else:
-            shape = call_named(op.shape, named)
+        shapes = [value.shape for value in values if hasattr(value, "shape")]
+        shape = call_named(op.shape, named) if op.shape else np.broadcast_shapes(*shapes)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
         self.call.counted += evaluate(op.cost, named | {"out": out})
@@ -266,8 +259,7 @@ class SketchedCall:
     def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
         """Return the FLOPs of the VJP for one input, or None if they cannot be found.
 
-        Of a joint VJP it is the part that serves this input alone. `saved` has what the VJP saved;
-        it is None if the call was not recorded.
+        Of a joint VJP it is the part of this input alone. `saved` is None for an unrecorded call.
         """
         cost = vjp.cost
         if cost is not None:
@@ -296,23 +288,21 @@ class SketchedCall:
         return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
 
     def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
-        """Return the FLOPs of `run(*values)`, which runs the op or the VJP `what`.
-
-        They are taken from memory if the signature is known.
-        """
+        """Return the FLOPs of `run(*values)`, which runs `what`, or those that are known of it."""
         known, key = self.op.known_flops, (what, *map(_key, values))
-        if key not in known:
-            before = self.counted
-            if len(known) >= _MOST:
-                known.clear()
-            known[key] = None
-            state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
-            try:
-                with suppress(Exception):
-                    run(*values)  # perhaps a user's function that needs elements
-                    known[key] = self.counted - before
-            finally:
-                mode.state = state
+        if key in known:
+            return known[key]
+        before = self.counted
+        if len(known) >= _MOST:
+            known.clear()
+        known[key] = None
+        state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
+        try:
+            with suppress(Exception):
+                run(*values)  # perhaps a user's function that needs elements
+                known[key] = self.counted - before
+        finally:
+            mode.state = state
         return known[key]
 
 

@@ -9,9 +9,6 @@ It answers why LoRA is not faster, and what it saves: for a frozen weight the pr
 gradient is not done, the activation that only that product needs is not saved, and there is no
 gradient and no state. But the forward pass remains, and so does the backpropagation through every
 frozen weight to the adapters below.
-
-A receipt watches through `Observer`. `costs` finds what a call costs, and `report` shows what comes
-out.
 """
 
 from __future__ import annotations
@@ -44,8 +41,7 @@ def receipt() -> Iterator[Receipt]:
     error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
     block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
     the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
-    `clip_grad_norm`, is not. To find FLOPs, a forward or a VJP runs once more for each signature,
-    on arrays that have a shape but no elements.
+    `clip_grad_norm`, is not. To find FLOPs, a forward or VJP runs once more for each signature.
     """
     result = Receipt()
     recorder = _ReceiptRecorder(result)
@@ -61,8 +57,6 @@ def receipt() -> Iterator[Receipt]:
 
 @dataclass
 class _Block:
-    """A block of memory that nodes save."""
-
     nbytes: int
     made: bool  # by an op
     holders: int = 0  # nodes
@@ -74,8 +68,7 @@ class _SavedMemory:
     Several nodes save the same array, or views of it. The block of memory behind them stays as long
     as one of these nodes is neither freed nor deleted. So blocks are counted, each once.
 
-    Blocks that the graph refers to, but that no op has made (parameters, and the inputs of the
-    model), would exist without it, and are counted separately.
+    Blocks that no op has made, parameters and inputs of the model, are counted separately.
     """
 
     def __init__(self, receipt: Receipt) -> None:
@@ -103,11 +96,9 @@ class _SavedMemory:
             made = self._made.get(owner) is not None
             block = self._blocks.setdefault(id(owner), _Block(owner.nbytes, made))
             block.holders += 1
-            if block.holders > 1:
-                continue
-            if made:
+            if block.holders == 1 and made:
                 self._receipt.saved_bytes += block.nbytes
-            else:
+            elif block.holders == 1:
                 self._input_bytes += block.nbytes
         self._receipt.input_bytes = max(self._receipt.input_bytes, self._input_bytes)
         if node is not None and saved:
@@ -228,10 +219,10 @@ class _ReceiptRecorder(Recorder):
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
-            if name not in needing and call.values[name] is not None:
-                flops = call.vjp_flops(argnum, vjp)
-                if flops:
-                    self._receipt.count("not done", op.name, name, flops)
+            if name in needing or call.values[name] is None:
+                continue
+            if flops := call.vjp_flops(argnum, vjp):
+                self._receipt.count("not done", op.name, name, flops)
 
     def _count_vjp(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
         op = node.op
@@ -244,10 +235,8 @@ class _ReceiptRecorder(Recorder):
             return
         _, argnum, vjp, *saved = edge
         before, running.needed = running.needed, [*running.needed, name]
-        flops: int | None = 0
+        flops = call.vjp_flops(argnum, vjp, saved) if op.plain or vjp.cost is not None else 0
         shared: int | None = 0
-        if op.plain or vjp.cost is not None:
-            flops = call.vjp_flops(argnum, vjp, saved)
         if not op.plain:
             after = call.joint_vjp_flops(vjp, running.needed, saved)
             first = call.joint_vjp_flops(vjp, before, saved)
@@ -256,9 +245,8 @@ class _ReceiptRecorder(Recorder):
             f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside the "
             f"VJP makes it count"
         )
-        known = flops is not None and shared is not None
-        self._count("backward", op.name, name, flops if known else None, unknown)
-        if known and shared:
+        self._count("backward", op.name, name, None if shared is None else flops, unknown)
+        if flops is not None and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
@@ -274,12 +262,8 @@ class _ReceiptRecorder(Recorder):
     def on_step(self, optimizer: Optimizer) -> None:
         """Count a step by its formula, and the state that it leaves."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
-        flops = cost and sum(
-            parameter.size * cost(group)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        )
+        stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        flops = cost and sum(p.size * cost(group) for p, group in stepped if p.grad is not None)
         unknown = f"step of {name}, which STEP_COSTS does not have"
         self._count("optimizer", name, "", flops, unknown)
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1

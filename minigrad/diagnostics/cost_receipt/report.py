@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from minigrad.tables import aligned, as_html, in_bytes, in_flops, paragraph
+from minigrad.tables import aligned, as_html, counted, in_bytes, in_flops, paragraph
 
 Phase = Literal["forward", "recomputed", "backward", "not done", "optimizer", "dropped"]
 _PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "optimizer", "not done")
@@ -18,8 +18,8 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class ReceiptRow(NamedTuple):
     """A line of a receipt."""
 
-    # "forward", "recomputed" (by a checkpoint in a backward pass), "backward", "optimizer", or "not
-    # done" for the products of inputs that need no gradient, frozen weights or data.
+    # "recomputed" is by a checkpoint in a backward pass; "not done" are the products of inputs that
+    # need no gradient, frozen weights or data.
     phase: Phase
     op: str  # an op or an optimiser; "sum of gradients" where several meet in one tensor
     input: str  # whose gradient it is; "shared" for work that serves several; empty if forward
@@ -51,8 +51,7 @@ class Receipt:
         trained: how many elements these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
         timeline: the bytes saved for backward, after every change.
-        uncounted: calls and VJPs that are in no sum, and how many, such as those of a kernel
-            without a cost.
+        uncounted: calls and VJPs in no sum, as of a kernel without a cost, and how many.
         interrupted_by: the name of the error that ended the block, or None.
     """
 
@@ -141,9 +140,8 @@ class Receipt:
 
     def __repr__(self) -> str:
         cells = self._cells()
-        return "\n".join(
-            [self._title, *(aligned(_HEAD, cells, left=3) if cells else []), *self._facts()]
-        )
+        table = aligned(_HEAD, cells, left=3) if cells else []
+        return "\n".join([self._title, *table, *self._facts()])
 
     def _repr_html_(self) -> str:
         if not self._counts and not self.uncounted:
@@ -156,7 +154,7 @@ class Receipt:
         ended = ended if self.interrupted_by else ""
         if not self._counts and not self.uncounted:
             return f"receipt: nothing ran inside the block{ended}"
-        counts = [f"{self.steps} step{'s' * (self.steps != 1)}"] if self.steps else []
+        counts = [counted(self.steps, "step")] if self.steps else []
         if self.passes or not self.steps:
             counts.append(f"{self.passes} backward pass{'es' * (self.passes != 1)}")
         return f"receipt of {', '.join(counts)}{ended}"
@@ -173,16 +171,14 @@ class Receipt:
     def _facts(self) -> list[str]:
         if not self._counts and not self.uncounted:
             return []
-        saved, over_time = "nothing", []
+        saved = ["saved for backward: nothing"]
         if self.peak is not None:
-            saved = (
-                f"{in_bytes(self.saved_bytes)}; {in_bytes(self.peak_saved_bytes)} at the peak, "
-                f"{self.peak.phase}, at {self.peak.op}; {in_bytes(self.kept_bytes)} at the end"
-            )
-            over_time = [f"over time: {self.chart()}"]
+            text = f"saved for backward: {in_bytes(self.saved_bytes)}; "
+            text += f"{in_bytes(self.peak_saved_bytes)} at the peak, {self.peak.phase}, at "
+            text += f"{self.peak.op}; {in_bytes(self.kept_bytes)} at the end"
+            saved = [text, f"over time: {self.chart()}"]
         return [
-            f"saved for backward: {saved}",
-            *over_time,
+            *saved,
             f"parameters and inputs saved as well: {in_bytes(self.input_bytes)}",
             f"gradients: {in_bytes(self.gradient_bytes)}, of {self.trained:,} parameters",
             f"optimiser state: {in_bytes(self.optimizer_bytes)}",
@@ -228,8 +224,7 @@ class ReceiptComparison:
         first = next(iter(self.receipts))
         kept = ("gradient_bytes", "optimizer_bytes")
         before, after = (sum(self.value(n, line) for line in kept) for n in (first, name))
-        parts = {"forward": "forward_flops", "backward": "backward_flops"}
-        shares = {part: self.ratio(name, attribute) for part, attribute in parts.items()}
+        shares = {part: self.ratio(name, f"{part}_flops") for part in ("forward", "backward")}
         known = ", ".join(f"{part} {share:.2f}" for part, share in shares.items() if share == share)
         text = f"{name} does {self.ratio(name, 'flops'):.2f} of the FLOPs of {first}"
         text += f" ({known})" if known else ""
@@ -266,8 +261,7 @@ def _change(ratio: float) -> str:
 def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     """Compare receipts: `compare({"full": a, "LoRA": b})`.
 
-    Ratios are to the first. FLOPs are those of one step of the optimiser, or of one backward pass
-    where there was no step.
+    Ratios are to the first. FLOPs are those of one step, or of one backward pass without a step.
 
     Raises:
         TypeError: if it is not a dict of receipts.

@@ -1,11 +1,6 @@
 """gradcheck: is a gradient right? Three answers, each with a reason.
 
-The path from a call to a verdict: f and its inputs become a CheckedFunction. A GradientProblem has
-its gradients by every path, and what rounding may do to them. For each Move, the Quotients along a
-Line say what the derivative is; a Judgement compares it with that of the gradients, within a
-Tolerance. Each one that does not agree is an entry of the GradcheckReport.
-
-The files, in the order of these steps:
+The files, in the order of the path from a call to a verdict:
 
     check               gradcheck and assert_gradients; each element is moved and compared
     checked_function    f as a function of float arrays: its values, its gradients by every path

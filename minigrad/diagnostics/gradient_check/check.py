@@ -4,9 +4,8 @@ Each element of each operand is moved, one at a time, and its derivative is judg
 to the results. They are contracted with random cotangents, so that no error cancels in a sum. For
 order 2 the same is done to the gradient itself, as a function of the operands and the cotangents.
 
-Differences are taken in float64 if f can be computed in it, because its own rounding would hide
-faults. Gradients that were computed in float32 are compared with them too, with the errors that
-float32 must be allowed.
+Differences are taken in float64 if f can be computed in it, because rounding would hide faults.
+Gradients computed in float32 are compared with them too, with the errors that this must be allowed.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ def gradcheck(
     Args:
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
             Module, whose trainable parameters are operands too.
-        inputs: one tensor, array or number, or a sequence of them. They are copied; integers and
-            booleans are passed on as constants.
+        inputs: one tensor, array or number, or several; copied. Those not of floats are constants.
         order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
         tolerance: the difference to allow in float64, relative to the larger of both numbers.
         samples: of a larger operand compare only so many elements, drawn at random, and the slope
@@ -72,8 +70,7 @@ def gradcheck(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if there is no float among the inputs, or `f` returns anything but Tensors of
-            which one is of floats.
+        TypeError: if there is no float among the inputs, or no Tensor of floats among the results.
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
@@ -114,11 +111,7 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
         def test_gelu():
             assert_gradients(minigrad.gelu, np.array([-1.0, 0.3]))
 
-    Args:
-        f: a function or a Module, as for `gradcheck`.
-        inputs: what to call it with.
-        order: up to which.
-        options: those of `gradcheck`.
+    The arguments are those of `gradcheck`, but each input is one by itself.
 
     Raises:
         GradientError: if the verdict is "disagree" or "cannot tell".
@@ -155,16 +148,13 @@ class _Comparison:
     def run(self, samples: int | None, progress: bool) -> None:
         """Compare all elements, or so many samples of each operand."""
         problem, report = self.problem, self.report
-        report.wrong += [
-            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
-        ]
+        for name, reason in problem.flaws:
+            report.wrong.append(Judgement("disagree", nan, 0.0, reason, operand=name))
         sizes = [x.size for x in problem.operands]
-        chosen: list[Sequence[int]] = [
-            range(size)
-            if samples is None or size <= samples
-            else [int(n) for n in np.sort(self.rng.choice(size, samples, replace=False))]
-            for size in sizes
-        ]
+        chosen: list[Sequence[int]] = [range(size) for size in sizes]
+        for i, size in enumerate(sizes):
+            if samples is not None and size > samples:
+                chosen[i] = np.sort(self.rng.choice(size, samples, replace=False)).tolist()
         total = sum(map(len, chosen))
         what = f"gradcheck, order {problem.order}"
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
@@ -181,16 +171,16 @@ class _Comparison:
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
                         compared[dtype].numeric[index] = judgements[0].numeric
-                        doubt = max(DOUBT[each.verdict] for each in judgements)
-                        compared[dtype].doubt[index] = doubt
+                        compared[dtype].doubt[index] = max(DOUBT[j.verdict] for j in judgements)
                     bar.update()
-                if len(picks) < sizes[operand]:
-                    report.directions = RANDOM_DIRECTIONS
-                    report.fewest = min(report.fewest, len(picks))
-                    for _ in range(RANDOM_DIRECTIONS):
-                        direction = self.rng.standard_normal(shape)
-                        moves = {operand: direction / np.abs(direction).max()}
-                        self._compare(Move(f"{name} in a random direction", moves))
+                if len(picks) == sizes[operand]:
+                    continue
+                report.directions = RANDOM_DIRECTIONS
+                report.fewest = min(report.fewest, len(picks))
+                for _ in range(RANDOM_DIRECTIONS):
+                    direction = self.rng.standard_normal(shape)
+                    moves = {operand: direction / np.abs(direction).max()}
+                    self._compare(Move(f"{name} in a random direction", moves))
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
@@ -235,8 +225,7 @@ class _Comparison:
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: the plain one, and by each path that gives another one.
 
-        With `ties` only what is surely wrong is noted, and no kink. Return the judgements for each
-        dtype in which gradients were computed.
+        With `ties` only what is surely wrong is noted, and no kink. Judgements are by dtype.
         """
         problem, dtype = self.problem, str(self.problem.dtype)
         line = Line(problem, move)

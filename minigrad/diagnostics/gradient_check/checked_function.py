@@ -44,13 +44,8 @@ def gradcheck_error(message: str, kind: type[Exception] = TypeError) -> Exceptio
 class CheckedFunction:
     """A function of float arrays, which can be called with Tensors that depend on others.
 
-    Inputs of integers and booleans are passed on as constants. The trainable parameters of a Module
-    are operands, behind the inputs.
-
-    A Module is copied, and so are the inputs, with the order that they have in memory.
-
-    Raises:
-        TypeError: if f cannot be called or copied, an input is none, or none is of floats.
+    Inputs of integers and booleans are constants. The trainable parameters of a Module are
+    operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
@@ -63,10 +58,8 @@ class CheckedFunction:
         if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
             inputs = [inputs]
         if not isinstance(inputs, (list, tuple)):
-            raise gradcheck_error(
-                f"inputs are one tensor, array or number, or a list or tuple of them, not "
-                f"{type(inputs).__name__}"
-            )
+            what = "one tensor, array or number, or a list or tuple of them"
+            raise gradcheck_error(f"inputs are {what}, not {type(inputs).__name__}")
         for i, x in enumerate(inputs):
             try:
                 self._inputs.append(copied(as_array(x)))
@@ -114,11 +107,9 @@ class CheckedFunction:
             )
         shapes = [x.shape for x in results]
         if self.shapes and shapes != self.shapes:
-            raise gradcheck_error(
-                f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
-                f"function that has a gradient gives as many numbers for any values",
-                ValueError,
-            )
+            message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
+            message += "function that has a gradient gives as many numbers for any values"
+            raise gradcheck_error(message, ValueError)
         return results
 
     def values(self, operands: Sequence[Array]) -> Vector:
@@ -126,9 +117,10 @@ class CheckedFunction:
         with grad_mode(False):
             return flat(x._data for x in self([Tensor(x) for x in operands]))
 
-    def leaves(self, operands: Sequence[Array]) -> list[Tensor]:
-        """Return the operands as Tensors that require a gradient."""
-        return [Tensor(x, requires_grad=True) for x in operands]
+    def called(self, operands: Sequence[Array]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the operands as Tensors that require a gradient, and the results."""
+        leaves = [Tensor(x, requires_grad=True) for x in operands]
+        return leaves, self(leaves)
 
     def gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool = False
@@ -138,20 +130,17 @@ class CheckedFunction:
         `recorded` says whether it is computed as for a derivative of higher order.
         """
         with grad_mode(True):
-            leaves = self.leaves(operands)
-            return gradients_of(self(leaves), leaves, cotangents, create_graph=recorded)
+            leaves, results = self.called(operands)
+            return gradients_of(results, leaves, cotangents, create_graph=recorded)
 
     def second_gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
     ) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         with grad_mode(True), self.explained(RECORDING):
-            leaves = self.leaves(operands)
-            results = self(leaves)
-            seeds = [
-                Tensor(v.astype(x.dtype), requires_grad=True)
-                for v, x in zip(cotangents, results, strict=True)
-            ]
+            leaves, results = self.called(operands)
+            pairs = zip(cotangents, results, strict=True)
+            seeds = [Tensor(v.astype(x.dtype), requires_grad=True) for v, x in pairs]
             first = grad(results, leaves, seeds, create_graph=True, allow_unused=True)
             parts = [(g * w).sum() for g, w in zip(first, weights, strict=True)]
             total: Tensor = functools.reduce(operator.add, parts)
@@ -183,14 +172,11 @@ class CheckedFunction:
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients by `grad`, and by each other path; all must be the same.
 
-        The paths are a second pass through the same graph, `backward` (twice, which adds up), one
-        for each operand alone, one behind another call of f, cotangents that lie in memory in
-        another order, and, if `recorded`, a pass that is recorded for a derivative of higher order.
+        If `recorded`, one is a pass that is recorded for a derivative of higher order.
         """
         paths: dict[str, Gradients] = {}
         with grad_mode(True):
-            leaves = self.leaves(operands)
-            results = self(leaves)
+            leaves, results = self.called(operands)
 
             def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
                 return gradients_of(results, leaves, seeds, **options)
@@ -203,7 +189,7 @@ class CheckedFunction:
             backwards = [np.flip(np.flip(v).copy()) for v in cotangents]
             paths["cotangents in reversed memory"] = pulled_back(backwards, retain_graph=True)
             with suppress(Exception):  # f may not be defined there
-                self(self.leaves(elsewhere(operands)))
+                self.called(elsewhere(operands))
                 paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
             for _ in range(2):
                 _backward(results, [v.copy() for v in cotangents], leaves)
@@ -219,15 +205,13 @@ class CheckedFunction:
         return gradients, paths
 
     def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays: shared memory, dtypes, the layout they need.
+        """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
 
         A write to one must not change another, or a cotangent, or an operand. And a cotangent of
-        ones must give the same where it is one number that is broadcast, as the gradient behind a
-        sum is. Return the name of the operand or cotangent and the reason, for each flaw.
+        ones must give the same where it is one number that is broadcast, as behind a sum.
         """
         with grad_mode(True):
-            leaves = self.leaves(self.operands)
-            results = self(leaves)
+            leaves, results = self.called(self.operands)
             seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
             _backward(results, seeds, leaves)
         written = "a VJP writes to the gradient that it is given, which others have too"
@@ -241,17 +225,13 @@ class CheckedFunction:
         arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
         arrays |= {name: leaf._data for name, leaf in named}
         arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
-        flaws += [
-            (name, f"its gradient shares memory with {other}")
-            for name, gradient in gradients.items()
-            for other, array in arrays.items()
-            if other != f"the gradient of {name}" and np.shares_memory(gradient, array)
-        ]
-        flaws += [
-            (name, f"its gradient is {gradient.dtype}, the operand {arrays[name].dtype}")
-            for name, gradient in gradients.items()
-            if gradient.dtype != arrays[name].dtype
-        ]
+        for name, gradient in gradients.items():
+            for other, array in arrays.items():
+                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
+                    flaws.append((name, f"its gradient shares memory with {other}"))
+        for name, gradient in gradients.items():
+            if gradient.dtype != (dtype := arrays[name].dtype):
+                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
         flaws += [(name, _broadcast_flaw(results, leaf)) for name, leaf in named]
         return [(name, reason) for name, reason in flaws if reason]
 
@@ -268,11 +248,11 @@ class CheckedFunction:
         """Raise a ValueError if an input or a parameter is not as it was."""
         for name, x in self._arrays.items():
             if not np.array_equal(self._before[name], x, equal_nan=x.dtype.kind == "f"):
-                raise gradcheck_error(
+                message = (
                     f"{self.name} writes to its {name}{when}; a gradient is that of a function "
-                    f"that leaves its inputs alone, so compute a new tensor instead",
-                    ValueError,
+                    f"that leaves its inputs alone, so compute a new tensor instead"
                 )
+                raise gradcheck_error(message, ValueError)
 
 
 def gradients_of(
@@ -352,10 +332,8 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
 def _leaves(result: Any) -> Iterator[Any]:
     """Yield what is in tuples, lists and dicts."""
-    if isinstance(result, dict):
-        result = tuple(result.values())
-    if isinstance(result, (tuple, list)):
-        for part in result:
+    if isinstance(result, (tuple, list, dict)):
+        for part in result.values() if isinstance(result, dict) else result:
             yield from _leaves(part)
     else:
         yield result

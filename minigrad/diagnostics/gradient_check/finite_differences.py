@@ -7,10 +7,9 @@ With D(h) = (f(x + h) - f(x - h)) / 2h, Richardson's extrapolation of two steps,
 is off by an amount of order h^4 from the curvature, for which the correction it makes to D(h) is an
 upper bound, and of order eps / h from rounding.
 
-A derivative is a limit of difference quotients, and these need no VJP that could be wrong. Where a
-quotient differs from the derivative in question, other steps follow: smaller ones, where f is
-steep, or beside a kink or a singularity; larger ones, where rounding hides the answer. They end as
-soon as one of three things is sure: the derivative is right; it is wrong, because the quotients
+Where a quotient differs from the derivative in question, other steps follow: smaller ones, where f
+is steep, or beside a kink or a singularity; larger ones, where rounding hides the answer. They end
+as soon as one of three things is sure: the derivative is right; it is wrong, because the quotients
 agree with each other and not with it, and none of a smaller step has an error bar that reaches it;
 or differences cannot see it here, and then why.
 """
@@ -107,8 +106,8 @@ class Line:
     The derivative is that of sum(weights y). Differences are taken before the sum: elements of y
     that do not move cancel exactly, however large they are, and add no noise.
 
-    The operands x are those of the problem unless `point` is given, and so is the dtype in which f
-    computes there. In another dtype no error bars of its values are known.
+    The operands x and the dtype in which f computes are those of the problem unless they are given.
+    In another dtype no error bars of its values are known.
     """
 
     def __init__(
@@ -193,24 +192,16 @@ class Line:
 
         with np.errstate(all="ignore"):
             moved = ~fixed & np.any([other != y for other in others], axis=0)
-            noise, grain, hidden = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
+            errors = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
+            noise, grain, hidden, unseen = (error / step for error in (*errors, self._unseen))
             near, far = (right, left), (far_right, far_left)
-            narrow, wide = slope((1 / 2, *near)), slope((1 / 4, *far))
-            return Quotient(
-                step=step,
-                value=slope((2 / 3, *near), (-1 / 12, *far)),
-                correction=abs(narrow - wide) / 3,
-                noise=noise / step,
-                grain=grain / step,
-                hidden=hidden / step,
-                unseen=self._unseen / step,
-                left=slope((2, y, left), (-1 / 2, y, far_left)),
-                right=slope((2, right, y), (-1 / 2, far_right, y)),
-            )
+            value = slope((2 / 3, *near), (-1 / 12, *far))
+            correction = abs(slope((1 / 2, *near)) - slope((1 / 4, *far))) / 3
+            on_left = slope((2, y, left), (-1 / 2, y, far_left))
+            on_right = slope((2, right, y), (-1 / 2, far_right, y))
+        return Quotient(step, value, correction, noise, grain, hidden, unseen, on_left, on_right)
 
-    def _rounding_errors(
-        self, around: Vector, moved: NDArray[np.bool_]
-    ) -> tuple[float, float, float]:
+    def _rounding_errors(self, around: Vector, moved: NDArray[np.bool_]) -> list[float]:
         """Bound what rounding leaves in the weighted sum of y: noise, grain and hidden, times h.
 
         `around` has the size of each element of y, and `moved` says which the step has changed.
@@ -226,16 +217,9 @@ class Line:
         def root(where: NDArray[np.bool_]) -> float:
             return math.sqrt(np.sum(np.square(units), where=where))
 
-        largest_moved, largest = (
-            several * float(np.max(sizes, initial=least, where=where))
-            for least, where in ((0.0, known & moved), (1.0, known))
-        )
-        return root(moved), max(largest_moved, root(known & ~moved)), largest
-
-
-# --------------------------------------------------------------------------------------------------
-# What quotients say of a derivative
-# --------------------------------------------------------------------------------------------------
+        largest_moved = several * float(np.max(sizes, initial=0.0, where=known & moved))
+        largest = several * float(np.max(sizes, initial=1.0, where=known))
+        return [root(moved), max(largest_moved, root(known & ~moved)), largest]
 
 
 def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
@@ -255,10 +239,9 @@ def judge_narrow(
 ) -> Judgement:
     """Decide whether a derivative in fewer digits agrees with what was found in float64.
 
-    A right VJP in float32 is off by rounding. It is called right within a relative tolerance, or
-    within what other roundings change it by. It is called wrong only if the error is larger than
-    what rounding can leave in a small difference of large terms, and if f is the same function in
-    this dtype.
+    It is called right within a relative tolerance, or within what other roundings change it by. It
+    is called wrong only if the error is larger than what rounding can leave in a small difference
+    of large terms, and if f is the same function in this dtype.
     """
     info, numeric, dtype = np.finfo(narrow.dtype), exact.numeric, narrow.dtype
     if exact.verdict == "cannot tell" or exact.kink:

@@ -56,7 +56,7 @@ class RoundedArrays:
 class GradientProblem:
     """A vector function of operands, and its gradients as the VJPs give them."""
 
-    function: CheckedFunction  # what it comes from
+    function: CheckedFunction
     order: int  # 1 for f itself, 2 for its gradient
     operands: list[Array]  # the point, in float64 where f can be computed in it
     names: list[str]  # of the operands
@@ -92,12 +92,10 @@ class GradientProblem:
             values = _rounded(
                 [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
             )
-
         eps, largest = float(np.finfo(self.dtype).eps), self.plain.largest
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
-        # What rounding leaves in each value, and what it might leave there inside an op, where it
-        # could not be measured.
+        # What rounding leaves in each value, and might leave there inside an op, out of sight.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
         self.unseen = SPREADS * values.spread[0]
         # The gradients that are larger than their error bars; if none is, all are rounding.
@@ -127,12 +125,10 @@ def first_order(
     operands = [copied(x, FLOAT64) for x in function.operands]
     with grad_mode(True), function.explained("with inputs that require a gradient"):
         try:
-            leaves = function.leaves(operands)
-            results = function(leaves)
+            leaves, results = function.called(operands)
         except Exception:  # f insists on the dtype of the inputs, or fails with any
             operands = function.operands
-            leaves = function.leaves(operands)
-            results = function(leaves)
+            leaves, results = function.called(operands)
     function.shapes = [x.shape for x in results]
     cotangents = function.cotangents(operands, results, rng)
     gradients_at = partial(function.gradients, cotangents=cotangents)
@@ -194,8 +190,7 @@ def _rounded(
     """Measure how much each element of some arrays changes when roundings change.
 
     `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
-    what is rounded up, and what down. `inside` computes them from compositions, which show what is
-    inside an op.
+    what is rounded up, and what down. `inside` computes them from compositions instead of ops.
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = 0.0

@@ -50,17 +50,13 @@ class Judgement:
         return abs(self.analytic - self.numeric) / scale if scale else 0.0
 
     def __str__(self) -> str:
-        name = self.operand + (str(list(self.index)) if self.index else "")
+        name = f"order {self.order}, {self.operand}{list(self.index) if self.index else ''}"
         if math.isnan(self.analytic) and math.isnan(self.numeric):
-            return f"order {self.order}, {name}: {self.reason}"
+            return f"{name}: {self.reason}"
         name += "" if self.dtype == "float64" else f" in {self.dtype}"
-        text = (
-            f"order {self.order}, {name}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}"
-            f" +- {self.error:.1g}"
-        )
-        if self.reason:
-            return f"{text}; {self.reason}"
-        return f"{text}, relative difference {self.relative_difference:.2g}"
+        numbers = f"analytic {self.analytic:.9g}, numeric {self.numeric:.9g} +- {self.error:.1g}"
+        relative = f", relative difference {self.relative_difference:.2g}"
+        return f"{name}: {numbers}{f'; {self.reason}' if self.reason else relative}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +79,7 @@ class GradcheckReport:
         function: the name of the function.
         compared: how many elements were compared.
         total: how many there are; more than were compared if entries were sampled.
-        tolerance: the relative difference that was allowed; larger than asked for if the function
-            does not compute in float64.
+        tolerance: the allowed relative difference; larger than asked for outside of float64.
         wrong: the entries that differ by more, worst first.
         undecided: the entries that differences cannot judge, each with the reason.
         reason: why nothing at all can be said.
@@ -176,7 +171,8 @@ class GradcheckReport:
         colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
         headline = f'<p><b style="color:{colour}">{escape(self.headline)}</b></p>'
         notes = "".join(f"<p>{escape(line)}</p>" for line in self._lines())
-        rows = []
+        heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
+        rows = ["".join(f"<th>{name}</th>" for name in heads)]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
@@ -190,10 +186,9 @@ class GradcheckReport:
                 _heatmap(difference, 1e-12, 1.0, "logarithmic"),
                 _heatmap(c.doubt, 0.0, 2.0, "doubt"),
             ]
-            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
-        head = "".join(f"<th>{name}</th>" for name in heads)
-        table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+        table = f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        table = table if len(rows) > 1 else ""
         return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
 

@@ -19,9 +19,7 @@ import numpy as np
 
 FLOAT64, FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
 
-# --------------------------------------------------------------------------------------------------
-# What must be the same, although it may be computed in another order
-# --------------------------------------------------------------------------------------------------
+# What must be the same, although it may be computed in another order:
 
 # Two calls of f with the same inputs, relative to the largest value. A sum of some thousand terms
 # in another order changes by less; randomness changes far more.
@@ -32,9 +30,7 @@ SAME_PATH = 1e-9
 # the largest element: kernels for other strides add in another order.
 SAME_BROADCAST_EPS = 1e3
 
-# --------------------------------------------------------------------------------------------------
-# Where differences are taken
-# --------------------------------------------------------------------------------------------------
+# Where differences are taken:
 
 # The first step, relative to x or to 1. With it both errors of Richardson's extrapolation, h^4 from
 # the curvature and eps / h from rounding, are far below the tolerance: 1e-12 and 2e-13 in float64,
@@ -48,11 +44,9 @@ STEP_DIVISION = 8
 FEWEST_DIVISIONS, MOST_DIVISIONS = 4, 13
 # Where rounding is what hides the answer, these multiples of the first step: 2^-7 and 2^-4.
 STEP_MULTIPLES = 8, 64
-# Beside a singularity at 0, as of log at 1e-100, the first step is relative to x, however small x
-# is, and it is divided by these.
+# Beside a singularity at 0, as of log at 1e-100, the first step is relative to any x, over these.
 SINGULARITY_DIVISIONS = 4, 32
-# The directions in which a sampled operand is moved with all its elements: several, because a fault
-# may be nearly orthogonal to one.
+# The directions in which all elements of a sampled operand move; a fault may be orthogonal to one.
 RANDOM_DIRECTIONS = 8
 # Another point, which a VJP that remembers a call does not know: 1.6 % away relative to each
 # element, so that a remembered value is wrong by far more than the tolerance, and every element
@@ -64,9 +58,7 @@ NEARBY = {FLOAT64: (2.0**-17, 2.0**-26), FLOAT32: (2.0**-7, 2.0**-11)}
 # So many points: with a probability of 93 %, all 6 orders of three ties are among them.
 NEIGHBOURS = 24
 
-# --------------------------------------------------------------------------------------------------
-# What slopes say: kinks, divergences and limits
-# --------------------------------------------------------------------------------------------------
+# What slopes say: kinks, divergences and limits.
 
 # The slopes on both sides of a point may differ by this share of the slope, or so many times the
 # rounding, where a quotient counts as one of a smooth function. A quotient across a kink is the
@@ -95,9 +87,7 @@ SETTLED, ONE_SIDED_ERRORS = 0.5, 10
 # than so many of them. That of an error of order h shrinks to 1/8, that of sqrt(h) to 0.35.
 APPROACH, APPROACH_QUOTIENTS = 0.5, 3
 
-# --------------------------------------------------------------------------------------------------
-# What rounding may do
-# --------------------------------------------------------------------------------------------------
+# What rounding may do:
 
 # Units in the last place that a value of f itself may be off by. With the first step a quotient is
 # then good to 1e-11 in float64, and to 1e-4 in float32.
@@ -122,8 +112,7 @@ NARROW_RIGHT_SPREADS, NARROW_RIGHT_SHARE = 4, 1e-9
 # They are called wrong beyond so many eps of the largest element, 3e-5 of it, and so many spreads:
 # small elements may be what remains of large ones.
 NARROW_WRONG_EPS, NARROW_WRONG_SPREADS = 256, 16
-# And only if differences themselves are good to this share of the gradient.
-NARROW_DIFFERENCES = 0.1
+NARROW_DIFFERENCES = 0.1  # and only if differences themselves are good to this share of it
 
 
 def relative_tolerance(dtype: np.dtype[Any], tolerance: float) -> float:

@@ -1,19 +1,14 @@
 """A dry run: a training step without the update, run as often as asked, that changes nothing.
 
 A forward pass writes things down (running means, a count of calls), and a loss function may do what
-belongs to a training step: switch modes, drop gradients, let an optimiser step. So the model is
-saved before, and put back after each run.
+belongs to a training step: switch modes, drop gradients, step. So each run puts the model back.
 
-Two traces watch the step. `ForwardTrace` knows for each value of the forward pass from which
-parameters the value was computed, to which of these a gradient can get back, and the cuts: the
-calls after which the value went on and its gradient did not, such as an op under `no_grad`, one
+Two traces watch the step. `ForwardTrace` knows from which parameters each value was computed, to
+which of these a gradient can get back, and the cuts, where it cannot: at an op under `no_grad`, one
 that gives integers, or a `detach()`. A value is recognised by its node in the graph, otherwise by
-its memory: a detached tensor shares that of the original. A value that is copied by other means
-than an op is lost sight of.
+its memory, which a detached tensor shares. A value that no op has copied is lost sight of.
 
-`BackwardTrace` knows where gradients become all zero. Where the derivative of an op receives a
-gradient and returns only zeros, a path back ends, although the graph goes on: a relu of negative
-numbers, a product with zeros.
+`BackwardTrace` knows where gradients become all zero: at a relu of negative numbers, for example.
 """
 
 from __future__ import annotations
@@ -45,11 +40,6 @@ Names = frozenset[str]  # of parameters
 EMPTY: frozenset[Any] = frozenset()
 
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
-
-
-# --------------------------------------------------------------------------------------------------
-# Where values and gradients go
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -93,10 +83,9 @@ class ForwardTrace(Recorder):
         super().__init__()
         self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
         self.used: Names = EMPTY  # parameters that ops were called on, or that were read
-        # The cuts whose values were given away as arrays, out of sight; and those whose values were
-        # given away as numbers, which may be for a log only.
-        self._gone: frozenset[Cut] = EMPTY
-        self._read: frozenset[Cut] = EMPTY
+        # The cuts whose values were given away,
+        self._gone: frozenset[Cut] = EMPTY  # as arrays, out of sight;
+        self._read: frozenset[Cut] = EMPTY  # as numbers, which may be for a log only.
         self._last: dict[Names, CallRecord] = {}  # by the parameters that the op was given
         self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
         # By Tensor, or by the array that owns the memory.
@@ -113,9 +102,8 @@ class ForwardTrace(Recorder):
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note what the result comes from, and for which parameters the gradient is lost here."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
-        used, linked, cuts = (
-            union(*(getattr(t, name) for _, t in traces)) for name in ("used", "linked", "cuts")
-        )
+        used, linked = union(*(t.used for _, t in traces)), union(*(t.linked for _, t in traces))
+        cuts = union(*(t.cuts for _, t in traces))
         if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
             if used and isinstance(result, np.ndarray):
                 self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
@@ -126,19 +114,17 @@ class ForwardTrace(Recorder):
         if result.dtype.kind == "f" and result.size and not result._data.any():
             zero = ZeroValue(EMPTY, call)
             if zeros:
-                known = zeros.values()
-                first = next((z.call for z in known if z.call), None)
-                zero = ZeroValue(union(*(z.parameters for z in known)), first)
+                first = next((z.call for z in zeros.values() if z.call), None)
+                zero = ZeroValue(union(*(z.parameters for z in zeros.values())), first)
+        still = EMPTY
         if result.node is not None:
             nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
             still = union(*(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None))
-        else:
-            # A checkpoint that runs now gets its node in the graph, and its graph, later.
-            is_dry = any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
-            still = linked if is_dry else EMPTY
+        elif any(isinstance(o, DryRun) and o.recorded for o in mode.observers):
+            still = linked  # a checkpoint that runs now gets its node, and its graph, later
         if linked - still:
-            is_integer = result.dtype.kind != "f"
-            kind = "integers" if is_integer else "read" if is_grad_enabled() else "no_grad"
+            kind = "read" if is_grad_enabled() else "no_grad"
+            kind = kind if result.dtype.kind == "f" else "integers"
             cuts |= {self._cut(linked - still, kind, call)}
         if used:
             self.used |= used
@@ -281,34 +267,25 @@ def union(*sets: frozenset[Any]) -> frozenset[Any]:
     return largest if all(map(largest.issuperset, sets)) else largest.union(*sets)
 
 
-# --------------------------------------------------------------------------------------------------
-# The run
-# --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StepRun:
     """The findings of one forward and one backward pass."""
 
     parameters: Mapping[str, Parameter]  # of the model
-    loss: Tensor  # the result
-    forward: ForwardTrace  # the paths of values
-    backward: BackwardTrace  # the paths of gradients
-    # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
-    # runs again.
-    forward_cuts: int
-    # Of the gradients of parameters at which one arrived; 0 only if all elements are.
-    norms: dict[str, float]
+    loss: Tensor
+    forward: ForwardTrace
+    backward: BackwardTrace
+    forward_cuts: int  # how many of `forward.cuts` do not belong to what a checkpoint runs again
+    norms: dict[str, float]  # of the gradients that arrived; 0 only if all elements are
     frozen: Names  # the parameters that required no gradient at the end
 
 
 def run_step(
     model: Module, loss_fn: Loss, batch: Any, moved: Mapping[str, NDArray[Any]] | None = None
 ) -> StepRun:
-    """Run the step of a model on a batch: the forward pass and the backward pass.
+    """Run the forward and the backward pass of a model on a batch, and leave it as it was.
 
-    After each run the model is what it was (see `unchanged`), and so is each random generator that
-    the library has drawn from: every run draws the same. Parameters in `moved` have other values.
+    Every run draws the same random numbers. Parameters in `moved` have other values.
     """
     parameters = dict(model.named_parameters())
     forward, backward = ForwardTrace(parameters), BackwardTrace()
@@ -320,14 +297,14 @@ def run_step(
         with grad_mode(True), observe(forward):
             loss = loss_of(model, loss_fn, batch)
             forward_cuts = len(forward.cuts)
-            at_end = frozenset(name for name, p in named if p.node is None)
+            frozen = frozenset(name for name, p in named if p.node is None)
             if loss.node is not None:
                 seeds = {loss.node: np.ones(loss.shape, loss.dtype)}
                 wanted = {p.node for _, p in named if p.node is not None}
                 with observe(backward):  # a part of the graph may be the user's, so it is retained
                     arrived = propagate(seeds, wanted=wanted, retain_graph=True)
     norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
-    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, at_end)
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, frozen)
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:

@@ -77,8 +77,7 @@ class LivenessReport:
         loss: the value of the loss.
         rows: one row for each parameter, in the order of `named_parameters`.
         adapters: one row for each part of the model that explains itself: the LoRA adapters.
-        strays: names of attributes that require a gradient and are Tensors, but no Parameters, so
-            that they have no row.
+        strays: names of Tensors that require a gradient and have no row, as they are no Parameters.
     """
 
     loss: float
@@ -96,11 +95,6 @@ class LivenessReport:
         return self.trains
 
     def __getitem__(self, name: str) -> ParameterRow:
-        """Return the row of the parameter with this name.
-
-        Raises:
-            KeyError: if there is none.
-        """
         for row in self.rows:
             if row.name == name:
                 return row
@@ -132,8 +126,7 @@ class LivenessReport:
         remedy = "" if ": " in first.reason else f"; {_REMEDIES[first.state]}"
         return (
             f"{what} does not train: {len(dead)} of {len(required)} parameters that require a "
-            f"gradient get none that moves them. {subject} is {first.state}: "
-            f"{first.why}{remedy}."
+            f"gradient get none that moves them. {subject} is {first.state}: {first.why}{remedy}."
         )
 
     def __repr__(self) -> str:
@@ -153,16 +146,16 @@ class LivenessReport:
         Of many parameters in one state, or parts with one verdict, only the first are shown.
         """
         frozen = sum(row.state == "frozen" for row in self.rows)
-        limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
         cells: list[tuple[str, ...]] = []
+        shown: Counter[State] = Counter()
         left: dict[State, list[ParameterRow]] = {}
         line: SourceLine | None = None  # of the row before: it is not repeated
         for row in self.rows:
-            limit = limits.setdefault(row.state, MOST_ROWS)
-            if limit == 0:
+            most = 0 if row.state == "frozen" and frozen > MOST_FROZEN else MOST_ROWS
+            if shown[row.state] == most:
                 left.setdefault(row.state, []).append(row)
                 continue
-            limits[row.state] = limit - 1
+            shown[row.state] += 1
             norm = "" if row.norm is None else f"{row.norm:.3g}"
             cells.append((row.name, str(row.shape), row.state, norm, row.reason))
             if row.origin and not row.trains and row.origin != line:

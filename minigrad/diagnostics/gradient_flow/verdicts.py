@@ -2,14 +2,13 @@
 
 A loss that is finite and falls proves little: a `detach()` in the wrong line, a block under
 `no_grad`, an adapter that is merged or never called leave parameters exactly as they were, without
-any error. `liveness` runs the forward pass and the backward pass once, watches both, and says of
-every parameter whether a gradient gets to it; if not, at which op of which line its path ends.
+any error. So the passes are watched, to see at which op of which line the path of a gradient ends.
 
 A gradient of exact zeros may be a fault or the plan: LoRA's A has none while B is zero, since it is
 multiplied by B. That is not guessed. Where the gradient became zero, the derivative of that op
-names what it computes with; if among this is a parameter that is all zeros and itself gets a
-gradient, that parameter is moved a little and the step is run again: if the gradient is not zero
-any more, it was zero by construction.
+names what it computes with. If among this is a parameter of zeros that itself gets a gradient, it
+is moved a little and the step is run again: a gradient that is not zero any more was zero by
+construction.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
@@ -50,14 +49,6 @@ class Part(Protocol):
         """Conclude from the rows of its parameters what a step does to the part."""
 
 
-@runtime_checkable
-class HasParts(Protocol):
-    """A module that `liveness` asks for its parts."""
-
-    def liveness_parts(self) -> Sequence[Part]:
-        """List the parts of this module alone, not of modules inside it."""
-
-
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     """Run one forward and one backward pass and say which parameters get a gradient, and why not.
 
@@ -74,22 +65,19 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
 
     The model is what it was before, also after an exception: its parameters with their gradients
     and flags, train and eval mode, and what else its modules have as attributes, such as running
-    means. So are the generators that the library drew from (the default one, and what it was given
-    as `rng`). For this, all values are copied meanwhile, and `.grad` is None. `loss_fn` is called
-    once, and again where a parameter may be zero by construction; hooks on tensors run as in any
-    backward pass.
+    means. So are the generators that the library drew from. For this, all values are copied
+    meanwhile, and `.grad` is None. `loss_fn` is called once, and again where a parameter may be
+    zero by construction; hooks on tensors run as in any backward pass.
 
-    A module can explain its parameters: `liveness_parts()` lists its parts, such as LoRA adapters,
-    and the report has a row for each (see `Part` in this module).
+    A module can explain its parameters: its method `liveness_parts()` lists its own parts, such as
+    LoRA adapters, and the report has a row for each (see `Part` in this module). The report is true
+    if the model trains, and prints as a table.
 
     Args:
         model: in the mode, train or eval, that is of interest.
         loss_fn: `loss_fn(model, batch)`, or a loss of predictions and targets, or of the
             predictions alone (see `minigrad.diagnostics.loss_call.loss_of`).
         batch: what goes with it.
-
-    Returns:
-        A report that is true if the model trains, and prints as a table.
 
     Raises:
         TypeError: if `model` is no Module, or the loss no Tensor of floats with one element.
@@ -103,11 +91,10 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
             f"liveness: this {type(model).__name__} has no parameters; they are found in "
             f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
         )
-    parts = [
+    parts: list[tuple[str, Part]] = [
         (".".join(filter(None, (name, part.name))), part)
         for name, module in model.named_modules()
-        if isinstance(module, HasParts)
-        for part in module.liveness_parts()
+        for part in getattr(module, "liveness_parts", tuple)()
     ]
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
@@ -131,15 +118,12 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
 
 @dataclass
 class _Judge:
-    """Says what state each parameter is in, and why."""
-
     run: StepRun
     causes: Mapping[str, frozenset[str]]  # what makes a gradient zero by construction
     constants: Container[int]  # the ids of parameters
     remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
 
     def row(self, name: str) -> ParameterRow:
-        """Return the row of a parameter."""
         parameter, (state, reason, call) = self.run.parameters[name], self._finding(name)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
@@ -161,8 +145,7 @@ class _Judge:
                 return "cut", reason, None
             if name not in forward.used:
                 return "unused", "no op was called on it", None
-            cut = forward.cut_of(name, run.loss)
-            if cut is not None:
+            if (cut := forward.cut_of(name, run.loss)) is not None:
                 return _cut_at(cut)
             reason = "the loss is computed without what came of it here"
             return "cut", reason, forward.last_use(name)
@@ -177,18 +160,15 @@ class _Judge:
         stop, call = stops[0], forward.call(stops[0].node)
         if name in self.causes:
             return "zero by construction", self._multiplied(self.causes[name], ""), call
-        if not stop.inside:
-            for cut in forward.cuts[run.forward_cuts :]:
-                if name in cut.lost:
-                    return _cut_at(cut)
+        for cut in () if stop.inside else forward.cuts[run.forward_cuts :]:
+            if name in cut.lost:
+                return _cut_at(cut)
         zeros = forward.zero_factors(stop)
         for zero in zeros:
             if others := zero.parameters - {name}:
                 return "zero", self._multiplied(others, " get no gradient,"), call
-        for zero in zeros:
-            if zero.call is not None:
-                reason = f"`{zero.call.name}` gave nothing but zeros, which multiply it"
-                return "zero", reason, zero.call
+        if made := next((zero.call for zero in zeros if zero.call), None):
+            return "zero", f"`{made.name}` gave nothing but zeros, which multiply it", made
         if zeros:
             return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
         return "zero", f"`{call.name}` passes none of the gradient on", call
@@ -207,7 +187,6 @@ class _Judge:
         return "zero", f"the gradients of the uses of `{call.name}` cancel", call
 
     def _multiplied(self, zeros: frozenset[str], more: str) -> str:
-        """Say that these parameters are zeros, and multiply the gradient of another."""
         names = [name for name in self.run.parameters if name in zeros]
         if len(names) == 1:
             return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
@@ -215,12 +194,10 @@ class _Judge:
 
 
 def _cut_at(cut: Cut) -> Finding:
-    return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
-
-
-_CUTS = {
-    "no_grad": "`{}` ran under no_grad()",
-    "integers": "`{}` gives integers or booleans, which have no gradient",
-    "read": "`{}` was handed the bare value, without its node in the graph",
-}
-_LEFT = "{} takes the value out of the graph"
+    reasons = {
+        "no_grad": "`{}` ran under no_grad()",
+        "integers": "`{}` gives integers or booleans, which have no gradient",
+        "read": "`{}` was handed the bare value, without its node in the graph",
+    }
+    reason = reasons.get(cut.kind, "{} takes the value out of the graph")
+    return "cut", reason.format(cut.call.name), cut.call
