@@ -53,7 +53,7 @@ def set_pack_limit(size: int | None) -> None:
     """Set how many bytes the packed copies of frozen weights may take together; 0 for none.
 
     A frozen weight below an adapter is stored twice more, in the order in which x W^T and g W read
-    it. None stands for the default, 512 MB or a quarter of the machine's memory if that is less.
+    it. None stands for the default, 192 MB or a quarter of the machine's memory if that is less.
     Without a copy a product of a hundred rows takes a tenth longer. If the copies take more
     already, they go.
 

@@ -14,10 +14,10 @@ from lora.config import LoRAConfig
 from lora.text.data import Batch
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
+from minigrad.kernels.gemm import prepacked
 from minigrad.nn import Embedding
 
 _PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels
-_PACKED = 512_000_000  # bytes of weights, at most, that are stored again as products read them
 _SHARE = 0.6  # of the speed of a large matrix product, which a step reaches
 
 
@@ -51,7 +51,7 @@ def estimate(
     saved = layers * h + of_layer if checkpointing else layers * of_layer
     rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
     parts = {
-        "weights": weights + min(weights, _PACKED),
+        "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
         "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # with those of a backward pass
         "program": _PROGRAM,

@@ -12,7 +12,7 @@ read-only while there are any (`minigrad.readonly.hold`): whoever wants to write
 first, and the next product packs again.
 
 The panels of a weight take as much memory as the weight, for each layout. All together may take
-512 MB, or a quarter of the machine's memory if that is less; `minigrad.set_pack_limit` sets it.
+192 MB, or a quarter of the machine's memory if that is less; `minigrad.set_pack_limit` sets it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
 from minigrad.readonly import hold, release
 
-MOST = 512 * 1024 * 1024  # bytes of all panels together, unless the user sets another limit
+MOST = 192_000_000  # bytes of all panels together, unless the user sets another limit
 ROWS = 32  # in the other operand; with fewer, packing does not pay
 SIZE = 1 << 14  # elements of W; with fewer, it does not pay either
 SECONDS = 5e-11  # that a byte takes to be packed, about

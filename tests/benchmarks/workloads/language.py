@@ -6,7 +6,7 @@ contenders begin with the same arrays, and must arrive at the same logits and lo
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +39,21 @@ CONFIG = {
 }
 
 
-class Step(NamedTuple):
-    """A step of fine-tuning: which layers get adapters, and a batch of so many rows."""
+class Case(NamedTuple):
+    """A step of fine-tuning: which layers get adapters, and a batch of so many rows.
+
+    Our base has the dtype that is given; PEFT's is in float32.
+    """
 
     targets: Any
     rows: int
+    dtype: str = "float32"
     length: int = 256
 
     @property
     def label(self) -> str:
-        return f"{'all' if self.targets == ALL else 'q, v'}, {self.rows} x {self.length}"
+        size = f"{'all' if self.targets == ALL else 'q, v'}, {self.rows} x {self.length}"
+        return size if self.dtype == "float32" else f"{size}, {self.dtype}"
 
 
 def tokens(rows: int, length: int) -> NDArray[np.int64]:
@@ -56,16 +61,20 @@ def tokens(rows: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, CONFIG["vocab_size"], (rows, length))
 
 
-@cache
-def weights() -> dict[str, NDArray[np.float32]]:
-    """Weights that neither vanish nor explode in 30 layers, the same for everybody."""
+def weights() -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Weights that neither vanish nor explode in 30 layers, the same for everybody.
+
+    They come one by one, so that nobody has them in memory twice.
+    """
     from lora.text.architecture import config_from_json, expected_shapes
 
-    rng, found = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
     for name, shape in expected_shapes(config_from_json(CONFIG)).items():
-        drawn = 0.04 * rng.standard_normal(shape, np.float32)
-        found[name] = drawn + 1 if "norm" in name else drawn
-    return found
+        drawn = rng.standard_normal(shape, np.float32)
+        drawn *= np.float32(0.04)
+        if "norm" in name:
+            drawn += 1
+        yield name, drawn
 
 
 def adapters(layers: list[tuple[str, tuple[int, int]]]) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def ours(dtype: str = "float32") -> Any:
 
     with init.skipped():
         model = LanguageModel(config_from_json(CONFIG))
-    loading.fill(model, weights().items(), dtype)
+    loading.fill(model, weights(), dtype)
     return model
 
 
@@ -98,10 +107,14 @@ def theirs() -> Any:
 
     options = {k: v for k, v in CONFIG.items() if k not in ("model_type", "rope_theta")}
     rope = {"rope_type": "default", "rope_theta": CONFIG["rope_theta"]}
-    model = LlamaForCausalLM(LlamaConfig(**options, rope_parameters=rope))
-    found = model.load_state_dict({k: torch.from_numpy(x) for k, x in weights().items()}, False)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**options, rope_parameters=rope))
+    state = {name: torch.from_numpy(x) for name, x in weights()}
+    found = model.load_state_dict(state, strict=False, assign=True)
     if found.unexpected_keys or found.missing_keys not in ([], ["lm_head.weight"]):
         raise RuntimeError(f"transformers has other names for the weights: {found}")
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     return model.eval()
 
 
@@ -165,11 +178,11 @@ def write_theirs(_: Any) -> Run:
 # ------------------------------------------------------------------------------------------------
 
 
-def step_ours(case: Step) -> Run:
+def step_ours(case: Case) -> Run:
     import lora
     from minigrad import optim
 
-    model, ids = ours(), tokens(case.rows, case.length)
+    model, ids = ours(case.dtype), tokens(case.rows, case.length)
     counted = np.ones(ids.shape, bool)
     lora.attach(model, lora.LoRAConfig(rank=RANK, alpha=ALPHA, targets=case.targets))
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, lora.LoRALayer)]
@@ -188,7 +201,7 @@ def step_ours(case: Step) -> Run:
     return run
 
 
-def step_theirs(case: Step) -> Run:
+def step_theirs(case: Case) -> Run:
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -219,6 +232,8 @@ def step_theirs(case: Step) -> Run:
 
 
 NEEDS = ("torch", "transformers")
+CONTENDERS = {OURS: Contender(step_ours), PEFT: Contender(step_theirs, (*NEEDS, "peft"))}
+CASES = [Case(SOME, 1), Case(ALL, 1), Case(SOME, 4), Case(ALL, 4)]
 
 WORKLOADS = {
     "prefill": Workload(
@@ -252,8 +267,8 @@ WORKLOADS = {
     ),
     "language_step": Workload(
         "a fine-tuning step with Adam of it, rank 8 (layers with adapters, rows x tokens)",
-        {OURS: Contender(step_ours), PEFT: Contender(step_theirs, (*NEEDS, "peft"))},
-        [Point(c.label, c) for c in (Step(SOME, 1), Step(ALL, 1), Step(SOME, 4), Step(ALL, 4))],
+        CONTENDERS,
+        [Point(case.label, case) for case in CASES],
         [Goal(PEFT, 1.3)],
         steps=3,
         tolerance=SAME_LOSS,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-from tests.benchmarks.workloads import lora, minilm
+from tests.benchmarks.workloads import language, lora, minilm
 from tests.benchmarks.workloads.lora import PEFT
 
 ROOT = Path(__file__).parents[3]
@@ -33,13 +33,17 @@ class Steps(NamedTuple):
     """
 
     theme: str
-    case: lora.Case | minilm.Case
+    case: lora.Case | minilm.Case | language.Case
     steps: int
 
 
 SMALL = Steps("lora", lora.CASES[2], 1)
 LARGE = Steps("lora", lora.CASES[-1], 5)
 MINILM = Steps("minilm", minilm.CASES[0], 5)
+LANGUAGE = [
+    Steps("language", case, 2)
+    for case in (*language.CASES, language.Case(language.ALL, 1, "bfloat16"))
+]
 
 
 def output(command: list[str], cwd: Path | None = None, **variables: str) -> str:
@@ -172,6 +176,18 @@ WORKLOADS = {
         [Goal(PEFT, 1.0)],
         steps=0,
         rounds=3,
+        unit="B",
+    ),
+    "memory_language": Workload(
+        "the most memory of a process in 2 steps of a language model of 135 million parameters",
+        {
+            OURS: Contender(_memory(OURS)),
+            PEFT: Contender(_memory(PEFT), language.CONTENDERS[PEFT].needs),
+        },
+        [Point(work.case.label, work) for work in LANGUAGE],
+        [Goal(PEFT, dict(zip([w.case.label for w in LANGUAGE], [1.5] * 4 + [2.2], strict=True)))],
+        steps=0,
+        rounds=1,
         unit="B",
     ),
 }
