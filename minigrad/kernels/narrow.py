@@ -22,7 +22,7 @@ from minigrad.kernels.jit import SINGLE, Array
 from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
 
 STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
-ROWS = 32  # in a strip, at least: a product with fewer takes slower loops
+ROWS = 256  # in a strip, at least: each takes a pass over x, and packs it anew
 
 FEW = 16  # rows of x, at most, for which a matrix is decoded in registers
 WIDTH = 4  # stored rows that a tile of dot products reads at a time
