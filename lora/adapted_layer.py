@@ -202,9 +202,8 @@ class AdaptedLayer(Module):
         """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         alone = len(names) == 1
-        merged = names if alone and self.merged else self.merged_adapters
         return [
-            AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
+            AdapterPart("" if alone else name, self, self.adapters[name], name in self.merged_adapters)
             for name in (names if alone else self.active)
         ]
 
