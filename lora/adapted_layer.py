@@ -201,9 +201,9 @@ class AdaptedLayer(Module):
     def liveness_parts(self) -> list[AdapterPart]:
         """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
-        alone = len(names) == 1
+        alone, merged = len(names) == 1, self.merged_adapters
         return [
-            AdapterPart("" if alone else name, self, self.adapters[name], name in self.merged_adapters)
+            AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
             for name in (names if alone else self.active)
         ]
 

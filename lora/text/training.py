@@ -41,6 +41,7 @@ from minigrad.io import write_atomically
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
+from minigrad.tables import counted
 from minigrad.training import History, Trainer
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
@@ -69,11 +70,11 @@ class TrainResult:
 
     def __repr__(self) -> str:
         steps = self.history.steps
-        losses = [step["loss"] for step in steps]
+        losses, seconds = [s["loss"] for s in steps], sum(s["seconds"] for s in steps)
         part = max(1, len(steps) // 10)
         lines = [
             *map(repr, self.data.values()),
-            f"{len(steps):,} steps in {sum(step['seconds'] for step in steps):.0f} seconds; loss "
+            f"{counted(len(steps), 'step')} in {counted(round(seconds), 'second')}; loss "
             f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} in the end",
         ]
         judged = {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}

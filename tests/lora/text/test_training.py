@@ -85,6 +85,14 @@ def test_defaults_are_enough_for_twelve_rows(tmp_path, capsys):
     assert set(config["target_modules"]) == {"q_proj", "down_proj"}  # without the head
 
 
+def test_one_step_and_one_second_are_no_plural(data, tmp_path):
+    result = run(data, tmp_path / "out", steps=1)
+    result.history.steps[0]["seconds"] = 1.2
+    assert "1 step in 1 second; loss" in repr(result)
+    result.history.steps[0]["seconds"] = 10.4
+    assert "1 step in 10 seconds; loss" in repr(result)
+
+
 def test_the_steps_are_those_of_a_loop_by_hand(data, tmp_path):
     model, tok = StandIn(), tokenizer()
     result = run(data, tmp_path / "out", steps=6, warmup=0.0, clip_norm=1e9, batch_size=8)
@@ -355,6 +363,16 @@ def test_the_estimate_counts_weights_adapters_and_activations():
     assert less["activations"] == pytest.approx(4 * 400 * 2000 * 118 / 1e9, abs=0.01)
     lora.quantize(model, exclude=["lm_head"], progress=False)
     assert numbers(estimate(model, config, batches))["weights"] < 0.5 * found["weights"]
+
+
+def test_one_second_is_no_plural(monkeypatch):
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool))]
+    products = sum(p.data.size for p in StandIn().lm_head.parameters())
+    products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
+    for steps, text in ((1, "1 second"), (2, "2 seconds"), (119, "119 seconds")):
+        monkeypatch.setattr("lora.text.estimating._speed", lambda: 4 * 400 * products / 0.6)
+        found = estimate(StandIn(), lora.LoRAConfig(rank=2), batches, steps)
+        assert found.endswith(f"about {text}")
 
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
