@@ -1,10 +1,12 @@
 """Training an adapter of a language model: the run, its folder, and how it goes on."""
 
+import errno
 import json
 import os
 import re
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.training import train
-from minigrad.io import load_state
+from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
@@ -298,6 +300,95 @@ def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
     assert len(kept) == len(trained)
     for value in kept.values():
         assert any(np.array_equal(value, each) for each in trained)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that is full while a test says so: no tensor can be written then."""
+    state, write = SimpleNamespace(full=False), TensorWriter.write
+
+    def write_if_possible(*arguments):
+        if state.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(TensorWriter, "write", write_if_possible)
+    return state
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("last", "saved"), [(1, None), (5, 3), (12, 11)])
+def test_a_full_disk_leaves_the_last_checkpoint_from_which_the_run_goes_on(
+    validated, tmp_path, disk, last, saved
+):
+    options = {"save_every": 3, "validate_every": 5, "accumulation_steps": 2}
+    whole = run(validated, tmp_path / "whole", **options)
+
+    def fill():
+        disk.full, disk.before = True, contents(tmp_path / "out")
+
+    model = Interrupted(2 * last - 1, fill)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(validated, tmp_path / "out", model, **options)
+    assert caught.value.errno == errno.ENOSPC
+    out = str(tmp_path / "out")
+    assert f"device; what {out!r} has in it is complete, and resume goes on from" in str(
+        caught.value
+    )
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert contents(tmp_path / "out") == disk.before
+    assert ("checkpoint.safetensors" in disk.before) == (saved is not None)
+    disk.full, again = False, Interrupted(0, die)
+    same_runs(run(validated, tmp_path / "out", again, resume=True, **options), whole)
+
+
+def test_a_disk_that_is_full_after_the_last_step_loses_no_step(data, tmp_path, disk, monkeypatch):
+    whole, model = run(data, tmp_path / "whole"), StandIn()
+
+    def save_to_full_disk(*arguments, **options):
+        disk.full = True
+        lora.save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora.text.training.save", save_to_full_disk)
+        with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+            run(data, tmp_path / "out", model)
+    assert sorted(contents(tmp_path / "out")) == ["checkpoint.safetensors", "options.json"]
+    disk.full, again = False, Interrupted(0, die)
+    same_runs(run(data, tmp_path / "out", again, resume=True), whole)
+    assert again.left == 0  # no step was made again
+
+
+def test_a_full_disk_leaves_the_adapter_of_a_run_that_is_complete(data, tmp_path, disk):
+    run(data, tmp_path / "out")
+    before, disk.full = contents(tmp_path / "out"), True
+    with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+        run(data, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapter(
+    data, tmp_path, disk
+):
+    class Breaks(StandIn):
+        def loss(self, ids, counted):
+            disk.full = True
+            mean, count = super().loss(ids, counted)
+            return mean * np.float32(np.nan), count
+
+    model = Breaks()
+    with pytest.raises(OSError, match="No space left"):
+        run(data, tmp_path / "out", model)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+
+
+def test_a_folder_that_cannot_be_made_is_no_run_to_resume(data, tmp_path):
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(FileExistsError, match=r"out'$"):
+        run(data, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
