@@ -103,8 +103,9 @@ class AdaptedLayer(Module):
         return matrix
 
     def base_facts(self) -> list[str]:
-        """Describe the base besides its sizes, in short texts."""
-        return []
+        """Describe the base besides its sizes, in short texts: if its weight is in few bits."""
+        format = getattr(self.base_weight, "format", None)
+        return [] if format is None else ["NF4" if format == "nf4" else format]
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
         yield from vars(self).items()

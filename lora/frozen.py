@@ -154,8 +154,17 @@ class NarrowFrozenMatrix(FrozenMatrix):
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Decode some rows and columns to float64."""
+        if self.matrix.is_transposed and columns != slice(None):
+            start, stop, _ = columns.indices(self.shape[1])
+            return self.matrix.T.rows(start, stop, np.float64).T[rows]
         start, stop, _ = rows.indices(self.shape[0])
         return self.matrix.rows(start, stop, np.float64)[:, columns]
+
+    def strips(self) -> list[slice]:
+        """Divide the rows; there are few for a transpose, of which all is decoded for each."""
+        step = max(1, 16 * STRIP // self.shape[1])
+        tall = [slice(at, at + step) for at in range(0, self.shape[0], step)]
+        return tall if self.matrix.is_transposed else super().strips()
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""

@@ -150,12 +150,6 @@ class LoRALayer(AdaptedLayer):
         """Compute x M^T."""
         return ops.linear(x, matrix)
 
-    def base_facts(self) -> list[str]:
-        """Say if its weight is in few bits."""
-        if isinstance(self.base_weight, Tensor):
-            return []
-        return ["NF4" if self.base_weight.format == "nf4" else self.base_weight.format]
-
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""
         return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
