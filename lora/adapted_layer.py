@@ -14,7 +14,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class AdaptedLayer(Module):
 
     base_weight: Any
     bias: Parameter | None
+    _dtype: Any = None  # the dtype of what is computed with a weight in few bits
 
     def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
         self.base_weight = base_weight
@@ -72,6 +73,15 @@ class AdaptedLayer(Module):
         self._paused: list[bool] = []
         self._merged: MergedWeight | None = None
         self._seen: tuple[Any, FrozenMatrix] | None = None
+
+    @classmethod
+    def around(cls, layer: Any) -> Self:
+        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        made = cls.__new__(cls)
+        AdaptedLayer.__init__(made, layer.weight, getattr(layer, "bias", None))
+        made._dtype = getattr(layer, "dtype", None)
+        made.training = layer.training
+        return made
 
     # What each kind of layer defines:
 

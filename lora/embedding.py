@@ -9,7 +9,7 @@ PEFT): so the vector of a token that training never sees stays what it was.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,18 +33,12 @@ class LoRAEmbedding(AdaptedLayer):
     """
 
     padding_idx: int | None
-    _dtype: Any = None  # the dtype of the vectors of a table in bfloat16
 
     @classmethod
-    def around(cls, embedding: Embedding | BFloat16Embedding) -> LoRAEmbedding:
-        """Make a layer without an adapter, which shares the very table of `embedding`."""
-        made = cls.__new__(cls)
-        AdaptedLayer.__init__(made, embedding.weight, None)
-        if isinstance(embedding, BFloat16Embedding):
-            made.padding_idx, made._dtype = None, embedding.dtype
-        else:
-            made.padding_idx = embedding.padding_idx
-        made.training = embedding.training
+    def around(cls, layer: Embedding | BFloat16Embedding) -> Self:
+        """Make a layer without an adapter, which shares the very table of `layer`."""
+        made = super().around(layer)
+        made.padding_idx = getattr(layer, "padding_idx", None)
         return made
 
     @property

@@ -161,10 +161,9 @@ class NarrowFrozenMatrix(FrozenMatrix):
         return self.matrix.rows(start, stop, np.float64)[:, columns]
 
     def strips(self) -> list[slice]:
-        """Divide the rows; there are few for a transpose, of which all is decoded for each."""
-        step = max(1, 16 * STRIP // self.shape[1])
-        tall = [slice(at, at + step) for at in range(0, self.shape[0], step)]
-        return tall if self.matrix.is_transposed else super().strips()
+        """Divide the rows, into fewer parts for a transpose, which is decoded for each of them."""
+        rows, cols = self.shape
+        return strips((rows, cols // 16 if self.matrix.is_transposed else cols))
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""
