@@ -14,7 +14,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class AdaptedLayer(Module):
 
     base_weight: Any
     bias: Parameter | None
+    _dtype: Any = None  # the dtype of what is computed with a weight in few bits
 
     def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
         self.base_weight = base_weight
@@ -72,6 +73,15 @@ class AdaptedLayer(Module):
         self._paused: list[bool] = []
         self._merged: MergedWeight | None = None
         self._seen: tuple[Any, FrozenMatrix] | None = None
+
+    @classmethod
+    def around(cls, layer: Any) -> Self:
+        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        made = cls.__new__(cls)
+        AdaptedLayer.__init__(made, layer.weight, getattr(layer, "bias", None))
+        made._dtype = getattr(layer, "dtype", None)
+        made.training = layer.training
+        return made
 
     # What each kind of layer defines:
 
@@ -103,8 +113,9 @@ class AdaptedLayer(Module):
         return matrix
 
     def base_facts(self) -> list[str]:
-        """Describe the base besides its sizes, in short texts."""
-        return []
+        """Describe the base besides its sizes, in short texts: if its weight is in few bits."""
+        format = getattr(self.base_weight, "format", None)
+        return [] if format is None else ["NF4" if format == "nf4" else format]
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
         yield from vars(self).items()
@@ -201,8 +212,7 @@ class AdaptedLayer(Module):
     def liveness_parts(self) -> list[AdapterPart]:
         """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
-        alone = len(names) == 1
-        merged = names if alone and self.merged else self.merged_adapters
+        alone, merged = len(names) == 1, self.merged_adapters
         return [
             AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
             for name in (names if alone else self.active)

@@ -19,7 +19,7 @@ import numpy as np
 from lora.frozen import Array, FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants import dora
-from lora.variants.inits import Factors, draw
+from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
@@ -46,8 +46,8 @@ class Adapter:
         begin: the first A and B, instead of what `init` would draw.
         rng: the generator of A and B, and of dropout.
 
-    A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive, or
-    dropout no probability.
+    A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive,
+    there is no such init, or dropout is no probability.
     """
 
     # Parameters, of which an assignment copies the values.
@@ -70,6 +70,7 @@ class Adapter:
         rng: np.random.Generator | None = None,
     ) -> None:
         check_rank_and_alpha(rank, alpha)
+        check_init(init)
         self.dropout = dropout
         self.rng = rng
         d_out, d_in = weight.shape

@@ -125,7 +125,7 @@ def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
-    if isinstance(model, (Linear, Embedding, NarrowLinear)):
+    if isinstance(model, (Linear, Embedding, NarrowLinear, BFloat16Embedding)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "

@@ -9,14 +9,15 @@ PEFT): so the vector of a token that training never sees stays what it was.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.frozen import Array, DenseMatrix, FrozenMatrix
+from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.variants.inits import Factors
+from lora.variants.narrow import BFloat16Embedding
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Module, Parameter
@@ -34,12 +35,10 @@ class LoRAEmbedding(AdaptedLayer):
     padding_idx: int | None
 
     @classmethod
-    def around(cls, embedding: Embedding) -> LoRAEmbedding:
-        """Make a layer without an adapter, which shares the very table of `embedding`."""
-        made = cls.__new__(cls)
-        AdaptedLayer.__init__(made, embedding.weight, None)
-        made.padding_idx = embedding.padding_idx
-        made.training = embedding.training
+    def around(cls, layer: Embedding | BFloat16Embedding) -> Self:
+        """Make a layer without an adapter, which shares the very table of `layer`."""
+        made = super().around(layer)
+        made.padding_idx = getattr(layer, "padding_idx", None)
         return made
 
     @property
@@ -67,7 +66,9 @@ class LoRAEmbedding(AdaptedLayer):
 
     def weight_of(self, stored: Any) -> FrozenMatrix:
         """Return the transposed table."""
-        return DenseMatrix(stored.T)
+        if isinstance(stored, np.ndarray):
+            return DenseMatrix(stored.T)
+        return NarrowFrozenMatrix(stored.T, self._dtype)
 
     def stored(self, matrix: Array) -> Array:
         """Return a matrix as a table."""
@@ -75,6 +76,8 @@ class LoRAEmbedding(AdaptedLayer):
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Look up W[x]."""
+        if not isinstance(weight, Tensor):
+            return BFloat16Embedding(weight, self._dtype).forward(x)
         return functional.embedding(x, weight.detach(), self.padding_idx)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -87,5 +90,6 @@ class LoRAEmbedding(AdaptedLayer):
         return x, functional.dropout(ones, adapter.dropout, rng=adapter.rng)
 
     def base_facts(self) -> list[str]:
-        """Describe the index of the padding."""
-        return [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+        """Describe the storage, and the index of the padding."""
+        padding = [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+        return [*super().base_facts(), *padding]

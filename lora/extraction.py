@@ -149,7 +149,7 @@ def extract(
         rank_pattern=smaller,
         alpha_pattern=smaller,
     )
-    plan = Plan(base, exactly, np.random.default_rng(0))
+    plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
     covered = {f"{name}.weight" for name in plan.updates}
     covered |= {other for copy in plan.copies for other in pair.equal_names(copy.name)}
     lost = [name for name in pair.parameters if name not in covered and pair.differs(name)]

@@ -154,8 +154,16 @@ class NarrowFrozenMatrix(FrozenMatrix):
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Decode some rows and columns to float64."""
+        if self.matrix.is_transposed and columns != slice(None):
+            start, stop, _ = columns.indices(self.shape[1])
+            return self.matrix.T.rows(start, stop, np.float64).T[rows]
         start, stop, _ = rows.indices(self.shape[0])
         return self.matrix.rows(start, stop, np.float64)[:, columns]
+
+    def strips(self) -> list[slice]:
+        """Divide the rows, into fewer parts for a transpose, which is decoded for each of them."""
+        rows, cols = self.shape
+        return strips((rows, cols // 16 if self.matrix.is_transposed else cols))
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""

@@ -22,7 +22,6 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
-from lora.variants.narrow import NarrowLinear
 from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
@@ -52,7 +51,6 @@ class LoRALayer(AdaptedLayer):
     """
 
     _prepacked: Any = None  # the panels of W, which a product finds while they are here
-    _dtype: Any = None  # the dtype of what is computed with a W in few bits
 
     def __init__(
         self,
@@ -85,15 +83,6 @@ class LoRALayer(AdaptedLayer):
         adapter = Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
         self.add(DEFAULT, adapter)
         self.use([DEFAULT])
-
-    @classmethod
-    def around(cls, layer: Linear | NarrowLinear) -> LoRALayer:
-        """Make a layer without an adapter, which shares the very parameters of `layer`."""
-        made = cls.__new__(cls)
-        AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._dtype = layer.dtype if isinstance(layer, NarrowLinear) else None
-        made.training = layer.training
-        return made
 
     @classmethod
     def from_linear(
@@ -149,12 +138,6 @@ class LoRALayer(AdaptedLayer):
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute x M^T."""
         return ops.linear(x, matrix)
-
-    def base_facts(self) -> list[str]:
-        """Say if its weight is in few bits."""
-        if isinstance(self.base_weight, Tensor):
-            return []
-        return ["NF4" if self.base_weight.format == "nf4" else self.base_weight.format]
 
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""

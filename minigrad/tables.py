@@ -18,7 +18,7 @@ def in_bytes(count: float) -> str:
 
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, in the plural unless it is 1: "2 layers"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _scaled(count: float, base: int, units: Sequence[str]) -> str:

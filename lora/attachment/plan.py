@@ -71,7 +71,7 @@ class Plan:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
                 original: Any = module
-                is_table = isinstance(original, Embedding)
+                is_table = isinstance(original, (Embedding, BFloat16Embedding))
                 module = (LoRAEmbedding if is_table else LoRALayer).around(original)
                 self.replaced[target.name] = original, module
             self.layers[target.name] = module
@@ -112,7 +112,7 @@ class Plan:
         self.matches: list[Match] = []  # lines for the report
         for target in targets:
             layer = self.layers[target.name]
-            notes = ["Embedding"] if isinstance(layer, LoRAEmbedding) else layer.base_facts()
+            notes = ["Embedding"] * isinstance(layer, LoRAEmbedding) + layer.base_facts()
             names = self._names.get(id(layer.base_weight), [])
             tied = [name for name in names if not _inside(name, target.name)]
             notes += [f"tied to {', '.join(tied)}"] if tied else []

@@ -12,7 +12,7 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, ends_of, find, near
-from lora.variants.narrow import BFloat16Linear, NF4Linear
+from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
 
@@ -38,10 +38,11 @@ def candidates(model: Module) -> tuple[list[str], list[str]]:
     """List the names of the linear layers that have or can have an adapter, and of embeddings."""
     linear: list[str] = []
     tables: list[str] = []
-    kinds = (Linear, Embedding, NF4Linear, BFloat16Linear)
+    tabular = (Embedding, BFloat16Embedding)
+    kinds = (Linear, NF4Linear, BFloat16Linear, *tabular)
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer) or any(is_plain(module, kind) for kind in kinds):
-            is_table = isinstance(module, (Embedding, LoRAEmbedding))
+            is_table = isinstance(module, (LoRAEmbedding, *tabular))
             (tables if is_table else linear).append(name)
     return linear, tables
 

@@ -173,7 +173,7 @@ class Findings:
     findings: tuple[Finding, ...]
     checked: int  # the number of layers
     has_base: bool  # whether a base was checked too
-    has_checksum: bool  # whether the tensors have one, which was found to be right
+    has_checksum: bool  # whether all tensors, the base's too, have one, which was right
     merged: tuple[MergedLayer, ...] = ()  # the layers of a merged model, if one was checked
 
     @property
@@ -188,7 +188,7 @@ class Findings:
         total = f"{self.checked} layers{and_base} checked: "
         total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
         if self.checked and not self.has_checksum:
-            total += "; the tensors have no checksum"
+            total += "; not all tensors have a checksum"
         lines = [*map(str, self.findings), total]
         if self.merged:
             right = [layer for layer in self.merged if layer.verdict == RIGHT]
@@ -232,10 +232,11 @@ def check_adapter(
             files = stack.enter_context(AdapterFolder(folder))
         except (FileNotFoundError, ValueError) as error:
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
-        found = list(findings_of(files, progress))
+        found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
             tensors = stack.enter_context(open_base(base))
             for file in tensors.files.values():
+                has_checksum = has_checksum and file.has_checksum
                 try:
                     file.check()
                 except ValueError as error:
@@ -257,7 +258,7 @@ def check_adapter(
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),
             ]
         has_base, layers = base is not None, len(files.layers)
-        return Findings(path, tuple(found), layers, has_base, files.has_checksum, tuple(rows))
+        return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:

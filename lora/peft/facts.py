@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -122,4 +123,5 @@ def fingerprint_of(layer: AdaptedLayer) -> str:
     """Return the fingerprint of the matrix of a layer; in few bits, of the decoded values."""
     if isinstance(layer.base_weight, Tensor):
         return fingerprint(layer.base_weight._data)
-    return fingerprint_of_rows(layer.weight.shape, layer.weight.rows)
+    read = partial(layer.base_weight.rows, dtype=np.float64)
+    return fingerprint_of_rows(layer.base_weight.shape, lambda part: read(part.start, part.stop))

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_positive, nearest
 from minigrad.random import Rng, generator
+from minigrad.tables import counted
 
 SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
@@ -63,11 +64,12 @@ class Dataset(Sequence[Row]):
 
     def __repr__(self) -> str:
         tokens = sum(len(row.ids) for row in self.rows)
-        counted = sum(int(row.counted.sum()) for row in self.rows)
-        lines = [f"{self.file}: {len(self):,} rows, {tokens:,} tokens, of which {counted:,} count"]
+        some = sum(int(row.counted.sum()) for row in self.rows)
+        sizes = f"{counted(len(self), 'row')}, {counted(tokens, 'token')}"
+        lines = [f"{self.file}: {sizes}, of which {some:,} {'counts' if some == 1 else 'count'}"]
         for what, numbers in self.notes.items():
             named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
-            lines.append(f"  {len(numbers):,} {what} (line {named})")
+            lines.append(f"  {len(numbers):,} {what} (line{'s' * (len(numbers) > 1)} {named})")
         return "\n".join(lines)
 
 
@@ -155,7 +157,7 @@ def read_rows(
                     ids, counted = ids[:max_length], counted[:max_length]
                     notes.append(f"cut to {max_length:,} tokens")
                     if not counted.any():
-                        notes = [f"left out, with no answer in the first {max_length:,} tokens"]
+                        notes = [f"left out, with no answer up to token {max_length:,}"]
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
@@ -174,7 +176,7 @@ def _parsed(line: bytes, as_chat: bool) -> Mapping[str, Any]:
         row = json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
-        raise ValueError(f"{what} of {len(line):,} bytes") from None
+        raise ValueError(f"{what} of {counted(len(line), 'byte')}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
     if set(row) not in _FORMS:

@@ -16,6 +16,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
 from minigrad.kernels.gemm import prepacked
 from minigrad.nn import Embedding
+from minigrad.tables import counted
 
 _PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels
 _SHARE = 0.6  # of the speed of a large matrix product, which a step reaches
@@ -67,7 +68,7 @@ def estimate(
     ]
     products = sum(math.prod(matrix.shape) for matrix in matrices)
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
-    shown = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+    shown = counted(round(seconds), "second") if seconds < 120 else f"{seconds / 60:.1f} minutes"
     text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"
     if memory is None or total <= 0.9 * memory:
         return text

@@ -134,11 +134,16 @@ class GGUFFile:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r:.60}")
-        begin = -(-(size - reader.left) // alignment) * alignment
-        for name, tensor in self.tensors.items():
-            self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
-            if begin + tensor.offset + tensor.nbytes > size:
+        end = begin = -(-(size - reader.left) // alignment) * alignment
+        for name, tensor in sorted(self.tensors.items(), key=lambda each: each[1].offset):
+            if tensor.offset % alignment:
+                raise ValueError(f"{name} begins at {tensor.offset:,}, no multiple of {alignment}")
+            if begin + tensor.offset < end:
+                raise ValueError(f"{name} begins inside of another tensor; fetch it again")
+            end = begin + tensor.offset + tensor.nbytes
+            if end > size:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
+            self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or rows of its first axis, without steps.
@@ -329,7 +334,7 @@ class GGUFTensors(TensorFile):
             yield self.stored(name, rows).tobytes()
 
     def check(self) -> None:
-        """Do nothing, since a GGUF file has no checksum."""
+        """Do nothing: there is no checksum, and sizes were checked when it was opened."""
 
     def close(self) -> None:
         """Do nothing, since the file is open only while it is read."""

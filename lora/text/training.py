@@ -41,6 +41,7 @@ from minigrad.io import write_atomically
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
+from minigrad.tables import counted
 from minigrad.training import History, Trainer
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
@@ -69,11 +70,11 @@ class TrainResult:
 
     def __repr__(self) -> str:
         steps = self.history.steps
-        losses = [step["loss"] for step in steps]
+        losses, seconds = [s["loss"] for s in steps], sum(s["seconds"] for s in steps)
         part = max(1, len(steps) // 10)
         lines = [
             *map(repr, self.data.values()),
-            f"{len(steps):,} steps in {sum(step['seconds'] for step in steps):.0f} seconds; loss "
+            f"{counted(len(steps), 'step')} in {counted(round(seconds), 'second')}; loss "
             f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} in the end",
         ]
         judged = {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}
@@ -149,7 +150,7 @@ def train(
         progress: show a bar, and the estimate of memory and time before it.
 
     Raises:
-        OSError: if a file cannot be read or written.
+        OSError: if a file cannot be read or written, as on a full disk; files in `out` are whole.
         ValueError: if an option is impossible, a row is wrong, `out` has another run in it, or the
             data, the base or an option is not that of the run to go on with. The model is as it was
             then, and nothing was written.
@@ -223,23 +224,28 @@ def train(
         if resume and (folder / CHECKPOINT).exists():
             trainer.load(folder / CHECKPOINT)
         write_atomically(folder / OPTIONS, json.dumps(facts, indent=2).encode())
-        _run(trainer, batches, held_out, total, progress)
+        try:
+            _run(trainer, batches, held_out, total, progress)
+        except FloatingPointError as error:
+            # The weights are those before the step that failed.
+            save(model, folder, seed=seed, base_model=base_model, progress=progress)
+            raise FloatingPointError(
+                f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again "
+                f"in another folder with an lr below {lr:g}, or a longer warmup"
+            ) from error
         judged = [step for step in trainer.history.steps if "validation_loss" in step]
         best = trainer.history.steps[-1]
         if judged:
             trainer.restore_best()
             best = min(judged, key=lambda step: step["validation_loss"])
         save(model, folder, seed=seed, base_model=base_model, progress=progress)
-    except FloatingPointError as error:
-        # The weights are those before the step that failed.
-        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+    except BaseException as error:
         remove(model, DEFAULT)
-        raise FloatingPointError(
-            f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again in "
-            f"another folder with an lr below {lr:g}, or a longer warmup"
-        ) from error
-    except BaseException:
-        remove(model, DEFAULT)
+        if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
+            there = (
+                f"what {os.fspath(folder)!r} has in it is complete, and resume goes on from that"
+            )
+            raise OSError(error.errno, f"{error.strerror}; {there}") from error
         raise
     finally:
         model.checkpointing = before

@@ -26,9 +26,9 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """Return the sum over `axis`: an int, a tuple of ints, or None for all."""
     if x.__class__ is not np.ndarray:
         return _reduce(x, axis=axis, keepdims=keepdims)
-    if x.dtype is _HALF:
+    if x.dtype == _HALF:
         return _reduce(x, axis=axis, keepdims=keepdims, dtype=_SINGLE).astype(_HALF)
-    if x.size < _LONG or x.dtype is not _SINGLE or axis is None:
+    if x.size < _LONG or x.dtype != _SINGLE or axis is None:
         return _reduce(x, axis=axis, keepdims=keepdims)
     axes = normalize_axis_tuple(axis, x.ndim)
     first, last = (min(axes), max(axes)) if axes else (0, -1)

@@ -317,7 +317,8 @@ def as_floats(op: OpLike, value: Any) -> Any:
     array: Any = value if isinstance(value, StandIn) else np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
-    return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
+    narrow = array.dtype in (np.float16, np.float32)  # unlike FLOAT32, one from a pickle is another
+    return array.astype(np.float32 if narrow else np.float64, copy=False)
 
 
 def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:

@@ -668,6 +668,13 @@ def test_what_was_merged_is_found_again(rng, dtype, tolerance, as_state):
     assert all(np.array_equal(after[name], value) for name, value in before.items())
 
 
+def test_an_extraction_draws_nothing(rng, monkeypatch):
+    base, tuned, _ = pair(rng)
+    monkeypatch.setattr("lora.adapter.draw", None)
+    lora.extract(base, tuned, 2, targets=LAYERS)
+    np.testing.assert_allclose(base.eval()(TOKENS).data, tuned.eval()(TOKENS).data, atol=1e-12)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3, 9])
 def test_the_error_of_an_extraction_is_what_singular_values_leave(rng, rank):
     base, tuned = TokenNet(rng), TokenNet(rng)

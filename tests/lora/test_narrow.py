@@ -10,13 +10,20 @@ from safetensors.numpy import save_file
 
 import lora
 import minigrad
-from lora import BFloat16Embedding, BFloat16Linear, LoRAConfig, LoRALayer, NF4Linear
+from lora import (
+    BFloat16Embedding,
+    BFloat16Linear,
+    LoRAConfig,
+    LoRAEmbedding,
+    LoRALayer,
+    NF4Linear,
+)
 from lora.offline import merge_files
 from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Embedding, Linear, Module, Sequential
 from minigrad.optim import Adam
-from tests.lora.models import TokenNet
+from tests.lora.models import TokenNet, shake
 
 IDS = np.array([[0, 3, 6], [2, 2, 5]])
 
@@ -279,6 +286,88 @@ def test_wrong_tables_are_refused(rng):
         BFloat16Embedding(np.ones((2, 3)))
     with pytest.raises(ValueError, match="is a transpose"):
         BFloat16Embedding(BFloat16Matrix.of(np.ones((2, 3))).T)
+
+
+def two_tables(rng, dtype=np.float32, **options):
+    """Nets with the same numbers, the table of one in bfloat16; with the same A and B."""
+    plain = TokenNet(rng, dtype)
+    plain.table.weight.copy_(rounded(plain.table.weight.data))
+    narrow = copy.deepcopy(plain)
+    narrow.table = BFloat16Embedding(BFloat16Matrix.of(plain.table.weight.data), dtype)
+    for net in (plain, narrow):
+        config = LoRAConfig(**{"rank": 2, "targets": ["table", "q"], **options})
+        lora.attach(net, config, rng=np.random.default_rng(4), progress=False)
+        shake(net, np.random.default_rng(5))
+    return plain, narrow
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dora": True}, {"init": "pissa"}, {"dropout": 0.5}, {"scaling": "rslora"}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_adapter_on_a_table_in_bfloat16_is_that_on_the_same_table_in_floats(dtype, options, rng):
+    plain, narrow = two_tables(rng, dtype, **options)
+    assert isinstance(narrow.table, LoRAEmbedding)
+    found = narrow(IDS)
+    assert_array_equal(found.data, plain(IDS).data)
+    assert found.dtype == dtype
+    for net in (plain, narrow):
+        (net(IDS) ** 2).sum().backward()
+    ours, theirs = (dict(net.table.named_parameters()) for net in (narrow, plain))
+    assert theirs.keys() - ours.keys() == {"base_weight"}
+    for name, parameter in ours.items():
+        assert parameter.dtype == dtype
+        assert_array_equal(parameter.data, theirs[name].data)
+        if parameter.requires_grad:
+            assert_array_equal(parameter.grad.data, theirs[name].grad.data)
+            assert parameter.grad.data.any()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_can_be_done_with_an_adapter_can_be_on_a_table_in_bfloat16(rng, tmp_path, use_dora):
+    plain, narrow = two_tables(rng, use_dora=use_dora)
+    report = repr(lora.attach(narrow, LoRAConfig(2, targets=["table"]), adapter="b", rng=rng))
+    assert "Embedding, bfloat16" in report
+    lora.remove(narrow, "b")
+    lora.switch(narrow, "default")
+    assert "LoRAEmbedding(7, 5, bfloat16, " in repr(narrow.table)
+    weight, before = narrow.table.base_weight, narrow(IDS).data
+    with minigrad.no_grad():
+        ours, theirs = (lora.merge(net, progress=False) for net in (narrow, plain))
+        assert repr(ours) == repr(theirs)
+        assert_array_equal(narrow(IDS).data, plain(IDS).data)
+        for net in (narrow, plain):
+            lora.unmerge(net)
+        assert_array_equal(narrow(IDS).data, before)
+    for name, net in (("narrow", narrow), ("plain", plain)):
+        lora.save(net, tmp_path / name)  # which has the hash of the base in it
+        other = copy.deepcopy(narrow if name == "plain" else plain)
+        lora.detach(other)
+        lora.load(other, tmp_path / name)
+        assert_array_equal(other(IDS).data, before)
+    folded = lora.fold(copy.deepcopy(narrow))
+    assert type(folded.table) is Embedding
+    assert_array_equal(folded.table.weight.data, lora.fold(plain).table.weight.data)
+    lora.detach(narrow)
+    assert narrow.table.weight is weight
+    assert isinstance(narrow.table, BFloat16Embedding)
+
+
+def test_the_difference_of_tables_is_extracted_on_one_in_bfloat16(rng):
+    base, tuned = TokenNet(rng), TokenNet(rng)
+    tuned.load_state_dict(base.state_dict())
+    tuned.table.weight.data[...] += 0.1
+    base.table = BFloat16Embedding(BFloat16Matrix.of(base.table.weight.data), np.float64)
+    lora.extract(base, tuned, rank=5, targets=["table"], progress=False)
+    assert_allclose(base(IDS).data, tuned(IDS).data, rtol=1e-12, atol=1e-12)
+
+
+def test_a_table_that_is_the_whole_model_is_refused(rng):
+    table = BFloat16Embedding(BFloat16Matrix.of(np.ones((7, 5))))
+    with pytest.raises(ValueError, match="the model is a single BFloat16Embedding"):
+        lora.attach(table, LoRAConfig(rank=2))
 
 
 def test_a_tied_head_and_an_adapter_between(rng):

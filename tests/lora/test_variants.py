@@ -68,6 +68,13 @@ def test_orthogonal_factors_are_not_zero_and_their_product_is():
     np.testing.assert_allclose([a.std(), b.std()], np.sqrt(0.5) / 10, rtol=0.1)
 
 
+def test_an_unknown_way_to_begin_is_refused_with_the_ones_there_are():
+    matrix = DenseMatrix(np.ones((4, 6)))
+    for init in ("foo", "pissa_niter_", None, ["mica"]):
+        with pytest.raises(ValueError, match=r"init is one of gaussian, .*, mica and pissa_niter_"):
+            Adapter(matrix, 2, 3.0, init=init)
+
+
 @pytest.mark.parametrize("second", [Linear(4, 4), Embedding(4, 4)], ids=["linear", "embedding"])
 def test_orthogonal_factors_need_an_even_rank(second):
     model, rng = Sequential(Linear(6, 4), second), np.random.default_rng(0)

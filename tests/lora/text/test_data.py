@@ -153,11 +153,24 @@ def test_long_rows_are_cut_and_left_out_where_no_answer_is_left(tmp_path):
     assert [len(row.ids) for row in found] == [6, 3]
     assert found.notes == {
         "cut to 6 tokens": [1],
-        "left out, with no answer in the first 6 tokens": [2],
+        "left out, with no answer up to token 6": [2],
     }
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: the row has \d+ tokens"):
         read_rows(file, tok, max_length=6, long_rows="refuse")
     assert len(read_rows(file, tok)) == 3
+
+
+def test_one_row_one_token_and_one_byte_are_no_plural(tmp_path):
+    found = read_rows(written(tmp_path, {"text": "the the the"}), tokenizer(), max_length=2)
+    assert "1 row, 2 tokens, of which 1 counts\n  1 cut to 2 tokens (line 1)" in repr(found)
+    with pytest.raises(
+        ValueError, match=r"0 tokens, of which 0 count\n.* up to token 1 \(line 1\)"
+    ):
+        read_rows(written(tmp_path, {"text": "the the the"}), tokenizer(), max_length=1)
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match="at character 1 of 1 byte"):
+        read_rows(file, tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +187,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, row):
     found = read_rows(written(tmp_path, row, {"text": "the fox"}, row), tokenizer())
     assert len(found) == 1
     assert found.notes == {"left out, without an answer": [1, 3]}
-    assert "2 left out, without an answer (line 1, 3)" in repr(found)
+    assert "2 left out, without an answer (lines 1, 3)" in repr(found)
     with pytest.raises(ValueError, match="nothing is left"):
         read_rows(written(tmp_path, row), tokenizer())
 

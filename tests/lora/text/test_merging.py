@@ -111,8 +111,19 @@ def test_a_gguf_file_that_is_not_the_base_is_refused(tmp_path, capsys):
     assert main(["merge", str(base), str(adapter), str(tmp_path / "one.safetensors")]) == 0
     content = base.read_bytes()
     base.write_bytes(content[: len(content) - 64])
-    assert main(["merge", str(base), str(adapter), str(tmp_path / "out")]) == 2
-    assert "fetch it again" in capsys.readouterr().err
+    for command in (["merge", base, adapter, tmp_path / "out"], ["check", adapter, base]):
+        assert main(list(map(str, command))) == 2
+        assert f"{str(base)!r} cannot be read: it ends inside of" in capsys.readouterr().err
+
+
+def test_a_check_does_not_claim_that_bytes_without_a_checksum_are_right(tmp_path):
+    base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
+    adapter = tiny_adapter(tmp_path / "adapter", base, targets=["q_proj"])
+    assert check_adapter(adapter).has_checksum
+    base.write_bytes(base.read_bytes()[:-3] + b"\x01\x02\x03")  # of another tensor
+    found = check_adapter(adapter, base)
+    assert (found.is_right, found.has_checksum) == (True, False)
+    assert repr(found).endswith("nothing is wrong; not all tensors have a checksum")
 
 
 def test_an_adapter_is_extracted_from_a_merged_gguf_file(tmp_path):

@@ -1,5 +1,6 @@
 """`python -m lora train`, `generate` and `eval`, run in this process on a tiny model."""
 
+import errno
 import io
 import json
 
@@ -96,6 +97,24 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
     assert status == 2
     assert "has no options of a run" in error
+
+
+def test_a_full_disk_ends_a_run_that_can_be_resumed(base, data, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run(capsys, "train", base, data, tmp_path / "a", *TRAIN)[0] == 0
+    out = tmp_path / "b"
+    with monkeypatch.context() as patch:
+        patch.setattr("minigrad.io.tensor_file.TensorWriter.write", fail)
+        status, printed, error = run(capsys, "train", base, data, out, *TRAIN)
+    last = error.splitlines()[-1]
+    assert (status, printed) == (2, "")
+    assert last.startswith("lora train: [Errno 28] No space left on device; ")
+    assert "resume" in last
+    assert run(capsys, "train", base, data, out, *TRAIN, "--resume")[0] == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_the_spellings_of_mlx_lm_mean_the_same(base, data, tmp_path, capsys):

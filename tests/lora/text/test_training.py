@@ -1,10 +1,12 @@
 """Training an adapter of a language model: the run, its folder, and how it goes on."""
 
+import errno
 import json
 import os
 import re
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.training import train
-from minigrad.io import load_state
+from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
@@ -83,6 +85,14 @@ def test_defaults_are_enough_for_twelve_rows(tmp_path, capsys):
     assert (options["rank"], options["lr"], options["max_length"]) == (8, 2e-4, 64)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_bytes())
     assert set(config["target_modules"]) == {"q_proj", "down_proj"}  # without the head
+
+
+def test_one_step_and_one_second_are_no_plural(data, tmp_path):
+    result = run(data, tmp_path / "out", steps=1)
+    result.history.steps[0]["seconds"] = 1.2
+    assert "1 step in 1 second; loss" in repr(result)
+    result.history.steps[0]["seconds"] = 10.4
+    assert "1 step in 10 seconds; loss" in repr(result)
 
 
 def test_the_steps_are_those_of_a_loop_by_hand(data, tmp_path):
@@ -292,6 +302,95 @@ def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
         assert any(np.array_equal(value, each) for each in trained)
 
 
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that is full while a test says so: no tensor can be written then."""
+    state, write = SimpleNamespace(full=False), TensorWriter.write
+
+    def write_if_possible(*arguments):
+        if state.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(TensorWriter, "write", write_if_possible)
+    return state
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("last", "saved"), [(1, None), (5, 3), (12, 11)])
+def test_a_full_disk_leaves_the_last_checkpoint_from_which_the_run_goes_on(
+    validated, tmp_path, disk, last, saved
+):
+    options = {"save_every": 3, "validate_every": 5, "accumulation_steps": 2}
+    whole = run(validated, tmp_path / "whole", **options)
+
+    def fill():
+        disk.full, disk.before = True, contents(tmp_path / "out")
+
+    model = Interrupted(2 * last - 1, fill)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(validated, tmp_path / "out", model, **options)
+    assert caught.value.errno == errno.ENOSPC
+    out = str(tmp_path / "out")
+    assert f"device; what {out!r} has in it is complete, and resume goes on from" in str(
+        caught.value
+    )
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert contents(tmp_path / "out") == disk.before
+    assert ("checkpoint.safetensors" in disk.before) == (saved is not None)
+    disk.full, again = False, Interrupted(0, die)
+    same_runs(run(validated, tmp_path / "out", again, resume=True, **options), whole)
+
+
+def test_a_disk_that_is_full_after_the_last_step_loses_no_step(data, tmp_path, disk, monkeypatch):
+    whole, model = run(data, tmp_path / "whole"), StandIn()
+
+    def save_to_full_disk(*arguments, **options):
+        disk.full = True
+        lora.save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora.text.training.save", save_to_full_disk)
+        with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+            run(data, tmp_path / "out", model)
+    assert sorted(contents(tmp_path / "out")) == ["checkpoint.safetensors", "options.json"]
+    disk.full, again = False, Interrupted(0, die)
+    same_runs(run(data, tmp_path / "out", again, resume=True), whole)
+    assert again.left == 0  # no step was made again
+
+
+def test_a_full_disk_leaves_the_adapter_of_a_run_that_is_complete(data, tmp_path, disk):
+    run(data, tmp_path / "out")
+    before, disk.full = contents(tmp_path / "out"), True
+    with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+        run(data, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapter(
+    data, tmp_path, disk
+):
+    class Breaks(StandIn):
+        def loss(self, ids, counted):
+            disk.full = True
+            mean, count = super().loss(ids, counted)
+            return mean * np.float32(np.nan), count
+
+    model = Breaks()
+    with pytest.raises(OSError, match="No space left"):
+        run(data, tmp_path / "out", model)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+
+
+def test_a_folder_that_cannot_be_made_is_no_run_to_resume(data, tmp_path):
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(FileExistsError, match=r"out'$"):
+        run(data, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -355,6 +454,16 @@ def test_the_estimate_counts_weights_adapters_and_activations():
     assert less["activations"] == pytest.approx(4 * 400 * 2000 * 118 / 1e9, abs=0.01)
     lora.quantize(model, exclude=["lm_head"], progress=False)
     assert numbers(estimate(model, config, batches))["weights"] < 0.5 * found["weights"]
+
+
+def test_one_second_is_no_plural(monkeypatch):
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool))]
+    products = sum(p.data.size for p in StandIn().lm_head.parameters())
+    products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
+    for steps, text in ((1, "1 second"), (2, "2 seconds"), (119, "119 seconds")):
+        monkeypatch.setattr("lora.text.estimating._speed", lambda: 4 * 400 * products / 0.6)
+        found = estimate(StandIn(), lora.LoRAConfig(rank=2), batches, steps)
+        assert found.endswith(f"about {text}")
 
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):

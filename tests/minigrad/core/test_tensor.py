@@ -1056,3 +1056,18 @@ def test_no_grad_on_a_generator_is_refused():
 def test_a_number_that_is_to_be_float64_keeps_all_its_digits(make):
     assert make().dtype == np.float64
     assert (make().data == 0.1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("function", ["tanh", "exp", "divide", "sum"])
+def test_an_array_that_was_pickled_computes_in_its_dtype(dtype, function):
+    array = np.linspace(0.1, 2, 10_000).reshape(-1, 2).astype(dtype)
+    other = pickle.loads(pickle.dumps(array))  # which makes another object of its dtype
+
+    def result(x):
+        operands = {"divide": (x, x[::-1]), "sum": (x, 0)}.get(function, (x,))
+        return getattr(minigrad, function)(*operands)
+
+    for given in (lambda x: x, minigrad.tensor, minigrad.Tensor):
+        found, expected = (np.asarray(result(given(x))) for x in (other, array))
+        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())

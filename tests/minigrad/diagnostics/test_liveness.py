@@ -721,6 +721,18 @@ def test_a_merged_adapter_is_cut_and_the_others_are_looked_at(adapted, batch):
     assert layer.lora_b.grad is kept
 
 
+def test_a_layer_into_which_no_adapter_is_merged_trains(adapted, batch):
+    adapted.layers[0].merge([])
+    assert adapted.layers[0].merged
+    report = liveness(adapted, minigrad.mse, batch)
+    assert (report[A].state, report[B].state) == ("zero by construction", "live")
+    assert report
+    adapted.layers[0].use([])
+    adapted.layers[0].merge()
+    row = liveness(adapted, minigrad.mse, batch)[B]
+    assert (row.state, row.reason) == ("unused", "no op was called on it")
+
+
 def test_a_merged_adapter_beside_one_that_is_zero_by_construction(adapted, batch):
     adapted.layers[0].merge()
     report = liveness(adapted, minigrad.mse, batch)  # which takes a second run
