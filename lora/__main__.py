@@ -51,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(text, flush=True)
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         there = "; nothing was changed"
         if _files_at(written) != before:
             there = f", but {written} has been written, and is complete"
-        print(_printable(f"lora {command}: stopped{there}"), file=sys.stderr)
+        print(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"), file=sys.stderr)
         return STOPPED
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(_printable(f"lora {command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED

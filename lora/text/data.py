@@ -171,10 +171,10 @@ def read_rows(
 def _parsed(line: bytes, as_chat: bool) -> Mapping[str, Any]:
     """Return the row of a line, checked; with `as_chat` prompt and completion become messages."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.strip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
-        raise ValueError(f"{what} of {len(line):,} bytes") from None
+        what = f"the line is not JSON: {error.msg}: character {error.pos + 1}"
+        raise ValueError(f"{what} of {len(error.doc):,}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
     if set(row) not in _FORMS:

@@ -11,7 +11,7 @@ import numpy as np
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from minigrad import random
-from minigrad.checks import check_positive
+from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
 from minigrad.sampling import sample
 
@@ -43,7 +43,7 @@ class TextGenerator:
             as many as the model was made for.
 
     Raises:
-        ValueError: if `max_tokens` is not positive.
+        ValueError: if `max_tokens` is not positive, or `seed` is negative.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TextGenerator:
         seed: int | None = None,
     ) -> None:
         check_positive("max_tokens", max_tokens)
+        check_count("seed", 0 if seed is None else seed)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.rng = random.generator(None if seed is None else np.random.default_rng(seed))

@@ -55,7 +55,7 @@ def write_samples(
         ids = row.ids.tolist()
         begin = int(np.argmax(row.counted))
         begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
-        end = begin + int(row.counted[begin:].sum())
+        end = begin + int(np.argmin(np.append(row.counted[begin:], False)))
         expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
         with disabled(model):
             writer.forget()

@@ -192,6 +192,8 @@ def train(
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None
+    if "valid" not in rows and validate_every is not None:
+        raise ValueError(f"validate_every={validate_every}, but {data!s:.200} has no valid.jsonl")
     if "valid" in rows:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
