@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_tokens
 from minigrad.checks import check_positive, nearest
 from minigrad.random import Rng, generator
 
@@ -139,11 +139,7 @@ def read_rows(
                 counted = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
                 counted |= train_on_prompts
                 counted[:1] = False  # nothing is before the first
-                if (wrong := ids[ids >= largest]).size:
-                    raise ValueError(
-                        f"the token {wrong[0]} is outside of the model's vocabulary of "
-                        f"{largest:,}; the tokenizer is that of another model"
-                    )
+                check_tokens(ids.tolist(), largest)
                 if not counted.any():
                     notes = ["left out, without an answer"]
                 elif max_length is not None and len(ids) > max_length:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lora.text.model import LanguageModel
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_tokens
 from minigrad import random
 from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
@@ -100,10 +100,11 @@ class TextGenerator:
         """Yield the ids of the tokens that follow those of a prompt.
 
         Raises:
-            ValueError: if there are none in it, or more than the model was made for.
+            ValueError: if there are none in it, unknown ones, or more than the model was made for.
         """
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to go on from")
+        check_tokens(prompt, self.model.config.vocab_size)
         started = time.perf_counter()
         self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
         room = self.model.config.max_length - len(prompt)
