@@ -4,8 +4,8 @@ These work on files: adapters as PEFT and `lora.save` write them, and bases as s
 no more than a part is in memory. `train`, `generate` and `eval` are those of `lora.text`. The exit
 status is 0 if all is well; 1 if `check` found something wrong, or a merge would lose more than the
 limit; 2 if it could not be done, as for bad input; and 130 if it was stopped with Ctrl-C, which
-leaves the old files or the new ones. `verify` is the old name of `check`; `lora.verify` is something
-else, and tests the identities of LoRA on a model.
+leaves the old files or the new ones. `verify` is the old name of `check`; `lora.verify` is another
+thing, and tests the identities of LoRA on a model.
 """
 
 from __future__ import annotations
