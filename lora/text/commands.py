@@ -249,7 +249,8 @@ def load(
     names = [Path(folder).resolve().name for folder in adapters]
     if len({*names, BASE}) <= len(names):
         raise ValueError(f"each adapter needs a folder name of its own, other than {BASE}: {names}")
-    model, tokenizer = loading.load_model(base, dtype, progress=progress), loading.tokenizer(base)
+    tokenizer = loading.tokenizer(base)  # before what takes long
+    model = loading.load_model(base, dtype, progress=progress)
     for folder, name in zip(adapters, names, strict=True):
         lora.load(model, folder, name, check_base=check_base, progress=progress)
     return model, tokenizer

@@ -73,7 +73,7 @@ def estimate(
         return text
     advice = [] if checkpointing else ["checkpointing, which saves activations"]
     advice += [f"a batch size of {rows // 2} with more accumulation steps"] * (rows > 1)
-    advice += [f"a max_length of {length // 2}", "a base in fewer bits, as by lora.quantize"]
+    advice += [f"a max_length of {length // 2}", "a base in fewer bits, such as nf4"]
     return f"{text}\nthis machine has {memory / 1e9:.1f} GB; what helps: {'; '.join(advice)}"
 
 

@@ -239,3 +239,11 @@ def test_a_sample_of_a_conversation_has_one_answer(base, tmp_path, capsys):
     (sample,) = json.loads(printed)["samples"]
     assert sample["expected"].startswith("the sky")
     assert "user" not in sample["expected"]
+
+
+def test_a_base_without_a_tokenizer_is_refused_before_its_weights_are_read(base, capsys):
+    (base / "tokenizer.json").unlink()
+    (base / "model.safetensors").write_bytes(b"no weights")
+    status, _, error = run(capsys, "generate", base, "--prompt", "fox")
+    assert status == 2
+    assert "has no tokenizer.json" in error
