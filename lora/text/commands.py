@@ -129,7 +129,8 @@ def train(
     saved = Path(out) / training.OPTIONS
     config = str(saved) if resume and config is None and saved.exists() else config
     earlier = {} if config is None else training.read_options(config)
-    model, tokenizer = load(base, dtype, [], progress)
+    form = earlier.pop(training.DTYPE, None)
+    model, tokenizer = load(base, dtype or form, [], progress)
     given = {**earlier, **_given(options), "base_model": base, "progress": progress}
     result = training.train(model, tokenizer, data, out, resume=resume, **given)
     some = result.data.get("valid", result.data["train"])

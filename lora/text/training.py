@@ -44,6 +44,7 @@ from minigrad.progress import progress_bar
 from minigrad.training import History, Trainer
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
+DTYPE = "dtype"  # among the options there: how the base was in memory
 
 LONGEST = 1024  # tokens of a row, if nothing else is asked for
 _VALIDATIONS = 5  # in a run, if nothing else is asked for
@@ -182,7 +183,7 @@ def train(
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
     folder = Path(out)
     facts = {
-        "options": options,
+        "options": {**options, DTYPE: _form_of(model, linear[0])},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
         "base": _fingerprints(model, linear[:1] + linear[-1:]),
     }
@@ -259,10 +260,10 @@ OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options of an earlier run, which `train` has written to `options.json`.
 
-    A ValueError is raised if it has none, or some that `train` does not have.
+    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
-    if unknown := found.keys() - {*OPTION_NAMES}:
+    if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     return found
 
@@ -298,6 +299,13 @@ def _fingerprints(model: Any, names: Sequence[str]) -> str:
         fingerprint_of(layer if isinstance(layer, AdaptedLayer) else LoRALayer.around(layer))
         for layer in layers
     )
+
+
+def _form_of(model: Any, name: str) -> str:
+    """Return how a layer has its matrix: "nf4", "bfloat16", or the dtype of an array."""
+    layer = dict(model.named_modules())[name]
+    matrix = getattr(layer, "base_weight", layer.weight)
+    return getattr(matrix, "format", None) or str(matrix.dtype)
 
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:

@@ -89,7 +89,8 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
 
 
 def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
-    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, "--targets", "q_proj", "v_proj")
+    others = ("--targets", "q_proj", "v_proj", "--dtype", "nf4")
+    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, *others)
     options = tmp_path / "a" / "options.json"
     assert run(capsys, "train", base, data, tmp_path / "b", "--config", options)[0] == 0
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -97,6 +98,9 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
     assert status == 2
     assert "has no options of a run" in error
+    resume = ("train", base, data, tmp_path / "a", "--resume")
+    assert run(capsys, *resume)[0] == 0
+    assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
 def test_the_spellings_of_mlx_lm_mean_the_same(base, data, tmp_path, capsys):
