@@ -108,8 +108,11 @@ def draw(
 
 
 def _cut(text: str) -> str:
-    """Return a text in one line, cut to what fits; a square stands for what the font may lack."""
+    """Return a text in one line, cut to what fits; a square stands for what the font lacks."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
     line = " ".join(text.split())
-    line = "".join(c if c.isprintable() and c < "\u2500" else "\N{WHITE SQUARE}" for c in line)
+    line = "".join(c if ord(c) in known else "\N{WHITE SQUARE}" for c in line)
     line = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
     return line.replace("$", r"\$")  # a pair of which would be a formula

@@ -11,6 +11,7 @@ from lora.__main__ import main
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
+from lora.text.samples import Sample, draw
 from lora.text.training import OPTION_NAMES
 from tests.lora.text.models import tiny_folder
 
@@ -251,3 +252,9 @@ def test_a_base_without_a_tokenizer_is_refused_before_its_weights_are_read(base,
     status, _, error = run(capsys, "generate", base, "--prompt", "fox")
     assert status == 2
     assert "has no tokenizer.json" in error
+
+
+def test_a_picture_has_squares_for_what_its_font_lacks(tmp_path):
+    sample = Sample("\u0e44\u0e17\u0e22 \x1b \x7f \x00", "\u0939\u093f", "$\U0001f642$", "\ufffd")
+    draw([{"step": 1, "loss": 2.0}], [sample], tmp_path / "picture.png")  # without a warning
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
