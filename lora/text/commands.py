@@ -223,7 +223,9 @@ def evaluate(
     base: str, data: str, dtype: str | None, adapter: Sequence[str], check_base: bool,
     progress: bool, **options: Any,
 ) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
-    """Measure the loss of the base, and beside it that of the last adapter."""
+    """Measure the loss of the base, and beside it that of an adapter."""
+    if len(adapter) > 1:
+        raise ValueError(f"eval measures the base beside one adapter, not beside {len(adapter)}")
     files = data_files(data)
     file = files.get("test") or files.get("valid") or files["train"]
     model, tokenizer = load(base, dtype, adapter, progress, check_base)

@@ -200,7 +200,7 @@ def train(
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
     if progress:
         expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
-        print(expected, file=sys.stderr)
+        print(*rows.values(), expected, sep="\n", file=sys.stderr)
     before = model.checkpointing
     attach(model, config, rng=rng, progress=progress)
     try:
