@@ -182,10 +182,11 @@ def train(
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
     folder = Path(out)
+    form, base = _base_of(model, linear[:1] + linear[-1:])
     facts = {
-        "options": {**options, DTYPE: _form_of(model, linear[0])},
+        "options": {**options, DTYPE: form},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
-        "base": _fingerprints(model, linear[:1] + linear[-1:]),
+        "base": base,
     }
     _check_folder(folder, json.loads(json.dumps(facts)), resume)
     rng = np.random.default_rng(seed)
@@ -291,21 +292,14 @@ class _Passing(Module):
         return ids
 
 
-def _fingerprints(model: Any, names: Sequence[str]) -> str:
-    """Return the fingerprints of some linear layers of the base."""
+def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
+    """Return the form of the first of some linear layers, and the fingerprints of their bases."""
     modules = dict(model.named_modules())
     layers = [modules[name] for name in names]
-    return " ".join(
-        fingerprint_of(layer if isinstance(layer, AdaptedLayer) else LoRALayer.around(layer))
-        for layer in layers
-    )
-
-
-def _form_of(model: Any, name: str) -> str:
-    """Return how a layer has its matrix: "nf4", "bfloat16", or the dtype of an array."""
-    layer = dict(model.named_modules())[name]
-    matrix = getattr(layer, "base_weight", layer.weight)
-    return getattr(matrix, "format", None) or str(matrix.dtype)
+    layers = [x if isinstance(x, AdaptedLayer) else LoRALayer.around(x) for x in layers]
+    matrix = layers[0].base_weight
+    form = getattr(matrix, "format", None) or str(matrix.dtype)
+    return form, " ".join(map(fingerprint_of, layers))
 
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
