@@ -1,10 +1,11 @@
 """The command line: `python -m lora inspect`, `check`, `merge`, `extract` and `convert`.
 
-It works on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
-no more than a part is in memory. The exit status is 0 if all is well; 1 if `check` found something
-wrong, or a merge would lose more than the limit; 2 if it could not be done, as for bad input; and
-130 if it was stopped with Ctrl-C, which leaves the old files or the new ones. `verify` is the old
-name of `check`; `lora.verify` is something else, and tests the identities of LoRA on a model.
+These work on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
+no more than a part is in memory. `train`, `generate` and `eval` are those of `lora.text`. The exit
+status is 0 if all is well; 1 if `check` found something wrong, or a merge would lose more than the
+limit; 2 if it could not be done, as for bad input; and 130 if it was stopped with Ctrl-C, which
+leaves the old files or the new ones. `verify` is the old name of `check`; `lora.verify` is another
+thing, and tests the identities of LoRA on a model.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(text, flush=True)
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         there = "; nothing was changed"
         if _files_at(written) != before:
             there = f", but {written} has been written, and is complete"
-        print(_printable(f"lora {command}: stopped{there}"), file=sys.stderr)
+        print(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"), file=sys.stderr)
         return STOPPED
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(_printable(f"lora {command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m lora", description="Adapters in files: look into them, merge, check, extract."
+        "python -m lora",
+        description="Adapters: train, use, look into, merge, check, extract, convert.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from lora.expressions import expression
-from minigrad.checks import nearest
+from minigrad.checks import LONGEST_LINE, nearest, shortened
 
 V = TypeVar("V")
 
@@ -119,7 +119,7 @@ def find(
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
             f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
-            f"{', '.join(names) or 'none'}"
+            f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
         )
     return {name: found[name] for name in names if name in found}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-LONGEST_LINE, MOST_LINES = 1000, 200
+LONGEST_LINE, MOST_LINES = 1000, 20
 """The characters of a line in a message, and the number of lines, at most."""
 
 LONGEST_HINTED = 200

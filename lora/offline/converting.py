@@ -200,7 +200,8 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
     targets = exact(list(updates), [name.rpartition(".")[0] for name in expected_shapes(config)])
     alphas = {} if alpha else others  # the scale is 1
     made = PeftConfig(
-        targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas
-    )
+        targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
     write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

@@ -18,7 +18,6 @@ from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
@@ -213,7 +212,7 @@ def check_adapter(
     Args:
         folder: a folder of PEFT's, or of `lora.save`.
         base: what `open_base` opens; None to check the adapter alone.
-        merged: a model that should be the base with the update in it, which `open_tensors` opens.
+        merged: a model that should be the base with the update in it, which `open_base` opens.
             Mistakes that were made instead are named.
         progress: show a progress bar if it takes long.
 
@@ -246,7 +245,7 @@ def check_adapter(
             bar = progress_bar(weights, what="base", unit="layer", shown=progress)
             broken = [weight.name for weight in bar if not weight.is_finite()]
             if merged is not None:
-                model = stack.enter_context(open_tensors(merged))
+                model = stack.enter_context(open_base(merged))
                 rows, wrong = compare_merged(files, resolved, tensors, model, progress)
                 found += [Finding("wrong", name, what) for name, what in wrong]
             added = "is trained in full, and not in the base"

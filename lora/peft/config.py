@@ -47,7 +47,7 @@ MOST_WORK = 10**8  # the characters of all expressions times the number of names
 _LARGEST_RANK = 2**31 - 1  # fits into the sizes of arrays anywhere
 
 _WITHOUT_EFFECT = {
-    *("revision", "task_type", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
+    *("revision", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
     *("runtime_config", "megatron_core"),
     # How A and B began; where this has changed the base too, `init_lora_weights` says so.
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
@@ -199,6 +199,7 @@ class PeftConfig:
         fan_in_fan_out: whether the base stores the weights of its layers as `(d_in, d_out)`. A and
             B do not depend on it.
         base_model_name_or_path: the name of the base.
+        task_type: the kind of model, which PEFT's classes such as AutoPeftModelForCausalLM ask for.
     """
 
     target_modules: Annotated[str | tuple[str, ...], _patterns]
@@ -217,6 +218,7 @@ class PeftConfig:
     init_lora_weights: Annotated[bool | str, _init] = True
     fan_in_fan_out: Annotated[bool, _flag] = False
     base_model_name_or_path: Annotated[str | None, _text] = None
+    task_type: Annotated[str | None, _text] = None
 
     @classmethod
     def of(cls, content: Any) -> PeftConfig:
@@ -281,7 +283,7 @@ class PeftConfig:
 
         A ValueError is raised if it could not be read again, as with too many patterns.
         """
-        content = {"peft_type": "LORA", "task_type": None, "inference_mode": True, **asdict(self)}
+        content = {"peft_type": "LORA", "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
         text = json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
         PeftConfig.of(json.loads(text))

@@ -87,7 +87,8 @@ def save(
     tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
     config = _config_of(model, attached, updates, parts)
-    config = replace(config, base_model_name_or_path=base_model)
+    task = getattr(model, "task_type", None)
+    config = replace(config, base_model_name_or_path=base_model, task_type=task)
     mixed = len({update.dropout for update in updates.values()}) > 1
     bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {

@@ -62,15 +62,17 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
         help_text = "a folder with an adapter; it may be given several times"
         options = {"action": "append", "default": [], "metavar": "FOLDER"}
         add("--adapter", "--adapter-path", help=help_text, **options)
+        help_text = "also take an adapter that was made on another base, as in other bits"
+        add("--any-base", dest="check_base", action="store_false", help=help_text)
 
     add = command("train", train, "fine-tune a language model with an adapter on examples in JSONL")
     add_base(add)
     add("data", type=path, help=f"{_DATA_HELP}; rows have text, prompt and completion, or messages")
     add("out", type=path, help="a folder for the adapter, in PEFT's format")
     add("--config", type=path, metavar="FILE", help="options.json of an earlier run, to repeat it")
-    _add_options(add, training.train, [n for n in training.OPTION_NAMES if n != "long_rows"])
+    _add_options(add, training.train, training.OPTION_NAMES)
     add("--mask-prompt", dest="train_on_prompts", action="store_false", help="the default")
-    help_text = "go on from the last checkpoint in OUT, with the same data and options"
+    help_text = "go on from the last checkpoint in OUT, with its options and the same data"
     add("--resume", action="store_true", help=help_text)
 
     add = command("generate", generate, "write with a language model, or talk to it")
@@ -88,7 +90,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add_base(add)
     add("data", type=path, help=f"{_DATA_HELP}, of which test.jsonl counts")
     add_adapters(add)
-    _add_options(add, read_rows, ("max_length", "train_on_prompts", "as_chat"))
+    _add_options(add, read_rows, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
 
 
 def _add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
@@ -106,6 +108,8 @@ def _add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -
             options = {"type": {"int": int, "float": float}[kind]}
         elif kind == "bool":
             options = {"action": "store_true"}
+        elif kind.startswith("Literal"):
+            options = {"choices": re.findall(r"'(\w+)'", kind)}
         shown = f" ({usual:g})" if "type" in options and usual is not None else ""
         help_text = " ".join(texts.get(name, "").split()).removesuffix(".") + shown
         spellings = f"--{name.replace('_', '-')}", _MLX_LM.get(name)
@@ -119,13 +123,16 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def train(
     base: str, data: str, out: str, config: str | None, dtype: str | None, progress: bool,
-    **options: Any,
+    resume: bool, **options: Any,
 ) -> str | dict[str, Any]:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
+    saved = Path(out) / training.OPTIONS
+    config = str(saved) if resume and config is None and saved.exists() else config
     earlier = {} if config is None else training.read_options(config)
-    model, tokenizer = load(base, dtype, [], progress)
+    form = earlier.pop(training.DTYPE, None)
+    model, tokenizer = load(base, dtype or form, [], progress)
     given = {**earlier, **_given(options), "base_model": base, "progress": progress}
-    result = training.train(model, tokenizer, data, out, **given)
+    result = training.train(model, tokenizer, data, out, resume=resume, **given)
     some = result.data.get("valid", result.data["train"])
     answers = samples.write_samples(model, tokenizer, some, progress=progress)
     picture = Path(out) / PICTURE
@@ -141,7 +148,7 @@ def train(
 
 def generate(
     base: str, dtype: str | None, adapter: Sequence[str], prompt: str | None, message: str | None,
-    chat: bool, system: str | None, progress: bool, **options: Any,
+    chat: bool, system: str | None, check_base: bool, progress: bool, **options: Any,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write after a prompt, answer a message, or converse until the input ends."""
     if (prompt is not None) + (message is not None) + chat != 1:
@@ -150,7 +157,7 @@ def generate(
         raise ValueError("--system goes with --message or --chat; a raw prompt has no turns")
     if chat and not progress:
         raise ValueError("--json goes with --prompt or --message; a conversation is for people")
-    model, tokenizer = load(base, dtype, adapter, progress)
+    model, tokenizer = load(base, dtype, adapter, progress, check_base)
     writer = generating.TextGenerator(model, tokenizer, **_given(options))
     first = [] if system is None else [{"role": "system", "content": system}]
     if chat:
@@ -213,12 +220,15 @@ def show(text: str) -> None:
 
 
 def evaluate(
-    base: str, data: str, dtype: str | None, adapter: Sequence[str], progress: bool, **options: Any
-) -> evaluating.EvalReport | dict[str, Any]:
-    """Measure the loss of the base, and beside it that of the last adapter."""
+    base: str, data: str, dtype: str | None, adapter: Sequence[str], check_base: bool,
+    progress: bool, **options: Any,
+) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
+    """Measure the loss of the base, and beside it that of an adapter."""
+    if len(adapter) > 1:
+        raise ValueError(f"eval measures the base beside one adapter, not beside {len(adapter)}")
     files = data_files(data)
     file = files.get("test") or files.get("valid") or files["train"]
-    model, tokenizer = load(base, dtype, adapter, progress)
+    model, tokenizer = load(base, dtype, adapter, progress, check_base)
     vocab_size, most = model.config.vocab_size, model.config.max_length
     given = {"max_length": min(training.LONGEST, most), **_given(options)}
     rows = read_rows(file, tokenizer, vocab_size=vocab_size, **given)
@@ -232,7 +242,7 @@ def evaluate(
 
 
 def load(
-    base: str, dtype: str | None, adapters: Sequence[str], progress: bool
+    base: str, dtype: str | None, adapters: Sequence[str], progress: bool, check_base: bool = True
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load a model, its tokenizer, and adapters by the names of their folders; the last is active.
 
@@ -242,7 +252,8 @@ def load(
     names = [Path(folder).resolve().name for folder in adapters]
     if len({*names, BASE}) <= len(names):
         raise ValueError(f"each adapter needs a folder name of its own, other than {BASE}: {names}")
-    model, tokenizer = loading.load_model(base, dtype, progress=progress), loading.tokenizer(base)
+    tokenizer = loading.tokenizer(base)  # before what takes long
+    model = loading.load_model(base, dtype, progress=progress)
     for folder, name in zip(adapters, names, strict=True):
-        lora.load(model, folder, name, progress=progress)
+        lora.load(model, folder, name, check_base=check_base, progress=progress)
     return model, tokenizer

@@ -1,6 +1,6 @@
 """Texts to train on: rows of JSONL files as tokens, and which of the tokens count.
 
-A row has one of three forms, and no other keys:
+A row has one of three forms; other keys are not read, which is said:
 
     {"text": "..."}                                       a text, all of which counts
     {"prompt": "...", "completion": "..."}                the completion counts
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_tokens
 from minigrad.checks import check_positive, nearest
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
@@ -136,16 +136,14 @@ def read_rows(
                 continue
             notes: list[str] = []
             try:
-                parts = list(_parts(_parsed(line, as_chat), tokenizer, train_on_prompts, notes))
+                parts = list(
+                    _parts(_parsed(line, as_chat, notes), tokenizer, train_on_prompts, notes)
+                )
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
                 counted = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
                 counted |= train_on_prompts
                 counted[:1] = False  # nothing is before the first
-                if (wrong := ids[ids >= largest]).size:
-                    raise ValueError(
-                        f"the token {wrong[0]} is outside of the model's vocabulary of "
-                        f"{largest:,}; the tokenizer is that of another model"
-                    )
+                check_tokens(ids.tolist(), largest)
                 if not counted.any():
                     notes = ["left out, without an answer"]
                 elif max_length is not None and len(ids) > max_length:
@@ -170,22 +168,29 @@ def read_rows(
     return rows
 
 
-def _parsed(line: bytes, as_chat: bool) -> Mapping[str, Any]:
-    """Return the row of a line, checked; with `as_chat` prompt and completion become messages."""
+def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
+    """Return the row of a line, checked, and note what is not read of it.
+
+    With `as_chat` prompt and completion become messages.
+    """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.strip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
-        raise ValueError(f"{what} of {counted(len(line), 'byte')}") from None
+        raise ValueError(f"{what} of {len(error.doc):,}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
-    if set(row) not in _FORMS:
+    forms = [form for form in _FORMS if form <= row.keys()]
+    if len(forms) != 1:
         known = set().union(*_FORMS)
         found = [f"{key!r:.60}{'' if key in known else nearest(key, known)}" for key in row]
         raise ValueError(
-            f"a row has text, or prompt and completion, or messages, and nothing else; this one "
-            f"has {', '.join(found) or 'no keys'}"
+            f"a row has text, or prompt and completion, or messages; this one has "
+            f"{', '.join(found) or 'no keys'}"
         )
+    if others := row.keys() - forms[0]:
+        notes.append(f"with other keys, which are not read: {', '.join(sorted(others)):.200}")
+    row = {key: row[key] for key in forms[0]}
     for key, value in row.items():
         (_check_messages if key == "messages" else _check_text)(key, value)
     if as_chat and "prompt" in row:

@@ -14,7 +14,7 @@ from lora.config import LoRAConfig
 from lora.text.data import Batch
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
-from minigrad.kernels.gemm import prepacked
+from minigrad.kernels.gemm import matmul, prepacked
 from minigrad.nn import Embedding
 from minigrad.tables import counted
 
@@ -74,16 +74,16 @@ def estimate(
         return text
     advice = [] if checkpointing else ["checkpointing, which saves activations"]
     advice += [f"a batch size of {rows // 2} with more accumulation steps"] * (rows > 1)
-    advice += [f"a max_length of {length // 2}", "a base in fewer bits, as by lora.quantize"]
+    advice += [f"a max_length of {length // 2}", "a base in fewer bits, such as nf4"]
     return f"{text}\nthis machine has {memory / 1e9:.1f} GB; what helps: {'; '.join(advice)}"
 
 
 def _speed() -> float:
-    """Time a matrix product, and return its multiplications and additions in a second."""
+    """Time a matrix product on our threads: its multiplications and additions in a second."""
     a = np.ones((768, 768), np.float32)
     times = []
     for _ in range(3):
         begin = time.perf_counter()
-        a @ a
+        matmul(a, a)
         times.append(time.perf_counter() - begin)
     return 2 * float(len(a)) ** 3 / min(times)

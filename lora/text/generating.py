@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from lora.text.model import LanguageModel
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_tokens
 from minigrad import random
-from minigrad.checks import check_positive
+from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
 from minigrad.sampling import sample
 
@@ -43,7 +43,7 @@ class TextGenerator:
             as many as the model was made for.
 
     Raises:
-        ValueError: if `max_tokens` is not positive.
+        ValueError: if `max_tokens` is not positive, or `seed` is negative.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TextGenerator:
         seed: int | None = None,
     ) -> None:
         check_positive("max_tokens", max_tokens)
+        check_count("seed", 0 if seed is None else seed)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.rng = random.generator(None if seed is None else np.random.default_rng(seed))
@@ -99,10 +100,11 @@ class TextGenerator:
         """Yield the ids of the tokens that follow those of a prompt.
 
         Raises:
-            ValueError: if there are none in it, or more than the model was made for.
+            ValueError: if there are none in it, unknown ones, or more than the model was made for.
         """
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to go on from")
+        check_tokens(prompt, self.model.config.vocab_size)
         started = time.perf_counter()
         self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
         room = self.model.config.max_length - len(prompt)

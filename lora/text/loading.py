@@ -91,10 +91,11 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
 
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
-    bits = {"float32": 32, "bfloat16": 16, "nf4": 4.2}
-    needed = sum(
-        math.prod(shape) * (32 if len(shape) == 1 else bits[form]) / 8 for shape in shapes.values()
-    )
+    bits, needed = {"float32": 32.0, "bfloat16": 16.0, "nf4": 4.2}[form], 0.0
+    for name, shape in shapes.items():
+        is_table = name.split(".")[-2] in ("embed_tokens", HEAD)  # is in bfloat16 beside NF4
+        each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
+        needed += math.prod(shape) * each / 8
     there = physical_memory()
     if there is not None and needed > there:
         smaller = "" if form == "nf4" else '; dtype="nf4" takes an eighth of float32'

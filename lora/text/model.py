@@ -38,9 +38,12 @@ class LanguageModel(Module):
         config: the same.
         model: the embeddings, the layers, and the last norm.
         lm_head: the `Linear` of the head; None if the head is the table of the embeddings.
+        task_type: what PEFT calls such models.
         checkpointing: whether a layer saves only its input for the backward pass, and runs again in
             it, which takes a third more time and a fraction of the memory.
     """
+
+    task_type = "CAUSAL_LM"
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

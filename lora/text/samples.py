@@ -55,7 +55,7 @@ def write_samples(
         ids = row.ids.tolist()
         begin = int(np.argmax(row.counted))
         begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
-        end = begin + int(row.counted[begin:].sum())
+        end = begin + int(np.argmin(np.append(row.counted[begin:], False)))
         expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
         with disabled(model):
             writer.forget()
@@ -108,8 +108,11 @@ def draw(
 
 
 def _cut(text: str) -> str:
-    """Return a text in one line, cut to what fits; a square stands for what the font may lack."""
+    """Return a text in one line, cut to what fits; a square stands for what the font lacks."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
     line = " ".join(text.split())
-    line = "".join(c if c.isprintable() and c < "\u2500" else "\N{WHITE SQUARE}" for c in line)
+    line = "".join(c if ord(c) in known else "\N{WHITE SQUARE}" for c in line)
     line = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
     return line.replace("$", r"\$")  # a pair of which would be a formula

@@ -239,6 +239,15 @@ class TextStream:
         return new
 
 
+def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise a ValueError if a model with so many tokens does not know one of these."""
+    if (largest := max(ids, default=0)) >= vocab_size:
+        raise ValueError(
+            f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}; the "
+            f"tokenizer is that of another model"
+        )
+
+
 def _template_of(found: Any) -> str | None:
     """Return the template in tokenizer_config.json: a text, or the one called "default"."""
     if not isinstance(found, list):

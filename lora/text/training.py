@@ -45,6 +45,7 @@ from minigrad.tables import counted
 from minigrad.training import History, Trainer
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
+DTYPE = "dtype"  # among the options there: how the base was in memory
 
 LONGEST = 1024  # tokens of a row, if nothing else is asked for
 _VALIDATIONS = 5  # in a run, if nothing else is asked for
@@ -182,10 +183,11 @@ def train(
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
     folder = Path(out)
+    form, base = _base_of(model, linear[:1] + linear[-1:])
     facts = {
-        "options": options,
+        "options": {**options, DTYPE: form},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
-        "base": _fingerprints(model, linear[:1] + linear[-1:]),
+        "base": base,
     }
     _check_folder(folder, json.loads(json.dumps(facts)), resume)
     rng = np.random.default_rng(seed)
@@ -193,12 +195,14 @@ def train(
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None
+    if "valid" not in rows and validate_every is not None:
+        raise ValueError(f"validate_every={validate_every}, but {data!s:.200} has no valid.jsonl")
     if "valid" in rows:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
     if progress:
         expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
-        print(expected, file=sys.stderr)
+        print(*rows.values(), expected, sep="\n", file=sys.stderr)
     before = model.checkpointing
     attach(model, config, rng=rng, progress=progress)
     try:
@@ -263,10 +267,10 @@ OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options of an earlier run, which `train` has written to `options.json`.
 
-    A ValueError is raised if it has none, or some that `train` does not have.
+    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
-    if unknown := found.keys() - {*OPTION_NAMES}:
+    if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     return found
 
@@ -294,14 +298,14 @@ class _Passing(Module):
         return ids
 
 
-def _fingerprints(model: Any, names: Sequence[str]) -> str:
-    """Return the fingerprints of some linear layers of the base."""
+def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
+    """Return the form of the first of some linear layers, and the fingerprints of their bases."""
     modules = dict(model.named_modules())
     layers = [modules[name] for name in names]
-    return " ".join(
-        fingerprint_of(layer if isinstance(layer, AdaptedLayer) else LoRALayer.around(layer))
-        for layer in layers
-    )
+    layers = [x if isinstance(x, AdaptedLayer) else LoRALayer.around(x) for x in layers]
+    matrix = layers[0].base_weight
+    form = getattr(matrix, "format", None) or str(matrix.dtype)
+    return form, " ".join(map(fingerprint_of, layers))
 
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:

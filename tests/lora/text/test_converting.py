@@ -72,6 +72,7 @@ def test_a_round_trip_is_equal_to_the_bit(architecture, dtype, tmp_path):
         assert back[key].tobytes() == array.tobytes()
     with AdapterFolder(tmp_path / "back") as files:
         assert {info.dtype for info in files.tensors.values()} == {dtype}
+        assert files.config.task_type == "CAUSAL_LM"
     lora.load(load_model(base), tmp_path / "back")
     assert_same_updates(tmp_path / "back", tmp_path / "adapter", 0)
 

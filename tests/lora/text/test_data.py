@@ -160,7 +160,7 @@ def test_long_rows_are_cut_and_left_out_where_no_answer_is_left(tmp_path):
     assert len(read_rows(file, tok)) == 3
 
 
-def test_one_row_one_token_and_one_byte_are_no_plural(tmp_path):
+def test_one_row_and_one_token_are_no_plural(tmp_path):
     found = read_rows(written(tmp_path, {"text": "the the the"}), tokenizer(), max_length=2)
     assert "1 row, 2 tokens, of which 1 counts\n  1 cut to 2 tokens (line 1)" in repr(found)
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_one_row_one_token_and_one_byte_are_no_plural(tmp_path):
         read_rows(written(tmp_path, {"text": "the the the"}), tokenizer(), max_length=1)
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"x")
-    with pytest.raises(ValueError, match="at character 1 of 1 byte"):
+    with pytest.raises(ValueError, match="at character 1 of 1"):
         read_rows(file, tokenizer())
 
 
@@ -197,6 +197,14 @@ def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
     assert len(read_rows(file, tokenizer())) == 1
 
 
+def test_other_keys_are_not_read_and_that_is_said(tmp_path):
+    file = written(tmp_path, {"text": "the fox"}, {"id": 3, "text": "the fox", "source": "web"})
+    first, second = read_rows(file, tokenizer())
+    assert first.ids.tolist() == second.ids.tolist()
+    notes = read_rows(file, tokenizer()).notes
+    assert notes == {"with other keys, which are not read: id, source": [2]}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -207,7 +215,7 @@ def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
         (b"[" * 100_000, "recursion|JSON"),
         ({"text": 3}, "text is a text, not 3"),
         ({"prompt": "a"}, "this one has 'prompt'"),
-        ({"text": "a", "id": 3}, "has 'text', 'id'"),
+        ({"text": "a", "messages": []}, "has 'text', 'messages'"),
         ({"txt": "a"}, r"has 'txt' \(did you mean 'text'\?\)"),
         ({}, "no keys"),
         ({"prompt": "a", "completion": None}, "completion is a text, not None"),

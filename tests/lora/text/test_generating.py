@@ -97,6 +97,8 @@ def test_what_cannot_be_written_is_refused(parts):
         generate(model, tok, [{"role": "teacher", "content": "fox"}])
     with pytest.raises(ValueError, match="made for texts of at most 256"):
         generate(model, tok, "fox " * 300)
+    with pytest.raises(ValueError, match="the token 400 is outside of the model's vocabulary of"):
+        next(TextGenerator(model, tok).tokens_after([5, 400]))
 
 
 def test_writing_ends_where_the_model_knows_no_more_positions(tmp_path):

@@ -85,6 +85,9 @@ def test_the_base_may_be_a_gguf_file_of_few_bits(tmp_path):
     adapter = tiny_adapter(tmp_path / "a", base)
     merge_files(base, adapter, tmp_path / "out")
     assert check_adapter(adapter, base, tmp_path / "out").is_right
+    merged = tiny_gguf(tmp_path / "merged.gguf", tmp_path / "out")
+    assert check_adapter(adapter, base, merged).is_right
+    assert not check_adapter(adapter, base, base).is_right
 
 
 MISTAKES = {

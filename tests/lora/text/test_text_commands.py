@@ -12,6 +12,7 @@ from lora.__main__ import main
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
+from lora.text.samples import Sample, draw
 from lora.text.training import OPTION_NAMES
 from tests.lora.text.models import tiny_folder
 
@@ -51,6 +52,7 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
     assert [step["step"] for step in result["steps"]] == [1, 2, 3, 4, 5, 6]
     assert result["data"]["train"]["rows"] == len(ROWS)
     assert (out / "training.png").stat().st_size > 10_000
+    assert json.loads((out / "adapter_config.json").read_bytes())["task_type"] == "CAUSAL_LM"
     first, second = result["samples"]
     assert first["prompt"] == ROWS[0]["prompt"]
     assert second["expected"].startswith(ROWS[5]["completion"])
@@ -89,7 +91,8 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
 
 
 def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
-    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, "--targets", "q_proj", "v_proj")
+    others = ("--targets", "q_proj", "v_proj", "--dtype", "nf4")
+    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, *others)
     options = tmp_path / "a" / "options.json"
     assert run(capsys, "train", base, data, tmp_path / "b", "--config", options)[0] == 0
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -97,6 +100,9 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
     assert status == 2
     assert "has no options of a run" in error
+    resume = ("train", base, data, tmp_path / "a", "--resume")
+    assert run(capsys, *resume)[0] == 0
+    assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
 def test_a_full_disk_ends_a_run_that_can_be_resumed(base, data, tmp_path, capsys, monkeypatch):
@@ -134,7 +140,7 @@ def test_train_has_an_option_for_each_of_its_parameters_with_the_text_of_that(ca
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     missing = [n for n in OPTION_NAMES if f"--{n.replace('_', '-')}" not in text]
-    assert missing == ["long_rows"]
+    assert not missing
     assert "--lr, --learning-rate LR the largest learning rate, after the warmup (0.0002)" in text
     assert "the strength of the updates, divided by the rank (16)" in text
 
@@ -169,7 +175,12 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("generate", "BASE", "--chat", "--json"), "a conversation is for people"),
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
+        (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not beside 2"),
+        (("eval", "BASE", "BROKEN"), "Expecting value, at character 9 of 8"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
+        (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
+        (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
+        (("generate", "BASE", "--prompt", "a", "--seed", -1), "seed must be an integer"),
         (
             ("generate", "BASE", "--prompt", "a", "--adapter", "x/a", "--adapter", "y/a"),
             "a folder name of its own",
@@ -179,7 +190,9 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
 def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, message):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fox"}\n{"text": \n')
-    given = {"BASE": base, "BROKEN": broken, "OUT": tmp_path / "out"}
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"text": "fox " * 1000}))
+    given = {"BASE": base, "BROKEN": broken, "LONG": long, "OUT": tmp_path / "out"}
     status, printed, error = run(capsys, *(given.get(each, each) for each in arguments))
     assert (status, printed) == (2, "")
     assert message in error
@@ -194,3 +207,74 @@ def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys, dtype):
     _, printed, _ = run(capsys, "eval", base, data, "--adapter", out, "--dtype", dtype, "--json")
     found = json.loads(printed)
     assert found["loss"] < found["base"]
+
+
+def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data, tmp_path, capsys):
+    run(capsys, "train", base, data, tmp_path / "out", *TRAIN, "--dtype", "nf4")
+    ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
+    status, _, error = run(capsys, *ask)
+    assert status == 2
+    assert "in four bits; take that base, or say check_base=False (--any-base)" in error
+    assert run(capsys, *ask, "--any-base")[0] == 0
+    measure = ("eval", base, data, "--adapter", tmp_path / "out", "--any-base", "--json")
+    found = json.loads(run(capsys, *measure)[1])
+    assert found["loss"] < found["base"]
+
+
+def test_a_base_that_memory_cannot_hold_is_refused_in_a_line(base, data, capsys, monkeypatch):
+    monkeypatch.setattr("lora.text.loading.physical_memory", lambda: 10_000)
+    status, printed, error = run(capsys, "eval", base, data)
+    assert (status, printed, error.count("\n")) == (2, "", 1)
+    assert "and this machine has 9.766 KiB of memory" in error
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_with_a_line(base, data, tmp_path, capsys):
+    options = ("--lr", 1e38, "--steps", 9, "--json")
+    status, printed, error = run(capsys, "train", base, data, tmp_path / "out", *options)
+    assert (status, printed, error.count("\n")) == (2, "", 1)
+    assert "begin again in another folder with an lr below" in error
+
+
+def test_a_run_that_was_stopped_says_so_and_goes_on_with_its_options(
+    base, data, tmp_path, capsys, monkeypatch
+):
+    run(capsys, "train", base, data, tmp_path / "whole", *TRAIN)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora.text.training.save", stop_now)
+        status, _, error = run(capsys, "train", base, data, tmp_path / "out", *TRAIN, "--json")
+    assert (status, error) == (130, "lora train: stopped after step 6 of 6\n")
+    assert run(capsys, "train", base, data, tmp_path / "out", "--resume")[0] == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    status, _, error = run(capsys, "train", base, data, tmp_path / "out", "--resume", "--seed", 9)
+    assert status == 2
+    assert "seed: it was 0, and is 9" in error
+
+
+def stop_now(*_, **__):
+    raise KeyboardInterrupt("stopped after step 6 of 6")
+
+
+def test_a_sample_of_a_conversation_has_one_answer(base, tmp_path, capsys):
+    turns = [("user", "why?"), ("assistant", "the sky"), ("user", "and?"), ("assistant", "the fox")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"messages": messages}))
+    _, printed, _ = run(capsys, "train", base, file, tmp_path / "out", "--steps", 1, "--json")
+    (sample,) = json.loads(printed)["samples"]
+    assert sample["expected"].startswith("the sky")
+    assert "user" not in sample["expected"]
+
+
+def test_a_base_without_a_tokenizer_is_refused_before_its_weights_are_read(base, capsys):
+    (base / "tokenizer.json").unlink()
+    (base / "model.safetensors").write_bytes(b"no weights")
+    status, _, error = run(capsys, "generate", base, "--prompt", "fox")
+    assert status == 2
+    assert "has no tokenizer.json" in error
+
+
+def test_a_picture_has_squares_for_what_its_font_lacks(tmp_path):
+    sample = Sample("\u0e44\u0e17\u0e22 \x1b \x7f \x00", "\u0939\u093f", "$\U0001f642$", "\ufffd")
+    draw([{"step": 1, "loss": 2.0}], [sample], tmp_path / "picture.png")  # without a warning
+    assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -79,6 +79,7 @@ def test_defaults_are_enough_for_twelve_rows(tmp_path, capsys):
     assert len(result.history.steps) == 12
     out, err = capsys.readouterr()
     assert out == ""
+    assert "rows.jsonl: 12 rows" in err
     assert "memory: about" in err
     assert "training: " in err
     options = json.loads((tmp_path / "out" / "options.json").read_bytes())["options"]
