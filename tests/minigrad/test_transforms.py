@@ -1204,7 +1204,7 @@ def close(ours, theirs, dtype):
 
 
 @pytest.mark.peers
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", SCALAR)
 def test_transforms_of_scalars_agree_with_pytorch(name, dtype):
@@ -1225,7 +1225,7 @@ def test_transforms_of_scalars_agree_with_pytorch(name, dtype):
 
 
 @pytest.mark.peers
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", VECTOR)
 def test_transforms_of_vectors_agree_with_pytorch(name, dtype):
