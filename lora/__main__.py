@@ -41,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot = options.pop("plot", None)
     written = plot or options.get("out")
     before = _files_at(written)
+    found: Any = None
     try:
-        found = run(progress=not as_json, **options)
-        if plot:
-            draw(found, plot)
-        drawn = f"\ndrawn: {plot}" if plot else ""
-        text = json.dumps(_plain(found), indent=2) if as_json else _printable(f"{found}{drawn}")
         try:
+            found = run(progress=not as_json, **options)
+            if plot:
+                draw(found, plot)
+            drawn = f"\ndrawn: {plot}" if plot else ""
+            text = json.dumps(_plain(found), indent=2) if as_json else _printable(f"{found}{drawn}")
             if found is not None:
                 print(text, flush=True)
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end

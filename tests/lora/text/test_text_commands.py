@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -278,3 +280,12 @@ def test_a_picture_has_squares_for_what_its_font_lacks(tmp_path):
     sample = Sample("\u0e44\u0e17\u0e22 \x1b \x7f \x00", "\u0939\u093f", "$\U0001f642$", "\ufffd")
     draw([{"step": 1, "loss": 2.0}], [sample], tmp_path / "picture.png")  # without a warning
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        assert main(["generate", str(base), "--prompt", "why is", "--max-tokens", "20"]) == 0
+    assert "pipe" not in capsys.readouterr().err
