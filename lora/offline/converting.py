@@ -33,6 +33,7 @@ from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import replacing
 from minigrad.io.tensor_info import to_stored
+from minigrad.tables import counted
 
 PathLike = str | os.PathLike[str]
 
@@ -54,7 +55,8 @@ class ConvertedAdapter:
 
     def __repr__(self) -> str:
         lines = [f"{name}: B was multiplied by {x:.6g}" for name, x in self.multiplied.items()]
-        written = f"written: {self.path} ({len(self.layers)} layers, alpha {self.alpha:g})"
+        layers = counted(len(self.layers), "layer")
+        written = f"written: {self.path} ({layers}, alpha {self.alpha:g})"
         return "\n".join([*lines, written])
 
 

@@ -19,7 +19,7 @@ from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, Store
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.progress import progress_bar
-from minigrad.tables import aligned, in_bytes
+from minigrad.tables import aligned, counted, in_bytes
 
 PathLike = str | os.PathLike[str]
 
@@ -89,8 +89,8 @@ class Summary:
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
         lines = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
         lines.append(
-            f"{len(self.layers)} layers, {self.parameters:,} parameters, {in_bytes(self.nbytes)} "
-            f"in {', '.join(self.dtypes) or 'nothing'}; {', '.join(asked)}, bias={config.bias}"
+            f"{counted(len(self.layers), 'layer')}, {counted(self.parameters, 'parameter')}, "
+            f"{in_bytes(self.nbytes)} in {', '.join(self.dtypes) or 'nothing'}; {', '.join(asked)}, bias={config.bias}"
         )
         if config.base_model_name_or_path:
             lines.append(f"base: {config.base_model_name_or_path!r}")
@@ -184,7 +184,7 @@ class Findings:
         wrong = sum(finding.level == "wrong" for finding in self.findings)
         odd = len(self.findings) - wrong
         and_base = " and the base" if self.has_base else ""
-        total = f"{self.checked} layers{and_base} checked: "
+        total = f"{counted(self.checked, 'layer')}{and_base} checked: "
         total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
         if self.checked and not self.has_checksum:
             total += "; not all tensors have a checksum"

@@ -210,8 +210,13 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
         elif word.startswith("/"):
             show(f"{HELP}; adapters: {', '.join(names)}\n")
         elif word:
-            messages.append({"role": "user", "content": line.strip()})
-            messages.append({"role": "assistant", "content": write(writer, messages, True)})
+            question = {"role": "user", "content": line.strip()}
+            try:
+                answer = write(writer, [*messages, question], True)
+            except ValueError as error:  # such as that the model was not made for a text so long
+                show(f"{error}; /reset begins anew\n")
+                continue
+            messages += [question, {"role": "assistant", "content": answer}]
 
 
 def show(text: str) -> None:

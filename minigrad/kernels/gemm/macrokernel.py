@@ -233,7 +233,7 @@ def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
     """Return the number of strips for so many threads: a divisor that leaves strips of MC rows.
 
     The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
-    that share them do that work twice. It is little beside that of many columns.
+    that share them do that work twice. It is little if each has many columns, and A is near.
     """
     if rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
         return 1
@@ -325,7 +325,7 @@ def multiply_piece(
     cols = min(n, last * t.NR) - j
 
     strip, group, group_size = strip_height(t, end - start, cols, main.depth), panels, 0
-    if main.source.at:
+    if main.source.at:  # a group of panels is packed, and near until all rows have passed it
         strip, group, group_size = end - start, GROUP, GROUP * main.B.next
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     rows = (strip + t.MR - 1) // t.MR * t.AR if main.pack else 0

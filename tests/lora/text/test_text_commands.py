@@ -147,6 +147,17 @@ def test_train_has_an_option_for_each_of_its_parameters_with_the_text_of_that(ca
     assert "the strength of the updates, divided by the rank (16)" in text
 
 
+def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'why ' * 300}\nwhy?\n"))
+    status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
+    assert status == 0
+    first, second = printed.split("> ")[1:3]
+    assert "this model was made for texts of at most 256; shorten it; /reset begins anew" in first
+    model, tok = load_model(base), tokenizer(base)
+    plain = lora.text.generate(model, tok, [{"role": "user", "content": "why?"}], max_tokens=6)
+    assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
+
+
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
     run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
     lines = "why?\n/use base\nwhy?\n/reset\nwhy?\n/nonsense\n\n/exit\nnever read\n"
