@@ -90,7 +90,8 @@ class Summary:
         lines = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
         lines.append(
             f"{counted(len(self.layers), 'layer')}, {counted(self.parameters, 'parameter')}, "
-            f"{in_bytes(self.nbytes)} in {', '.join(self.dtypes) or 'nothing'}; {', '.join(asked)}, bias={config.bias}"
+            f"{in_bytes(self.nbytes)} in {', '.join(self.dtypes) or 'nothing'}; "
+            f"{', '.join(asked)}, bias={config.bias}"
         )
         if config.base_model_name_or_path:
             lines.append(f"base: {config.base_model_name_or_path!r}")
