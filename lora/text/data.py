@@ -140,11 +140,11 @@ def read_rows(
                     _parts(_parsed(line, as_chat, notes), tokenizer, train_on_prompts, notes)
                 )
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
-                counted = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
-                counted |= train_on_prompts
-                counted[:1] = False  # nothing is before the first
+                counts = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
+                counts |= train_on_prompts
+                counts[:1] = False  # nothing is before the first
                 check_tokens(ids.tolist(), largest)
-                if not counted.any():
+                if not counts.any():
                     notes = ["left out, without an answer"]
                 elif max_length is not None and len(ids) > max_length:
                     if long_rows == "refuse":
@@ -152,16 +152,16 @@ def read_rows(
                             f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
                             f"raise it, or let long rows be cut"
                         )
-                    ids, counted = ids[:max_length], counted[:max_length]
+                    ids, counts = ids[:max_length], counts[:max_length]
                     notes.append(f"cut to {max_length:,} tokens")
-                    if not counted.any():
+                    if not counts.any():
                         notes = [f"left out, with no answer up to token {max_length:,}"]
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
                 rows.notes.setdefault(note, []).append(number)
-            if counted.any():
-                rows.rows.append(Row(ids, counted))
+            if counts.any():
+                rows.rows.append(Row(ids, counts))
     rows.digest = digest.hexdigest()
     if not rows.rows:
         raise ValueError(f"{rows!r}; nothing is left")
@@ -292,9 +292,9 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
         ids = np.zeros((len(chosen), len(chosen[-1].ids)), np.int64)
-        counted = np.zeros(ids.shape, np.bool_)
+        counts = np.zeros(ids.shape, np.bool_)
         for number, row in enumerate(chosen):
             ids[number, : len(row.ids)] = row.ids
-            counted[number, : len(row.ids)] = row.counted
-        made.append((ids, counted))
+            counts[number, : len(row.ids)] = row.counted
+        made.append((ids, counts))
     return [made[i] for i in drawn.permutation(len(made))]
