@@ -202,4 +202,6 @@ def frozen_bias(bias: Parameter | None) -> Tensor | None:
 
     An ordinary bias gets no gradient, even if someone has set its flag.
     """
-    return bias if bias is None or isinstance(bias, TrainedCopy) else bias.detach()
+    if bias is None or bias.node is None or isinstance(bias, TrainedCopy):
+        return bias
+    return bias.detach()

@@ -150,7 +150,7 @@ class LoRALayer(AdaptedLayer):
         if not adapters or not isinstance(stored, Tensor):
             return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
-        weight = stored.detach()
+        weight = stored if stored.node is None else stored.detach()
         # W stays as it is from step to step, so its packed panels, which products find, may too.
         panels = kernels.gemm.prepacked.prepack(weight._data)
         if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond

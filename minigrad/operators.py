@@ -49,12 +49,12 @@ _ARRAY_OPERATORS = {ufunc: op for *_, ufunc, op in (*_REFLECTED, *_COMPARISONS)}
 _OPS: tuple[Op[Any], ...] = (
     *(ops.clone, ops.astype, ops.abs, ops.square, ops.exp, ops.log, ops.sqrt, ops.rsqrt),
     *(ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.relu, ops.gelu, ops.silu),
-    *(ops.clip, ops.round, ops.sum, ops.max, ops.min, ops.prod, ops.any, ops.all),
+    *(ops.clip, ops.round, ops.sum, ops.mean, ops.max, ops.min, ops.prod, ops.any, ops.all),
     *(ops.argmax, ops.argmin, ops.argsort, ops.cumsum, ops.cumprod),
     *(ops.softmax, ops.log_softmax, ops.logsumexp, ops.broadcast_to),
 )
 _COMPOSITIONS: tuple[Callable[..., Tensor], ...] = (
-    *(functional.mean, functional.std, functional.var, functional.repeat, functional.diagonal),
+    *(functional.std, functional.var, functional.repeat, functional.diagonal),
     *(functional.trace, functional.swapaxes, functional.expand_dims, functional.squeeze),
 )
 

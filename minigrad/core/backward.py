@@ -14,6 +14,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import mode
@@ -198,9 +199,10 @@ def propagate(
     check_unwritten(order, needed)
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
+    take_out, known = pending.pop, pending.get
     with BackwardPass(create_graph) as observers:
         for node in order:
-            g = pending.pop(node, None)
+            g = take_out(node, None)
             if g is None:
                 continue
             if node.watched and node not in stop:  # the outer pass runs the hooks of a replay's end
@@ -234,12 +236,12 @@ def propagate(
                     for observer in observers:
                         observer.on_gradient(node, parent, result)
                 if (
-                    type(result) is not np.ndarray
+                    result.__class__ is not ndarray
                     or result.shape != parent.shape
                     or result.dtype is not parent.dtype
                 ):
                     result = fit_to_input(result, parent, op, edge[1])
-                earlier = pending.get(parent)
+                earlier = known(parent)
                 pending[parent] = result if earlier is None else earlier + result
             if edges and not retain_graph:
                 for observer in observers:
@@ -357,7 +359,7 @@ def accumulate(node: Node, g: Tensor) -> None:
         if node.grad is None:
             node.grad = g
         elif g.node is None:
-            node.grad = Tensor(node.grad.data + g.data)
+            node.grad = Tensor(node.grad._data + g._data)
         else:
             node.grad = node.grad + g
 

@@ -191,7 +191,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     ]
     name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
     text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *lines]) + "\n"
-    namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
+    forward = getattr(op.forward, "same", op.forward)
+    namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": forward}
     namespace |= {f"_vjp_{argnum}": vjp for argnum, vjp in vjps.items()}
     namespace |= {f"_default_{p}": default for p, default in defaults.items()}
     filename = f"{FILENAME_PREFIX}{op.name}>"

@@ -146,10 +146,9 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
         RuntimeError: if a part of the graph has been freed.
     """
     seen = set(roots)
-    stack = [node for node in seen if node not in stop]
-    while stack:
-        node = stack.pop()
-        if node.order <= oldest:
+    found = list(seen)
+    for node in found:  # which grows meanwhile
+        if node in stop or node.order <= oldest:
             continue
         if node.edges is None:
             raise RuntimeError(
@@ -157,12 +156,11 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
                 f"pass; pass retain_graph=True to that pass, or compute the result again"
             )
         for edge in node.edges:
-            parent = edge[0]
-            if parent not in seen:
-                seen.add(parent)
-                if parent not in stop:
-                    stack.append(parent)
-    return sorted(seen, key=operator.attrgetter("order"), reverse=True)
+            if edge[0] not in seen:
+                seen.add(edge[0])
+                found.append(edge[0])
+    found.sort(key=operator.attrgetter("order"), reverse=True)
+    return found
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:
@@ -171,8 +169,10 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
     Raises:
         RuntimeError: if a VJP that leads to a needed node saved an array that was written since.
     """
-    for node in order:
-        if last_write[0] < node.order or node.op is None:
+    for node in reversed(order):
+        if node.order > last_write[0]:
+            break  # and so is every newer node
+        if node.op is None:
             continue
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
         for description, value in node.op.saved_values(node, edges):

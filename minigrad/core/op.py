@@ -106,6 +106,7 @@ class Op(OpLike, Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
+        argnums: the argnums alone.
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -126,6 +127,7 @@ class Op(OpLike, Generic[P]):
         self.known_flops: dict[Any, int | None] = {}
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
+        self.argnums: tuple[int, ...] = ()
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in _RESERVED:
@@ -229,6 +231,7 @@ class Op(OpLike, Generic[P]):
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
         """Replace the VJPs; the next call of the op writes `call` again, for these."""
         self.vjps = vjps
+        self.argnums = tuple(argnum for argnum, _ in vjps)
         self.call = self._first_call
 
     def _check_names(self, asked: Any, *others: str) -> None:
@@ -288,9 +291,9 @@ class Op(OpLike, Generic[P]):
         """
         if not edges:
             return []
+        wanted = [edge[1] for edge in edges]
         tracked = isinstance(g, Tensor)
         parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
-        wanted = [argnum for _, argnum, *_ in edges]
         if tracked and self.replayed:
             assert self.composition is not None
             return replay(self.composition, node.arguments, parents, wanted, g)
@@ -299,11 +302,11 @@ class Op(OpLike, Generic[P]):
                 vjp.derivative(g, *self.linked(node, vjp, saved, parents))
                 for _, _, vjp, *saved in edges
             ]
-        _, _, vjp, *saved = edges[0]
-        known = [argnum for argnum, _ in self.vjps]
+        vjp, saved = edges[0][2], edges[0][3:]
+        known = self.argnums
         needs_input_grad = tuple([argnum in wanted for argnum in known])
-        saved = self.linked(node, vjp, saved, parents) if tracked else saved
-        results = vjp.derivative(g, needs_input_grad, *saved)
+        residuals = self.linked(node, vjp, saved, parents) if tracked else saved
+        results = vjp.derivative(g, needs_input_grad, *residuals)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
         return [results[known.index(argnum)] for argnum in wanted]

@@ -15,8 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.statistics import mean
-from minigrad.ops import abs, clip, getitem, log_softmax, reshape, softplus, sum, where
+from minigrad.ops import abs, clip, getitem, log_softmax, mean, reshape, softplus, sum, where
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]

@@ -1,26 +1,13 @@
-"""Mean, variance and standard deviation."""
+"""Variance and standard deviation."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
-from minigrad.ops.shape import normalize_axes
-
-
-@composition
-def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over `axis`: an int, a tuple of ints, or None for all.
-
-    Raises:
-        ValueError: if there is nothing to average.
-    """
-    count = _count(x.shape, axis)
-    return _narrow(sum(_wide(x), axis, keepdims) / count, x)
+from minigrad.ops.reduction import count_along
 
 
 @composition
@@ -30,7 +17,7 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     Raises:
         ValueError: if n <= ddof.
     """
-    count = _count(x.shape, axis)
+    count = count_along(x.shape, axis)
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")
     wide = _wide(x)
@@ -66,11 +53,3 @@ def _wide(x: Array) -> Array:
 def _narrow(result: Tensor, x: Array) -> Tensor:
     """Return the result in the dtype of x, if that is float16."""
     return astype(result, np.float16) if x.dtype is _HALF else result
-
-
-def _count(shape: tuple[int, ...], axis: Axis) -> int:
-    """Return how many elements a reduction over `axis` combines into one."""
-    count = math.prod(shape[i] for i in normalize_axes(axis, len(shape)))
-    if count == 0:
-        raise ValueError(f"shape {shape} has no elements along axis {axis}")
-    return count

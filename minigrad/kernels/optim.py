@@ -1,8 +1,8 @@
 """Optimiser steps: one call for all parameters, and one pass over memory for all operations.
 
-Each function takes rows of arrays, one row for each parameter: its gradient, and what is changed.
-The formula of a step is written for one element, and made a kernel by `MultiTensor`; rows that no
-kernel takes, such as those of float16, are left to numpy, which applies it to the arrays.
+Each function takes columns of arrays, with one row for each parameter: the gradients, and what is
+changed. The formula of a step is written for one element, and made a kernel by `MultiTensor`; rows
+that no kernel takes, such as those of float16, are left to numpy, which applies it to the arrays.
 
 A model has hundreds of parameters, most of them small, and a call for each would take longer than
 what it does. A compiled function takes a fixed number of arrays; but one table of addresses is one
@@ -34,11 +34,11 @@ from minigrad.kernels.vector import elements
 
 __all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
 
-Row = tuple[Array, tuple[Array, ...]]
+Column = Sequence[Array]
 Numbers = tuple[float, ...]
 
 SECONDS = 1e-9  # that an element takes, about
-OPTIONS, OWN = 6, 2  # the most numbers for all rows, and for each row
+OPTIONS, OWN = 6, 2  # the most numbers for all rows, and the numbers of each row
 Addresses = Annotated[Written.D2, types.int64]
 
 # --------------------------------------------------------------------------------------------------
@@ -57,41 +57,44 @@ class AddressTable:
         size: the number of elements of all rows together.
     """
 
-    def __init__(self, dtype: np.dtype[Any], rows: Sequence[int], arrays: Sequence[Row]) -> None:
+    def __init__(
+        self, dtype: np.dtype[Any], rows: Sequence[int], first: Column, others: Sequence[Column]
+    ) -> None:
         self.dtype = dtype
         self.rows = rows
         self.addresses = np.array(
-            [[0, *map(_address, arrays[row][1])] for row in rows], np.int64, ndmin=2
+            [[0, *(_address(column[row]) for column in others)] for row in rows], np.int64, ndmin=2
         )
-        self.starts = np.cumsum([0, *(arrays[row][0].size for row in rows)], dtype=np.int64)
+        self.starts = np.cumsum([0, *(first[row].size for row in rows)], dtype=np.int64)
         self.size = int(self.starts[-1])
         self._copies: list[Array] = []
 
-    def look_up_first(self, arrays: Sequence[Row]) -> None:
+    def look_up_first(self, first: Column) -> None:
         """Look up column 0 again, since gradients are new arrays in each step.
 
         An array that is not contiguous is copied for this call.
         """
         self._copies.clear()
-        for i, row in enumerate(self.rows):
-            first = arrays[row][0]
-            if first.dtype is not self.dtype or not (
-                first.flags.c_contiguous and first.flags.writeable
-            ):
-                first = np.array(first, self.dtype, order="C")
-                self._copies.append(first)
-            self.addresses[i, 0] = _address(first)
+        addresses = []
+        for row in self.rows:
+            array = first[row]
+            flags = array.flags
+            if array.dtype is not self.dtype or not (flags.c_contiguous and flags.writeable):
+                array = np.array(array, self.dtype, order="C")
+                self._copies.append(array)
+            addresses.append(_address(array))
+        self.addresses[:, 0] = addresses
 
 
 class TableCache:
-    """Tables for rows of arrays, of which all but the first of each row mostly stay the same.
+    """Tables of columns of arrays, of which all but the first mostly stay the same.
 
-    A row is `(first, others)`, arrays of one shape. The addresses of the others are looked up when
-    they are not the arrays of the last call; so references to those are stored here.
+    The arrays of a row have one shape. The addresses are looked up when the arrays are not those of
+    the last call; so references to those are stored here.
     """
 
     def __init__(self) -> None:
-        self._others: list[tuple[Array, ...]] = []
+        self._others: list[list[Array]] = []
         self._sizes: list[int] = []
         self._tables: list[AddressTable] = []
         self._rest: list[int] = []
@@ -99,39 +102,54 @@ class TableCache:
     def __reduce__(self) -> Any:
         return TableCache, ()  # a copy begins empty: the addresses are of our arrays, not of its
 
-    def tables(self, rows: Sequence[Row]) -> tuple[list[AddressTable], list[int]]:
+    def tables(
+        self, first: Column, others: Sequence[Column] = ()
+    ) -> tuple[list[AddressTable], list[int]]:
         """Return a table for each dtype that kernels take, and the indices of all other rows."""
-        if len(rows) != len(self._others) or any(
-            first.size != size or any(map(operator.is_not, others, known))
-            for (first, others), size, known in zip(rows, self._sizes, self._others, strict=True)
+        known = self._others
+        if (
+            len(known) != len(others)
+            or not all(map(_is_same, known, others))
+            or self._sizes != [*map(_size, first)]
         ):
-            self._arrange(rows)
+            self._arrange(first, others)
         for table in self._tables:
-            table.look_up_first(rows)
+            table.look_up_first(first)
         return self._tables, self._rest
 
-    def _arrange(self, rows: Sequence[Row]) -> None:
-        self._others = [others for _, others in rows]
-        self._sizes = [first.size for first, _ in rows]
+    def _arrange(self, first: Column, others: Sequence[Column]) -> None:
+        self._others = [list(column) for column in others]
+        self._sizes = [*map(_size, first)]
         self._rest = []
         by_dtype: dict[np.dtype[Any], list[int]] = {}
-        for i, (first, others) in enumerate(rows):
-            dtype = others[0].dtype if others else first.dtype
+        for i, array in enumerate(first):
+            row = [column[i] for column in others]
+            dtype = row[0].dtype if row else array.dtype
             # A kernel writes to arrays whose elements lie one behind another.
             fit = all(
-                x.shape == first.shape
+                x.shape == array.shape
                 and x.dtype == dtype
                 and x.flags.c_contiguous
                 and x.flags.writeable
                 and x.dtype.isnative
-                for x in others
+                for x in row
             )
             if JIT_ENABLED and dtype in NUMBERS and fit:
-                if first.size:
+                if array.size:
                     by_dtype.setdefault(dtype, []).append(i)
             else:
                 self._rest.append(i)
-        self._tables = [AddressTable(dtype, some, rows) for dtype, some in by_dtype.items()]
+        self._tables = [
+            AddressTable(dtype, rows, first, others) for dtype, rows in by_dtype.items()
+        ]
+
+
+_size = operator.attrgetter("size")
+
+
+def _is_same(column: Column, other: Column) -> bool:
+    """Return whether two columns consist of the very same arrays."""
+    return len(column) == len(other) and all(map(operator.is_, column, other))
 
 
 def _address(array: Array) -> int:
@@ -174,27 +192,32 @@ class MultiTensor:
         self._kernels = for_each_dtype()(_loop_over(update))
 
     def __call__(
-        self, cache: TableCache, rows: Sequence[Row], options: Numbers, own: Sequence[Numbers] = ()
+        self,
+        cache: TableCache,
+        first: Column,
+        others: Sequence[Column],
+        options: Numbers,
+        own: Sequence[Numbers] = (),
     ) -> None:
         """Update all rows.
 
         Args:
             cache: remembers the addresses of the arrays of the last call.
-            rows: `(first, others)`; the first array is read, and the others are changed.
+            first: the column of the arrays that are read.
+            others: the columns of those that are changed.
             options: at most `OPTIONS` numbers for all rows.
-            own: for each row, at most `OWN` numbers; nothing if none has any.
+            own: for each row, `OWN` numbers; nothing if none has any.
         """
-        tables, rest = cache.tables(rows)
+        tables, rest = cache.tables(first, others)
         for row in rest:
-            first, others = rows[row]
+            arrays = [column[row] for column in others]
             with np.errstate(all="ignore"):  # kernels do not warn either
-                new = self.update(first, *others, own[row] if own else (), options)
-            for array, values in zip(others, new, strict=True):
+                new = self.update(first[row], *arrays, own[row] if own else (), options)
+            for array, values in zip(arrays, new, strict=True):
                 array[...] = values
         for table in tables:
-            numbers = np.zeros((len(table.rows), OWN), table.dtype)
-            if own:
-                numbers[:, : len(own[0])] = [own[row] for row in table.rows]
+            some = [own[row] for row in table.rows] if own else [(0.0,) * OWN] * len(table.rows)
+            numbers = np.array(some, table.dtype)
             constants = _constants(options, table.dtype)
             seconds = table.size * SECONDS
             self._kernels[table.dtype](seconds, table.addresses, table.starts, numbers, constants)
@@ -238,23 +261,24 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
 
 def sgd(
     cache: TableCache,
-    rows: Sequence[Row],
+    gradients: Column,
+    changed: Sequence[Column],
     shares: Sequence[float],
     lr: float,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    """Do one step of SGD in place, for rows `(gradient, (x,))`, or `(gradient, (x, velocity))`.
+    """Do one step of SGD in place, which changes the columns x and, with momentum, velocity.
 
-    With momentum, the share of a row is the part of its gradient that goes into the velocity.
+    The share of a row is the part of its gradient that goes into the velocity.
     """
     options = (lr, momentum, weight_decay)
     if momentum == 0:
-        _plain(cache, rows, options)
+        _plain(cache, gradients, changed, options)
     else:
         step = _nesterov if nesterov else _momentum
-        step(cache, rows, options, [(share,) for share in shares])
+        step(cache, gradients, changed, options, [(share, 0.0) for share in shares])
 
 
 @MultiTensor
@@ -288,7 +312,8 @@ def _nesterov(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
 
 def adam(
     cache: TableCache,
-    rows: Sequence[Row],
+    gradients: Column,
+    changed: Sequence[Column],
     steps: Sequence[int],
     lr: float,
     betas: tuple[float, float],
@@ -296,22 +321,21 @@ def adam(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """Do one step of Adam in place, for rows `(gradient, (x, m, v))`; `steps` counts each row's.
+    """Do one step of Adam in place, which changes the columns x, m and v.
 
-    Decoupled weight decay makes it AdamW; a further array in the rows, with the highest v of all
-    steps so far, AMSGrad.
+    `steps` has the number of the step of each row. Decoupled weight decay makes it AdamW; a further
+    column, with the highest v of all steps so far, AMSGrad.
     """
     beta1, beta2 = betas
     keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     options = (keep, l2, beta1, 1 - beta1, beta2, 1 - beta2)
-    known: dict[int, Numbers] = {}
-    for step in steps:
-        if step not in known:
-            # (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps): one division.
-            c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-            known[step] = (lr * c2 / c1, c2 * eps)
-    update = _adam if not rows or len(rows[0][1]) == 3 else _amsgrad
-    update(cache, rows, options, [known[step] for step in steps])
+    own: dict[int, Numbers] = {}
+    for step in set(steps):
+        # (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps): one division.
+        c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+        own[step] = (lr * c2 / c1, c2 * eps)
+    update = _adam if len(changed) == 3 else _amsgrad
+    update(cache, gradients, changed, options, [own[step] for step in steps])
 
 
 @MultiTensor
@@ -338,9 +362,9 @@ def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: An
 # --------------------------------------------------------------------------------------------------
 
 
-def ema(cache: TableCache, rows: Sequence[Row], decay: float) -> None:
-    """Compute average <- decay average + (1 - decay) x in place, for rows `(x, (average,))`."""
-    _ema(cache, rows, (1 - decay,))
+def ema(cache: TableCache, x: Column, averages: Column, decay: float) -> None:
+    """Compute average <- decay average + (1 - decay) x in place."""
+    _ema(cache, x, [averages], (1 - decay,))
 
 
 @MultiTensor
@@ -348,9 +372,9 @@ def _ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
     return (average + options[0] * (x - average),)
 
 
-def scale(rows: Sequence[Row], factor: float) -> None:
-    """Compute target <- factor x, for rows `(x, (target,))`."""
-    _scale(TableCache(), rows, (factor,))
+def scale(x: Column, targets: Column, factor: float) -> None:
+    """Compute target <- factor x."""
+    _scale(TableCache(), x, [targets], (factor,))
 
 
 @MultiTensor
@@ -363,7 +387,7 @@ BLOCK = 8192  # elements whose squares are added up together
 
 def square_sums(arrays: Sequence[Array]) -> float:
     """Return the sum of the squares of all elements of all arrays, added up in float64."""
-    tables, rest = TableCache().tables([(x, ()) for x in arrays])
+    tables, rest = TableCache().tables(arrays)
     total = 0.0
     for row in rest:
         wide = arrays[row].astype(np.float64, copy=False)

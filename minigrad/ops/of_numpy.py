@@ -26,7 +26,8 @@ def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Ca
     """Return a function that makes ops of functions of numpy, of which it writes the forward.
 
     It takes the name of the op, its docstring, and further properties as for `op`; `of` is the name
-    of numpy's function if it is another one.
+    of numpy's function if it is another one. Where the forward is no more than that function, the
+    function is its attribute `same`, and calls of the op save a call of Python.
 
     Args:
         example: a function with the parameters that the ops have.
@@ -46,6 +47,8 @@ def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Ca
         forward: Any = namespace[name]
         forward.__doc__ = text
         forward.__annotations__ = example.__annotations__
+        if result in ("np.{name}(x)", "np.{name}(a, b)"):
+            forward.same = getattr(np, of or name)
         made: Op[P] = op(floats=floats, **properties)(forward)
         return made
 

@@ -159,7 +159,8 @@ def lora_linear(
     Raises:
         ValueError: if the sizes do not match.
     """
-    x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
+    if not (x.__class__ is weight.__class__ is lora_a.__class__ is lora_b.__class__ is np.ndarray):
+        x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
     check_linear(x, weight, bias)
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
         raise ValueError("A does not go with B; shapes are (rank, d_in) and (d_out, rank)")
@@ -167,7 +168,7 @@ def lora_linear(
     if product != weight.shape:
         raise ValueError(f"B A has shape {product}, but the weight has {weight.shape}")
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
-    return y.reshape(*x.shape[:-1], weight.shape[0]), h
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
 def _lora_linear_inputs(

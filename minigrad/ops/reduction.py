@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -36,13 +36,36 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return sum_over(x, as_tuple(axis), keepdims)
 
 
-sum.vjp(
-    "x",
-    lambda g, x_shape, axis: broadcast_to(
-        reshape(g, reduced(x_shape, axis, keepdims=True)), x_shape
-    ),
-)
+def _spread(g: Array, shape: Sequence[int], axis: Axis) -> Array:
+    """Repeat the gradient of a sum over `axis` for each of its terms, an array of this shape."""
+    if axis is not None:
+        g = reshape(g, reduced(shape, axis, keepdims=True))
+    return broadcast_to(g, shape)
 
+
+sum.vjp("x", lambda g, x_shape, axis: _spread(g, x_shape, axis))
+
+
+def count_along(shape: Sequence[int], axis: Axis) -> int:
+    """Return how many elements a reduction over `axis` combines into one; an error if none."""
+    axes = None if axis is None else normalize_axes(axis, len(shape))
+    count = math.prod(shape if axes is None else (shape[i] for i in axes))
+    if count == 0:
+        raise ValueError(f"shape {tuple(shape)} has no elements along axis {axis}")
+    return count
+
+
+@op(floats=True)
+def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """The mean over `axis`: an int, a tuple of ints, or None for all.
+
+    Raises:
+        ValueError: if there is nothing to average.
+    """
+    return sum_over(x, as_tuple(axis), keepdims) / count_along(x.shape, axis)
+
+
+mean.vjp("x", lambda g, x_shape, axis: _spread(g / count_along(x_shape, axis), x_shape, axis))
 
 max = reducer(
     "max",

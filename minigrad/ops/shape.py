@@ -150,7 +150,12 @@ roll.vjp("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
 @op
 def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     """The elements repeated along new leading axes and along axes of size 1."""
-    return np.broadcast_to(x, shape)
+    if not isinstance(x, (np.ndarray, np.generic)) or x.ndim:
+        return np.broadcast_to(x, shape)
+    # A sixth of the time for one number, the gradient of most losses.
+    out = np.ndarray(shape, x.dtype, x, strides=(0,) * len(shape))
+    out.flags.writeable = False
+    return out
 
 
 broadcast_to.vjp("x", lambda g: g)  # the engine sums over broadcast axes, as for any op

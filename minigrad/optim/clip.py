@@ -25,7 +25,7 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[An
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
-    return {tensor: tensor.grad.data for tensor in tensors if tensor.grad is not None}
+    return {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
 
 
 def _norm(gradients: Iterable[NDArray[Any]]) -> float:
@@ -64,7 +64,7 @@ def clip_grad_norm(
         factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
         # New tensors: the user may have an old one, or it may be another tensor's gradient too.
         scaled = {tensor: np.empty(g.shape, g.dtype) for tensor, g in gradients.items()}
-        kernels.optim.scale([(g, (scaled[tensor],)) for tensor, g in gradients.items()], factor)
+        kernels.optim.scale([*gradients.values()], [*scaled.values()], factor)
         for tensor, out in scaled.items():
             tensor.grad = Tensor(out)
     return norm

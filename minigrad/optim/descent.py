@@ -65,18 +65,16 @@ class SGD(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
-        rows: list[Any] = []
-        shares = []
-        for x, g, state in parameters:
-            if momentum == 0:
-                rows.append((g, (x,)))
-                continue
+        velocities, shares = [], []
+        for x, _, state in parameters if momentum else ():
             shares.append(rest if state else 1.0)
             if not state:
                 state["momentum_buffer"] = np.zeros_like(x)
-            rows.append((g, (x, state["momentum_buffer"])))
+            velocities.append(state["momentum_buffer"])
+        xs, gradients = [x for x, _, _ in parameters], [g for _, g, _ in parameters]
+        changed = [xs, velocities] if momentum else [xs]
         options = group["lr"], momentum, group["weight_decay"], group["nesterov"]
-        kernels.optim.sgd(self.kernel_memory(group), rows, shares, *options)
+        kernels.optim.sgd(self.kernel_memory(group), gradients, changed, shares, *options)
 
 
 class Adam(Optimizer):
@@ -142,7 +140,8 @@ class Adam(Optimizer):
         amsgrad = group["amsgrad"]
         if any(state and ("max_exp_avg_sq" in state) != amsgrad for _, _, state in parameters):
             raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
-        rows, steps = [], []
+        gradients, steps = [], []
+        changed: list[list[Any]] = [[], [], [], []] if amsgrad else [[], [], []]
         for x, g, state in parameters:
             if not state:
                 state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
@@ -150,10 +149,15 @@ class Adam(Optimizer):
                     state["max_exp_avg_sq"] = np.zeros_like(x)
             state["step"] += 1
             steps.append(state["step"])
-            changed = (x, state["exp_avg"], state["exp_avg_sq"])
-            rows.append((g, (*changed, state["max_exp_avg_sq"]) if amsgrad else changed))
+            gradients.append(g)
+            changed[0].append(x)
+            changed[1].append(state["exp_avg"])
+            changed[2].append(state["exp_avg_sq"])
+            if amsgrad:
+                changed[3].append(state["max_exp_avg_sq"])
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        kernels.optim.adam(self.kernel_memory(group), rows, steps, *options, self.decoupled)
+        memory = self.kernel_memory(group)
+        kernels.optim.adam(memory, gradients, changed, steps, *options, self.decoupled)
 
 
 class AdamW(Adam):

@@ -85,13 +85,12 @@ class EMA:
         decay = min(self.decay, early) if self.warmup else self.decay
         if self._kernel_memory is None:
             self._kernel_memory = kernels.optim.TableCache()
-        rows = []
         for name, parameter in self.parameters.items():
-            average = self._averages[name]
-            if average.dtype != parameter.dtype:  # the model was converted
-                average = self._averages[name] = average.astype(parameter.dtype)
-            rows.append((parameter.data, (average,)))
-        kernels.optim.ema(self._kernel_memory, rows, decay)
+            if self._averages[name].dtype != parameter.dtype:  # the model was converted
+                self._averages[name] = self._averages[name].astype(parameter.dtype)
+        xs = [parameter._data for parameter in self.parameters.values()]
+        averages = [self._averages[name] for name in self.parameters]
+        kernels.optim.ema(self._kernel_memory, xs, averages, decay)
         self.updates += 1
 
     @contextmanager

@@ -158,26 +158,40 @@ class Optimizer(ABC):
         A state follows a model that was converted to another dtype.
         """
         for group in self.param_groups:
-            stepped: list[Stepped] = []
+            parameters, gradients = [], []
             for parameter in group["params"]:
                 node = parameter.node
-                if node is None or node.grad is None:
-                    continue
-                x = parameter._data
-                if not x.flags.writeable:
-                    release(x)
-                state = self._states.setdefault(parameter, {})
-                for value in state.values():
-                    if value.__class__ is np.ndarray:
-                        if value.dtype is not x.dtype:
-                            state.update(_copied(state, x.dtype))
-                        break  # all arrays of a state have one dtype
-                stepped.append((x, node.grad._data, state))
-            if stepped:
-                self.update_all(stepped, group)
-                mark_written(*[x for x, _, _ in stepped])
+                if node is not None and node.grad is not None:
+                    parameters.append(parameter)
+                    gradients.append(node.grad._data)
+            if parameters:
+                self.step_group(group, parameters, gradients)
         for observer in mode.observers:
             observer.on_step(self)
+
+    def step_group(
+        self,
+        group: Mapping[str, Any],
+        parameters: Sequence[Tensor],
+        gradients: Sequence[NDArray[Any]],
+    ) -> None:
+        """Change parameters of one group, given the gradient of each."""
+        stepped: list[Stepped] = []
+        for parameter, g in zip(parameters, gradients, strict=True):
+            x = parameter._data
+            if not x.flags.writeable:
+                release(x)
+            state = self._states.get(parameter)
+            if state is None:
+                state = self._states[parameter] = {}
+            for value in state.values():
+                if value.__class__ is np.ndarray:
+                    if value.dtype is not x.dtype:
+                        state.update(_copied(state, x.dtype))
+                    break  # all arrays of a state have one dtype
+            stepped.append((x, g, state))
+        self.update_all(stepped, group)
+        mark_written(*[x for x, _, _ in stepped])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients of all parameters to None, or with False to zeros where there are any.

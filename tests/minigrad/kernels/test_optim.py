@@ -43,16 +43,23 @@ class Guarded:
 
 
 STEPS = {
-    "sgd": (1, lambda rows, p: kernels.sgd(p, rows, [], 0.1, 0.0, 0.3, False)),
-    "momentum": (2, lambda rows, p: kernels.sgd(p, rows, shares(rows), 0.1, 0.7, 0.3, False)),
-    "nesterov": (2, lambda rows, p: kernels.sgd(p, rows, shares(rows), 0.1, 0.7, 0.3, True)),
-    "adam": (3, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, False)),
-    "adamw": (3, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, True)),
-    "amsgrad": (4, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, True)),
-    "ema": (1, lambda rows, p: kernels.ema(p, rows, 0.9)),
-    "scale": (1, lambda rows, _: kernels.scale(rows, 0.3)),
+    "sgd": (1, lambda g, xs, cache: kernels.sgd(cache, g, xs, [], 0.1, 0.0, 0.3, False)),
+    "momentum": (2, lambda g, xs, cache: kernels.sgd(cache, g, xs, shares(g), *SGD, False)),
+    "nesterov": (2, lambda g, xs, cache: kernels.sgd(cache, g, xs, shares(g), *SGD, True)),
+    "adam": (3, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, False)),
+    "adamw": (3, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, True)),
+    "amsgrad": (4, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, True)),
+    "ema": (1, lambda x, averages, cache: kernels.ema(cache, x, *averages, 0.9)),
+    "scale": (1, lambda x, targets, _: kernels.scale(x, *targets, 0.3)),
 }
+SGD = (0.1, 0.7, 0.3)
 ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
+
+
+def run(name, rows, cache=None):
+    """Do a step of this name on rows `(first, others)`."""
+    columns = zip(*(others for _, others in rows), strict=True)
+    STEPS[name][1]([first for first, _ in rows], [*map(list, columns)], cache or TableCache())
 
 
 def shares(rows):
@@ -84,7 +91,7 @@ def by_references(name, rows, monkeypatch):
     rows = copied(rows)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "JIT_ENABLED", False)
-        STEPS[name][1](rows, TableCache())
+        run(name, rows)
     return rows
 
 
@@ -99,7 +106,7 @@ def test_kernels_are_their_references(rng, dtype, step, monkeypatch):
     rows = made_ready(step, guarded.rows)
     expected = by_references(step, rows, monkeypatch)
     before = [g.copy() for g, _ in rows]
-    STEPS[step][1](rows, TableCache())
+    run(step, rows)
     assert_same(rows, expected, 16 * np.finfo(dtype).eps)  # products are fused with additions
     guarded.check()
     for (g, _), old in zip(rows, before, strict=True):
@@ -116,7 +123,7 @@ def test_threads_change_no_bit(same_on_threads, rng, dtype, step):
         for (_, others), (_, first) in zip(rows, start, strict=True):
             for array, values in zip(others, first, strict=True):
                 array[...] = values
-        STEPS[step][1](rows, TableCache())
+        run(step, rows)
         return [array.copy() for _, others in rows for array in others]
 
     same_on_threads(stepped)
@@ -137,7 +144,7 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
     rows.append((frozen, tuple(np.ones(7) for _ in range(count))))
     rows.append((rng.standard_normal((4, 3)).T, tuple(np.ones((3, 4)) for _ in range(count))))
     expected = by_references(step, rows, monkeypatch)
-    STEPS[step][1](rows, TableCache())
+    run(step, rows)
     for row, right in zip(rows, expected, strict=True):
         assert_same([row], [right], 16 * np.finfo(row[0].dtype).eps)
 
@@ -146,17 +153,17 @@ def test_other_arrays_are_noticed(rng, dtype, step, monkeypatch):
     count = STEPS[step][0]
     cache = TableCache()
     first = made_ready(step, Guarded(rng, dtype, count).rows)
-    STEPS[step][1](first, cache)
+    run(step, first, cache)
     before = copied(first)
     second = made_ready(step, Guarded(rng, dtype, count).rows)
     rows = [*first[:2], *second[2:]]  # some arrays stay, some are others
     expected = by_references(step, rows, monkeypatch)
-    STEPS[step][1](rows, cache)
+    run(step, rows, cache)
     assert_same(rows, expected, 16 * np.finfo(dtype).eps)
     assert_same(first[2:], before[2:], 0)
     fewer = [rows[4], rows[1]]
     expected = by_references(step, fewer, monkeypatch)
-    STEPS[step][1](fewer, cache)
+    run(step, fewer, cache)
     assert_same(fewer, expected, 16 * np.finfo(dtype).eps)
 
 
@@ -166,10 +173,10 @@ def test_other_arrays_are_noticed(rng, dtype, step, monkeypatch):
 def test_a_copy_of_a_table_cache_is_empty(rng, duplicate):
     cache = TableCache()
     rows = Guarded(rng, np.float64, 1).rows
-    kernels.sgd(cache, rows, [], 0.1, 0.0, 0.0, False)
+    run("sgd", rows, cache)
     before = copied(rows)
     others = copied(rows)
-    kernels.sgd(duplicate(cache), others, [], 0.1, 0.0, 0.0, False)
+    run("sgd", others, duplicate(cache))
     assert_same(rows, before, 0)
     assert not np.array_equal(others[3][1][0], before[3][1][0])
 
@@ -217,7 +224,7 @@ def test_nan_and_infinity_are_passed_on(step):
     count = STEPS[step][0]
     g = np.array([np.nan, np.inf, 1.0])
     rows = [(g, tuple(np.ones(3) for _ in range(count)))]
-    STEPS[step][1](rows, TableCache())
+    run(step, rows)
     x = rows[0][1][0]
     assert np.isnan(x[0])
     assert not np.isfinite(x[1])
