@@ -17,7 +17,7 @@ import numpy as np
 from numpy import ndarray
 
 from minigrad.core.blocked_sum import sum_over
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.versions import last_write
@@ -344,7 +344,12 @@ def _copied(g: Any) -> Tensor:
     """Return a tensor with the value of `g` in memory of its own, at the node of `g`."""
     if isinstance(g, Tensor):
         return Tensor.at(g._data.copy(), g.node)
-    return Tensor(np.array(g, order="C"))
+    return Tensor(observed(contiguous_copy, g))
+
+
+def contiguous_copy(array: Any) -> ndarray[Any, Any]:
+    """Return a copy in memory of its own, in the order of its axes."""
+    return np.array(array, order="C")
 
 
 # Without it, two threads that add to the gradient of one leaf could lose one of the two.
@@ -359,7 +364,7 @@ def accumulate(node: Node, g: Tensor) -> None:
         if node.grad is None:
             node.grad = g
         elif g.node is None:
-            node.grad = Tensor(node.grad._data + g._data)
+            node.grad = Tensor(observed(np.add, node.grad._data, g._data))
         else:
             node.grad = node.grad + g
 

@@ -13,6 +13,7 @@ from contextlib import ContextDecorator
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 
 class _Mode(threading.local):
@@ -34,6 +35,26 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
+
+
+def observed(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function that is no op, and let the observers of this thread see the call.
+
+    The library does so wherever it computes from the values of arrays outside of ops, draws random
+    numbers, or changes something in a training step.
+    """
+    observers = mode.state[1]
+    if not observers:
+        return function(*arguments)
+    result: Any = None
+    for observer in observers:
+        observer.on_function(function, arguments, True, None)
+    try:
+        result = function(*arguments)
+    finally:
+        for observer in observers:
+            observer.on_function(function, arguments, False, result)
+    return result
 
 
 def is_grad_enabled() -> bool:

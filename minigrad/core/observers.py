@@ -7,7 +7,7 @@ observer, this costs the test of an empty tuple.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,16 @@ class Observer:
         """The value of `tensor` has left the graph by `how`, such as "detach()".
 
         `value` is a Tensor or an array in the same memory, or None for Python numbers.
+        """
+
+    def on_function(
+        self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
+    ) -> None:
+        """A function that is no op is about to be called, or has ended with `result`.
+
+        The library announces what it computes from values outside of ops, such as how much each
+        label counts in a loss, and what changes something: dropout draws, gradients are clipped, a
+        scheduler or an average takes a step. After an error the result is None.
         """
 
     def on_module(self, module: Any, begins: bool) -> None:
