@@ -10,6 +10,7 @@
     nn, optim, training  models, optimisers, and the training loop
     data, metrics, io    tables and batches, measures of quality, and files
     sampling             the next token of a text
+    programs             a training step as a program
     diagnostics, viz     whether a gradient is right, and pictures
     kernels              the loops over numbers, the only part that uses numba
 """
@@ -39,6 +40,7 @@ from minigrad.diagnostics import assert_gradients, detect_anomaly, gradcheck, li
 from minigrad.functional import *
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.ops import *
+from minigrad.programs import CaptureError, capture
 from minigrad.random import manual_seed
 from minigrad.training import History, Trainer
 from minigrad.transforms import *
@@ -51,7 +53,7 @@ __all__ = ["data", "io", "metrics", "nn", "optim", "sampling", "viz"]
 __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
 __all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
-__all__ += ["History", "Trainer"]
+__all__ += ["CaptureError", "History", "Trainer", "capture"]
 __all__ += ["get_num_threads", "manual_seed", "set_num_threads", "set_pack_limit"]
 __all__ += ["show_config"]
 __all__ += creation.__all__ + transforms.__all__

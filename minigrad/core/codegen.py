@@ -233,9 +233,18 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         ]
         if recording and edges and out.dtype.kind == "f":
             result.node = Node.of(op, edges, out)
-    for observer in observers:
-        observer.on_call(op, arrays, result)
+    if observers:
+        inputs = SequenceInputs(arrays)
+        inputs.options = tuple(options.values())
+        for observer in observers:
+            observer.on_call(op, inputs, result)
     return result  # type: ignore[no-any-return]
+
+
+class SequenceInputs(list[Any]):
+    """The inputs of an op that takes a sequence, as observers get them; with the other options."""
+
+    options: tuple[Any, ...]
 
 
 _ARGNUM = object()  # stands for the argnum of an input until that is known

@@ -54,7 +54,7 @@ def observed(function: Callable[..., R], *arguments: Any) -> R:
     finally:
         for observer in observers:
             observer.on_function(function, arguments, False, result)
-    return result
+    return result  # type: ignore[no-any-return]  # what the function returned
 
 
 def is_grad_enabled() -> bool:

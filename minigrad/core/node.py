@@ -79,7 +79,7 @@ class Node:
     is freed with the last Tensor that needs it.
     """
 
-    # `__dict__` is there for the last five, which are rarely set: as defaults of the class they
+    # `__dict__` is there for the last six, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
@@ -97,6 +97,7 @@ class Node:
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()  # of the op, saved only for one that is replayed
     outdated: bool = False  # whether the leaf was converted, and has a node of the new dtype now
+    in_program: bool = False  # whether a captured step computes its gradient, and keeps it inside
 
     @classmethod
     def of(cls, op: OpLike | None, edges: Sequence[Edge], result: np.ndarray[Any, Any]) -> Node:
