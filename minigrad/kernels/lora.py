@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import gemm
+from minigrad.kernels.gemm.macrokernel import NO_BIAS
 from minigrad.kernels.gemm.prepacked import find
-from minigrad.kernels.gemm.products import multiply_run
+from minigrad.kernels.gemm.products import bias_of, multiply_run
 from minigrad.kernels.jit import Array, Integers, Strided, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 
@@ -46,9 +47,7 @@ def forward(
     out = None if prepacked is None else prepacked.matmul(x, True, h, lora_b.T, bias)
     if out is not None:
         return out, h
-    y = gemm.matmul(x, weight.T)
-    if bias is not None:
-        y += bias
+    y = gemm.matmul(x, weight.T, bias=bias)
     return gemm.matmul(h, lora_b.T, out=y, add=True), h
 
 
@@ -95,14 +94,10 @@ def _forward_loop(
     y: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
     """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
-    multiply_run(0, 1, x, lora_a.T, h, write, 0, 1)
+    multiply_run(0, 1, x, lora_a.T, NO_BIAS, h, write, 0, 1)
     _multiply_by(h, scale)
-    multiply_run(0, 1, x, weight.T, y, write, 0, 1)
-    if bias.size:
-        for i in range(y.shape[0]):
-            for j in range(y.shape[1]):
-                y[i, j] += bias[j]
-    multiply_run(0, 1, same_h, lora_b.T, y, add, 0, 1)
+    multiply_run(0, 1, x, weight.T, bias_of(bias), y, write, 0, 1)
+    multiply_run(0, 1, same_h, lora_b.T, NO_BIAS, y, add, 0, 1)
 
 
 @for_each_dtype(threads=False)
@@ -113,15 +108,15 @@ def _backward_loop(
 ) -> None:  # fmt: skip
     """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
     if dx.size or da.size:
-        multiply_run(0, 1, g, lora_b, d, write, 0, 1)
+        multiply_run(0, 1, g, lora_b, NO_BIAS, d, write, 0, 1)
         _multiply_by(d, scale)
     if dx.size:
-        multiply_run(0, 1, g, weight, dx, write, 0, 1)
-        multiply_run(0, 1, same_d, lora_a, dx, add, 0, 1)
+        multiply_run(0, 1, g, weight, NO_BIAS, dx, write, 0, 1)
+        multiply_run(0, 1, same_d, lora_a, NO_BIAS, dx, add, 0, 1)
     if da.size:
-        multiply_run(0, 1, same_d.T, x, da, write, 0, 1)
+        multiply_run(0, 1, same_d.T, x, NO_BIAS, da, write, 0, 1)
     if db.size:
-        multiply_run(0, 1, g.T, h, db, write, 0, 1)
+        multiply_run(0, 1, g.T, h, NO_BIAS, db, write, 0, 1)
 
 
 @jit(inline="always")

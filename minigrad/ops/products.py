@@ -106,9 +106,7 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """
     x, weight = np.asarray(x), np.asarray(weight)
     check_linear(x, weight, bias)
-    out = kernels.gemm.matmul(as_rows(x), weight.T)
-    if bias is not None:
-        out += bias
+    out = kernels.gemm.matmul(as_rows(x), weight.T, bias=bias)
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -45,7 +45,9 @@ DEEP = 512  # steps of k from which on they are faster for as many columns as a 
 SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
 
-def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -> Array:
+def matmul(
+    x: Array, y: Array, *, out: Array | None = None, add: bool = False, bias: Array | None = None
+) -> Array:
     """Compute the matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
 
     Leading axes broadcast as numpy's do. Two float32 or two float64 arrays, of any strides, are
@@ -58,35 +60,48 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
         out: a C-contiguous array to write the product to, of its shape and dtype, which shares no
             memory with x and y; a new one if not given.
         add: add the product to what is in `out` instead of replacing it.
+        bias: `(n,)`, to be added to each row, as if by a separate addition after the product. Like
+            x and y it shares no memory with `out`.
 
     Returns:
         The product: `out` if it is given.
 
     Raises:
-        ValueError: if shapes do not align or broadcast, if `out` cannot take the product, or if
-            there is `add` and no `out`.
+        ValueError: if shapes do not align or broadcast, if `out` cannot take the product, if
+            there is `add` and no `out`, or if the bias has another shape.
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
     if compiled is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+        if bias is not None:
+            return _add_after_product(x, y, out, add, bias)
         return _numpy_matmul(x, y, out, add)
     x_shape, y_shape = x.shape, y.shape
     if len(x_shape) != 2 or len(y_shape) != 2:
+        if bias is not None:
+            return _add_after_product(x, y, out, add, bias)
         return _matmul_stacks(compiled, x, y, out, add)
     m, k = x_shape
     k_y, n = y_shape
     if k != k_y:
         _product_shape(x, y)  # raises an error
+    if bias is not None and (
+        type(bias) is not np.ndarray or bias.dtype != dtype or bias.shape != (n,)
+    ):
+        return _add_after_product(x, y, out, add, bias)
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:
-        out = _checked(out, (m, n), dtype, x, y)
+        out = _checked(out, (m, n), dtype, x, y, bias)
     work, lanes = m * n * k, compiled.lanes
     if 0 < work < THREADS_FROM and k < DEEP and m >= lanes and n >= lanes:
         # `multiply` would choose this too; but small products are many, and calls are slow.
-        compiled.gemm.alone(x, y, out, compiled.plans[add])
+        if bias is None:
+            compiled.gemm.alone(x, y, out, compiled.plans[add])
+        else:
+            compiled.gemm_bias.alone(x, y, bias, out, compiled.plans[add])
     else:
-        compiled.multiply(x, y, out, add, work)
+        compiled.multiply(x, y, out, add, work, bias)
     return out
 
 
@@ -112,8 +127,20 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
     return (*leading, x.shape[-2], y.shape[-1])
 
 
+def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: Array) -> Array:
+    """Compute `matmul` where the kernels do not serve its product or its bias."""
+    if np.shape(bias) != y.shape[-1:]:
+        raise _error(
+            f"a bias of shape {np.shape(bias)}, but the product of shapes {x.shape} and {y.shape} "
+            f"takes one of shape {y.shape[-1:]}"
+        )
+    product = matmul(x, y, out=out, add=add)
+    product += bias
+    return product
+
+
 def _checked(
-    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array
+    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *operands: Array | None
 ) -> Array:
     """Return `out` if it can take a product of this shape, else raise an error."""
     if out is None:
@@ -129,11 +156,13 @@ def _checked(
             "out must be C-contiguous, aligned and writable; write to such an array and "
             "copy it with out[...] = "
         )
-    for operand, name in ((x, "first"), (y, "second")):
+    for operand, name in zip(operands, ("first operand", "second operand", "bias"), strict=False):
+        if operand is None:
+            continue
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
             raise _error(
-                f"out shares memory with the {name} operand, which would change while it "
-                "is read; pass a copy of one of them"
+                f"out shares memory with the {name}, which would change while it is read; pass a "
+                "copy of one of them"
             )
     return out
 
@@ -211,7 +240,8 @@ class Products:
         self._sizes = block_sizes(dtype.itemsize)
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
-        self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
+        self.gemm, self.gemm_bias = products.gemm[dtype], products.gemm_bias[dtype]
+        self.gemm_batch = products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
@@ -220,25 +250,35 @@ class Products:
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
-    def multiply(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
-        """Write x y to `out`, or add it: `work` multiply-adds."""
+    def multiply(
+        self, x: Array, y: Array, out: Array, add: bool, work: int, bias: Array | None = None
+    ) -> None:
+        """Write x y to `out`, or add it, `work` multiply-adds; and add the bias."""
+        special = self._multiply_specially(x, y, out, add, work)
+        if not special and bias is None:
+            self.gemm(work * SECONDS, x, y, out, self.plans[add])
+        elif not special:
+            self.gemm_bias(work * SECONDS, x, y, bias, out, self.plans[add])
+        elif bias is not None:
+            out += bias
+
+    def _multiply_specially(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
+        """Do the product if it is empty, or another loop than `gemm` does it; return whether."""
         if not work:
             if not add:
                 out.fill(0)  # an empty sum is 0
-            return
+            return True
         m, n = out.shape
         k = x.shape[1]
         if self.is_skinny(m, n, k) and (
             self._multiply_skinny(x, y, out, add, work)
             or self._multiply_skinny(y.T, x.T, out.T, add, work)
         ):
-            return
+            return True
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._multiply_in_pieces(x, y, out, add, work)
-        elif work < THREADS_FROM:
-            self.gemm.alone(x, y, out, self.plans[add])
-        else:
-            self.gemm(work * SECONDS, x, y, out, self.plans[add])
+            return True
+        return False
 
     def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether a product of this shape may take the loops for few rows or columns."""

@@ -26,9 +26,9 @@ Each number of C is summed in one order, whatever the cuts: blocks of equal dept
 the last, and within one k after k. So neither the cuts nor the number of threads can change a bit.
 
 A matrix B that is multiplied with often may have been packed before
-(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
-few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank. Each of them would
-cost a pass over C otherwise.
+(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product while a panel of C is
+near, and another product of few steps, A2 B2, while a strip is: in LoRA, the update of low rank.
+Each of them would cost a pass over C otherwise.
 
 Everything here works on addresses, which `minigrad.kernels.gemm.products` takes from arrays that
 `minigrad.kernels.gemm.dispatch` has checked.
@@ -72,12 +72,15 @@ class Term(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """An addition to a product: another product, over `depth` steps, and a row; each if not 0."""
+    """An addition to a product: a bias, and another product, over `depth` steps; each if not 0."""
 
+    bias: Matrix  # of the shape of C, in which a step may be 0
     depth: int
     a: Matrix
     b: Matrix
-    row: int  # the address of n adjacent numbers
+
+
+NO_BIAS = Matrix(0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
@@ -134,16 +137,41 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
             store(here, value)
 
 
+@jit(inline="always")
+def from_corner(bias: Matrix, i: int, j: int) -> Matrix:
+    """Return a bias from row i and column j on."""
+    return Matrix(bias.at + i * bias.row + j * bias.col if bias.at else 0, bias.row, bias.col)
+
+
+@jit(inline="always")
+def add_bias(t: BlockSizes, rows: int, cols: int, bias: Matrix, C: Matrix) -> None:
+    """Add a bias to C[:rows, :cols], a panel.
+
+    It is added after the sums, as a separate addition would be, so that the bits are the same.
+    """
+    done = cols - cols % t.VL if bias.col == C.col == t.item else 0
+    for j in range(0, done, t.VL):
+        here, there = bias.at + j * t.item, C.at + j * t.item
+        for i in range(rows):
+            add_vector(here + i * bias.row, there + i * C.row, t.zero)
+    for j in range(done, cols):
+        here, there = bias.at + j * bias.col, C.at + j * C.col
+        for i in range(rows):
+            at = there + i * C.row
+            store(at, load(at, t.zero) + load(here + i * bias.row, t.zero))
+
+
 @external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
-    add: bool, spare: int,
+    add: bool, bias: Matrix, spare: int,
 ) -> None:  # fmt: skip
-    """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
+    """Compute C[:rows, :cols] = A B, or +=, and += bias: the two loops around the micro-kernel.
 
-    `edge` is the last panel of B if that is narrower than NR. A tile whose rows are not contiguous
-    in C is computed in `spare` and copied. A sum of many terms is more exact if runs of them are
-    added up separately, and then the runs: so a tile goes to C after each RUN steps.
+    The bias is a matrix of the shape of C, or none, at address 0. `edge` is the last panel of B if
+    that is narrower than NR. A tile whose rows are not contiguous in C is computed in `spare` and
+    copied. A sum of many terms is more exact if runs of them are added up separately, and then the
+    runs: so a tile goes to C after each RUN steps.
     """
     straight = C.col == t.item
     step = t.MR
@@ -184,6 +212,8 @@ def macro_kernel(
                 high -= done
                 a += done * A.across
                 c += done * C.row
+        if bias.at:
+            add_bias(t, rows, wide, from_corner(bias, 0, j), Matrix(C.at + j * C.col, C.row, C.col))
 
 
 @jit(inline="always")
@@ -300,19 +330,19 @@ def multiply(
                 False,
                 Matrix(0, 0, 0),
             )
-            row = more.row + jc * t.item if more.row and last else 0
+            bias = from_corner(more.bias, 0, jc) if last else NO_BIAS
             corner = Matrix(C.at + jc * C.col, C.row, C.col)
             spans = min(panels, pieces // strips)
-            arguments = t, m, cols, strips, corner, add or pc > 0, main, second, row
+            arguments = t, m, cols, strips, corner, add or pc > 0, main, second, bias
             share(launcher, strips * spans, multiply_piece, arguments)
 
 
 @external()
 def multiply_piece(
     piece: int, pieces: int, t: BlockSizes, m: int, n: int, strips: int, C: Matrix, add: bool,
-    main: Term, more: Term, row: int,
+    main: Term, more: Term, bias: Matrix,
 ) -> None:  # fmt: skip
-    """Compute a piece of C[:m, :n] = A B, or +=, and add a row and a second term, strip by strip.
+    """Compute a piece of C[:m, :n] = A B, or +=, and add a bias and a second term, strip by strip.
 
     The pieces are `strips` strips of rows, each cut into spans of columns.
     """
@@ -336,12 +366,9 @@ def multiply_piece(
     for i in range(start, end, strip):
         high, row_of_c = min(strip, end - i), C.at + i * C.row
         for number in range(2):
-            term, adds = main, add
+            term, adds, row = main, add, from_corner(bias, i, 0)
             if number == 1:
-                term, adds = more, True
-                if row:
-                    corner = Matrix(row_of_c + j * C.col, C.row, C.col)
-                    add_row(t, corner, high, cols, row + j * t.item)
+                term, adds, row = more, True, NO_BIAS
             if term.depth == 0:
                 continue
             a = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
@@ -361,21 +388,6 @@ def multiply_piece(
                     edge = Panels(narrow, edge.across, edge.along, edge.next, True)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
-                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, spare)
+                addend = from_corner(row, 0, g * t.NR)
+                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, addend, spare)
     keep_alive(work)
-
-
-@jit(inline="always")
-def add_row(t: BlockSizes, C: Matrix, rows: int, cols: int, row: int) -> None:
-    """Add a row of adjacent numbers to each row of C.
-
-    It is added after the sums, as a separate addition would be, so that the bits are the same.
-    """
-    done = cols - cols % t.VL
-    for i in range(rows):
-        here = C.at + i * C.row
-        for j in range(0, done, t.VL):
-            add_vector(row + j * t.item, here + j * t.item, t.zero)
-        for j in range(done, cols):
-            at = here + j * t.item
-            store(at, load(at, t.zero) + load(row + j * t.item, t.zero))

@@ -107,14 +107,14 @@ class PrepackedMatrix:
             self._writes += 1
 
     def matmul(
-        self, x: Array, transpose: bool, left: Array, right: Array, row: Array | None = None
+        self, x: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
     ) -> Array | None:
-        """Compute x W^T, or x W, plus a product of few steps, `left @ right`, plus a row.
+        """Compute x W^T, or x W, plus a product of few steps, `left @ right`, plus a bias.
 
         Return None if panels do not serve: for few rows, for arrays of several dtypes, if they
         would exceed the limit, or if W cannot be made read-only.
         """
-        kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, row)
+        kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, bias)
         if kernel is None or len(x) < ROWS:
             return None
         matrix = self.matrix.T if transpose else self.matrix
@@ -126,9 +126,9 @@ class PrepackedMatrix:
         k, n = matrix.shape
         out = np.empty((len(x), n), x.dtype)
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
-        row = nothing(x.dtype) if row is None else np.ascontiguousarray(row)
+        bias = nothing(x.dtype) if bias is None else bias
         plan = PRODUCTS[x.dtype].plans[False]
-        kernel(seconds, x, panels, n, left, right, row, out, plan)
+        kernel(seconds, x, panels, n, left, right, bias, out, plan)
         return out
 
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:

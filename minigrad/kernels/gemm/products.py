@@ -19,6 +19,7 @@ import numpy as np
 from numba import types
 
 from minigrad.kernels.gemm.macrokernel import (
+    NO_BIAS,
     Extra,
     block_depth,
     choose_packing,
@@ -27,7 +28,7 @@ from minigrad.kernels.gemm.macrokernel import (
     work_size,
 )
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
-from minigrad.kernels.jit import Integers, Read, Strided, Written, external, jit
+from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
@@ -70,11 +71,21 @@ def transposed(matrix: Matrix) -> Matrix:
     return Matrix(matrix.at, matrix.col, matrix.row)
 
 
+@jit(inline="always")
+def bias_of(row: Any) -> Matrix:
+    """Return the matrix all of whose rows are this one; none if it is empty."""
+    return Matrix(address_of(row) if row.size else 0, 0, row.strides[0])
+
+
 @external()
 def multiply_run(
-    launcher: int, pieces: int, x: Any, y: Any, out: Any, plan: Any, start: int, stop: int
-) -> None:
-    """Compute products number `start` to `stop` of a batch, each shared as so many pieces."""
+    launcher: int, pieces: int, x: Any, y: Any, bias: Matrix, out: Any, plan: Any, start: int,
+    stop: int,
+) -> None:  # fmt: skip
+    """Compute products number `start` to `stop` of a batch, each shared as so many pieces.
+
+    The bias is added to each of them.
+    """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
@@ -82,7 +93,7 @@ def multiply_run(
     if 2 * n <= t.NR and n < m and a.row == t.item:
         # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
         m, n, left, right = n, m, right, left
-        a, b, C = transposed(b), transposed(a), transposed(C)
+        a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
     work = np.empty(work_size(t, n, k, choice, 0, 0), np.uint8)
     room = first_line(work)
@@ -92,7 +103,7 @@ def multiply_run(
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            plan[11] != 0, choice, room, 0, Extra(0, a, b, 0),
+            plan[11] != 0, choice, room, 0, Extra(bias, 0, a, b),
         )  # fmt: skip
     keep_alive(work)
 
@@ -106,7 +117,19 @@ def gemm(
     `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share the
     work of each product.
     """
-    multiply_run(launcher, pieces, x, y, out, plan, 0, plan[12])
+    multiply_run(launcher, pieces, x, y, NO_BIAS, out, plan, 0, plan[12])
+
+
+@for_each_dtype(pieces=0, shares=True)
+def gemm_bias(
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, bias: Strided.D1, out: Written.D2,
+    plan: Integers,
+) -> None:  # fmt: skip
+    """Write or add one product x @ y, and add a bias to each row.
+
+    It is a kernel of its own since each array takes a small product a tenth of a microsecond.
+    """
+    multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, 1)
 
 
 @for_each_dtype()
@@ -115,7 +138,7 @@ def gemm_batch(
 ) -> None:
     """Compute the products of `gemm`, shared out so that each thread does complete ones."""
     numbers = span(piece, pieces, plan[12])
-    multiply_run(0, 1, x, y, out, plan, numbers.start, numbers.stop)
+    multiply_run(0, 1, x, y, NO_BIAS, out, plan, numbers.start, numbers.stop)
 
 
 @for_each_dtype(shares=True)
@@ -139,11 +162,11 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
 @for_each_dtype(pieces=0, shares=True)
 def gemm_packed(
     launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
-    y2: Strided.D2, row: Read.D1, out: Written.D2, plan: Integers,
+    y2: Strided.D2, bias: Strided.D1, out: Written.D2, plan: Integers,
 ) -> None:  # fmt: skip
-    """Compute out = x y + x2 y2 + row, from the panels that `pack_all` has made of y.
+    """Compute out = x y + x2 y2 + bias, from the panels that `pack_all` has made of y.
 
-    y has n columns. A row of length 0 stands for none.
+    y has n columns. A bias of length 0 stands for none.
     """
     m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
     t = blocks_of(plan, x)
@@ -151,9 +174,8 @@ def gemm_packed(
     prepacked = first_line(panels)
     choice = choose_packing(t, m, n, k, a, a, prepacked)
     work = np.empty(work_size(t, n, k, choice, prepacked, steps), np.uint8)
-    more = Extra(steps, matrix_of(x2), matrix_of(y2), address_of(row) if row.size else 0)
+    more = Extra(bias_of(bias), steps, matrix_of(x2), matrix_of(y2))
     room = first_line(work)
     multiply(launcher, pieces, t, m, n, k, a, a, C, False, choice, room, prepacked, more)
     keep_alive(work)
     keep_alive(panels)
-    keep_alive(row)
