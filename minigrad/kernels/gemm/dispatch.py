@@ -140,8 +140,9 @@ def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: A
 
 
 def _checked(
-    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *operands: Array | None
-) -> Array:
+    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array,
+    bias: Array | None = None,
+) -> Array:  # fmt: skip
     """Return `out` if it can take a product of this shape, else raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
@@ -156,9 +157,8 @@ def _checked(
             "out must be C-contiguous, aligned and writable; write to such an array and "
             "copy it with out[...] = "
         )
-    for operand, name in zip(operands, ("first operand", "second operand", "bias"), strict=False):
-        if operand is None:
-            continue
+    operands = ((x, "first operand"), (y, "second operand"))
+    for operand, name in operands if bias is None else (*operands, (bias, "bias")):
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
             raise _error(
                 f"out shares memory with the {name}, which would change while it is read; pass a "
@@ -254,31 +254,22 @@ class Products:
         self, x: Array, y: Array, out: Array, add: bool, work: int, bias: Array | None = None
     ) -> None:
         """Write x y to `out`, or add it, `work` multiply-adds; and add the bias."""
-        special = self._multiply_specially(x, y, out, add, work)
-        if not special and bias is None:
-            self.gemm(work * SECONDS, x, y, out, self.plans[add])
-        elif not special:
-            self.gemm_bias(work * SECONDS, x, y, bias, out, self.plans[add])
-        elif bias is not None:
-            out += bias
-
-    def _multiply_specially(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product if it is empty, or another loop than `gemm` does it; return whether."""
+        m, n = out.shape
+        k = x.shape[1]
         if not work:
             if not add:
                 out.fill(0)  # an empty sum is 0
-            return True
-        m, n = out.shape
-        k = x.shape[1]
-        if self.is_skinny(m, n, k) and (
-            self._multiply_skinny(x, y, out, add, work)
-            or self._multiply_skinny(y.T, x.T, out.T, add, work)
-        ):
-            return True
-        if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
+        elif self.is_skinny(m, n, k) and self._multiply_skinny(x, y, out, add, work):
+            pass
+        elif k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._multiply_in_pieces(x, y, out, add, work)
-            return True
-        return False
+        elif bias is None:
+            self.gemm(work * SECONDS, x, y, out, self.plans[add])
+        else:
+            self.gemm_bias(work * SECONDS, x, y, bias, out, self.plans[add])
+            return
+        if bias is not None:
+            out += bias
 
     def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether a product of this shape may take the loops for few rows or columns."""
@@ -301,18 +292,25 @@ class Products:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product if a loop of `skinny` serves it, and return whether."""
+        """Do the product, or its transpose, if a loop of `skinny` serves it; return whether."""
+        seconds = max(work * SECONDS, (x.size + y.size) * x.itemsize * SECONDS_OF_A_BYTE)
+        return self._multiply_one_side(x, y, out, add, seconds) or self._multiply_one_side(
+            y.T, x.T, out.T, add, seconds
+        )
+
+    def _multiply_one_side(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> bool:
+        """Do the product if a loop of `skinny` serves it as it stands; return whether."""
         (m, k), n, item = x.shape, y.shape[1], x.itemsize
-        seconds = max(work * SECONDS, (x.size + y.size) * item * SECONDS_OF_A_BYTE)
-        adjacent = x.strides[1] == item == y.strides[0]  # along k, in both operands
+        (x_row, x_col), (y_row, y_col) = x.strides, y.strides
+        adjacent = x_col == item == y_row  # along k, in both operands
         if m == 1 == n and adjacent:
             self.inner(seconds, x, y, out, add)
             return True
-        if m == 1 and n > 1 and y.strides[1] == item:
+        if m == 1 and n > 1 and y_col == item:
             self.sweep(seconds, x, y, out, add)
             return True
         long = k >= PIECES * SPLIT
-        large = n > 1 and y.strides[1] == item and y.size * item > self._near
+        large = n > 1 and y_col == item and y.size * item > self._near
         if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
             if long:
                 return False
@@ -324,9 +322,9 @@ class Products:
             elif not straight:
                 out[...] = rows
             return True
-        if n > m or x.strides[1] != item or not (m >= TALL or y.strides[0] == item):
+        if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
-        if n >= self.lanes and x.strides[0] % COLLIDING:
+        if n >= self.lanes and x_row % COLLIDING:
             return False  # the register tile does as well
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y

@@ -137,41 +137,16 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
             store(here, value)
 
 
-@jit(inline="always")
-def from_corner(bias: Matrix, i: int, j: int) -> Matrix:
-    """Return a bias from row i and column j on."""
-    return Matrix(bias.at + i * bias.row + j * bias.col if bias.at else 0, bias.row, bias.col)
-
-
-@jit(inline="always")
-def add_bias(t: BlockSizes, rows: int, cols: int, bias: Matrix, C: Matrix) -> None:
-    """Add a bias to C[:rows, :cols], a panel.
-
-    It is added after the sums, as a separate addition would be, so that the bits are the same.
-    """
-    done = cols - cols % t.VL if bias.col == C.col == t.item else 0
-    for j in range(0, done, t.VL):
-        here, there = bias.at + j * t.item, C.at + j * t.item
-        for i in range(rows):
-            add_vector(here + i * bias.row, there + i * C.row, t.zero)
-    for j in range(done, cols):
-        here, there = bias.at + j * bias.col, C.at + j * C.col
-        for i in range(rows):
-            at = there + i * C.row
-            store(at, load(at, t.zero) + load(here + i * bias.row, t.zero))
-
-
 @external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
-    add: bool, bias: Matrix, spare: int,
+    add: bool, spare: int,
 ) -> None:  # fmt: skip
-    """Compute C[:rows, :cols] = A B, or +=, and += bias: the two loops around the micro-kernel.
+    """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
-    The bias is a matrix of the shape of C, or none, at address 0. `edge` is the last panel of B if
-    that is narrower than NR. A tile whose rows are not contiguous in C is computed in `spare` and
-    copied. A sum of many terms is more exact if runs of them are added up separately, and then the
-    runs: so a tile goes to C after each RUN steps.
+    `edge` is the last panel of B if that is narrower than NR. A tile whose rows are not contiguous
+    in C is computed in `spare` and copied. A sum of many terms is more exact if runs of them are
+    added up separately, and then the runs: so a tile goes to C after each RUN steps.
     """
     straight = C.col == t.item
     step = t.MR
@@ -212,8 +187,6 @@ def macro_kernel(
                 high -= done
                 a += done * A.across
                 c += done * C.row
-        if bias.at:
-            add_bias(t, rows, wide, from_corner(bias, 0, j), Matrix(C.at + j * C.col, C.row, C.col))
 
 
 @jit(inline="always")
@@ -330,7 +303,9 @@ def multiply(
                 False,
                 Matrix(0, 0, 0),
             )
-            bias = from_corner(more.bias, 0, jc) if last else NO_BIAS
+            bias = NO_BIAS
+            if more.bias.at and last:
+                bias = Matrix(more.bias.at + jc * more.bias.col, more.bias.row, more.bias.col)
             corner = Matrix(C.at + jc * C.col, C.row, C.col)
             spans = min(panels, pieces // strips)
             arguments = t, m, cols, strips, corner, add or pc > 0, main, second, bias
@@ -366,9 +341,9 @@ def multiply_piece(
     for i in range(start, end, strip):
         high, row_of_c = min(strip, end - i), C.at + i * C.row
         for number in range(2):
-            term, adds, row = main, add, from_corner(bias, i, 0)
+            term, adds = main, add
             if number == 1:
-                term, adds, row = more, True, NO_BIAS
+                term, adds = more, True
             if term.depth == 0:
                 continue
             a = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
@@ -388,6 +363,24 @@ def multiply_piece(
                     edge = Panels(narrow, edge.across, edge.along, edge.next, True)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
-                addend = from_corner(row, 0, g * t.NR)
-                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, addend, spare)
+                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, spare)
+                if bias.at and number == 0:
+                    here = bias.at + i * bias.row + g * t.NR * bias.col
+                    add_bias(t, high, wide, Matrix(here, bias.row, bias.col), corner)
     keep_alive(work)
+
+
+@jit(inline="always")
+def add_bias(t: BlockSizes, rows: int, cols: int, bias: Matrix, C: Matrix) -> None:
+    """Add a bias to C[:rows, :cols].
+
+    It is added after the sums, as a separate addition would be, so that the bits are the same.
+    """
+    done = cols - cols % t.VL if bias.col == C.col == t.item else 0
+    for i in range(rows):
+        here, there = bias.at + i * bias.row, C.at + i * C.row
+        for j in range(0, done, t.VL):
+            add_vector(here + j * t.item, there + j * t.item, t.zero)
+        for j in range(done, cols):
+            at = there + j * C.col
+            store(at, load(at, t.zero) + load(here + j * bias.col, t.zero))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.gemm.macrokernel import NO_BIAS, Panels, macro_kernel
+from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
@@ -323,7 +323,7 @@ def stream(
                 hinted += 1
             B = Panels(here, t.item, b.row, 0, False)
             target = Matrix(C.at + j * t.item, C.row, C.col)
-            macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, NO_BIAS, 0)
+            macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, 0)
 
 
 def _sweep_of(count: int) -> Callable[..., None]:
