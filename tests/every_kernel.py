@@ -88,6 +88,8 @@ def products(dtype):
         return [matrix.T.matmul(x) for x in xs] + [matrix.matmul(weight.T[:3, :70])]
 
     found = {name: lambda s=s: product(*draws(dtype, *s)) for name, s in shapes.items()}
+    x, y = draws(dtype, (70, 90), (90, 75))
+    found["bias"] = lambda: [matmul(x, y, bias=y[0])]
     found["kept panels"] = with_prepacked
     for name, kind in (("NF4", NF4Matrix.of), ("bfloat16", BFloat16Matrix.of)):
         found[name] = lambda kind=kind: narrow(kind)

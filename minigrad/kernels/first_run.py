@@ -28,7 +28,7 @@ TRAINING = (
     "_adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
     "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
-    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm", "gemm_bias",
 )  # fmt: skip
 """The kernels of usual training steps. First come those that the first process needs last."""
 

@@ -15,7 +15,7 @@ The shape and the strides of a product decide which loops it takes (`Products.mu
     few columns, and a large matrix whose rows run along k        skinny.dots
     few rows, and a large matrix whose rows run across            skinny.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
-    all else                                                      products.gemm
+    all else                                                      products.gemm, gemm_bias
 
 For a matrix that is multiplied with often see `minigrad.kernels.gemm.prepacked`.
 """
@@ -109,6 +109,13 @@ def _error(message: str) -> ValueError:
     return op_error(ValueError, "matmul", message)
 
 
+def _sharing(operand: str) -> ValueError:
+    return _error(
+        f"out shares memory with the {operand}, which would change while it is read; pass a copy "
+        "of one of them"
+    )
+
+
 def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
     """Return the shape of the product of stacks of matrices, or raise an error."""
     k, k_y = x.shape[-1], y.shape[-2]
@@ -128,12 +135,15 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
 
 
 def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: Array) -> Array:
-    """Compute `matmul` where the kernels do not serve its product or its bias."""
-    if np.shape(bias) != y.shape[-1:]:
+    """Compute `matmul` with a bias where no kernel serves the product, or the bias."""
+    row = y.shape[-1:] if y.ndim > 1 else ()
+    if np.shape(bias) != row:
         raise _error(
-            f"a bias of shape {np.shape(bias)}, but the product of shapes {x.shape} and {y.shape} "
-            f"takes one of shape {y.shape[-1:]}"
+            f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and {y.shape} "
+            f"one of shape {row} is added"
         )
+    if out is not None and np.shares_memory(out, bias):
+        raise _sharing("bias")
     product = matmul(x, y, out=out, add=add)
     product += bias
     return product
@@ -160,10 +170,7 @@ def _checked(
     operands = ((x, "first operand"), (y, "second operand"))
     for operand, name in operands if bias is None else (*operands, (bias, "bias")):
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
-            raise _error(
-                f"out shares memory with the {name}, which would change while it is read; pass a "
-                "copy of one of them"
-            )
+            raise _sharing(name)
     return out
 
 
@@ -253,7 +260,7 @@ class Products:
     def multiply(
         self, x: Array, y: Array, out: Array, add: bool, work: int, bias: Array | None = None
     ) -> None:
-        """Write x y to `out`, or add it, `work` multiply-adds; and add the bias."""
+        """Write x y to `out`, or add it: `work` multiply-adds; and add a bias to each row."""
         m, n = out.shape
         k = x.shape[1]
         if not work:

@@ -26,9 +26,9 @@ Each number of C is summed in one order, whatever the cuts: blocks of equal dept
 the last, and within one k after k. So neither the cuts nor the number of threads can change a bit.
 
 A matrix B that is multiplied with often may have been packed before
-(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product while a panel of C is
-near, and another product of few steps, A2 B2, while a strip is: in LoRA, the update of low rank.
-Each of them would cost a pass over C otherwise.
+(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
+few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank. Each of them would
+cost a pass over C otherwise.
 
 Everything here works on addresses, which `minigrad.kernels.gemm.products` takes from arrays that
 `minigrad.kernels.gemm.dispatch` has checked.
@@ -72,9 +72,9 @@ class Term(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """An addition to a product: a bias, and another product, over `depth` steps; each if not 0."""
+    """An addition to a product: a bias, and another product over `depth` steps, if not 0."""
 
-    bias: Matrix  # of the shape of C, in which a step may be 0
+    bias: Matrix  # of the shape of C, all rows at one address; or NO_BIAS
     depth: int
     a: Matrix
     b: Matrix

@@ -84,7 +84,7 @@ def multiply_run(
 ) -> None:  # fmt: skip
     """Compute products number `start` to `stop` of a batch, each shared as so many pieces.
 
-    The bias is added to each of them.
+    To each the bias is added.
     """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
@@ -127,7 +127,7 @@ def gemm_bias(
 ) -> None:  # fmt: skip
     """Write or add one product x @ y, and add a bias to each row.
 
-    It is a kernel of its own since each array takes a small product a tenth of a microsecond.
+    It is not `gemm` with an empty bias, since each array takes a call a tenth of a microsecond.
     """
     multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, 1)
 

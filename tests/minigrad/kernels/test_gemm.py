@@ -8,7 +8,7 @@ import pytest
 
 from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
-from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL
+from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THREADS_FROM
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, set_num_threads
@@ -164,6 +164,113 @@ def test_out_and_add_of_batches(dtype, rng):
     assert (out == 0).all()
 
 
+# A bias: one shape for each way, and for blocks, panels and tiles of which there are several.
+WITH_BIAS = [
+    *[shape for shape, *_ in WAYS],
+    (1, 1, 1), (40, 50, 70), (100, 20, 5), (100, 200, 700), (130, 1100, 45), (30, 40, 4200),
+]  # fmt: skip
+
+
+def biases(n, dtype, rng):
+    """The same row in several layouts."""
+    row = rng.standard_normal(n).astype(dtype)
+    packed = np.empty(n, [("first", np.int8), ("row", dtype)])["row"]  # not aligned
+    packed[...] = row
+    wide = np.full((n, 3), np.nan, dtype)
+    wide[:, 1] = row
+    fixed = row[::-1].copy()
+    fixed.flags.writeable = False
+    return [row, packed, np.frombuffer(b"." + row.tobytes(), dtype, n, 1), wide[:, 1], fixed[::-1]]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+@pytest.mark.parametrize("shape", WITH_BIAS)
+def test_a_bias_is_added_as_if_after_the_product(shape, layout, dtype, rng):
+    m, k, n = sizes(shape, dtype)
+    x, y = operands(m, k, n, layout, dtype, rng)
+    start = rng.standard_normal((m, n)).astype(dtype)
+    for bias in biases(n, dtype, rng):
+        out = matmul(x, y, bias=bias)
+        assert_close(out, np.hstack([x, np.ones_like(x[:, :1])]), np.vstack([y, bias]))
+        np.testing.assert_array_equal(out, matmul(x, y) + bias)
+        out = start.copy()
+        assert matmul(x, y, out=out, add=True, bias=bias) is out
+        np.testing.assert_array_equal(out, matmul(x, y, out=start.copy(), add=True) + bias)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(200, 300, 700), (700, 300, 90), (100, 1100, 400), (900, 99, 9)])
+@pytest.mark.parametrize("layout", ["NT", "TN"])
+def test_bits_with_a_bias_do_not_depend_on_the_number_of_threads(
+    shape, layout, dtype, same_on_threads, rng
+):
+    x, y = operands(*shape, layout, dtype, rng)
+    bias = rng.standard_normal(shape[2]).astype(dtype)
+    assert (shape[0] * shape[1] * shape[2] >= THREADS_FROM) or shape[2] == 9
+    (out,) = same_on_threads(lambda: [matmul(x, y, bias=bias)])
+    np.testing.assert_array_equal(out, matmul(x, y) + bias)
+
+
+@pytest.mark.parametrize("shape", [(64, 0, 64), (0, 64, 64), (64, 64, 0), (100, 0, 3), (1, 0, 1)])
+def test_a_bias_of_an_empty_product(shape):
+    m, k, n = shape
+    x, y, bias = np.ones((m, k)), np.ones((k, n)), np.arange(n) + 1.0
+    out = matmul(x, y, bias=bias)
+    assert out.shape == (m, n)
+    assert (out == bias).all()
+    assert (matmul(x, y, out=out, add=True, bias=bias) == 2 * bias).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "bias"),
+    [
+        (np.ones((2, 3), int), np.ones((3, 4), int), np.arange(4)),
+        (np.ones((2, 3), np.float16), np.ones((3, 4), np.float16), np.ones(4, np.float16)),
+        (np.ones((2, 3), np.float32), np.ones((3, 4)), np.arange(4.0)),
+        (np.ones((2, 3)), np.ones((3, 4)), np.arange(4)),
+        (np.ones((2, 3)), np.ones((3, 4)), [0.0, 1.0, 2.0, 3.0]),
+        (np.ones((2, 3)), np.ones((3, 4)), np.arange(4.0).astype(">f8")),
+        (np.ones((5, 2, 3)), np.ones((3, 4)), np.arange(4.0)),
+        (np.ones((5, 2, 3)), np.ones((5, 3, 4)), np.arange(4.0)),
+        (np.ones(3), np.ones((3, 4)), np.arange(4.0)),
+        (np.ones((2, 3)), np.ones(3), 1.5),
+    ],
+)
+def test_a_bias_that_no_kernel_serves_is_added_too(x, y, bias):
+    out = matmul(x, y, bias=bias)
+    assert out.dtype == np.result_type(x, y)
+    np.testing.assert_array_equal(out, np.matmul(x, y) + np.asarray(bias))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "bias"),
+    [
+        (np.ones((20, 30)), np.ones((30, 40)), np.ones(30)),
+        (np.ones((20, 30)), np.ones((30, 40)), np.ones((1, 40))),
+        (np.ones((20, 30)), np.ones((30, 40)), np.float64(1)),
+        (np.ones((20, 30)), np.ones((30, 40)), [1.0]),
+        (np.ones((2, 3), int), np.ones((3, 4), int), np.ones(3, int)),
+        (np.ones((4, 2, 3)), np.ones((3, 4)), np.ones((4, 2, 4))),
+    ],
+)
+def test_a_bias_of_another_shape_is_refused_and_out_left_alone(x, y, bias):
+    out = np.full(np.matmul(x, y).shape, 7, x.dtype)
+    message = f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        matmul(x, y, out=out, bias=bias)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, int])
+def test_a_bias_that_is_part_of_out_is_refused(dtype):
+    out = np.full((2, 4), 7, dtype)
+    with pytest.raises(ValueError, match="out shares memory with the bias"):
+        matmul(np.ones((2, 3), dtype), np.ones((3, 4), dtype), out=out, bias=out[0])
+    assert (out == 7).all()
+
+
 def _refused():
     x, y = np.ones((3, 4)), np.ones((4, 5))
     frozen = np.ones((3, 5))
@@ -284,9 +391,12 @@ FUZZ = """
         start = rng.standard_normal((m, n)).astype(dtype)
         out[...] = start
         add = bool(rng.integers(2))
-        matmul(x, y, out=out, add=add)
-        wide = x.astype(float) @ y.astype(float) + start * add
-        bound = (k + 3) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 9)
+        row = guarded(n, dtype, rng.integers(2))[:: rng.choice([1, 1, -1])]
+        row[...] = rng.standard_normal(n)
+        bias = row if rng.integers(2) else None
+        matmul(x, y, out=out, add=add, bias=bias)
+        wide = x.astype(float) @ y.astype(float) + start * add + (row if bias is row else 0)
+        bound = (k + 4) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 18)
         assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
 
         rank = int(rng.integers(20))
