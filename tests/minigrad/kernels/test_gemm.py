@@ -167,7 +167,8 @@ def test_out_and_add_of_batches(dtype, rng):
 # A bias: one shape for each way, and for blocks, panels and tiles of which there are several.
 WITH_BIAS = [
     *[shape for shape, *_ in WAYS],
-    (1, 1, 1), (40, 50, 70), (100, 20, 5), (100, 200, 700), (130, 1100, 45), (30, 40, 4200),
+    (1, 1, 1), (40, 50, 70), (100, 20, 5), (100, 20, 16), (100, 200, 700), (130, 1100, 45),
+    (30, 40, 4200),
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import lora
 import minigrad
-from minigrad import nn, optim, readonly
-from minigrad.kernels.gemm import prepacked, products
+from minigrad import kernels, nn, optim, readonly
+from minigrad.kernels.gemm import matmul, prepacked, products
 from minigrad.kernels.gemm.prepacked import PrepackedMatrix, prepack
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.readonly import hold, release, writable
@@ -69,6 +69,26 @@ def test_with_and_without_panels_a_layer_computes_the_same(dtype, rows, sizes, r
     assert_right(made, rng.standard_normal((rows, sizes[1])).astype(dtype))
     large = rows * made.base_weight.size >= 1_000_000
     assert (packed() > 0) == (rows >= prepacked.ROWS and large)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [5, 40, 100, 300])  # few, in one function, and in several
+@pytest.mark.parametrize("has_panels", [False, True])
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_bias_of_a_layer_is_added_after_the_product(dtype, rows, has_panels, step, rng, packed):
+    x, weight, a, b = (
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((rows, 210), (160, 210), (5, 210), (160, 5))
+    )
+    bias = rng.standard_normal(160 * step).astype(dtype)[::step]
+    owner = prepack(weight) if has_panels else None
+    y, h = kernels.lora.forward(x, weight, a, b, bias, 2.0)
+    assert (packed() > 0) == (has_panels and rows * weight.size >= kernels.lora.SMALL)
+    expected = matmul(x, weight.T)
+    expected += bias
+    matmul(h, b.T, out=expected, add=True)
+    np.testing.assert_array_equal(y, expected)
+    del owner
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
