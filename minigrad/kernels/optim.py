@@ -54,6 +54,7 @@ class AddressTable:
         rows: the indices of these rows among those that `TableCache.tables` was given.
         addresses: an int64 for each column of each row.
         starts: where each row begins when all lie one behind another, and where the last ends.
+        own: memory for the numbers of each row.
         size: the number of elements of all rows together.
     """
 
@@ -66,6 +67,7 @@ class AddressTable:
             [[0, *(_address(column[row]) for column in others)] for row in rows], np.int64, ndmin=2
         )
         self.starts = np.cumsum([0, *(first[row].size for row in rows)], dtype=np.int64)
+        self.own = np.empty((len(rows), OWN), dtype)
         self.size = int(self.starts[-1])
         self._copies: list[Array] = []
 
@@ -106,11 +108,10 @@ class TableCache:
         self, first: Column, others: Sequence[Column] = ()
     ) -> tuple[list[AddressTable], list[int]]:
         """Return a table for each dtype that kernels take, and the indices of all other rows."""
-        known = self._others
         if (
-            len(known) != len(others)
-            or not all(map(_is_same, known, others))
-            or self._sizes != [*map(_size, first)]
+            [*map(_size, first)] != self._sizes
+            or len(others) != len(self._others)
+            or not all(map(_is_same, others, self._others))
         ):
             self._arrange(first, others)
         for table in self._tables:
@@ -197,7 +198,7 @@ class MultiTensor:
         first: Column,
         others: Sequence[Column],
         options: Numbers,
-        own: Sequence[Numbers] = (),
+        own: Numbers | Sequence[Numbers] = (0.0,) * OWN,
     ) -> None:
         """Update all rows.
 
@@ -206,21 +207,21 @@ class MultiTensor:
             first: the column of the arrays that are read.
             others: the columns of those that are changed.
             options: at most `OPTIONS` numbers for all rows.
-            own: for each row, `OWN` numbers; nothing if none has any.
+            own: `OWN` numbers for each row, or those of all rows.
         """
         tables, rest = cache.tables(first, others)
         for row in rest:
             arrays = [column[row] for column in others]
             with np.errstate(all="ignore"):  # kernels do not warn either
-                new = self.update(first[row], *arrays, own[row] if own else (), options)
+                numbers = own[row] if isinstance(own, list) else own
+                new = self.update(first[row], *arrays, numbers, options)
             for array, values in zip(arrays, new, strict=True):
                 array[...] = values
         for table in tables:
-            some = [own[row] for row in table.rows] if own else [(0.0,) * OWN] * len(table.rows)
-            numbers = np.array(some, table.dtype)
+            table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
             constants = _constants(options, table.dtype)
             seconds = table.size * SECONDS
-            self._kernels[table.dtype](seconds, table.addresses, table.starts, numbers, constants)
+            self._kernels[table.dtype](seconds, table.addresses, table.starts, table.own, constants)
 
 
 @functools.lru_cache(maxsize=64)
@@ -329,13 +330,14 @@ def adam(
     beta1, beta2 = betas
     keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     options = (keep, l2, beta1, 1 - beta1, beta2, 1 - beta2)
-    own: dict[int, Numbers] = {}
+    known: dict[int, Numbers] = {}
     for step in set(steps):
         # (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps): one division.
         c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        own[step] = (lr * c2 / c1, c2 * eps)
+        known[step] = (lr * c2 / c1, c2 * eps)
+    own = known[steps[0]] if len(known) == 1 else [known[step] for step in steps]
     update = _adam if len(changed) == 3 else _amsgrad
-    update(cache, gradients, changed, options, [own[step] for step in steps])
+    update(cache, gradients, changed, options, own)
 
 
 @MultiTensor
