@@ -101,6 +101,9 @@ class Captured(Generic[P, R]):
         name = getattr(self.step, "__qualname__", repr(self.step))
         return f"<captured {name}: {count} program{'' if count == 1 else 's'}>"
 
+    def __reduce__(self) -> Any:
+        return Captured, (self.step,)  # a copy records for itself
+
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         """Make a step in a class a method, with programs of its own for each object."""
         if owner is None:
@@ -285,7 +288,7 @@ def _text(recording: Recording) -> str:
             section = line.section
             body.append(f"# {section}")
         dead = [n for n, at in last.items() if at == i and n not in kept and _ASSIGNED.match(n)]
-        body.append(f"{line}{f'; del {', '.join(dead)}' if dead else ''}")
+        body.append(f"{line}; del {', '.join(dead)}" if dead else str(line))
     body.append(f"return {recording.result}")
     head = f"def program({', '.join(recording.recorder.arguments)}):"
     return "\n    ".join([head, *body]) + "\n"

@@ -215,8 +215,8 @@ class Recorder(Observer):
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
         if op.name == "getitem" and _has_mask(given[1]):
             raise CaptureError(
-                "getitem: the shape of x[mask] depends on the values of the mask, and a program has "
-                "fixed shapes; use minigrad.where, or multiply by the mask"
+                "getitem: the shape of x[mask] depends on the values of the mask, and shapes in a "
+                "program are fixed; use minigrad.where, or multiply by the mask"
             )
         self._section = "forward"
         is_tensor = isinstance(result, Tensor)
@@ -290,10 +290,11 @@ class Recorder(Observer):
         self._running += 1 if begins else -1
         if begins or self._running:
             return
-        if function is contiguous_copy and type(arguments[0]) is np.ndarray:
-            if result.strides == arguments[0].strides:
-                self._register(result, self.name(arguments[0]))  # nothing writes to either
-                return
+        first = arguments[0] if arguments else None
+        is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
+        if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
+            self._register(result, self.name(first))  # nothing writes to either
+            return
         name = self._function(function, function.__name__.strip("_"))
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"

@@ -152,9 +152,11 @@ class Surroundings:
         module = type(value).__module__
         if module.startswith(_NOT_COMPARED) or _package(module) in _FOREIGN:
             return
-        called = ["forward", "__call__", *(names or ())] if _package(module) not in _LIBRARY else []
+        called = list(names or ())
+        is_library = _package(module) in _LIBRARY
+        called += [] if is_library else ["forward", "__call__"]
         for name in called:  # which grows meanwhile
-            method = getattr(type(value), name, None)
+            method = None if is_library else getattr(type(value), name, None)
             if isinstance(method, FunctionType) and id(method) not in self._seen:
                 self._walk(method, path)
                 called += [name for code in _codes(method) for name in code.co_names]

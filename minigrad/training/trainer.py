@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import random
-from minigrad.checks import check_count, check_positive, check_range, check_state
-from minigrad.core.grad_mode import no_grad
+from minigrad import programs, random
+from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.core.grad_mode import no_grad, observed
 from minigrad.core.tensor import Tensor
 from minigrad.data import batches
 from minigrad.io.atomic import check_target
@@ -105,6 +105,8 @@ class Trainer:
         scheduler: a scheduler of the same optimiser, which sets the lr after each step.
         ema: averages of the model's weights, updated after each step. They are validated, measured
             by the metrics and saved as the best weights; the model has its own at all other times.
+        capture: whether to run the program of a step (see `minigrad.capture`), to the same bits.
+            It pays for small models. The loss returns a mean then.
         progress: whether to show a progress bar.
         rng: the generator of the order of the rows.
 
@@ -137,6 +139,7 @@ class Trainer:
         save_frozen: bool = True,
         scheduler: LRScheduler | None = None,
         ema: EMA | None = None,
+        capture: bool = False,
         progress: bool = True,
         rng: Rng = None,
     ) -> None:
@@ -181,6 +184,9 @@ class Trainer:
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
+        check_flag("capture", capture)
+        self.capture = capture
+        self._steps = programs.capture(self._make_step) if capture else self._make_step
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: _Pass | None = None
@@ -296,14 +302,14 @@ class Trainer:
         if isinstance(given, Rows):
             prediction = self.predict(given.x)
             with no_grad():
-                loss, _ = self._loss(Tensor(prediction), given.y)
+                loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
             return {"loss": loss.item(), **named}
         total = counted = 0.0
         with evaluation_mode(self.model):
             for item in range(len(given)):
                 ((*inputs, target),) = given.micro_batches(np.array([item]))
-                mean, count = self._loss(self.model(*inputs), target)
+                mean, count = _checked(self.loss(self.model(*inputs), target))
                 count = _rows_of(target) if count is None else count
                 total += mean.item() * count if count else 0.0
                 counted += count
@@ -408,64 +414,82 @@ class Trainer:
         """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.zero_grad()
-        loss = total = unit = 0.0
-        for *inputs, target in micro_batches:
-            mean, counted = self._loss(self.model(*inputs), target)
-            count = _rows_of(target) if counted is None else counted
-            if not count:
-                continue  # this mean is of nothing
-            value = float(mean.item())
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
-                    f"learning rate, clip_norm, or data without extreme values may help"
+        counts: list[float] = [_rows_of(target) for *_, target in micro_batches]
+        shares = [np.array(count / (sum(counts) or 1)) for count in counts]
+        values, norm, counted = self._steps(micro_batches, shares)
+        if counted is not None:
+            counts, total = counted, sum(counted)
+            shares = [np.array(count / total) for count in counts]
+        loss = sum(value * float(share) for value, share in zip(values, shares, strict=True))
+        seconds = time.perf_counter() - started
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, sum(counts)
+
+    def _make_step(
+        self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]]
+    ) -> tuple[list[float], float, list[float] | None]:
+        """Make a step; return the loss of each micro-batch, the gradient norm, and what counted.
+
+        `shares` are the shares of the micro-batches in the rows of all. They weigh the gradients,
+        unless the loss counts something else, which is returned then.
+        """
+        model, loss, optimizer, limit = self.model, self.loss, self.optimizer, self.clip_norm
+        scheduler, ema = self.scheduler, self.ema
+        optimizer.zero_grad()
+        values, counts, unit = [], [], 0.0
+        for (*inputs, target), share in zip(micro_batches, shares, strict=True):
+            mean, counted = _checked(loss(model(*inputs), target))
+            if counted is not None and self.capture:
+                raise ValueError(
+                    "capture=True: the loss returns (mean, count), and a program cannot read the "
+                    "count; let the loss return the mean alone, or train with capture=False"
                 )
-            # The sum of rows is known; that of other counts after the last batch only.
-            unit = unit or (
-                sum(_rows_of(target) for *_, target in micro_batches) if counted is None else count
-            )
-            mean.backward(np.full(mean.shape, count / unit, mean.dtype))
-            loss, total = loss + value * (count / unit), total + count
+            count = _rows_of(target) if counted is None else counted
+            counts.append(count)
+            if not count:
+                values.append(0.0)  # the mean is one of nothing
+                continue
+            if counted is not None:  # the sum of rows is known; this one after the last batch only
+                unit = unit or counted
+                share = np.array(count / unit)
+            values.append(observed(self._finite, mean._data))
+            mean.backward(observed(filled_like, mean._data, share))
+        total = sum(counts)
         if not total:
             raise ValueError(
                 f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
                 f"without a target that counts, or take more of them for a step"
             )
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if total != unit:
-            loss *= unit / total
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if unit and total != unit:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad * (unit / total)
-        limit = self.clip_norm
         norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit, False)
-        if limit is not None and not math.isfinite(norm):
+        if limit is not None:
+            observed(self._check_norm, norm)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        if ema is not None:
+            ema.update()
+        return values, norm, counts if unit else None
+
+    def _finite(self, loss: NDArray[Any]) -> float:
+        """Return the value of a loss, or raise a FloatingPointError if it is not finite."""
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, clip_norm, or data without extreme values may help"
+            )
+        return value
+
+    def _check_norm(self, norm: float) -> None:
+        if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm became {norm} at step {len(self.history.steps) + 1}; a smaller "
                 f"learning rate, or data without extreme values may help"
             )
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update()
-        seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
-
-    def _loss(self, prediction: Any, target: NDArray[Any]) -> tuple[Tensor, float | None]:
-        """Return the loss and what it counted, None if it does not say so."""
-        loss, count = self.loss(prediction, target), None
-        if isinstance(loss, tuple) and len(loss) == 2:
-            loss, count = loss
-            count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
-            check_range("the count of a loss", count, 0, math.inf)
-        if not isinstance(loss, Tensor) or loss.size != 1:
-            what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-            raise TypeError(
-                f"the loss must return a Tensor of one element, or that and a count, not {what}"
-            )
-        return loss, count
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Return data that have been checked, in one of the two forms."""
@@ -602,6 +626,26 @@ class Trainer:
             ValueError: if it is damaged, or does not fit; nothing is changed then.
         """
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
+
+
+def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
+    """Return an array like the loss, filled with its share in the mean of a step."""
+    return np.full(loss.shape, share, loss.dtype)
+
+
+def _checked(result: Any) -> tuple[Tensor, float | None]:
+    """Return the result of a loss function, and what it counted, None if it does not say so."""
+    loss, count = result, None
+    if isinstance(loss, tuple) and len(loss) == 2:
+        loss, count = loss
+        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+        check_range("the count of a loss", count, 0, math.inf)
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+        raise TypeError(
+            f"the loss must return a Tensor of one element, or that and a count, not {what}"
+        )
+    return loss, count
 
 
 def _rows_of(target: Any) -> int:
