@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
 from minigrad.renamed import missing
@@ -70,14 +70,19 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     if dtype is None and array.dtype.isnative:
         return array
     target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
-    if target.kind in "iu" and array.dtype != target and array.size:
+    return array if array.dtype == target else observed(_converted, array, target)
+
+
+def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array in another dtype; a ValueError if a number is out of range of integers."""
+    if target.kind in "iu" and array.size:
         least, most = np.iinfo(target).min, np.iinfo(target).max
         for value in (array.min().item(), array.max().item()):
             if not least - 1 < value < most + 1:  # a fraction is dropped
                 raise ValueError(
                     f"{value} does not fit into {target}, which goes from {least} to {most}"
                 )
-    return array.astype(target, copy=False)
+    return array.astype(target)
 
 
 class Tensor:
@@ -109,7 +114,7 @@ class Tensor:
     ) -> None:
         array = as_array(data, dtype)
         if not array.flags.writeable or type(array) is not np.ndarray:
-            array = writable(array) if type(array) is np.ndarray else np.array(array)
+            array = observed(_own, array)
         self._data = array
         self.node = self._leaf = None
         if requires_grad:
@@ -159,8 +164,7 @@ class Tensor:
             ValueError: if the shape is not the same.
             RuntimeError: if this is the result of an op.
         """
-        self.data[...] = self._assignable(value)
-        mark_written(self._data)
+        observed(overwrite, self.data, self._assignable(value))
         return self
 
     def _assignable(self, value: Any) -> NDArray[Any]:
@@ -489,6 +493,17 @@ class Tensor:
             retain_graph: bool | None = None,
             create_graph: bool = False,
         ) -> None: ...
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a plain array that can be written to: a copy of one that is read-only for good."""
+    return writable(array) if type(array) is np.ndarray else np.array(array)
+
+
+def overwrite(array: NDArray[Any], value: NDArray[Any]) -> None:
+    """Write a value into the memory of an array, and note that it was written."""
+    array[...] = value
+    mark_written(array)
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:

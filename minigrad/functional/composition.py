@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import op_error, op_of
 from minigrad.renamed import instead_of_keyword
@@ -42,6 +43,9 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             for key in options:
                 if key in arrays and options[key].__class__ not in _USUAL:
                     options[key] = _array(options[key], args)
+            if mode.state[1] and not _has_tensor((*given, *options.values())):
+                # Its operators are numpy's then, which no observer would see.
+                return observed(call_on_arrays, function, tuple(options), *given, *options.values())
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
             if op_of(error) == name:
@@ -56,6 +60,19 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     if function.__module__.startswith("minigrad.functional."):
         COMPOSITIONS[name] = named
     return named
+
+
+def call_on_arrays(function: Callable[..., R], names: Sequence[str], *values: Any) -> R:
+    """Call a composition without Tensors; the last of the values are options with these names."""
+    count = len(values) - len(names)
+    return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+
+
+def _has_tensor(values: Sequence[Any]) -> bool:
+    return any(
+        _has_tensor(value) if isinstance(value, (list, tuple)) else isinstance(value, Tensor)
+        for value in values
+    )
 
 
 _USUAL = {Tensor, np.ndarray, type(None)}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
@@ -35,7 +36,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
             f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
         )
-    index: list[Any] = list(np.indices(x.shape, sparse=True))
+    index: list[Any] = list(observed(np.indices, x.shape, np.int64, True))
     index[axis] = taken
     return getitem(x, tuple(index))
 
@@ -88,17 +89,22 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         ValueError: if one is not among the classes.
     """
     classes = as_integers("labels", labels)
+    if not isinstance(num_classes, (int, np.integer, type(None))):
+        raise TypeError(f"num_classes is an integer, not {num_classes!r}")
+    out: Any = observed(one_hot_rows, classes, num_classes)
+    return Tensor(out) if isinstance(labels, Tensor) else out
+
+
+def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
+    """Return the result of `one_hot` for an array of integers, which it checks."""
     if num_classes is None:
         num_classes = int(classes.max()) + 1 if classes.size else 0
-    if not isinstance(num_classes, (int, np.integer)):
-        raise TypeError(f"num_classes is an integer, not {num_classes!r}")
     if num_classes < 0:
         raise ValueError(f"num_classes is not negative, unlike {num_classes}")
     check_below("labels", classes, num_classes, "classes")
     rows = np.zeros((classes.size, num_classes), np.int64)
     rows[np.arange(classes.size), classes.ravel()] = 1
-    out: Any = rows.reshape(*classes.shape, num_classes)
-    return Tensor(out) if isinstance(labels, Tensor) else out
+    return rows.reshape(*classes.shape, num_classes)
 
 
 def check_below(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import moveaxis
@@ -75,10 +76,15 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
         ValueError: if the axes are the same or do not exist.
     """
     x = moveaxis(x, normalize_axes((axis1, axis2), x.ndim), (-2, -1))
-    rows, columns = x.shape[-2:]
+    return getitem(x, (..., *observed(diagonal_indices, x.shape[-2:], offset)))
+
+
+def diagonal_indices(shape: tuple[int, int], offset: int) -> tuple[Any, Any]:
+    """Return the rows and the columns of the elements of a diagonal."""
+    rows, columns = shape
     first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
     steps = np.arange(first, np.maximum(first, last))
-    return getitem(x, (..., steps, steps + offset))
+    return steps, steps + offset
 
 
 @composition
@@ -103,8 +109,7 @@ def diag(x: Array, k: int = 0) -> Tensor:
     if x.ndim != 1:
         raise ValueError(f"takes a vector or a matrix, not an array of shape {x.shape}")
     size = x.shape[0] + int(np.abs(k))
-    steps = np.arange(x.shape[0])
-    return scatter_add(x, (steps + np.maximum(-k, 0), steps + np.maximum(k, 0)), (size, size))
+    return scatter_add(x, observed(diagonal_indices, (size, size), k), (size, size))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.checks import check_positive, check_probability
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.ops import abs, clip, getitem, log_softmax, mean, reshape, softplus, sum, where
+from minigrad.ops import abs, add, astype, clip, getitem, log_softmax, mean, multiply, reshape
+from minigrad.ops import softplus, subtract, sum, where
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]
@@ -117,31 +118,28 @@ def cross_entropy(
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
         probabilities = _like(logits, target)
-        if (as_array(target) < 0).any():
-            raise ValueError(
-                "targets of floats are probabilities, and some of these are negative; "
-                "has a softmax been forgotten?"
-            )
+        observed(check_probabilities, as_array(target))
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
-            probabilities = (1 - label_smoothing) * probabilities + share
+            probabilities = add(multiply(1 - label_smoothing, probabilities), share)
         terms = log_softmax(logits, axis) * probabilities
-        return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
+        if weights is not None:
+            terms = terms * _along(axis, weights, logits.ndim)
+        return _reduced(-sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
         integers = as_array(target)
         # int64 is the one dtype that has a kernel; uint64 does not fit in it.
         fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
         if fits and ignore_index.__class__ is int:
-            integers = integers.astype(np.int64, copy=False)
-            flat = None if weights is None else weights.reshape(-1)
-            counts, total = kernels.losses.label_weights(
-                integers, logits.shape[1], ignore_index, flat, logits.dtype
+            if integers.dtype != np.int64:
+                integers = astype(integers, np.int64)
+            counts, total = observed(
+                label_weights,
+                *(integers, logits.shape[1], ignore_index, weights, logits.dtype, reduction),
             )
-            # Where there is an error to raise, the general case below raises it.
-            if isfinite(total) and (total or reduction != "mean"):
-                divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
-                return label_loss(logits, integers, counts, label_smoothing, divisor)
+            divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
+            return label_loss(logits, integers, counts, label_smoothing, divisor)
     return _label_losses(
         logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
     )
@@ -190,20 +188,18 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {labels.shape}"
         )
-    labels, smoothing = labels.reshape(-1), float(label_smoothing)
+    smoothing = float(label_smoothing)
     trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
     if trained or x.dtype not in _FLOATS or getattr(weight, "dtype", x.dtype) != x.dtype:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        labels = reshape(labels, -1)
         losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
-        counted = labels != ignore_index
-        labels = np.where(counted, labels, 0).astype(np.int64)
-        check_below("targets", labels, weight.shape[0], "classes")
-        if reduction == "mean" and not counted.any():
-            raise ValueError(_NO_MEAN)
-        divisor = {"mean": float(np.count_nonzero(counted)), "sum": 1.0, "none": None}[reduction]
+        labels, weights, count = observed(
+            counted_labels, labels, weight.shape[0], ignore_index, x.dtype, reduction
+        )
+        divisor = {"mean": count, "sum": 1.0, "none": None}[reduction]
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
-        weights = counted.astype(x.dtype)
         losses = linear_label_loss(
             rows, weight, labels, weights, smoothing, divisor, chunk, differentiated
         )
@@ -257,23 +253,16 @@ def binary_cross_entropy_with_logits(
     """
     check_reduction(reduction)
     t = _like(logits, target)
-    values = t._data if isinstance(t, Tensor) else t
-    if not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(
-            f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
-            f"{values.max()}"
-        )
+    observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
-        factors = as_array(pos_weight)
-        if (factors < 0).any():
-            raise ValueError(f"pos_weight is not negative, unlike {factors.min()}")
-        pos_weight = pos_weight.astype(t.dtype)
+        observed(check_not_negative, "pos_weight is", as_array(pos_weight))
+        pos_weight = astype(pos_weight, t.dtype)
     positive = t * softplus(-logits)
     if pos_weight is not None:
         positive = positive * pos_weight
-    return _reduced(positive + (1 - t) * softplus(logits), reduction)
+    return _reduced(positive + subtract(1, t) * softplus(logits), reduction)
 
 
 def _label_losses(
@@ -301,34 +290,134 @@ def _label_losses(
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
-    counted = labels != ignore_index
-    labels = np.where(counted, labels, 0)
-    check_below("targets", labels, classes, "classes")
-    weights = None  # how much each target counts, 0 where it is ignored; None for 1 each
-    if class_weights is not None:
-        weights = counted * class_weights.reshape(-1)[labels]
-    elif not counted.all():
-        weights = counted.astype(scores.dtype)
-    if reduction == "mean" and weights is not None and weights.sum() == 0:
-        raise ValueError(_NO_MEAN)
+    chosen = observed(
+        chosen_scores, labels, axis, classes, ignore_index, class_weights, scores.dtype, reduction
+    )
+    counted, used, weights, total, *index = chosen
     if from_logits:
         scores = log_softmax(scores, axis)
-    index: list[Any] = list(np.indices(labels.shape, sparse=True))
-    index.insert(axis, labels)
-    losses = -getitem(scores, tuple(index))
-    if weights is not None:  # an infinite loss times 0 is 0 here
-        losses = where(weights == 0, 0.0, losses) * weights
+    losses = where(used, -getitem(scores, tuple(index)), 0.0)  # an infinite loss times 0 is 0 here
+    if class_weights is not None:
+        losses = losses * weights
     if smoothing:
-        terms = scores if class_weights is None else scores * class_weights
-        spread = where(counted, -sum(terms, axis), 0.0)
+        if class_weights is not None:
+            scores = scores * _along(axis, class_weights, scores.ndim)
+        spread = where(counted, -sum(scores, axis), 0.0)
         losses = (1 - smoothing) * losses + smoothing / classes * spread
-    if reduction == "mean" and weights is not None:
-        return sum(losses) / float(weights.sum())
+    if reduction == "mean" and labels.size:
+        return sum(losses) / total
     return _reduced(losses, reduction)
 
 
+def label_weights(
+    labels: NDArray[np.int64],
+    classes: int,
+    ignore_index: int,
+    class_weights: NDArray[Any] | None,
+    dtype: np.dtype[Any],
+    reduction: Reduction,
+) -> tuple[NDArray[Any], float]:
+    """Return how much each label counts, 0 where it is ignored, and the sum of that.
+
+    Raises:
+        ValueError: if there is no such class, or nothing to take the mean of.
+    """
+    weights, total = kernels.losses.label_weights(
+        labels, classes, ignore_index, class_weights, dtype
+    )
+    if not isfinite(total):  # it is nan where there is no such class
+        check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
+    if reduction == "mean" and total == 0:
+        raise ValueError(_NO_MEAN)
+    return weights, total
+
+
+def counted_labels(
+    labels: NDArray[Any],
+    classes: int,
+    ignore_index: int,
+    dtype: np.dtype[Any],
+    reduction: Reduction,
+) -> tuple[NDArray[np.int64], NDArray[Any], float]:
+    """Return labels in one axis, how much each counts, 1 or 0, and the sum of that.
+
+    Raises:
+        ValueError: if there is no such class, or nothing to take the mean of.
+    """
+    labels = labels.reshape(-1)
+    counted = labels != ignore_index
+    labels = np.where(counted, labels, 0).astype(np.int64)
+    check_below("targets", labels, classes, "classes")
+    if reduction == "mean" and not counted.any():
+        raise ValueError(_NO_MEAN)
+    return labels, counted.astype(dtype), float(np.count_nonzero(counted))
+
+
+def chosen_scores(
+    labels: NDArray[Any],
+    axis: int,
+    classes: int,
+    ignore_index: int,
+    class_weights: NDArray[Any] | None,
+    dtype: np.dtype[Any],
+    reduction: Reduction,
+) -> tuple[Any, ...]:
+    """Return how much each label counts, and the index of its score.
+
+    Returns:
+        Which labels are not ignored, which of these count more than 0, how much each counts, the
+        sum of that, and the index of the scores, an array for each of their axes.
+
+    Raises:
+        ValueError: if there is no such class, or nothing to take the mean of.
+    """
+    counted = labels != ignore_index
+    labels = np.where(counted, labels, 0)
+    check_below("targets", labels, classes, "classes")
+    if class_weights is None:
+        weights, used = counted.astype(dtype), counted
+        total = float(labels.size if counted.all() else weights.sum())
+    else:
+        weights = counted * class_weights[labels]
+        total, used = float(weights.sum()), weights != 0
+    if reduction == "mean" and total == 0 and (class_weights is not None or labels.size):
+        raise ValueError(_NO_MEAN)
+    index: list[Any] = list(np.indices(labels.shape, sparse=True))
+    index.insert(axis, labels)
+    return counted, used, weights, total, *index
+
+
+def check_probabilities(values: NDArray[Any]) -> None:
+    """Raise a ValueError if targets of floats are no probabilities of classes."""
+    if (values < 0).any():
+        raise ValueError(
+            "targets of floats are probabilities, and some of these are negative; "
+            "has a softmax been forgotten?"
+        )
+
+
+def check_from_0_to_1(values: NDArray[Any]) -> None:
+    """Raise a ValueError unless all targets are from 0 to 1."""
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(
+            f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
+            f"{values.max()}"
+        )
+
+
+def check_not_negative(what: str, values: NDArray[Any]) -> None:
+    """Raise a ValueError that begins with `what` if a value is negative."""
+    if (values < 0).any():
+        raise ValueError(f"{what} not negative, unlike {values.min()}")
+
+
+def _along(axis: int, class_weights: NDArray[Any], ndim: int) -> Array:
+    """Return the weights of classes in the shape that goes with scores of `ndim` axes."""
+    return reshape(class_weights, (-1,) + (1,) * (ndim - axis - 1))
+
+
 def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
-    """Return the axis of the classes, and their weights, shaped to go with the scores."""
+    """Return the axis of the classes, and their weights."""
     if scores.ndim == 0:
         raise ValueError("scores have an axis of classes; a number has none")
     axis = 1 if scores.ndim > 1 else 0
@@ -341,9 +430,8 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
             f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
         )
     values: NDArray[Any] = as_array(weight, scores.dtype)
-    if (values < 0).any():
-        raise ValueError(f"weights of classes are not negative, unlike {values.min()}")
-    return axis, values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
+    observed(check_not_negative, "weights of classes are", values)
+    return axis, values
 
 
 # --------------------------------------------------------------------------------------------------
@@ -479,7 +567,7 @@ def _like(prediction: Array, target: Array) -> Array:
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
     wanted = prediction.dtype
-    return target.astype(wanted) if target.dtype != wanted and wanted.kind == "f" else target
+    return astype(target, wanted) if target.dtype != wanted and wanted.kind == "f" else target
 
 
 def check_reduction(reduction: str) -> None:

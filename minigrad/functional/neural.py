@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
 from minigrad.checks import check_count, check_probability
+from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.shape import repeat, swapaxes
-from minigrad.ops import getitem, hints, matmul, softmax, where
+from minigrad.ops import astype, getitem, hints, logical_and, matmul, softmax, where
 from minigrad.random import Rng
 
 
@@ -45,10 +47,15 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None)
     check_probability("p", p)
     if not training or p == 0:
         return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
-    rng = random.generator(rng)
-    words = random.words(rng, math.prod(x.shape))
-    threshold = math.floor(2**16 * float(p) + rng.random())
+    words, threshold = observed(draw_words, rng, math.prod(x.shape), float(p))
     return dropped(x, words, threshold, 1 / (1 - float(p)) if p < 1 else 0.0)
+
+
+def draw_words(rng: Rng, count: int, p: float) -> tuple[NDArray[np.uint16], np.int64]:
+    """Draw the words of `dropped`, and 2^16 `p` rounded up or down: elements below it drop."""
+    rng = random.generator(rng)
+    words = random.words(rng, count)
+    return words, np.int64(math.floor(2**16 * p + rng.random()))
 
 
 @composition
@@ -69,14 +76,20 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
         raise ValueError(f"weight has shape (count, d), not {weight.shape}")
     count = weight.shape[0]
     integers = as_integers("indices", indices)
-    check_below("indices", integers, count, "rows", IndexError)
+    observed(check_below, "indices", integers, count, "rows", IndexError)
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
     rows = getitem(weight, integers)
     if padding_idx is None:
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
-    return where((integers == padding_idx % count)[..., None], constant, rows)
+    return where(observed(equal_rows, integers, padding_idx % count), constant, rows)
+
+
+def equal_rows(integers: NDArray[Any], value: int) -> NDArray[np.bool_]:
+    """Return where integers are equal to a value, with a last axis of size 1."""
+    equal: NDArray[np.bool_] = (integers == value)[..., None]
+    return equal
 
 
 # --------------------------------------------------------------------------------------------------
@@ -105,21 +118,30 @@ def _attention(
         for x in (key, value)
     )
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
+    masked = added is not None or allowed is not None  # where a query may have nothing allowed
     if added is not None:
-        scores = scores + added.astype(scores.dtype)
-        forbidden = np.isneginf(as_array(added))
-        if forbidden.any():
-            allowed = ~forbidden
+        scores = scores + astype(added, scores.dtype)
+        allowed = observed(above_minus_infinity, as_array(added))
     if offset is not None:
-        past = np.tri(query.shape[-2], key.shape[-2], offset, dtype=np.bool_)
-        allowed = past if allowed is None else allowed & past
+        past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
+        allowed = past if allowed is None else logical_and(allowed, past)
     if allowed is not None:
         # The least number, not -inf: a row of -inf only would become nan.
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
     weights = softmax(scores)
-    if allowed is not None and not allowed.any(-1).all():
-        weights = where(allowed, weights, 0.0)
+    if masked:
+        weights = where(observed(kept_weights, allowed), weights, 0.0)
     return matmul(dropout(weights, dropout_p, rng=rng), value)
+
+
+def above_minus_infinity(added: Array) -> Booleans:
+    """Return where a mask of floats lets a query attend to a key."""
+    return ~np.isneginf(added)
+
+
+def kept_weights(allowed: Booleans) -> Booleans:
+    """Return where weights stay as softmax gives them: everywhere, unless a row allows nothing."""
+    return np.ones_like(allowed) if allowed.any(-1).all() else allowed
 
 
 def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
@@ -273,7 +295,7 @@ def scaled_dot_product_attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if dropout_p == 0 and kernels.attention.serves(query, key, value):
         if added is not None and added.dtype != query.dtype:
-            added = added.astype(query.dtype)
+            added = astype(added, query.dtype)
         return fused_attention(query, key, value, allowed, added, offset, scale)
     return _attention(query, key, value, allowed, added, offset, scale, dropout_p, rng)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
@@ -133,18 +134,28 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iu":
         raise TypeError(f"takes integers, not {repeats!r:.60}")
-    if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
-        raise ValueError(
-            f"takes a number of repeats, or one for each of {size} elements, none of them "
-            f"negative; not {repeats!r:.60}"
-        )
+    if counts.shape not in ((), (1,), (size,)) or (counts.size == 1 and (counts < 0).any()):
+        raise ValueError(_bad_repeats(size, repeats))
     if counts.size == 1:  # without an index, whose gradient would be added up element by element
         count = int(counts.reshape(()))
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
         apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
         return reshape(apart, (*before[:-1], size * count, *after))
-    taken = np.repeat(np.arange(size), counts)
-    return getitem(x, (*[slice(None)] * axis, taken))
+    return getitem(x, (*[slice(None)] * axis, observed(repeated_indices, counts)))
+
+
+def repeated_indices(counts: Any) -> Any:
+    """Return the index of each count, as often as that says."""
+    if (counts < 0).any():
+        raise ValueError(_bad_repeats(len(counts), counts.tolist()))
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _bad_repeats(size: int, repeats: Any) -> str:
+    return (
+        f"takes a number of repeats, or one for each of {size} elements, none of them "
+        f"negative; not {repeats!r:.60}"
+    )
 
 
 @composition
@@ -180,9 +191,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         padded = scatter_add(x, inside, shape)
         if constant_values == 0:
             return padded
-        filled = np.ones(shape, bool)
-        filled[inside] = False
-        return where(filled, constant_values, padded)
+        return where(observed(outside_of, shape, inside), constant_values, padded)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise ValueError(
             f"mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
@@ -190,21 +199,33 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     if 0 in x.shape:
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
     for axis, width in enumerate(widths):
-        taken: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
+        taken = observed(padded_indices, x.shape[axis], width, mode)
         x = getitem(x, (*[slice(None)] * axis, taken))
     return x  # type: ignore[no-any-return]
+
+
+def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
+    """Return an array of this shape, True outside of a block of elements."""
+    outside = np.ones(shape, bool)
+    outside[inside] = False
+    return outside
+
+
+def padded_indices(size: int, width: Any, mode: Any) -> Any:
+    """Return the indices of the elements that padding repeats, and of those between them."""
+    return np.pad(np.arange(size), width, mode)
 
 
 @composition
 def tril(x: Array, k: int = 0) -> Tensor:
     """The lower triangle of each matrix, with 0 above the k-th diagonal."""
-    return where(np.tri(*_matrix(x), k, dtype=bool), x, _ZERO)
+    return where(observed(np.tri, *_matrix(x), k, np.bool_), x, _ZERO)
 
 
 @composition
 def triu(x: Array, k: int = 0) -> Tensor:
     """The upper triangle of each matrix, with 0 below the k-th diagonal."""
-    return where(np.tri(*_matrix(x), k - 1, dtype=bool), _ZERO, x)
+    return where(observed(np.tri, *_matrix(x), k - 1, np.bool_), _ZERO, x)
 
 
 _ZERO = False  # which is 0 in every dtype, and changes none
