@@ -22,7 +22,7 @@ from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import Array, FrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import ops
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
@@ -240,7 +240,7 @@ class AdaptedLayer(Module):
                 return y if bias is None else y + bias
         merged = self.merged_adapters
         if self._merged is not None:
-            self._check_fresh()
+            observed(self._check_fresh)
             if mode.grad_enabled and any(
                 part.requires_grad for name in merged for part in self.adapters[name].trained()
             ):

@@ -22,6 +22,7 @@ from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
 from minigrad.checks import check_probability
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
 
@@ -193,7 +194,7 @@ class Adapter:
     def norms(self, weight: FrozenMatrix) -> Array:
         """Compute n, the norm of each row of W + s B A: `(d_out,)`."""
         a, b = (factor._data for factor in self.factors())
-        return dora.norms(weight, a, b, self.scale)
+        return observed(dora.norms, weight, a, b, self.scale)
 
     def ratio(self, weight: FrozenMatrix) -> Tensor:
         """Compute m / n, the factor of each output in DoRA. At first it is 1 exactly."""

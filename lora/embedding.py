@@ -19,6 +19,7 @@ from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.variants.inits import Factors
 from lora.variants.narrow import BFloat16Embedding
 from minigrad import functional, ops
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Module, Parameter
 from minigrad.random import generator
@@ -86,7 +87,7 @@ class LoRAEmbedding(AdaptedLayer):
 
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Return x itself, and a factor for each token, which is 0 if it is dropped."""
-        ones = Tensor(np.ones((*x.shape, 1), self.weight.dtype))
+        ones = Tensor(observed(np.ones, (*x.shape, 1), self.weight.dtype))
         return x, functional.dropout(ones, adapter.dropout, rng=adapter.rng)
 
     def base_facts(self) -> list[str]:

@@ -17,6 +17,7 @@ from lora.attachment.state import adapted_layers
 from lora.embedding import LoRAEmbedding
 from minigrad import ops
 from minigrad.checks import check_range
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 
@@ -108,7 +109,7 @@ def penalty(model: Module) -> Tensor:
     the magnitude. A ValueError is raised if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]
-    total = Tensor(np.zeros((), layers[0].weight.dtype))
+    total = Tensor(observed(np.zeros, (), layers[0].weight.dtype))
     for adapter in (layer.adapters[name] for layer in layers for name in layer.active):
         a, b = adapter.factors()
         inner = ops.matmul(ops.transpose(b), b) * ops.matmul(a, ops.transpose(a))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
 
@@ -28,17 +29,17 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
             floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
-    return Tensor(np.array(as_array(data, dtype)), requires_grad)
+    return Tensor(observed(np.array, as_array(data, dtype)), requires_grad)
 
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(np.zeros(as_shape(shape), dtype), requires_grad)
+    return Tensor(observed(np.zeros, as_shape(shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(np.ones(as_shape(shape), dtype), requires_grad)
+    return Tensor(observed(np.ones, as_shape(shape), dtype), requires_grad)
 
 
 def full(
@@ -50,17 +51,18 @@ def full(
         ValueError: if the value is out of range of an integer dtype.
     """
     filling = as_array(fill_value, dtype)
-    return Tensor(np.full(as_shape((shape,)), filling, filling.dtype), requires_grad)
+    values = observed(np.full, as_shape((shape,)), filling, filling.dtype)
+    return Tensor(values, requires_grad)
 
 
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros with the shape and dtype of `x`."""
-    return Tensor(np.zeros(x.shape, dtype or x.dtype), requires_grad)
+    return Tensor(observed(np.zeros, x.shape, dtype or x.dtype), requires_grad)
 
 
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones with the shape and dtype of `x`."""
-    return Tensor(np.ones(x.shape, dtype or x.dtype), requires_grad)
+    return Tensor(observed(np.ones, x.shape, dtype or x.dtype), requires_grad)
 
 
 def arange(
@@ -76,7 +78,7 @@ def arange(
         ValueError: if a number is out of range of an integer dtype.
     """
     first, last = (0, start) if stop is None else (start, stop)
-    values = np.arange(first, last, step)
+    values = observed(np.arange, first, last, step)
     if dtype is None:
         dtype = np.float32 if values.dtype.kind == "f" else np.int64
     return Tensor(values, requires_grad, dtype)
@@ -94,34 +96,48 @@ def linspace(
     Raises:
         ValueError: if a number is out of range of an integer dtype.
     """
-    return Tensor(np.linspace(start, stop, num), requires_grad, dtype)
+    return Tensor(observed(np.linspace, start, stop, num), requires_grad, dtype)
 
 
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
     """Return the identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
-    return Tensor(np.eye(n, m, dtype=dtype), requires_grad)
+    return Tensor(observed(np.eye, n, m, 0, dtype), requires_grad)
 
 
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution."""
-    values = np.asarray(generator(rng).standard_normal(as_shape(shape)))
-    return Tensor(values.astype(dtype), requires_grad)
+    return Tensor(observed(draw_normal, rng, as_shape(shape), dtype), requires_grad)
+
+
+def draw_normal(rng: Rng, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Draw an array from the standard normal distribution."""
+    return np.asarray(generator(rng).standard_normal(shape)).astype(dtype)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1)."""
-    return Tensor(np.asarray(generator(rng).random(as_shape(shape))).astype(dtype), requires_grad)
+    return Tensor(observed(draw_uniform, rng, as_shape(shape), dtype), requires_grad)
+
+
+def draw_uniform(rng: Rng, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Draw an array from the uniform distribution on [0, 1)."""
+    return np.asarray(generator(rng).random(shape)).astype(dtype)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw from the integers `low` to `high` - 1."""
-    return Tensor(np.asarray(generator(rng).integers(low, high, as_shape((shape,)))))
+    return Tensor(observed(draw_integers, rng, low, high, as_shape((shape,))))
+
+
+def draw_integers(rng: Rng, low: int, high: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Draw an array from the integers `low` to `high` - 1."""
+    return np.asarray(generator(rng).integers(low, high, shape))
 
 
 def as_shape(sizes: Any) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ import lora
 import minigrad as mg
 from lora.text.architecture import ModelConfig, rotary_frequencies
 from minigrad import Tensor
+from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
 
@@ -88,16 +89,15 @@ class LanguageModel(Module):
             ids: `(batch, length)`.
             counted: `(batch, length)`, True for a token whose prediction counts.
         """
-        x = self.model(ids[:, :-1], checkpointing=self.checkpointing)
-        rows = np.flatnonzero(counted[:, 1:])
+        inputs, rows, target, count = observed(predicted, ids, counted)
+        x = self.model(inputs, checkpointing=self.checkpointing)
         x = x.reshape(-1, self.config.hidden_size)[rows]
-        target = ids[:, 1:].reshape(-1)[rows]
         if isinstance(self.lm_head, lora.LoRALayer):
             total = mg.cross_entropy(self.lm_head(x), target, "sum")
         else:
             layer = self.model.embed_tokens if self.lm_head is None else self.lm_head
             total = mg.linear_cross_entropy(x, layer.weight, target, "sum")
-        return total / max(len(rows), 1), len(rows)
+        return total / count, len(rows)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Return memory for the keys and values of `capacity` tokens in each layer."""
@@ -108,6 +108,17 @@ class LanguageModel(Module):
     def extra_repr(self) -> str:
         """The architecture."""
         return self.config.architecture
+
+
+def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, float]:
+    """Return what a model gets and is to predict, where the predictions of some tokens count.
+
+    Returns:
+        The tokens but the last of each row, the rows of the results that count, the token after
+        each of these, and the number to divide the sum of their losses by.
+    """
+    rows = np.flatnonzero(counted[:, 1:])
+    return ids[:, :-1], rows, ids[:, 1:].reshape(-1)[rows], float(max(len(rows), 1))
 
 
 class Decoder(Module):
@@ -129,7 +140,7 @@ class Decoder(Module):
     ) -> Tensor:
         """Return the vectors after the last norm; the arguments are those of `LanguageModel`."""
         start = caches[0].length if caches else 0
-        rotation = self.rotation(start, start + ids.shape[1])
+        rotation = observed(self.rotation, start, start + ids.shape[1])
         x = self.embed_tokens(ids)
         for i, (layer, turns) in enumerate(zip(self.layers, self.config.rope_layers, strict=True)):
             turn = rotation if turns else None

@@ -60,7 +60,7 @@ def norms_with_gradient(
     d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs A w_j and A A^T only. All is divided by n
     as early as possible, since the square of a norm may overflow its dtype.
     """
-    unit = b / n[:, None]
+    unit = b / ops.reshape(n, (-1, 1))
     crossed = (ops.transpose(weight.product(a)) * unit).sum(axis=1) * (2 * scale) / n
     update = (ops.matmul(unit, ops.matmul(a, ops.transpose(a))) * unit).sum(axis=1)
     change = crossed + update * (scale * scale)

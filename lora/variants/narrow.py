@@ -10,10 +10,11 @@ from abc import abstractmethod
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from lora.frozen import frozen_bias
 from minigrad import functional, kernels
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
 from minigrad.ops.products import stored_linear
@@ -142,6 +143,13 @@ class BFloat16Linear(NarrowLinear):
         return layer
 
 
+def widened(bits: NDArray[np.uint16], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return numbers that are given by their bits in bfloat16 as floats of this dtype."""
+    out = np.empty(bits.shape, dtype)
+    kernels.bfloat16.widen(bits, out)
+    return out
+
+
 class BFloat16Embedding(Module):
     """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
 
@@ -167,9 +175,8 @@ class BFloat16Embedding(Module):
     def forward(self, indices: Any) -> Tensor:
         """Return the vectors of the indices; errors are those of `functional.embedding`."""
         found: Any = functional.embedding(indices, self.weight.bits)
-        out = np.empty(found.shape, self.dtype)
-        kernels.bfloat16.widen(found._data if isinstance(found, Tensor) else found, out)
-        return Tensor(out)
+        bits = found._data if isinstance(found, Tensor) else found
+        return Tensor(observed(widened, bits, self.dtype))
 
     def extra_repr(self) -> str:
         """Describe the sizes."""

@@ -45,7 +45,9 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                     options[key] = _array(options[key], args)
             if mode.state[1] and not _has_tensor((*given, *options.values())):
                 # Its operators are numpy's then, which no observer would see.
-                return observed(call_on_arrays, function, tuple(options), *given, *options.values())
+                values: Any = (*given, *options.values())
+                result: R = observed(call_on_arrays, function, tuple(options), *values)
+                return result
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
             if op_of(error) == name:
@@ -62,10 +64,11 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-def call_on_arrays(function: Callable[..., R], names: Sequence[str], *values: Any) -> R:
+def call_on_arrays(function: Callable[..., Any], names: Sequence[str], *values: Any) -> Any:
     """Call a composition without Tensors; the last of the values are options with these names."""
     count = len(values) - len(names)
-    return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+    options: dict[str, Any] = dict(zip(names, values[count:], strict=True))
+    return function(*values[:count], **options)
 
 
 def _has_tensor(values: Sequence[Any]) -> bool:

@@ -15,8 +15,22 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.ops import abs, add, astype, clip, getitem, log_softmax, mean, multiply, reshape
-from minigrad.ops import softplus, subtract, sum, where
+from minigrad.functional.statistics import narrowed, widened
+from minigrad.ops import (
+    abs,
+    add,
+    astype,
+    clip,
+    getitem,
+    log_softmax,
+    mean,
+    multiply,
+    reshape,
+    softplus,
+    subtract,
+    sum,
+    where,
+)
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]
@@ -128,7 +142,7 @@ def cross_entropy(
         return _reduced(-sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        integers = as_array(target)
+        integers: Any = as_array(target)
         # int64 is the one dtype that has a kernel; uint64 does not fit in it.
         fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
         if fits and ignore_index.__class__ is int:
@@ -290,9 +304,7 @@ def _label_losses(
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
-    chosen = observed(
-        chosen_scores, labels, axis, classes, ignore_index, class_weights, scores.dtype, reduction
-    )
+    chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
     if from_logits:
         scores = log_softmax(scores, axis)
@@ -305,7 +317,7 @@ def _label_losses(
         spread = where(counted, -sum(scores, axis), 0.0)
         losses = (1 - smoothing) * losses + smoothing / classes * spread
     if reduction == "mean" and labels.size:
-        return sum(losses) / total
+        return narrowed(sum(widened(losses)) / total, losses)
     return _reduced(losses, reduction)
 
 
@@ -359,7 +371,6 @@ def chosen_scores(
     classes: int,
     ignore_index: int,
     class_weights: NDArray[Any] | None,
-    dtype: np.dtype[Any],
     reduction: Reduction,
 ) -> tuple[Any, ...]:
     """Return how much each label counts, and the index of its score.
@@ -375,8 +386,7 @@ def chosen_scores(
     labels = np.where(counted, labels, 0)
     check_below("targets", labels, classes, "classes")
     if class_weights is None:
-        weights, used = counted.astype(dtype), counted
-        total = float(labels.size if counted.all() else weights.sum())
+        weights, used, total = counted, counted, float(np.count_nonzero(counted))
     else:
         weights = counted * class_weights[labels]
         total, used = float(weights.sum()), weights != 0

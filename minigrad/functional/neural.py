@@ -23,7 +23,7 @@ from minigrad.random import Rng
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
 def dropped(
-    x: Array, words: NDArray[np.uint16] | None = None, threshold: int = 0, scale: float = 1.0
+    x: Array, words: NDArray[np.uint16] | None = None, threshold: Any = 0, scale: float = 1.0
 ) -> Array:
     """x times `scale` where the random word is at least `threshold`, else x times 0."""
     assert words is not None
@@ -124,7 +124,7 @@ def _attention(
         allowed = observed(above_minus_infinity, as_array(added))
     if offset is not None:
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
-        allowed = past if allowed is None else logical_and(allowed, past)
+        allowed = past if allowed is None else logical_and(allowed, past)  # type: ignore[assignment]
     if allowed is not None:
         # The least number, not -inf: a row of -inf only would become nan.
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
@@ -136,7 +136,8 @@ def _attention(
 
 def above_minus_infinity(added: Array) -> Booleans:
     """Return where a mask of floats lets a query attend to a key."""
-    return ~np.isneginf(added)
+    attended: Booleans = np.logical_not(np.isneginf(added))
+    return attended
 
 
 def kept_weights(allowed: Booleans) -> Booleans:

@@ -20,9 +20,9 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     count = count_along(x.shape, axis)
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")
-    wide = _wide(x)
+    wide = widened(x)
     deviation = wide - sum(wide, axis, keepdims=True) / count
-    return _narrow(sum(deviation * deviation, axis, keepdims) / (count - ddof), x)
+    return narrowed(sum(deviation * deviation, axis, keepdims) / (count - ddof), x)
 
 
 @composition
@@ -32,7 +32,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     Raises:
         ValueError: if n <= ddof.
     """
-    return _narrow(root(var(_wide(x), axis, ddof, keepdims)), x)
+    return narrowed(root(var(widened(x), axis, ddof, keepdims)), x)
 
 
 def root(x: Array, p: float = 2.0) -> Tensor:
@@ -45,11 +45,11 @@ def root(x: Array, p: float = 2.0) -> Tensor:
 _HALF = np.dtype(np.float16)
 
 
-def _wide(x: Array) -> Array:
+def widened(x: Array) -> Array:
     """Return float16 as float32, in which sums and squares neither overflow nor vanish."""
-    return x.astype(np.float32) if x.dtype is _HALF else x
+    return astype(x, np.float32) if x.dtype is _HALF else x
 
 
-def _narrow(result: Tensor, x: Array) -> Tensor:
+def narrowed(result: Tensor, x: Array) -> Tensor:
     """Return the result in the dtype of x, if that is float16."""
     return astype(result, np.float16) if x.dtype is _HALF else result

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
 from minigrad.checks import check_positive, check_probability
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
@@ -129,7 +129,7 @@ class MultiHeadAttention(Module):
         if attn_mask is not None:
             _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
             if is_causal:  # the mask also forbids query i the keys beyond i
-                past = np.tri(query.shape[-2], key.shape[-2], dtype=np.bool_)
+                past = observed(np.tri, query.shape[-2], key.shape[-2], 0, np.bool_)
                 if as_array(attn_mask).dtype == np.bool_:
                     attn_mask = ops.logical_and(attn_mask, past)
                 else:

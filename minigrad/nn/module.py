@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import check_problems, nearest
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.renamed import missing
 
@@ -49,7 +49,7 @@ class Parameter(Tensor):
     def __init__(
         self, data: Any, requires_grad: bool = True, dtype: DTypeLike | None = None
     ) -> None:
-        super().__init__(np.array(as_array(data, dtype)), requires_grad)
+        super().__init__(observed(np.array, as_array(data, dtype)), requires_grad)
 
     @classmethod
     def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:

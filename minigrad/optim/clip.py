@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
@@ -17,7 +18,8 @@ __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once."""
-    return _norm(_gradients(parameters).values())
+    gradients = _gradients(parameters)
+    return observed(norm_of, [*gradients.values()]) if gradients else 0.0
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
@@ -28,9 +30,9 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[An
     return {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
 
 
-def _norm(gradients: Iterable[NDArray[Any]]) -> float:
-    arrays = list(gradients)
-    return math.sqrt(kernels.optim.square_sums(arrays)) if arrays else 0.0
+def norm_of(gradients: list[NDArray[Any]]) -> float:
+    """Return the Euclidean norm of arrays, taken as one vector."""
+    return math.sqrt(kernels.optim.square_sums(gradients))
 
 
 def clip_grad_norm(
@@ -54,20 +56,35 @@ def clip_grad_norm(
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
     gradients = _gradients(parameters)
-    norm = _norm(gradients.values())
+    if not gradients:
+        return 0.0
+    arguments = [*gradients.values()], float(max_norm), error_if_nonfinite
+    norm, clipped = observed(clipped_by_norm, *arguments)
+    for (tensor, g), out in zip(gradients.items(), clipped, strict=True):
+        if out is not g:
+            tensor.grad = Tensor(out)
+    return norm
+
+
+def clipped_by_norm(
+    gradients: list[NDArray[Any]], max_norm: float, error_if_nonfinite: bool
+) -> tuple[float, list[NDArray[Any]]]:
+    """Return the norm of gradients, and new ones of norm `max_norm`, or the same if it is less.
+
+    They are new ones, since the user may have an old one, or it is another tensor's gradient too.
+    """
+    norm = norm_of(gradients)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"clip_grad_norm: the norm of the gradients is {norm}; no factor makes that finite. "
             f"error_if_nonfinite=False scales them all the same"
         )
-    if not norm <= max_norm:
-        factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
-        # New tensors: the user may have an old one, or it may be another tensor's gradient too.
-        scaled = {tensor: np.empty(g.shape, g.dtype) for tensor, g in gradients.items()}
-        kernels.optim.scale([*gradients.values()], [*scaled.values()], factor)
-        for tensor, out in scaled.items():
-            tensor.grad = Tensor(out)
-    return norm
+    if norm <= max_norm:
+        return norm, gradients
+    factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
+    scaled = [np.empty(g.shape, g.dtype) for g in gradients]
+    kernels.optim.scale(gradients, scaled, factor)
+    return norm, scaled
 
 
 def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -79,5 +96,12 @@ def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) ->
     if not clip_value > 0:
         raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
-    for tensor, g in _gradients(parameters).items():
-        tensor.grad = Tensor(np.clip(g, -limit, limit))  # a new one, for the reason given above
+    gradients = _gradients(parameters)
+    clipped = observed(clipped_values, [*gradients.values()], limit)
+    for tensor, out in zip(gradients, clipped, strict=True):
+        tensor.grad = Tensor(out)
+
+
+def clipped_values(gradients: list[NDArray[Any]], limit: float) -> list[NDArray[Any]]:
+    """Return new arrays, with every element in [-limit, limit]."""
+    return [np.clip(g, -limit, limit) for g in gradients]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.checks import check_count, check_flag, check_range, check_state
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module
 from minigrad.versions import last_write, last_written
@@ -74,6 +75,9 @@ class EMA:
         Raises:
             RuntimeError: inside `applied()`, or if a parameter was unfrozen; nothing is changed.
         """
+        observed(self._advance)
+
+    def _advance(self) -> None:
         self._check_outside("update()")
         for name, parameter in self._frozen.items():
             if parameter.requires_grad:

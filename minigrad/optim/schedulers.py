@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minigrad.checks import check_count, check_positive, check_range, check_state
+from minigrad.core.grad_mode import observed
 from minigrad.optim.optimizer import Optimizer
 
 __all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR", "WarmupCosineLR"]
@@ -75,6 +76,9 @@ class LRScheduler(ABC):
             ValueError: if the optimiser has another number of groups by now, or the schedule gives
                 an lr that is negative or not finite; then nothing is changed.
         """
+        observed(self._advance)
+
+    def _advance(self) -> None:
         self._set(self.last_epoch + 1)
 
     def _set(self, step: int) -> None:
