@@ -50,9 +50,14 @@ def full(
     Raises:
         ValueError: if the value is out of range of an integer dtype.
     """
-    filling = as_array(fill_value, dtype)
-    values = observed(np.full, as_shape((shape,)), filling, filling.dtype)
-    return Tensor(values, requires_grad)
+    value = as_array(fill_value) if isinstance(fill_value, Tensor) else fill_value
+    return Tensor(observed(filled, as_shape((shape,)), value, dtype), requires_grad)
+
+
+def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
+    """Return an array of one value."""
+    filling = as_array(value, dtype)
+    return np.full(shape, filling, filling.dtype)
 
 
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:

@@ -141,13 +141,15 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
         apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
         return reshape(apart, (*before[:-1], size * count, *after))
-    return getitem(x, (*[slice(None)] * axis, observed(repeated_indices, counts)))
+    given = repeats if isinstance(repeats, (list, tuple)) else counts
+    return getitem(x, (*[slice(None)] * axis, observed(repeated_indices, given)))
 
 
-def repeated_indices(counts: Any) -> Any:
-    """Return the index of each count, as often as that says."""
+def repeated_indices(repeats: Any) -> Any:
+    """Return the index of each number of repeats, as often as that says."""
+    counts = np.asarray(repeats)
     if (counts < 0).any():
-        raise ValueError(_bad_repeats(len(counts), counts.tolist()))
+        raise ValueError(_bad_repeats(len(counts), repeats))
     return np.repeat(np.arange(len(counts)), counts)
 
 
