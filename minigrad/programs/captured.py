@@ -47,6 +47,7 @@ MOST_CHANGES = 3  # of the surroundings between two recordings, before a step is
 
 _NAME = re.compile(r"\b[^\W\d]\w*")
 _ASSIGNED = re.compile(r"\b[vgr]\d+\b")
+_NUMBERED = re.compile(r"\b[cvgr]\d+\b")
 
 
 class Captured(Generic[P, R]):
@@ -215,6 +216,7 @@ class Recording:
         self.recorder = Recorder(arrays, surroundings.tensors)
         self.had_gradients = surroundings.has_gradients()
         self.result = "None"
+        self.space: dict[str, Any] = {}
 
     def finish(self, result: Any) -> None:
         """Write what the step returns, and leave out lines whose results nobody uses."""
@@ -227,9 +229,28 @@ class Recording:
                 lines.append(line)
                 needed |= line.names()
         self.lines = lines[::-1]
+        self._rename()
         self.texts = [*map(str, self.lines), self.result]
         used = {name for text in self.texts for name in _NAME.findall(text)}
-        self.space = {name: v for name, v in recorder.space.items() if name in used}
+        self.space = {name: v for name, v in self.space.items() if name in used}
+
+    def _rename(self) -> None:
+        """Number the values anew, in the order of the lines that are left."""
+        new: dict[str, str] = {}
+        counts: dict[str, int] = {}
+
+        def renamed(match: re.Match[str]) -> str:
+            name = match[0]
+            if name not in new:
+                counts[name[0]] = counts.get(name[0], 0) + 1
+                new[name] = f"{name[0]}{counts[name[0]]}"
+            return new[name]
+
+        for line in self.lines:
+            line.arguments = [_NUMBERED.sub(renamed, text) for text in line.arguments]
+            line.outs = _NUMBERED.sub(renamed, line.outs)
+        self.result = _NUMBERED.sub(renamed, self.result)
+        self.space = {new.get(name, name): v for name, v in self.recorder.space.items()}
 
     def check_same(self, first: Recording, when: str) -> None:
         """Raise a CaptureError unless another recording is of the same program and constants."""
@@ -303,10 +324,9 @@ def _comments(recording: Recording) -> list[str]:
     numbers = [repr(n) for n in recorder.literals if n not in usual]
     lines = [f"# Numbers that this step has computed in Python: {', '.join(numbers)}"]
     lines = lines if numbers else []
-    for name in recorder.constants:
-        if name in recording.space:
-            array = recording.space[name]
-            lines.append(f"# An array that it has made outside of ops: {name}, {array.shape}")
+    for name, value in recording.space.items():
+        if _NUMBERED.fullmatch(name):
+            lines.append(f"# An array that no parameter and no argument has: {name}, {value.shape}")
     return lines
 
 
@@ -348,8 +368,8 @@ def _returned(result: Any, recorder: Recorder) -> str:
         items = [f"{key!r}: {_returned(value, recorder)}" for key, value in result.items()]
         return f"{{{', '.join(items)}}}"
     if isinstance(result, (list, tuple)):
-        inner = "".join(f"{_returned(value, recorder)}, " for value in result)
-        return f"[{inner}]" if isinstance(result, list) else f"({inner})"
+        inner = ", ".join(_returned(value, recorder) for value in result)
+        return f"[{inner}]" if isinstance(result, list) else f"({inner}{',' * (len(result) == 1)})"
     raise CaptureError(
         f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not "
         f"{result!r:.60}; one step has been made"

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -83,7 +84,6 @@ class Recorder(Observer):
     Attributes:
         lines: the program.
         space: what its lines name: functions, constants, optimisers.
-        constants: names of arrays that were made in the step, but by nothing that was announced.
         literals: the numbers in the lines, each with the line that it was first seen in.
         others: tensors that the step has used, and that are not among those of the surroundings.
     """
@@ -92,7 +92,6 @@ class Recorder(Observer):
     tensors: Mapping[str, Tensor]
     lines: list[Line] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)
-    constants: list[str] = field(default_factory=list)
     literals: dict[float, str] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
 
@@ -138,7 +137,7 @@ class Recorder(Observer):
     def _made(self, value: Any, prefix: str = "v") -> str:
         """Give a new name to a value that a line has made, or to each of several."""
         if isinstance(value, (tuple, list)):
-            return f"({''.join(f'{self._made(each, prefix)}, ' for each in value)})"
+            return _tuple([self._made(each, prefix) for each in value])
         if value is None:
             return "_"
         if isinstance(value, np.ndarray):
@@ -168,10 +167,11 @@ class Recorder(Observer):
         if type(value) is list:
             return f"[{', '.join(map(self.name, value))}]"
         if type(value) is tuple:
-            return f"({''.join(f'{self.name(each)}, ' for each in value)})"
+            return _tuple(map(self.name, value))
         return self._constant(value)
 
     def _constant(self, value: Any, name: str | None = None) -> str:
+        """Give a value that no line has made a name, by which lines use it."""
         label = self._labels.get(id(value), name)
         if isinstance(value, np.ndarray) and label is None:
             if id(owner_of(value)) in self._owners:
@@ -179,14 +179,12 @@ class Recorder(Observer):
                     f"an array of shape {value.shape} is a part or another arrangement of an "
                     f"argument or a result, and was not made by an op; use Tensors and ops"
                 )
-            label = self._new("constant")
-            self.constants.append(label)
-        text = label or type(value).__name__.lower()
-        text = re.sub(r"\W", "_", text)
-        text = text if text.isidentifier() else f"_{text}"
-        if text in self._taken:
-            text = self._new(f"{text}_")
-        self._taken.add(text)
+            text = self._new("c")
+        else:
+            text = re.sub(r"\W", "_", label or type(value).__name__.lower())
+            text = text if text.isidentifier() and not iskeyword(text) else f"_{text}"
+            text = self._new(f"{text}_") if text in self._taken else text
+            self._taken.add(text)
         self.space[text] = value
         self._alive[id(value)] = value
         self._names[id(value)] = text
@@ -267,10 +265,19 @@ class Recorder(Observer):
         return called
 
     def _cast(self, before: Any, after: Any) -> Any:
-        """Write the conversion of an operand to another dtype, if there is one."""
-        if after is not before and isinstance(before, np.ndarray):
+        """Write the conversion of an operand to another dtype, or to a number, if there is one."""
+        if after is before or not isinstance(before, (np.ndarray, np.generic)):
+            return after
+        if isinstance(after, np.ndarray):
             arguments = [self.name(before), repr(str(after.dtype))]
             self._emit(self._made(after), self._function(np.asarray, "asarray"), arguments)
+            return after
+        if type(after) is not float:
+            raise CaptureError(
+                f"{after!r} is computed from values outside of ops, and an op takes it as a Python "
+                f"integer, which a program cannot follow; use a Tensor"
+            )
+        self._emit(self._made(after), "", [self.name(before)], form="{}.item()")
         return after
 
     def _name_saved(self, edges: Sequence[Edge], called: list[Any]) -> None:
@@ -280,7 +287,7 @@ class Recorder(Observer):
                 if not shape_only and slot < len(called):
                     for theirs, own in zip(_flat([value]), _flat([called[slot]]), strict=True):
                         known = self._names.get(id(own))
-                        if isinstance(theirs, np.ndarray) and theirs is not own and known:
+                        if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
                             self._register(theirs, known)
 
     def on_function(
@@ -299,8 +306,11 @@ class Recorder(Observer):
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
         named = [self.name(_array_of(argument)) for argument in arguments]
+        if function is np.add:
+            self._register(result, self._sum(*named))
+            return
         outs = "" if result is None else self._made(result)
-        self._emit(outs, name, named, has_effect=function not in (contiguous_copy, np.add))
+        self._emit(outs, name, named, has_effect=function is not contiguous_copy)
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass
@@ -364,7 +374,7 @@ class Recorder(Observer):
             self._joint[node] = line, ["_"] * len(op.argnums)
         line, outs = self._joint[node]
         self._arriving = outs[op.argnums.index(argnum)] = self._new("g")
-        line.outs = f"({', '.join(outs)},)"
+        line.outs = _tuple(outs)
         line.arguments[1] = str(tuple(out != "_" for out in outs))
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
@@ -439,6 +449,12 @@ class Recorder(Observer):
         """Forget the arrays of a node whose VJPs have run."""
         self._edges.pop(node, None)
         self._joint.pop(node, None)
+
+
+def _tuple(texts: Iterable[str]) -> str:
+    """Return the expression for a tuple of expressions."""
+    parts = list(texts)
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
 
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -455,10 +455,7 @@ class Trainer:
             mean.backward(observed(filled_like, mean._data, share))
         total = sum(counts)
         if not total:
-            raise ValueError(
-                f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
-                f"without a target that counts, or take more of them for a step"
-            )
+            raise self._without_count()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if unit and total != unit:
             for parameter in parameters:
@@ -473,6 +470,12 @@ class Trainer:
         if ema is not None:
             ema.update()
         return values, norm, counts if unit else None
+
+    def _without_count(self) -> ValueError:
+        return ValueError(
+            f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
+            f"without a target that counts, or take more of them for a step"
+        )
 
     def _finite(self, loss: NDArray[Any]) -> float:
         """Return the value of a loss, or raise a FloatingPointError if it is not finite."""
