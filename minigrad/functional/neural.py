@@ -166,10 +166,11 @@ def _attention_cost(
     offset: int | None,
     out: Array,
 ) -> int:
-    """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
+    """The FLOPs of the composition."""
     scores, by_keys, by_values = _flops(query, key, value, out)
-    masked = (added is not None) + (allowed is not None) + (offset is not None)
-    return by_keys + by_values + (6 + masked) * scores  # softmax is 5
+    masked = added is not None or allowed is not None  # before softmax, and after it
+    chosen = 2 * masked if masked else offset is not None
+    return by_keys + by_values + (6 + (added is not None) + chosen) * scores  # softmax is 5
 
 
 def _attention_hint(query: Array, key: Array, out: Array) -> str | None:

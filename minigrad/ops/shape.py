@@ -94,7 +94,7 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     """
     if np.dtype(dtype).kind not in "biuf":
         raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
-    return x.astype(dtype)
+    return x.astype(dtype) if hasattr(x, "astype") else np.asarray(x).astype(dtype)
 
 
 astype.vjp("x", lambda g: g)

