@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,14 +49,25 @@ class Contender:
     Attributes:
         prepare: given the case of a point, imports what it needs and returns what is to be timed.
         needs: the modules without which it is left out.
+        compiles: whether it compiles C++ for Python, and is left out where that cannot be.
     """
 
     prepare: Callable[[Any], Run]
     needs: tuple[str, ...] = ()
+    compiles: bool = False
 
     def missing(self) -> list[str]:
-        """Which of the modules it needs are not installed."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        """What it needs and is not installed."""
+        modules = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return modules + (missing_to_compile() if self.compiles else [])
+
+
+def missing_to_compile() -> list[str]:
+    """What `torch.compile` needs beside Python, and is not installed."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = [] if shutil.which(compiler) else [f"C++ compiler ({compiler})"]
+    return missing + ([] if header.exists() else ["Python.h"])
 
 
 @dataclass(frozen=True)

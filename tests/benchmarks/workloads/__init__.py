@@ -2,6 +2,7 @@
 
 from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import (
+    capture,
     engine,
     files,
     language,
@@ -20,6 +21,7 @@ WORKLOADS: dict[str, Workload] = {
     **neural.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
+    **capture.WORKLOADS,
     **minilm.WORKLOADS,
     **language.WORKLOADS,
     **engine.WORKLOADS,

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tests.benchmarks.lora_step import (
+    ALPHA_OVER_RANK,
+    Adapter,
+    Array,
+    Change,
+    repeated,
+    step_jax,
+    step_minigrad,
+    step_peft,
+    unchanged,
+)
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-
-ALPHA_OVER_RANK = 2.0
-LEARNING_RATE = 1e-3
-BETAS = 0.9, 0.999
-EPS = 1e-8
-
-Array = NDArray[np.float32]
 
 
 class Case(NamedTuple):
@@ -47,6 +50,10 @@ class Arrays(NamedTuple):
     x: Array
     target: Array
 
+    @property
+    def adapters(self) -> list[Adapter]:
+        return list(zip(self.a, self.b, strict=True))
+
 
 def arrays(case: Case) -> Arrays:
     """The same arrays for everybody. B is not zero, else A would get no gradient at first."""
@@ -66,12 +73,11 @@ def arrays(case: Case) -> Arrays:
     )
 
 
-def with_minigrad(case: Case) -> Run:
+def mlp_minigrad(case: Case, given: Arrays) -> Any:
     import lora
     import minigrad
-    from minigrad import nn, optim
+    from minigrad import nn
 
-    given = arrays(case)
     parts: list[Any] = []
     for weight, bias in zip(given.weights, given.biases, strict=True):
         linear = nn.Linear(case.width, case.width)
@@ -80,63 +86,18 @@ def with_minigrad(case: Case) -> Run:
     model = nn.Sequential(*parts[:-1])
     if case.base == "NF4":
         lora.quantize(model, double_quant=False)  # which others do with other codes of 8 bits
-    config = lora.LoRAConfig(
-        rank=case.rank, alpha=ALPHA_OVER_RANK * case.rank, use_dora=case.update == "DoRA"
-    )
-    lora.attach(model, config)
-    layers = [module for module in model.modules() if isinstance(module, lora.LoRALayer)]
-    for layer, a, b in zip(layers, given.a, given.b, strict=True):
-        layer.lora_a, layer.lora_b = a, b
-    optimizer = optim.Adam(model.trainable_parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPS)
-    x, target = minigrad.tensor(given.x), minigrad.tensor(given.target)
-
-    def run() -> float:
-        optimizer.zero_grad()
-        loss = minigrad.mse(model(x), target)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return run
+    return model
 
 
-def with_peft(case: Case) -> Run:
+def mlp_torch(case: Case, given: Arrays) -> Any:
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    given = arrays(case)
     parts: list[Any] = []
     for weight, bias in zip(given.weights, given.biases, strict=True):
         linear = torch.nn.Linear(case.width, case.width)
         linear.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
         parts += [in_nf4(linear) if case.base == "NF4" else linear, torch.nn.GELU()]
-    names = [str(i) for i in range(0, 2 * case.layers, 2)]
-    config = LoraConfig(
-        r=case.rank,
-        lora_alpha=int(ALPHA_OVER_RANK * case.rank),
-        target_modules=names,
-        use_dora=case.update == "DoRA",
-    )
-    model = get_peft_model(torch.nn.Sequential(*parts[:-1]), config)
-    state = {
-        f"base_model.model.{name}.lora_{kind}.default.weight": torch.from_numpy(array)
-        for kind, given_arrays in (("A", given.a), ("B", given.b))
-        for name, array in zip(names, given_arrays, strict=True)
-    }
-    if model.load_state_dict(state, strict=False).unexpected_keys:
-        raise RuntimeError("PEFT calls its adapters by other names than these: " + ", ".join(state))
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trainable, lr=LEARNING_RATE, betas=BETAS, eps=EPS)
-    x, target = torch.from_numpy(given.x), torch.from_numpy(given.target)
-
-    def run() -> float:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.mse_loss(model(x), target)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return run
+    return torch.nn.Sequential(*parts[:-1])
 
 
 def in_nf4(linear: Any) -> Any:
@@ -155,45 +116,40 @@ def in_nf4(linear: Any) -> Any:
     return quantized.to("cpu")
 
 
-def with_jax(case: Case) -> Run:
-    """The whole step as one compiled function, which may write into the arrays of the last one."""
+def mlp_jax(adapters: Any, base: Any, x: Any) -> Any:
     import jax
-    from jax import numpy as jnp
 
-    def loss_of(adapters: Any, base: Any, x: Any, target: Any) -> Any:
-        for i, ((a, b), (weight, bias)) in enumerate(zip(adapters, base, strict=True)):
-            x = jax.nn.gelu(x, approximate=False) if i else x
-            x = x @ weight.T + bias + ALPHA_OVER_RANK * (x @ a.T) @ b.T
-        return jnp.mean((x - target) ** 2)
+    for i, ((a, b), (weight, bias)) in enumerate(zip(adapters, base, strict=True)):
+        x = jax.nn.gelu(x, approximate=False) if i else x
+        x = x @ weight.T + bias + ALPHA_OVER_RANK * (x @ a.T) @ b.T
+    return x
 
-    def step(state: Any, base: Any, x: Any, target: Any) -> Any:
-        adapters, first, second, count = state
-        loss, gradients = jax.value_and_grad(loss_of)(adapters, base, x, target)
-        count = count + 1
-        beta1, beta2 = BETAS
-        first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, first, gradients)
-        second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, second, gradients)
-        size, root = LEARNING_RATE / (1 - beta1**count), jnp.sqrt(1 - beta2**count)
-        adapters = jax.tree.map(
-            lambda p, m, v: p - size * m / (jnp.sqrt(v) / root + EPS), adapters, first, second
-        )
-        return loss, (adapters, first, second, count)
+
+def with_minigrad(case: Case, change: Change = unchanged) -> Run:
+    import minigrad
 
     given = arrays(case)
-    compiled = jax.jit(step, donate_argnums=0)
-    adapters = [tuple(map(jnp.asarray, pair)) for pair in zip(given.a, given.b, strict=True)]
-    zeros = [tuple(map(jnp.zeros_like, pair)) for pair in adapters]
-    state: Any = (adapters, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.float32))
-    base = [tuple(map(jnp.asarray, p)) for p in zip(given.weights, given.biases, strict=True)]
-    x, target = jnp.asarray(given.x), jnp.asarray(given.target)
+    step = step_minigrad(mlp_minigrad(case, given), given.adapters, case.update == "DoRA")
+    return repeated(change(step), minigrad.tensor(given.x), minigrad.tensor(given.target))
 
-    def run() -> float:
-        nonlocal state
-        loss, state = compiled(state, base, x, target)
-        jax.block_until_ready(state)
-        return float(loss)
 
-    return run
+def with_peft(case: Case, change: Change = unchanged) -> Run:
+    import torch
+
+    given = arrays(case)
+    names = [str(i) for i in range(0, 2 * case.layers, 2)]
+    adapters = dict(zip(names, given.adapters, strict=True))
+    step = step_peft(mlp_torch(case, given), adapters, case.update == "DoRA", change)
+    return repeated(step, torch.from_numpy(given.x), torch.from_numpy(given.target))
+
+
+def with_jax(case: Case) -> Run:
+    from jax import numpy as jnp
+
+    given = arrays(case)
+    base = list(zip(given.weights, given.biases, strict=True))
+    step = step_jax(mlp_jax, given.adapters, base)
+    return repeated(step, jnp.asarray(given.x), jnp.asarray(given.target))
 
 
 PEFT, JAX = "torch + PEFT", "JAX"

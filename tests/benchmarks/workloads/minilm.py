@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks.lora_step import BETAS, EPS, LEARNING_RATE
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-from tests.benchmarks.workloads.lora import BETAS, EPS, LEARNING_RATE, PEFT
+from tests.benchmarks.workloads.lora import PEFT
 
 ALPHA_OVER_RANK = 2.0
 TEMPERATURE = 0.05

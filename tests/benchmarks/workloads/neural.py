@@ -104,7 +104,7 @@ BLOCK = Size(256, 8, 1, 8, 256)
 CHARACTERS = Size(128, 4, 5, 8, 64, 85)
 
 
-def _weights(size: Size) -> dict[str, Array]:
+def block_weights(size: Size) -> dict[str, Array]:
     """The parameters of one block under our names, the same for all blocks."""
     rng = np.random.default_rng(0)
     d, hidden = size.width, 4 * size.width
@@ -134,8 +134,8 @@ def _ends(size: Size) -> dict[str, Array]:
     }
 
 
-def _input(size: Size) -> tuple[Array, Array]:
-    """A batch of sequences and the gradient of the result, or of letters and the next ones."""
+def batch_of(size: Size) -> tuple[Array, Array]:
+    """Sequences and an array of the result's shape, or of letters and the next ones."""
     rng = np.random.default_rng(2)
     if size.letters:
         before, after = rng.integers(0, size.letters, (2, size.batch, size.length))
@@ -144,11 +144,11 @@ def _input(size: Size) -> tuple[Array, Array]:
     return x.astype(np.float32), arrives.astype(np.float32)
 
 
-def _block_minigrad(size: Size) -> Any:
+def block_minigrad(size: Size) -> Any:
     from minigrad import nn
 
     block = nn.TransformerBlock(size.width, size.heads, causal=True)
-    block.load_state_dict(_weights(size))
+    block.load_state_dict(block_weights(size))
     return block
 
 
@@ -157,7 +157,7 @@ def _block_torch(size: Size) -> Any:
 
     options: Any = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
     block = torch.nn.TransformerEncoderLayer(size.width, size.heads, 4 * size.width, **options)
-    ours = {name: torch.from_numpy(array) for name, array in _weights(size).items()}
+    ours = {name: torch.from_numpy(array) for name, array in block_weights(size).items()}
     renamed = {
         "attn.out_proj": "self_attn.out_proj",
         "mlp.layers.0": "linear1",
@@ -191,15 +191,15 @@ def _block_run(block: Any, x: Any, arrives: Any, options: Mapping[str, Any]) -> 
 def _block_step_minigrad(size: Size) -> Run:
     import minigrad
 
-    x, arrives = _input(size)
+    x, arrives = batch_of(size)
     leaf = minigrad.tensor(x, requires_grad=True)
-    return _block_run(_block_minigrad(size), leaf, minigrad.tensor(arrives), {})
+    return _block_run(block_minigrad(size), leaf, minigrad.tensor(arrives), {})
 
 
 def _block_step_torch(size: Size) -> Run:
     import torch
 
-    x, arrives = map(torch.from_numpy, _input(size))
+    x, arrives = map(torch.from_numpy, batch_of(size))
     mask = torch.nn.Transformer.generate_square_subsequent_mask(size.length)
     options = {"src_mask": mask, "is_causal": True}
     return _block_run(_block_torch(size), x.requires_grad_(), arrives, options)
@@ -212,14 +212,14 @@ def _characters_minigrad(size: Size) -> Run:
     letters = nn.Embedding(size.letters, size.width)
     places = nn.Embedding(size.length, size.width)
     head = nn.Linear(size.width, size.letters)
-    blocks = [_block_minigrad(size) for _ in range(size.depth)]
+    blocks = [block_minigrad(size) for _ in range(size.depth)]
     end = nn.Sequential(*blocks, nn.LayerNorm(size.width), head)
     for name, array in _ends(size).items():
         layer, _, kind = name.partition(".")
         parameter = getattr({"letters": letters, "places": places, "head": head}[layer], kind)
         parameter.copy_(array)
     optimizer = optim.AdamW([p for m in (letters, places, end) for p in m.parameters()])
-    text, after = _input(size)
+    text, after = batch_of(size)
     positions = np.arange(size.length)
 
     def run() -> float:
@@ -248,7 +248,7 @@ def _characters_torch(size: Size) -> Run:
         [p for m in (letters, places, blocks, end) for p in m.parameters()]
     )
     mask = nn.Transformer.generate_square_subsequent_mask(size.length)
-    text, after = map(torch.from_numpy, _input(size))
+    text, after = map(torch.from_numpy, batch_of(size))
     positions = torch.arange(size.length)
 
     def run() -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-from tests.benchmarks.workloads import language, lora, minilm
+from tests.benchmarks.workloads import capture, language, lora, minilm
 from tests.benchmarks.workloads.lora import PEFT
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +39,7 @@ class Steps(NamedTuple):
 
 SMALL = Steps("lora", lora.CASES[2], 1)
 LARGE = Steps("lora", lora.CASES[-1], 5)
+CAPTURED = Steps("capture", lora.CASES[-1], 5)  # the first two of them are recorded
 MINILM = Steps("minilm", minilm.CASES[0], 5)
 LANGUAGE = [
     Steps("language", case, 2)
@@ -162,6 +163,16 @@ WORKLOADS = {
         _both(_memory),
         [Point("", LARGE)],
         [Goal(PEFT, 2.0)],
+        steps=0,
+        rounds=3,
+        unit="B",
+    ),
+    "memory_capture": Workload(
+        f"the most memory of a process in {CAPTURED.steps} captured LoRA steps, and in eager ones "
+        f"({CAPTURED.case.label})",
+        {who: Contender(_memory(who)) for who in (OURS, capture.EAGER)},
+        [Point("", CAPTURED)],
+        [Goal(capture.EAGER, 1.0)],
         steps=0,
         rounds=3,
         unit="B",
