@@ -5,17 +5,21 @@ Nothing is timed here. The processes that the driver starts find `WORKLOADS` in 
 
 import json
 import os
+import sys
+import sysconfig
 
 import numpy as np
 import pytest
 
+import minigrad
+from minigrad import nn
 from minigrad.kernels.jit import JIT_ENABLED
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import driver, picture, report
 from tests.benchmarks.driver import BenchmarkError, Figure, Measured, check_agreement
 from tests.benchmarks.workload import BEST, OURS, Contender, Goal, Point, Workload, checksum
 from tests.benchmarks.workloads import WORKLOADS as REAL
-from tests.benchmarks.workloads import lora, matmul
+from tests.benchmarks.workloads import capture, lora, matmul, neural
 from tests.benchmarks.workloads.process import check_compiled
 from tests.hosts import HOSTS, PEERS
 
@@ -315,6 +319,48 @@ def test_lora_trains_the_adapters_of_every_layer_and_nothing_else(update):
     first = _loss_by_numpy(given, update == "DoRA")
     assert losses[0] == pytest.approx(first, rel=1e-5)  # float32 against float64
     assert losses[2] < losses[1] < losses[0]
+
+
+SMALL_BLOCK = neural.Size(width=8, heads=2, depth=1, batch=2, length=4)
+
+
+def test_a_block_begins_with_the_loss_of_its_merged_weights_and_learns():
+    weights = neural.block_weights(SMALL_BLOCK)
+    adapters = capture.block_adapters(SMALL_BLOCK)
+    assert len(adapters) == 6
+    for name, (a, b) in adapters.items():
+        weights[f"{name}.weight"] += lora.ALPHA_OVER_RANK * b @ a
+    block = nn.TransformerBlock(8, 2, causal=True)
+    block.load_state_dict(weights)
+    x, target = map(minigrad.tensor, neural.batch_of(SMALL_BLOCK))
+    run = capture.CONTENDERS[capture.EAGER].prepare(SMALL_BLOCK)
+    losses = [run() for _ in range(3)]
+    assert losses[0] == pytest.approx(minigrad.mse(block(x), target).item(), rel=1e-5)
+    assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("case", [lora.Case(8, 2, 4, 2), SMALL_BLOCK], ids=["mlp", "block"])
+def test_only_ours_runs_what_capture_returns(case, monkeypatch):
+    def twice(step):
+        return lambda x, target: 2 * step(x, target)
+
+    monkeypatch.setattr(minigrad, "capture", twice, raising=False)
+    ours, eager = (capture.CONTENDERS[who].prepare(case) for who in (OURS, capture.EAGER))
+    assert ours() == 2 * eager() > 0
+
+
+def test_who_compiles_is_left_out_without_a_compiler_or_headers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert Contender(_loud, compiles=True).missing() == [
+        "C++ compiler (no_such_compiler)",
+        "Python.h",
+    ]
+    assert Contender(_loud).missing() == []
+    monkeypatch.setenv("CXX", sys.executable)
+    (tmp_path / "Python.h").touch()
+    assert Contender(_loud, compiles=True).missing() == []
+    assert capture.CONTENDERS[capture.COMPILED].compiles
 
 
 def _loss_by_numpy(given, use_dora):

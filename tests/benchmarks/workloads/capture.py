@@ -140,6 +140,7 @@ def captured(step: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
+    torch.compiler.reset()  # or it would compile the same lines for so many cases and no more
     return torch.compile(function)
 
 

@@ -172,9 +172,9 @@ WORKLOADS = {
         f"({CAPTURED.case.label})",
         {who: Contender(_memory(who)) for who in (OURS, capture.EAGER)},
         [Point("", CAPTURED)],
-        [Goal(capture.EAGER, 1.0)],
+        [Goal(capture.EAGER, 0.99)],  # equal: one process differs from the next by 0.8 %
         steps=0,
-        rounds=3,
+        rounds=9,
         unit="B",
     ),
     "memory_minilm": Workload(
