@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,8 @@ def check_problems(what: str, problems: Sequence[str]) -> None:
 def shortened(text: str, length: int) -> str:
     """Return a text, or its beginning and its length if it is longer than `length`."""
     return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
+
+
+def are_same(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Return whether two sequences consist of the very same objects."""
+    return len(values) == len(others) and all(map(is_, values, others))

@@ -324,7 +324,14 @@ def as_floats(op: OpLike, value: Any) -> Any:
 
     The result is narrowed again (see `demoted`).
     """
-    array: Any = value if isinstance(value, StandIn) else np.asarray(value)
+    try:
+        array: Any = value if isinstance(value, StandIn) else np.asarray(value)
+    except RuntimeError as error:
+        text = (
+            f"takes a Tensor, not a list of those that require a gradient; minigrad.stack makes "
+            f"one tensor of them, through which their gradients flow: {value!r:.80}"
+        )
+        raise op_error(TypeError, op.name, text) from error
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     narrow = array.dtype in (np.float16, np.float32)  # unlike FLOAT32, one from a pickle is another

@@ -164,7 +164,8 @@ class Tensor:
             ValueError: if the shape is not the same.
             RuntimeError: if this is the result of an op.
         """
-        observed(overwrite, self.data, self._assignable(value))
+        array = self._assignable(value)
+        observed(overwrite, self.data, array)
         return self
 
     def _assignable(self, value: Any) -> NDArray[Any]:

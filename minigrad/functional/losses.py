@@ -376,8 +376,8 @@ def chosen_scores(
     """Return how much each label counts, and the index of its score.
 
     Returns:
-        Which labels are not ignored, which of these count more than 0, how much each counts, the
-        sum of that, and the index of the scores, an array for each of their axes.
+        Which labels are not ignored, which of these count more than 0, how much each counts (None
+        for 1), the sum of that, and the index of the scores, an array for each of their axes.
 
     Raises:
         ValueError: if there is no such class, or nothing to take the mean of.
@@ -386,7 +386,7 @@ def chosen_scores(
     labels = np.where(counted, labels, 0)
     check_below("targets", labels, classes, "classes")
     if class_weights is None:
-        weights, used, total = counted, counted, float(np.count_nonzero(counted))
+        weights, used, total = None, counted, float(np.count_nonzero(counted))
     else:
         weights = counted * class_weights[labels]
         total, used = float(weights.sum()), weights != 0
@@ -479,13 +479,19 @@ def _squared_error_target(g: Array, prediction: Array, target: Array, divisor: f
 def _label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
-    counted = weights != 0
+    counted, *index = observed(counted_scores, labels, weights)
     scores = log_softmax(logits)
-    losses = (smoothing - 1) * getitem(scores, (np.arange(len(labels)), labels * counted))
+    losses = (smoothing - 1) * getitem(scores, tuple(index))
     if smoothing:
         losses = losses - (smoothing / logits.shape[1]) * sum(scores, 1)
     losses = where(counted, losses, 0.0) * weights  # an infinite loss times 0 is 0 here
     return losses if divisor is None else sum(losses) / divisor
+
+
+def counted_scores(labels: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Return which labels count, and the index of a score for each: its own, where it counts."""
+    counted = weights != 0
+    return counted, np.arange(len(labels)), labels * counted
 
 
 @op(composition=_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))

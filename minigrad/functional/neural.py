@@ -142,7 +142,7 @@ def above_minus_infinity(added: Array) -> Booleans:
 
 def kept_weights(allowed: Booleans) -> Booleans:
     """Return where weights stay as softmax gives them: everywhere, unless a row allows nothing."""
-    return np.ones_like(allowed) if allowed.any(-1).all() else allowed
+    return np.ones_like(allowed) if allowed.any(-1).all() else allowed.copy()
 
 
 def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:

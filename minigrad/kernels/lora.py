@@ -30,16 +30,17 @@ def forward(
     x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array | None, scale: float
 ) -> tuple[Array, Array]:
     """Compute y and h from `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)` and `(d_out, rank)`."""
-    dtype = x.dtype
+    dtype, rows = x.dtype, len(x)
+    product = gemm.PRODUCTS.get(dtype)
     # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
-    few = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].is_skinny(len(x), *weight.shape)
-    small = not few and len(x) * weight.size < SMALL
+    few = product is not None and product.is_skinny(rows, *weight.shape)
+    small = product is not None and not few and rows * weight.size < SMALL
     kernel = kernel_for(_forward_loop, x, weight, lora_a, lora_b, bias) if small else None
-    if kernel is not None:
-        h = np.empty((len(x), len(lora_a)), dtype)
-        y = np.empty((len(x), len(weight)), dtype)
-        operands = x, weight, lora_a, lora_b, nothing(dtype) if bias is None else bias, scale
-        kernel.alone(*operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
+    if product is not None and kernel is not None:
+        h = np.empty((rows, len(lora_a)), dtype)
+        y = np.empty((rows, len(weight)), dtype)
+        row = nothing(dtype) if bias is None else bias
+        kernel.alone(x, weight, lora_a, lora_b, row, scale, h, h, y, *product.plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
@@ -64,9 +65,8 @@ def backward(
         to_x = np.empty(x.shape if wants_x else (0, 0), dtype)
         to_a = np.empty(lora_a.shape if wants_a else (0, 0), dtype)
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
-        operands = g, x, weight, lora_a, lora_b, h, scale
-        plans = gemm.PRODUCTS[dtype].plans
-        kernel.alone(*operands, d, d, to_x, to_a, to_b, *plans)
+        outs, plans = (d, d, to_x, to_a, to_b), gemm.PRODUCTS[dtype].plans
+        kernel.alone(g, x, weight, lora_a, lora_b, h, scale, *outs, *plans)
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
     da: Array | None = None

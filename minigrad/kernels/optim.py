@@ -22,12 +22,15 @@ import ctypes
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
+from minigrad.checks import are_same
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
@@ -55,6 +58,7 @@ class AddressTable:
         addresses: an int64 for each column of each row.
         starts: where each row begins when all lie one behind another, and where the last ends.
         own: memory for the numbers of each row.
+        options, constants: the numbers of all rows in the last call, and the same as an array.
         size: the number of elements of all rows together.
     """
 
@@ -64,11 +68,13 @@ class AddressTable:
         self.dtype = dtype
         self.rows = rows
         self.addresses = np.array(
-            [[0, *(_address(column[row]) for column in others)] for row in rows], np.int64, ndmin=2
+            [[0, *addresses(column[row] for column in others)] for row in rows], np.int64, ndmin=2
         )
         self.starts = np.cumsum([0, *(first[row].size for row in rows)], dtype=np.int64)
         self.own = np.empty((len(rows), OWN), dtype)
+        self.options: Numbers | None = None
         self.size = int(self.starts[-1])
+        self.constants = np.empty(OPTIONS, dtype)
         self._copies: list[Array] = []
 
     def look_up_first(self, first: Column) -> None:
@@ -77,25 +83,23 @@ class AddressTable:
         An array that is not contiguous is copied for this call.
         """
         self._copies.clear()
-        addresses = []
-        for row in self.rows:
-            array = first[row]
-            flags = array.flags
-            if array.dtype is not self.dtype or not (flags.c_contiguous and flags.writeable):
-                array = np.array(array, self.dtype, order="C")
-                self._copies.append(array)
-            addresses.append(_address(array))
-        self.addresses[:, 0] = addresses
+        if len(first) != len(self.rows):
+            first = [first[row] for row in self.rows]
+        if not (all(map(_carray, first)) and all(map(is_, map(_dtype, first), repeat(self.dtype)))):
+            first = self._copies = [np.array(x, self.dtype, order="C") for x in first]
+        self.addresses[:, 0] = addresses(first)
 
 
 class TableCache:
     """Tables of columns of arrays, of which all but the first mostly stay the same.
 
     The arrays of a row have one shape. The addresses are looked up when the arrays are not those of
-    the last call; so references to those are stored here.
+    the last call; so references to those are stored here. Arrays are not compared at all where the
+    list of columns is the very list of the last call, whose elements have not changed then.
     """
 
     def __init__(self) -> None:
+        self._given: Sequence[Column] | None = None
         self._others: list[list[Array]] = []
         self._sizes: list[int] = []
         self._tables: list[AddressTable] = []
@@ -108,19 +112,18 @@ class TableCache:
         self, first: Column, others: Sequence[Column] = ()
     ) -> tuple[list[AddressTable], list[int]]:
         """Return a table for each dtype that kernels take, and the indices of all other rows."""
-        if (
-            [*map(_size, first)] != self._sizes
-            or len(others) != len(self._others)
-            or not all(map(_is_same, others, self._others))
-        ):
-            self._arrange(first, others)
+        if others is not self._given:
+            sizes = [*map(_size, first)]
+            same = len(others) == len(self._others) and all(map(are_same, others, self._others))
+            if not same or sizes != self._sizes:
+                self._arrange(first, others)
+            self._given, self._sizes = others, sizes
         for table in self._tables:
             table.look_up_first(first)
         return self._tables, self._rest
 
     def _arrange(self, first: Column, others: Sequence[Column]) -> None:
         self._others = [list(column) for column in others]
-        self._sizes = [*map(_size, first)]
         self._rest = []
         by_dtype: dict[np.dtype[Any], list[int]] = {}
         for i, array in enumerate(first):
@@ -145,18 +148,14 @@ class TableCache:
         ]
 
 
-_size = operator.attrgetter("size")
+def addresses(arrays: Iterable[Array]) -> list[int]:
+    """Return the addresses of arrays, or raise an error if one is not contiguous and writable."""
+    # Three times as fast as array.ctypes.data.
+    return [*map(ctypes.addressof, map(_from_buffer, arrays))]
 
 
-def _is_same(column: Column, other: Column) -> bool:
-    """Return whether two columns consist of the very same arrays."""
-    return len(column) == len(other) and all(map(operator.is_, column, other))
-
-
-def _address(array: Array) -> int:
-    # Three times as fast as array.ctypes.data. It raises if array is not contiguous and writable.
-    memory: Any = array  # a buffer, which numpy's types do not say
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+_from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+_size, _dtype, _carray = map(operator.attrgetter, ("size", "dtype", "flags.carray"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -219,15 +218,13 @@ class MultiTensor:
                 array[...] = values
         for table in tables:
             table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
-            constants = _constants(options, table.dtype)
-            seconds = table.size * SECONDS
-            self._kernels[table.dtype](seconds, table.addresses, table.starts, table.own, constants)
-
-
-@functools.lru_cache(maxsize=64)
-def _constants(options: Numbers, dtype: np.dtype[Any]) -> Array:
-    """Return options as an array, the same one from step to step."""
-    return np.array([*options, *[0.0] * (OPTIONS - len(options))], dtype)
+            if table.options != options:
+                table.options = options
+                table.constants = np.array(
+                    [*options, *[0.0] * (OPTIONS - len(options))], table.dtype
+                )
+            arguments = table.addresses, table.starts, table.own, table.constants
+            self._kernels[table.dtype](table.size * SECONDS, *arguments)
 
 
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
@@ -330,12 +327,14 @@ def adam(
     beta1, beta2 = betas
     keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     options = (keep, l2, beta1, 1 - beta1, beta2, 1 - beta2)
-    known: dict[int, Numbers] = {}
-    for step in set(steps):
+
+    def corrected(step: int) -> Numbers:
         # (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps): one division.
         c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        known[step] = (lr * c2 / c1, c2 * eps)
-    own = known[steps[0]] if len(known) == 1 else [known[step] for step in steps]
+        return lr * c2 / c1, c2 * eps
+
+    equal = steps and steps.count(steps[0]) == len(steps)
+    own = corrected(steps[0]) if equal else [corrected(step) for step in steps]
     update = _adam if len(changed) == 3 else _amsgrad
     update(cache, gradients, changed, options, own)
 

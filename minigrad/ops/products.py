@@ -122,7 +122,8 @@ def check_linear(x: Array, weight: Array, bias: Array) -> None:
             f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
             f"shapes are (..., d_in) and (d_out, d_in)"
         )
-    if bias is not None and np.shape(bias) != weight.shape[:1]:
+    shape = getattr(bias, "shape", None)  # np.shape takes three times as long
+    if bias is not None and (np.shape(bias) if shape is None else shape) != weight.shape[:1]:
         raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {weight.shape[:1]}")
 
 
@@ -160,10 +161,11 @@ def lora_linear(
     if not (x.__class__ is weight.__class__ is lora_a.__class__ is lora_b.__class__ is np.ndarray):
         x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
     check_linear(x, weight, bias)
+    d_out, d_in = weight.shape
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
         raise ValueError("A does not go with B; shapes are (rank, d_in) and (d_out, rank)")
-    product = lora_b.shape[0], lora_a.shape[1]
-    if product != weight.shape:
+    if lora_a.shape[1] != d_in or len(lora_b) != d_out:
+        product = len(lora_b), lora_a.shape[1]
         raise ValueError(f"B A has shape {product}, but the weight has {weight.shape}")
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), h

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
-from minigrad.core.tensor import Array, Axis
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp, where
 from minigrad.ops.of_numpy import reducer
@@ -38,9 +38,9 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def _spread(g: Array, shape: Sequence[int], axis: Axis) -> Array:
     """Repeat the gradient of a sum over `axis` for each of its terms, an array of this shape."""
-    if axis is not None:
-        g = reshape(g, reduced(shape, axis, keepdims=True))
-    return broadcast_to(g, shape)
+    if axis is None:  # the end of most losses, for which calls of ops on arrays would count
+        return (broadcast_to if isinstance(g, Tensor) else broadcast_to.forward)(g, shape)
+    return broadcast_to(reshape(g, reduced(shape, axis, keepdims=True)), shape)
 
 
 sum.vjp("x", lambda g, x_shape, axis: _spread(g, x_shape, axis))

@@ -65,16 +65,17 @@ class SGD(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
-        velocities, shares = [], []
-        for x, _, state in parameters if momentum else ():
-            shares.append(rest if state else 1.0)
-            if not state:
-                state["momentum_buffer"] = np.zeros_like(x)
-            velocities.append(state["momentum_buffer"])
-        xs, gradients = [x for x, _, _ in parameters], [g for _, g, _ in parameters]
-        changed = [xs, velocities] if momentum else [xs]
+        last = self.last_step(group)
+        shares = [rest if state else 1.0 for _, _, state in parameters] if momentum else []
+        if len(last.columns) != (2 if momentum else 1):
+            last.columns = [last.xs]
+            for x, _, state in parameters if momentum else ():
+                state.setdefault("momentum_buffer", np.zeros_like(x))
+            if momentum:
+                last.columns.append([state["momentum_buffer"] for state in last.states])
+        gradients = [g for _, g, _ in parameters]
         options = group["lr"], momentum, group["weight_decay"], group["nesterov"]
-        kernels.optim.sgd(self.kernel_memory(group), gradients, changed, shares, *options)
+        kernels.optim.sgd(last.cache, gradients, last.columns, shares, *options)
 
 
 class Adam(Optimizer):
@@ -137,27 +138,25 @@ class Adam(Optimizer):
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step a group; a ValueError, with nothing changed, if amsgrad was switched meanwhile."""
-        amsgrad = group["amsgrad"]
-        if any(state and ("max_exp_avg_sq" in state) != amsgrad for _, _, state in parameters):
-            raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
-        gradients, steps = [], []
-        changed: list[list[Any]] = [[], [], [], []] if amsgrad else [[], [], []]
-        for x, g, state in parameters:
-            if not state:
-                state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
-                if amsgrad:
-                    state["max_exp_avg_sq"] = np.zeros_like(x)
+        moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
+        last = self.last_step(group)
+        if len(last.columns) != 1 + len(moments):
+            for state in last.states:
+                if state and ("max_exp_avg_sq" in state) != group["amsgrad"]:
+                    raise ValueError(
+                        "amsgrad cannot be switched after a step; make a new optimiser"
+                    )
+            for x, state in zip(last.xs, last.states, strict=True):
+                if not state:
+                    state.update(step=0, **{name: np.zeros_like(x) for name in moments})
+            last.columns = [last.xs, *([s[name] for s in last.states] for name in moments)]
+        steps = []
+        for state in last.states:
             state["step"] += 1
             steps.append(state["step"])
-            gradients.append(g)
-            changed[0].append(x)
-            changed[1].append(state["exp_avg"])
-            changed[2].append(state["exp_avg_sq"])
-            if amsgrad:
-                changed[3].append(state["max_exp_avg_sq"])
+        gradients = [g for _, g, _ in parameters]
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        memory = self.kernel_memory(group)
-        kernels.optim.adam(memory, gradients, changed, steps, *options, self.decoupled)
+        kernels.optim.adam(last.cache, gradients, last.columns, steps, *options, self.decoupled)
 
 
 class AdamW(Adam):

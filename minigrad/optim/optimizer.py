@@ -4,21 +4,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_range, check_state
+from minigrad.checks import are_same, check_range, check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
+_memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
+
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
 State = dict[str, Any]
 Stepped = tuple[NDArray[Any], NDArray[Any], State]
+
+
+class LastStep:
+    """What a step of a group leaves for the next one, which has mostly the same parameters.
+
+    Attributes:
+        xs: the values of the parameters, and `states`: their states. If one is another array or
+            dict in the next step, that gets a new object of this class.
+        cache: what the kernel remembers of these arrays (`kernels.optim`).
+        columns: the arrays that the kernel changes, as the optimiser has arranged them.
+    """
+
+    def __init__(self, xs: list[NDArray[Any]], states: list[State]) -> None:
+        self.xs, self.states = xs, states
+        self.columns: list[list[NDArray[Any]]] = []
+
+    @cached_property
+    def cache(self) -> Any:
+        """Made when it is needed, since importing kernels takes time."""
+        return kernels.optim.TableCache()
 
 
 class Optimizer(ABC):
@@ -52,7 +76,7 @@ class Optimizer(ABC):
         self.defaults = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self._states: dict[Tensor, State] = {}
-        self._kernel_memory: dict[int, Any] = {}
+        self._last: dict[int, LastStep] = {}  # of each group, by its id
         for group in groups:
             self.add_param_group(group)
         if not self._parameters():
@@ -145,12 +169,9 @@ class Optimizer(ABC):
         for x, g, state in parameters:
             self.update(x, g, state, group)
 
-    def kernel_memory(self, group: Mapping[str, Any]) -> Any:
-        """Return what the kernel that steps a group remembers of its arrays (`kernels.optim`)."""
-        known = self._kernel_memory.get(id(group))
-        if known is None:
-            known = self._kernel_memory[id(group)] = kernels.optim.TableCache()
-        return known
+    def last_step(self, group: Mapping[str, Any]) -> LastStep:
+        """Return what the last step of a group has left for the next one."""
+        return self._last[id(group)]
 
     def step(self) -> None:
         """Change every parameter that has a gradient; the others and their states stay as they are.
@@ -176,22 +197,26 @@ class Optimizer(ABC):
         gradients: Sequence[NDArray[Any]],
     ) -> None:
         """Change parameters of one group, given the gradient of each."""
-        stepped: list[Stepped] = []
-        for parameter, g in zip(parameters, gradients, strict=True):
-            x = parameter._data
-            if not x.flags.writeable:
-                release(x)
-            state = self._states.get(parameter)
-            if state is None:
-                state = self._states[parameter] = {}
-            for value in state.values():
-                if value.__class__ is np.ndarray:
-                    if value.dtype is not x.dtype:
-                        state.update(_copied(state, x.dtype))
-                    break  # all arrays of a state have one dtype
-            stepped.append((x, g, state))
-        self.update_all(stepped, group)
-        mark_written(*[x for x, _, _ in stepped])
+        xs: list[NDArray[Any]] = [*map(_memory, parameters)]
+        states: list[Any] = [*map(self._states.get, parameters)]
+        last = self._last.get(id(group))
+        if (
+            last is None
+            or not (are_same(xs, last.xs) and are_same(states, last.states))
+            or not all(map(_writeable, xs))
+        ):
+            states = [*map(self._state_of, parameters)]
+            self._last[id(group)] = LastStep(xs, states)
+        self.update_all([*zip(xs, gradients, states, strict=True)], group)
+        mark_written(*xs)
+
+    def _state_of(self, parameter: Tensor) -> State:
+        """Return the state of a parameter, in its dtype; its memory can be written to then."""
+        release(parameter._data)
+        state = self._states.setdefault(parameter, {})
+        if any(isinstance(v, np.ndarray) and v.dtype != parameter.dtype for v in state.values()):
+            state.update(_copied(state, parameter.dtype))
+        return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients of all parameters to None, or with False to zeros where there are any.
@@ -203,6 +228,10 @@ class Optimizer(ABC):
                 parameter.zero_grad()
             else:  # a new tensor, because the user may still have the old one
                 parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes: it has other arrays, and groups of other ids."""
+        return vars(self) | {"_last": {}}
 
     def state_bytes(self) -> int:
         """Return the number of bytes of the state: for Adam, that of two copies of the weights."""

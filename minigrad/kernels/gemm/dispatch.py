@@ -280,9 +280,10 @@ class Products:
 
     def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether a product of this shape may take the loops for few rows or columns."""
+        if k < LONG:
+            return False
         lanes = self.lanes
-        few = m < lanes or n < lanes or (k >= DEEP and min(m, n) <= self.tile.NR)
-        return few and k >= LONG
+        return m < lanes or n < lanes or (k >= DEEP and min(m, n) <= self.tile.NR)
 
     def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]

@@ -17,6 +17,7 @@ import minigrad.nn as nn
 from lora.text.architecture import ModelConfig
 from lora.text.model import LanguageModel
 from minigrad import Observer, Tensor, observe, optim
+from minigrad.functional.losses import label_loss
 from minigrad.readonly import owner_of
 from tests.lora.models import one_layer
 
@@ -194,6 +195,20 @@ def test_linear_cross_entropy(reduction, trained):
         x, labels = logits_of(variant, 2, 3, 4), labels_of(variant, (2, 5, 3), np.int64)
         weight = Tensor(np.ones((5, 4), np.float32), requires_grad=trained)
         return lambda *given: minigrad.linear_cross_entropy(*given, reduction), (x, weight, labels)
+
+    check(make)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_a_derivative_of_higher_order_runs(smoothing):
+    def make(variant):
+        labels = labels_of(0, SHAPES["rows"], np.int64)
+        weights = np.where(np.arange(6) == variant, 0, 1).astype(np.float32)
+
+        def step(logits, labels, weights):
+            label_loss.composition(logits, labels, weights, smoothing, 2.0)
+
+        return step, (logits_of(variant, 6, 5), labels, weights)
 
     check(make)
 
