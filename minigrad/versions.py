@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from typing import Any
 
-from minigrad.readonly import Array, owner_of, release
+from minigrad.readonly import Array, count_holds, owner_of, release
 
 # `next` on a count is atomic, so the order is right across threads too.
 clock = itertools.count(1)
@@ -22,8 +23,9 @@ clock = itertools.count(1)
 # newer, as in any plain training loop, needs no check of its saved arrays.
 last_write = [0]
 
-# The time of the last write by the id of the array that owns the memory, for as long as it lives.
-_writes: dict[int, tuple[int, weakref.ref[Array]]] = {}
+# The time of the last write, and a reference to the array that owns the memory, by the id of that
+# array, for as long as it lives.
+_writes: dict[int, list[Any]] = {}
 
 
 def mark_written(*arrays: Array) -> None:
@@ -32,8 +34,13 @@ def mark_written(*arrays: Array) -> None:
     for array in arrays:
         owner = array if array.base is None else owner_of(array)
         known = _writes.get(id(owner))
-        _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
-        release(owner)  # the write may have gone through a view that stayed writable
+        if known is None:
+            _writes[id(owner)] = [now, _until_gone(owner)]
+        else:
+            known[0] = now
+    if count_holds():  # the writes may have gone through views that stayed writable
+        for array in arrays:
+            release(array)
 
 
 def _until_gone(owner: Array) -> weakref.ref[Array]:
