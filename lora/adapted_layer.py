@@ -233,9 +233,10 @@ class AdaptedLayer(Module):
             adapter = self.adapters[self.active[0]]
             # For LoRA the sum below has the same result, but its lists would take a tenth of the
             # time of a small layer.
-            if adapter.lora_magnitude is None and not self._drops(adapter):
+            drops = self.training and adapter.dropout > 0
+            if adapter.lora_magnitude is None and not drops:
                 return self._updated(x, stored, bias, (adapter,))
-            if not self._drops(adapter):
+            if not drops:
                 y = self._updated(x, stored, None, (adapter,)) * adapter.ratio(self.weight)
                 return y if bias is None else y + bias
         merged = self.merged_adapters
