@@ -142,11 +142,8 @@ MUTANTS: list[Mutant] = [
         "cut graph",
         partial(
             edited,
-            lora.Adapter.factors,
-            (
-                "return self.lora_a, self.lora_b",
-                "return self.lora_a.detach(), self.lora_b.detach()",
-            ),
+            lora.adapter.joined,
+            ("first.lora_a, first.lora_b", "first.lora_a.detach(), first.lora_b.detach()"),
         ),
         adapted,
         normal((2, 4)),

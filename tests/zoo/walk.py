@@ -78,9 +78,7 @@ MUTANTS: list[Mutant] = [
         partial(
             edited,
             graph.reachable,
-            ("seen = set(roots)", "seen = dict.fromkeys(roots)"),
-            ("seen.add(parent)", "seen[parent] = None"),
-            ('sorted(seen, key=operator.attrgetter("order"), reverse=True)', "list(seen)"),
+            ('found.sort(key=operator.attrgetter("order"), reverse=True)', "pass"),
         ),
         lambda x: (lambda h: h + h * h)(2 * x),
         normal(3),
@@ -109,8 +107,8 @@ MUTANTS: list[Mutant] = [
             edited,
             engine.propagate,
             (
-                "g = pending.pop(node, None)",
-                "g = pending.pop(node, None)\n"
+                "g = take_out(node, None)",
+                "g = take_out(node, None)\n"
                 "            if g is not None and node.op is not None:\n"
                 "                g = g + vars(node).get('stale', 0)\n"
                 "                node.stale = getattr(g, '_data', g)",
