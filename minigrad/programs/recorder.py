@@ -11,6 +11,7 @@ announced is a constant of the program, as a weight is.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import weakref
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import contiguous_copy, fit_to_input
+from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, as_floats
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.node import Edge, Node
@@ -31,46 +33,9 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
+from minigrad.programs.program import MARK, CaptureError, Line
+from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import owner_of
-
-
-class CaptureError(RuntimeError):
-    """A step does what cannot be captured; the message says what, and what to do instead."""
-
-
-@dataclass
-class Line:
-    """One line of a program.
-
-    Attributes:
-        section: "forward", "backward" or "update".
-        outs: the names that it assigns to, by how the result is taken apart.
-        function: the name of what is called; "+" for an addition.
-        arguments: expressions.
-        form: what becomes of the result, with {} for the call.
-        has_effect: whether the line is needed even if nobody uses its result.
-    """
-
-    section: str
-    outs: str
-    function: str
-    arguments: list[str]
-    form: str = "{}"
-    has_effect: bool = False
-
-    def __str__(self) -> str:
-        call = (
-            f"{self.function}({', '.join(self.arguments)})" if self.function else self.arguments[0]
-        )
-        call = " + ".join(self.arguments) if self.function == "+" else call
-        return f"{self.outs} = {self.form.format(call)}" if self.outs else self.form.format(call)
-
-    def names(self) -> set[str]:
-        """Return the names of the values that it uses."""
-        return {name for text in self.arguments for name in _NAME.findall(text)}
-
-
-_NAME = re.compile(r"\b[^\W\d]\w*")
 
 
 @dataclass(eq=False)
@@ -78,51 +43,67 @@ class Recorder(Observer):
     """Writes down one step.
 
     Args:
-        arguments: the arrays that the step is called with, by name.
-        tensors: tensors that exist before the step, by name.
+        given: the arrays that the step is called with, by name.
+        surroundings: what the step reads besides.
 
     Attributes:
         lines: the program.
         space: what its lines name: functions, constants, optimisers.
-        literals: the numbers in the lines, each with the line that it was first seen in.
+        arguments: the names of the given arrays in the lines.
+        literals: the numbers in the lines.
         others: tensors that the step has used, and that are not among those of the surroundings.
     """
 
-    arguments: Mapping[str, NDArray[Any]]
-    tensors: Mapping[str, Tensor]
+    given: Mapping[str, NDArray[Any]]
+    surroundings: Surroundings
     lines: list[Line] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)
-    literals: dict[float, str] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    literals: dict[float, None] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
         self._owners: set[int] = set()  # ids of the memory of arguments and results
-        self._counts: dict[str, int] = {}
-        self._taken = {*self.arguments}
+        self._sizes: set[int] = set()  # of all arrays
+        self._count = 0  # of values
+        self._taken = {"slice"}  # names
         self._running = 0  # passes and announced functions, inside of which nothing is a line
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
         self._joint: dict[Node, tuple[Line, list[str]]] = {}
-        for name, array in self.arguments.items():
-            self._register(array, name)
+        self._labels = {id(t._data): name for name, t in self.surroundings.tensors.items()}
+        for name, array in self.given.items():
+            if (label := self._labels.get(id(array))) is not None:
+                raise CaptureError(
+                    f"capture: the argument {name} is the memory of {label}, which the step reads "
+                    f"as well; leave the argument out, or pass a copy"
+                )
+            self.arguments.append(self._register(array, self._unique(name)))
             self._owners.add(id(owner_of(array)))
-        self._labels = {id(t._data): name for name, t in self.tensors.items()}
+            self._sizes |= _sizes_of(array)
+        self._options = self._present_options()
 
     # ----------------------------------------------------------------------------------------------
     # Names
     # ----------------------------------------------------------------------------------------------
 
     def _new(self, prefix: str) -> str:
-        """Return an unused name."""
-        while True:
-            self._counts[prefix] = count = self._counts.get(prefix, 0) + 1
-            if (name := f"{prefix}{count}") not in self._taken:
-                self._taken.add(name)
-                return name
+        """Return a new name of a value."""
+        self._count += 1
+        return f"{MARK}{prefix}{self._count}"
+
+    def _unique(self, text: str) -> str:
+        """Return an unused identifier like a text."""
+        base = re.sub(r"\W+", "_", text).strip("_")
+        base = base if base.isidentifier() and not iskeyword(base) else f"_{base}"
+        names = (base if i == 0 else f"{base}_{i}" for i in itertools.count())
+        name = next(name for name in names if name not in self._taken)
+        self._taken.add(name)
+        return name
 
     def _register(self, value: Any, name: str) -> str:
         """Let a value have this name as long as it lives."""
@@ -138,10 +119,11 @@ class Recorder(Observer):
         """Give a new name to a value that a line has made, or to each of several."""
         if isinstance(value, (tuple, list)):
             return _tuple([self._made(each, prefix) for each in value])
-        if value is None:
+        if value is None or isinstance(value, int):  # an int is the same object as others
             return "_"
         if isinstance(value, np.ndarray):
             self._owners.add(id(owner_of(value)))
+            self._sizes |= _sizes_of(value)
         return self._register(value, self._new(prefix))
 
     def known(self, value: Any) -> str | None:
@@ -160,7 +142,7 @@ class Recorder(Observer):
         if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
             return repr(value)
         if type(value) is int or (type(value) is float and math.isfinite(value)):
-            self.literals.setdefault(value, f"line {len(self.lines) + 1}")
+            self.literals[value] = None
             return repr(value)
         if isinstance(value, slice):
             return f"slice({', '.join(map(self.name, (value.start, value.stop, value.step)))})"
@@ -169,6 +151,24 @@ class Recorder(Observer):
         if type(value) is tuple:
             return _tuple(map(self.name, value))
         return self._constant(value)
+
+    def result(self, value: Any) -> str:
+        """Return an expression for what the step returns, on arrays."""
+        if value is None:
+            return "None"
+        if isinstance(value, Tensor) or (type(value) is float and id(value) in self._names):
+            return self.name(value)  # such a number is one that the library has computed
+        if type(value) is dict:
+            items = [f"{key!r}: {self.result(each)}" for key, each in value.items()]
+            return f"{{{', '.join(items)}}}"
+        if type(value) is list:
+            return f"[{', '.join(map(self.result, value))}]"
+        if type(value) is tuple:
+            return _tuple(map(self.result, value))
+        raise CaptureError(
+            f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
+            f"{type(value).__name__}, {value!r:.60}; the step has been made"
+        )
 
     def _constant(self, value: Any, name: str | None = None) -> str:
         """Give a value that no line has made a name, by which lines use it."""
@@ -181,10 +181,7 @@ class Recorder(Observer):
                 )
             text = self._new("c")
         else:
-            text = re.sub(r"\W", "_", label or type(value).__name__.lower())
-            text = text if text.isidentifier() and not iskeyword(text) else f"_{text}"
-            text = self._new(f"{text}_") if text in self._taken else text
-            self._taken.add(text)
+            text = self._unique(label or type(value).__name__.lower())
         self.space[text] = value
         self._alive[id(value)] = value
         self._names[id(value)] = text
@@ -210,6 +207,10 @@ class Recorder(Observer):
         """Write the call of a forward, on the arrays that the op has called it with."""
         if self._running:
             return  # the call is a part of a line
+        if op is CHECKPOINT:
+            raise CaptureError(
+                "a checkpoint is not captured; call the function itself, or run this step eagerly"
+            )
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
         if op.name == "getitem" and _has_mask(given[1]):
             raise CaptureError(
@@ -294,9 +295,12 @@ class Recorder(Observer):
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
         """Write the call of a function that is no op."""
+        if begins and not self._running:
+            self.check_options()
         self._running += 1 if begins else -1
         if begins or self._running:
             return
+        self._options = self._present_options()
         first = arguments[0] if arguments else None
         is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
         if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
@@ -336,10 +340,11 @@ class Recorder(Observer):
                 "create_graph: a backward pass that is recorded in a graph is not captured; leave "
                 "gradients of gradients to a function outside of the step"
             )
+        if begins and not self._running:
+            for known in (self._reached, self._edges, self._joint):  # of an earlier pass
+                known.clear()
         self._running += 1 if begins else -1
         self._section = "backward"
-        if not self._running:
-            self._edges.clear()
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""
@@ -397,8 +402,8 @@ class Recorder(Observer):
         """Refuse to add to a gradient that is there from an earlier step."""
         if node.grad is not None and id(node.grad._data) not in self._names:
             raise CaptureError(
-                "a parameter has a gradient from an earlier step; begin the step with "
-                "optimizer.zero_grad()"
+                "a parameter has a gradient from an earlier step, or zeros of "
+                "zero_grad(set_to_none=False); begin the step with optimizer.zero_grad()"
             )
 
     # ----------------------------------------------------------------------------------------------
@@ -435,15 +440,33 @@ class Recorder(Observer):
                 f"the tensor, and read it outside, or compute with ops"
             )
 
+    def on_text(self, tensor: Tensor) -> None:
+        """Refuse to print."""
+        raise CaptureError(
+            "a program cannot print a tensor or make a text of it; return it, and print it outside"
+        )
+
     def on_hook(self, node: Node, begins: bool) -> None:
         """Refuse hooks."""
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
-    def on_rerun(self, begins: bool) -> None:
-        """Refuse checkpoints."""
-        raise CaptureError(
-            "a checkpoint is not captured; call the function itself, or run this step eagerly"
-        )
+    def numbers(self) -> list[float]:
+        """Return the numbers in the lines that are neither in the surroundings nor sizes."""
+        tensors = self.surroundings.tensors.values()
+        sizes = self._sizes.union(*(_sizes_of(t._data) for t in tensors))
+        return [n for n in self.literals if n not in self.surroundings.numbers | sizes | {-1, 0, 1}]
+
+    def check_options(self) -> None:
+        """Raise a CaptureError if the step itself has set an option of an optimiser."""
+        if self._present_options() != self._options:
+            raise CaptureError(
+                "the step sets an option of an optimiser, such as its lr, which a program would "
+                "not do again; step a scheduler in it, or set the option outside of the step"
+            )
+
+    def _present_options(self) -> list[dict[str, Any]]:
+        groups = self.surroundings.groups
+        return [{name: v for name, v in group.items() if name != "params"} for group in groups]
 
     def on_free(self, node: Node) -> None:
         """Forget the arrays of a node whose VJPs have run."""
@@ -461,6 +484,10 @@ def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
     place: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
     return fit_to_input(g, place, place, 0)
+
+
+def _sizes_of(array: NDArray[Any]) -> set[int]:
+    return {array.size, *array.shape}
 
 
 def _array_of(value: Any) -> Any:

@@ -41,17 +41,22 @@ class Surroundings:
         functions: the function, those of the user that it calls, and the forwards of his modules.
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
+        groups: the groups of all optimisers.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
+        self.groups: list[dict[str, Any]] = []
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
+        self._optimizers: dict[str, Optimizer] = {}
         self._walk(function, "")
+        for path, optimizer in self._optimizers.items():  # after modules, which have better names
+            self._walk_groups(optimizer.param_groups, path)
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         found = list(self.tensors.values())
@@ -123,7 +128,7 @@ class Surroundings:
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            read = {name for code in _codes(value.__func__) for name in code.co_names}
+            read = {name for code in codes(value.__func__) for name in code.co_names}
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, read)
         elif isinstance(value, partial):
@@ -136,12 +141,15 @@ class Surroundings:
             self._compare(path, lambda: chain(value.keys(), value.values()))
             self._walk_all(value, path)
         elif isinstance(value, Optimizer):
-            groups = value.param_groups
-            self._compare(path, lambda: chain(groups, *(group["params"] for group in groups)))
-            for group in groups:
-                self._walk_all({f"{i}": p for i, p in enumerate(group["params"])}, path)
+            self._optimizers[path] = value
         elif hasattr(value, "__dict__") and not isinstance(value, (EMA, LRScheduler)):
             self._walk_object(value, path, names)
+
+    def _walk_groups(self, groups: list[dict[str, Any]], path: str) -> None:
+        self.groups += groups
+        self._compare(path, lambda: chain(groups, *(group["params"] for group in groups)))
+        for group in groups:
+            self._walk_all({f"{i}": p for i, p in enumerate(group["params"])}, path)
 
     def _walk_all(self, children: dict[Any, Any], path: str) -> None:
         for name, child in list(children.items()):
@@ -159,7 +167,7 @@ class Surroundings:
             method = None if is_library else getattr(type(value), name, None)
             if isinstance(method, FunctionType) and id(method) not in self._seen:
                 self._walk(method, path)
-                called += [name for code in _codes(method) for name in code.co_names]
+                called += [name for code in codes(method) for name in code.co_names]
         if isinstance(value, Module):
             for name, parameter in value.named_parameters(path):
                 self._names.setdefault(id(parameter), name)
@@ -182,7 +190,7 @@ class Surroundings:
             self._compare(name, partial(_contents, cell))
             self._walk_all(dict(zip([name], _contents(cell), strict=False)), "")
         scope = function.__globals__
-        for code in _codes(function):
+        for code in codes(function):
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
@@ -197,7 +205,7 @@ def _package(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-def _codes(function: Any) -> Iterator[CodeType]:
+def codes(function: Any) -> Iterator[CodeType]:
     """List the code of a function and of the functions inside it."""
     codes = [function.__code__]
     for code in codes:
