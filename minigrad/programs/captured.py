@@ -112,7 +112,7 @@ class Captured(Generic[P, R]):
     def __reduce__(self) -> Any:
         """Return what copies and pickles are made of: they record for themselves."""
         owner = getattr(self.step, "__self__", None)
-        if owner is not None and self in vars(owner).values():
+        if owner is not None and vars(owner).get(self.step.__name__) is self:
             return getattr, (owner, self.step.__name__)
         scope = sys.modules.get(getattr(self.step, "__module__", None) or "")
         name: str = getattr(self.step, "__qualname__", "")

@@ -18,6 +18,7 @@ import numpy as np
 from minigrad.programs.surroundings import Surroundings
 
 MARK = "\0"  # repr writes it in another way, so it is in no literal
+EARLIER = "e"  # begins the name of a gradient from before the step
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")
@@ -91,6 +92,11 @@ class Recording:
                 "capture: nothing in the step uses its gradients, and they do not outlive it; step "
                 "the optimiser in it, or return the gradients"
             )
+        if any(f"{MARK}{EARLIER}" in argument for line in kept for argument in line.arguments):
+            raise CaptureError(
+                "capture: the step adds to a gradient from an earlier one, or to zeros of "
+                "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
+            )
         self.sections = sections[1][::-1]
         new: dict[str, str] = {}
         counts: dict[str, int] = {}
@@ -114,8 +120,8 @@ class Recording:
             pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
             before, now = next((a, b) for a, b in pairs if a != b)
             raise CaptureError(
-                f"capture: {when} does something else than the call before: first {_shown(before)}, "
-                f"now {_shown(now)}; a choice by values is made with minigrad.where, and what "
+                f"capture: {when} does something else than the call before: first "
+                f"{_shown(before)}, now {_shown(now)}; a choice by values is made with minigrad.where, and what "
                 f"changes from call to call is an argument, a number as a Tensor"
             )
         for name, value in self.space.items():

@@ -33,7 +33,7 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.program import MARK, CaptureError, Line
+from minigrad.programs.program import EARLIER, MARK, CaptureError, Line
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import owner_of
 
@@ -181,7 +181,8 @@ class Recorder(Observer):
                 )
             text = self._new("c")
         else:
-            text = self._unique(label or type(value).__name__.lower())
+            usual = value.name if isinstance(value, np.dtype) else type(value).__name__.lower()
+            text = self._unique(label or usual)
         self.space[text] = value
         self._alive[id(value)] = value
         self._names[id(value)] = text
@@ -399,12 +400,9 @@ class Recorder(Observer):
         self._register(gradient, name)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Refuse to add to a gradient that is there from an earlier step."""
+        """Name a gradient from an earlier step; no line that is left may use the sum."""
         if node.grad is not None and id(node.grad._data) not in self._names:
-            raise CaptureError(
-                "a parameter has a gradient from an earlier step, or zeros of "
-                "zero_grad(set_to_none=False); begin the step with optimizer.zero_grad()"
-            )
+            self._register(node.grad._data, self._new(EARLIER))
 
     # ----------------------------------------------------------------------------------------------
     # The update, and what cannot be done again
@@ -435,6 +433,7 @@ class Recorder(Observer):
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Refuse to let a value out of sight; `detach()` and `Tensor(x)` leave it where it is."""
         if not self._running and how not in ("detach()", "Tensor()"):
+            how = ".data or .numpy()" if how == ".data" else how
             raise CaptureError(
                 f"{how} takes a value out of the step, where a program cannot follow it; return "
                 f"the tensor, and read it outside, or compute with ops"
