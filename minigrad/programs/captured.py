@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.programs.names import Names
 from minigrad.programs.program import CaptureError, Program, Recording
 from minigrad.programs.recorder import Recorder
 from minigrad.programs.surroundings import Surroundings, codes
@@ -187,15 +188,15 @@ class Captured(Generic[P, R]):
             self._count_change(first.surroundings)
             first = None
         zeroes_gradients = surroundings.has_gradients()
-        recorder = Recorder(arrays, surroundings)
+        names = Names(arrays, surroundings)
+        recorder = Recorder(names, surroundings.groups)
         with observe(recorder):
             result = self._eager(args, kwargs)
         recorder.check_options()
-        returned = recorder.result(result)
-        surroundings.add(recorder.others)
+        returned = names.result(result)
+        surroundings.add(names.others)
         recording = Recording(
-            *(surroundings, recorder.arguments, recorder.lines, recorder.space),
-            *(recorder.numbers(), returned),
+            surroundings, names.arguments, recorder.lines, names.space, names.comments(), returned
         )
         if known is not None:
             self._programs[key].remove(known)

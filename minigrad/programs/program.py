@@ -62,7 +62,7 @@ class Recording:
         surroundings: what the step reads besides its arguments.
         arguments: the names of the arrays that it was called with.
         lines: all lines, with functions and constants of `space`.
-        literals: the numbers in the lines.
+        comments: lines to begin with, without effect.
         result: an expression for what the step returns.
 
     Attributes:
@@ -76,10 +76,10 @@ class Recording:
         arguments: Sequence[str],
         lines: Sequence[Line],
         space: dict[str, Any],
-        literals: Sequence[float],
+        comments: Sequence[str],
         result: str,
     ) -> None:
-        self.surroundings, self.arguments, self.literals = surroundings, arguments, literals
+        self.surroundings, self.arguments = surroundings, arguments
         needed = set(_VALUE.findall(result))
         kept: list[Line] = []
         for line in reversed(lines):
@@ -110,6 +110,11 @@ class Recording:
             return new[name]
 
         self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept[::-1]), result]]
+        self.comments = [
+            _VALUE.sub(renamed, text)
+            for text in comments
+            if all(name in new for name in _VALUE.findall(text))
+        ]
         used = {name for text in self.texts for name in _WORD.findall(text)}
         named = {new.get(name, name.strip(MARK)): value for name, value in space.items()}
         self.space = {name: value for name, value in named.items() if name in used}
@@ -121,8 +126,9 @@ class Recording:
             before, now = next((a, b) for a, b in pairs if a != b)
             raise CaptureError(
                 f"capture: {when} does something else than the call before: first "
-                f"{_shown(before)}, now {_shown(now)}; a choice by values is made with minigrad.where, and what "
-                f"changes from call to call is an argument, a number as a Tensor"
+                f"{_shown(before)}, now {_shown(now)}; a choice by values is made with "
+                f"minigrad.where, and what changes from call to call is an argument, a number as a "
+                f"Tensor"
             )
         for name, value in self.space.items():
             if _is_same(first.space.get(name), value):
@@ -138,7 +144,7 @@ class Recording:
     def source(self) -> str:
         """Return the text of the function `program`."""
         last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
-        body, section = self._comments(), ""
+        body, section = [*self.comments], ""
         for i, text in enumerate(self.texts[:-1]):
             if self.sections[i] != section:
                 section = self.sections[i]
@@ -148,16 +154,6 @@ class Recording:
         body.append(f"return {self.texts[-1]}")
         head = f"def program({', '.join(self.arguments)}):"
         return ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
-
-    def _comments(self) -> list[str]:
-        """Return the lines that list what came from nowhere that is compared."""
-        numbers = [repr(number) for number in self.literals]
-        lines = [f"# Numbers that this step has computed in Python: {', '.join(numbers)}"]
-        lines = lines if numbers else []
-        for name, value in self.space.items():
-            if name.startswith(MARK):
-                lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
-        return lines
 
 
 class Program:
