@@ -189,10 +189,10 @@ class Captured(Generic[P, R]):
             first = None
         zeroes_gradients = surroundings.has_gradients()
         names = Names(arrays, surroundings)
-        recorder = Recorder(names, surroundings.groups)
+        recorder = Recorder(names, surroundings)
         with observe(recorder):
             result = self._eager(args, kwargs)
-        recorder.check_options()
+        recorder.check_state()
         returned = names.result(result)
         surroundings.add(names.others)
         recording = Recording(

@@ -8,7 +8,7 @@ the same in every step of equal shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
 from minigrad.programs.names import Names, as_tuple
 from minigrad.programs.program import EARLIER, CaptureError, Line
+from minigrad.programs.surroundings import Surroundings
 
 
 @dataclass(eq=False)
@@ -35,14 +36,14 @@ class Recorder(Observer):
 
     Args:
         names: names for the values in the lines.
-        groups: the groups of the optimisers.
+        surroundings: what the step reads besides its arguments.
 
     Attributes:
         lines: the program.
     """
 
     names: Names
-    groups: Sequence[Mapping[str, Any]]
+    surroundings: Surroundings
     lines: list[Line] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Recorder(Observer):
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
         self._joint: dict[Node, tuple[Line, list[str]]] = {}
-        self._options = self._present_options()
+        self._state = self.surroundings.state()
 
     def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> Line:
         line = Line(self._section, outs, function, arguments, **options)
@@ -158,11 +159,11 @@ class Recorder(Observer):
     ) -> None:
         """Write the call of a function that is no op."""
         if begins and not self._running:
-            self.check_options()
+            self.check_state()
         self._running += 1 if begins else -1
         if begins or self._running:
             return
-        self._options = self._present_options()
+        self._state = self.surroundings.state()
         first = arguments[0] if arguments else None
         is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
         if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
@@ -287,11 +288,8 @@ class Recorder(Observer):
                 )
             if stepped:
                 known = self.names.known(group) or self.names.constant(group, "group")
-                arguments = [
-                    known,
-                    self.names.constant(stepped, "parameters"),
-                    self.names.name(gradients),
-                ]
+                parameters = self.names.constant(stepped, "parameters")
+                arguments = [known, parameters, self.names.name(gradients)]
                 name = self.names.function(optimizer.step_group, "step_group")
                 self._emit("", name, arguments, has_effect=True)
 
@@ -314,16 +312,20 @@ class Recorder(Observer):
         """Refuse hooks."""
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
-    def check_options(self) -> None:
-        """Raise a CaptureError if the step itself has set an option of an optimiser."""
-        if self._present_options() != self._options:
+    def check_state(self) -> None:
+        """Raise a CaptureError if the step itself has changed what a program reads anew."""
+        options, draws = self.surroundings.state()
+        if options != self._state[0]:
             raise CaptureError(
                 "the step sets an option of an optimiser, such as its lr, which a program would "
                 "not do again; step a scheduler in it, or set the option outside of the step"
             )
-
-    def _present_options(self) -> list[dict[str, Any]]:
-        return [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+        if draws != self._state[1]:
+            raise CaptureError(
+                "the step draws random numbers from a generator, which a program would not do "
+                "again; draw by minigrad.rand(..., rng=generator) and the like, or outside of the "
+                "step, and pass the numbers as arguments"
+            )
 
     def on_free(self, node: Node) -> None:
         """Forget the arrays of a node whose VJPs have run."""

@@ -12,6 +12,7 @@ states of optimisers; the states of schedulers, averages and random generators.
 from __future__ import annotations
 
 import dis
+import random as stdlib_random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
@@ -42,6 +44,7 @@ class Surroundings:
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
         groups: the groups of all optimisers.
+        generators: of random numbers.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -49,8 +52,10 @@ class Surroundings:
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
         self.groups: list[dict[str, Any]] = []
+        self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
+        self._names_random = False
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
         self._optimizers: dict[str, Optimizer] = {}
@@ -97,6 +102,18 @@ class Surroundings:
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
         return changed
 
+    def state(self) -> tuple[Any, Any]:
+        """Return the options of optimisers and the states of generators, to be compared.
+
+        A program reads them anew, and only what its lines call may change them.
+        """
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+        states = [repr(generator.bit_generator.state) for generator in self.generators]
+        if self._names_random:
+            _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
+            states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
+        return options, states
+
     def has_gradients(self) -> bool:
         """Return whether a tensor has a gradient."""
         return not all(map(is_, map(_grad, self._leaves), repeat(None)))
@@ -125,6 +142,8 @@ class Surroundings:
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
+        elif isinstance(value, np.random.Generator):
+            self.generators.append(value)
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
@@ -191,6 +210,7 @@ class Surroundings:
             self._walk_all(dict(zip([name], _contents(cell), strict=False)), "")
         scope = function.__globals__
         for code in codes(function):
+            self._names_random |= "random" in code.co_names
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
