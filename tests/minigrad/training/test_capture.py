@@ -69,7 +69,7 @@ def lower_lr(trainer):
     "options",
     [
         {"batch_size": 8},
-        {"batch_size": 4, "accumulation_steps": 3},  # the last step has two micro-batches of 4 and 2
+        {"batch_size": 4, "accumulation_steps": 3},  # a ragged last step
         {"batch_size": 8, "clip_norm": 0.1},
         {"batch_size": 8, "schedule": True, "average": True},
         {"batch_size": 8, "on_step": lower_lr},
@@ -114,7 +114,7 @@ def test_layers_that_are_frozen_between_two_fits():
     for capture in (False, True):
         made = trainer(capture, batch_size=8)
         made.fit(rows(), epochs=1)
-        made.model[0].requires_grad_(False)
+        made.model[0].freeze()
         made.fit(rows(), epochs=2)
         fitted.append(made)
     check_same(*fitted)
