@@ -228,21 +228,25 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     """Make a function that does what a training step does, by a program that is written once.
 
     Args:
-        step: a function of Tensors, arrays, numbers and texts, or lists, tuples and dicts of them,
-            that returns None, a Tensor, or a tuple, list or dict of Tensors. It computes a loss and
-            its gradients, and steps optimisers. It may draw random numbers by `dropout` and the
-            like, clip gradients, and step schedulers and averages.
+        step: a function of Tensors, numbers and texts, or lists, tuples and dicts of them, that
+            returns None, Tensors, or lists, tuples and dicts of them. It computes a loss and its
+            gradients, and steps optimisers. It may draw random numbers by `dropout` and the like,
+            clip gradients, return their norm, and step schedulers and averages.
 
     Returns:
-        A function with the same arguments and results. Arguments of other shapes or dtypes, or
-        other numbers and texts, get a program of their own. Gradients are local variables of a
-        program: `.grad` is None after a call.
+        A function with the same arguments and results. Arrays among the arguments reach the step as
+        Tensors. Arguments of other shapes or dtypes, or other numbers and texts, get a program of
+        their own. Gradients are local variables of a program: `.grad` is None after a call.
+
+    A program does what the library does in a step. What else the step does, such as writing to a
+    file, or comparing the norm that `clip_grad_norm` returns, happens when it is recorded only.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            or does something else in its second call than in the first.
+            sets an option of an optimiser, draws random numbers from numpy, or does something else
+            in its second call than in the first.
     """
     return Captured(step)
 
