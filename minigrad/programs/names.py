@@ -170,13 +170,18 @@ class Names:
         return self.known(function) or self.constant(function, name)
 
     def comments(self) -> list[str]:
-        """Return lines that list what has come from nowhere that is compared."""
+        """Return lines that list parameters, and what has come from nowhere that is compared."""
+        lines = []
+        for name, value in self.space.items():
+            if isinstance(value, list):
+                labels = [f"{self._labels.get(id(p._data), '(no name)')}" for p in value]
+                lines.append(f"# {name}: {', '.join(labels)}")
+            elif name[0] == MARK:
+                lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
         usual = self._surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]
         text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
-        arrays = [(name, value.shape) for name, value in self.space.items() if name[0] == MARK]
-        others = [f"# An array of no parameter and no argument: {name}, {s}" for name, s in arrays]
-        return [text, *others] if numbers else others
+        return [*lines, text] if numbers else lines
 
 
 def as_tuple(texts: Iterable[str]) -> str:

@@ -1032,6 +1032,7 @@ def test_the_source_of_a_small_step():
     assert (
         step.source
         == """def program(x, y):
+    # parameters: model.0.weight, model.0.bias, model.2.weight, model.2.bias
     # forward
     v1 = linear(x, model_0_weight, model_0_bias)
     v2 = tanh(v1); del v1
