@@ -1024,7 +1024,7 @@ def test_an_error_in_a_program_is_that_of_the_step_and_shows_its_line():
 
 
 def test_the_source_of_a_small_step():
-    net, adam = network(), None
+    net = network()
     adam = optim.Adam(net.parameters(), lr=0.05)
     step = mg.capture(training_step(net, adam))
     for i in range(2):
