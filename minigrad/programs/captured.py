@@ -233,6 +233,7 @@ class Recording:
         self.texts = [*map(str, self.lines), self.result]
         used = {name for text in self.texts for name in _NAME.findall(text)}
         self.space = {name: v for name, v in self.space.items() if name in used}
+        self.surroundings.leave_out(self.space.values())
 
     def _rename(self) -> None:
         """Number the values anew, in the order of the lines that are left."""

@@ -98,7 +98,7 @@ class Recorder(Observer):
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
-        self._owners: set[int] = set()  # ids of the memory of arguments and results
+        self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
         self._counts: dict[str, int] = {}
         self._taken = {*self.arguments}
         self._running = 0  # passes and announced functions, inside of which nothing is a line
@@ -109,7 +109,7 @@ class Recorder(Observer):
         self._joint: dict[Node, tuple[Line, list[str]]] = {}
         for name, array in self.arguments.items():
             self._register(array, name)
-            self._owners.add(id(owner_of(array)))
+            self._own(array)
         self._labels = {id(t._data): name for name, t in self.tensors.items()}
 
     # ----------------------------------------------------------------------------------------------
@@ -141,8 +141,13 @@ class Recorder(Observer):
         if value is None:
             return "_"
         if isinstance(value, np.ndarray):
-            self._owners.add(id(owner_of(value)))
+            self._own(value)
         return self._register(value, self._new(prefix))
+
+    def _own(self, array: NDArray[Any]) -> None:
+        """Note, as long as it lives, that memory belongs to an argument or a result."""
+        key = id(owner_of(array))
+        self._owners[key] = weakref.ref(owner_of(array), lambda _: self._owners.pop(key, None))
 
     def known(self, value: Any) -> str | None:
         """Return the name of a value that has one."""
@@ -398,7 +403,7 @@ class Recorder(Observer):
         if node.grad is not None and id(node.grad._data) not in self._names:
             raise CaptureError(
                 "a parameter has a gradient from an earlier step; begin the step with "
-                "optimizer.zero_grad()"
+                "optimizer.zero_grad(), or model.zero_grad() if the optimiser has not all of them"
             )
 
     # ----------------------------------------------------------------------------------------------

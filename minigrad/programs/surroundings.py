@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import dis
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, repeat
 from operator import attrgetter, call, is_
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
+from minigrad.readonly import owner_of
 
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
 _LIBRARY = {"minigrad", "lora"}
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
-_memory, _node, _grad = map(attrgetter, ("_data", "node", "grad"))
+_memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "hooks"))
 
 
 class Surroundings:
@@ -51,12 +54,17 @@ class Surroundings:
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
+        self._bytes: list[tuple[NDArray[Any], bytes]] = []  # of plain arrays
+        self._words = {"forward", "__call__"}  # names and texts in the code of the functions
+        self._scopes: list[tuple[str, Any]] = []  # of which they are read
         self._walk(function, "")
+        self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         found = list(self.tensors.values())
         self._found, self._arrays, self._nodes = found, [*map(_memory, found)], [*map(_node, found)]
         self._leaves = [node for node in self._nodes if node is not None]
+        self._hooks = [*map(_hooks_of, self._leaves)]
 
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
@@ -67,6 +75,11 @@ class Surroundings:
             self._nodes.append(tensor.node)
             self._leaves += [] if tensor.node is None else [tensor.node]
 
+    def leave_out(self, arrays: Iterable[Any]) -> None:
+        """Do not compare the elements of these arrays, which a program reads anew."""
+        owners = {id(owner_of(array)) for array in arrays if isinstance(array, np.ndarray)}
+        self._bytes = [pair for pair in self._bytes if id(owner_of(pair[0])) not in owners]
+
     def hold(self) -> bool:
         """Return whether everything is what it was."""
         now = [*chain.from_iterable(map(call, self._reads))]
@@ -75,6 +88,8 @@ class Surroundings:
             and all(map(is_, now, self._all_values))
             and self.memory_holds()
             and all(map(is_, map(_node, self._found), self._nodes))
+            and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
+            and all([array.tobytes() == before for array, before in self._bytes])
         )
 
     def memory_holds(self) -> bool:
@@ -90,6 +105,7 @@ class Surroundings:
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
+        changed += [f"an array of shape {x.shape}" for x, before in self._bytes if x.tobytes() != before]
         return changed
 
     def has_gradients(self) -> bool:
@@ -109,26 +125,35 @@ class Surroundings:
         self._paths.append(path)
         self._reads.append(read)
 
-    def _walk(self, value: Any, path: str, names: set[str] | None = None) -> None:
-        """Find out what is in a value; `names` are the attributes that are read, None for all."""
+    def _walk(self, value: Any, path: str) -> None:
+        """Find out what is in a value."""
         if isinstance(value, (bool, int, float)):
             self.numbers.add(value)
             return
-        if id(value) in self._seen or isinstance(value, (type, Enum, np.ndarray)):
+        if id(value) in self._seen or isinstance(value, Enum):
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
+        elif isinstance(value, np.ndarray):
+            self._bytes.append((value, value.tobytes()))
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            read = {name for code in _codes(value.__func__) for name in code.co_names}
+            owner = value.__self__
             self._walk(value.__func__, path)
-            self._walk(value.__self__, path, read)
+            if isinstance(owner, (Module, type)):
+                self._walk(owner, path)
+            else:  # its other attributes are for other methods
+                self._scopes.append((path, owner))
+                self._walk(type(owner), path)
+        elif isinstance(value, (property, staticmethod, classmethod, cached_property)):
+            function = getattr(value, "fget", None) or getattr(value, "__func__", None)
+            self._walk(function or getattr(value, "func", None), path)
         elif isinstance(value, partial):
-            self._walk_all({"func": value.func, "args": value.args, **value.keywords}, path)
-        elif isinstance(value, (list, tuple, set, frozenset)):
+            self._walk_all({"": value.func, "args": value.args, "keywords": value.keywords}, path)
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
             if not isinstance(value, (tuple, frozenset)):  # which cannot change
                 self._compare(path, value.__iter__)
             self._walk_all({f"{i}": child for i, child in enumerate(value)}, path)
@@ -136,61 +161,86 @@ class Surroundings:
             self._compare(path, lambda: chain(value.keys(), value.values()))
             self._walk_all(value, path)
         elif isinstance(value, Optimizer):
-            groups = value.param_groups
-            self._compare(path, lambda: chain(groups, *(group["params"] for group in groups)))
-            for group in groups:
+            self._compare(path, lambda: chain(*_groups_and_parameters(value)))
+            for group in value.param_groups:
                 self._walk_all({f"{i}": p for i, p in enumerate(group["params"])}, path)
-        elif hasattr(value, "__dict__") and not isinstance(value, (EMA, LRScheduler)):
-            self._walk_object(value, path, names)
+        elif isinstance(value, (type, ModuleType)):
+            module = value.__module__ if isinstance(value, type) else value.__name__
+            if _package(module) not in _FOREIGN | _LIBRARY:
+                self._scopes.append((path, value))
+                self._walk_all(dict(enumerate(getattr(value, "__bases__", ()))), path)
+        elif not isinstance(value, (EMA, LRScheduler)):
+            self._walk_object(value, path)
 
     def _walk_all(self, children: dict[Any, Any], path: str) -> None:
         for name, child in list(children.items()):
             self._walk(child, f"{path}.{name}" if path else f"{name}")
 
-    def _walk_object(self, value: Any, path: str, names: set[str] | None) -> None:
-        """Walk through the attributes of an object, and through the methods that read them."""
+    def _walk_object(self, value: Any, path: str) -> None:
+        """Walk through the attributes of an object, and through its class."""
+        self._walk(getattr(value, "__wrapped__", None), path)
         module = type(value).__module__
-        if module.startswith(_NOT_COMPARED) or _package(module) in _FOREIGN:
+        if module.startswith(_NOT_COMPARED):
             return
-        called = list(names or ())
-        is_library = _package(module) in _LIBRARY
-        called += [] if is_library else ["forward", "__call__"]
-        for name in called:  # which grows meanwhile
-            method = None if is_library else getattr(type(value), name, None)
-            if isinstance(method, FunctionType) and id(method) not in self._seen:
-                self._walk(method, path)
-                called += [name for code in _codes(method) for name in code.co_names]
+        if _package(module) in _FOREIGN:
+            self._scopes += [(path, value)] if hasattr(value, "__dict__") else []
+            return
+        self._walk(type(value), path)
         if isinstance(value, Module):
             for name, parameter in value.named_parameters(path):
                 self._names.setdefault(id(parameter), name)
-        attributes = vars(value)
-        if names is None:
-            self._compare(path, attributes.values)
-            self._walk_all(attributes, path)
-        else:
-            read = sorted(attributes.keys() & called)
-            self._compare(path, lambda: [attributes.get(name) for name in read])
-            self._walk_all({name: attributes[name] for name in read}, path)
+        slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+        if slots:
+            self._compare(path, lambda: [getattr(value, name, None) for name in slots])
+            self._walk_all({name: getattr(value, name, None) for name in slots}, path)
+        if hasattr(value, "__dict__"):
+            self._compare(path, vars(value).values)
+            self._walk_all(vars(value), path)
+
+    def _walk_scopes(self) -> None:
+        """Walk through the attributes of classes, modules and so on that are named in the code."""
+        done = 0
+        while done < (done := len(self._seen) + len(self._words)):
+            for path, scope in self._scopes:  # which grow meanwhile, as the words do
+                self._walk_all({name: vars(scope)[name] for name in self._read(scope)}, path)
+        for path, scope in self._scopes:
+            self._compare(path, partial(map, vars(scope).get, self._read(scope)))
+
+    def _read(self, scope: Any) -> list[str]:
+        return sorted(vars(scope).keys() & self._words)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         if _package(function.__module__) in _FOREIGN | _LIBRARY:
             return
         self.functions.append(function)
+        self._scopes.append((path, function))
+        self._compare(path, partial(_parts, function))
+        self._walk_all({"defaults": function.__defaults__, "kw": function.__kwdefaults__}, path)
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         for name, cell in cells.items():
             self._compare(name, partial(_contents, cell))
             self._walk_all(dict(zip([name], _contents(cell), strict=False)), "")
         scope = function.__globals__
         for code in _codes(function):
+            self._words |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
                 if instruction.opname == "LOAD_GLOBAL" and name in scope:
                     self._compare(name, partial(_of_scope, scope, name))
                     self._walk(scope[name], name)
-        defaults = function.__defaults__ or (), *(function.__kwdefaults__ or {}).values()
-        self._walk_all({"defaults": defaults}, path)
+                elif instruction.opname == "IMPORT_NAME":
+                    self._walk(sys.modules.get(name), name)
+
+
+_parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def _groups_and_parameters(optimizer: Optimizer) -> Iterator[list[Any]]:
+    yield optimizer.param_groups
+    for group in optimizer.param_groups:
+        yield group["params"]
 
 
 def _package(module: str | None) -> str:
