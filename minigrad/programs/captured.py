@@ -26,7 +26,8 @@ import inspect
 import linecache
 import re
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -118,29 +119,28 @@ class Captured(Generic[P, R]):
         if mode.state != (True, ()):  # somebody watches, or there is no graph
             return self.step(*args, **kwargs)
         arrays: dict[str, NDArray[Any]] = {}
+        plain: list[str] = []  # names of those that are no Tensors
         names = [
             *self._names[: len(args)],
             *(f"argument{i}" for i in range(len(self._names), len(args))),
         ]
         named = {**dict(zip(names, args, strict=True)), **kwargs}
-        key = tuple([_key(value, name, arrays) for name, value in named.items()])
+        key = tuple([_key(value, name, arrays, plain) for name, value in named.items()])
         for program in self._programs.get(key, ()):
             if program.surroundings.hold():
                 break
         else:
-            return self._record(key, arrays, args, kwargs)
+            return self._record(key, arrays, plain, args, kwargs)
         program.calls += 1
-        if program.calls == program.next_check:
-            return self._record(key, arrays, args, kwargs, program)
-        if program.surroundings.has_gradients():
-            if not program.zeroes_gradients:
-                return self.step(*args, **kwargs)  # which adds to them
-            program.surroundings.zero_grad()
+        if program.calls == program.next_check or program.is_new(arrays):
+            return self._record(key, arrays, plain, args, kwargs, program)
+        if not program.zero_grad():
+            return self.step(*args, **kwargs)  # which adds to gradients, or leaves them alone
         self._last = program
         return cast(R, _wrapped(program.function(*arrays.values())))
 
     def _record(
-        self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
+        self, key: Any, arrays: dict[str, NDArray[Any]], plain: list[str], args: Any, kwargs: Any,
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run the step and record it; make its program if this is the second time."""
@@ -153,7 +153,7 @@ class Captured(Generic[P, R]):
             if first is not None and not first.surroundings.hold():
                 self._count_change(first.surroundings)
                 first = None
-            recording = Recording(surroundings, arrays)
+            recording = Recording(surroundings, arrays, plain)
             with observe(recording.recorder):
                 result = self.step(*args, **kwargs)
             recording.finish(result)
@@ -161,7 +161,8 @@ class Captured(Generic[P, R]):
                 self._programs[key].remove(known)
                 recording.check_same(known.recording, f"call {known.calls}")
                 self._programs[key].insert(0, known)
-                known.next_check *= 10
+                known.next_check *= 10 if known.calls == known.next_check else 1
+                known.given = {}
             elif first is None or not surroundings.hold():
                 self._first[key] = recording
             else:
@@ -211,16 +212,21 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 class Recording:
     """One run of a step, written down."""
 
-    def __init__(self, surroundings: Surroundings, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, surroundings: Surroundings, arrays: Mapping[str, NDArray[Any]], plain: Iterable[str]
+    ) -> None:
         self.surroundings = surroundings
         self.recorder = Recorder(arrays, surroundings.tensors)
-        self.had_gradients = surroundings.has_gradients()
+        self.given = {name: arrays[name].tobytes() for name in plain}
+        leaves = surroundings.with_gradients()
+        self.gradients = {leaf: weakref.ref(leaf.grad) for leaf in leaves}
         self.result = "None"
         self.space: dict[str, Any] = {}
 
     def finish(self, result: Any) -> None:
         """Write what the step returns, and leave out lines whose results nobody uses."""
         recorder = self.recorder
+        self.zeroed = {leaf for leaf, before in self.gradients.items() if leaf.grad is not before()}
         self.result = _returned(result, recorder)
         needed = set(_ASSIGNED.findall(self.result))
         lines = []
@@ -263,6 +269,8 @@ class Recording:
                 f"now {now!r:.150}; a choice by values is made with minigrad.where, and what "
                 f"changes from call to call is an argument"
             )
+        if self.given != first.given:
+            self.given = {}
         for name, value in self.space.items():
             known = first.space.get(name)
             if known is value or _is_same(known, value):
@@ -281,7 +289,7 @@ class Program:
         self.recording = recording
         self.surroundings = recording.surroundings
         self.surroundings.add(recording.recorder.others)
-        self.zeroes_gradients = recording.had_gradients
+        self.given = recording.given
         self.calls, self.next_check = 2, 10
         self.source = _text(recording)
         self.namespace = dict(recording.space)
@@ -294,6 +302,19 @@ class Program:
             if tensor.node is not None:
                 tensor.node.in_program = True
         recording.recorder = None  # type: ignore[assignment]
+
+    def is_new(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Return whether plain arrays differ for the first time, on which numpy may have worked."""
+        return any(arrays[name].tobytes() != before for name, before in self.given.items())
+
+    def zero_grad(self) -> bool:
+        """Set all gradients to None; return False if there is one that the step does not zero."""
+        leaves = self.surroundings.with_gradients()
+        if not self.recording.zeroed.issuperset(leaves):
+            return False
+        for leaf in leaves:
+            leaf.grad = None
+        return True
 
 
 def _text(recording: Recording) -> str:
@@ -331,8 +352,9 @@ def _comments(recording: Recording) -> list[str]:
     return lines
 
 
-def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]], plain: list[str]) -> Any:
     """Return what a program depends on of an argument, and add its arrays to `arrays`."""
+    kind = type(value)
     if isinstance(value, Tensor):
         if value.node is not None:
             raise CaptureError(
@@ -345,13 +367,15 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
             if array is value:
                 return other  # the same array twice is another program
         arrays[name] = value
-        return value.shape, value.dtype
+        if kind is np.ndarray:
+            plain.append(name)
+        return kind, value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     if isinstance(value, (list, tuple)):
-        return type(value), *[_key(v, f"{name}_{i}", arrays) for i, v in enumerate(value)]
+        return type(value), *[_key(v, f"{name}_{i}", arrays, plain) for i, v in enumerate(value)]
     if isinstance(value, dict):
-        keys = [(k, _key(v, f"{name}_{k}", arrays)) for k, v in value.items()]
+        keys = [(k, _key(v, f"{name}_{k}", arrays, plain)) for k, v in value.items()]
         return dict, *keys
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "

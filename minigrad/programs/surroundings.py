@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
@@ -108,14 +109,11 @@ class Surroundings:
         changed += [f"an array of shape {x.shape}" for x, before in self._bytes if x.tobytes() != before]
         return changed
 
-    def has_gradients(self) -> bool:
-        """Return whether a tensor has a gradient."""
-        return not all(map(is_, map(_grad, self._leaves), repeat(None)))
-
-    def zero_grad(self) -> None:
-        """Set the gradients of all tensors to None."""
-        for node in self._leaves:
-            node.grad = None
+    def with_gradients(self) -> list[Node]:
+        """Return the leaves that have a gradient."""
+        if all(map(is_, map(_grad, self._leaves), repeat(None))):
+            return []  # as usual, and this is quick
+        return [leaf for leaf in self._leaves if leaf.grad is not None]
 
     # ----------------------------------------------------------------------------------------------
     # The walk
