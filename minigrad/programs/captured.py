@@ -127,12 +127,12 @@ class Captured(Generic[P, R]):
         named = {**dict(zip(names, args, strict=True)), **kwargs}
         key = tuple([_key(value, name, arrays, plain) for name, value in named.items()])
         for program in self._programs.get(key, ()):
-            if program.surroundings.hold():
+            if program.surroundings.hold() and program.suits(arrays):
                 break
         else:
             return self._record(key, arrays, plain, args, kwargs)
         program.calls += 1
-        if program.calls == program.next_check or program.is_new(arrays):
+        if program.calls == program.next_check:
             return self._record(key, arrays, plain, args, kwargs, program)
         if not program.zero_grad():
             return self.step(*args, **kwargs)  # which adds to gradients, or leaves them alone
@@ -161,8 +161,7 @@ class Captured(Generic[P, R]):
                 self._programs[key].remove(known)
                 recording.check_same(known.recording, f"call {known.calls}")
                 self._programs[key].insert(0, known)
-                known.next_check *= 10 if known.calls == known.next_check else 1
-                known.given = {}
+                known.next_check *= 10
             elif first is None or not surroundings.hold():
                 self._first[key] = recording
             else:
@@ -270,7 +269,7 @@ class Recording:
                 f"changes from call to call is an argument"
             )
         if self.given != first.given:
-            self.given = {}
+            self.given = {}  # numpy would have made something else of other elements
         for name, value in self.space.items():
             known = first.space.get(name)
             if known is value or _is_same(known, value):
@@ -289,7 +288,6 @@ class Program:
         self.recording = recording
         self.surroundings = recording.surroundings
         self.surroundings.add(recording.recorder.others)
-        self.given = recording.given
         self.calls, self.next_check = 2, 10
         self.source = _text(recording)
         self.namespace = dict(recording.space)
@@ -303,9 +301,9 @@ class Program:
                 tensor.node.in_program = True
         recording.recorder = None  # type: ignore[assignment]
 
-    def is_new(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
-        """Return whether plain arrays differ for the first time, on which numpy may have worked."""
-        return any(arrays[name].tobytes() != before for name, before in self.given.items())
+    def suits(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Return whether plain arrays are those of the recordings, if both had the same."""
+        return all([arrays[name].tobytes() == x for name, x in self.recording.given.items()])
 
     def zero_grad(self) -> bool:
         """Set all gradients to None; return False if there is one that the step does not zero."""

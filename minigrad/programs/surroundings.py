@@ -55,31 +55,30 @@ class Surroundings:
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
-        self._bytes: list[tuple[NDArray[Any], bytes]] = []  # of plain arrays
+        self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
         self._words = {"forward", "__call__"}  # names and texts in the code of the functions
-        self._scopes: list[tuple[str, Any]] = []  # of which they are read
+        self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._walk(function, "")
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
+        self.add({})
+        self.leave_out(self._arrays)
+        self._bytes = {path: array.tobytes() for path, array in self._plain.items()}
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        """Compare further tensors."""
+        self.tensors |= tensors
         found = list(self.tensors.values())
         self._found, self._arrays, self._nodes = found, [*map(_memory, found)], [*map(_node, found)]
         self._leaves = [node for node in self._nodes if node is not None]
         self._hooks = [*map(_hooks_of, self._leaves)]
 
-    def add(self, tensors: dict[str, Tensor]) -> None:
-        """Compare further tensors."""
-        for name, tensor in tensors.items():
-            self.tensors[name] = tensor
-            self._found.append(tensor)
-            self._arrays.append(tensor._data)
-            self._nodes.append(tensor.node)
-            self._leaves += [] if tensor.node is None else [tensor.node]
-
     def leave_out(self, arrays: Iterable[Any]) -> None:
         """Do not compare the elements of these arrays, which a program reads anew."""
         owners = {id(owner_of(array)) for array in arrays if isinstance(array, np.ndarray)}
-        self._bytes = [pair for pair in self._bytes if id(owner_of(pair[0])) not in owners]
+        plain = self._plain.items()
+        self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
 
     def hold(self) -> bool:
         """Return whether everything is what it was."""
@@ -90,7 +89,7 @@ class Surroundings:
             and self.memory_holds()
             and all(map(is_, map(_node, self._found), self._nodes))
             and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
-            and all([array.tobytes() == before for array, before in self._bytes])
+            and all([x.tobytes() == self._bytes[path] for path, x in self._plain.items()])
         )
 
     def memory_holds(self) -> bool:
@@ -106,8 +105,8 @@ class Surroundings:
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
-        changed += [f"an array of shape {x.shape}" for x, before in self._bytes if x.tobytes() != before]
-        return changed
+        plain = self._plain.items()
+        return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
@@ -135,7 +134,7 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
         elif isinstance(value, np.ndarray):
-            self._bytes.append((value, value.tobytes()))
+            self._plain[f"{path}_{len(self._plain)}" if path in self._plain else path] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
@@ -197,9 +196,10 @@ class Surroundings:
 
     def _walk_scopes(self) -> None:
         """Walk through the attributes of classes, modules and so on that are named in the code."""
-        done = 0
-        while done < (done := len(self._seen) + len(self._words)):
-            for path, scope in self._scopes:  # which grow meanwhile, as the words do
+        known = -1
+        while known != len(self._seen) + len(self._words):
+            known = len(self._seen) + len(self._words)
+            for path, scope in self._scopes:  # which grow meanwhile
                 self._walk_all({name: vars(scope)[name] for name in self._read(scope)}, path)
         for path, scope in self._scopes:
             self._compare(path, partial(map, vars(scope).get, self._read(scope)))
@@ -212,7 +212,7 @@ class Surroundings:
         if _package(function.__module__) in _FOREIGN | _LIBRARY:
             return
         self.functions.append(function)
-        self._scopes.append((path, function))
+        self._scopes += [(path, function)] if vars(function) else []
         self._compare(path, partial(_parts, function))
         self._walk_all({"defaults": function.__defaults__, "kw": function.__kwdefaults__}, path)
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
