@@ -56,7 +56,7 @@ class Surroundings:
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
-        self._words = {"forward", "__call__"}  # names and texts in the code of the functions
+        self._words = {"forward", "__call__", "function"}  # names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._walk(function, "")
         self._walk_scopes()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 import numpy as np
+import pytest
 
 import minigrad as mg
 from minigrad.nn import Module, Parameter
@@ -24,7 +25,7 @@ class Training:
     step: Callable[..., Any]
     batches: list[Any]
     parts: dict[str, Any]
-    wrapped: Callable[..., Any] | None = field(default=None, repr=False)
+    patch: Any = None  # a MonkeyPatch, for changes of what all trainings share
 
     def found(self) -> dict[str, Any]:
         """Everything whose attributes or elements can be changed, by its path."""
@@ -54,23 +55,28 @@ class Change:
     name: str
     do: Callable[[Training], None]
 
-    def __repr__(self) -> str:
-        return self.name
-
 
 def outcomes(build: Callable[[], Training], change: Change | None, captured: bool) -> list[Any]:
     """What the steps of a training return or raise, and its bits at the end."""
-    mg.manual_seed(7)
-    training = build()
+    with pytest.MonkeyPatch.context() as patch:
+        mg.manual_seed(7)
+        training = build()
+        training.patch = patch
+        return _run(training, change, captured)
+
+
+def _run(training: Training, change: Change | None, captured: bool) -> list[Any]:
     step = mg.capture(training.step) if captured else training.step
-    training.wrapped = step
     results: list[Any] = []
     for k in range(BEFORE + AFTER):
         if k == BEFORE:
             if captured:
                 assert step.source  # or the change would be one of an eager training
-            if change is not None:
-                change.do(training)
+            try:
+                if change is not None:
+                    change.do(training)
+            except Exception as error:  # nobody can make this change
+                return [(type(error), str(error))]
         try:
             results.append(_bits(step(*training.batches[k % len(training.batches)])))
         except Exception as error:
@@ -96,6 +102,14 @@ def difference(build: Callable[[], Training], change: Change | None) -> str:
         elif a != b:
             return f"call {k}: another result"
     return ""
+
+
+def differences(build: Callable[[], Training], changes: Iterable[Change]) -> dict[str, str]:
+    """How captured trainings differ from eager ones, by the name of what was changed."""
+    assert difference(build, None) == ""
+    found = {change.name: difference(build, change) for change in changes}
+    assert found
+    return {name: text for name, text in found.items() if text}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -186,9 +200,9 @@ _WRITES: dict[str, Callable[[Any], Any]] = {
     "copy_(other)": lambda tensor: tensor.copy_(tensor.data * 0.5),
     "data[...] = other": _raw,
     "switched": lambda tensor: tensor.requires_grad_(not tensor.requires_grad),
-    "switched twice": lambda tensor: tensor.requires_grad_(
+    "switched twice": lambda tensor: tensor.requires_grad_(not tensor.requires_grad).requires_grad_(
         not tensor.requires_grad
-    ).requires_grad_(not tensor.requires_grad),
+    ),
 }
 
 _EDITS: dict[str, Callable[[Any], Any]] = {
@@ -198,7 +212,7 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "[0] = [-1]": lambda values: values.__setitem__(0, values[-1]),
 }
 
-_TEXTS = {"reduction": "sum", "approximate": "tanh"}
+_TEXTS = {"reduction": "sum", "approximate": "tanh"}  # others are only printed
 _NONES: dict[str, Any] = {
     "rng": lambda _: np.random.default_rng(5),
     "eps": lambda _: 1e-2,
