@@ -12,6 +12,7 @@ states of optimisers; the states of schedulers, averages and random generators.
 from __future__ import annotations
 
 import dis
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from minigrad.readonly import owner_of
 
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
 _LIBRARY = {"minigrad", "lora"}
+_INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
 _memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "hooks"))
@@ -56,7 +58,7 @@ class Surroundings:
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
-        self._words = {"forward", "__call__", "function"}  # names and texts in the code of the functions
+        self._words = {"forward", "__call__", "function"}  # and names and texts in their code
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._walk(function, "")
         self._walk_scopes()
@@ -89,7 +91,7 @@ class Surroundings:
             and self.memory_holds()
             and all(map(is_, map(_node, self._found), self._nodes))
             and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
-            and all([x.tobytes() == self._bytes[path] for path, x in self._plain.items()])
+            and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
         )
 
     def memory_holds(self) -> bool:
@@ -122,8 +124,8 @@ class Surroundings:
         self._paths.append(path)
         self._reads.append(read)
 
-    def _walk(self, value: Any, path: str) -> None:
-        """Find out what is in a value."""
+    def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
+        """Find out what is in a value; or only in attributes that the functions name."""
         if isinstance(value, (bool, int, float)):
             self.numbers.add(value)
             return
@@ -138,13 +140,8 @@ class Surroundings:
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            owner = value.__self__
             self._walk(value.__func__, path)
-            if isinstance(owner, (Module, type)):
-                self._walk(owner, path)
-            else:  # its other attributes are for other methods
-                self._scopes.append((path, owner))
-                self._walk(type(owner), path)
+            self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, (property, staticmethod, classmethod, cached_property)):
             function = getattr(value, "fget", None) or getattr(value, "__func__", None)
             self._walk(function or getattr(value, "func", None), path)
@@ -167,32 +164,33 @@ class Surroundings:
                 self._scopes.append((path, value))
                 self._walk_all(dict(enumerate(getattr(value, "__bases__", ()))), path)
         elif not isinstance(value, (EMA, LRScheduler)):
-            self._walk_object(value, path)
+            self._walk_object(value, path, is_all)
 
     def _walk_all(self, children: dict[Any, Any], path: str) -> None:
         for name, child in list(children.items()):
             self._walk(child, f"{path}.{name}" if path else f"{name}")
 
-    def _walk_object(self, value: Any, path: str) -> None:
+    def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
-        self._walk(getattr(value, "__wrapped__", None), path)
+        attributes = getattr(value, "__dict__", {})
+        self._walk(attributes.get("__wrapped__"), path)
         module = type(value).__module__
         if module.startswith(_NOT_COMPARED):
             return
-        if _package(module) in _FOREIGN:
-            self._scopes += [(path, value)] if hasattr(value, "__dict__") else []
-            return
         self._walk(type(value), path)
-        if isinstance(value, Module):
-            for name, parameter in value.named_parameters(path):
-                self._names.setdefault(id(parameter), name)
-        slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
-        if slots:
-            self._compare(path, lambda: [getattr(value, name, None) for name in slots])
-            self._walk_all({name: getattr(value, name, None) for name in slots}, path)
-        if hasattr(value, "__dict__"):
-            self._compare(path, vars(value).values)
-            self._walk_all(vars(value), path)
+        if attributes and (not is_all or _package(module) in _FOREIGN):
+            self._scopes.append((path, value))
+        elif _package(module) not in _FOREIGN:
+            if isinstance(value, Module):
+                for name, parameter in value.named_parameters(path):
+                    self._names.setdefault(id(parameter), name)
+            slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+            if slots:
+                self._compare(path, partial(_slots_of, value, slots))
+            self._compare(path, attributes.values)
+            self._walk_all(
+                dict(zip(slots, _slots_of(value, slots), strict=True)) | attributes, path
+            )
 
     def _walk_scopes(self) -> None:
         """Walk through the attributes of classes, modules and so on that are named in the code."""
@@ -209,7 +207,8 @@ class Surroundings:
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
-        if _package(function.__module__) in _FOREIGN | _LIBRARY:
+        file = function.__code__.co_filename
+        if _package(function.__module__) in _FOREIGN | _LIBRARY or _INSTALLED.search(file):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
@@ -233,6 +232,10 @@ class Surroundings:
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def _slots_of(value: Any, names: Iterable[str]) -> list[Any]:
+    return [getattr(value, name, None) for name in names]
 
 
 def _groups_and_parameters(optimizer: Optimizer) -> Iterator[list[Any]]:

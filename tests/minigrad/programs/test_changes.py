@@ -352,6 +352,9 @@ class Derived(Config):
 class Slots:
     scale: float = 0.5
 
+    def scaled(self, h):
+        return h * self.scale
+
 
 @dataclass
 class Fields:
@@ -460,6 +463,11 @@ CASES = {
     ),
     "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
     "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "bound method of slots": of_config(
+        lambda: Slots().scaled,
+        lambda h, c: c(h),
+        lambda t: setattr(t.parts["config"].__self__, "scale", 0.9),
+    ),
     "fields": of_config(
         Fields, lambda h, c: h * c.scales[1], lambda t: t.parts["config"].scales.reverse()
     ),
@@ -483,7 +491,9 @@ CASES = {
     ),
     "list as an index": of_config(lambda: [0, 1, 2], lambda h, c: h[:, c], stored(0, 2)),
     "deque": of_config(
-        lambda: collections.deque([0.5]), lambda h, c: h * c[-1], lambda t: t.parts["config"].append(9.0)
+        lambda: collections.deque([0.5]),
+        lambda h, c: h * c[-1],
+        lambda t: t.parts["config"].append(9.0),
     ),
     "module": of_net(
         lambda net, x, y, _: mg.mse(net(x) * settings.scale, y), patched(settings, "scale", 0.9)
@@ -577,6 +587,7 @@ class Loop:
     def __init__(self):
         self.training = training_of(Config, lambda net, x, y, config: None)()
         self.config, self.scale, self.count = Fields(), 0.5, 0
+        self.training.parts["net"].loop = self
 
     def step(self, x, y):
         net, optimizer = self.training.parts["net"], self.training.parts["optimizer"]
