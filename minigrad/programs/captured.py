@@ -303,7 +303,8 @@ class Program:
 
     def suits(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Return whether plain arrays are those of the recordings, if both had the same."""
-        return all(arrays[name].tobytes() == x for name, x in self.recording.given.items())
+        given = self.recording.given
+        return not given or all(arrays[name].tobytes() == x for name, x in given.items())
 
     def zero_grad(self) -> bool:
         """Set all gradients to None; return False if there is one that the step does not zero."""

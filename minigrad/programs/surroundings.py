@@ -3,10 +3,12 @@
 In the program of a captured step the attributes of modules, the options of layers and the memory of
 parameters are constants. So before each run they are compared with what they were when the step was
 recorded, by identity: the variables around the function, the attributes of the objects in them, the
-elements of lists and dicts, and so on. A thousand of them take about 20 microseconds.
+elements of lists and dicts, and so on. A thousand of them take about 20 microseconds. Of classes,
+of modules of Python and of the owner of a method, only attributes count that the code names.
 
 A program reads some things anew, which are not compared: the elements of arrays; the options and
-states of optimisers; the states of schedulers, averages and random generators.
+states of optimisers; the states of schedulers, averages and random generators. But the elements of
+a plain array that the program does not have are compared, for numpy may have worked on them.
 """
 
 from __future__ import annotations
@@ -155,9 +157,8 @@ class Surroundings:
             self._compare(path, lambda: chain(value.keys(), value.values()))
             self._walk_all(value, path)
         elif isinstance(value, Optimizer):
-            self._compare(path, lambda: chain(*_groups_and_parameters(value)))
-            for group in value.param_groups:
-                self._walk_all({f"{i}": p for i, p in enumerate(group["params"])}, path)
+            self._compare(path, lambda: chain(value.param_groups, *_members(value)))
+            self._walk_all(dict(enumerate(chain(*_members(value)))), path)
         elif isinstance(value, (type, ModuleType)):
             module = value.__module__ if isinstance(value, type) else value.__name__
             if _package(module) not in _FOREIGN | _LIBRARY:
@@ -186,11 +187,9 @@ class Surroundings:
                     self._names.setdefault(id(parameter), name)
             slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
             if slots:
-                self._compare(path, partial(_slots_of, value, slots))
+                self._compare(path, lambda: [getattr(value, name, None) for name in slots])
             self._compare(path, attributes.values)
-            self._walk_all(
-                dict(zip(slots, _slots_of(value, slots), strict=True)) | attributes, path
-            )
+            self._walk_all({name: getattr(value, name, None) for name in slots} | attributes, path)
 
     def _walk_scopes(self) -> None:
         """Walk through the attributes of classes, modules and so on that are named in the code."""
@@ -234,14 +233,8 @@ class Surroundings:
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
-def _slots_of(value: Any, names: Iterable[str]) -> list[Any]:
-    return [getattr(value, name, None) for name in names]
-
-
-def _groups_and_parameters(optimizer: Optimizer) -> Iterator[list[Any]]:
-    yield optimizer.param_groups
-    for group in optimizer.param_groups:
-        yield group["params"]
+def _members(optimizer: Optimizer) -> list[list[Tensor]]:
+    return [group["params"] for group in optimizer.param_groups]
 
 
 def _package(module: str | None) -> str:
