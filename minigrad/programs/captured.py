@@ -370,7 +370,7 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]], plain: list[str
             plain.append(name)
         return kind, value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str)):
-        return type(value), value
+        return kind, repr(value)  # in which -0.0 is another number than 0.0
     if isinstance(value, (list, tuple)):
         return type(value), *[_key(v, f"{name}_{i}", arrays, plain) for i, v in enumerate(value)]
     if isinstance(value, dict):

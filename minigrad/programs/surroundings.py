@@ -36,6 +36,7 @@ from minigrad.readonly import owner_of
 
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
 _LIBRARY = {"minigrad", "lora"}
+_IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
 _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
@@ -60,7 +61,7 @@ class Surroundings:
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
-        self._words = {"forward", "__call__", "function"}  # and names and texts in their code
+        self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._walk(function, "")
         self._walk_scopes()
@@ -134,6 +135,9 @@ class Surroundings:
         if id(value) in self._seen or isinstance(value, Enum):
             return
         self._seen[id(value)] = value
+        if isinstance(value, (Tensor, list, tuple, dict)) and hasattr(value, "__dict__"):
+            self._scopes.append((path, value))  # attributes beside its elements
+            self._walk(type(value), path)
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value

@@ -356,6 +356,25 @@ class Slots:
         return h * self.scale
 
 
+class Table(dict):
+    """A dict with an attribute, and with a method that is not called by name."""
+
+    def __init__(self):
+        super().__init__(a=0.5)
+        self.scale = 0.5
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) * SCALE
+
+
+class Named(nn.Parameter):
+    """A parameter with an attribute."""
+
+    def __init__(self):
+        super().__init__(np.ones(3, np.float32), requires_grad=False)
+        self.scale = 0.5
+
+
 @dataclass
 class Fields:
     scales: list = field(default_factory=lambda: [0.5, 0.25])
@@ -482,6 +501,11 @@ CASES = {
         lambda: argparse.Namespace(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
     ),
     "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
+    "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
+    "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "attribute of a parameter": of_config(
+        Named, lambda h, c: h * c * c.scale, assigned("scale", 0.9)
+    ),
     "list": of_config(lambda: [0.5], lambda h, c: h * c[0], stored(0, 0.9)),
     "list in a tuple": of_config(
         lambda: ([0.5],), lambda h, c: h * c[0][0], lambda t: t.parts["config"][0].append(9.0)
@@ -627,6 +651,13 @@ def test_other_attributes_of_the_owner_of_a_step_do_not_count():
         loop.count += 1  # which no line of the step reads
         step(*loop.training.batches[0])
     assert step.source
+
+
+def test_a_zero_with_a_sign_is_another_argument():
+    x = mg.tensor([1.0, 2.0])
+    step = mg.capture(lambda x, factor: x * factor)
+    for factor in [0.0] * 4 + [-0.0] * 4:
+        assert step(x, factor).data.tobytes() == (x.data * np.float32(factor)).tobytes()
 
 
 def test_numpy_on_equal_arguments():
