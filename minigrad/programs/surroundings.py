@@ -227,7 +227,7 @@ class Surroundings:
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
-                if instruction.opname == "LOAD_GLOBAL" and name in scope:
+                if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL") and name in scope:
                     self._compare(name, partial(_of_scope, scope, name))
                     self._walk(scope[name], name)
                 elif instruction.opname == "IMPORT_NAME":

@@ -653,6 +653,66 @@ def test_other_attributes_of_the_owner_of_a_step_do_not_count():
     assert step.source
 
 
+class Log:
+    count = 0
+
+    def __init__(self):
+        self.losses, self.by_name, self.array = [], {}, np.zeros(3)
+        self.deque, self.last = collections.deque(maxlen=2), None
+
+
+def write_global(loss, log):
+    global SCALE
+    SCALE = loss
+
+
+def write_class(loss, log):
+    Log.count += 1
+
+
+def write_attribute(loss, log):
+    log.last = loss
+
+
+def write_function(loss, log):
+    write_function.last = loss
+
+
+def write_module(loss, log):
+    settings.last = loss
+
+
+def write_array(loss, log):
+    log.array[0] += 1
+
+
+WRITES = [write_global, write_class, write_attribute, write_function, write_module, write_array]
+WRITES += [
+    lambda loss, log: log.losses.append(loss),
+    lambda loss, log: log.by_name.update(loss=loss),
+    lambda loss, log: log.deque.append(loss),
+    lambda loss, log: setattr(log, "last", loss),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_a_step_writes_is_refused(write, monkeypatch):
+    """A program would leave it out without a word."""
+    monkeypatch.setattr(HERE, "SCALE", 0.5)
+    monkeypatch.setattr(Log, "count", 0)
+    monkeypatch.setattr(settings, "last", None, raising=False)
+    log = Log()
+
+    @mg.capture
+    def step(x):
+        loss = mg.sum(x)
+        write(loss, log)
+        return loss
+
+    with pytest.raises(mg.CaptureError, match="changes from call to call"):
+        [step(mg.tensor([1.0, 2.0])) for _ in range(7)]
+
+
 def test_a_zero_with_a_sign_is_another_argument():
     x = mg.tensor([1.0, 2.0])
     step = mg.capture(lambda x, factor: x * factor)
