@@ -26,6 +26,7 @@ import inspect
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -154,10 +155,8 @@ class Captured(Generic[P, R]):
             program.calls += 1
             if program.calls >= program.next_check:
                 return self._record(key, arrays, args, kwargs, program)
-            if program.surroundings.has_gradients():
-                if not program.zeroes_gradients:
-                    return self._eager(args, kwargs)  # which adds to them
-                program.surroundings.zero_grad()
+            if not program.zero_grad():
+                return self._eager(args, kwargs)  # which adds to gradients, or leaves them alone
             self._last = program
             return cast(R, _with_tensors(program.function(*arrays.values())))
 
@@ -187,7 +186,7 @@ class Captured(Generic[P, R]):
         if first is not None and not first.surroundings.hold():
             self._count_change(first.surroundings)
             first = None
-        zeroes_gradients = surroundings.has_gradients()
+        before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = Names(arrays, surroundings)
         recorder = Recorder(names, surroundings)
         with observe(recorder):
@@ -207,7 +206,8 @@ class Captured(Generic[P, R]):
             self._first[key] = recording
         else:
             recording.check_same(first, "the second call")
-            program = self._last = Program(recording, zeroes_gradients)
+            zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
+            program = self._last = Program(recording, zeroed)
             others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
             self._programs[key] = [program, *others][:MOST_PROGRAMS]
             self._changes = 0

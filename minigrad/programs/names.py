@@ -45,24 +45,27 @@ class Names:
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
-        self._owners: set[int] = set()  # ids of the memory of arguments and results
+        self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
         self._sizes = {0, 1}  # of all arrays
         self._count = 0  # of values
         self._taken = {"slice"}  # names
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
+        parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():
             self._sizes |= {tensor.size, *tensor.shape}
         for name, array in given.items():
-            if (label := self._labels.get(id(array))) is not None:
+            if id(array) in parameters:
                 raise CaptureError(
-                    f"capture: the argument {name} is the memory of {label}, which the step reads "
-                    f"as well; leave the argument out, or pass a copy"
+                    f"capture: the argument {name} is the memory of {self._labels[id(array)]}, which "
+                    f"the step reads as well; leave the argument out, or pass a copy"
                 )
             self._note(array)
             self.arguments.append(self.register(array, self._unique(name)))
 
     def _note(self, array: NDArray[Any]) -> None:
-        self._owners.add(id(owner_of(array)))
+        owner = owner_of(array)
+        key = id(owner)
+        self._owners[key] = weakref.ref(owner, lambda _: self._owners.pop(key, None))
         self._sizes |= {array.size, *array.shape}
 
     def new(self, prefix: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.node import Node
 from minigrad.programs.surroundings import Surroundings
 
 MARK = "\0"  # repr writes it in another way, so it is in no literal
@@ -118,6 +119,7 @@ class Recording:
         used = {name for text in self.texts for name in _WORD.findall(text)}
         named = {new.get(name, name.strip(MARK)): value for name, value in space.items()}
         self.space = {name: value for name, value in named.items() if name in used}
+        surroundings.leave_out(self.space.values())
 
     def check_same(self, first: Recording, when: str) -> None:
         """Raise a CaptureError unless another recording is of the same program and constants."""
@@ -163,11 +165,11 @@ class Program:
         source: its text.
         namespace: the functions and constants that the text names.
         function: what the text defines.
-        zeroes_gradients: whether the step begins with gradients that it does not use.
+        zeroed: the leaves whose gradients from before the step does not leave alone.
     """
 
-    def __init__(self, recording: Recording, zeroes_gradients: bool) -> None:
-        self.recording, self.zeroes_gradients = recording, zeroes_gradients
+    def __init__(self, recording: Recording, zeroed: set[Node]) -> None:
+        self.recording, self.zeroed = recording, zeroed
         self.surroundings = recording.surroundings
         self.calls, self.next_check = 2, 10
         self.source = recording.source()
@@ -181,6 +183,15 @@ class Program:
         for tensor in self.surroundings.tensors.values():
             if tensor.node is not None:
                 tensor.node.in_program = True
+
+    def zero_grad(self) -> bool:
+        """Set all gradients to None; return False if there is one that the step does not zero."""
+        leaves = self.surroundings.with_gradients()
+        if not self.zeroed.issuperset(leaves):
+            return False
+        for leaf in leaves:
+            leaf.grad = None
+        return True
 
 
 def _shown(text: str) -> str:
