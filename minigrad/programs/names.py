@@ -56,8 +56,8 @@ class Names:
         for name, array in given.items():
             if id(array) in parameters:
                 raise CaptureError(
-                    f"capture: the argument {name} is the memory of {self._labels[id(array)]}, which "
-                    f"the step reads as well; leave the argument out, or pass a copy"
+                    f"capture: the argument {name} is the memory of {self._labels[id(array)]}, "
+                    f"which the step reads as well; leave the argument out, or pass a copy"
                 )
             self._note(array)
             self.arguments.append(self.register(array, self._unique(name)))
