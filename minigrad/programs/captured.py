@@ -137,11 +137,10 @@ class Captured(Generic[P, R]):
         """Do what the step does, and return what it returns; tensors are constants then."""
         if mode.state != (True, ()):  # somebody watches, or there is no graph
             return self._eager(args, kwargs)
-        named = {
-            **dict(zip(self._names, args, strict=False)),
-            **{f"argument{i}": args[i] for i in range(len(self._names), len(args))},
-            **{name: kwargs[name] for name in sorted(kwargs)},
-        }
+        named: dict[str, Any] = dict(zip(self._names, args, strict=False))
+        if kwargs or len(args) > len(named):
+            named |= {f"argument{i}": args[i] for i in range(len(named), len(args))}
+            named |= {name: kwargs[name] for name in sorted(kwargs)}
         if len(named) < len(args) + len(kwargs):
             return self._eager(args, kwargs)  # which raises the error: a name was given twice
         arrays: dict[str, NDArray[Any]] = {}
