@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, observed
 
 Rng = np.random.Generator | None
 """What a function that draws takes as `rng`."""
@@ -21,10 +21,15 @@ _seed: int | None = None  # the last seed of `manual_seed`
 
 def manual_seed(seed: int) -> np.random.Generator:
     """Restart the default generator from `seed` and return it; equal seeds give equal numbers."""
+    observed(restart, seed)
+    return _default
+
+
+def restart(seed: int) -> None:
+    """Let the default generator begin again, from `seed`."""
     global _seed
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     _seed = seed
-    return _default
 
 
 def seed_of(rng: Rng = None) -> int | None:

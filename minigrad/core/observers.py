@@ -73,6 +73,9 @@ class Observer:
         `value` is a Tensor or an array in the same memory, or None for Python numbers.
         """
 
+    def on_text(self, tensor: Tensor) -> None:
+        """A text with the values of `tensor` is about to be made, as `print` does."""
+
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:

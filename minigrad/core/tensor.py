@@ -165,7 +165,8 @@ class Tensor:
             RuntimeError: if this is the result of an op.
         """
         array = self._assignable(value)
-        observed(overwrite, self.data, array)
+        self._data = writable(self._data)
+        observed(overwrite, self._data, array)
         return self
 
     def _assignable(self, value: Any) -> NDArray[Any]:
@@ -221,10 +222,13 @@ class Tensor:
         Raises:
             ValueError: if there is not exactly one element.
         """
+        return self._number("item()")
+
+    def _number(self, how: str) -> Any:
         if self._data.size != 1:
-            raise ValueError(f"item() needs a tensor of one element, not {self.describe()}")
+            raise ValueError(f"{how} needs a tensor of one element, not {self.describe()}")
         if mode.state[1]:
-            _announce(self, None, "item()")
+            _announce(self, None, how)
         return self._data.item()
 
     def tolist(self) -> Any:
@@ -361,6 +365,8 @@ class Tensor:
         return f"a {type(self).__name__} of shape {self.shape} and dtype {self.dtype}{made_by}"
 
     def __repr__(self) -> str:
+        for observer in mode.observers:
+            observer.on_text(self)
         name = type(self).__name__
         values = np.array2string(
             self._data, separator=", ", prefix=f"{name}(", threshold=200, edgeitems=3, precision=5
@@ -391,21 +397,23 @@ class Tensor:
         return bool(self._data.item())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._number("float()"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._number("int()"))
 
     def __index__(self) -> int:
         if self._data.dtype.kind not in "iu" or self._data.ndim:
             raise TypeError(f"an index must be an integer, not {self.describe()}")
-        return operator.index(self.item())
+        return operator.index(self._number("an index"))
 
     def __format__(self, spec: str) -> str:
         if not spec:
             return repr(self)
         if self._data.size != 1:
             raise ValueError(f"a format needs a tensor of one element, not {self.describe()}")
+        for observer in mode.observers:
+            observer.on_text(self)
         return format(self._data.item(), spec)
 
     __hash__ = object.__hash__
@@ -528,6 +536,7 @@ def node_of(tensor: Any, role: str) -> Node:
     if tensor.node is None:
         raise RuntimeError(
             f"{role}: {tensor.describe()} needs no gradient and has no graph; was it made under "
-            f"no_grad(), by detach(), or from tensors without requires_grad=True?"
+            f"no_grad(), by detach(), by a captured step, or from tensors without "
+            f"requires_grad=True?"
         )
     return tensor.node

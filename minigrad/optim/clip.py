@@ -17,7 +17,11 @@ __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
-    """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once."""
+    """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once.
+
+    Raises:
+        RuntimeError: if a captured step has kept all gradients inside.
+    """
     gradients = _gradients(parameters)
     return observed(norm_of, [*gradients.values()]) if gradients else 0.0
 
@@ -27,7 +31,14 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[An
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
-    return {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
+    gradients = {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
+    if not gradients and any(t.node is not None and t.node.in_program for t in tensors):
+        raise RuntimeError(
+            "none of these tensors has a gradient: gradients of a captured step do not outlive it; "
+            "call clip_grad_norm, clip_grad_value or grad_norm inside of the step, before "
+            "optimizer.step(), and return the norm if it is of interest"
+        )
+    return gradients
 
 
 def norm_of(gradients: list[NDArray[Any]]) -> float:
@@ -51,7 +62,8 @@ def clip_grad_norm(
 
     Raises:
         ValueError: if `max_norm` is not positive.
-        RuntimeError: if the norm is not finite; no gradient is changed then.
+        RuntimeError: if the norm is not finite, or a captured step has kept all gradients inside;
+            no gradient is changed then.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
@@ -92,6 +104,7 @@ def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) ->
 
     Raises:
         ValueError: if `clip_value` is not positive.
+        RuntimeError: if a captured step has kept all gradients inside.
     """
     if not clip_value > 0:
         raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")

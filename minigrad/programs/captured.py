@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import linecache
-import re
+import sys
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -34,9 +35,13 @@ from numpy.typing import NDArray
 
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
-from minigrad.core.tensor import Tensor
-from minigrad.programs.recorder import CaptureError, Recorder
-from minigrad.programs.surroundings import Surroundings
+from minigrad.core.tensor import Tensor, as_array
+from minigrad.programs.names import Names
+from minigrad.programs.program import CaptureError, Program, Recording
+from minigrad.programs.recorder import Recorder
+from minigrad.programs.surroundings import Surroundings, codes
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,10 +49,6 @@ R = TypeVar("R")
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # of arguments, after which steps with other shapes are not recorded
 MOST_CHANGES = 3  # of the surroundings between two recordings, before a step is given up
-
-_NAME = re.compile(r"\b[^\W\d]\w*")
-_ASSIGNED = re.compile(r"\b[vgr]\d+\b")
-_NUMBERED = re.compile(r"\b[cvgr]\d+\b")
 
 
 class Captured(Generic[P, R]):
@@ -61,12 +62,19 @@ class Captured(Generic[P, R]):
     """
 
     def __init__(self, step: Callable[P, R]) -> None:
-        if not callable(step):
-            raise TypeError(f"capture: a step is a function, not {step!r:.60}")
+        try:
+            parameters = inspect.signature(step).parameters.values()
+        except (TypeError, ValueError):
+            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
+        if inspect.isgeneratorfunction(step) or inspect.iscoroutinefunction(step):
+            raise TypeError(
+                f"capture: a step runs from start to end in one go, and {step.__name__} is a "
+                f"generator or a coroutine; capture the function that makes one step"
+            )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        self._names = [*inspect.signature(step).parameters]
-        self._lock = threading.Lock()
+        self._names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        self._lock = threading.RLock()
         self.reset()
 
     def reset(self) -> None:
@@ -75,6 +83,7 @@ class Captured(Generic[P, R]):
         self._first: dict[Any, Recording] = {}
         self._last: Program | None = None
         self._changes = 0
+        self._warned = False
 
     @property
     def source(self) -> str:
@@ -99,16 +108,27 @@ class Captured(Generic[P, R]):
 
     def __repr__(self) -> str:
         count = sum(map(len, self._programs.values()))
-        name = getattr(self.step, "__qualname__", repr(self.step))
+        name = getattr(self.step, "__qualname__", type(self.step).__qualname__)
         return f"<captured {name}: {count} program{'' if count == 1 else 's'}>"
 
     def __reduce__(self) -> Any:
-        return Captured, (self.step,)  # a copy records for itself
+        """Return what copies and pickles are made of: they record for themselves."""
+        owner = getattr(self.step, "__self__", None)
+        if owner is not None and vars(owner).get(self.step.__name__) is self:
+            return getattr, (owner, self.step.__name__)
+        scope = sys.modules.get(getattr(self.step, "__module__", None) or "")
+        name: str = getattr(self.step, "__qualname__", "")
+        return name if getattr(scope, name, None) is self else (Captured, (self.step,))
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         """Make a step in a class a method, with programs of its own for each object."""
         if owner is None:
             return self
+        if not hasattr(owner, "__dict__"):
+            raise TypeError(
+                f"capture: an object of {type(owner).__name__} has no __dict__ to keep programs "
+                f"in; leave out its __slots__, or capture a function"
+            )
         bound = Captured(cast(Any, self.step).__get__(owner, kind))
         vars(owner)[self.step.__name__] = bound
         return bound
@@ -116,63 +136,81 @@ class Captured(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do what the step does, and return what it returns; tensors are constants then."""
         if mode.state != (True, ()):  # somebody watches, or there is no graph
-            return self.step(*args, **kwargs)
+            return self._eager(args, kwargs)
+        named: dict[str, Any] = dict(zip(self._names, args, strict=False))
+        if kwargs or len(args) > len(named):
+            named |= {f"argument{i}": args[i] for i in range(len(named), len(args))}
+            named |= {name: kwargs[name] for name in sorted(kwargs)}
+        if len(named) < len(args) + len(kwargs):
+            return self._eager(args, kwargs)  # which raises the error: a name was given twice
         arrays: dict[str, NDArray[Any]] = {}
-        names = [
-            *self._names[: len(args)],
-            *(f"argument{i}" for i in range(len(self._names), len(args))),
-        ]
-        named = {**dict(zip(names, args, strict=True)), **kwargs}
-        key = tuple([_key(value, name, arrays) for name, value in named.items()])
-        for program in self._programs.get(key, ()):
-            if program.surroundings.hold():
-                break
-        else:
-            return self._record(key, arrays, args, kwargs)
-        program.calls += 1
-        if program.calls == program.next_check:
-            return self._record(key, arrays, args, kwargs, program)
-        if program.surroundings.has_gradients():
-            if not program.zeroes_gradients:
-                return self.step(*args, **kwargs)  # which adds to them
-            program.surroundings.zero_grad()
-        self._last = program
-        return cast(R, _wrapped(program.function(*arrays.values())))
+        key = tuple([(name, _key(value, name, arrays)) for name, value in named.items()])
+        with self._lock:  # two threads take turns
+            for program in self._programs.get(key, ()):
+                if program.surroundings.hold():
+                    break
+            else:
+                return self._record(key, arrays, args, kwargs)
+            program.calls += 1
+            if program.calls >= program.next_check:
+                return self._record(key, arrays, args, kwargs, program)
+            if not program.zero_grad():
+                return self._eager(args, kwargs)  # which adds to gradients, or leaves them alone
+            self._last = program
+            return cast(R, _with_tensors(program.function(*arrays.values())))
+
+    def _eager(self, args: Any, kwargs: Any) -> R:
+        """Run the step itself."""
+        kwargs = {name: _with_tensors(value) for name, value in kwargs.items()}
+        return self.step(*map(_with_tensors, args), **kwargs)
 
     def _record(
         self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run the step and record it; make its program if this is the second time."""
-        if len(self._programs) >= MOST_SHAPES or not self._lock.acquire(blocking=False):
-            return self.step(*args, **kwargs)
-        try:
-            surroundings = Surroundings(self.step)
-            _check_code(surroundings)
-            first = self._first.pop(key, None)
-            if first is not None and not first.surroundings.hold():
-                self._count_change(first.surroundings)
-                first = None
-            recording = Recording(surroundings, arrays)
-            with observe(recording.recorder):
-                result = self.step(*args, **kwargs)
-            recording.finish(result)
-            if known is not None:
-                self._programs[key].remove(known)
-                recording.check_same(known.recording, f"call {known.calls}")
-                self._programs[key].insert(0, known)
-                known.next_check *= 10
-            elif first is None or not surroundings.hold():
-                self._first[key] = recording
-            else:
-                recording.check_same(first, "the second call")
-                program = self._last = Program(recording)
-                others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-                self._programs[key] = [program, *others][:MOST_PROGRAMS]
-                self._changes = 0
-            return result
-        finally:
-            self._lock.release()
+        if key not in self._first and len(self._programs | self._first) >= MOST_SHAPES:
+            if not self._warned:
+                warnings.warn(
+                    f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs "
+                    f"eagerly for others; pad them to a few shapes, and pass a number that changes "
+                    f"as a Tensor",
+                    stacklevel=3,
+                )
+            self._warned = True
+            return self._eager(args, kwargs)
+        surroundings = Surroundings(self.step)
+        _check_code(surroundings)
+        first = self._first.pop(key, None)
+        if first is not None and not first.surroundings.hold():
+            self._count_change(first.surroundings)
+            first = None
+        before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
+        names = Names(arrays, surroundings)
+        recorder = Recorder(names, surroundings)
+        with observe(recorder):
+            result = self._eager(args, kwargs)
+        recorder.check_state()
+        returned = names.result(result)
+        surroundings.add(names.others)
+        recording = Recording(
+            surroundings, names.arguments, recorder.lines, names.space, names.comments(), returned
+        )
+        if known is not None:
+            self._programs[key].remove(known)
+            recording.check_same(known.recording, f"call {known.calls}")
+            self._programs[key].insert(0, known)
+            known.next_check *= 10
+        elif first is None or not surroundings.hold():
+            self._first[key] = recording
+        else:
+            recording.check_same(first, "the second call")
+            zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
+            program = self._last = Program(recording, zeroed)
+            others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+            self._programs[key] = [program, *others][:MOST_PROGRAMS]
+            self._changes = 0
+        return result
 
     def _count_change(self, before: Surroundings) -> None:
         """Count that the surroundings changed between two recordings."""
@@ -189,145 +227,27 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     """Make a function that does what a training step does, by a program that is written once.
 
     Args:
-        step: a function of Tensors, arrays, numbers and texts, or lists, tuples and dicts of them,
-            that returns None, a Tensor, or a tuple, list or dict of Tensors. It computes a loss and
-            its gradients, and steps optimisers. It may draw random numbers by `dropout` and the
-            like, clip gradients, and step schedulers and averages.
+        step: a function of Tensors, numbers and texts, or lists, tuples and dicts of them, that
+            returns None, Tensors, or lists, tuples and dicts of them. It computes a loss and its
+            gradients, and steps optimisers. It may draw random numbers by `dropout` and the like,
+            clip gradients, return their norm, and step schedulers and averages.
 
     Returns:
-        A function with the same arguments and results. Arguments of other shapes or dtypes, or
-        other numbers and texts, get a program of their own. Gradients are local variables of a
-        program: `.grad` is None after a call.
+        A function with the same arguments and results. Arrays among the arguments reach the step as
+        Tensors. Arguments of other shapes or dtypes, or other numbers and texts, get a program of
+        their own. Gradients are local variables of a program: `.grad` is None after a call.
+
+    A program does what the library does in a step. What else the step does, such as writing to a
+    file, or comparing the norm that `clip_grad_norm` returns, happens when it is recorded only.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            or does something else in its second call than in the first.
+            sets an option of an optimiser, draws random numbers from numpy, or does something else
+            in its second call than in the first.
     """
     return Captured(step)
-
-
-class Recording:
-    """One run of a step, written down."""
-
-    def __init__(self, surroundings: Surroundings, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.surroundings = surroundings
-        self.recorder = Recorder(arrays, surroundings.tensors)
-        self.had_gradients = surroundings.has_gradients()
-        self.result = "None"
-        self.space: dict[str, Any] = {}
-
-    def finish(self, result: Any) -> None:
-        """Write what the step returns, and leave out lines whose results nobody uses."""
-        recorder = self.recorder
-        self.result = _returned(result, recorder)
-        needed = set(_ASSIGNED.findall(self.result))
-        lines = []
-        for line in reversed(recorder.lines):
-            if line.has_effect or needed & set(_ASSIGNED.findall(line.outs)):
-                lines.append(line)
-                needed |= line.names()
-        self.lines = lines[::-1]
-        self._rename()
-        self.texts = [*map(str, self.lines), self.result]
-        used = {name for text in self.texts for name in _NAME.findall(text)}
-        self.space = {name: v for name, v in self.space.items() if name in used}
-
-    def _rename(self) -> None:
-        """Number the values anew, in the order of the lines that are left."""
-        new: dict[str, str] = {}
-        counts: dict[str, int] = {}
-
-        def renamed(match: re.Match[str]) -> str:
-            name = match[0]
-            if name not in new:
-                counts[name[0]] = counts.get(name[0], 0) + 1
-                new[name] = f"{name[0]}{counts[name[0]]}"
-            return new[name]
-
-        for line in self.lines:
-            line.arguments = [_NUMBERED.sub(renamed, text) for text in line.arguments]
-            line.outs = _NUMBERED.sub(renamed, line.outs)
-        self.result = _NUMBERED.sub(renamed, self.result)
-        self.space = {new.get(name, name): v for name, v in self.recorder.space.items()}
-
-    def check_same(self, first: Recording, when: str) -> None:
-        """Raise a CaptureError unless another recording is of the same program and constants."""
-        if self.texts != first.texts:
-            pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
-            before, now = next((a, b) for a, b in pairs if a != b)
-            raise CaptureError(
-                f"capture: {when} does something else than the call before: first {before!r:.150}, "
-                f"now {now!r:.150}; a choice by values is made with minigrad.where, and what "
-                f"changes from call to call is an argument"
-            )
-        for name, value in self.space.items():
-            known = first.space.get(name)
-            if known is value or _is_same(known, value):
-                continue
-            what = value.shape if isinstance(value, np.ndarray) else f"{value!r:.60}"
-            raise CaptureError(
-                f"capture: the step makes {name}, {what}, anew in each call, outside of ops; make "
-                f"it of Tensors by ops, or make it outside of the step and pass it as an argument"
-            )
-
-
-class Program:
-    """The program of a step for arguments of certain shapes."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-        self.surroundings = recording.surroundings
-        self.surroundings.add(recording.recorder.others)
-        self.zeroes_gradients = recording.had_gradients
-        self.calls, self.next_check = 2, 10
-        self.source = _text(recording)
-        self.namespace = dict(recording.space)
-        filename = f"<captured step {id(self)}>"
-        lines = self.source.splitlines(keepends=True)
-        linecache.cache[filename] = (len(self.source), None, lines, filename)
-        exec(compile(self.source, filename, "exec"), self.namespace)
-        self.function: Callable[..., Any] = self.namespace["program"]
-        for tensor in self.surroundings.tensors.values():
-            if tensor.node is not None:
-                tensor.node.in_program = True
-        recording.recorder = None  # type: ignore[assignment]
-
-
-def _text(recording: Recording) -> str:
-    """Return a recording as the text of a function."""
-    body = _comments(recording)
-    last: dict[str, int] = {}
-    for i, line in enumerate(recording.lines):
-        for name in [*_ASSIGNED.findall(line.outs), *line.names()]:
-            last[name] = i
-    kept = set(_ASSIGNED.findall(recording.result))
-    section = ""
-    for i, line in enumerate(recording.lines):
-        if line.section != section:
-            section = line.section
-            body.append(f"# {section}")
-        dead = [n for n, at in last.items() if at == i and n not in kept and _ASSIGNED.match(n)]
-        body.append(f"{line}; del {', '.join(dead)}" if dead else str(line))
-    body.append(f"return {recording.result}")
-    head = f"def program({', '.join(recording.recorder.arguments)}):"
-    return "\n    ".join([head, *body]) + "\n"
-
-
-def _comments(recording: Recording) -> list[str]:
-    """Return the lines that list what came from nowhere that is compared: numbers and arrays."""
-    recorder = recording.recorder
-    shapes = [a.shape for a in recorder.arguments.values()]
-    shapes += [t.shape for t in recording.surroundings.tensors.values()]
-    usual = {*recording.surroundings.numbers, *(n for shape in shapes for n in shape), 0, 1, -1}
-    numbers = [repr(n) for n in recorder.literals if n not in usual]
-    lines = [f"# Numbers that this step has computed in Python: {', '.join(numbers)}"]
-    lines = lines if numbers else []
-    for name, value in recording.space.items():
-        if _NUMBERED.fullmatch(name):
-            lines.append(f"# An array that no parameter and no argument has: {name}, {value.shape}")
-    return lines
 
 
 def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
@@ -345,62 +265,36 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
                 return other  # the same array twice is another program
         arrays[name] = value
         return value.shape, value.dtype
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return type(value), value
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return type(value), repr(value)  # since 0.0 == -0.0, and NaN is not equal to itself
     if isinstance(value, (list, tuple)):
-        return type(value), *[_key(v, f"{name}_{i}", arrays) for i, v in enumerate(value)]
+        return type(value), *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
     if isinstance(value, dict):
-        keys = [(k, _key(v, f"{name}_{k}", arrays)) for k, v in value.items()]
-        return dict, *keys
+        return dict, *[(k, _key(v, f"{name}[{k!r}]", arrays)) for k, v in value.items()]
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
-        f"them, and {name} is {value!r:.60}; other objects are variables outside of the step"
+        f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "
+        f"outside of the step"
     )
 
 
-def _returned(result: Any, recorder: Recorder) -> str:
-    """Return the expression for the result of a step, on arrays."""
-    if result is None:
-        return "None"
-    if isinstance(result, Tensor) or id(result) in recorder._names:
-        return recorder.name(result)
-    if isinstance(result, dict):
-        items = [f"{key!r}: {_returned(value, recorder)}" for key, value in result.items()]
-        return f"{{{', '.join(items)}}}"
-    if isinstance(result, (list, tuple)):
-        inner = ", ".join(_returned(value, recorder) for value in result)
-        return f"[{inner}]" if isinstance(result, list) else f"({inner}{',' * (len(result) == 1)})"
-    raise CaptureError(
-        f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not "
-        f"{result!r:.60}; one step has been made"
-    )
-
-
-def _wrapped(result: Any) -> Any:
-    """Return what a step returns, with Tensors for arrays."""
-    if isinstance(result, np.ndarray):
-        return Tensor.at(result, None)
-    if isinstance(result, dict):
-        return {key: _wrapped(value) for key, value in result.items()}
-    if isinstance(result, (list, tuple)):
-        return type(result)(map(_wrapped, result))
-    return result
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    """Return whether two constants are equal, to the bit."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and bool(a == b)
+def _with_tensors(value: Any) -> Any:
+    """Return arguments or results with Tensors for arrays: what ops do to them can be followed."""
+    if isinstance(value, np.ndarray):
+        return Tensor.at(as_array(value), None)
+    if isinstance(value, dict):
+        return {key: _with_tensors(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return getattr(value, "_make", type(value))(map(_with_tensors, value))
+    return value
 
 
 def _check_code(surroundings: Surroundings) -> None:
     """Raise a CaptureError if the code of a step prints, or reads values."""
     for function in surroundings.functions:
+        names = {name for code in codes(function) for name in code.co_names}
         for name, instead in _UNSEEN.items():
-            if name in function.__code__.co_names:
+            if name in names:
                 raise CaptureError(
                     f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
                     f"again; {instead}"

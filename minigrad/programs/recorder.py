@@ -4,26 +4,20 @@ Every line is a call that the step itself makes: of the forward of an op, of a V
 that the library announces, or of an optimiser's step. So a program computes the very bits of the
 step. What is left out are Tensors, nodes, the walk through the graph, and all checks that decide
 the same in every step of equal shapes.
-
-A value is known by its array, and an array by its id while it lives. An array that nobody has
-announced is a constant of the program, as a weight is.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from keyword import iskeyword
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import contiguous_copy, fit_to_input
+from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, as_floats
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.node import Edge, Node
@@ -31,46 +25,9 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.readonly import owner_of
-
-
-class CaptureError(RuntimeError):
-    """A step does what cannot be captured; the message says what, and what to do instead."""
-
-
-@dataclass
-class Line:
-    """One line of a program.
-
-    Attributes:
-        section: "forward", "backward" or "update".
-        outs: the names that it assigns to, by how the result is taken apart.
-        function: the name of what is called; "+" for an addition.
-        arguments: expressions.
-        form: what becomes of the result, with {} for the call.
-        has_effect: whether the line is needed even if nobody uses its result.
-    """
-
-    section: str
-    outs: str
-    function: str
-    arguments: list[str]
-    form: str = "{}"
-    has_effect: bool = False
-
-    def __str__(self) -> str:
-        call = (
-            f"{self.function}({', '.join(self.arguments)})" if self.function else self.arguments[0]
-        )
-        call = " + ".join(self.arguments) if self.function == "+" else call
-        return f"{self.outs} = {self.form.format(call)}" if self.outs else self.form.format(call)
-
-    def names(self) -> set[str]:
-        """Return the names of the values that it uses."""
-        return {name for text in self.arguments for name in _NAME.findall(text)}
-
-
-_NAME = re.compile(r"\b[^\W\d]\w*")
+from minigrad.programs.names import Names, as_tuple
+from minigrad.programs.program import EARLIER, CaptureError, Line
+from minigrad.programs.surroundings import Surroundings
 
 
 @dataclass(eq=False)
@@ -78,124 +35,25 @@ class Recorder(Observer):
     """Writes down one step.
 
     Args:
-        arguments: the arrays that the step is called with, by name.
-        tensors: tensors that exist before the step, by name.
+        names: names for the values in the lines.
+        surroundings: what the step reads besides its arguments.
 
     Attributes:
         lines: the program.
-        space: what its lines name: functions, constants, optimisers.
-        literals: the numbers in the lines, each with the line that it was first seen in.
-        others: tensors that the step has used, and that are not among those of the surroundings.
     """
 
-    arguments: Mapping[str, NDArray[Any]]
-    tensors: Mapping[str, Tensor]
+    names: Names
+    surroundings: Surroundings
     lines: list[Line] = field(default_factory=list)
-    space: dict[str, Any] = field(default_factory=dict)
-    literals: dict[float, str] = field(default_factory=dict)
-    others: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._names: dict[int, str] = {}  # of live arrays and other values, by id
-        self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
-        self._owners: set[int] = set()  # ids of the memory of arguments and results
-        self._counts: dict[str, int] = {}
-        self._taken = {*self.arguments}
         self._running = 0  # passes and announced functions, inside of which nothing is a line
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
         self._joint: dict[Node, tuple[Line, list[str]]] = {}
-        for name, array in self.arguments.items():
-            self._register(array, name)
-            self._owners.add(id(owner_of(array)))
-        self._labels = {id(t._data): name for name, t in self.tensors.items()}
-
-    # ----------------------------------------------------------------------------------------------
-    # Names
-    # ----------------------------------------------------------------------------------------------
-
-    def _new(self, prefix: str) -> str:
-        """Return an unused name."""
-        while True:
-            self._counts[prefix] = count = self._counts.get(prefix, 0) + 1
-            if (name := f"{prefix}{count}") not in self._taken:
-                self._taken.add(name)
-                return name
-
-    def _register(self, value: Any, name: str) -> str:
-        """Let a value have this name as long as it lives."""
-        key = id(value)
-        self._names[key] = name
-        if isinstance(value, np.ndarray):
-            self._alive[key] = weakref.ref(value, lambda _: self._names.pop(key, None))
-        else:
-            self._alive[key] = value
-        return name
-
-    def _made(self, value: Any, prefix: str = "v") -> str:
-        """Give a new name to a value that a line has made, or to each of several."""
-        if isinstance(value, (tuple, list)):
-            return _tuple([self._made(each, prefix) for each in value])
-        if value is None:
-            return "_"
-        if isinstance(value, np.ndarray):
-            self._owners.add(id(owner_of(value)))
-        return self._register(value, self._new(prefix))
-
-    def known(self, value: Any) -> str | None:
-        """Return the name of a value that has one."""
-        return self._names.get(id(value))
-
-    def name(self, value: Any) -> str:
-        """Return an expression for a value: its name, or a literal; else it becomes a constant."""
-        if isinstance(value, Tensor):
-            name = self.name(value._data)
-            if name in self.space and id(value._data) not in self._labels:
-                self.others[name] = value
-            return name
-        if (known := self._names.get(id(value))) is not None:
-            return known
-        if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
-            return repr(value)
-        if type(value) is int or (type(value) is float and math.isfinite(value)):
-            self.literals.setdefault(value, f"line {len(self.lines) + 1}")
-            return repr(value)
-        if isinstance(value, slice):
-            return f"slice({', '.join(map(self.name, (value.start, value.stop, value.step)))})"
-        if type(value) is list:
-            return f"[{', '.join(map(self.name, value))}]"
-        if type(value) is tuple:
-            return _tuple(map(self.name, value))
-        return self._constant(value)
-
-    def _constant(self, value: Any, name: str | None = None) -> str:
-        """Give a value that no line has made a name, by which lines use it."""
-        label = self._labels.get(id(value), name)
-        if isinstance(value, np.ndarray) and label is None:
-            if id(owner_of(value)) in self._owners:
-                raise CaptureError(
-                    f"an array of shape {value.shape} is a part or another arrangement of an "
-                    f"argument or a result, and was not made by an op; use Tensors and ops"
-                )
-            text = self._new("c")
-        else:
-            text = re.sub(r"\W", "_", label or type(value).__name__.lower())
-            text = text if text.isidentifier() and not iskeyword(text) else f"_{text}"
-            text = self._new(f"{text}_") if text in self._taken else text
-            self._taken.add(text)
-        self.space[text] = value
-        self._alive[id(value)] = value
-        self._names[id(value)] = text
-        return text
-
-    def _function(self, function: Callable[..., Any], name: str) -> str:
-        """Return the name of a function; a bound method is the method of a named object."""
-        owner = getattr(function, "__self__", None)
-        if owner is not None and not isinstance(owner, (type, ModuleType)):
-            return f"{self.name(owner)}.{function.__name__}"
-        return self._names.get(id(function)) or self._constant(function, name)
+        self._state = self.surroundings.state()
 
     def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> Line:
         line = Line(self._section, outs, function, arguments, **options)
@@ -210,6 +68,10 @@ class Recorder(Observer):
         """Write the call of a forward, on the arrays that the op has called it with."""
         if self._running:
             return  # the call is a part of a line
+        if op is CHECKPOINT:
+            raise CaptureError(
+                "a checkpoint is not captured; call the function itself, or run this step eagerly"
+            )
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
         if op.name == "getitem" and _has_mask(given[1]):
             raise CaptureError(
@@ -219,12 +81,12 @@ class Recorder(Observer):
         self._section = "forward"
         is_tensor = isinstance(result, Tensor)
         called = self._converted(op, given) if is_tensor else [*map(_array_of, given)]
-        arguments = [self.name(value) for value in called]
+        arguments = [self.names.name(value) for value in called]
         out = result._data if is_tensor else result
         form = self._form(op, called, out) if is_tensor else "{}"
         edges = (result.node.edges or ()) if is_tensor and result.node is not None else ()
         self._name_saved(edges, called)
-        name, function = self._made(out), self._function(op.forward, op.name)
+        name, function = self.names.made(out), self.names.function(op.forward, op.name)
         if not op.returns_residuals:
             self._emit(name, function, arguments, form=form)
             return
@@ -232,14 +94,14 @@ class Recorder(Observer):
         for _, _, vjp, *saved in edges:
             for (i, _), value in zip(vjp.slots, saved, strict=True):
                 if i == slot and kept == "_":
-                    kept = self._register(value, self._new("r"))
+                    kept = self.names.register(value, self.names.new("r"))
         self._emit(f"{name}, {kept}", function, arguments)
         if form != "{}":
             self._emit(name, "", [name], form=form)
 
     def _form(self, op: Op[Any], called: list[Any], out: NDArray[Any]) -> str:
         """Return what an op makes of the result of its forward: an array, of the right dtype."""
-        form = "{}" if out.ndim else f"{self._function(np.asarray, 'asarray')}({{}})"
+        form = "{}" if out.ndim else f"{self.names.function(np.asarray, 'asarray')}({{}})"
         dtypes = {x.dtype for x in _flat(called) if isinstance(x, np.ndarray)}
         if out.dtype.kind == "f" and {x for x in dtypes if x.kind == "f"} != {out.dtype}:
             form += f".astype('{out.dtype}', copy=False)"
@@ -269,15 +131,17 @@ class Recorder(Observer):
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
         if isinstance(after, np.ndarray):
-            arguments = [self.name(before), repr(str(after.dtype))]
-            self._emit(self._made(after), self._function(np.asarray, "asarray"), arguments)
+            arguments = [self.names.name(before), repr(str(after.dtype))]
+            self._emit(
+                self.names.made(after), self.names.function(np.asarray, "asarray"), arguments
+            )
             return after
         if type(after) is not float:
             raise CaptureError(
                 f"{after!r} is computed from values outside of ops, and an op takes it as a Python "
                 f"integer, which a program cannot follow; use a Tensor"
             )
-        self._emit(self._made(after), "", [self.name(before)], form="{}.item()")
+        self._emit(self.names.made(after), "", [self.names.name(before)], form="{}.item()")
         return after
 
     def _name_saved(self, edges: Sequence[Edge], called: list[Any]) -> None:
@@ -286,30 +150,33 @@ class Recorder(Observer):
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if not shape_only and slot < len(called):
                     for theirs, own in zip(_flat([value]), _flat([called[slot]]), strict=True):
-                        known = self._names.get(id(own))
+                        known = self.names.known(own)
                         if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
-                            self._register(theirs, known)
+                            self.names.register(theirs, known)
 
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
         """Write the call of a function that is no op."""
+        if begins and not self._running:
+            self.check_state()
         self._running += 1 if begins else -1
         if begins or self._running:
             return
+        self._state = self.surroundings.state()
         first = arguments[0] if arguments else None
         is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
         if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
-            self._register(result, self.name(first))  # nothing writes to either
+            self.names.register(result, self.names.name(first))  # nothing writes to either
             return
-        name = self._function(function, function.__name__.strip("_"))
+        name = self.names.function(function, function.__name__.strip("_"))
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
-        named = [self.name(_array_of(argument)) for argument in arguments]
+        named = [self.names.name(_array_of(argument)) for argument in arguments]
         if function is np.add:
-            self._register(result, self._sum(*named))
+            self.names.register(result, self._sum(*named))
             return
-        outs = "" if result is None else self._made(result)
+        outs = "" if result is None else self.names.made(result)
         self._emit(outs, name, named, has_effect=function is not contiguous_copy)
 
     # ----------------------------------------------------------------------------------------------
@@ -320,12 +187,12 @@ class Recorder(Observer):
         """Begin with the gradient of the output."""
         self._section = "backward"
         assert output.node is not None
-        seed = self.known(gradient) or self._constant(gradient, "seed")
+        seed = self.names.known(gradient) or self.names.constant(gradient, "seed")
         before = self._pending.get(output.node)
         self._pending[output.node] = seed if before is None else self._sum(before, seed)
 
     def _sum(self, a: str, b: str) -> str:
-        total = self._new("g")
+        total = self.names.new("g")
         self._emit(total, "+", [a, b])
         return total
 
@@ -336,10 +203,11 @@ class Recorder(Observer):
                 "create_graph: a backward pass that is recorded in a graph is not captured; leave "
                 "gradients of gradients to a function outside of the step"
             )
+        if begins and not self._running:
+            for known in (self._reached, self._edges, self._joint):  # of an earlier pass
+                known.clear()
         self._running += 1 if begins else -1
         self._section = "backward"
-        if not self._running:
-            self._edges.clear()
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""
@@ -361,29 +229,29 @@ class Recorder(Observer):
         name = f"{op.name}_vjp"
         if op.plain:
             name += f"_{op.parameters[0 if op.takes_sequence else argnum]}"
-        name = self._function(vjp.derivative, name)
+        name = self.names.function(vjp.derivative, name)
         if op.plain:
-            self._arriving = self._new("g")
+            self._arriving = self.names.new("g")
             form = "{}"
             if isinstance(result, np.generic):
-                form = f"{self._function(np.asarray, 'asarray')}({{}})"
-            self._emit(self._arriving, name, [g, *map(self.name, saved)], form=form)
+                form = f"{self.names.function(np.asarray, 'asarray')}({{}})"
+            self._emit(self._arriving, name, [g, *map(self.names.name, saved)], form=form)
             return
         if node not in self._joint:
-            line = self._emit("", name, [g, "", *map(self.name, saved)])
+            line = self._emit("", name, [g, "", *map(self.names.name, saved)])
             self._joint[node] = line, ["_"] * len(op.argnums)
         line, outs = self._joint[node]
-        self._arriving = outs[op.argnums.index(argnum)] = self._new("g")
-        line.outs = _tuple(outs)
+        self._arriving = outs[op.argnums.index(argnum)] = self.names.new("g")
+        line.outs = as_tuple(outs)
         line.arguments[1] = str(tuple(out != "_" for out in outs))
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Write the sum over broadcast axes, and that of all gradients of a value."""
         name, raw = self._arriving, self._raw
         if raw.shape != gradient.shape or raw.dtype != gradient.dtype:
-            arguments = [name, self.name(gradient.shape), repr(str(gradient.dtype))]
-            name = self._new("g")
-            self._emit(name, self._function(sum_to, "sum_to"), arguments)
+            arguments = [name, self.names.name(gradient.shape), repr(str(gradient.dtype))]
+            name = self.names.new("g")
+            self._emit(name, self.names.function(sum_to, "sum_to"), arguments)
         before = self._pending.get(parent)
         self._pending[parent] = name if before is None else self._sum(before, name)
         del self._raw
@@ -391,15 +259,12 @@ class Recorder(Observer):
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Name the complete gradient of a leaf."""
         name = self._reached.get(node) or self._pending.pop(node)
-        self._register(gradient, name)
+        self.names.register(gradient, name)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Refuse to add to a gradient that is there from an earlier step."""
-        if node.grad is not None and id(node.grad._data) not in self._names:
-            raise CaptureError(
-                "a parameter has a gradient from an earlier step; begin the step with "
-                "optimizer.zero_grad()"
-            )
+        """Name a gradient from an earlier step; no line that is left may use the sum."""
+        if node.grad is not None and not self.names.known(node.grad._data):
+            self.names.register(node.grad._data, self.names.new(EARLIER))
 
     # ----------------------------------------------------------------------------------------------
     # The update, and what cannot be done again
@@ -416,45 +281,56 @@ class Recorder(Observer):
         for group in optimizer.param_groups:
             stepped = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad._data for p in stepped]
-            if any(id(g) not in self._names for g in gradients):
+            if not all(map(self.names.known, gradients)):
                 raise CaptureError(
                     "the optimiser steps with a gradient that this step has not computed; begin "
                     "the step with optimizer.zero_grad()"
                 )
             if stepped:
-                known = self._names.get(id(group)) or self._constant(group, "group")
-                arguments = [known, self._constant(stepped, "parameters"), self.name(gradients)]
-                name = self._function(optimizer.step_group, "step_group")
+                known = self.names.known(group) or self.names.constant(group, "group")
+                parameters = self.names.constant(stepped, "parameters")
+                arguments = [known, parameters, self.names.name(gradients)]
+                name = self.names.function(optimizer.step_group, "step_group")
                 self._emit("", name, arguments, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Refuse to let a value out of sight; `detach()` and `Tensor(x)` leave it where it is."""
         if not self._running and how not in ("detach()", "Tensor()"):
+            how = ".data or .numpy()" if how == ".data" else how
             raise CaptureError(
                 f"{how} takes a value out of the step, where a program cannot follow it; return "
                 f"the tensor, and read it outside, or compute with ops"
             )
 
+    def on_text(self, tensor: Tensor) -> None:
+        """Refuse to print."""
+        raise CaptureError(
+            "a program cannot print a tensor or make a text of it; return it, and print it outside"
+        )
+
     def on_hook(self, node: Node, begins: bool) -> None:
         """Refuse hooks."""
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
-    def on_rerun(self, begins: bool) -> None:
-        """Refuse checkpoints."""
-        raise CaptureError(
-            "a checkpoint is not captured; call the function itself, or run this step eagerly"
-        )
+    def check_state(self) -> None:
+        """Raise a CaptureError if the step itself has changed what a program reads anew."""
+        options, draws = self.surroundings.state()
+        if options != self._state[0]:
+            raise CaptureError(
+                "the step sets an option of an optimiser, such as its lr, which a program would "
+                "not do again; step a scheduler in it, or set the option outside of the step"
+            )
+        if draws != self._state[1]:
+            raise CaptureError(
+                "the step draws random numbers from a generator, which a program would not do "
+                "again; draw by minigrad.rand(..., rng=generator) and the like, or outside of the "
+                "step, and pass the numbers as arguments"
+            )
 
     def on_free(self, node: Node) -> None:
         """Forget the arrays of a node whose VJPs have run."""
         self._edges.pop(node, None)
         self._joint.pop(node, None)
-
-
-def _tuple(texts: Iterable[str]) -> str:
-    """Return the expression for a tuple of expressions."""
-    parts = list(texts)
-    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
 
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:

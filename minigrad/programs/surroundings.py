@@ -3,35 +3,46 @@
 In the program of a captured step the attributes of modules, the options of layers and the memory of
 parameters are constants. So before each run they are compared with what they were when the step was
 recorded, by identity: the variables around the function, the attributes of the objects in them, the
-elements of lists and dicts, and so on. A thousand of them take about 20 microseconds.
+elements of lists and dicts, and so on. A thousand of them take about 20 microseconds. Of classes,
+of modules of Python and of the owner of a method, only attributes count that the code names.
 
 A program reads some things anew, which are not compared: the elements of arrays; the options and
-states of optimisers; the states of schedulers, averages and random generators.
+states of optimisers; the states of schedulers, averages and random generators. But the elements of
+a plain array that the program does not have are compared, for numpy may have worked on them.
 """
 
 from __future__ import annotations
 
 import dis
+import random as stdlib_random
+import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, repeat
 from operator import attrgetter, call, is_
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from minigrad import random
+from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
+from minigrad.readonly import owner_of
 
 _FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
 _LIBRARY = {"minigrad", "lora"}
+_IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
+_INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
-_memory, _node, _grad = map(attrgetter, ("_data", "node", "grad"))
+_memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "hooks"))
 
 
 class Surroundings:
@@ -41,31 +52,45 @@ class Surroundings:
         functions: the function, those of the user that it calls, and the forwards of his modules.
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
+        groups: the groups of all optimisers.
+        generators: of random numbers.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
+        self.groups: list[dict[str, Any]] = []
+        self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
+        self._optimizers: dict[str, Optimizer] = {}
         self._paths: list[str] = []
         self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
+        self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
+        self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
+        self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._walk(function, "")
+        self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
-        found = list(self.tensors.values())
-        self._found, self._arrays, self._nodes = found, [*map(_memory, found)], [*map(_node, found)]
-        self._leaves = [node for node in self._nodes if node is not None]
+        self.add({})
+        self.leave_out(self._arrays)
+        self._bytes = {path: array.tobytes() for path, array in self._plain.items()}
 
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
-        for name, tensor in tensors.items():
-            self.tensors[name] = tensor
-            self._found.append(tensor)
-            self._arrays.append(tensor._data)
-            self._nodes.append(tensor.node)
-            self._leaves += [] if tensor.node is None else [tensor.node]
+        self.tensors |= tensors
+        found = list(self.tensors.values())
+        self._found, self._arrays, self._nodes = found, [*map(_memory, found)], [*map(_node, found)]
+        self._leaves = [node for node in self._nodes if node is not None]
+        self._hooks = [*map(_hooks_of, self._leaves)]
+
+    def leave_out(self, arrays: Iterable[Any]) -> None:
+        """Do not compare the elements of these arrays, which a program reads anew."""
+        owners = {id(owner_of(array)) for array in arrays if isinstance(array, np.ndarray)}
+        plain = self._plain.items()
+        self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
 
     def hold(self) -> bool:
         """Return whether everything is what it was."""
@@ -75,6 +100,8 @@ class Surroundings:
             and all(map(is_, now, self._all_values))
             and self.memory_holds()
             and all(map(is_, map(_node, self._found), self._nodes))
+            and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
+            and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
         )
 
     def memory_holds(self) -> bool:
@@ -90,16 +117,26 @@ class Surroundings:
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
-        return changed
+        plain = self._plain.items()
+        return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
-    def has_gradients(self) -> bool:
-        """Return whether a tensor has a gradient."""
-        return not all(map(is_, map(_grad, self._leaves), repeat(None)))
+    def state(self) -> tuple[Any, Any]:
+        """Return the options of optimisers and the states of generators, to be compared.
 
-    def zero_grad(self) -> None:
-        """Set the gradients of all tensors to None."""
-        for node in self._leaves:
-            node.grad = None
+        A program reads them anew, and only what its lines call may change them.
+        """
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+        states = [repr(generator.bit_generator.state) for generator in self.generators]
+        if "random" in self._words:
+            _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
+            states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
+        return options, states
+
+    def with_gradients(self) -> list[Node]:
+        """Return the leaves that have a gradient."""
+        if all(map(is_, map(_grad, self._leaves), repeat(None))):
+            return []  # as usual, and this is quick
+        return [leaf for leaf in self._leaves if leaf.grad is not None]
 
     # ----------------------------------------------------------------------------------------------
     # The walk
@@ -109,26 +146,34 @@ class Surroundings:
         self._paths.append(path)
         self._reads.append(read)
 
-    def _walk(self, value: Any, path: str, names: set[str] | None = None) -> None:
-        """Find out what is in a value; `names` are the attributes that are read, None for all."""
+    def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
+        """Find out what is in a value; or only in attributes that the functions name."""
         if isinstance(value, (bool, int, float)):
             self.numbers.add(value)
             return
-        if id(value) in self._seen or isinstance(value, (type, Enum, np.ndarray)):
+        if id(value) in self._seen or isinstance(value, Enum):
             return
         self._seen[id(value)] = value
+        if isinstance(value, (Tensor, list, tuple, dict)) and hasattr(value, "__dict__"):
+            self._scopes.append((path, value))  # attributes beside its elements
+            self._walk(type(value), path)
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
+        elif isinstance(value, np.ndarray):
+            self._plain[f"{path}_{len(self._plain)}" if path in self._plain else path] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            read = {name for code in _codes(value.__func__) for name in code.co_names}
+            self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
-            self._walk(value.__self__, path, read)
+            self._walk(value.__self__, path, isinstance(value.__self__, Module))
+        elif isinstance(value, (property, staticmethod, classmethod, cached_property)):
+            function = getattr(value, "fget", None) or getattr(value, "__func__", None)
+            self._walk(function or getattr(value, "func", None), path)
         elif isinstance(value, partial):
-            self._walk_all({"func": value.func, "args": value.args, **value.keywords}, path)
-        elif isinstance(value, (list, tuple, set, frozenset)):
+            self._walk_all({"": value.func, "args": value.args, "keywords": value.keywords}, path)
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
             if not isinstance(value, (tuple, frozenset)):  # which cannot change
                 self._compare(path, value.__iter__)
             self._walk_all({f"{i}": child for i, child in enumerate(value)}, path)
@@ -136,68 +181,105 @@ class Surroundings:
             self._compare(path, lambda: chain(value.keys(), value.values()))
             self._walk_all(value, path)
         elif isinstance(value, Optimizer):
-            groups = value.param_groups
-            self._compare(path, lambda: chain(groups, *(group["params"] for group in groups)))
-            for group in groups:
-                self._walk_all({f"{i}": p for i, p in enumerate(group["params"])}, path)
-        elif hasattr(value, "__dict__") and not isinstance(value, (EMA, LRScheduler)):
-            self._walk_object(value, path, names)
+            self._optimizers[path] = value
+        elif isinstance(value, np.random.Generator):
+            self.generators.append(value)
+        elif isinstance(value, (type, ModuleType)):
+            module = value.__module__ if isinstance(value, type) else value.__name__
+            if _package(module) not in _FOREIGN | _LIBRARY:
+                self._scopes.append((path, value))
+                self._walk_all(dict(enumerate(getattr(value, "__bases__", ()))), path)
+        elif not isinstance(value, (EMA, LRScheduler)):
+            self._walk_object(value, path, is_all)
+
+    def _walk_optimizers(self) -> None:
+        """Walk through the optimisers that were found, after modules, which have better names."""
+        for path, optimizer in self._optimizers.items():
+            self.groups += optimizer.param_groups
+            self._compare(path, partial(_groups_and_members, optimizer))
+            self._walk_all(dict(enumerate(chain(*_members(optimizer)))), path)
+        self._optimizers = {}
 
     def _walk_all(self, children: dict[Any, Any], path: str) -> None:
         for name, child in list(children.items()):
             self._walk(child, f"{path}.{name}" if path else f"{name}")
 
-    def _walk_object(self, value: Any, path: str, names: set[str] | None) -> None:
-        """Walk through the attributes of an object, and through the methods that read them."""
+    def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
+        """Walk through the attributes of an object, and through its class."""
+        attributes = getattr(value, "__dict__", {})
+        self._walk(attributes.get("__wrapped__"), path)
         module = type(value).__module__
-        if module.startswith(_NOT_COMPARED) or _package(module) in _FOREIGN:
+        if module.startswith(_NOT_COMPARED):
             return
-        called = list(names or ())
-        is_library = _package(module) in _LIBRARY
-        called += [] if is_library else ["forward", "__call__"]
-        for name in called:  # which grows meanwhile
-            method = None if is_library else getattr(type(value), name, None)
-            if isinstance(method, FunctionType) and id(method) not in self._seen:
-                self._walk(method, path)
-                called += [name for code in _codes(method) for name in code.co_names]
-        if isinstance(value, Module):
-            for name, parameter in value.named_parameters(path):
-                self._names.setdefault(id(parameter), name)
-        attributes = vars(value)
-        if names is None:
+        self._walk(type(value), path)
+        if attributes and (not is_all or _package(module) in _FOREIGN):
+            self._scopes.append((path, value))
+        elif _package(module) not in _FOREIGN:
+            if isinstance(value, Module):
+                for name, parameter in value.named_parameters(path):
+                    self._names.setdefault(id(parameter), name)
+            slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+            if slots:
+                self._compare(path, lambda: [getattr(value, name, None) for name in slots])
             self._compare(path, attributes.values)
-            self._walk_all(attributes, path)
-        else:
-            read = sorted(attributes.keys() & called)
-            self._compare(path, lambda: [attributes.get(name) for name in read])
-            self._walk_all({name: attributes[name] for name in read}, path)
+            self._walk_all({name: getattr(value, name, None) for name in slots} | attributes, path)
+
+    def _walk_scopes(self) -> None:
+        """Walk through the attributes of classes, modules and so on that are named in the code."""
+        known = -1
+        while known != len(self._seen) + len(self._words):
+            known = len(self._seen) + len(self._words)
+            for path, scope in self._scopes:  # which grow meanwhile
+                self._walk_all({name: vars(scope)[name] for name in self._read(scope)}, path)
+            self._walk_optimizers()
+        for path, scope in self._scopes:
+            self._compare(path, partial(map, vars(scope).get, self._read(scope)))
+
+    def _read(self, scope: Any) -> list[str]:
+        return sorted(vars(scope).keys() & self._words)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
-        if _package(function.__module__) in _FOREIGN | _LIBRARY:
+        file = function.__code__.co_filename
+        if _package(function.__module__) in _FOREIGN | _LIBRARY or _INSTALLED.search(file):
             return
         self.functions.append(function)
+        self._scopes += [(path, function)] if vars(function) else []
+        self._compare(path, partial(_parts, function))
+        self._walk_all({"defaults": function.__defaults__, "kw": function.__kwdefaults__}, path)
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         for name, cell in cells.items():
             self._compare(name, partial(_contents, cell))
             self._walk_all(dict(zip([name], _contents(cell), strict=False)), "")
         scope = function.__globals__
-        for code in _codes(function):
+        for code in codes(function):
+            self._words |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
-                if instruction.opname == "LOAD_GLOBAL" and name in scope:
+                if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL") and name in scope:
                     self._compare(name, partial(_of_scope, scope, name))
                     self._walk(scope[name], name)
-        defaults = function.__defaults__ or (), *(function.__kwdefaults__ or {}).values()
-        self._walk_all({"defaults": defaults}, path)
+                elif instruction.opname == "IMPORT_NAME":
+                    self._walk(sys.modules.get(name), name)
+
+
+_parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
+    return chain(optimizer.param_groups, *_members(optimizer))
+
+
+def _members(optimizer: Optimizer) -> list[list[Tensor]]:
+    return [group["params"] for group in optimizer.param_groups]
 
 
 def _package(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-def _codes(function: Any) -> Iterator[CodeType]:
+def codes(function: Any) -> Iterator[CodeType]:
     """List the code of a function and of the functions inside it."""
     codes = [function.__code__]
     for code in codes:

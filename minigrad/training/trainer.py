@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from minigrad import programs, random
 from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad, observed
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module, Parameter, load_values
@@ -106,7 +106,7 @@ class Trainer:
         ema: averages of the model's weights, updated after each step. They are validated, measured
             by the metrics and saved as the best weights; the model has its own at all other times.
         capture: whether to run the program of a step (see `minigrad.capture`), to the same bits.
-            It pays for small models. The loss returns a mean then.
+            It pays for small models. The loss gets targets as Tensors then, and returns a mean.
         progress: whether to show a progress bar.
         rng: the generator of the order of the rows.
 
@@ -451,6 +451,7 @@ class Trainer:
             if counted is not None:  # the sum of rows is known; this one after the last batch only
                 unit = unit or counted
                 share = np.array(count / unit)
+            share = as_array(share)  # a captured step gets a Tensor
             values.append(observed(self._finite, mean._data))
             mean.backward(observed(filled_like, mean._data, share))
         total = sum(counts)

@@ -1338,7 +1338,7 @@ def test_values_that_leave_the_graph_are_announced():
         bool(x)
         float(x)
         Tensor(x)
-    hows = ["detach()", ".data", "item()", "tolist()", "bool()", "item()", "Tensor()"]
+    hows = ["detach()", ".data", "item()", "tolist()", "bool()", "float()", "Tensor()"]
     assert [how for how, *_ in leaves.seen] == hows
     assert all(tensor is x for _, tensor, _ in leaves.seen)
     assert [value for *_, value in leaves.seen[:2]] == [constant, array]

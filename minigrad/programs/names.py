@@ -1,0 +1,193 @@
+"""The names of the values that a recorder has seen, and expressions for others.
+
+A value is known by its array, and an array by its id while it lives. An array that nobody has
+announced is a constant of the program, as a weight is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from keyword import iskeyword
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.core.tensor import Tensor
+from minigrad.programs.program import MARK, CaptureError
+from minigrad.programs.surroundings import Surroundings
+from minigrad.readonly import owner_of
+
+
+class Names:
+    """The names in one recording.
+
+    Args:
+        given: the arrays that the step is called with, by name.
+        surroundings: what the step reads besides.
+
+    Attributes:
+        arguments: the names of the given arrays in the lines.
+        space: the constants that have been named: functions, arrays, optimisers.
+        others: tensors that the step has used, and that are not among those of the surroundings.
+    """
+
+    def __init__(self, given: Mapping[str, NDArray[Any]], surroundings: Surroundings) -> None:
+        self.arguments: list[str] = []
+        self.space: dict[str, Any] = {}
+        self.others: dict[str, Tensor] = {}
+        self._surroundings = surroundings
+        self._literals: dict[float, None] = {}
+        self._names: dict[int, str] = {}  # of live arrays and other values, by id
+        self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
+        self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
+        self._sizes = {0, 1}  # of all arrays
+        self._count = 0  # of values
+        self._taken = {"slice"}  # names
+        self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
+        parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
+        for tensor in surroundings.tensors.values():
+            self._sizes |= {tensor.size, *tensor.shape}
+        for name, array in given.items():
+            if id(array) in parameters:
+                raise CaptureError(
+                    f"capture: the argument {name} is the memory of {self._labels[id(array)]}, "
+                    f"which the step reads as well; leave the argument out, or pass a copy"
+                )
+            self._note(array)
+            self.arguments.append(self.register(array, self._unique(name)))
+
+    def _note(self, array: NDArray[Any]) -> None:
+        owner = owner_of(array)
+        key = id(owner)
+        self._owners[key] = weakref.ref(owner, lambda _: self._owners.pop(key, None))
+        self._sizes |= {array.size, *array.shape}
+
+    def new(self, prefix: str) -> str:
+        """Return a new name of a value."""
+        self._count += 1
+        return f"{MARK}{prefix}{self._count}"
+
+    def _unique(self, text: str) -> str:
+        """Return an unused identifier like a text."""
+        base = re.sub(r"\W+", "_", text).strip("_")
+        base = base if base.isidentifier() and not iskeyword(base) else f"_{base}"
+        names = (base if i == 0 else f"{base}_{i}" for i in itertools.count())
+        name = next(name for name in names if name not in self._taken)
+        self._taken.add(name)
+        return name
+
+    def register(self, value: Any, name: str) -> str:
+        """Let a value have this name as long as it lives."""
+        key = id(value)
+        self._names[key] = name
+        if isinstance(value, np.ndarray):
+            self._alive[key] = weakref.ref(value, lambda _: self._names.pop(key, None))
+        else:
+            self._alive[key] = value
+        return name
+
+    def made(self, value: Any, prefix: str = "v") -> str:
+        """Give a new name to a value that a line has made, or to each of several."""
+        if isinstance(value, (tuple, list)):
+            return as_tuple([self.made(each, prefix) for each in value])
+        if value is None or isinstance(value, int):  # an int is the same object as others
+            return "_"
+        if isinstance(value, np.ndarray):
+            self._note(value)
+        return self.register(value, self.new(prefix))
+
+    def known(self, value: Any) -> str | None:
+        """Return the name of a value that has one."""
+        return self._names.get(id(value))
+
+    def name(self, value: Any) -> str:
+        """Return an expression for a value: its name, or a literal; else it becomes a constant."""
+        if isinstance(value, Tensor):
+            name = self.name(value._data)
+            if name in self.space and id(value._data) not in self._labels:
+                self.others[name] = value
+            return name
+        if (known := self.known(value)) is not None:
+            return known
+        if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
+            return repr(value)
+        if type(value) is int or (type(value) is float and math.isfinite(value)):
+            self._literals[value] = None
+            return repr(value)
+        if isinstance(value, slice):
+            return f"slice({', '.join(map(self.name, (value.start, value.stop, value.step)))})"
+        if type(value) is list:
+            return f"[{', '.join(map(self.name, value))}]"
+        if type(value) is tuple:
+            return as_tuple(map(self.name, value))
+        return self.constant(value)
+
+    def result(self, value: Any) -> str:
+        """Return an expression for what the step returns, on arrays."""
+        if value is None:
+            return "None"
+        if isinstance(value, Tensor) or (type(value) is float and self.known(value)):
+            return self.name(value)  # such a number is one that the library has computed
+        if type(value) is dict:
+            items = [f"{key!r}: {self.result(each)}" for key, each in value.items()]
+            return f"{{{', '.join(items)}}}"
+        if type(value) is list:
+            return f"[{', '.join(map(self.result, value))}]"
+        if type(value) is tuple:
+            return as_tuple(map(self.result, value))
+        raise CaptureError(
+            f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
+            f"{type(value).__name__}, {value!r:.60}; the step has been made"
+        )
+
+    def constant(self, value: Any, name: str | None = None) -> str:
+        """Give a value that no line has made a name, by which lines use it."""
+        label = self._labels.get(id(value), name)
+        if isinstance(value, np.ndarray) and label is None:
+            if id(owner_of(value)) in self._owners:
+                raise CaptureError(
+                    f"an array of shape {value.shape} is a part or another arrangement of an "
+                    f"argument or a result, and was not made by an op; use Tensors and ops"
+                )
+            text = self.new("c")
+        else:
+            usual = type(value).__name__.lower()
+            usual = getattr(value, "name" if isinstance(value, np.dtype) else "__name__", usual)
+            text = self._unique(label or usual)
+        self.space[text] = value
+        self._alive[id(value)] = value
+        self._names[id(value)] = text
+        return text
+
+    def function(self, function: Callable[..., Any], name: str) -> str:
+        """Return the name of a function; a bound method is the method of a named object."""
+        owner = getattr(function, "__self__", None)
+        if owner is not None and not isinstance(owner, (type, ModuleType)):
+            return f"{self.name(owner)}.{function.__name__}"
+        return self.known(function) or self.constant(function, name)
+
+    def comments(self) -> list[str]:
+        """Return lines that list parameters, and what has come from nowhere that is compared."""
+        lines = []
+        for name, value in self.space.items():
+            if isinstance(value, list):
+                labels = [f"{self._labels.get(id(p._data), '(no name)')}" for p in value]
+                lines.append(f"# {name}: {', '.join(labels)}")
+            elif name[0] == MARK:
+                lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
+        usual = self._surroundings.numbers | self._sizes
+        numbers = [repr(number) for number in self._literals if number not in usual]
+        text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
+        return [*lines, text] if numbers else lines
+
+
+def as_tuple(texts: Iterable[str]) -> str:
+    """Return the expression for a tuple of expressions."""
+    parts = list(texts)
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"

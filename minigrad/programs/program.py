@@ -1,0 +1,212 @@
+"""The program of a step: its lines, their text, and the function that they are.
+
+While a program is written, the names of its values begin with a mark that no other text contains.
+So a name is never mistaken for an argument, a parameter or a word in a text that looks like it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minigrad.core.node import Node
+from minigrad.programs.surroundings import Surroundings
+
+MARK = "\0"  # repr writes it in another way, so it is in no literal
+EARLIER = "e"  # begins the name of a gradient from before the step
+
+_WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
+_VALUE = re.compile(rf"{MARK}[a-z]\d+")
+
+
+class CaptureError(RuntimeError):
+    """A step does what cannot be captured; the message says what, and what to do instead."""
+
+
+@dataclass
+class Line:
+    """One line of a program.
+
+    Attributes:
+        section: "forward", "backward" or "update".
+        outs: the names that it assigns to, by how the result is taken apart.
+        function: the name of what is called; "+" for an addition.
+        arguments: expressions.
+        form: what becomes of the result, with {} for the call.
+        has_effect: whether the line is needed even if nobody uses its result.
+    """
+
+    section: str
+    outs: str
+    function: str
+    arguments: list[str]
+    form: str = "{}"
+    has_effect: bool = False
+
+    def __str__(self) -> str:
+        call = f"{self.function}({', '.join(self.arguments)})"
+        if self.function in ("", "+"):
+            call = " + ".join(self.arguments)
+        return f"{self.outs} = {self.form.format(call)}" if self.outs else self.form.format(call)
+
+
+class Recording:
+    """What a step has done in one run, without the lines whose results nobody uses.
+
+    Args:
+        surroundings: what the step reads besides its arguments.
+        arguments: the names of the arrays that it was called with.
+        lines: all lines, with functions and constants of `space`.
+        comments: lines to begin with, without effect.
+        result: an expression for what the step returns.
+
+    Attributes:
+        texts: the lines and the result, with the values numbered in their order.
+        space: what the texts name.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        arguments: Sequence[str],
+        lines: Sequence[Line],
+        space: dict[str, Any],
+        comments: Sequence[str],
+        result: str,
+    ) -> None:
+        self.surroundings, self.arguments = surroundings, arguments
+        needed = set(_VALUE.findall(result))
+        kept: list[Line] = []
+        for line in reversed(lines):
+            if line.has_effect or needed & set(_VALUE.findall(line.outs)):
+                kept.append(line)
+                needed.update(_VALUE.findall(" ".join(line.arguments)))
+        sections = [[line.section for line in each] for each in (lines, kept)]
+        if "backward" in sections[0] and "backward" not in sections[1]:
+            raise CaptureError(
+                "capture: nothing in the step uses its gradients, and they do not outlive it; step "
+                "the optimiser in it, or return the gradients"
+            )
+        if any(f"{MARK}{EARLIER}" in argument for line in kept for argument in line.arguments):
+            raise CaptureError(
+                "capture: the step adds to a gradient from an earlier one, or to zeros of "
+                "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
+            )
+        self.sections = sections[1][::-1]
+        new: dict[str, str] = {}
+        counts: dict[str, int] = {}
+
+        def renamed(match: re.Match[str]) -> str:
+            name, kind = match[0], match[0][1]
+            while name not in new:
+                counts[kind] = count = counts.get(kind, 0) + 1
+                if f"{kind}{count}" not in space and f"{kind}{count}" not in arguments:
+                    new[name] = f"{MARK}{kind}{count}"
+            return new[name]
+
+        self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept[::-1]), result]]
+        self.comments = [
+            _VALUE.sub(renamed, text)
+            for text in comments
+            if all(name in new for name in _VALUE.findall(text))
+        ]
+        used = {name for text in self.texts for name in _WORD.findall(text)}
+        named = {new.get(name, name.strip(MARK)): value for name, value in space.items()}
+        self.space = {name: value for name, value in named.items() if name in used}
+        surroundings.leave_out(self.space.values())
+
+    def check_same(self, first: Recording, when: str) -> None:
+        """Raise a CaptureError unless another recording is of the same program and constants."""
+        if self.texts != first.texts:
+            pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
+            before, now = next((a, b) for a, b in pairs if a != b)
+            raise CaptureError(
+                f"capture: {when} does something else than the call before: first "
+                f"{_shown(before)}, now {_shown(now)}; a choice by values is made with "
+                f"minigrad.where, and what changes from call to call is an argument, a number as a "
+                f"Tensor"
+            )
+        for name, value in self.space.items():
+            if _is_same(first.space.get(name), value):
+                continue
+            what = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
+            text = next(text for text in self.texts if name in _WORD.findall(text))
+            raise CaptureError(
+                f"capture: the step makes a constant, {what}, anew in each call, outside of ops, "
+                f"for the line {_shown(text)}; make it of Tensors by ops, or make it outside of "
+                f"the step and pass it as an argument"
+            )
+
+    def source(self) -> str:
+        """Return the text of the function `program`."""
+        last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
+        body, section = [*self.comments], ""
+        for i, text in enumerate(self.texts[:-1]):
+            if self.sections[i] != section:
+                section = self.sections[i]
+                body.append(f"# {section}")
+            dead = [n for n, at in last.items() if at == i and n not in self.space]
+            body.append(f"{text}; del {', '.join(dead)}" if dead else text)
+        body.append(f"return {self.texts[-1]}")
+        head = f"def program({', '.join(self.arguments)}):"
+        return ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
+
+
+class Program:
+    """The program of a step for arguments of certain shapes.
+
+    Attributes:
+        source: its text.
+        namespace: the functions and constants that the text names.
+        function: what the text defines.
+        zeroed: the leaves whose gradients from before the step does not leave alone.
+    """
+
+    def __init__(self, recording: Recording, zeroed: set[Node]) -> None:
+        self.recording, self.zeroed = recording, zeroed
+        self.surroundings = recording.surroundings
+        self.calls, self.next_check = 2, 10
+        self.source = recording.source()
+        self.namespace = {name.strip(MARK): value for name, value in recording.space.items()}
+        filename = f"<captured step {id(self)}>"
+        lines = self.source.splitlines(keepends=True)
+        linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks
+        weakref.finalize(self, linecache.cache.pop, filename, None)
+        exec(compile(self.source, filename, "exec"), self.namespace)
+        self.function: Callable[..., Any] = self.namespace["program"]
+        for tensor in self.surroundings.tensors.values():
+            if tensor.node is not None:
+                tensor.node.in_program = True
+
+    def zero_grad(self) -> bool:
+        """Set all gradients to None; return False if there is one that the step does not zero."""
+        leaves = self.surroundings.with_gradients()
+        if not self.zeroed.issuperset(leaves):
+            return False
+        for leaf in leaves:
+            leaf.grad = None
+        return True
+
+
+def _shown(text: str) -> str:
+    """Return a line for a message."""
+    return f"{text.replace(MARK, ''):.150}".join("``")
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Return whether two constants are equal, to the bit."""
+    if a is b:
+        return True
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    if isinstance(a, (float, np.generic)):
+        return type(a) is type(b) and repr(a) == repr(b)  # NaN is not equal to itself
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,144 @@
+"""Nothing of an adapter is a silent constant of a captured step.
+
+As in tests/minigrad/programs/test_changes.py, one thing is changed in a captured training and in an
+equal eager one.
+"""
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+from lora import LoRAConfig
+from minigrad import optim
+from tests.lora.models import TOKENS, TokenNet, shake
+from tests.minigrad.programs.changes import Change, Training, changes_of, differences
+
+ALL = ["table", "q", "v", "head"]
+
+
+def training_of(base=None, second=False, targets=("q", "v"), dtype=np.float32, **options):
+    """A training of adapters, and of a penalty, with the rates of LoRA+."""
+
+    def build():
+        rng = np.random.default_rng(1)
+        model = TokenNet(rng, dtype)
+        if base is not None:
+            blocks = {"block_size": 4} if base == "nf4" else {}
+            lora.quantize(model, format=base, progress=False, **blocks)
+        lora.attach(model, LoRAConfig(rank=2, targets=[*targets], **options), rng=rng)
+        shake(model, rng)
+        if second:
+            add_adapter(model, rng)
+        decay = 0.0 if "init" in options else 0.1
+        groups = lora.param_groups(model, 1e-2, ratio=4, weight_decay=decay)
+        optimizer = optim.AdamW(groups)
+
+        def step(tokens, y):
+            model.zero_grad()
+            optimizer.zero_grad()
+            loss = mg.mse(model(tokens), y) + 0.01 * lora.penalty(model)
+            loss.backward()
+            optim.clip_grad_norm(model.trainable_parameters(), 0.5)
+            optimizer.step()
+            return loss
+
+        y = rng.standard_normal((2, 2, 3, 3)).astype(dtype)
+        batches = [[mg.tensor(t), mg.tensor(y[k])] for k, t in enumerate((TOKENS, TOKENS[::-1]))]
+        return Training(step, batches, {"model": model, "optimizer": optimizer})
+
+    return build
+
+
+def add_adapter(model, rng):
+    lora.attach(model, LoRAConfig(rank=1, targets=["q", "v"]), adapter="second", rng=rng)
+    shake(model, rng, "second")
+    lora.switch(model, "default", "second")
+
+
+TRAININGS = {
+    "rslora, dropout": training_of(targets=ALL, scaling="rslora", dropout=0.3),
+    "DoRA": training_of(targets=ALL, use_dora=True),
+    "DoRA, gradient of the norm": training_of(use_dora=True, dora_norm_gradient=True, dropout=0.1),
+    "PiSSA": training_of(init="pissa"),
+    "two adapters on NF4": training_of("nf4", second=True),
+    "DoRA on bfloat16": training_of("bfloat16", targets=ALL, use_dora=True),
+    "two adapters, dropout": training_of(second=True, dropout=0.2),
+    "biases and a head": training_of(bias="lora_only", modules_to_save=("head",)),
+    "orthogonal, float64": training_of(init="orthogonal", dtype=np.float64),
+}
+
+
+def of_model(do):
+    return lambda training: do(training.parts["model"])
+
+
+def merge_frozen(model):
+    for part in model.q.trainable_params():
+        part.requires_grad_(False)
+    model.q.merge()
+
+
+def merge_twice(model):
+    lora.merge(model)
+    lora.unmerge(model)
+
+
+def write_base(model):
+    weight = model.v.base_weight
+    if isinstance(weight, mg.Tensor):
+        weight.data[0] = 3.0
+
+
+def another_adapter(model):
+    add_adapter(model, np.random.default_rng(3))
+
+
+EVENTS = {
+    "merge": lora.merge,
+    "merge and unmerge": merge_twice,
+    "merge of frozen factors": merge_frozen,
+    "disabled": lambda model: lora.disabled(model).__enter__(),
+    "pause": lambda model: model.q.pause(),
+    "another adapter": another_adapter,
+    "switched": lambda model: lora.switch(model, "default"),
+    "switched off": lambda model: lora.switch(model),
+    "removed": lambda model: lora.remove(model, "default"),
+    "detach": lora.detach,
+    "fold": lora.fold,
+    "all frozen": lambda model: model.freeze(),
+    "nothing frozen": lambda model: model.freeze(False),
+    "lora_a": lambda model: setattr(model.q, "lora_a", np.ones(model.q.lora_a.shape)),
+    "scale": lambda model: setattr(model.q, "scale", 0.3),
+    "dropout": lambda model: setattr(model.q, "dropout", 0.4),
+    "raw write to the base": write_base,
+    "load_state_dict": lambda model: model.load_state_dict(
+        {name: value * 0.5 for name, value in model.state_dict().items()}
+    ),
+    "pack limit": lambda model: mg.set_pack_limit(0),
+}
+
+
+@pytest.fixture(autouse=True)
+def pack_limit():
+    yield
+    mg.set_pack_limit(None)
+
+
+def test_events():
+    changes = [Change(event, of_model(do)) for event, do in EVENTS.items()]
+    assert differences(TRAININGS["DoRA"], changes) == {}
+
+
+def test_changes_of_one_layer():
+    build = TRAININGS["rslora, dropout"]
+    changes = [change for change in changes_of(build) if change.name.startswith("model.q.")]
+    assert differences(build, changes) == {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TRAININGS)
+def test_all_changes(name):
+    build = TRAININGS[name]
+    changes = [Change(event, of_model(do)) for event, do in EVENTS.items()]
+    assert differences(build, [*changes, *changes_of(build)]) == {}

@@ -1,0 +1,732 @@
+"""Nothing is a silent constant of a captured step.
+
+One thing is changed in a captured training and in an equal eager one, whatever a program may have
+taken for constant, and they go on with the same bits.
+"""
+
+import argparse
+import collections
+import functools
+import sys
+import types
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad import nn, optim
+from minigrad.programs.surroundings import Surroundings
+from tests.minigrad.programs import settings
+from tests.minigrad.programs.changes import Change, Training, changes_of, difference, differences
+
+# --------------------------------------------------------------------------------------------------
+# Attributes of models, optimisers, schedulers and averages
+# --------------------------------------------------------------------------------------------------
+
+
+def mlp():
+    """An MLP with dropout and a norm, and all that belongs to a training."""
+    rng = np.random.default_rng(1)
+    layers = nn.LayerNorm(6), mg.gelu, nn.Linear(6, 3, rng=rng), nn.Dropout(0.2, rng=rng)
+    model = nn.Sequential(nn.MLP((5, 6, 6), dropout=0.25, rng=rng), *layers)
+    optimizer = optim.AdamW(model.trainable_parameters(), lr=1e-2, amsgrad=True)
+    scheduler = optim.WarmupCosineLR(optimizer, 2, 20)
+    ema = optim.EMA(model, 0.9)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def step(x, y):
+        model.zero_grad()
+        optimizer.zero_grad()  # those that are no longer in the model
+        scores = model(x)
+        loss = loss_of(scores, y)
+        loss.backward()
+        optim.clip_grad_norm(model.parameters(), 0.5)
+        optimizer.step()
+        scheduler.step()
+        ema.update()
+        return loss, mg.mean(mg.equal(mg.argmax(scores, axis=1), y))
+
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
+    x, y = rng.standard_normal((2, 6, 5)).astype(np.float32), rng.integers(0, 3, (2, 6))
+    return Training(step, batches(x, y), {**parts, "loss": loss_of})
+
+
+class Transformer(nn.Module):
+    """An embedding, two kinds of blocks, and a gated MLP."""
+
+    def __init__(self, rng):
+        self.tokens = nn.Embedding(7, 4, padding_idx=0, rng=rng)
+        self.places = nn.Parameter(rng.standard_normal((3, 4)).astype(np.float32))
+        options = {"dropout": 0.1, "causal": True, "norm": "rms"}
+        self.blocks = [
+            nn.TransformerBlock(4, 2, 8, rng=rng, **options),
+            nn.TransformerBlock(4, 1, 8, rng=rng),
+        ]
+        self.gated = nn.GatedMLP(12, 5, rng=rng)
+        self.head = nn.Sequential(nn.Flatten(), self.gated, nn.Linear(12, 2, rng=rng))
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.places
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def transformer():
+    """Two micro-batches, clipped values, and groups with several options."""
+    rng = np.random.default_rng(1)
+    model = Transformer(rng)
+    parameters = model.trainable_parameters()
+    fast = {"params": parameters[3:], "lr": 0.01, "nesterov": True, "momentum": 0.8}
+    groups = [{"params": parameters[:3]}, fast]
+    optimizer = optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=0.01)
+    scheduler = optim.StepLR(optimizer, 2, 0.5)
+
+    def step(tokens, y):
+        model.zero_grad()
+        optimizer.zero_grad()
+        total = mg.zeros(())
+        for k in range(2):
+            loss = mg.mse(model(tokens[k]), y[k]) * 0.5
+            loss.backward()
+            total = total + loss.detach()
+        optim.clip_grad_value(model.parameters(), 0.1)
+        optimizer.step()
+        scheduler.step()
+        return {"loss": total}
+
+    tokens = rng.integers(0, 7, (2, 2, 3, 3))
+    y = rng.standard_normal((2, 2, 3, 2)).astype(np.float32)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    return Training(step, batches(tokens, y), parts)
+
+
+class Options(nn.Module):
+    """Every module whose forward has options of its own, and every loss."""
+
+    def __init__(self, rng):
+        self.layers = [
+            nn.Linear(4, 4, bias=False, rng=rng),
+            nn.RMSNorm(4, eps=1e-3),
+            nn.LayerNorm(4, elementwise_affine=False),
+            nn.ELU(),
+            nn.GELU(),
+            nn.LeakyReLU(),
+            nn.SiLU(),
+            nn.Softplus(),
+            nn.Softmax(),
+            nn.LogSoftmax(),
+            nn.Identity(),
+        ]
+        self.attention = nn.MultiHeadAttention(4, 2, dropout=0.1, rng=rng)
+        self.mask = np.tri(3, dtype=bool)
+        self.added = rng.standard_normal((3, 3)).astype(np.float32)
+        self.causal = True
+        weight = np.array([1.0, 2.0, 0.5, 1.0], np.float32)
+        self.by_class = [
+            nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2, ignore_index=1),
+            nn.NLLLoss(weight=weight),
+        ]
+        self.by_value = [
+            nn.MSELoss(),
+            nn.L1Loss("sum"),
+            nn.HuberLoss(delta=0.3),
+            nn.BCEWithLogitsLoss(pos_weight=weight),
+        ]
+
+    def forward(self, x, y, classes):
+        for layer in self.layers:
+            x = x + layer(x)
+        x = x + self.attention(x, attn_mask=self.mask, is_causal=self.causal)
+        x = x + self.attention(x, attn_mask=self.added)
+        total = mg.mean(x)
+        for loss in self.by_value:
+            total = total + loss(x, y)
+        for loss in self.by_class:
+            total = total + loss(mg.reshape(x, (-1, 4)), mg.reshape(classes, (-1,)))
+        return total
+
+
+def options():
+    """All modules and losses, stepped by Adam."""
+    rng = np.random.default_rng(1)
+    model = Options(rng)
+    optimizer = optim.Adam(model.trainable_parameters(), weight_decay=0.1)
+    scheduler = optim.LinearLR(optimizer)
+
+    def step(x, y, classes):
+        model.zero_grad()
+        optimizer.zero_grad()
+        loss = model(x, y, classes)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        return [loss]
+
+    x = rng.standard_normal((2, 2, 3, 4)).astype(np.float32)
+    y, classes = rng.uniform(size=x.shape).astype(np.float32), rng.integers(0, 4, (2, 2, 3))
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    return Training(step, batches(x, y, classes), parts)
+
+
+def batches(*arrays):
+    return [[mg.tensor(part) for part in batch] for batch in zip(*arrays, strict=True)]
+
+
+@pytest.mark.parametrize("third", [0, *(pytest.param(k, marks=pytest.mark.full) for k in (1, 2))])
+def test_changes_of_an_mlp(third):
+    assert differences(mlp, [*changes_of(mlp)][third::3]) == {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("build", [transformer, options])
+def test_changes_of(build):
+    assert differences(build, changes_of(build)) == {}
+
+
+def test_the_comparison_notices_constants(monkeypatch):
+    """If nothing were compared, most changes would be noticed by this test."""
+    monkeypatch.setattr(Surroundings, "hold", lambda self: True)
+    changes = {"dropout": halve_dropout, "eval": lambda t: t.parts["model"].eval()}
+    found = differences(mlp, [Change(*pair) for pair in changes.items()])
+    assert found.keys() == changes.keys()
+
+
+def halve_dropout(training):
+    training.parts["model"][0].dropout.p /= 2
+
+
+# --------------------------------------------------------------------------------------------------
+# What else happens to a training
+# --------------------------------------------------------------------------------------------------
+
+
+def load_optimizer(training):
+    """Load the state and the options of another time."""
+    state = training.parts["optimizer"].state_dict()
+    for values in state["state"].values():
+        values.update(step=1, exp_avg=values["exp_avg"] * 0)
+    state["param_groups"][0].update(lr=0.3, betas=[0.5, 0.9])
+    training.parts["optimizer"].load_state_dict(state)
+
+
+def load_model(training):
+    model = training.parts["model"]
+    model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
+
+
+def load(part, **options):
+    def do(training):
+        owner = training.parts[part]
+        owner.load_state_dict({**owner.state_dict(), **options})
+
+    return do
+
+
+def add_group(training):
+    more = nn.Parameter(np.ones(3, np.float32))
+    training.parts["more"] = more
+    training.parts["optimizer"].add_param_group({"params": [more], "lr": 0.1})
+
+
+def new_groups(training):
+    optimizer = training.parts["optimizer"]
+    optimizer.param_groups = [{**group, "lr": 0.5} for group in optimizer.param_groups]
+
+
+def set_gradient(training):
+    weight = training.parts["model"][3].weight
+    weight.grad = mg.Tensor(np.ones(weight.shape, np.float32))
+
+
+def remove_hook(training):
+    training.parts["model"][3].weight.register_hook(lambda g: g * 2).remove()
+
+
+EVENTS = {
+    "load_state_dict of the model": load_model,
+    "load_state_dict of the optimiser": load_optimizer,
+    "load_state_dict of the scheduler": load("scheduler", last_epoch=7),
+    "load_state_dict of the average": load("ema", decay=0.5, updates=3),
+    "add_param_group": add_group,
+    "param_groups": new_groups,
+    "optimizer.lr": lambda training: setattr(training.parts["optimizer"], "lr", 0.5),
+    "applied": lambda training: training.parts["ema"].applied().__enter__(),
+    "manual_seed": lambda training: mg.manual_seed(3),
+    "a gradient": set_gradient,
+    "a hook that is removed": remove_hook,
+    "pack limit": lambda training: mg.set_pack_limit(None),
+    "forward": lambda t: setattr(t.parts["model"][3], "forward", lambda x: mg.sin(x[:, :3])),
+}
+
+
+def test_events():
+    assert differences(mlp, [Change(*pair) for pair in EVENTS.items()]) == {}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads(threads):
+    before = mg.get_num_threads()
+    try:
+        assert difference(mlp, Change("", lambda training: mg.set_num_threads(threads))) == ""
+    finally:
+        mg.set_num_threads(before)
+
+
+def test_a_hook_is_refused():
+    training = mlp()
+    step = mg.capture(training.step)
+    for _ in range(3):
+        step(*training.batches[0])
+    training.parts["model"][3].weight.register_hook(lambda g: g * 2)
+    with pytest.raises(mg.CaptureError, match="a hook is not captured"):
+        step(*training.batches[0])
+
+
+def test_a_gradient_that_the_step_does_not_zero_stays():
+    training = mlp()
+    other = mg.tensor([1.0, 2.0], requires_grad=True)
+
+    def step(x, y):
+        training.step(x, y)
+        return mg.sum(other.detach())
+
+    captured = mg.capture(step)
+    for _ in range(3):
+        captured(*training.batches[0])
+    other.grad = mg.tensor([3.0, 4.0])
+    captured(*training.batches[0])
+    assert other.grad.tolist() == [3.0, 4.0]
+
+
+# --------------------------------------------------------------------------------------------------
+# What a step reads around it
+# --------------------------------------------------------------------------------------------------
+
+SCALE = 0.5
+HERE = sys.modules[__name__]
+
+
+def scaled(h):
+    return h * SCALE
+
+
+def scale_of(owner):
+    return owner.hidden
+
+
+class Config:
+    scale = 0.5
+
+    def __init__(self):
+        self.limit = 0.5
+        self.hidden = 0.5
+
+    @property
+    def computed(self):
+        return self.hidden * SCALE
+
+    def method(self, h):
+        return h * SCALE * scale_of(self)
+
+    @staticmethod
+    def static(h):
+        return h * SCALE
+
+    @classmethod
+    def of_class(cls, h):
+        return h * cls.scale
+
+    def __call__(self, h):
+        return self.method(h) * self.limit
+
+
+class Derived(Config):
+    def __init__(self):
+        super().__init__()
+        self.hidden = 0.25
+
+
+@dataclass(slots=True)
+class Slots:
+    scale: float = 0.5
+
+    def scaled(self, h):
+        return h * self.scale
+
+
+class Table(dict):
+    """A dict with an attribute, and with a method that is not called by name."""
+
+    def __init__(self):
+        super().__init__(a=0.5)
+        self.scale = 0.5
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) * SCALE
+
+
+class Named(nn.Parameter):
+    """A parameter with an attribute."""
+
+    def __init__(self):
+        super().__init__(np.ones(3, np.float32), requires_grad=False)
+        self.scale = 0.5
+
+
+@dataclass
+class Fields:
+    scales: list = field(default_factory=lambda: [0.5, 0.25])
+
+
+class Net(nn.Module):
+    factor = 0.5
+
+    def __init__(self):
+        self.linear = nn.Linear(5, 3, rng=np.random.default_rng(1))
+        self.hidden = 0.5
+
+    def forward(self, x):
+        return self.linear(x) * self.factor
+
+    def loss(self, x, y):
+        return mg.mse(self(x), y) * SCALE * scale_of(self)
+
+
+def of_config(make, body, do):
+    """A case whose step computes `body(outputs, config)`, and whose config is changed."""
+    return make, lambda net, x, y, config: mg.mse(body(net(x), config), y), do
+
+
+def of_net(body, do):
+    return (lambda: None), body, do
+
+
+def with_scale(**options):
+    """A function of the user's, with the attributes of a function."""
+
+    def function(h, a=0.5, *, b=0.5):
+        return h * a * b
+
+    vars(function).update(options)
+    return function
+
+
+@functools.lru_cache
+def cached():
+    return SCALE
+
+
+def clear_cache(training):
+    training.patch.setattr(HERE, "SCALE", 0.9)
+    cached.cache_clear()
+
+
+def patched(owner, name, value):
+    return lambda training: training.patch.setattr(owner, name, value)
+
+
+def assigned(name, value):
+    return lambda training: setattr(training.parts["config"], name, value)
+
+
+def stored(key, value):
+    return lambda training: training.parts["config"].__setitem__(key, value)
+
+
+def numbers():
+    return np.array([0.5, 0.25, 1.0])
+
+
+def tensor():
+    return mg.tensor([0.5, 0.25, 1.0])
+
+
+def space():
+    return types.SimpleNamespace(scale=0.5, inner=types.SimpleNamespace(scale=0.5))
+
+
+more = patched(HERE, "SCALE", 0.9)
+CASES = {
+    "global": of_net(lambda net, x, y, _: mg.mse(scaled(net(x)), y), more),
+    "global function": of_net(
+        lambda net, x, y, _: mg.mse(scaled(net(x)), y), patched(HERE, "scaled", mg.sin)
+    ),
+    "global in a method": of_net(lambda net, x, y, _: net.loss(x, y), more),
+    "attribute in a helper": of_net(
+        lambda net, x, y, _: net.loss(x, y), lambda t: setattr(t.parts["net"], "hidden", 0.9)
+    ),
+    "attribute of a class": of_net(
+        lambda net, x, y, _: net.loss(x, y), patched(Net, "factor", 0.9)
+    ),
+    "method of a class": of_net(
+        lambda net, x, y, _: net.loss(x, y), patched(Net, "forward", lambda net, x: net.linear(x))
+    ),
+    "instance": of_config(Config, lambda h, c: h * c.limit, assigned("limit", 0.9)),
+    "class": of_config(Config, lambda h, c: h * c.scale, patched(Config, "scale", 0.9)),
+    "base class": of_config(Derived, lambda h, c: h * c.scale, patched(Config, "scale", 0.9)),
+    "class itself": of_config(
+        lambda: Config, lambda h, c: h * c.scale, patched(Config, "scale", 0.9)
+    ),
+    "property": of_config(Config, lambda h, c: h * c.computed, assigned("hidden", 0.9)),
+    "global in a property": of_config(Config, lambda h, c: h * c.computed, more),
+    "static method": of_config(Config, lambda h, c: c.static(h), more),
+    "class method": of_config(Config, lambda h, c: c.of_class(h), patched(Config, "scale", 0.9)),
+    "callable": of_config(Config, lambda h, c: c(h), assigned("limit", 0.9)),
+    "global in a callable": of_config(Config, lambda h, c: c(h), more),
+    "bound method": of_config(
+        lambda: Config().method,
+        lambda h, c: c(h),
+        lambda t: setattr(t.parts["config"].__self__, "hidden", 0.9),
+    ),
+    "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
+    "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "bound method of slots": of_config(
+        lambda: Slots().scaled,
+        lambda h, c: c(h),
+        lambda t: setattr(t.parts["config"].__self__, "scale", 0.9),
+    ),
+    "fields": of_config(
+        Fields, lambda h, c: h * c.scales[1], lambda t: t.parts["config"].scales.reverse()
+    ),
+    "namespace": of_config(space, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "numpy number": of_config(space, lambda h, c: h * c.scale, assigned("scale", np.float64(0.9))),
+    "inner namespace": of_config(
+        space,
+        lambda h, c: h * c.inner.scale,
+        lambda t: setattr(t.parts["config"].inner, "scale", 0.9),
+    ),
+    "arguments": of_config(
+        lambda: argparse.Namespace(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
+    "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
+    "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "attribute of a parameter": of_config(
+        Named, lambda h, c: h * c * c.scale, assigned("scale", 0.9)
+    ),
+    "list": of_config(lambda: [0.5], lambda h, c: h * c[0], stored(0, 0.9)),
+    "list in a tuple": of_config(
+        lambda: ([0.5],), lambda h, c: h * c[0][0], lambda t: t.parts["config"][0].append(9.0)
+    ),
+    "list as a tensor": of_config(
+        lambda: [0.5, 1.0, 2.0], lambda h, c: h * mg.Tensor(c), stored(0, 0.9)
+    ),
+    "list as an index": of_config(lambda: [0, 1, 2], lambda h, c: h[:, c], stored(0, 2)),
+    "deque": of_config(
+        lambda: collections.deque([0.5]),
+        lambda h, c: h * c[-1],
+        lambda t: t.parts["config"].append(9.0),
+    ),
+    "module": of_net(
+        lambda net, x, y, _: mg.mse(net(x) * settings.scale, y), patched(settings, "scale", 0.9)
+    ),
+    "global of a module": of_net(
+        lambda net, x, y, _: settings.loss(net(x), y), patched(settings, "factor", 0.9)
+    ),
+    "function of a module": of_net(
+        lambda net, x, y, _: settings.loss(net(x), y), patched(settings, "loss", mg.mse)
+    ),
+    "default": of_config(with_scale, lambda h, c: c(h), assigned("__defaults__", (0.9,))),
+    "keyword default": of_config(
+        with_scale, lambda h, c: c(h), lambda t: t.parts["config"].__kwdefaults__.update(b=0.9)
+    ),
+    "code": of_config(
+        with_scale, lambda h, c: c(h), assigned("__code__", (lambda h, a, b: h * 2).__code__)
+    ),
+    "attribute of a function": of_config(
+        lambda: with_scale(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "partial": of_config(
+        lambda: functools.partial(mg.softmax, axis=-1),
+        lambda h, c: c(h),
+        lambda t: t.parts["config"].keywords.update(axis=0),
+    ),
+    "cached function": of_net(lambda net, x, y, _: mg.mse(net(x), y) * cached(), clear_cache),
+    "array in an op": of_config(numbers, lambda h, c: h * c, stored(0, 9.0)),
+    "array as a Tensor": of_config(numbers, lambda h, c: h * mg.Tensor(c), stored(0, 9.0)),
+    "array as a copy": of_config(numbers, lambda h, c: h * mg.tensor(c), stored(0, 9.0)),
+    "array converted": of_config(
+        numbers, lambda h, c: h * mg.Tensor(c, dtype=np.float32), stored(0, 9.0)
+    ),
+    "array in numpy": of_config(numbers, lambda h, c: h * (c * 2), stored(0, 9.0)),
+    "view of an array": of_config(numbers, lambda h, c: h * c[::-1], stored(0, 9.0)),
+    "element of an array": of_config(numbers, lambda h, c: h * c[0], stored(0, 9.0)),
+    "number in an array": of_config(numbers, lambda h, c: h * float(c[0]), stored(0, 9.0)),
+    "choice by an array": of_config(
+        numbers, lambda h, c: h if c[0] > 1 else mg.sin(h), stored(0, 9.0)
+    ),
+    "array as an index": of_config(
+        lambda: np.arange(3), lambda h, c: h[:, c], stored(0, 2)
+    ),
+    "raw write to a tensor": of_config(
+        tensor, lambda h, c: h * c, lambda t: t.parts["config"].data.__setitem__(0, 9.0)
+    ),
+    "raw write to an element": of_config(
+        tensor, lambda h, c: h * c[0], lambda t: t.parts["config"].data.__setitem__(0, 9.0)
+    ),
+    "data of a number": of_config(
+        lambda: mg.tensor(0.5), lambda h, c: h * c, lambda t: t.parts["config"].copy_(0.9)
+    ),
+    "generator": of_config(
+        lambda: np.random.default_rng(4),
+        lambda h, c: h + mg.randn(3, rng=c),
+        lambda t: t.parts["config"].random(),
+    ),
+}  # fmt: skip
+
+
+def training_of(make, body):
+    def build():
+        cached.cache_clear()
+        rng = np.random.default_rng(1)
+        net, config = Net(), make()
+        optimizer = optim.SGD(net.trainable_parameters(), lr=0.1, momentum=0.5)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = body(net, x, y, config)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        x, y = rng.standard_normal((2, 6, 5)), rng.standard_normal((2, 6, 3))
+        parts = {"net": net, "optimizer": optimizer, "config": config}
+        return Training(step, batches(x.astype(np.float32), y.astype(np.float32)), parts)
+
+    return build
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_step_reads(name):
+    make, body, do = CASES[name]
+    build = training_of(make, body)
+    assert difference(build, Change(name, do)) == ""
+
+
+class Loop:
+    """A training loop whose step is a method, beside counters that are not the step's."""
+
+    def __init__(self):
+        self.training = training_of(Config, lambda net, x, y, config: None)()
+        self.config, self.scale, self.count = Fields(), 0.5, 0
+        self.training.parts["net"].loop = self
+
+    def step(self, x, y):
+        net, optimizer = self.training.parts["net"], self.training.parts["optimizer"]
+        optimizer.zero_grad()
+        loss = self.compute(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def compute(self, h, y):
+        return outer(self, h, y)
+
+
+def outer(loop, h, y):
+    return mg.mse(h * loop.scale * loop.config.scales[0], y)
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda t: setattr(t.parts["loop"], "scale", 0.9),
+        lambda t: t.parts["loop"].config.scales.reverse(),
+    ],
+)
+def test_attributes_of_the_owner_of_a_step(do):
+    def build():
+        loop = Loop()
+        return Training(loop.step, loop.training.batches, {"loop": loop})
+
+    assert difference(build, Change("", do)) == ""
+
+
+def test_other_attributes_of_the_owner_of_a_step_do_not_count():
+    loop = Loop()
+    step = mg.capture(loop.step)
+    for _ in range(6):
+        loop.count += 1  # which no line of the step reads
+        step(*loop.training.batches[0])
+    assert step.source
+
+
+class Log:
+    count = 0
+
+    def __init__(self):
+        self.losses, self.by_name, self.array = [], {}, np.zeros(3)
+        self.deque, self.last = collections.deque(maxlen=2), None
+
+
+def write_global(loss, log):
+    global SCALE
+    SCALE = loss
+
+
+def write_class(loss, log):
+    Log.count += 1
+
+
+def write_attribute(loss, log):
+    log.last = loss
+
+
+def write_function(loss, log):
+    write_function.last = loss
+
+
+def write_module(loss, log):
+    settings.last = loss
+
+
+def write_array(loss, log):
+    log.array[0] += 1
+
+
+WRITES = [write_global, write_class, write_attribute, write_function, write_module, write_array]
+WRITES += [
+    lambda loss, log: log.losses.append(loss),
+    lambda loss, log: log.by_name.update(loss=loss),
+    lambda loss, log: log.deque.append(loss),
+    lambda loss, log: setattr(log, "last", loss),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_a_step_writes_is_refused(write, monkeypatch):
+    """A program would leave it out without a word."""
+    monkeypatch.setattr(HERE, "SCALE", 0.5)
+    monkeypatch.setattr(Log, "count", 0)
+    monkeypatch.setattr(settings, "last", None, raising=False)
+    log = Log()
+
+    @mg.capture
+    def step(x):
+        loss = mg.sum(x)
+        write(loss, log)
+        return loss
+
+    with pytest.raises(mg.CaptureError, match="changes from call to call"):
+        [step(mg.tensor([1.0, 2.0])) for _ in range(7)]
+
+
+def test_a_zero_with_a_sign_is_another_argument():
+    x = mg.tensor([1.0, 2.0])
+    step = mg.capture(lambda x, factor: x * factor)
+    for factor in [0.0] * 4 + [-0.0] * 4:
+        assert step(x, factor).data.tobytes() == (x.data * np.float32(factor)).tobytes()
+
+
+def test_numpy_on_equal_arguments():
+    """Two recordings with equal arrays would not tell what numpy has made of them."""
+    x = np.random.default_rng(0).standard_normal((3, 6, 5)).astype(np.float32)
+
+    @mg.capture
+    def step(x):
+        return mg.sum(mg.Tensor(x) * float(x.max()))
+
+    with pytest.raises(mg.CaptureError, match=r"float\(\) takes a value out of the step"):
+        step(x[0])
