@@ -215,7 +215,7 @@ class Recording:
         self, surroundings: Surroundings, arrays: Mapping[str, NDArray[Any]], plain: Iterable[str]
     ) -> None:
         self.surroundings = surroundings
-        self.recorder = Recorder(arrays, surroundings.tensors)
+        self.recorder = Recorder(arrays, surroundings.tensors, surroundings.optimizers)
         self.given = {name: arrays[name].tobytes() for name in plain}
         leaves = surroundings.with_gradients()
         self.gradients = {leaf: weakref.ref(leaf.grad) for leaf in leaves}
@@ -225,6 +225,7 @@ class Recording:
     def finish(self, result: Any) -> None:
         """Write what the step returns, and leave out lines whose results nobody uses."""
         recorder = self.recorder
+        recorder.check_options()
         self.zeroed = {leaf for leaf, before in self.gradients.items() if leaf.grad is not before()}
         self.result = _returned(result, recorder)
         needed = set(_ASSIGNED.findall(self.result))

@@ -80,6 +80,7 @@ class Recorder(Observer):
     Args:
         arguments: the arrays that the step is called with, by name.
         tensors: tensors that exist before the step, by name.
+        optimizers: whose options the step leaves to schedulers.
 
     Attributes:
         lines: the program.
@@ -90,6 +91,7 @@ class Recorder(Observer):
 
     arguments: Mapping[str, NDArray[Any]]
     tensors: Mapping[str, Tensor]
+    optimizers: Sequence[Optimizer] = ()
     lines: list[Line] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)
     literals: dict[float, str] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Recorder(Observer):
         for name, array in self.arguments.items():
             self._register(array, name)
             self._own(array)
+        self._options = self._options_now()
         self._labels = {id(t._data): name for name, t in self.tensors.items()}
 
     # ----------------------------------------------------------------------------------------------
@@ -299,9 +302,12 @@ class Recorder(Observer):
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
         """Write the call of a function that is no op."""
+        if not self._running:
+            self.check_options()
         self._running += 1 if begins else -1
         if begins or self._running:
             return
+        self._options = self._options_now()
         first = arguments[0] if arguments else None
         is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
         if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
@@ -431,6 +437,21 @@ class Recorder(Observer):
                 arguments = [known, self._constant(stepped, "parameters"), self.name(gradients)]
                 name = self._function(optimizer.step_group, "step_group")
                 self._emit("", name, arguments, has_effect=True)
+
+    def _options_now(self) -> list[tuple[str, Any]]:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [item for group in groups for item in group.items() if item[0] != "params"]
+
+    def check_options(self) -> None:
+        """Refuse to set options of an optimiser by hand, which are none of a program's values."""
+        if self._options != (now := self._options_now()):
+            name = next(
+                (b[0] for a, b in zip(self._options, now, strict=False) if a != b), "groups"
+            )
+            raise CaptureError(
+                f"the step sets {name} of an optimiser, which no line of a program would do; set "
+                f"it outside of the step, since it is read anew in each call, or by a scheduler"
+            )
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Refuse to let a value out of sight; `detach()` and `Tensor(x)` leave it where it is."""

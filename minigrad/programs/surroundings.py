@@ -50,12 +50,14 @@ class Surroundings:
         functions: the function, those of the user that it calls, and the forwards of his modules.
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
+        optimizers: all optimisers that were found.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
+        self.optimizers: list[Optimizer] = []
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._paths: list[str] = []
@@ -161,6 +163,7 @@ class Surroundings:
             self._compare(path, lambda: chain(value.keys(), value.values()))
             self._walk_all(value, path)
         elif isinstance(value, Optimizer):
+            self.optimizers.append(value)
             self._compare(path, lambda: chain(value.param_groups, *_members(value)))
             self._walk_all(dict(enumerate(chain(*_members(value)))), path)
         elif isinstance(value, (type, ModuleType)):
