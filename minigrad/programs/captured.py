@@ -203,7 +203,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            or does something else in its second call than in the first.
+            writes to variables around it or to options of an optimiser, or does something else in
+            its second call than in the first.
     """
     return Captured(step)
 
@@ -226,7 +227,8 @@ class Recording:
         """Write what the step returns, and leave out lines whose results nobody uses."""
         recorder = self.recorder
         recorder.check_options()
-        self.zeroed = {leaf for leaf, before in self.gradients.items() if leaf.grad is not before()}
+        gradients = self.gradients.items()  # those that are now None or others
+        self.zeroed = {leaf for leaf, g in gradients if leaf.grad is None or leaf.grad is not g()}
         self.result = _returned(result, recorder)
         needed = set(_ASSIGNED.findall(self.result))
         lines = []
