@@ -713,6 +713,40 @@ def test_what_a_step_writes_is_refused(write, monkeypatch):
         [step(mg.tensor([1.0, 2.0])) for _ in range(7)]
 
 
+def decay_groups(optimizer):
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.9
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        decay_groups,
+        lambda optimizer: setattr(optimizer, "lr", 0.5),
+        lambda optimizer: optimizer.param_groups[0].update(momentum=0.1),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_options_that_a_step_sets_are_refused(do, is_first):
+    weight = mg.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = optim.SGD([weight], lr=0.1)
+    scheduler = optim.StepLR(optimizer, 1)
+
+    @mg.capture
+    def step(x):
+        optimizer.zero_grad()
+        if is_first:
+            do(optimizer)
+        mg.sum(weight * x).backward()
+        optimizer.step()
+        scheduler.step()
+        if not is_first:
+            do(optimizer)
+
+    with pytest.raises(mg.CaptureError, match=r"the step sets (lr|momentum) of an optimiser"):
+        step(mg.tensor([1.0, 2.0]))
+
+
 def test_a_zero_with_a_sign_is_another_argument():
     x = mg.tensor([1.0, 2.0])
     step = mg.capture(lambda x, factor: x * factor)
