@@ -743,7 +743,7 @@ def test_options_that_a_step_sets_are_refused(do, is_first):
         if not is_first:
             do(optimizer)
 
-    with pytest.raises(mg.CaptureError, match=r"the step sets (lr|momentum) of an optimiser"):
+    with pytest.raises(mg.CaptureError, match=r"the step sets an option of an optimiser"):
         step(mg.tensor([1.0, 2.0]))
 
 
