@@ -12,7 +12,7 @@
         loss = step(x, y)
     print(step.source)
 
-The first two calls run the step itself, and a `Recorder` writes down what it does. If both times it
+The first two calls run the step itself, and a `StepRecorder` writes down what it does. If both times it
 does the same, later calls run that program: the same functions on the same numbers, so the bits are
 those of the step. What the program takes for constant, `Surroundings` compare before each run; if
 something has changed, the step is recorded again. The 10th, 100th, 1000th call and so on run the
@@ -38,7 +38,7 @@ from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.programs.names import Names
 from minigrad.programs.program import CaptureError, Program, Recording
-from minigrad.programs.recorder import Recorder
+from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -187,7 +187,7 @@ class Captured(Generic[P, R]):
             first = None
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = Names(arrays, surroundings)
-        recorder = Recorder(names, surroundings)
+        recorder = StepRecorder(names, surroundings)
         with observe(recorder):
             result = self._eager(args, kwargs)
         recorder.check_state()

@@ -30,7 +30,7 @@ class CaptureError(RuntimeError):
 
 
 @dataclass
-class Line:
+class ProgramLine:
     """One line of a program.
 
     Attributes:
@@ -75,14 +75,14 @@ class Recording:
         self,
         surroundings: Surroundings,
         arguments: Sequence[str],
-        lines: Sequence[Line],
+        lines: Sequence[ProgramLine],
         space: dict[str, Any],
         comments: Sequence[str],
         result: str,
     ) -> None:
         self.surroundings, self.arguments = surroundings, arguments
         needed = set(_VALUE.findall(result))
-        kept: list[Line] = []
+        kept: list[ProgramLine] = []
         for line in reversed(lines):
             if line.has_effect or needed & set(_VALUE.findall(line.outs)):
                 kept.append(line)

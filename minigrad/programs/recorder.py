@@ -1,4 +1,4 @@
-"""Recorder: an observer that writes a training step down, as lines of a program on arrays.
+"""StepRecorder: an observer that writes a training step down, as lines of a program on arrays.
 
 Every line is a call that the step itself makes: of the forward of an op, of a VJP, of a function
 that the library announces, or of an optimiser's step. So a program computes the very bits of the
@@ -26,12 +26,12 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
 from minigrad.programs.names import Names, as_tuple
-from minigrad.programs.program import EARLIER, CaptureError, Line
+from minigrad.programs.program import EARLIER, CaptureError, ProgramLine
 from minigrad.programs.surroundings import Surroundings
 
 
 @dataclass(eq=False)
-class Recorder(Observer):
+class StepRecorder(Observer):
     """Writes down one step.
 
     Args:
@@ -44,7 +44,7 @@ class Recorder(Observer):
 
     names: Names
     surroundings: Surroundings
-    lines: list[Line] = field(default_factory=list)
+    lines: list[ProgramLine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._running = 0  # passes and announced functions, inside of which nothing is a line
@@ -52,11 +52,11 @@ class Recorder(Observer):
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
-        self._joint: dict[Node, tuple[Line, list[str]]] = {}
+        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}
         self._state = self.surroundings.state()
 
-    def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> Line:
-        line = Line(self._section, outs, function, arguments, **options)
+    def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> ProgramLine:
+        line = ProgramLine(self._section, outs, function, arguments, **options)
         self.lines.append(line)
         return line
 

@@ -8,7 +8,7 @@ of modules of Python and of the owner of a method, only attributes count that th
 
 A program reads some things anew, which are not compared: the elements of arrays; the options and
 states of optimisers; the states of schedulers, averages and random generators. But the elements of
-a plain array that the program does not have are compared, for numpy may have worked on them.
+small plain arrays that the program does not have are compared, as numpy may have worked on them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose obj
 _LIBRARY = {"minigrad", "lora"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
 _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
+_LARGEST = 1 << 16  # bytes of a plain array whose elements are compared
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
 _memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "hooks"))
@@ -161,7 +162,8 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
         elif isinstance(value, np.ndarray):
-            self._plain[f"{path}_{len(self._plain)}" if path in self._plain else path] = value
+            if value.nbytes <= _LARGEST:
+                self._plain[f"{path}_{len(self._plain)}" if path in self._plain else path] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
