@@ -29,6 +29,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--quick", action="store_true", help="a smaller form, in a few seconds")
         self.add_argument("--out", metavar="FILE.png", help=f"the file of the picture ({name}.png)")
 
+    def with_capture(self) -> Parser:
+        """Add the option `--capture`, of examples that can train by the program of a step."""
+        words = "train by programs, to the same bits (minigrad.capture)"
+        self.add_argument("--capture", action="store_true", help=words)
+        return self
+
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
         self.exit(2, f"{self.name}: {' '.join(message.split())} (see --help)\n")

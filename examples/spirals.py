@@ -59,8 +59,8 @@ class Result:
     history: History
 
 
-def main(quick: bool = False, out: str | Path = "spirals.png") -> Result:
-    """Train the network, test it at four moments, and save the picture."""
+def main(quick: bool = False, out: str | Path = "spirals.png", capture: bool = False) -> Result:
+    """Train the network, by the program of a step or not, test it, and save the picture."""
     check_out(out)
     rng = np.random.default_rng(0)
     looks = (0, 50, 150, 250 if quick else 400)
@@ -79,6 +79,7 @@ def main(quick: bool = False, out: str | Path = "spirals.png") -> Result:
         batch_size=50,
         on_epoch=look_at,
         rng=rng,
+        capture=capture,
     )
     history = trainer.fit(train, epochs=looks[-1])
 
@@ -146,4 +147,4 @@ def draw_loss(axes: Axes, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Parser("spirals", __doc__))
+    run(main, Parser("spirals", __doc__).with_capture())

@@ -271,6 +271,11 @@ def _described(shown: list[tuple[str, str]]) -> str:
     return "\n".join(parts) or "nothing"
 
 
+def walkthroughs() -> list[Path]:
+    """The walkthroughs, in the order of their numbers."""
+    return sorted(WALKTHROUGHS.glob("*.ipynb"), key=lambda path: int(path.name.partition("_")[0]))
+
+
 def chosen(name: str) -> Path:
     """The notebook that is meant by its path, its name, or as much of its name's beginning.
 
@@ -279,8 +284,10 @@ def chosen(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    there = sorted(WALKTHROUGHS.glob("*.ipynb"))
-    meant = [path for path in there if path.name.startswith(Path(name).name)] if name else []
+    beginning = Path(name).name
+    beginning += "_" * beginning.isdigit()  # the first is not the tenth
+    there = walkthroughs()
+    meant = [path for path in there if path.name.startswith(beginning)] if name else []
     if len(meant) != 1:
         names = ", ".join(path.stem for path in there)
         raise ValueError(f"{name!r} is no notebook's path or name; there are: {names}")
@@ -290,7 +297,7 @@ def chosen(name: str) -> Path:
 def main(names: Sequence[str]) -> None:
     """Run and store the notebooks that are named, or all walkthroughs."""
     try:
-        paths = [chosen(name) for name in names] or sorted(WALKTHROUGHS.glob("*.ipynb"))
+        paths = [chosen(name) for name in names] or walkthroughs()
     except ValueError as error:
         sys.exit(str(error))
     for path in progress_bar(paths, what="running", unit="notebook", shown=True):

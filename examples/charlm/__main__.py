@@ -6,4 +6,4 @@ from examples import charlm
 from examples.command_line import Parser, run
 
 if __name__ == "__main__":
-    run(charlm.main, Parser("charlm", charlm.__doc__))
+    run(charlm.main, Parser("charlm", charlm.__doc__).with_capture())

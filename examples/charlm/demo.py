@@ -81,8 +81,13 @@ class Result:
     adapting: Curve
 
 
-def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
+def main(quick: bool = False, out: str | Path = "charlm.png", capture: bool = False) -> Result:
     """Run the demo, print the losses and the written texts, and save the picture.
+
+    Args:
+        quick: run a smaller form.
+        out: the file of the picture.
+        capture: train by the programs of the steps, to the same bits.
 
     Raises:
         OptionError: if the picture cannot be saved at `out`.
@@ -95,6 +100,9 @@ def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
     known = {name: alphabet.encode(text.known) for name, text in both.items()}
     held_out = {name: alphabet.encode(text.held_out[: plan.tested]) for name, text in both.items()}
     model = CharacterModel(len(alphabet), plan.sizes, rng)
+
+    def learn(name: str, schedule: Schedule, what: str) -> Curve:
+        return train(model, known[name], schedule, rng, measures, what, capture)
 
     def measures() -> Measures:
         return losses_on(model, held_out)
@@ -109,10 +117,10 @@ def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
         name: loss_of_pairs(known[name], held_out[name], len(alphabet)) for name in both
     }
     parameters = model.count_parameters()
-    pretraining = train(model, known[MANUAL], plan.pretraining, rng, measures, "pretraining")
+    pretraining = learn(MANUAL, plan.pretraining, "pretraining")
     losses[BASE], samples[BASE] = measures(), written()
     report = lora.attach(model, CONFIG, adapter=SONNETS, rng=rng)
-    adapting = train(model, known[SONNETS], plan.adapting, rng, measures, "adapting")
+    adapting = learn(SONNETS, plan.adapting, "adapting")
     losses[ON], samples[ON] = measures(), written()
     lora.switch(model)  # to no adapter
     losses[OFF], samples[OFF] = measures(), written()

@@ -9,7 +9,7 @@ import numpy as np
 
 from examples.charlm.model import CharacterModel
 from examples.charlm.texts import Codes
-from minigrad import Tensor, cross_entropy, no_grad
+from minigrad import Tensor, capture, cross_entropy, no_grad, reshape
 from minigrad.optim import AdamW, clip_grad_norm
 from minigrad.progress import progress_bar
 
@@ -60,7 +60,8 @@ class Curve:
 def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
     """Return the mean of -log p(next character): `(batch, length)` twice, to one number."""
     scores = model(before)
-    return cross_entropy(scores.reshape(-1, scores.shape[-1]), after.reshape(-1))  # type: ignore[no-any-return]
+    rows = reshape(scores, (-1, scores.shape[-1]))
+    return cross_entropy(rows, reshape(after, (-1,)))  # type: ignore[no-any-return]
 
 
 def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:
@@ -85,6 +86,7 @@ def train(
     rng: np.random.Generator,
     measure: Callable[[], Measures] = dict,
     what: str = "reading",
+    captured: bool = False,
 ) -> Curve:
     """Train all trainable parameters by AdamW, on pieces from random positions in the text.
 
@@ -95,9 +97,20 @@ def train(
         rng: the generator that draws the pieces.
         measure: returns the losses to record from time to time; by default there are none.
         what: the word in front of the progress bar.
+        captured: whether to run the program of a step, to the same bits.
     """
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, lr=schedule.lr)
+
+    def train_on(before: Codes, after: Codes) -> Tensor:
+        optimizer.zero_grad()
+        loss = surprise(model, before, after)
+        loss.backward()
+        clip_grad_norm(parameters, 1.0)
+        optimizer.step()
+        return loss
+
+    make_step = capture(train_on) if captured else train_on
     curve = Curve()
     curve.append(0, measure())
     looks = {round(i * schedule.steps / schedule.looks) for i in range(1, schedule.looks + 1)}
@@ -106,11 +119,7 @@ def train(
             optimizer.param_groups[0]["lr"] = schedule.rate(step)
             starts = rng.integers(0, len(text) - model.context, schedule.batch_size)
             pieces = text[starts[:, None] + np.arange(model.context + 1)]
-            optimizer.zero_grad()
-            loss = surprise(model, pieces[:, :-1], pieces[:, 1:])
-            loss.backward()
-            clip_grad_norm(parameters, 1.0)
-            optimizer.step()
+            loss = make_step(pieces[:, :-1], pieces[:, 1:])
             bar.set_postfix_str(f"{loss.item():.2f} nats", refresh=False)
             if step + 1 in looks:
                 curve.append(step + 1, measure())

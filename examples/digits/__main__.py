@@ -6,4 +6,4 @@ from examples import digits
 from examples.command_line import Parser, run
 
 if __name__ == "__main__":
-    run(digits.main, Parser("digits", digits.__doc__))
+    run(digits.main, Parser("digits", digits.__doc__).with_capture())

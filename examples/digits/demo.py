@@ -37,8 +37,15 @@ BATCH_SIZE = 32
 FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen with other splits than those of `main`
 
 
-def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
+def main(
+    quick: bool = False, out: str | Path = "digits.png", capture: bool = False
+) -> list[Result]:
     """Run the demo with several random splits, print the table, and save the picture.
+
+    Args:
+        quick: run a smaller form.
+        out: the file of the picture.
+        capture: train by the programs of the steps, to the same bits.
 
     Raises:
         OptionError: if the picture cannot be saved at `out`.
@@ -46,7 +53,7 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
     check_out(out)
     seeds, epochs = (range(1), 6) if quick else (range(5), 30)
     results = [
-        run(np.random.default_rng(seed), epochs)
+        run(np.random.default_rng(seed), epochs, capture)
         for seed in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)
     ]
     print(table(results))
@@ -67,7 +74,7 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
     return results
 
 
-def run(rng: np.random.Generator, epochs: int) -> Result:
+def run(rng: np.random.Generator, epochs: int, capture: bool = False) -> Result:
     """Pretrain on upright digits, then teach the other kinds by both methods.
 
     The asserts check the promises about several adapters on one base: each adapter computes the
@@ -76,19 +83,19 @@ def run(rng: np.random.Generator, epochs: int) -> Result:
     """
     digits = split(rng)
     base = MLP(SIZES, activation=gelu, rng=rng)
-    train(base, digits.train[UPRIGHT], FULL_RATE, epochs, rng)
+    train(base, digits.train[UPRIGHT], FULL_RATE, epochs, rng, capture)
     before = scores(base, digits)
     size, count = state_bytes(base), base.count_parameters()
     result = {BASE: judged(before, digits, count, size)}
     for kind in NEW:
         full = copy.deepcopy(base)
-        train(full, digits.train[kind], FULL_RATE, epochs, rng)
+        train(full, digits.train[kind], FULL_RATE, epochs, rng, capture)
         result[tuned(kind)] = judged(scores(full, digits), digits, count, size)
 
     after = {}
     for kind in NEW:  # each pass adds one adapter to the base
         report = lora.attach(base, CONFIG, adapter=kind, rng=rng)
-        train(base, digits.train[kind], LORA_RATE, epochs, rng)
+        train(base, digits.train[kind], LORA_RATE, epochs, rng, capture)
         after[kind] = scores(base, digits)
         size = adapter_bytes(base, kind)
         result[adapted(kind)] = judged(after[kind], digits, report.trainable, size)
@@ -101,7 +108,9 @@ def run(rng: np.random.Generator, epochs: int) -> Result:
     return result
 
 
-def train(model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generator) -> None:
+def train(
+    model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generator, capture: bool
+) -> None:
     """Train all trainable parameters by Adam, with a rate that falls to 0 along half a cosine."""
     optimizer = Adam(model.trainable_parameters(), lr=lr)
     steps = epochs * -(-len(rows.x) // BATCH_SIZE)
@@ -113,6 +122,7 @@ def train(model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generat
         scheduler=CosineAnnealingLR(optimizer, steps),
         progress=False,
         rng=rng,
+        capture=capture,
     )
     trainer.fit(rows, epochs)
 

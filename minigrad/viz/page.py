@@ -27,6 +27,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
+from minigrad.programs import Captured
 from minigrad.viz.graph_view import (
     FrozenInput,
     GraphView,
@@ -39,6 +40,7 @@ from minigrad.viz.graph_view import (
 )
 from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
+from minigrad.viz.program_view import ProgramView
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 
 Json = dict[str, Any]
@@ -49,7 +51,7 @@ _MOST = 4000  # nodes, of which no more fit into a page whatever they contain
 _COARSEST = 4  # cells of a heat map, up and across
 
 TEMPLATE = Path(__file__).with_name("template")
-_SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
+_SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "page")
 
 
 def explore(
@@ -59,6 +61,7 @@ def explore(
     tape: Tape | None = None,
     model: Module | None = None,
     title: str | None = None,
+    program: Captured[..., Any] | None = None,
 ) -> None:
     """Write a page that steps through the backward pass of `loss`.
 
@@ -82,12 +85,15 @@ def explore(
         model: a model whose parameters to call by their names; those of a model on the tape, or in
             a variable of the caller, are known without it.
         title: the title of the page.
+        program: a captured step in which this loss is computed, whose program to show below the
+            graph. The line that runs the VJP of a step is marked, unless it is unclear which it is.
 
     Raises:
-        TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, or `title` no string.
+        TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, `title` no string, or
+            `program` no captured step.
         ValueError: if `loss` has several elements, its graph is too large, or not on the tape.
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
-            needs was written since. Nothing is written then.
+            needs was written since, or a captured step has no program yet. Nothing is written then.
     """
     graph = view_graph("explore", loss, tape, model, sys._getframe(1).f_locals)
     if loss.size != 1:
@@ -98,10 +104,11 @@ def explore(
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
-    write_atomically(path, _page(heading, graph))
+    view = None if program is None else ProgramView(program)
+    write_atomically(path, _page(heading, graph, view))
 
 
-def _page(title: str, graph: GraphView) -> bytes:
+def _page(title: str, graph: GraphView, program: ProgramView | None) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raise a ValueError if it is too large with the coarsest ones.
@@ -118,7 +125,7 @@ def _page(title: str, graph: GraphView) -> bytes:
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            data = _Writer(graph, previews).write(title, passes)
+            data = _Writer(graph, previews).write(title, passes, program)
             text = json.dumps(data, separators=(",", ":"), allow_nan=False)
             parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
             page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template).encode()
@@ -136,7 +143,7 @@ def _page(title: str, graph: GraphView) -> bytes:
 
 def script() -> str:
     """Return the page's script: the files of the template, one after the other, in one function."""
-    text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
+    text = "\n".join((TEMPLATE / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
@@ -153,7 +160,7 @@ class _Writer:
             self._index |= {thing: i for i, thing in enumerate(things)}
         self._described: dict[str, list[Json]] = {"steps": [], "ops": [], "vjps": []}
 
-    def write(self, title: str, passes: Sequence[Pass]) -> Json:
+    def write(self, title: str, passes: Sequence[Pass], program: ProgramView | None) -> Json:
         graph, index = self._graph, self._index
         return {
             "title": title,
@@ -166,6 +173,7 @@ class _Writer:
             **self._described,
             "kinds": self._previews.kinds,
             "pictures": self._previews.pictures,
+            "program": program and self._program(program, passes[0]),
         }
 
     def _once(self, kind: str, thing: Any, describe: Callable[..., Json], *given: Any) -> int:
@@ -186,6 +194,13 @@ class _Writer:
     def _group(self, group: ModuleCall, name: str) -> Json:
         kind = type(group.module).__name__
         return {"name": name or kind, "type": kind, "parent": self._index[group.parent]}
+
+    def _program(self, program: ProgramView, right: Pass) -> Json:
+        """Describe a program, and say which of its lines is the VJP of which link."""
+        steps = [[sent.link for sent in step.sent] for step in right.steps if step.sent]
+        of = program.lines_of(steps)
+        line_of = [of.get(link, -1) for link in self._links]
+        return {"lines": program.lines, "arrays": program.arrays, "lineOf": line_of}
 
     def _node(self, view: NodeView) -> Json:
         node, line = view.node, None if view.call is None else view.call.source_line

@@ -26,9 +26,10 @@ from tests.notebooks import (
     run,
     solutions,
     tidy,
+    walkthroughs,
 )
 
-PATHS = sorted(WALKTHROUGHS.glob("*.ipynb"))
+PATHS = walkthroughs()
 each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
 
@@ -256,12 +257,13 @@ def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
     lora = WALKTHROUGHS / "6_lora.ipynb"
     for name in ("6", "6_lora", "6_lora.ipynb", str(lora), "examples/walkthroughs/6_lora"):
         assert chosen(name) == lora
+    assert [chosen(number).name[:3] for number in ("1", "10")] == ["1_a", "10_"]
     other = tmp_path / "other.ipynb"
     other.touch()
     assert chosen(str(other)) == other
 
 
-@pytest.mark.parametrize("name", ["10", "lora", "", "6_lora.txt"])
+@pytest.mark.parametrize("name", ["11", "lora", "", "6_lora.txt"])
 def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
     with pytest.raises(SystemExit) as caught:
         main([name])

@@ -6,6 +6,7 @@ for (const step of data.steps) step.sent = (step.sent ?? []).map(unpackSent);
 for (const node of data.nodes) [node.frozen, node.options] = [node.frozen ?? [], node.options ?? []];
 const find = (id) => document.getElementById(id);
 const panel = new Panel(data);
+const program = data.program ? new Program(data, find("program")) : null;  // before the graph, which gets what room is left
 const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
 const MOST = 70;  // nodes that are shown at first, if modules can be closed
 const BEAT = 1100;  // milliseconds of a step
@@ -48,6 +49,7 @@ function stateAt(shown, last) {
 function draw() {
   const state = stateAt(pass, position);
   drawing.show(state);
+  program?.mark(state.step);
   const id = picked ?? `n${state.step.node}`;
   fillPanel(panel.step(state.step, pass, position), panel.node(id, state));
   drawing.choose(id, picked !== null);
@@ -189,9 +191,12 @@ drawing.foldTo(MOST);
 drawing.build();
 take(data.passes[0].key);
 drawing.start();
-addEventListener("resize", () => {
+function fitAgain() {
   drawing.camera.measure();
   if (drawing.camera.entire) drawing.camera.fit();
   drawing.follow();
-});
+}
+
+addEventListener("resize", fitAgain);
+find("program").addEventListener("toggle", fitAgain);
 document.documentElement.dataset.ready = "";

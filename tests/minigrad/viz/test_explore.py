@@ -14,6 +14,7 @@ from minigrad.viz import Tape, page
 from minigrad.viz.graph_view import Names, view_graph
 from minigrad.viz.passes import depth_first, right_order, second_pass, uncleared_pass
 from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of, range_of
+from minigrad.viz.program_view import _places
 from minigrad.viz.source import filled_in, source_of
 
 
@@ -696,6 +697,110 @@ def test_each_array_is_previewed_once(rng):
 
 
 # --------------------------------------------------------------------------------------------------
+# The program of a captured step
+# --------------------------------------------------------------------------------------------------
+
+
+def mlp():
+    return mg.nn.MLP([4, 5, 3], activation=mg.tanh), ((6, 4), (6, 3))
+
+
+def mlp_with_an_adapter():
+    model, shapes = mlp()
+    lora.attach(model, lora.LoRAConfig(rank=1, alpha=2, targets=["layers.0"]))
+    return model, shapes
+
+
+def transformer():
+    return mg.nn.TransformerBlock(8, 2), ((2, 5, 8), (2, 5, 8))
+
+
+def captured_step(model, shapes, parameters=None):
+    """A captured step of a model, which has a program, and a loss with a graph."""
+    optimizer = mg.optim.Adam(parameters or model.trainable_parameters(), lr=0.01)
+    data = [mg.randn(*shape) for shape in shapes]
+
+    @mg.capture
+    def step(x, y):
+        model.zero_grad()
+        loss = mg.square(model(x) - y).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(2):
+        step(*data)
+    return step, mg.square(model(data[0]) - data[1]).mean()
+
+
+def test_a_page_has_no_program_unless_one_is_given(tmp_path):
+    assert explored(tmp_path, diamond()[-1])["program"] is None
+
+
+def test_the_program_is_shown_in_its_sections(tmp_path):
+    step, loss = captured_step(*mlp())
+    shown = explored(tmp_path, loss, program=step)["program"]
+    assert [text for _, text, _ in shown["lines"]] == step.source.splitlines()
+    sections = [section for section, *_ in shown["lines"]]
+    assert list(dict.fromkeys(sections)) == ["", "forward", "backward", "update"]
+    assert sections[0] == sections[-1] == ""
+    for section, text, _ in shown["lines"]:
+        if "_vjp" in text:
+            assert section == "backward"
+        if "step_group" in text:
+            assert section == "update"
+    assert {"model_layers_0_weight", "model_layers_1_bias"} <= set(shown["arrays"])
+
+
+def test_gradients_of_parameters_are_named(tmp_path):
+    step, loss = captured_step(*mlp_with_an_adapter())
+    shown = explored(tmp_path, loss, program=step)["program"]
+    named = [(text.split(" = ")[1], remark) for _, text, remark in shown["lines"] if remark]
+    ((text, remark),) = named
+    assert text.startswith("lora_linear_vjp(")
+    assert remark == "gradient of model_layers_0_lora_a, model_layers_0_lora_b"
+    step, loss = captured_step(*mlp())
+    remarks = [remark for *_, remark in explored(tmp_path, loss, program=step)["program"]["lines"]]
+    parameters = ["layers_0_weight", "layers_0_bias", "layers_1_weight", "layers_1_bias"]
+    assert sorted(filter(None, remarks)) == sorted(f"gradient of model_{p}" for p in parameters)
+
+
+@pytest.mark.parametrize("make", [mlp, mlp_with_an_adapter, transformer])
+def test_the_line_of_a_vjp_calls_it(tmp_path, make):
+    step, loss = captured_step(*make())
+    data = explored(tmp_path, loss, program=step)
+    shown = data["program"]
+    marked = [(link, line) for link, line in enumerate(shown["lineOf"]) if line >= 0]
+    for link, line in marked:
+        op = data["ops"][data["nodes"][data["links"][link]["target"]]["op"]]["name"]
+        assert f" = {op}_vjp" in shown["lines"][line][1]
+    calls = {i for i, (_, text, _) in enumerate(shown["lines"]) if "_vjp" in text}
+    assert {line for _, line in marked} == calls
+    order = [
+        shown["lineOf"][data["steps"][i]["sent"][0]["link"]]
+        for i in pass_of(data, "backward")["steps"]
+        if data["steps"][i]["sent"]
+    ]
+    lines = [line for line in order if line >= 0]
+    assert lines == sorted(set(lines))
+
+
+def test_no_line_is_marked_if_it_may_be_another(tmp_path):
+    model = mg.nn.MLP([4, 4, 4, 4], activation=mg.tanh)
+    (*_, last) = model.layers
+    step, loss = captured_step(model, ((6, 4), (6, 4)), [last.weight])
+    assert step.source.count("linear_vjp") == 1
+    shown = explored(tmp_path, loss, program=step)["program"]
+    assert set(shown["lineOf"]) == {-1}
+
+
+def test_places_in_order():
+    assert _places("ac", "abcac") == [0, 2]
+    assert _places("", "abc") == []
+    assert _places("ca", "abc") is None
+
+
+# --------------------------------------------------------------------------------------------------
 # The file
 # --------------------------------------------------------------------------------------------------
 
@@ -784,6 +889,8 @@ def _elsewhere(path):
         (_with(tape=[]), TypeError, r"tape must be what viz.record\(\) gives, not \[\]"),
         (_with(model=3), TypeError, "model must be a Module, not 3"),
         (_with(title=3), TypeError, "title must be a string, not 3"),
+        (_with(program=3), TypeError, r"program must be what minigrad.capture\(\) gives, not 3"),
+        (_with(program=mg.capture(abs)), mg.CaptureError, "has no program yet: it takes two calls"),
         (_elsewhere, ValueError, "the tape has seen nothing of this graph"),
     ],
 )

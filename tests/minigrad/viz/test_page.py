@@ -645,3 +645,78 @@ def test_a_drag_that_begins_on_a_card_does_not_choose_it(opened):
     assert reader.text("#node h2") == "y add"
     reader.card("x").click()
     assert reader.text("#node h2") == "x leaf"
+
+
+def program(path):
+    """A network as above, and the program of a step of it."""
+    model = mg.nn.MLP([3, 4, 2], activation=mg.tanh)
+    optimizer = mg.optim.Adam(model.parameters())
+    x, y = mg.randn(5, 3), mg.randn(5, 2)
+
+    @mg.capture
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = mg.mse(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step(x, y)
+    step(x, y)
+    mg.viz.explore(mg.mse(model(x), y), path, program=step)
+
+
+def test_without_a_program_there_is_none(opened):
+    assert opened(diamond).page.locator("#program").is_hidden()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_line_of_a_program_that_runs_is_marked_and_in_sight(opened, width):
+    reader = opened(program, width=width)
+    assert "6 lines forward" not in reader.text("#program .note")
+    assert "1 line update" in reader.text("#program .note")
+    current = reader.page.locator("#program [aria-current]")
+    assert current.count() == 0
+    seen = []
+    for _ in range(12):
+        reader.press("ArrowRight")
+        assert current.count() <= 1
+        if current.count():
+            seen.append(current.inner_text().split(" = ")[1].partition("(")[0])
+            line, box = current.bounding_box(), reader.page.locator("#program pre").bounding_box()
+            assert box["y"] <= line["y"]
+            assert line["y"] + line["height"] <= box["y"] + box["height"]
+    assert seen[-2:] == ["tanh_vjp_x", "linear_vjp_weight"]
+    assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_closed_program_leaves_its_room_to_the_graph(opened):
+    reader = opened(program)
+    height = reader.page.locator("#canvas").bounding_box()["height"]
+    reader.press("ArrowRight", 2)
+    reader.page.locator("#program summary").press(" ")
+    assert reader.text("#counter").startswith("3 /")  # it does not play
+    assert reader.page.locator("#canvas").bounding_box()["height"] > height + 100
+
+
+LINES = """() => {
+  const parse = (c) => c.match(/[0-9.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const light = (c) => { const [r, g, b] = parse(c); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const pre = document.querySelector("#program pre");
+  const grounds = [pre, pre.querySelector("[aria-current]")]
+    .map((e) => light(getComputedStyle(e).backgroundColor));
+  const inks = [".line", ".gradient", ".array", ".freed", ".remark"]
+    .map((name) => light(getComputedStyle(pre.querySelector(name)).color));
+  return grounds.flatMap((a) => inks.map((b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)));
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_program_has_contrast_in_light_and_dark(opened, scheme):
+    reader = opened(program, color_scheme=scheme)
+    reader.press("End")
+    reader.press("ArrowLeft", 5)
+    ratios = reader.page.evaluate(LINES)
+    assert len(ratios) == 10
+    assert min(ratios) > 4.5  # WCAG 2, level AA

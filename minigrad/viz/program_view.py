@@ -1,0 +1,92 @@
+"""The program of a captured step as a page shows it, and which of its lines is which VJP."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.core.tensor import Tensor
+from minigrad.programs import Captured
+from minigrad.viz.graph_view import Link
+
+_SECTIONS = "forward", "backward", "update"  # which begin with a comment in a line of its own
+
+
+class ProgramView:
+    """The program of a captured step.
+
+    Attributes:
+        lines: for each line its section, which may be "", its text, and what else to say of it.
+        arrays: the names of parameters and other arrays that are there before the step.
+
+    Raises:
+        TypeError: if it is no captured step.
+        CaptureError: if the step has no program yet.
+    """
+
+    def __init__(self, captured: Captured[..., Any]) -> None:
+        if not isinstance(captured, Captured):
+            raise TypeError(
+                f"explore: program must be what minigrad.capture() gives, not {captured!r:.60}"
+            )
+        source, self._space = captured.source, captured.namespace
+        names = {id(v): name for name, v in self._space.items() if isinstance(v, np.ndarray)}
+        self.arrays = list(names.values())
+        found = [part for part in ast.walk(ast.parse(source)) if isinstance(part, ast.Call)]
+        self._calls = sorted(found, key=lambda call: call.lineno)
+        gradients = self._gradients(names)
+        self.lines: list[list[str]] = []
+        section = ""
+        for text in source.splitlines():
+            if text.startswith("    # ") and text[6:] in _SECTIONS:
+                section = text[6:]
+            elif text.startswith("    return "):
+                section = ""
+            left, assigns, _ = text.partition(" = ")
+            outs = re.findall(r"\w+", left) if assigns else []
+            of = [gradients[name] for name in outs if name in gradients]
+            self.lines.append([section, text, f"gradient of {', '.join(of)}" if of else ""])
+
+    def _gradients(self, names: dict[int, str]) -> dict[str, str]:
+        """Return the names of parameters by those of the gradients that optimisers get."""
+        found = {}
+        for call in self._calls:
+            match call:
+                case ast.Call(
+                    func=ast.Attribute(attr="step_group"),
+                    args=[_, ast.Name(id=parameters), ast.List(elts=gradients)],
+                ):
+                    tensors: Sequence[Tensor] = self._space[parameters]
+                    for tensor, gradient in zip(tensors, gradients, strict=True):
+                        found[ast.unparse(gradient)] = names.get(id(tensor._data), "a parameter")
+        return found
+
+    def lines_of(self, steps: Sequence[Sequence[Link]]) -> dict[Link, int]:
+        """Return the lines that run the VJPs of links, which go together if one VJP serves them.
+
+        A VJP that hands on the gradient as it is has no line, and neither has one whose result is
+        not used. If that leaves it open which line is which, nothing is returned.
+        """
+        vjps = [links[0].edge[2] for links in steps]
+        known = [None if vjp is None else vjp.derivative for vjp in vjps]
+        lines, called = [], []
+        for call in self._calls:
+            function = self._space.get(call.func.id) if isinstance(call.func, ast.Name) else None
+            if any(function is each for each in known if each is not None):
+                lines.append(call.lineno - 1)
+                called.append(function)
+        first, last = _places(called, known), _places(called[::-1], known[::-1])
+        if first is None or last is None or first != [len(known) - 1 - at for at in last[::-1]]:
+            return {}
+        return {link: line for at, line in zip(first, lines, strict=True) for link in steps[at]}
+
+
+def _places(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
+    """Return the first places at which `every` has the things of `some` in order, if it has."""
+    rest = enumerate(every)
+    places = [next((at for at, each in rest if each is one), -1) for one in some]
+    return None if -1 in places else places
