@@ -12,11 +12,11 @@
         loss = step(x, y)
     print(step.source)
 
-The first two calls run the step itself, and a `StepRecorder` writes down what it does. If both times it
-does the same, later calls run that program: the same functions on the same numbers, so the bits are
-those of the step. What the program takes for constant, `Surroundings` compare before each run; if
-something has changed, the step is recorded again. The 10th, 100th, 1000th call and so on run the
-step itself once more, and raise an error if it has become another program.
+The first two calls run the step itself, and a `StepRecorder` writes down what it does. If it does
+the same both times, later calls run that program: the same functions on the same numbers, so the
+bits are those of the step. What the program takes for constant, `Surroundings` compare before each
+run; if something has changed, the step is recorded again. The 10th, 100th, 1000th call and so on
+run the step itself once more, and raise an error if it has become another program.
 """
 
 from __future__ import annotations
