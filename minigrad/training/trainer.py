@@ -112,6 +112,7 @@ class Trainer:
 
     Attributes:
         history: the records of all epochs so far.
+        captured_step: with `capture`, the step, of whose program `source` is the text; else None.
 
     Raises:
         ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
@@ -186,7 +187,7 @@ class Trainer:
         self.rng = None if rng is None else random.generator(rng)
         check_flag("capture", capture)
         self.capture = capture
-        self._steps = programs.capture(self._make_step) if capture else self._make_step
+        self.captured_step = programs.capture(self._make_step) if capture else None
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: _Pass | None = None
@@ -416,7 +417,8 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         counts: list[float] = [_rows_of(target) for *_, target in micro_batches]
         shares = [np.array(count / (sum(counts) or 1)) for count in counts]
-        values, norm, counted = self._steps(micro_batches, shares)
+        step = self.captured_step or self._make_step
+        values, norm, counted = step(micro_batches, shares)
         if counted is not None:
             counts, total = counted, sum(counted)
             shares = [np.array(count / total) for count in counts]

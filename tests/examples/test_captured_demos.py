@@ -25,8 +25,8 @@ def programs(monkeypatch):
     made = []
 
     class Noted(captured.Program):
-        def __init__(self, recording):
-            super().__init__(recording)
+        def __init__(self, recording, zeroed):
+            super().__init__(recording, zeroed)
             made.append(self.source)
 
     monkeypatch.setattr(captured, "Program", Noted)

@@ -56,7 +56,7 @@ def check_training(data=None, fit=None, **options):
         made.fit(data or rows(), **(fit or {"epochs": 4}))
         fitted.append(made)
     check_same(*fitted)
-    assert fitted[1]._steps.source
+    assert fitted[1].captured_step.source
     return fitted[1]
 
 
