@@ -26,7 +26,7 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 class LastStep:
-    """What a step of a group leaves for the next one, which has mostly the same parameters.
+    """Memory that a step of a group leaves for the next one, which mostly has the same parameters.
 
     Attributes:
         xs: the values of the parameters, and `states`: their states. If one is another array or

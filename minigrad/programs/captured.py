@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import Names
+from minigrad.programs.names import ValueNames
 from minigrad.programs.program import CaptureError, Program, Recording
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
@@ -96,7 +96,7 @@ class Captured(Generic[P, R]):
 
     @property
     def namespace(self) -> dict[str, Any]:
-        """What the text of the program names."""
+        """The functions and constants that the text of the program names."""
         return self._program().namespace
 
     def _program(self) -> Program:
@@ -186,7 +186,7 @@ class Captured(Generic[P, R]):
             self._count_change(first.surroundings)
             first = None
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
-        names = Names(arrays, surroundings)
+        names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names, surroundings)
         with observe(recorder):
             result = self._eager(args, kwargs)

@@ -24,7 +24,7 @@ from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import owner_of
 
 
-class Names:
+class ValueNames:
     """The names in one recording.
 
     Args:

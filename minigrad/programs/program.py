@@ -57,7 +57,7 @@ class ProgramLine:
 
 
 class Recording:
-    """What a step has done in one run, without the lines whose results nobody uses.
+    """One run of a step, written down without the lines whose results nobody uses.
 
     Args:
         surroundings: what the step reads besides its arguments.

@@ -25,7 +25,7 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.names import Names, as_tuple
+from minigrad.programs.names import ValueNames, as_tuple
 from minigrad.programs.program import EARLIER, CaptureError, ProgramLine
 from minigrad.programs.surroundings import Surroundings
 
@@ -42,7 +42,7 @@ class StepRecorder(Observer):
         lines: the program.
     """
 
-    names: Names
+    names: ValueNames
     surroundings: Surroundings
     lines: list[ProgramLine] = field(default_factory=list)
 
@@ -294,7 +294,7 @@ class StepRecorder(Observer):
                 self._emit("", name, arguments, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """Refuse to let a value out of sight; `detach()` and `Tensor(x)` leave it where it is."""
+        """Raise an error if a value leaves the step; `detach()` and `Tensor(x)` leave it in sight."""
         if not self._running and how not in ("detach()", "Tensor()"):
             how = ".data or .numpy()" if how == ".data" else how
             raise CaptureError(
@@ -303,13 +303,13 @@ class StepRecorder(Observer):
             )
 
     def on_text(self, tensor: Tensor) -> None:
-        """Refuse to print."""
+        """Raise an error for a text with values, which a program cannot print."""
         raise CaptureError(
             "a program cannot print a tensor or make a text of it; return it, and print it outside"
         )
 
     def on_hook(self, node: Node, begins: bool) -> None:
-        """Refuse hooks."""
+        """Raise an error for a hook."""
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
     def check_state(self) -> None:
@@ -335,8 +335,8 @@ class StepRecorder(Observer):
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
-    place: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
-    return fit_to_input(g, place, place, 0)
+    target: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
+    return fit_to_input(g, target, target, 0)
 
 
 def _array_of(value: Any) -> Any:

@@ -79,14 +79,14 @@ class ProgramView:
             if any(function is each for each in known if each is not None):
                 lines.append(call.lineno - 1)
                 called.append(function)
-        first, last = _places(called, known), _places(called[::-1], known[::-1])
+        first, last = _positions(called, known), _positions(called[::-1], known[::-1])
         if first is None or last is None or first != [len(known) - 1 - at for at in last[::-1]]:
             return {}
         return {link: line for at, line in zip(first, lines, strict=True) for link in steps[at]}
 
 
-def _places(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
-    """Return the first places at which `every` has the things of `some` in order, if it has."""
+def _positions(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
+    """Return the first positions at which `every` has the things of `some` in order, or None."""
     rest = enumerate(every)
-    places = [next((at for at, each in rest if each is one), -1) for one in some]
-    return None if -1 in places else places
+    found = [next((at for at, each in rest if each is one), -1) for one in some]
+    return None if -1 in found else found

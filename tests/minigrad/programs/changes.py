@@ -184,7 +184,16 @@ def _is_ours(value: Any) -> bool:
     return module.startswith(("minigrad.nn", "minigrad.optim", "lora.", "tests."))
 
 
-_INNER = {"_states", "_kernel_memory", "_last", "_averages", "_frozen", "_prepacked", "_seen", "defaults"}
+_INNER = {
+    "_states",
+    "_kernel_memory",
+    "_last",
+    "_averages",
+    "_frozen",
+    "_prepacked",
+    "_seen",
+    "defaults",
+}
 
 
 def _raw(tensor: Any) -> None:
