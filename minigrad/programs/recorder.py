@@ -294,7 +294,7 @@ class StepRecorder(Observer):
                 self._emit("", name, arguments, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """Raise an error if a value leaves the step; `detach()` and `Tensor(x)` leave it in sight."""
+        """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
         if not self._running and how not in ("detach()", "Tensor()"):
             how = ".data or .numpy()" if how == ".data" else how
             raise CaptureError(

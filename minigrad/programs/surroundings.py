@@ -47,7 +47,7 @@ _memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "ho
 
 
 class Surroundings:
-    """What a function reads besides its arguments.
+    """All that a function reads besides its arguments.
 
     Attributes:
         functions: the function, those of the user that it calls, and the forwards of his modules.
