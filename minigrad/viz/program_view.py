@@ -79,13 +79,13 @@ class ProgramView:
             if any(function is each for each in known if each is not None):
                 lines.append(call.lineno - 1)
                 called.append(function)
-        first, last = _positions(called, known), _positions(called[::-1], known[::-1])
+        first, last = positions_of(called, known), positions_of(called[::-1], known[::-1])
         if first is None or last is None or first != [len(known) - 1 - at for at in last[::-1]]:
             return {}
         return {link: line for at, line in zip(first, lines, strict=True) for link in steps[at]}
 
 
-def _positions(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
+def positions_of(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
     """Return the first positions at which `every` has the things of `some` in order, or None."""
     rest = enumerate(every)
     found = [next((at for at, each in rest if each is one), -1) for one in some]

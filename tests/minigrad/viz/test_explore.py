@@ -14,7 +14,7 @@ from minigrad.viz import Tape, page
 from minigrad.viz.graph_view import Names, view_graph
 from minigrad.viz.passes import depth_first, right_order, second_pass, uncleared_pass
 from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of, range_of
-from minigrad.viz.program_view import _positions
+from minigrad.viz.program_view import positions_of
 from minigrad.viz.source import filled_in, source_of
 
 
@@ -795,9 +795,9 @@ def test_no_line_is_marked_if_it_may_be_another(tmp_path):
 
 
 def test_positions_in_order():
-    assert _positions("ac", "abcac") == [0, 2]
-    assert _positions("", "abc") == []
-    assert _positions("ca", "abc") is None
+    assert positions_of("ac", "abcac") == [0, 2]
+    assert positions_of("", "abc") == []
+    assert positions_of("ca", "abc") is None
 
 
 # --------------------------------------------------------------------------------------------------
