@@ -56,6 +56,7 @@ class Captured(Generic[P, R]):
 
     Attributes:
         step: the step itself.
+        programs: all programs that were made and may be run again.
         source: the text of the program that was run or made last.
         namespace: the functions and constants that the text names: `exec(source, namespace)`
             defines the function `program`, which takes and returns arrays.
@@ -86,6 +87,11 @@ class Captured(Generic[P, R]):
         self._warned = False
 
     @property
+    def programs(self) -> list[Program]:
+        """All programs that were made and may be run again."""
+        return [program for programs in self._programs.values() for program in programs]
+
+    @property
     def source(self) -> str:
         """The text of the program that was run or made last.
 
@@ -107,7 +113,7 @@ class Captured(Generic[P, R]):
         return self._last
 
     def __repr__(self) -> str:
-        count = sum(map(len, self._programs.values()))
+        count = len(self.programs)
         name = getattr(self.step, "__qualname__", type(self.step).__qualname__)
         return f"<captured {name}: {count} program{'' if count == 1 else 's'}>"
 
