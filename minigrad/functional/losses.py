@@ -37,6 +37,10 @@ Reduction = Literal["mean", "sum", "none"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _NO_MEAN = "no target counts, so there is no mean; see ignore_index"
+_NEGATIVE_TARGETS = (
+    "targets of floats are probabilities, and some of these are negative; "
+    "has a softmax been forgotten?"
+)
 _STRIP = 16  # rows of logits whose gradient is computed at a time
 
 # --------------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def cross_entropy(
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
         probabilities = _like(logits, target)
-        observed(check_probabilities, as_array(target))
+        observed(check_not_negative, as_array(target), _NEGATIVE_TARGETS)
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
             probabilities = add(multiply(1 - label_smoothing, probabilities), share)
@@ -142,18 +146,11 @@ def cross_entropy(
         return _reduced(-sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        integers: Any = as_array(target)
-        # int64 is the one dtype that has a kernel; uint64 does not fit in it.
-        fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
-        if fits and ignore_index.__class__ is int:
-            if integers.dtype != np.int64:
-                integers = astype(integers, np.int64)
-            counts, total = observed(
-                label_weights,
-                *(integers, logits.shape[1], ignore_index, weights, logits.dtype, reduction),
-            )
-            divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
-            return label_loss(logits, integers, counts, label_smoothing, divisor)
+        labels = as_array(target)
+        if _fits_kernels(labels, ignore_index):
+            options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
+            labels, counts, divisor = observed(label_weights, labels, *options)
+            return label_loss(logits, labels, counts, label_smoothing, divisor)
     return _label_losses(
         logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
     )
@@ -180,9 +177,7 @@ def linear_cross_entropy(
         x: `(..., d)`.
         weight: W, `(classes, d)`; also one in few bits, as `bfloat16_linear` takes it.
         target: the integer class of each vector of x, `(...)`.
-        reduction: "mean", "sum" or "none".
-        ignore_index: targets of this value have no loss, and do not count in the mean.
-        label_smoothing: this much of the probability is spread evenly over all classes.
+        reduction, ignore_index, label_smoothing: as for `cross_entropy`.
         chunk: the rows of logits in memory. W is packed once for each chunk, which is hidden behind
             the product with 256 rows, and takes a sixth more time with 128.
 
@@ -203,19 +198,19 @@ def linear_cross_entropy(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {labels.shape}"
         )
     smoothing = float(label_smoothing)
+    labels = reshape(labels, -1)
     trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
-    if trained or x.dtype not in _FLOATS or getattr(weight, "dtype", x.dtype) != x.dtype:
+    same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
+    if trained or not same_floats or not _fits_kernels(labels, ignore_index):
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
-        labels = reshape(labels, -1)
         losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
-        labels, weights, count = observed(
-            counted_labels, labels, weight.shape[0], ignore_index, x.dtype, reduction
+        labels, counts, divisor = observed(
+            label_weights, labels, weight.shape[0], ignore_index, None, x.dtype, reduction
         )
-        divisor = {"mean": count, "sum": 1.0, "none": None}[reduction]
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
         losses = linear_label_loss(
-            rows, weight, labels, weights, smoothing, divisor, chunk, differentiated
+            rows, weight, labels, counts, smoothing, divisor, chunk, differentiated
         )
     return reshape(losses, target.shape) if reduction == "none" else losses
 
@@ -231,17 +226,7 @@ def nll(
 ) -> Tensor:
     """-log_probabilities[target], the second half of `cross_entropy`: its mean, its sum, or each.
 
-    Args:
-        log_probabilities: `(n, classes)`, `(classes,)`, or `(n, classes, ...)`.
-        target: the integer class of each, of the same shape without the axis of classes.
-        reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts; the mean is one with these weights.
-        ignore_index: targets of this value have no loss, and do not count in the mean.
-
-    Raises:
-        TypeError: if the targets are not integers.
-        ValueError: if the shapes do not match, a target is not among the classes, or no target is
-            left to take the mean of.
+    The arguments and the errors are those of `cross_entropy` with integer targets.
     """
     check_reduction(reduction)
     axis, weights = _classes(log_probabilities, weight)
@@ -271,7 +256,7 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
-        observed(check_not_negative, "pos_weight is", as_array(pos_weight))
+        observed(check_not_negative, as_array(pos_weight), "pos_weight is not negative, unlike {}")
         pos_weight = astype(pos_weight, t.dtype)
     positive = t * softplus(-logits)
     if pos_weight is not None:
@@ -321,19 +306,26 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
+def _fits_kernels(labels: NDArray[Any], ignore_index: int) -> bool:
+    """Return whether the labels are integers that fit in int64, the one dtype with kernels."""
+    fits = labels.dtype.kind in "iu" and labels.dtype != np.uint64
+    return fits and isinstance(ignore_index, (int, np.integer))
+
+
 def label_weights(
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     classes: int,
     ignore_index: int,
     class_weights: NDArray[Any] | None,
     dtype: np.dtype[Any],
     reduction: Reduction,
-) -> tuple[NDArray[Any], float]:
-    """Return how much each label counts, 0 where it is ignored, and the sum of that.
+) -> tuple[NDArray[np.int64], NDArray[Any], float | None]:
+    """Return the arguments of `label_loss`: labels, how much each counts, and the divisor.
 
     Raises:
         ValueError: if there is no such class, or nothing to take the mean of.
     """
+    labels, ignore_index = labels.astype(np.int64, copy=False), int(ignore_index)
     weights, total = kernels.losses.label_weights(
         labels, classes, ignore_index, class_weights, dtype
     )
@@ -341,28 +333,7 @@ def label_weights(
         check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
         raise ValueError(_NO_MEAN)
-    return weights, total
-
-
-def counted_labels(
-    labels: NDArray[Any],
-    classes: int,
-    ignore_index: int,
-    dtype: np.dtype[Any],
-    reduction: Reduction,
-) -> tuple[NDArray[np.int64], NDArray[Any], float]:
-    """Return labels in one axis, how much each counts, 1 or 0, and the sum of that.
-
-    Raises:
-        ValueError: if there is no such class, or nothing to take the mean of.
-    """
-    labels = labels.reshape(-1)
-    counted = labels != ignore_index
-    labels = np.where(counted, labels, 0).astype(np.int64)
-    check_below("targets", labels, classes, "classes")
-    if reduction == "mean" and not counted.any():
-        raise ValueError(_NO_MEAN)
-    return labels, counted.astype(dtype), float(np.count_nonzero(counted))
+    return labels, weights, {"mean": total, "sum": 1.0, "none": None}[reduction]
 
 
 def chosen_scores(
@@ -397,15 +368,6 @@ def chosen_scores(
     return counted, used, weights, total, *index
 
 
-def check_probabilities(values: NDArray[Any]) -> None:
-    """Raise a ValueError if targets of floats are no probabilities of classes."""
-    if (values < 0).any():
-        raise ValueError(
-            "targets of floats are probabilities, and some of these are negative; "
-            "has a softmax been forgotten?"
-        )
-
-
 def check_from_0_to_1(values: NDArray[Any]) -> None:
     """Raise a ValueError unless all targets are from 0 to 1."""
     if not np.all((values >= 0) & (values <= 1)):
@@ -415,10 +377,10 @@ def check_from_0_to_1(values: NDArray[Any]) -> None:
         )
 
 
-def check_not_negative(what: str, values: NDArray[Any]) -> None:
-    """Raise a ValueError that begins with `what` if a value is negative."""
+def check_not_negative(values: NDArray[Any], message: str) -> None:
+    """Raise a ValueError if a value is negative, with a message that may show the least."""
     if (values < 0).any():
-        raise ValueError(f"{what} not negative, unlike {values.min()}")
+        raise ValueError(message.format(values.min()))
 
 
 def _along(axis: int, class_weights: NDArray[Any], ndim: int) -> Array:
@@ -440,7 +402,7 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
             f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
         )
     values: NDArray[Any] = as_array(weight, scores.dtype)
-    observed(check_not_negative, "weights of classes are", values)
+    observed(check_not_negative, values, "weights of classes are not negative, unlike {}")
     return axis, values
 
 
