@@ -177,7 +177,9 @@ def linear_cross_entropy(
         x: `(..., d)`.
         weight: W, `(classes, d)`; also one in few bits, as `bfloat16_linear` takes it.
         target: the integer class of each vector of x, `(...)`.
-        reduction, ignore_index, label_smoothing: as for `cross_entropy`.
+        reduction: "mean", "sum" or "none".
+        ignore_index: as in `cross_entropy`.
+        label_smoothing: as in `cross_entropy`.
         chunk: the rows of logits in memory. W is packed once for each chunk, which is hidden behind
             the product with 256 rows, and takes a sixth more time with 128.
 
@@ -306,7 +308,7 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _fits_kernels(labels: NDArray[Any], ignore_index: int) -> bool:
+def _fits_kernels(labels: Any, ignore_index: int) -> bool:
     """Return whether the labels are integers that fit in int64, the one dtype with kernels."""
     fits = labels.dtype.kind in "iu" and labels.dtype != np.uint64
     return fits and isinstance(ignore_index, (int, np.integer))

@@ -30,12 +30,11 @@ from typing import Annotated, Any
 import numpy as np
 from numba import types
 
-from minigrad.checks import are_same
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
 
-__all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
+__all__ = ["Tables", "adam", "ema", "scale", "sgd", "square_sums"]
 
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
@@ -54,26 +53,26 @@ class AddressTable:
 
     Attributes:
         dtype: the dtype of all their arrays.
-        rows: the indices of these rows among those that `TableCache.tables` was given.
-        addresses: an int64 for each column of each row.
+        rows: the indices of these rows in the columns.
+        addresses: an int64 for each array of each row, behind one for what is read, as a gradient.
         starts: where each row begins when all lie one behind another, and where the last ends.
+        size: the number of elements of all rows together.
         own: memory for the numbers of each row.
         options, constants: the numbers of all rows in the last call, and the same as an array.
-        size: the number of elements of all rows together.
     """
 
     def __init__(
-        self, dtype: np.dtype[Any], rows: Sequence[int], first: Column, others: Sequence[Column]
+        self, dtype: np.dtype[Any], rows: Sequence[int], columns: Sequence[Column]
     ) -> None:
         self.dtype = dtype
         self.rows = rows
         self.addresses = np.array(
-            [[0, *addresses(column[row] for column in others)] for row in rows], np.int64, ndmin=2
+            [[0, *addresses(column[row] for column in columns)] for row in rows], np.int64
         )
-        self.starts = np.cumsum([0, *(first[row].size for row in rows)], dtype=np.int64)
+        self.starts = np.cumsum([0, *(columns[0][row].size for row in rows)], dtype=np.int64)
+        self.size = int(self.starts[-1])
         self.own = np.empty((len(rows), OWN), dtype)
         self.options: Numbers | None = None
-        self.size = int(self.starts[-1])
         self.constants = np.empty(OPTIONS, dtype)
         self._copies: list[Array] = []
 
@@ -90,62 +89,38 @@ class AddressTable:
         self.addresses[:, 0] = addresses(first)
 
 
-class TableCache:
-    """Tables of columns of arrays, of which all but the first mostly stay the same.
+class Tables:
+    """Tables of columns of arrays that are changed; the arrays of a row have one shape.
 
-    The arrays of a row have one shape. The addresses are looked up when the arrays are not those of
-    the last call; so references to those are stored here. Arrays are not compared at all where the
-    list of columns is the very list of the last call, whose elements have not changed then.
+    Attributes:
+        columns: the arrays, to which references are stored here, since their addresses are.
+        by_dtype: a table for each dtype that kernels take.
+        rest: the indices of all other rows.
     """
 
-    def __init__(self) -> None:
-        self._given: Sequence[Column] | None = None
-        self._others: list[list[Array]] = []
-        self._sizes: list[int] = []
-        self._tables: list[AddressTable] = []
-        self._rest: list[int] = []
-
-    def __reduce__(self) -> Any:
-        return TableCache, ()  # a copy begins empty: the addresses are of our arrays, not of its
-
-    def tables(
-        self, first: Column, others: Sequence[Column] = ()
-    ) -> tuple[list[AddressTable], list[int]]:
-        """Return a table for each dtype that kernels take, and the indices of all other rows."""
-        if others is not self._given:
-            sizes = [*map(_size, first)]
-            same = len(others) == len(self._others) and all(map(are_same, others, self._others))
-            if not same or sizes != self._sizes:
-                self._arrange(first, others)
-            self._given, self._sizes = others, sizes
-        for table in self._tables:
-            table.look_up_first(first)
-        return self._tables, self._rest
-
-    def _arrange(self, first: Column, others: Sequence[Column]) -> None:
-        self._others = [list(column) for column in others]
-        self._rest = []
-        by_dtype: dict[np.dtype[Any], list[int]] = {}
-        for i, array in enumerate(first):
-            row = [column[i] for column in others]
-            dtype = row[0].dtype if row else array.dtype
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = [list(column) for column in columns]
+        self.rest: list[int] = []
+        rows: dict[np.dtype[Any], list[int]] = {}
+        for i, arrays in enumerate(zip(*self.columns, strict=True)):
+            shape, dtype = arrays[0].shape, arrays[0].dtype
             # A kernel writes to arrays whose elements lie one behind another.
             fit = all(
-                x.shape == array.shape
+                x.shape == shape
                 and x.dtype == dtype
                 and x.flags.c_contiguous
                 and x.flags.writeable
                 and x.dtype.isnative
-                for x in row
+                for x in arrays
             )
-            if JIT_ENABLED and dtype in NUMBERS and fit:
-                if array.size:
-                    by_dtype.setdefault(dtype, []).append(i)
-            else:
-                self._rest.append(i)
-        self._tables = [
-            AddressTable(dtype, rows, first, others) for dtype, rows in by_dtype.items()
-        ]
+            if not (JIT_ENABLED and dtype in NUMBERS and fit):
+                self.rest.append(i)
+            elif arrays[0].size:
+                rows.setdefault(dtype, []).append(i)
+        self.by_dtype = [AddressTable(dtype, rows[dtype], self.columns) for dtype in rows]
+
+    def __reduce__(self) -> Any:
+        return Tables, (self.columns,)  # a copy has other addresses
 
 
 def addresses(arrays: Iterable[Array]) -> list[int]:
@@ -155,7 +130,7 @@ def addresses(arrays: Iterable[Array]) -> list[int]:
 
 
 _from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
-_size, _dtype, _carray = map(operator.attrgetter, ("size", "dtype", "flags.carray"))
+_dtype, _carray = map(operator.attrgetter, ("dtype", "flags.carray"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -193,30 +168,28 @@ class MultiTensor:
 
     def __call__(
         self,
-        cache: TableCache,
+        tables: Tables,
         first: Column,
-        others: Sequence[Column],
         options: Numbers,
         own: Numbers | Sequence[Numbers] = (0.0,) * OWN,
     ) -> None:
         """Update all rows.
 
         Args:
-            cache: remembers the addresses of the arrays of the last call.
+            tables: the arrays that are changed.
             first: the column of the arrays that are read.
-            others: the columns of those that are changed.
             options: at most `OPTIONS` numbers for all rows.
             own: `OWN` numbers for each row, or those of all rows.
         """
-        tables, rest = cache.tables(first, others)
-        for row in rest:
-            arrays = [column[row] for column in others]
+        for row in tables.rest:
+            arrays = [column[row] for column in tables.columns]
             with np.errstate(all="ignore"):  # kernels do not warn either
                 numbers = own[row] if isinstance(own, list) else own
                 new = self.update(first[row], *arrays, numbers, options)
             for array, values in zip(arrays, new, strict=True):
                 array[...] = values
-        for table in tables:
+        for table in tables.by_dtype:
+            table.look_up_first(first)
             table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
             if table.options != options:
                 table.options = options
@@ -258,25 +231,24 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
 
 
 def sgd(
-    cache: TableCache,
+    tables: Tables,
     gradients: Column,
-    changed: Sequence[Column],
     shares: Sequence[float],
     lr: float,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    """Do one step of SGD in place, which changes the columns x and, with momentum, velocity.
+    """Do one step of SGD in place; the columns are x and, with momentum, the velocity.
 
     The share of a row is the part of its gradient that goes into the velocity.
     """
     options = (lr, momentum, weight_decay)
     if momentum == 0:
-        _plain(cache, gradients, changed, options)
+        _plain(tables, gradients, options)
     else:
         step = _nesterov if nesterov else _momentum
-        step(cache, gradients, changed, options, [(share, 0.0) for share in shares])
+        step(tables, gradients, options, [(share, 0.0) for share in shares])
 
 
 @MultiTensor
@@ -309,9 +281,8 @@ def _nesterov(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
 
 
 def adam(
-    cache: TableCache,
+    tables: Tables,
     gradients: Column,
-    changed: Sequence[Column],
     steps: Sequence[int],
     lr: float,
     betas: tuple[float, float],
@@ -319,7 +290,7 @@ def adam(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """Do one step of Adam in place, which changes the columns x, m and v.
+    """Do one step of Adam in place; the columns are x, m and v.
 
     `steps` has the number of the step of each row. Decoupled weight decay makes it AdamW; a further
     column, with the highest v of all steps so far, AMSGrad.
@@ -335,8 +306,8 @@ def adam(
 
     equal = steps and steps.count(steps[0]) == len(steps)
     own = corrected(steps[0]) if equal else [corrected(step) for step in steps]
-    update = _adam if len(changed) == 3 else _amsgrad
-    update(cache, gradients, changed, options, own)
+    update = _adam if len(tables.columns) == 3 else _amsgrad
+    update(tables, gradients, options, own)
 
 
 @MultiTensor
@@ -363,9 +334,9 @@ def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: An
 # --------------------------------------------------------------------------------------------------
 
 
-def ema(cache: TableCache, x: Column, averages: Column, decay: float) -> None:
+def ema(averages: Tables, x: Column, decay: float) -> None:
     """Compute average <- decay average + (1 - decay) x in place."""
-    _ema(cache, x, [averages], (1 - decay,))
+    _ema(averages, x, (1 - decay,))
 
 
 @MultiTensor
@@ -375,7 +346,7 @@ def _ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
 
 def scale(x: Column, targets: Column, factor: float) -> None:
     """Compute target <- factor x."""
-    _scale(TableCache(), x, [targets], (factor,))
+    _scale(Tables([targets]), x, (factor,))
 
 
 @MultiTensor
@@ -388,12 +359,12 @@ BLOCK = 8192  # elements whose squares are added up together
 
 def square_sums(arrays: Sequence[Array]) -> float:
     """Return the sum of the squares of all elements of all arrays, added up in float64."""
-    tables, rest = TableCache().tables(arrays)
+    tables = Tables([[x if _carray(x) else np.array(x, order="C") for x in arrays]])
     total = 0.0
-    for row in rest:
+    for row in tables.rest:
         wide = arrays[row].astype(np.float64, copy=False)
         total += float(np.vdot(wide, wide))
-    for table in tables:
+    for table in tables.by_dtype:
         sums, like = np.zeros(-(-table.size // BLOCK)), np.empty(0, table.dtype)
         loop = _squares_loop[table.dtype]
         loop(table.size * SECONDS, table.addresses, table.starts, like, sums)
@@ -410,7 +381,7 @@ def _squares_loop(
     for block in span(piece, pieces, blocks):
         for row in range(len(addresses)):
             low, size = overlap(block, blocks, starts, row)
-            sums[block] += _square_sum(elements(addresses[row, 0], low, size, like))
+            sums[block] += _square_sum(elements(addresses[row, 1], low, size, like))
 
 
 @jit(fastmath={"contract", "reassoc"})

@@ -65,17 +65,11 @@ class SGD(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
-        last = self.last_step(group)
         shares = [rest if state else 1.0 for _, _, state in parameters] if momentum else []
-        if len(last.columns) != (2 if momentum else 1):
-            last.columns = [last.xs]
-            for x, _, state in parameters if momentum else ():
-                state.setdefault("momentum_buffer", np.zeros_like(x))
-            if momentum:
-                last.columns.append([state["momentum_buffer"] for state in last.states])
+        tables = self.last_step(group).tables(["momentum_buffer"] if momentum else [])
         gradients = [g for _, g, _ in parameters]
         options = group["lr"], momentum, group["weight_decay"], group["nesterov"]
-        kernels.optim.sgd(last.cache, gradients, last.columns, shares, *options)
+        kernels.optim.sgd(tables, gradients, shares, *options)
 
 
 class Adam(Optimizer):
@@ -140,23 +134,21 @@ class Adam(Optimizer):
         """Step a group; a ValueError, with nothing changed, if amsgrad was switched meanwhile."""
         moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         last = self.last_step(group)
-        if len(last.columns) != 1 + len(moments):
+        if last.names != moments:
             for state in last.states:
                 if state and ("max_exp_avg_sq" in state) != group["amsgrad"]:
                     raise ValueError(
                         "amsgrad cannot be switched after a step; make a new optimiser"
                     )
-            for x, state in zip(last.xs, last.states, strict=True):
-                if not state:
-                    state.update(step=0, **{name: np.zeros_like(x) for name in moments})
-            last.columns = [last.xs, *([s[name] for s in last.states] for name in moments)]
+            for state in last.states:
+                state.setdefault("step", 0)
         steps = []
         for state in last.states:
             state["step"] += 1
             steps.append(state["step"])
         gradients = [g for _, g, _ in parameters]
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        kernels.optim.adam(last.cache, gradients, last.columns, steps, *options, self.decoupled)
+        kernels.optim.adam(last.tables(moments), gradients, steps, *options, self.decoupled)
 
 
 class AdamW(Adam):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_flag, check_range, check_state
+from minigrad.checks import are_same, check_count, check_flag, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module
@@ -67,7 +67,7 @@ class EMA:
             raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
         self._averages = {name: p.data.copy() for name, p in self.parameters.items()}
         self._applied = False
-        self._kernel_memory: Any = None  # made by the first update: importing kernels takes time
+        self._tables: Any = None  # made by the first update: importing kernels takes time
 
     def update(self) -> None:
         """Add the present weights to the averages; to be called after `optimizer.step()`.
@@ -87,14 +87,14 @@ class EMA:
                 )
         early = (1 + self.updates) / (10 + self.updates)
         decay = min(self.decay, early) if self.warmup else self.decay
-        if self._kernel_memory is None:
-            self._kernel_memory = kernels.optim.TableCache()
         for name, parameter in self.parameters.items():
             if self._averages[name].dtype != parameter.dtype:  # the model was converted
                 self._averages[name] = self._averages[name].astype(parameter.dtype)
         xs = [parameter._data for parameter in self.parameters.values()]
         averages = [self._averages[name] for name in self.parameters]
-        kernels.optim.ema(self._kernel_memory, xs, averages, decay)
+        if self._tables is None or not are_same(averages, self._tables.columns[0]):
+            self._tables = kernels.optim.Tables([averages])
+        kernels.optim.ema(self._tables, xs, decay)
         self.updates += 1
 
     @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -31,18 +30,22 @@ class LastStep:
     Attributes:
         xs: the values of the parameters, and `states`: their states. If one is another array or
             dict in the next step, that gets a new object of this class.
-        cache: what the kernel remembers of these arrays (`kernels.optim`).
-        columns: the arrays that the kernel changes, as the optimiser has arranged them.
+        names: those of the arrays of the states that the kernel changes beside the values.
     """
 
     def __init__(self, xs: list[NDArray[Any]], states: list[State]) -> None:
         self.xs, self.states = xs, states
-        self.columns: list[list[NDArray[Any]]] = []
+        self.names: list[str] | None = None
+        self._tables: Any = None
 
-    @cached_property
-    def cache(self) -> Any:
-        """Made when it is needed, since importing kernels takes time."""
-        return kernels.optim.TableCache()
+    def tables(self, names: list[str]) -> Any:
+        """Return the tables of the values, and of these arrays of the states, at first zeros."""
+        if names != self.names:
+            for x, state in zip(self.xs, self.states, strict=True):
+                state.update({name: np.zeros_like(x) for name in names if name not in state})
+            columns = [self.xs, *([state[name] for state in self.states] for name in names)]
+            self._tables, self.names = kernels.optim.Tables(columns), names
+        return self._tables
 
 
 class Optimizer(ABC):

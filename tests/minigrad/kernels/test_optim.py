@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import optim
 from minigrad.kernels import optim as kernels
-from minigrad.kernels.optim import TableCache
+from minigrad.kernels.optim import Tables
 
 SIZES = [(1,), (5,), (0,), (40, 25), (), (3, 1, 7)]
 PADDING = 8
@@ -43,23 +43,26 @@ class Guarded:
 
 
 STEPS = {
-    "sgd": (1, lambda g, xs, cache: kernels.sgd(cache, g, xs, [], 0.1, 0.0, 0.3, False)),
-    "momentum": (2, lambda g, xs, cache: kernels.sgd(cache, g, xs, shares(g), *SGD, False)),
-    "nesterov": (2, lambda g, xs, cache: kernels.sgd(cache, g, xs, shares(g), *SGD, True)),
-    "adam": (3, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, False)),
-    "adamw": (3, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, True)),
-    "amsgrad": (4, lambda g, xs, cache: kernels.adam(cache, g, xs, steps(g), *ADAM, True)),
-    "ema": (1, lambda x, averages, cache: kernels.ema(cache, x, *averages, 0.9)),
-    "scale": (1, lambda x, targets, _: kernels.scale(x, *targets, 0.3)),
+    "sgd": (1, lambda g, xs: kernels.sgd(xs, g, [], 0.1, 0.0, 0.3, False)),
+    "momentum": (2, lambda g, xs: kernels.sgd(xs, g, shares(g), *SGD, False)),
+    "nesterov": (2, lambda g, xs: kernels.sgd(xs, g, shares(g), *SGD, True)),
+    "adam": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, False)),
+    "adamw": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
+    "amsgrad": (4, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
+    "ema": (1, lambda x, averages: kernels.ema(averages, x, 0.9)),
+    "scale": (1, lambda x, targets: kernels.scale(x, *targets.columns, 0.3)),
 }
 SGD = (0.1, 0.7, 0.3)
 ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
 
 
-def run(name, rows, cache=None):
+def tables_of(rows):
+    return Tables([*zip(*(others for _, others in rows), strict=True)])
+
+
+def run(name, rows, tables=None):
     """Do a step of this name on rows `(first, others)`."""
-    columns = zip(*(others for _, others in rows), strict=True)
-    STEPS[name][1]([first for first, _ in rows], [*map(list, columns)], cache or TableCache())
+    STEPS[name][1]([first for first, _ in rows], tables or tables_of(rows))
 
 
 def shares(rows):
@@ -149,36 +152,58 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
         assert_same([row], [right], 16 * np.finfo(row[0].dtype).eps)
 
 
-def test_other_arrays_are_noticed(rng, dtype, step, monkeypatch):
-    count = STEPS[step][0]
-    cache = TableCache()
-    first = made_ready(step, Guarded(rng, dtype, count).rows)
-    run(step, first, cache)
-    before = copied(first)
-    second = made_ready(step, Guarded(rng, dtype, count).rows)
-    rows = [*first[:2], *second[2:]]  # some arrays stay, some are others
-    expected = by_references(step, rows, monkeypatch)
-    run(step, rows, cache)
-    assert_same(rows, expected, 16 * np.finfo(dtype).eps)
-    assert_same(first[2:], before[2:], 0)
-    fewer = [rows[4], rows[1]]
-    expected = by_references(step, fewer, monkeypatch)
-    run(step, fewer, cache)
-    assert_same(fewer, expected, 16 * np.finfo(dtype).eps)
+def test_tables_serve_other_gradients(rng, dtype, step, monkeypatch):
+    """Which may be of another dtype, or not contiguous."""
+    rows = made_ready(step, Guarded(rng, dtype, STEPS[step][0]).rows)
+    tables = tables_of(rows)
+    for make in (np.copy, np.asfortranarray, np.float64, np.float32):
+        rows = [(make(rng.standard_normal(g.shape).astype(dtype)), xs) for g, xs in rows]
+        expected = by_references(step, rows, monkeypatch)
+        run(step, rows, tables)
+        assert_same(rows, expected, 16 * np.finfo(np.float32 if make is np.float32 else dtype).eps)
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_other_arrays_are_noticed(rng, make):
+    parameters = [minigrad.nn.Parameter(np.ones(n)) for n in (3, 4, 5)]
+    optimizer, ema = make(parameters, lr=0.1), optim.EMA(parameters, 0.5)
+
+    def step(chosen):
+        optimizer.zero_grad()
+        for p in chosen:
+            p.grad = minigrad.Tensor(np.ones(p.shape))
+        optimizer.step()
+        ema.update()
+        return [p.data.copy() for p in parameters]
+
+    step(parameters)
+    old = parameters[1].data
+    parameters[1].data = np.full(4, 7.0)  # some arrays stay, some are others
+    ema.load_state_dict(
+        {**ema.state_dict(), "averages": {str(k): np.ones(k + 3) for k in range(3)}}
+    )
+    values = step(parameters)
+    assert_allclose(values[0], 0.8, rtol=1e-6)
+    assert_allclose(values[1], 6.9, rtol=1e-6)
+    assert_allclose(old, 0.9, rtol=1e-6)
+    assert_allclose(ema.state_dict()["averages"]["1"], 3.95, rtol=1e-6)
+    values = step([parameters[2]])  # and fewer
+    assert_allclose(values[0], 0.8, rtol=1e-6)
+    assert_allclose(values[2], 0.7, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))]
 )
-def test_a_copy_of_a_table_cache_is_empty(rng, duplicate):
-    cache = TableCache()
+def test_a_copy_of_tables_has_addresses_of_its_own_arrays(rng, duplicate):
     rows = Guarded(rng, np.float64, 1).rows
-    run("sgd", rows, cache)
     before = copied(rows)
-    others = copied(rows)
-    run("sgd", others, duplicate(cache))
-    assert_same(rows, before, 0)
-    assert not np.array_equal(others[3][1][0], before[3][1][0])
+    other = duplicate(tables_of(rows))
+    run("sgd", rows, other)
+    for (_, (x,)), (_, (old,)), y in zip(rows, before, *other.columns, strict=True):
+        assert (x is y) == (duplicate is copy.copy)
+        assert not y.size or not np.array_equal(y, old)
+        assert x is y or np.array_equal(x, old)
 
 
 def test_a_copied_optimizer_steps_its_own_parameters(rng):

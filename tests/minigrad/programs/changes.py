@@ -186,7 +186,7 @@ def _is_ours(value: Any) -> bool:
 
 _INNER = {
     "_states",
-    "_kernel_memory",
+    "_tables",
     "_last",
     "_averages",
     "_frozen",
