@@ -115,34 +115,26 @@ def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution."""
-    return Tensor(observed(draw_normal, rng, as_shape(shape), dtype), requires_grad)
-
-
-def draw_normal(rng: Rng, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Draw an array from the standard normal distribution."""
-    return np.asarray(generator(rng).standard_normal(shape)).astype(dtype)
+    drawn = observed(draw, rng, "standard_normal", (as_shape(shape),), dtype)
+    return Tensor(drawn, requires_grad)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1)."""
-    return Tensor(observed(draw_uniform, rng, as_shape(shape), dtype), requires_grad)
-
-
-def draw_uniform(rng: Rng, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Draw an array from the uniform distribution on [0, 1)."""
-    return np.asarray(generator(rng).random(shape)).astype(dtype)
+    return Tensor(observed(draw, rng, "random", (as_shape(shape),), dtype), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw from the integers `low` to `high` - 1."""
-    return Tensor(observed(draw_integers, rng, low, high, as_shape((shape,))))
+    arguments = low, high, as_shape((shape,))
+    return Tensor(observed(draw, rng, "integers", arguments, np.int64))
 
 
-def draw_integers(rng: Rng, low: int, high: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Draw an array from the integers `low` to `high` - 1."""
-    return np.asarray(generator(rng).integers(low, high, shape))
+def draw(rng: Rng, method: str, arguments: Sequence[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Draw an array by a method of the generator."""
+    return np.asarray(getattr(generator(rng), method)(*arguments)).astype(dtype, copy=False)
 
 
 def as_shape(sizes: Any) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.shape import repeat, swapaxes
+from minigrad.functional.shape import expand_dims, repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, softmax, where
 from minigrad.random import Rng
 
@@ -83,13 +83,8 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if padding_idx is None:
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
-    return where(observed(equal_rows, integers, padding_idx % count), constant, rows)
-
-
-def equal_rows(integers: NDArray[Any], value: int) -> NDArray[np.bool_]:
-    """Return where integers are equal to a value, with a last axis of size 1."""
-    equal: NDArray[np.bool_] = (integers == value)[..., None]
-    return equal
+    padding = observed(np.equal, integers, padding_idx % count)
+    return where(expand_dims(padding, -1), constant, rows)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,7 +116,7 @@ def _attention(
     masked = added is not None or allowed is not None  # where a query may have nothing allowed
     if added is not None:
         scores = scores + astype(added, scores.dtype)
-        allowed = observed(above_minus_infinity, as_array(added))
+        allowed = observed(np.not_equal, as_array(added), -math.inf)
     if offset is not None:
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
         allowed = past if allowed is None else logical_and(allowed, past)  # type: ignore[assignment]
@@ -130,19 +125,8 @@ def _attention(
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
     weights = softmax(scores)
     if masked:
-        weights = where(observed(kept_weights, allowed), weights, 0.0)
+        weights = where(allowed, weights, 0.0)
     return matmul(dropout(weights, dropout_p, rng=rng), value)
-
-
-def above_minus_infinity(added: Array) -> Booleans:
-    """Return where a mask of floats lets a query attend to a key."""
-    attended: Booleans = np.logical_not(np.isneginf(added))
-    return attended
-
-
-def kept_weights(allowed: Booleans) -> Booleans:
-    """Return where weights stay as softmax gives them: everywhere, unless a row allows nothing."""
-    return np.ones_like(allowed) if allowed.any(-1).all() else allowed.copy()
 
 
 def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
@@ -332,7 +316,7 @@ def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -
 
 def _mask(
     attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
-) -> tuple[NDArray[np.bool_] | None, Array]:
+) -> tuple[Booleans | None, Array]:
     """Split a mask: where attention is allowed, None for everywhere; and terms to add, or None."""
     if attn_mask is None:
         return None, None

@@ -201,7 +201,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     if 0 in x.shape:
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
     for axis, width in enumerate(widths):
-        taken = observed(padded_indices, x.shape[axis], width, mode)
+        taken = observed(np.pad, observed(np.arange, x.shape[axis]), width, mode)
         x = getitem(x, (*[slice(None)] * axis, taken))
     return x  # type: ignore[no-any-return]
 
@@ -211,11 +211,6 @@ def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
     outside = np.ones(shape, bool)
     outside[inside] = False
     return outside
-
-
-def padded_indices(size: int, width: Any, mode: Any) -> Any:
-    """Return the indices of the elements that padding repeats, and of those between them."""
-    return np.pad(np.arange(size), width, mode)
 
 
 @composition

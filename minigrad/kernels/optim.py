@@ -66,9 +66,9 @@ class AddressTable:
     ) -> None:
         self.dtype = dtype
         self.rows = rows
-        self.addresses = np.array(
-            [[0, *addresses(column[row] for column in columns)] for row in rows], np.int64
-        )
+        self.addresses = np.zeros((len(rows), 1 + len(columns)), np.int64)
+        for k, column in enumerate(columns, 1):
+            self.addresses[:, k] = addresses([column[row] for row in rows])
         self.starts = np.cumsum([0, *(columns[0][row].size for row in rows)], dtype=np.int64)
         self.size = int(self.starts[-1])
         self.own = np.empty((len(rows), OWN), dtype)
@@ -105,14 +105,7 @@ class Tables:
         for i, arrays in enumerate(zip(*self.columns, strict=True)):
             shape, dtype = arrays[0].shape, arrays[0].dtype
             # A kernel writes to arrays whose elements lie one behind another.
-            fit = all(
-                x.shape == shape
-                and x.dtype == dtype
-                and x.flags.c_contiguous
-                and x.flags.writeable
-                and x.dtype.isnative
-                for x in arrays
-            )
+            fit = all(x.shape == shape and x.dtype == dtype and _carray(x) for x in arrays)
             if not (JIT_ENABLED and dtype in NUMBERS and fit):
                 self.rest.append(i)
             elif arrays[0].size:
