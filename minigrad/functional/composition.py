@@ -45,8 +45,8 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                     options[key] = _array(options[key], args)
             if mode.state[1] and not _has_tensor((*given, *options.values())):
                 # Its operators are numpy's then, which no observer would see.
-                values: Any = (*given, *options.values())
-                result: R = observed(call_on_arrays, function, tuple(options), *values)
+                values: Any = tuple(options.values())
+                result: R = observed(call_on_arrays, function, given, tuple(options), values)
                 return result
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
@@ -64,11 +64,11 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-def call_on_arrays(function: Callable[..., Any], names: Sequence[str], *values: Any) -> Any:
-    """Call a composition without Tensors; the last of the values are options with these names."""
-    count = len(values) - len(names)
-    options: dict[str, Any] = dict(zip(names, values[count:], strict=True))
-    return function(*values[:count], **options)
+def call_on_arrays(
+    function: Callable[..., Any], arguments: Any, names: Sequence[str], values: Sequence[Any]
+) -> Any:
+    """Call a composition without Tensors; the values are those of options with these names."""
+    return function(*arguments, **dict(zip(names, values, strict=True)))
 
 
 def _has_tensor(values: Sequence[Any]) -> bool:

@@ -146,14 +146,13 @@ def cross_entropy(
         return _reduced(-sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        labels = as_array(target)
-        if _fits_kernels(labels, ignore_index):
+        labels = _as_int64(as_array(target), ignore_index)
+        if labels is not None:
             options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
-            labels, counts, divisor = observed(label_weights, labels, *options)
+            counts, divisor = observed(label_weights, labels, *options)
             return label_loss(logits, labels, counts, label_smoothing, divisor)
-    return _label_losses(
-        logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
-    )
+    scores = log_softmax(logits, axis)
+    return _label_losses(scores, axis, target, weights, ignore_index, reduction, label_smoothing)
 
 
 @composition
@@ -194,20 +193,21 @@ def linear_cross_entropy(
     if isinstance(weight, (list, tuple)):  # not annotated as Array, since it may be in few bits
         weight = as_array(weight, x.dtype)
     check_linear(x, weight, None)
-    rows, labels = as_rows(x), as_integers("targets", target)
-    if labels.shape != x.shape[:-1]:
+    rows, given = as_rows(x), as_integers("targets", target)
+    if given.shape != x.shape[:-1]:
         raise ValueError(
-            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {labels.shape}"
+            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
         )
     smoothing = float(label_smoothing)
-    labels = reshape(labels, -1)
+    given = reshape(given, -1)
+    labels = _as_int64(given, ignore_index)
     trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
-    if trained or not same_floats or not _fits_kernels(labels, ignore_index):
+    if trained or not same_floats or labels is None:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
-        losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
+        losses = cross_entropy(stored_linear(rows, weight), given, reduction, **options)
     else:
-        labels, counts, divisor = observed(
+        counts, divisor = observed(
             label_weights, labels, weight.shape[0], ignore_index, None, x.dtype, reduction
         )
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
@@ -274,11 +274,10 @@ def _label_losses(
     ignore_index: int,
     reduction: Reduction,
     smoothing: float = 0.0,
-    from_logits: bool = False,
 ) -> Tensor:
     """Return the losses of integer targets, after checking that these go with the scores.
 
-    The scores are logits or logarithms of probabilities, with the classes along `axis`.
+    The scores are logarithms of probabilities, with the classes along `axis`.
     """
     labels, classes = as_array(target), scores.shape[axis]
     if labels.dtype.kind not in "iu":
@@ -293,8 +292,6 @@ def _label_losses(
         )
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
-    if from_logits:
-        scores = log_softmax(scores, axis)
     losses = where(used, -getitem(scores, tuple(index)), 0.0)  # an infinite loss times 0 is 0 here
     if class_weights is not None:
         losses = losses * weights
@@ -308,34 +305,36 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _fits_kernels(labels: Any, ignore_index: int) -> bool:
-    """Return whether the labels are integers that fit in int64, the one dtype with kernels."""
-    fits = labels.dtype.kind in "iu" and labels.dtype != np.uint64
-    return fits and isinstance(ignore_index, (int, np.integer))
+def _as_int64(labels: Any, ignore_index: int) -> Any:
+    """Return integers in the one dtype that has kernels; None if it does not hold them."""
+    if labels.dtype.kind not in "iu" or labels.dtype == np.uint64:
+        return None
+    if not isinstance(ignore_index, (int, np.integer)):
+        return None
+    return labels if labels.dtype == np.int64 else astype(labels, np.int64)
 
 
 def label_weights(
-    labels: NDArray[Any],
+    labels: NDArray[np.int64],
     classes: int,
     ignore_index: int,
     class_weights: NDArray[Any] | None,
     dtype: np.dtype[Any],
     reduction: Reduction,
-) -> tuple[NDArray[np.int64], NDArray[Any], float | None]:
-    """Return the arguments of `label_loss`: labels, how much each counts, and the divisor.
+) -> tuple[NDArray[Any], float | None]:
+    """Return how much each label counts, 0 where it is ignored, and the divisor of the loss.
 
     Raises:
         ValueError: if there is no such class, or nothing to take the mean of.
     """
-    labels, ignore_index = labels.astype(np.int64, copy=False), int(ignore_index)
     weights, total = kernels.losses.label_weights(
-        labels, classes, ignore_index, class_weights, dtype
+        labels, classes, int(ignore_index), class_weights, dtype
     )
     if not isfinite(total):  # it is nan where there is no such class
         check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
         raise ValueError(_NO_MEAN)
-    return labels, weights, {"mean": total, "sum": 1.0, "none": None}[reduction]
+    return weights, {"mean": total, "sum": 1.0, "none": None}[reduction]
 
 
 def chosen_scores(

@@ -22,8 +22,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
     Raises:
         RuntimeError: if a captured step has kept all gradients inside.
     """
-    gradients = _gradients(parameters)
-    return observed(norm_of, [*gradients.values()]) if gradients else 0.0
+    return observed(norm_of, [*_gradients(parameters).values()])
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
@@ -68,10 +67,9 @@ def clip_grad_norm(
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
     gradients = _gradients(parameters)
-    if not gradients:
-        return 0.0
-    arguments = [*gradients.values()], float(max_norm), error_if_nonfinite
-    norm, clipped = observed(clipped_by_norm, *arguments)
+    norm, clipped = observed(
+        clipped_by_norm, [*gradients.values()], float(max_norm), error_if_nonfinite
+    )
     for (tensor, g), out in zip(gradients.items(), clipped, strict=True):
         if out is not g:
             tensor.grad = Tensor(out)
