@@ -327,23 +327,15 @@ def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: An
 # --------------------------------------------------------------------------------------------------
 
 
-def ema(averages: Tables, x: Column, decay: float) -> None:
-    """Compute average <- decay average + (1 - decay) x in place."""
-    _ema(averages, x, (1 - decay,))
-
-
 @MultiTensor
-def _ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
+def ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
+    """Compute average <- decay average + (1 - decay) x; the option is 1 - decay."""
     return (average + options[0] * (x - average),)
 
 
-def scale(x: Column, targets: Column, factor: float) -> None:
-    """Compute target <- factor x."""
-    _scale(Tables([targets]), x, (factor,))
-
-
 @MultiTensor
-def _scale(x: Any, _target: Any, _own: Any, options: Any) -> Any:
+def scale(x: Any, _target: Any, _own: Any, options: Any) -> Any:
+    """Compute target <- factor x; the option is the factor."""
     return (options[0] * x,)
 
 

@@ -93,7 +93,7 @@ def clipped_by_norm(
         return norm, gradients
     factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
     scaled = [np.empty(g.shape, g.dtype) for g in gradients]
-    kernels.optim.scale(gradients, scaled, factor)
+    kernels.optim.scale(kernels.optim.Tables([scaled]), gradients, (factor,))
     return norm, scaled
 
 

@@ -94,7 +94,7 @@ class EMA:
         averages = [self._averages[name] for name in self.parameters]
         if self._tables is None or not are_same(averages, self._tables.columns[0]):
             self._tables = kernels.optim.Tables([averages])
-        kernels.optim.ema(self._tables, xs, decay)
+        kernels.optim.ema(self._tables, xs, (1 - decay,))
         self.updates += 1
 
     @contextmanager

@@ -49,8 +49,8 @@ STEPS = {
     "adam": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, False)),
     "adamw": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
     "amsgrad": (4, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
-    "ema": (1, lambda x, averages: kernels.ema(averages, x, 0.9)),
-    "scale": (1, lambda x, targets: kernels.scale(x, *targets.columns, 0.3)),
+    "ema": (1, lambda x, averages: kernels.ema(averages, x, (0.1,))),
+    "scale": (1, lambda x, targets: kernels.scale(targets, x, (0.3,))),
 }
 SGD = (0.1, 0.7, 0.3)
 ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
