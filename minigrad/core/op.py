@@ -17,19 +17,12 @@ A VJP is written in ops, and an op called on plain arrays is its forward and not
 ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
 Tensors and leaves a graph of its own: derivatives of any order.
 
-Three kinds of ops need more than that:
+Three kinds of ops need more than that: those of many inputs (`Op.vjp`), inputs whose derivatives
+share work (`Op.joint_vjp`), and fused ops, which name the `composition` that they replace (`op`).
 
-- an op of many inputs takes them as one sequence, and its VJP is given the `argnum`;
-- inputs whose derivatives share work have one `joint_vjp`, and `needs_input_grad` says for which of
-  them a gradient is needed;
-- a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
-  `replayed=True` makes a derivative of higher order run the composition instead. If the VJP needs
-  more than the result, the op has `returns_residuals=True`: its forward returns
-  `(out, residuals)`, and a VJP may name `residuals`.
-
-An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
-results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
-running it (see `minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know an op.
+An op also says what the instruments cannot find out, such as the FLOPs of a kernel. All else they
+find in its block: the FLOPs of a VJP, for example, by running it (see
+`minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know an op.
 """
 
 from __future__ import annotations
@@ -426,7 +419,7 @@ def op(
         forward: the function. Parameters that get a VJP are inputs, all others are options.
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
-        replayed: the VJPs of the op work on arrays only.
+        replayed: the VJPs of the op work on arrays only, as those that are kernels.
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
         returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
