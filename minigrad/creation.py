@@ -115,26 +115,24 @@ def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution."""
-    drawn = observed(draw, rng, "standard_normal", (as_shape(shape),), dtype)
-    return Tensor(drawn, requires_grad)
+    return Tensor(observed(draw, rng, dtype, "standard_normal", as_shape(shape)), requires_grad)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1)."""
-    return Tensor(observed(draw, rng, "random", (as_shape(shape),), dtype), requires_grad)
+    return Tensor(observed(draw, rng, dtype, "random", as_shape(shape)), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw from the integers `low` to `high` - 1."""
-    arguments = low, high, as_shape((shape,))
-    return Tensor(observed(draw, rng, "integers", arguments, np.int64))
+    return Tensor(observed(draw, rng, np.int64, "integers", low, high, as_shape((shape,))))
 
 
-def draw(rng: Rng, method: str, arguments: Sequence[Any], dtype: DTypeLike) -> NDArray[Any]:
+def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
     """Draw an array by a method of the generator."""
-    return np.asarray(getattr(generator(rng), method)(*arguments)).astype(dtype, copy=False)
+    return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
 
 
 def as_shape(sizes: Any) -> tuple[int, ...]:

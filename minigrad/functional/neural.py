@@ -16,9 +16,11 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.shape import expand_dims, repeat, swapaxes
+from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, softmax, where
 from minigrad.random import Rng
+
+Booleans = NDArray[np.bool_]
 
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
@@ -83,16 +85,18 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if padding_idx is None:
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
-    padding = observed(np.equal, integers, padding_idx % count)
-    return where(expand_dims(padding, -1), constant, rows)
+    return where(observed(equal_rows, integers, padding_idx % count), constant, rows)
+
+
+def equal_rows(integers: NDArray[Any], value: int) -> Booleans:
+    """Return where integers are equal to a value, with a last axis of size 1."""
+    equal: Booleans = (integers == value)[..., None]
+    return equal
 
 
 # --------------------------------------------------------------------------------------------------
 # Attention: a mean of vectors, weighted by how well the key of each fits a query
 # --------------------------------------------------------------------------------------------------
-
-
-Booleans = NDArray[np.bool_]
 
 
 def _attention(
