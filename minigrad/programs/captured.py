@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import ValueNames
-from minigrad.programs.program import CaptureError, Program, Recording
+from minigrad.programs.names import CaptureError, ValueNames
+from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
 
@@ -81,7 +81,7 @@ class Captured(Generic[P, R]):
     def reset(self) -> None:
         """Forget all programs; the next two calls record again."""
         self._programs: dict[Any, list[Program]] = {}
-        self._first: dict[Any, Recording] = {}
+        self._first: dict[Any, Program] = {}
         self._last: Program | None = None
         self._changes = 0
         self._warned = False
@@ -193,29 +193,27 @@ class Captured(Generic[P, R]):
             first = None
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
-        recorder = StepRecorder(names, surroundings)
+        recorder = StepRecorder(names)
         with observe(recorder):
             result = self._eager(args, kwargs)
         recorder.check_state()
         returned = names.result(result)
         surroundings.add(names.others)
-        recording = Recording(
-            surroundings, names.arguments, recorder.lines, names.space, names.comments(), returned
-        )
+        program = Program(names, recorder.lines, returned)
         if known is not None:
             self._programs[key].remove(known)
-            recording.check_same(known.recording, f"call {known.calls}")
+            program.check_same(known, f"call {known.calls}")
             self._programs[key].insert(0, known)
             known.next_check *= 10
         elif first is None or not surroundings.hold():
-            self._first[key] = recording
+            self._first[key] = program
         else:
-            recording.check_same(first, "the second call")
+            program.check_same(first, "the second call")
             zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
-            program = self._last = Program(recording, zeroed)
+            program.compile(zeroed)
             others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
             self._programs[key] = [program, *others][:MOST_PROGRAMS]
-            self._changes = 0
+            self._last, self._changes = program, 0
         return result
 
     def _count_change(self, before: Surroundings) -> None:

@@ -2,6 +2,9 @@
 
 A value is known by its array, and an array by its id while it lives. An array that nobody has
 announced is a constant of the program, as a weight is.
+
+While a program is written, the names of its values begin with a mark that no other text contains.
+So a name is never mistaken for an argument, a parameter or a word in a text that looks like it.
 """
 
 from __future__ import annotations
@@ -19,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.program import MARK, CaptureError
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import owner_of
+
+MARK = "\0"  # repr writes it in another way, so it is in no literal
+EARLIER = "e"  # begins the name of a gradient from before the step
+
+
+class CaptureError(RuntimeError):
+    """A step does what cannot be captured; the message says what, and what to do instead."""
 
 
 class ValueNames:
@@ -41,7 +50,7 @@ class ValueNames:
         self.arguments: list[str] = []
         self.space: dict[str, Any] = {}
         self.others: dict[str, Tensor] = {}
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
@@ -181,7 +190,7 @@ class ValueNames:
                 lines.append(f"# {name}: {', '.join(labels)}")
             elif name[0] == MARK:
                 lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
-        usual = self._surroundings.numbers | self._sizes
+        usual = self.surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]
         text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
         return [*lines, text] if numbers else lines

@@ -9,7 +9,6 @@ the same in every step of equal shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,28 +24,23 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.names import ValueNames, as_tuple
-from minigrad.programs.program import EARLIER, CaptureError, ProgramLine
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.names import EARLIER, CaptureError, ValueNames, as_tuple
+from minigrad.programs.program import ProgramLine
 
 
-@dataclass(eq=False)
 class StepRecorder(Observer):
     """Writes down one step.
 
     Args:
         names: names for the values in the lines.
-        surroundings: what the step reads besides its arguments.
 
     Attributes:
         lines: the program.
     """
 
-    names: ValueNames
-    surroundings: Surroundings
-    lines: list[ProgramLine] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, names: ValueNames) -> None:
+        self.names, self.surroundings = names, names.surroundings
+        self.lines: list[ProgramLine] = []
         self._running = 0  # passes and announced functions, inside of which nothing is a line
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
