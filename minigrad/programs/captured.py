@@ -52,15 +52,7 @@ MOST_CHANGES = 3  # of the surroundings between two recordings, before a step is
 
 
 class Captured(Generic[P, R]):
-    """A training step whose program is run instead of it. `capture` makes one.
-
-    Attributes:
-        step: the step itself.
-        programs: all programs that were made and may be run again.
-        source: the text of the program that was run or made last.
-        namespace: the functions and constants that the text names: `exec(source, namespace)`
-            defines the function `program`, which takes and returns arrays.
-    """
+    """A training step, `step`, whose program is run instead of it. `capture` makes one."""
 
     def __init__(self, step: Callable[P, R]) -> None:
         try:
@@ -102,7 +94,10 @@ class Captured(Generic[P, R]):
 
     @property
     def namespace(self) -> dict[str, Any]:
-        """The functions and constants that the text of the program names."""
+        """The functions and constants that the text names.
+
+        `exec(source, namespace)` defines the function `program`, of arrays that returns arrays.
+        """
         return self._program().namespace
 
     def _program(self) -> Program:

@@ -174,7 +174,7 @@ class ValueNames:
         self._names[id(value)] = text
         return text
 
-    def function(self, function: Callable[..., Any], name: str) -> str:
+    def function(self, function: Callable[..., Any], name: str | None = None) -> str:
         """Return the name of a function; a bound method is the method of a named object."""
         owner = getattr(function, "__self__", None)
         if owner is not None and not isinstance(owner, (type, ModuleType)):
@@ -186,7 +186,7 @@ class ValueNames:
         lines = []
         for name, value in self.space.items():
             if isinstance(value, list):
-                labels = [f"{self._labels.get(id(p._data), '(no name)')}" for p in value]
+                labels = [self._labels.get(id(p._data), "(no name)") for p in value]
                 lines.append(f"# {name}: {', '.join(labels)}")
             elif name[0] == MARK:
                 lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")

@@ -42,7 +42,8 @@ class ProgramLine:
         call = f"{self.function}({', '.join(self.arguments)})"
         if self.function in ("", "+"):
             call = " + ".join(self.arguments)
-        return f"{self.outs} = {self.form.format(call)}" if self.outs else self.form.format(call)
+        outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
+        return f"{outs} = {self.form.format(call)}" if outs else self.form.format(call)
 
 
 class Program:

@@ -67,35 +67,39 @@ class StepRecorder(Observer):
                 "a checkpoint is not captured; call the function itself, or run this step eagerly"
             )
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
-        if op.name == "getitem" and _has_mask(given[1]):
+        is_mask = [getattr(part, "dtype", None) == np.bool_ for part in _flat(given[1:2])]
+        if op.name == "getitem" and any(is_mask):
             raise CaptureError(
                 "getitem: the shape of x[mask] depends on the values of the mask, and shapes in a "
                 "program are fixed; use minigrad.where, or multiply by the mask"
             )
         self._section = "forward"
-        is_tensor = isinstance(result, Tensor)
-        called = self._converted(op, given) if is_tensor else [*map(_array_of, given)]
-        arguments = [self.names.name(value) for value in called]
-        out = result._data if is_tensor else result
-        form = self._form(op, called, out) if is_tensor else "{}"
-        edges = (result.node.edges or ()) if is_tensor and result.node is not None else ()
-        self._name_saved(edges, called)
+        called, out, form = [*map(_array_of, given)], result, "{}"
+        saved: list[tuple[tuple[int, bool], Any]] = []  # for VJPs, with the slots that it is for
+        if isinstance(result, Tensor):
+            called, out = self._converted(op, given, called), result._data
+            form = self._form(op, called, out)
+            for _, _, vjp, *values in (result.node and result.node.edges) or ():
+                saved += zip(vjp.slots, values, strict=True)
+        for (slot, shape_only), value in saved:
+            if not shape_only and slot < len(called):
+                self._rename(value, called[slot])
         name, function = self.names.made(out), self.names.function(op.forward, op.name)
+        arguments = [self.names.name(value) for value in called]
         if not op.returns_residuals:
             self._emit(name, function, arguments, form=form)
             return
-        slot, kept = len(given) + 2, "_"
-        for _, _, vjp, *saved in edges:
-            for (i, _), value in zip(vjp.slots, saved, strict=True):
-                if i == slot and kept == "_":
-                    kept = self.names.register(value, self.names.new("r"))
-        self._emit(f"{name}, {kept}", function, arguments)
+        residuals = self.names.new("r")
+        for (slot, _), value in saved:
+            if slot == len(given) + 2:
+                self.names.register(value, residuals)
+        self._emit(f"{name}, {residuals}", function, arguments)
         if form != "{}":
             self._emit(name, "", [name], form=form)
 
     def _form(self, op: Op[Any], called: list[Any], out: NDArray[Any]) -> str:
         """Return what an op makes of the result of its forward: an array, of the right dtype."""
-        form = "{}" if out.ndim else f"{self.names.function(np.asarray, 'asarray')}({{}})"
+        form = "{}" if out.ndim else f"{self.names.function(np.asarray)}({{}})"
         dtypes = {x.dtype for x in _flat(called) if isinstance(x, np.ndarray)}
         if out.dtype.kind == "f" and {x for x in dtypes if x.kind == "f"} != {out.dtype}:
             form += f".astype('{out.dtype}', copy=False)"
@@ -105,13 +109,11 @@ class StepRecorder(Observer):
                 form += ".copy()"
         return form
 
-    def _converted(self, op: Op[Any], given: list[Any]) -> list[Any]:
+    def _converted(self, op: Op[Any], given: list[Any], called: list[Any]) -> list[Any]:
         """Return the operands of a forward, converted as the op does; each conversion is a line."""
-        called = [*map(_array_of, given)]
         if op.takes_sequence:
             arrays = agree(op, range(len(called[0])), called[0], given[0])
-            called[0] = [self._cast(x, y) for x, y in zip(called[0], arrays, strict=True)]
-            return called
+            return [[*map(self._cast, called[0], arrays)], *called[1:]]
         at = [argnum for argnum, _ in op.vjps]
         agreed = agree(op, at, [called[i] for i in at], [given[i] for i in at])
         for i, value in zip(at, agreed, strict=True):
@@ -126,9 +128,7 @@ class StepRecorder(Observer):
             return after
         if isinstance(after, np.ndarray):
             arguments = [self.names.name(before), repr(str(after.dtype))]
-            self._emit(
-                self.names.made(after), self.names.function(np.asarray, "asarray"), arguments
-            )
+            self._emit(self.names.made(after), self.names.function(np.asarray), arguments)
             return after
         if type(after) is not float:
             raise CaptureError(
@@ -138,15 +138,12 @@ class StepRecorder(Observer):
         self._emit(self.names.made(after), "", [self.names.name(before)], form="{}.item()")
         return after
 
-    def _name_saved(self, edges: Sequence[Edge], called: list[Any]) -> None:
-        """Let operands that the op has converted, and saved for VJPs, have the names of ours."""
-        for _, _, vjp, *saved in edges:
-            for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
-                if not shape_only and slot < len(called):
-                    for theirs, own in zip(_flat([value]), _flat([called[slot]]), strict=True):
-                        known = self.names.known(own)
-                        if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
-                            self.names.register(theirs, known)
+    def _rename(self, saved: Any, called: Any) -> None:
+        """Let what an op has converted itself, and saved for a VJP, have the name of ours."""
+        for theirs, own in zip(_flat([saved]), _flat([called]), strict=True):
+            known = self.names.known(own)
+            if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
+                self.names.register(theirs, known)
 
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
@@ -163,7 +160,7 @@ class StepRecorder(Observer):
         if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
             self.names.register(result, self.names.name(first))  # nothing writes to either
             return
-        name = self.names.function(function, function.__name__.strip("_"))
+        name = self.names.function(function)
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
         named = [self.names.name(_array_of(argument)) for argument in arguments]
@@ -201,7 +198,6 @@ class StepRecorder(Observer):
             for known in (self._reached, self._edges, self._joint):  # of an earlier pass
                 known.clear()
         self._running += 1 if begins else -1
-        self._section = "backward"
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""
@@ -216,39 +212,42 @@ class StepRecorder(Observer):
             self._edges[node] = list(node.edges or ())
         g, edges = self._reached[node], self._edges[node]
         _, argnum, vjp, *saved = edges.pop(next(i for i, e in enumerate(edges) if e[0] is parent))
-        self._raw = result
-        if op.plain and result is gradient:
-            self._arriving = g
-            return
         name = f"{op.name}_vjp"
-        if op.plain:
+        if op.plain and result is gradient:
+            out = g
+        elif op.plain:
             name += f"_{op.parameters[0 if op.takes_sequence else argnum]}"
-        name = self.names.function(vjp.derivative, name)
-        if op.plain:
-            self._arriving = self.names.new("g")
-            form = "{}"
+            name = self.names.function(vjp.derivative, name)
+            out, form = self.names.new("g"), "{}"
             if isinstance(result, np.generic):
-                form = f"{self.names.function(np.asarray, 'asarray')}({{}})"
-            self._emit(self._arriving, name, [g, *map(self.names.name, saved)], form=form)
-            return
-        if node not in self._joint:
-            line = self._emit("", name, [g, "", *map(self.names.name, saved)])
-            self._joint[node] = line, ["_"] * len(op.argnums)
-        line, outs = self._joint[node]
-        self._arriving = outs[op.argnums.index(argnum)] = self.names.new("g")
-        line.outs = as_tuple(outs)
-        line.arguments[1] = str(tuple(out != "_" for out in outs))
+                form = f"{self.names.function(np.asarray)}({{}})"
+            self._emit(out, name, [g, *map(self.names.name, saved)], form=form)
+        else:
+            if node not in self._joint:
+                name = self.names.function(vjp.derivative, name)
+                line = self._emit("", name, [g, "", *map(self.names.name, saved)])
+                self._joint[node] = line, ["_"] * len(op.argnums)
+            line, outs = self._joint[node]
+            out = outs[op.argnums.index(argnum)] = self.names.new("g")
+            line.outs = as_tuple(outs)
+            line.arguments[1] = str(tuple(each != "_" for each in outs))
+        self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Write the sum over broadcast axes, and that of all gradients of a value."""
-        name, raw = self._arriving, self._raw
-        if raw.shape != gradient.shape or raw.dtype != gradient.dtype:
+        name, result = self._arriving
+        del self._arriving  # with the array
+        if result.shape != gradient.shape or result.dtype != gradient.dtype:
             arguments = [name, self.names.name(gradient.shape), repr(str(gradient.dtype))]
             name = self.names.new("g")
-            self._emit(name, self.names.function(sum_to, "sum_to"), arguments)
+            self._emit(name, self.names.function(sum_to), arguments)
         before = self._pending.get(parent)
         self._pending[parent] = name if before is None else self._sum(before, name)
-        del self._raw
+
+    def on_free(self, node: Node) -> None:
+        """Forget the arrays of a node whose VJPs have run."""
+        self._edges.pop(node, None)
+        self._joint.pop(node, None)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Name the complete gradient of a leaf."""
@@ -284,8 +283,8 @@ class StepRecorder(Observer):
                 known = self.names.known(group) or self.names.constant(group, "group")
                 parameters = self.names.constant(stepped, "parameters")
                 arguments = [known, parameters, self.names.name(gradients)]
-                name = self.names.function(optimizer.step_group, "step_group")
-                self._emit("", name, arguments, has_effect=True)
+                function = self.names.function(optimizer.step_group)
+                self._emit("", function, arguments, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
@@ -321,11 +320,6 @@ class StepRecorder(Observer):
                 "step, and pass the numbers as arguments"
             )
 
-    def on_free(self, node: Node) -> None:
-        """Forget the arrays of a node whose VJPs have run."""
-        self._edges.pop(node, None)
-        self._joint.pop(node, None)
-
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
@@ -349,7 +343,3 @@ def _flat(values: Any) -> Iterator[Any]:
             yield from _flat(value)
         else:
             yield value
-
-
-def _has_mask(index: Any) -> bool:
-    return any(getattr(part, "dtype", None) == np.bool_ for part in _flat([index]))
