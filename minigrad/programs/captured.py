@@ -292,16 +292,8 @@ def _check_code(surroundings: Surroundings) -> None:
     """Raise a CaptureError if the code of a step prints, or reads values."""
     for function in surroundings.functions:
         names = {name for code in codes(function) for name in code.co_names}
-        for name, instead in _UNSEEN.items():
-            if name in names:
-                raise CaptureError(
-                    f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
-                    f"again; {instead}"
-                )
-
-
-_UNSEEN = {
-    "item": "return the tensor, and call item() outside of the step",
-    "tolist": "return the tensor, and call tolist() outside of the step",
-    "print": "return what is to be printed",
-}
+        for name in sorted(names & {"item", "tolist", "print"}):
+            raise CaptureError(
+                f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
+                f"again; return the tensor, and call {name}() outside of the step"
+            )

@@ -56,7 +56,7 @@ class ValueNames:
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
         self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
         self._sizes = {0, 1}  # of all arrays
-        self._count = 0  # of values
+        self._count = itertools.count(1)  # of values
         self._taken = {"slice"}  # names
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
@@ -79,8 +79,7 @@ class ValueNames:
 
     def new(self, prefix: str) -> str:
         """Return a new name of a value."""
-        self._count += 1
-        return f"{MARK}{prefix}{self._count}"
+        return f"{MARK}{prefix}{next(self._count)}"
 
     def _unique(self, text: str) -> str:
         """Return an unused identifier like a text."""

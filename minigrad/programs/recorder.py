@@ -45,7 +45,7 @@ class StepRecorder(Observer):
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
-        self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
+        self._edges: dict[Node, Iterator[Edge]] = {}  # those that have not been gone through
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}
         self._state = self.surroundings.state()
 
@@ -155,20 +155,15 @@ class StepRecorder(Observer):
         if begins or self._running:
             return
         self._state = self.surroundings.state()
-        first = arguments[0] if arguments else None
-        is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
-        if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
-            self.names.register(result, self.names.name(first))  # nothing writes to either
+        if function is contiguous_copy and result.strides == arguments[0].strides:
+            self.names.register(result, self.names.name(arguments[0]))  # nothing writes to either
             return
         name = self.names.function(function)
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
         named = [self.names.name(_array_of(argument)) for argument in arguments]
-        if function is np.add:
-            self.names.register(result, self._sum(*named))
-            return
         outs = "" if result is None else self.names.made(result)
-        self._emit(outs, name, named, has_effect=function is not contiguous_copy)
+        self._emit(outs, name, named, has_effect=function not in (contiguous_copy, np.add))
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass
@@ -179,13 +174,16 @@ class StepRecorder(Observer):
         self._section = "backward"
         assert output.node is not None
         seed = self.names.known(gradient) or self.names.constant(gradient, "seed")
-        before = self._pending.get(output.node)
-        self._pending[output.node] = seed if before is None else self._sum(before, seed)
+        self._reach(output.node, seed)
 
-    def _sum(self, a: str, b: str) -> str:
-        total = self.names.new("g")
-        self._emit(total, "+", [a, b])
-        return total
+    def _reach(self, node: Node, name: str) -> None:
+        """Add to the gradient that has reached a node."""
+        before = self._pending.get(node)
+        if before is not None:
+            total = self.names.new("g")
+            self._emit(total, "+", [before, name])
+            name = total
+        self._pending[node] = name
 
     def on_pass(self, begins: bool) -> None:
         """Note that VJPs run, whose calls of ops are no lines."""
@@ -209,9 +207,9 @@ class StepRecorder(Observer):
         op: Any = node.op
         if node not in self._reached:
             self._reached[node] = self._pending.pop(node)
-            self._edges[node] = list(node.edges or ())
-        g, edges = self._reached[node], self._edges[node]
-        _, argnum, vjp, *saved = edges.pop(next(i for i, e in enumerate(edges) if e[0] is parent))
+            self._edges[node] = iter(node.edges or ())
+        g = self._reached[node]
+        _, argnum, vjp, *saved = next(edge for edge in self._edges[node] if edge[0] is parent)
         name = f"{op.name}_vjp"
         if op.plain and result is gradient:
             out = g
@@ -241,8 +239,7 @@ class StepRecorder(Observer):
             arguments = [name, self.names.name(gradient.shape), repr(str(gradient.dtype))]
             name = self.names.new("g")
             self._emit(name, self.names.function(sum_to), arguments)
-        before = self._pending.get(parent)
-        self._pending[parent] = name if before is None else self._sum(before, name)
+        self._reach(parent, name)
 
     def on_free(self, node: Node) -> None:
         """Forget the arrays of a node whose VJPs have run."""
