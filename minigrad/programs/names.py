@@ -173,12 +173,16 @@ class ValueNames:
         self._names[id(value)] = text
         return text
 
-    def function(self, function: Callable[..., Any], name: str | None = None) -> str:
-        """Return the name of a function; a bound method is the method of a named object."""
+    def call(
+        self, function: Callable[..., Any], arguments: Iterable[str], name: str | None = None
+    ) -> str:
+        """Return the call of a function; a bound method is the method of a named object."""
         owner = getattr(function, "__self__", None)
         if owner is not None and not isinstance(owner, (type, ModuleType)):
-            return f"{self.name(owner)}.{function.__name__}"
-        return self.known(function) or self.constant(function, name)
+            called = f"{self.name(owner)}.{function.__name__}"
+        else:
+            called = self.known(function) or self.constant(function, name)
+        return f"{called}({', '.join(arguments)})"
 
     def comments(self) -> list[str]:
         """Return lines that list parameters, and what has come from nowhere that is compared."""

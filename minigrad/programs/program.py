@@ -25,25 +25,18 @@ class ProgramLine:
     Attributes:
         section: "forward", "backward" or "update".
         outs: the names that it assigns to, by how the result is taken apart.
-        function: the name of what is called; "+" for an addition.
-        arguments: expressions.
-        form: what becomes of the result, with {} for the call.
+        expression: what is computed, mostly a call.
         has_effect: whether the line is needed even if nobody uses its result.
     """
 
     section: str
     outs: str
-    function: str
-    arguments: list[str]
-    form: str = "{}"
-    has_effect: bool = False
+    expression: str
+    has_effect: bool
 
     def __str__(self) -> str:
-        call = f"{self.function}({', '.join(self.arguments)})"
-        if self.function in ("", "+"):
-            call = " + ".join(self.arguments)
         outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
-        return f"{outs} = {self.form.format(call)}" if outs else self.form.format(call)
+        return f"{outs} = {self.expression}" if outs else self.expression
 
 
 class Program:
@@ -162,7 +155,7 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
     for line in reversed(lines):
         if line.has_effect or needed & set(_VALUE.findall(line.outs)):
             kept.append(line)
-            needed.update(_VALUE.findall(" ".join(line.arguments)))
+            needed.update(_VALUE.findall(line.expression))
     all_sections, sections = ({line.section for line in each} for each in (lines, kept))
     if "backward" in all_sections - sections:
         raise CaptureError(

@@ -49,8 +49,8 @@ class StepRecorder(Observer):
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}
         self._state = self.surroundings.state()
 
-    def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> ProgramLine:
-        line = ProgramLine(self._section, outs, function, arguments, **options)
+    def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
+        line = ProgramLine(self._section, outs, expression, has_effect)
         self.lines.append(line)
         return line
 
@@ -74,40 +74,41 @@ class StepRecorder(Observer):
                 "program are fixed; use minigrad.where, or multiply by the mask"
             )
         self._section = "forward"
-        called, out, form = [*map(_array_of, given)], result, "{}"
+        called, out = [*map(_array_of, given)], result
         saved: list[tuple[tuple[int, bool], Any]] = []  # for VJPs, with the slots that it is for
         if isinstance(result, Tensor):
             called, out = self._converted(op, given, called), result._data
-            form = self._form(op, called, out)
             for _, _, vjp, *values in (result.node and result.node.edges) or ():
                 saved += zip(vjp.slots, values, strict=True)
         for (slot, shape_only), value in saved:
             if not shape_only and slot < len(called):
                 self._rename(value, called[slot])
-        name, function = self.names.made(out), self.names.function(op.forward, op.name)
-        arguments = [self.names.name(value) for value in called]
-        if not op.returns_residuals:
-            self._emit(name, function, arguments, form=form)
-            return
-        residuals = self.names.new("r")
-        for (slot, _), value in saved:
-            if slot == len(given) + 2:
-                self.names.register(value, residuals)
-        self._emit(f"{name}, {residuals}", function, arguments)
-        if form != "{}":
-            self._emit(name, "", [name], form=form)
+        name = self.names.made(out)
+        call = self.names.call(op.forward, map(self.names.name, called), op.name)
+        if op.returns_residuals:
+            residuals = self.names.new("r")
+            for (slot, _), value in saved:
+                if slot == len(given) + 2:
+                    self.names.register(value, residuals)
+            self._emit(f"{name}, {residuals}", call)
+            call = name
+        if isinstance(result, Tensor):
+            call = self._as_output(op, called, out, call)
+        if call != name:
+            self._emit(name, call)
 
-    def _form(self, op: Op[Any], called: list[Any], out: NDArray[Any]) -> str:
+    def _as_output(self, op: Op[Any], called: list[Any], out: NDArray[Any], call: str) -> str:
         """Return what an op makes of the result of its forward: an array, of the right dtype."""
-        form = "{}" if out.ndim else f"{self.names.function(np.asarray)}({{}})"
+        if not out.ndim:
+            call = self.names.call(np.asarray, [call])
         dtypes = {x.dtype for x in _flat(called) if isinstance(x, np.ndarray)}
         if out.dtype.kind == "f" and {x for x in dtypes if x.kind == "f"} != {out.dtype}:
-            form += f".astype('{out.dtype}', copy=False)"
+            call += f".astype('{out.dtype}', copy=False)"
         if op.cost is None and op.composition is None:
             raw = op.forward(*called)  # a function of numpy, which may return a part of an operand
             if isinstance(raw, np.ndarray) and not raw.flags.writeable and out.flags.owndata:
-                form += ".copy()"
-        return form
+                call += ".copy()"
+        return call
 
     def _converted(self, op: Op[Any], given: list[Any], called: list[Any]) -> list[Any]:
         """Return the operands of a forward, converted as the op does; each conversion is a line."""
@@ -126,16 +127,17 @@ class StepRecorder(Observer):
         """Write the conversion of an operand to another dtype, or to a number, if there is one."""
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
+        name = self.names.name(before)
         if isinstance(after, np.ndarray):
-            arguments = [self.names.name(before), repr(str(after.dtype))]
-            self._emit(self.names.made(after), self.names.function(np.asarray), arguments)
-            return after
-        if type(after) is not float:
+            converted = self.names.call(np.asarray, [name, f"'{after.dtype}'"])
+        elif type(after) is float:
+            converted = f"{name}.item()"
+        else:
             raise CaptureError(
                 f"{after!r} is computed from values outside of ops, and an op takes it as a Python "
                 f"integer, which a program cannot follow; use a Tensor"
             )
-        self._emit(self.names.made(after), "", [self.names.name(before)], form="{}.item()")
+        self._emit(self.names.made(after), converted)
         return after
 
     def _rename(self, saved: Any, called: Any) -> None:
@@ -158,12 +160,11 @@ class StepRecorder(Observer):
         if function is contiguous_copy and result.strides == arguments[0].strides:
             self.names.register(result, self.names.name(arguments[0]))  # nothing writes to either
             return
-        name = self.names.function(function)
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
-        named = [self.names.name(_array_of(argument)) for argument in arguments]
+        call = self.names.call(function, [self.names.name(_array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
-        self._emit(outs, name, named, has_effect=function not in (contiguous_copy, np.add))
+        self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass
@@ -181,7 +182,7 @@ class StepRecorder(Observer):
         before = self._pending.get(node)
         if before is not None:
             total = self.names.new("g")
-            self._emit(total, "+", [before, name])
+            self._emit(total, f"{before} + {name}")
             name = total
         self._pending[node] = name
 
@@ -210,25 +211,24 @@ class StepRecorder(Observer):
             self._edges[node] = iter(node.edges or ())
         g = self._reached[node]
         _, argnum, vjp, *saved = next(edge for edge in self._edges[node] if edge[0] is parent)
+        arguments = [g, *map(self.names.name, saved)]
         name = f"{op.name}_vjp"
         if op.plain and result is gradient:
             out = g
         elif op.plain:
+            out = self.names.new("g")
             name += f"_{op.parameters[0 if op.takes_sequence else argnum]}"
-            name = self.names.function(vjp.derivative, name)
-            out, form = self.names.new("g"), "{}"
-            if isinstance(result, np.generic):
-                form = f"{self.names.function(np.asarray)}({{}})"
-            self._emit(out, name, [g, *map(self.names.name, saved)], form=form)
+            call = self.names.call(vjp.derivative, arguments, name)
+            is_number = isinstance(result, np.generic)
+            self._emit(out, self.names.call(np.asarray, [call]) if is_number else call)
         else:
             if node not in self._joint:
-                name = self.names.function(vjp.derivative, name)
-                line = self._emit("", name, [g, "", *map(self.names.name, saved)])
-                self._joint[node] = line, ["_"] * len(op.argnums)
+                self._joint[node] = self._emit("", ""), ["_"] * len(op.argnums)
             line, outs = self._joint[node]
             out = outs[op.argnums.index(argnum)] = self.names.new("g")
+            arguments.insert(1, str(tuple(each != "_" for each in outs)))  # which are wanted
             line.outs = as_tuple(outs)
-            line.arguments[1] = str(tuple(each != "_" for each in outs))
+            line.expression = self.names.call(vjp.derivative, arguments, name)
         self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
@@ -236,9 +236,9 @@ class StepRecorder(Observer):
         name, result = self._arriving
         del self._arriving  # with the array
         if result.shape != gradient.shape or result.dtype != gradient.dtype:
-            arguments = [name, self.names.name(gradient.shape), repr(str(gradient.dtype))]
+            arguments = [name, self.names.name(gradient.shape), f"'{gradient.dtype}'"]
             name = self.names.new("g")
-            self._emit(name, self.names.function(sum_to), arguments)
+            self._emit(name, self.names.call(sum_to, arguments))
         self._reach(parent, name)
 
     def on_free(self, node: Node) -> None:
@@ -280,8 +280,8 @@ class StepRecorder(Observer):
                 known = self.names.known(group) or self.names.constant(group, "group")
                 parameters = self.names.constant(stepped, "parameters")
                 arguments = [known, parameters, self.names.name(gradients)]
-                function = self.names.function(optimizer.step_group)
-                self._emit("", function, arguments, has_effect=True)
+                call = self.names.call(optimizer.step_group, arguments)
+                self._emit("", call, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
