@@ -77,12 +77,13 @@ class StepRecorder(Observer):
         called, out = [*map(_array_of, given)], result
         saved: list[tuple[tuple[int, bool], Any]] = []  # for VJPs, with the slots that it is for
         if isinstance(result, Tensor):
-            called, out = self._converted(op, given, called), result._data
             for _, _, vjp, *values in (result.node and result.node.edges) or ():
                 saved += zip(vjp.slots, values, strict=True)
-        for (slot, shape_only), value in saved:
-            if not shape_only and slot < len(called):
-                self._rename(value, called[slot])
+            converted, out = _converted(op, called, given), result._data
+            for (slot, shape_only), value in saved:
+                if slot < len(called) and not shape_only:
+                    converted[slot] = value  # an equal one, which the VJP will be called with
+            called = [*map(self._cast, called, converted)]
         name = self.names.made(out)
         call = self.names.call(op.forward, map(self.names.name, called), op.name)
         if op.returns_residuals:
@@ -110,21 +111,10 @@ class StepRecorder(Observer):
                 call += ".copy()"
         return call
 
-    def _converted(self, op: Op[Any], given: list[Any], called: list[Any]) -> list[Any]:
-        """Return the operands of a forward, converted as the op does; each conversion is a line."""
-        if op.takes_sequence:
-            arrays = agree(op, range(len(called[0])), called[0], given[0])
-            return [[*map(self._cast, called[0], arrays)], *called[1:]]
-        at = [argnum for argnum, _ in op.vjps]
-        agreed = agree(op, at, [called[i] for i in at], [given[i] for i in at])
-        for i, value in zip(at, agreed, strict=True):
-            if op.floats and isinstance(value, np.ndarray):
-                value = as_floats(op, value)
-            called[i] = self._cast(called[i], value)
-        return called
-
     def _cast(self, before: Any, after: Any) -> Any:
         """Write the conversion of an operand to another dtype, or to a number, if there is one."""
+        if type(before) is type(after) is list:
+            return [*map(self._cast, before, after)]
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
         name = self.names.name(before)
@@ -139,13 +129,6 @@ class StepRecorder(Observer):
             )
         self._emit(self.names.made(after), converted)
         return after
-
-    def _rename(self, saved: Any, called: Any) -> None:
-        """Let what an op has converted itself, and saved for a VJP, have the name of ours."""
-        for theirs, own in zip(_flat([saved]), _flat([called]), strict=True):
-            known = self.names.known(own)
-            if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
-                self.names.register(theirs, known)
 
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
@@ -322,6 +305,18 @@ def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
     target: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
     return fit_to_input(g, target, target, 0)
+
+
+def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
+    """Return the operands of a forward, converted as the op does."""
+    if op.takes_sequence:
+        return [list(agree(op, range(len(called[0])), called[0], given[0])), *called[1:]]
+    converted, at = [*called], [argnum for argnum, _ in op.vjps]
+    agreed = agree(op, at, [called[i] for i in at], [given[i] for i in at])
+    for i, value in zip(at, agreed, strict=True):
+        converts = op.floats and isinstance(value, np.ndarray)
+        converted[i] = as_floats(op, value) if converts else value
+    return converted
 
 
 def _array_of(value: Any) -> Any:
