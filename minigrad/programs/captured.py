@@ -215,7 +215,7 @@ class Captured(Generic[P, R]):
         """Count that the surroundings changed between two recordings."""
         self._changes += 1
         if self._changes > MOST_CHANGES:
-            changes = ", ".join(before.changes()[:5])
+            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
             raise CaptureError(
                 f"capture: the step reads {changes}, and that changes from call to call; make it "
                 f"an argument, as a Tensor if it is a number, or return what the step adds to it"

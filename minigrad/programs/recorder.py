@@ -46,7 +46,7 @@ class StepRecorder(Observer):
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, Iterator[Edge]] = {}  # those that have not been gone through
-        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}
+        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines of several gradients
         self._state = self.surroundings.state()
 
     def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
@@ -183,10 +183,10 @@ class StepRecorder(Observer):
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""
-        if node.hooks or node.retains_grad:
+        if node.retains_grad:
             raise CaptureError(
-                f"hooks and retain_grad() are not captured, and the result of `{node.name}` has "
-                f"one; return what the step is to show"
+                f"retain_grad() is not captured; return the result of `{node.name}`, or take its "
+                f"gradient by minigrad.grad"
             )
         op: Any = node.op
         if node not in self._reached:
@@ -227,7 +227,6 @@ class StepRecorder(Observer):
     def on_free(self, node: Node) -> None:
         """Forget the arrays of a node whose VJPs have run."""
         self._edges.pop(node, None)
-        self._joint.pop(node, None)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Name the complete gradient of a leaf."""

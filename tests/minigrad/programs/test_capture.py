@@ -625,7 +625,7 @@ REFUSED = {
     "allclose": (lambda m, h, loss, x, y: np.allclose(x, 0), r"\.numpy\(\) takes a value"),
     "mask": (lambda m, h, loss, x, y: h[y > 0], "depends on the values of the mask.*where"),
     "checkpoint": (lambda m, h, loss, x, y: mg.checkpoint(m, x), "a checkpoint is not captured"),
-    "retain_grad": (retains, r"hooks and retain_grad\(\) are not captured"),
+    "retain_grad": (retains, r"retain_grad\(\) is not captured"),
     "hook": (hooked, "a hook is not captured"),
     "create_graph": (differentiates_twice, "create_graph: a backward pass that is recorded"),
     "gradients in numpy": (clips_with_numpy, r"\.data or \.numpy\(\)"),
