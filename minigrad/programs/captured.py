@@ -170,7 +170,8 @@ class Captured(Generic[P, R]):
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run the step and record it; make its program if this is the second time."""
-        if key not in self._first and len(self._programs | self._first) >= MOST_SHAPES:
+        kinds = self._programs | self._first
+        if key not in kinds and len(kinds) >= MOST_SHAPES:
             if not self._warned:
                 warnings.warn(
                     f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs "

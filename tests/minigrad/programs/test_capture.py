@@ -530,6 +530,13 @@ def test_too_many_kinds_of_arguments_run_eagerly_after_a_warning():
         call(captured, 80, "numbers")
 
 
+def test_the_programs_of_many_kinds_of_arguments_are_checked_and_go_on_running():
+    step = mg.capture(lambda x: x * 2)
+    for i in range(12 * 64):
+        step(mg.ones(1 + i % 64))
+    assert [program.next_check for program in step.programs] == [100] * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
