@@ -67,7 +67,7 @@ class Surroundings:
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._optimizers: dict[str, Optimizer] = {}
         self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
-        self._paths: list[tuple[str, Sequence[str]]] = []  # of each of these, and its keys
+        self._paths: list[tuple[str, Sequence[Any]]] = []  # of each of these, and the names below
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
         self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
@@ -112,11 +112,11 @@ class Surroundings:
     def changes(self) -> list[str]:
         """Return the paths of what is not what it was."""
         changed = []
-        for (path, keys), read, before in zip(self._paths, self._reads, self._values, strict=True):
+        for (path, names), read, before in zip(self._paths, self._reads, self._values, strict=True):
             now = list(read())
-            if len(now) == len(before) == len(keys):
-                values = zip(keys, now, before, strict=True)
-                changed += [_joined(path, key) for key, a, b in values if a is not b]
+            if len(now) == len(before) == len(names):
+                values = zip(names, now, before, strict=True)
+                changed += [_joined(path, name) for name, a, b in values if a is not b]
             elif len(now) != len(before) or not all(map(is_, now, before)):
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
@@ -146,11 +146,19 @@ class Surroundings:
     # The walk
     # ----------------------------------------------------------------------------------------------
 
-    def _compare(
-        self, path: str, read: Callable[[], Iterable[Any]], keys: Sequence[str] = ()
-    ) -> None:
-        self._paths.append((path, keys))
+    def _compare(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
+        """Compare the values that a function reads, which have these names below a path."""
+        self._paths.append((path, names))
         self._reads.append(read)
+
+    def _enter(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
+        """Compare these values, and find out what is in them."""
+        self._compare(path, names, read)
+        self._walk_all(path, zip(names, list(read()), strict=True))
+
+    def _walk_all(self, path: str, children: Iterable[tuple[Any, Any]]) -> None:
+        for name, child in children:
+            self._walk(child, _joined(path, name))
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
         """Find out what is in a value; or only in attributes that the functions name."""
@@ -178,13 +186,12 @@ class Surroundings:
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
             for name in ("fget", "__func__", "func", "args", "keywords"):
                 self._walk(getattr(value, name, None), path)
-        elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            if not isinstance(value, (tuple, frozenset)):  # which cannot change
-                self._compare(path, value.__iter__)
-            self._walk_all(dict(enumerate(value)), path)
+        elif isinstance(value, (tuple, frozenset)):  # which cannot change
+            self._walk_all(path, enumerate(value))
+        elif isinstance(value, (list, set, deque)):
+            self._enter(path, range(len(value)), value.__iter__)
         elif isinstance(value, dict):
-            self._compare(path, lambda: chain(value.keys(), value.values()))
-            self._walk_all(value, path)
+            self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, Optimizer):
             self._optimizers[path] = value  # for later, since modules have better names
         elif isinstance(value, np.random.Generator):
@@ -193,13 +200,9 @@ class Surroundings:
             module = value.__module__ if isinstance(value, type) else value.__name__
             if _package(module) not in _FOREIGN | _LIBRARY:
                 self._scopes.append((path, value))
-                self._walk_all(dict(enumerate(getattr(value, "__bases__", ()))), path)
+                self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
         elif not isinstance(value, (EMA, LRScheduler)):
             self._walk_object(value, path, is_all)
-
-    def _walk_all(self, children: dict[Any, Any], path: str) -> None:
-        for name, child in list(children.items()):
-            self._walk(child, _joined(path, name))
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
@@ -217,9 +220,8 @@ class Surroundings:
                     self._names.setdefault(id(parameter), name)
             slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
             if slots:
-                self._compare(path, lambda: [getattr(value, name, None) for name in slots], slots)
-            self._compare(path, attributes.values, [*attributes])
-            self._walk_all({name: getattr(value, name, None) for name in slots} | attributes, path)
+                self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
+            self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
         """Walk through the optimisers, and what the code names of classes, modules and so on."""
@@ -227,16 +229,16 @@ class Surroundings:
         while known != len(self._seen) + len(self._words):
             known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # which grow meanwhile
-                self._walk_all({name: vars(scope)[name] for name in self._read(scope)}, path)
+                self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
             for path, optimizer in self._optimizers.items():
                 self.groups += optimizer.param_groups
-                self._compare(path, partial(_groups_and_members, optimizer))
+                self._compare(path, (), partial(_groups_and_members, optimizer))
                 members = [p for group in optimizer.param_groups for p in group["params"]]
-                self._walk_all(dict(enumerate(members)), path)
+                self._walk_all(path, enumerate(members))
             self._optimizers = {}
         for path, scope in self._scopes:
             names = self._read(scope)
-            self._compare(path, partial(map, vars(scope).get, names), names)
+            self._compare(path, names, partial(map, vars(scope).get, names))
 
     def _read(self, scope: Any) -> list[str]:
         return sorted(vars(scope).keys() & self._words)
@@ -248,11 +250,9 @@ class Surroundings:
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
-        self._compare(path, partial(_parts, function))
-        self._walk_all({"defaults": function.__defaults__, "kw": function.__kwdefaults__}, path)
-        names, cells = function.__code__.co_freevars, function.__closure__ or ()
-        self._compare("", partial(map, _content, cells), names)
-        self._walk_all(dict(zip(names, map(_content, cells), strict=True)), "")
+        self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
+        code, cells = function.__code__, function.__closure__ or ()
+        self._enter("", code.co_freevars, partial(map, _content, cells))
         read = set()
         for code in codes(function):
             self._words |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
@@ -262,9 +262,8 @@ class Surroundings:
                     read.add(instruction.argval)
                 elif instruction.opname == "IMPORT_NAME":
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
-        scope, names = function.__globals__, tuple(sorted(read))
-        self._compare("", partial(map, scope.get, names), names)
-        self._walk_all({name: scope.get(name) for name in names}, "")
+        names = sorted(read)
+        self._enter("", names, partial(map, function.__globals__.get, names))
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")

@@ -694,8 +694,8 @@ WRITES = [
     (r"settings\.last", write_module),
     (r"log\.array", write_array),
     (r"log\.losses", lambda loss, log: log.losses.append(loss)),
-    (r"log\.by_name", lambda loss, log: log.by_name.update(loss=loss)),
-    (r"log\.deque", lambda loss, log: log.deque.append(loss)),
+    (r"log\.by_name\.loss", lambda loss, log: log.by_name.update(loss=loss)),
+    (r"log\.deque\.0, log\.deque\.1", lambda loss, log: log.deque.append(loss)),
     (r"log\.last", lambda loss, log: setattr(log, "last", loss)),
 ]
 
