@@ -155,7 +155,9 @@ class ValueNames:
         )
 
     def constant(self, value: Any, name: str | None = None) -> str:
-        """Give a value that no line has made a name, by which lines use it."""
+        """Return the name of a value; one that no line has made gets it now."""
+        if (known := self.known(value)) is not None:
+            return known
         label = self._labels.get(id(value), name)
         if isinstance(value, np.ndarray) and label is None:
             if id(owner_of(value)) in self._owners:
@@ -181,7 +183,7 @@ class ValueNames:
         if owner is not None and not isinstance(owner, (type, ModuleType)):
             called = f"{self.name(owner)}.{function.__name__}"
         else:
-            called = self.known(function) or self.constant(function, name)
+            called = self.constant(function, name)
         return f"{called}({', '.join(arguments)})"
 
     def comments(self) -> list[str]:

@@ -157,8 +157,7 @@ class StepRecorder(Observer):
         """Begin with the gradient of the output."""
         self._section = "backward"
         assert output.node is not None
-        seed = self.names.known(gradient) or self.names.constant(gradient, "seed")
-        self._reach(output.node, seed)
+        self._reach(output.node, self.names.constant(gradient, "seed"))
 
     def _reach(self, node: Node, name: str) -> None:
         """Add to the gradient that has reached a node."""
@@ -230,8 +229,7 @@ class StepRecorder(Observer):
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Name the complete gradient of a leaf."""
-        name = self._reached.get(node) or self._pending.pop(node)
-        self.names.register(gradient, name)
+        self.names.register(gradient, self._reached.get(node) or self._pending.pop(node))
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
         """Name a gradient from an earlier step; no line that is left may use the sum."""
@@ -259,9 +257,11 @@ class StepRecorder(Observer):
                     "the step with optimizer.zero_grad()"
                 )
             if stepped:
-                known = self.names.known(group) or self.names.constant(group, "group")
-                parameters = self.names.constant(stepped, "parameters")
-                arguments = [known, parameters, self.names.name(gradients)]
+                arguments = [
+                    self.names.constant(group, "group"),
+                    self.names.constant(stepped, "parameters"),
+                    self.names.name(gradients),
+                ]
                 call = self.names.call(optimizer.step_group, arguments)
                 self._emit("", call, has_effect=True)
 
