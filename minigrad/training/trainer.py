@@ -415,16 +415,15 @@ class Trainer:
         """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
-        counts: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        shares = [np.array(count / (sum(counts) or 1)) for count in counts]
+        rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
+        shares = [np.array(count / (sum(rows) or 1)) for count in rows]
         step = self.captured_step or self._make_step
         values, norm, counted = step(micro_batches, shares)
-        if counted is not None:
-            counts, total = counted, sum(counted)
-            shares = [np.array(count / total) for count in counts]
-        loss = sum(value * float(share) for value, share in zip(values, shares, strict=True))
+        counts = counted or rows
+        total = sum(counts)
+        loss = sum(value * (count / total) for value, count in zip(values, counts, strict=True))
         seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, sum(counts)
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
 
     def _make_step(
         self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]]
