@@ -94,13 +94,16 @@ class Program:
     def _body(self, sections: Sequence[str]) -> Iterator[str]:
         """List the lines with headings, each of which deletes the values that it is last to use."""
         last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
+        dead: dict[int, list[str]] = {}
+        for name, i in last.items():
+            if name not in self._constants:
+                dead.setdefault(i, []).append(name)
         before = ""
         for i, (section, text) in enumerate(zip(sections, self.texts, strict=False)):
             if section != before:
                 yield f"# {section}"
             before = section
-            dead = [n for n, at in last.items() if at == i and n not in self._constants]
-            yield f"{text}; del {', '.join(dead)}" if dead else text
+            yield f"{text}; del {', '.join(dead[i])}" if i in dead else text
         yield f"return {self.texts[-1]}"
 
     def check_same(self, first: Program, when: str) -> None:
