@@ -75,7 +75,7 @@ class StepRecorder(Observer):
             )
         self._section = "forward"
         called, out = [*map(_array_of, given)], result
-        saved: list[tuple[tuple[int, bool], Any]] = []  # for VJPs, with the slots that it is for
+        saved: list[tuple[tuple[int, bool], Any]] = []  # slots of VJPs, and the values in them
         if isinstance(result, Tensor):
             for _, _, vjp, *values in (result.node and result.node.edges) or ():
                 saved += zip(vjp.slots, values, strict=True)
