@@ -9,4 +9,4 @@ surroundings  what a step reads besides its arguments, and whether that has chan
 
 from minigrad.programs.captured import Captured as Captured
 from minigrad.programs.captured import capture as capture
-from minigrad.programs.program import CaptureError as CaptureError
+from minigrad.programs.names import CaptureError as CaptureError

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import ValueNames
-from minigrad.programs.program import CaptureError, Program, Recording
+from minigrad.programs.names import CaptureError, ValueNames
+from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
 
@@ -52,15 +52,7 @@ MOST_CHANGES = 3  # of the surroundings between two recordings, before a step is
 
 
 class Captured(Generic[P, R]):
-    """A training step whose program is run instead of it. `capture` makes one.
-
-    Attributes:
-        step: the step itself.
-        programs: all programs that were made and may be run again.
-        source: the text of the program that was run or made last.
-        namespace: the functions and constants that the text names: `exec(source, namespace)`
-            defines the function `program`, which takes and returns arrays.
-    """
+    """A training step, `step`, whose program is run instead of it. `capture` makes one."""
 
     def __init__(self, step: Callable[P, R]) -> None:
         try:
@@ -81,7 +73,7 @@ class Captured(Generic[P, R]):
     def reset(self) -> None:
         """Forget all programs; the next two calls record again."""
         self._programs: dict[Any, list[Program]] = {}
-        self._first: dict[Any, Recording] = {}
+        self._first: dict[Any, Program] = {}
         self._last: Program | None = None
         self._changes = 0
         self._warned = False
@@ -102,7 +94,10 @@ class Captured(Generic[P, R]):
 
     @property
     def namespace(self) -> dict[str, Any]:
-        """The functions and constants that the text of the program names."""
+        """The functions and constants that the text names.
+
+        `exec(source, namespace)` defines the function `program`, of arrays that returns arrays.
+        """
         return self._program().namespace
 
     def _program(self) -> Program:
@@ -175,7 +170,8 @@ class Captured(Generic[P, R]):
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run the step and record it; make its program if this is the second time."""
-        if key not in self._first and len(self._programs | self._first) >= MOST_SHAPES:
+        kinds = self._programs | self._first
+        if key not in kinds and len(kinds) >= MOST_SHAPES:
             if not self._warned:
                 warnings.warn(
                     f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs "
@@ -193,36 +189,34 @@ class Captured(Generic[P, R]):
             first = None
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
-        recorder = StepRecorder(names, surroundings)
+        recorder = StepRecorder(names)
         with observe(recorder):
             result = self._eager(args, kwargs)
         recorder.check_state()
         returned = names.result(result)
         surroundings.add(names.others)
-        recording = Recording(
-            surroundings, names.arguments, recorder.lines, names.space, names.comments(), returned
-        )
+        program = Program(names, recorder.lines, returned)
         if known is not None:
             self._programs[key].remove(known)
-            recording.check_same(known.recording, f"call {known.calls}")
+            program.check_same(known, f"call {known.calls}")
             self._programs[key].insert(0, known)
             known.next_check *= 10
         elif first is None or not surroundings.hold():
-            self._first[key] = recording
+            self._first[key] = program
         else:
-            recording.check_same(first, "the second call")
+            program.check_same(first, "the second call")
             zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
-            program = self._last = Program(recording, zeroed)
+            program.compile(zeroed)
             others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
             self._programs[key] = [program, *others][:MOST_PROGRAMS]
-            self._changes = 0
+            self._last, self._changes = program, 0
         return result
 
     def _count_change(self, before: Surroundings) -> None:
         """Count that the surroundings changed between two recordings."""
         self._changes += 1
         if self._changes > MOST_CHANGES:
-            changes = ", ".join(before.changes()[:5])
+            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
             raise CaptureError(
                 f"capture: the step reads {changes}, and that changes from call to call; make it "
                 f"an argument, as a Tensor if it is a number, or return what the step adds to it"
@@ -299,16 +293,8 @@ def _check_code(surroundings: Surroundings) -> None:
     """Raise a CaptureError if the code of a step prints, or reads values."""
     for function in surroundings.functions:
         names = {name for code in codes(function) for name in code.co_names}
-        for name, instead in _UNSEEN.items():
-            if name in names:
-                raise CaptureError(
-                    f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
-                    f"again; {instead}"
-                )
-
-
-_UNSEEN = {
-    "item": "return the tensor, and call item() outside of the step",
-    "tolist": "return the tensor, and call tolist() outside of the step",
-    "print": "return what is to be printed",
-}
+        for name in sorted(names & {"item", "tolist", "print"}):
+            raise CaptureError(
+                f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
+                f"again; return the tensor, and call {name}() outside of the step"
+            )

@@ -2,6 +2,9 @@
 
 A value is known by its array, and an array by its id while it lives. An array that nobody has
 announced is a constant of the program, as a weight is.
+
+While a program is written, the names of its values begin with a mark that no other text contains.
+So a name is never mistaken for an argument, a parameter or a word in a text that looks like it.
 """
 
 from __future__ import annotations
@@ -19,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.program import MARK, CaptureError
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import owner_of
+
+MARK = "\0"  # repr writes it in another way, so it is in no literal
+EARLIER = "e"  # begins the name of a gradient from before the step
+
+
+class CaptureError(RuntimeError):
+    """A step does what cannot be captured; the message says what, and what to do instead."""
 
 
 class ValueNames:
@@ -41,13 +50,13 @@ class ValueNames:
         self.arguments: list[str] = []
         self.space: dict[str, Any] = {}
         self.others: dict[str, Tensor] = {}
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
         self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
         self._sizes = {0, 1}  # of all arrays
-        self._count = 0  # of values
+        self._count = itertools.count(1)  # of values
         self._taken = {"slice"}  # names
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
@@ -70,8 +79,7 @@ class ValueNames:
 
     def new(self, prefix: str) -> str:
         """Return a new name of a value."""
-        self._count += 1
-        return f"{MARK}{prefix}{self._count}"
+        return f"{MARK}{prefix}{next(self._count)}"
 
     def _unique(self, text: str) -> str:
         """Return an unused identifier like a text."""
@@ -147,7 +155,9 @@ class ValueNames:
         )
 
     def constant(self, value: Any, name: str | None = None) -> str:
-        """Give a value that no line has made a name, by which lines use it."""
+        """Return the name of a value; one that no line has made gets it now."""
+        if (known := self.known(value)) is not None:
+            return known
         label = self._labels.get(id(value), name)
         if isinstance(value, np.ndarray) and label is None:
             if id(owner_of(value)) in self._owners:
@@ -165,23 +175,27 @@ class ValueNames:
         self._names[id(value)] = text
         return text
 
-    def function(self, function: Callable[..., Any], name: str) -> str:
-        """Return the name of a function; a bound method is the method of a named object."""
+    def call(
+        self, function: Callable[..., Any], arguments: Iterable[str], name: str | None = None
+    ) -> str:
+        """Return the call of a function; a bound method is the method of a named object."""
         owner = getattr(function, "__self__", None)
         if owner is not None and not isinstance(owner, (type, ModuleType)):
-            return f"{self.name(owner)}.{function.__name__}"
-        return self.known(function) or self.constant(function, name)
+            called = f"{self.name(owner)}.{function.__name__}"
+        else:
+            called = self.constant(function, name)
+        return f"{called}({', '.join(arguments)})"
 
     def comments(self) -> list[str]:
         """Return lines that list parameters, and what has come from nowhere that is compared."""
         lines = []
         for name, value in self.space.items():
             if isinstance(value, list):
-                labels = [f"{self._labels.get(id(p._data), '(no name)')}" for p in value]
+                labels = [self._labels.get(id(p._data), "(no name)") for p in value]
                 lines.append(f"# {name}: {', '.join(labels)}")
             elif name[0] == MARK:
                 lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
-        usual = self._surroundings.numbers | self._sizes
+        usual = self.surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]
         text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
         return [*lines, text] if numbers else lines

@@ -1,32 +1,21 @@
-"""The program of a step: its lines, their text, and the function that they are.
-
-While a program is written, the names of its values begin with a mark that no other text contains.
-So a name is never mistaken for an argument, a parameter or a word in a text that looks like it.
-"""
+"""The program of a step: its lines, their text, and the function that they are."""
 
 from __future__ import annotations
 
 import linecache
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.node import Node
-from minigrad.programs.surroundings import Surroundings
-
-MARK = "\0"  # repr writes it in another way, so it is in no literal
-EARLIER = "e"  # begins the name of a gradient from before the step
+from minigrad.programs.names import EARLIER, MARK, CaptureError, ValueNames
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")
-
-
-class CaptureError(RuntimeError):
-    """A step does what cannot be captured; the message says what, and what to do instead."""
 
 
 @dataclass
@@ -36,69 +25,46 @@ class ProgramLine:
     Attributes:
         section: "forward", "backward" or "update".
         outs: the names that it assigns to, by how the result is taken apart.
-        function: the name of what is called; "+" for an addition.
-        arguments: expressions.
-        form: what becomes of the result, with {} for the call.
+        expression: what is computed, mostly a call.
         has_effect: whether the line is needed even if nobody uses its result.
     """
 
     section: str
     outs: str
-    function: str
-    arguments: list[str]
-    form: str = "{}"
-    has_effect: bool = False
+    expression: str
+    has_effect: bool
 
     def __str__(self) -> str:
-        call = f"{self.function}({', '.join(self.arguments)})"
-        if self.function in ("", "+"):
-            call = " + ".join(self.arguments)
-        return f"{self.outs} = {self.form.format(call)}" if self.outs else self.form.format(call)
+        outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
+        return f"{outs} = {self.expression}" if outs else self.expression
 
 
-class Recording:
-    """One run of a step, written down without the lines whose results nobody uses.
+class Program:
+    """The program of a step for arguments of certain shapes.
 
     Args:
-        surroundings: what the step reads besides its arguments.
-        arguments: the names of the arrays that it was called with.
-        lines: all lines, with functions and constants of `space`.
-        comments: lines to begin with, without effect.
+        names: the names of its values, and of the constants that it may use.
+        lines: all lines that one run of the step has given; those whose results nobody uses are
+            left out.
         result: an expression for what the step returns.
 
     Attributes:
+        surroundings: what the step reads besides its arguments.
         texts: the lines and the result, with the values numbered in their order.
-        space: what the texts name.
+        namespace: the functions and constants that the texts name.
+        source: the text of the program.
+        function: what the text defines, after `compile`.
+        zeroed: the leaves whose gradients from before the step does not leave alone.
     """
 
-    def __init__(
-        self,
-        surroundings: Surroundings,
-        arguments: Sequence[str],
-        lines: Sequence[ProgramLine],
-        space: dict[str, Any],
-        comments: Sequence[str],
-        result: str,
-    ) -> None:
-        self.surroundings, self.arguments = surroundings, arguments
-        needed = set(_VALUE.findall(result))
-        kept: list[ProgramLine] = []
-        for line in reversed(lines):
-            if line.has_effect or needed & set(_VALUE.findall(line.outs)):
-                kept.append(line)
-                needed.update(_VALUE.findall(" ".join(line.arguments)))
-        sections = [[line.section for line in each] for each in (lines, kept)]
-        if "backward" in sections[0] and "backward" not in sections[1]:
-            raise CaptureError(
-                "capture: nothing in the step uses its gradients, and they do not outlive it; step "
-                "the optimiser in it, or return the gradients"
-            )
-        if any(f"{MARK}{EARLIER}" in argument for line in kept for argument in line.arguments):
-            raise CaptureError(
-                "capture: the step adds to a gradient from an earlier one, or to zeros of "
-                "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
-            )
-        self.sections = sections[1][::-1]
+    function: Callable[..., Any]
+    zeroed: set[Node]
+
+    def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
+        self.surroundings = names.surroundings
+        self.calls, self.next_check = 2, 10
+        kept = _needed(lines, result)
+        space, arguments = names.space, names.arguments
         new: dict[str, str] = {}
         counts: dict[str, int] = {}
 
@@ -110,19 +76,38 @@ class Recording:
                     new[name] = f"{MARK}{kind}{count}"
             return new[name]
 
-        self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept[::-1]), result]]
-        self.comments = [
+        self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept), result]]
+        comments = [
             _VALUE.sub(renamed, text)
-            for text in comments
+            for text in names.comments()
             if all(name in new for name in _VALUE.findall(text))
         ]
         used = {name for text in self.texts for name in _WORD.findall(text)}
-        named = {new.get(name, name.strip(MARK)): value for name, value in space.items()}
-        self.space = {name: value for name, value in named.items() if name in used}
-        surroundings.leave_out(self.space.values())
+        named = {new.get(name, name): value for name, value in space.items()}
+        self._constants = {name: value for name, value in named.items() if name in used}
+        self.surroundings.leave_out(self._constants.values())
+        self.namespace = {name.strip(MARK): value for name, value in self._constants.items()}
+        body = [*comments, *self._body([line.section for line in kept])]
+        head = f"def program({', '.join(arguments)}):"
+        self.source = ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
 
-    def check_same(self, first: Recording, when: str) -> None:
-        """Raise a CaptureError unless another recording is of the same program and constants."""
+    def _body(self, sections: Sequence[str]) -> Iterator[str]:
+        """List the lines with headings, each of which deletes the values that it is last to use."""
+        last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
+        dead: dict[int, list[str]] = {}
+        for name, i in last.items():
+            if name not in self._constants:
+                dead.setdefault(i, []).append(name)
+        before = ""
+        for i, (section, text) in enumerate(zip(sections, self.texts, strict=False)):
+            if section != before:
+                yield f"# {section}"
+            before = section
+            yield f"{text}; del {', '.join(dead[i])}" if i in dead else text
+        yield f"return {self.texts[-1]}"
+
+    def check_same(self, first: Program, when: str) -> None:
+        """Raise a CaptureError unless another run has given the same lines and constants."""
         if self.texts != first.texts:
             pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
             before, now = next((a, b) for a, b in pairs if a != b)
@@ -132,8 +117,8 @@ class Recording:
                 f"minigrad.where, and what changes from call to call is an argument, a number as a "
                 f"Tensor"
             )
-        for name, value in self.space.items():
-            if _is_same(first.space.get(name), value):
+        for name, value in self._constants.items():
+            if _is_same(first._constants.get(name), value):
                 continue
             what = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
             text = next(text for text in self.texts if name in _WORD.findall(text))
@@ -143,43 +128,15 @@ class Recording:
                 f"the step and pass it as an argument"
             )
 
-    def source(self) -> str:
-        """Return the text of the function `program`."""
-        last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
-        body, section = [*self.comments], ""
-        for i, text in enumerate(self.texts[:-1]):
-            if self.sections[i] != section:
-                section = self.sections[i]
-                body.append(f"# {section}")
-            dead = [n for n, at in last.items() if at == i and n not in self.space]
-            body.append(f"{text}; del {', '.join(dead)}" if dead else text)
-        body.append(f"return {self.texts[-1]}")
-        head = f"def program({', '.join(self.arguments)}):"
-        return ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
-
-
-class Program:
-    """The program of a step for arguments of certain shapes.
-
-    Attributes:
-        source: its text.
-        namespace: the functions and constants that the text names.
-        function: what the text defines.
-        zeroed: the leaves whose gradients from before the step does not leave alone.
-    """
-
-    def __init__(self, recording: Recording, zeroed: set[Node]) -> None:
-        self.recording, self.zeroed = recording, zeroed
-        self.surroundings = recording.surroundings
-        self.calls, self.next_check = 2, 10
-        self.source = recording.source()
-        self.namespace = {name.strip(MARK): value for name, value in recording.space.items()}
+    def compile(self, zeroed: set[Node]) -> None:
+        """Define the function."""
+        self.zeroed = zeroed
         filename = f"<captured step {id(self)}>"
         lines = self.source.splitlines(keepends=True)
         linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks
         weakref.finalize(self, linecache.cache.pop, filename, None)
         exec(compile(self.source, filename, "exec"), self.namespace)
-        self.function: Callable[..., Any] = self.namespace["program"]
+        self.function = self.namespace["program"]
         for tensor in self.surroundings.tensors.values():
             if tensor.node is not None:
                 tensor.node.in_program = True
@@ -192,6 +149,28 @@ class Program:
         for leaf in leaves:
             leaf.grad = None
         return True
+
+
+def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
+    """Return the lines that have an effect, or whose values such lines or the result use."""
+    needed = set(_VALUE.findall(result))
+    kept: list[ProgramLine] = []
+    for line in reversed(lines):
+        if line.has_effect or needed & set(_VALUE.findall(line.outs)):
+            kept.append(line)
+            needed.update(_VALUE.findall(line.expression))
+    all_sections, sections = ({line.section for line in each} for each in (lines, kept))
+    if "backward" in all_sections - sections:
+        raise CaptureError(
+            "capture: nothing in the step uses its gradients, and they do not outlive it; step "
+            "the optimiser in it, or return the gradients"
+        )
+    if any(name.startswith(f"{MARK}{EARLIER}") for name in needed):
+        raise CaptureError(
+            "capture: the step adds to a gradient from an earlier one, or to zeros of "
+            "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
+        )
+    return kept[::-1]
 
 
 def _shown(text: str) -> str:

@@ -9,7 +9,6 @@ the same in every step of equal shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,38 +24,33 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.names import ValueNames, as_tuple
-from minigrad.programs.program import EARLIER, CaptureError, ProgramLine
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.names import EARLIER, CaptureError, ValueNames, as_tuple
+from minigrad.programs.program import ProgramLine
 
 
-@dataclass(eq=False)
 class StepRecorder(Observer):
     """Writes down one step.
 
     Args:
         names: names for the values in the lines.
-        surroundings: what the step reads besides its arguments.
 
     Attributes:
         lines: the program.
     """
 
-    names: ValueNames
-    surroundings: Surroundings
-    lines: list[ProgramLine] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, names: ValueNames) -> None:
+        self.names, self.surroundings = names, names.surroundings
+        self.lines: list[ProgramLine] = []
         self._running = 0  # passes and announced functions, inside of which nothing is a line
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
-        self._edges: dict[Node, list[Edge]] = {}  # those that have not been gone through
-        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}
+        self._edges: dict[Node, Iterator[Edge]] = {}  # those that have not been gone through
+        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines of several gradients
         self._state = self.surroundings.state()
 
-    def _emit(self, outs: str, function: str, arguments: list[str], **options: Any) -> ProgramLine:
-        line = ProgramLine(self._section, outs, function, arguments, **options)
+    def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
+        line = ProgramLine(self._section, outs, expression, has_effect)
         self.lines.append(line)
         return line
 
@@ -73,86 +67,68 @@ class StepRecorder(Observer):
                 "a checkpoint is not captured; call the function itself, or run this step eagerly"
             )
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
-        if op.name == "getitem" and _has_mask(given[1]):
+        is_mask = [getattr(part, "dtype", None) == np.bool_ for part in _flat(given[1:2])]
+        if op.name == "getitem" and any(is_mask):
             raise CaptureError(
                 "getitem: the shape of x[mask] depends on the values of the mask, and shapes in a "
                 "program are fixed; use minigrad.where, or multiply by the mask"
             )
         self._section = "forward"
-        is_tensor = isinstance(result, Tensor)
-        called = self._converted(op, given) if is_tensor else [*map(_array_of, given)]
-        arguments = [self.names.name(value) for value in called]
-        out = result._data if is_tensor else result
-        form = self._form(op, called, out) if is_tensor else "{}"
-        edges = (result.node.edges or ()) if is_tensor and result.node is not None else ()
-        self._name_saved(edges, called)
-        name, function = self.names.made(out), self.names.function(op.forward, op.name)
-        if not op.returns_residuals:
-            self._emit(name, function, arguments, form=form)
-            return
-        slot, kept = len(given) + 2, "_"
-        for _, _, vjp, *saved in edges:
-            for (i, _), value in zip(vjp.slots, saved, strict=True):
-                if i == slot and kept == "_":
-                    kept = self.names.register(value, self.names.new("r"))
-        self._emit(f"{name}, {kept}", function, arguments)
-        if form != "{}":
-            self._emit(name, "", [name], form=form)
+        called, out = [*map(_array_of, given)], result
+        saved: list[tuple[tuple[int, bool], Any]] = []  # slots of VJPs, and the values in them
+        if isinstance(result, Tensor):
+            for _, _, vjp, *values in (result.node and result.node.edges) or ():
+                saved += zip(vjp.slots, values, strict=True)
+            converted, out = _converted(op, called, given), result._data
+            for (slot, shape_only), value in saved:
+                if slot < len(called) and not shape_only:
+                    converted[slot] = value  # an equal one, which the VJP will be called with
+            called = [*map(self._cast, called, converted)]
+        name = self.names.made(out)
+        call = self.names.call(op.forward, map(self.names.name, called), op.name)
+        if op.returns_residuals:
+            residuals = self.names.new("r")
+            for (slot, _), value in saved:
+                if slot == len(given) + 2:
+                    self.names.register(value, residuals)
+            self._emit(f"{name}, {residuals}", call)
+            call = name
+        if isinstance(result, Tensor):
+            call = self._as_output(op, called, out, call)
+        if call != name:
+            self._emit(name, call)
 
-    def _form(self, op: Op[Any], called: list[Any], out: NDArray[Any]) -> str:
+    def _as_output(self, op: Op[Any], called: list[Any], out: NDArray[Any], call: str) -> str:
         """Return what an op makes of the result of its forward: an array, of the right dtype."""
-        form = "{}" if out.ndim else f"{self.names.function(np.asarray, 'asarray')}({{}})"
+        if not out.ndim:
+            call = self.names.call(np.asarray, [call])
         dtypes = {x.dtype for x in _flat(called) if isinstance(x, np.ndarray)}
         if out.dtype.kind == "f" and {x for x in dtypes if x.kind == "f"} != {out.dtype}:
-            form += f".astype('{out.dtype}', copy=False)"
+            call += f".astype('{out.dtype}', copy=False)"
         if op.cost is None and op.composition is None:
             raw = op.forward(*called)  # a function of numpy, which may return a part of an operand
             if isinstance(raw, np.ndarray) and not raw.flags.writeable and out.flags.owndata:
-                form += ".copy()"
-        return form
-
-    def _converted(self, op: Op[Any], given: list[Any]) -> list[Any]:
-        """Return the operands of a forward, converted as the op does; each conversion is a line."""
-        called = [*map(_array_of, given)]
-        if op.takes_sequence:
-            arrays = agree(op, range(len(called[0])), called[0], given[0])
-            called[0] = [self._cast(x, y) for x, y in zip(called[0], arrays, strict=True)]
-            return called
-        at = [argnum for argnum, _ in op.vjps]
-        agreed = agree(op, at, [called[i] for i in at], [given[i] for i in at])
-        for i, value in zip(at, agreed, strict=True):
-            if op.floats and isinstance(value, np.ndarray):
-                value = as_floats(op, value)
-            called[i] = self._cast(called[i], value)
-        return called
+                call += ".copy()"
+        return call
 
     def _cast(self, before: Any, after: Any) -> Any:
         """Write the conversion of an operand to another dtype, or to a number, if there is one."""
+        if type(before) is type(after) is list:
+            return [*map(self._cast, before, after)]
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
+        name = self.names.name(before)
         if isinstance(after, np.ndarray):
-            arguments = [self.names.name(before), repr(str(after.dtype))]
-            self._emit(
-                self.names.made(after), self.names.function(np.asarray, "asarray"), arguments
-            )
-            return after
-        if type(after) is not float:
+            converted = self.names.call(np.asarray, [name, f"'{after.dtype}'"])
+        elif type(after) is float:
+            converted = f"{name}.item()"
+        else:
             raise CaptureError(
                 f"{after!r} is computed from values outside of ops, and an op takes it as a Python "
                 f"integer, which a program cannot follow; use a Tensor"
             )
-        self._emit(self.names.made(after), "", [self.names.name(before)], form="{}.item()")
+        self._emit(self.names.made(after), converted)
         return after
-
-    def _name_saved(self, edges: Sequence[Edge], called: list[Any]) -> None:
-        """Let operands that the op has converted, and saved for VJPs, have the names of ours."""
-        for _, _, vjp, *saved in edges:
-            for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
-                if not shape_only and slot < len(called):
-                    for theirs, own in zip(_flat([value]), _flat([called[slot]]), strict=True):
-                        known = self.names.known(own)
-                        if isinstance(theirs, (np.ndarray, float)) and theirs is not own and known:
-                            self.names.register(theirs, known)
 
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
@@ -164,20 +140,14 @@ class StepRecorder(Observer):
         if begins or self._running:
             return
         self._state = self.surroundings.state()
-        first = arguments[0] if arguments else None
-        is_copy = function is contiguous_copy and isinstance(first, np.ndarray)
-        if is_copy and result.strides == first.strides:  # type: ignore[union-attr]
-            self.names.register(result, self.names.name(first))  # nothing writes to either
+        if function is contiguous_copy and result.strides == arguments[0].strides:
+            self.names.register(result, self.names.name(arguments[0]))  # nothing writes to either
             return
-        name = self.names.function(function, function.__name__.strip("_"))
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
-        named = [self.names.name(_array_of(argument)) for argument in arguments]
-        if function is np.add:
-            self.names.register(result, self._sum(*named))
-            return
+        call = self.names.call(function, [self.names.name(_array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
-        self._emit(outs, name, named, has_effect=function is not contiguous_copy)
+        self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass
@@ -187,14 +157,16 @@ class StepRecorder(Observer):
         """Begin with the gradient of the output."""
         self._section = "backward"
         assert output.node is not None
-        seed = self.names.known(gradient) or self.names.constant(gradient, "seed")
-        before = self._pending.get(output.node)
-        self._pending[output.node] = seed if before is None else self._sum(before, seed)
+        self._reach(output.node, self.names.constant(gradient, "seed"))
 
-    def _sum(self, a: str, b: str) -> str:
-        total = self.names.new("g")
-        self._emit(total, "+", [a, b])
-        return total
+    def _reach(self, node: Node, name: str) -> None:
+        """Add to the gradient that has reached a node."""
+        before = self._pending.get(node)
+        if before is not None:
+            total = self.names.new("g")
+            self._emit(total, f"{before} + {name}")
+            name = total
+        self._pending[node] = name
 
     def on_pass(self, begins: bool) -> None:
         """Note that VJPs run, whose calls of ops are no lines."""
@@ -207,59 +179,57 @@ class StepRecorder(Observer):
             for known in (self._reached, self._edges, self._joint):  # of an earlier pass
                 known.clear()
         self._running += 1 if begins else -1
-        self._section = "backward"
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""
-        if node.hooks or node.retains_grad:
+        if node.retains_grad:
             raise CaptureError(
-                f"hooks and retain_grad() are not captured, and the result of `{node.name}` has "
-                f"one; return what the step is to show"
+                f"retain_grad() is not captured; return the result of `{node.name}`, or take its "
+                f"gradient by minigrad.grad"
             )
         op: Any = node.op
         if node not in self._reached:
             self._reached[node] = self._pending.pop(node)
-            self._edges[node] = list(node.edges or ())
-        g, edges = self._reached[node], self._edges[node]
-        _, argnum, vjp, *saved = edges.pop(next(i for i, e in enumerate(edges) if e[0] is parent))
-        self._raw = result
-        if op.plain and result is gradient:
-            self._arriving = g
-            return
+            self._edges[node] = iter(node.edges or ())
+        g = self._reached[node]
+        _, argnum, vjp, *saved = next(edge for edge in self._edges[node] if edge[0] is parent)
+        arguments = [g, *map(self.names.name, saved)]
         name = f"{op.name}_vjp"
-        if op.plain:
+        if op.plain and result is gradient:
+            out = g
+        elif op.plain:
+            out = self.names.new("g")
             name += f"_{op.parameters[0 if op.takes_sequence else argnum]}"
-        name = self.names.function(vjp.derivative, name)
-        if op.plain:
-            self._arriving = self.names.new("g")
-            form = "{}"
-            if isinstance(result, np.generic):
-                form = f"{self.names.function(np.asarray, 'asarray')}({{}})"
-            self._emit(self._arriving, name, [g, *map(self.names.name, saved)], form=form)
-            return
-        if node not in self._joint:
-            line = self._emit("", name, [g, "", *map(self.names.name, saved)])
-            self._joint[node] = line, ["_"] * len(op.argnums)
-        line, outs = self._joint[node]
-        self._arriving = outs[op.argnums.index(argnum)] = self.names.new("g")
-        line.outs = as_tuple(outs)
-        line.arguments[1] = str(tuple(out != "_" for out in outs))
+            call = self.names.call(vjp.derivative, arguments, name)
+            is_number = isinstance(result, np.generic)
+            self._emit(out, self.names.call(np.asarray, [call]) if is_number else call)
+        else:
+            if node not in self._joint:
+                self._joint[node] = self._emit("", ""), ["_"] * len(op.argnums)
+            line, outs = self._joint[node]
+            out = outs[op.argnums.index(argnum)] = self.names.new("g")
+            arguments.insert(1, str(tuple(each != "_" for each in outs)))  # which are wanted
+            line.outs = as_tuple(outs)
+            line.expression = self.names.call(vjp.derivative, arguments, name)
+        self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Write the sum over broadcast axes, and that of all gradients of a value."""
-        name, raw = self._arriving, self._raw
-        if raw.shape != gradient.shape or raw.dtype != gradient.dtype:
-            arguments = [name, self.names.name(gradient.shape), repr(str(gradient.dtype))]
+        name, result = self._arriving
+        del self._arriving  # with the array
+        if result.shape != gradient.shape or result.dtype != gradient.dtype:
+            arguments = [name, self.names.name(gradient.shape), f"'{gradient.dtype}'"]
             name = self.names.new("g")
-            self._emit(name, self.names.function(sum_to, "sum_to"), arguments)
-        before = self._pending.get(parent)
-        self._pending[parent] = name if before is None else self._sum(before, name)
-        del self._raw
+            self._emit(name, self.names.call(sum_to, arguments))
+        self._reach(parent, name)
+
+    def on_free(self, node: Node) -> None:
+        """Forget the arrays of a node whose VJPs have run."""
+        self._edges.pop(node, None)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Name the complete gradient of a leaf."""
-        name = self._reached.get(node) or self._pending.pop(node)
-        self.names.register(gradient, name)
+        self.names.register(gradient, self._reached.get(node) or self._pending.pop(node))
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
         """Name a gradient from an earlier step; no line that is left may use the sum."""
@@ -287,11 +257,13 @@ class StepRecorder(Observer):
                     "the step with optimizer.zero_grad()"
                 )
             if stepped:
-                known = self.names.known(group) or self.names.constant(group, "group")
-                parameters = self.names.constant(stepped, "parameters")
-                arguments = [known, parameters, self.names.name(gradients)]
-                name = self.names.function(optimizer.step_group, "step_group")
-                self._emit("", name, arguments, has_effect=True)
+                arguments = [
+                    self.names.constant(group, "group"),
+                    self.names.constant(stepped, "parameters"),
+                    self.names.name(gradients),
+                ]
+                call = self.names.call(optimizer.step_group, arguments)
+                self._emit("", call, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
@@ -327,16 +299,23 @@ class StepRecorder(Observer):
                 "step, and pass the numbers as arguments"
             )
 
-    def on_free(self, node: Node) -> None:
-        """Forget the arrays of a node whose VJPs have run."""
-        self._edges.pop(node, None)
-        self._joint.pop(node, None)
-
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
     target: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
     return fit_to_input(g, target, target, 0)
+
+
+def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
+    """Return the operands of a forward, converted as the op does."""
+    if op.takes_sequence:
+        return [list(agree(op, range(len(called[0])), called[0], given[0])), *called[1:]]
+    converted, at = [*called], [argnum for argnum, _ in op.vjps]
+    agreed = agree(op, at, [called[i] for i in at], [given[i] for i in at])
+    for i, value in zip(at, agreed, strict=True):
+        converts = op.floats and isinstance(value, np.ndarray)
+        converted[i] = as_floats(op, value) if converts else value
+    return converted
 
 
 def _array_of(value: Any) -> Any:
@@ -355,7 +334,3 @@ def _flat(values: Any) -> Iterator[Any]:
             yield from _flat(value)
         else:
             yield value
-
-
-def _has_mask(index: Any) -> bool:
-    return any(getattr(part, "dtype", None) == np.bool_ for part in _flat([index]))

@@ -18,7 +18,7 @@ import random as stdlib_random
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, partial
 from itertools import chain, repeat
@@ -66,8 +66,8 @@ class Surroundings:
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._optimizers: dict[str, Optimizer] = {}
-        self._paths: list[str] = []
-        self._reads: list[Callable[[], Iterable[Any]]] = []  # the values at each path
+        self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
+        self._paths: list[tuple[str, Sequence[Any]]] = []  # of each of these, and the names below
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
         self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
@@ -82,8 +82,8 @@ class Surroundings:
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
         self.tensors |= tensors
-        found = list(self.tensors.values())
-        self._found, self._arrays, self._nodes = found, [*map(_memory, found)], [*map(_node, found)]
+        self._found = list(self.tensors.values())
+        self._arrays, self._nodes = [*map(_memory, self._found)], [*map(_node, self._found)]
         self._leaves = [node for node in self._nodes if node is not None]
         self._hooks = [*map(_hooks_of, self._leaves)]
 
@@ -112,9 +112,12 @@ class Surroundings:
     def changes(self) -> list[str]:
         """Return the paths of what is not what it was."""
         changed = []
-        for path, read, before in zip(self._paths, self._reads, self._values, strict=True):
+        for (path, names), read, before in zip(self._paths, self._reads, self._values, strict=True):
             now = list(read())
-            if len(now) != len(before) or not all(map(is_, now, before)):
+            if len(now) == len(before) == len(names):
+                values = zip(names, now, before, strict=True)
+                changed += [_joined(path, name) for name, a, b in values if a is not b]
+            elif len(now) != len(before) or not all(map(is_, now, before)):
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
@@ -143,9 +146,19 @@ class Surroundings:
     # The walk
     # ----------------------------------------------------------------------------------------------
 
-    def _compare(self, path: str, read: Callable[[], Iterable[Any]]) -> None:
-        self._paths.append(path)
+    def _compare(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
+        """Compare the values that a function reads, which have these names below a path."""
+        self._paths.append((path, names))
         self._reads.append(read)
+
+    def _enter(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
+        """Compare these values, and find out what is in them."""
+        self._compare(path, names, read)
+        self._walk_all(path, zip(names, list(read()), strict=True))
+
+    def _walk_all(self, path: str, children: Iterable[tuple[Any, Any]]) -> None:
+        for name, child in children:
+            self._walk(child, _joined(path, name))
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
         """Find out what is in a value; or only in attributes that the functions name."""
@@ -160,51 +173,36 @@ class Surroundings:
             self._walk(type(value), path)
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
-            self.tensors[f"{name}_{len(self.tensors)}" if name in self.tensors else name] = value
+            self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
             if value.nbytes <= _LARGEST:
-                self._plain[f"{path}_{len(self._plain)}" if path in self._plain else path] = value
+                self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
             self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
-        elif isinstance(value, (property, staticmethod, classmethod, cached_property)):
-            function = getattr(value, "fget", None) or getattr(value, "__func__", None)
-            self._walk(function or getattr(value, "func", None), path)
-        elif isinstance(value, partial):
-            self._walk_all({"": value.func, "args": value.args, "keywords": value.keywords}, path)
-        elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            if not isinstance(value, (tuple, frozenset)):  # which cannot change
-                self._compare(path, value.__iter__)
-            self._walk_all({f"{i}": child for i, child in enumerate(value)}, path)
+        elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
+            for name in ("fget", "__func__", "func", "args", "keywords"):
+                self._walk(getattr(value, name, None), path)
+        elif isinstance(value, (tuple, frozenset)):  # which cannot change
+            self._walk_all(path, enumerate(value))
+        elif isinstance(value, (list, set, deque)):
+            self._enter(path, range(len(value)), value.__iter__)
         elif isinstance(value, dict):
-            self._compare(path, lambda: chain(value.keys(), value.values()))
-            self._walk_all(value, path)
+            self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, Optimizer):
-            self._optimizers[path] = value
+            self._optimizers[path] = value  # for later, since modules have better names
         elif isinstance(value, np.random.Generator):
             self.generators.append(value)
         elif isinstance(value, (type, ModuleType)):
             module = value.__module__ if isinstance(value, type) else value.__name__
             if _package(module) not in _FOREIGN | _LIBRARY:
                 self._scopes.append((path, value))
-                self._walk_all(dict(enumerate(getattr(value, "__bases__", ()))), path)
+                self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
         elif not isinstance(value, (EMA, LRScheduler)):
             self._walk_object(value, path, is_all)
-
-    def _walk_optimizers(self) -> None:
-        """Walk through the optimisers that were found, after modules, which have better names."""
-        for path, optimizer in self._optimizers.items():
-            self.groups += optimizer.param_groups
-            self._compare(path, partial(_groups_and_members, optimizer))
-            self._walk_all(dict(enumerate(chain(*_members(optimizer)))), path)
-        self._optimizers = {}
-
-    def _walk_all(self, children: dict[Any, Any], path: str) -> None:
-        for name, child in list(children.items()):
-            self._walk(child, f"{path}.{name}" if path else f"{name}")
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
@@ -222,20 +220,25 @@ class Surroundings:
                     self._names.setdefault(id(parameter), name)
             slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
             if slots:
-                self._compare(path, lambda: [getattr(value, name, None) for name in slots])
-            self._compare(path, attributes.values)
-            self._walk_all({name: getattr(value, name, None) for name in slots} | attributes, path)
+                self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
+            self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
-        """Walk through the attributes of classes, modules and so on that are named in the code."""
+        """Walk through the optimisers, and what the code names of classes, modules and so on."""
         known = -1
         while known != len(self._seen) + len(self._words):
             known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # which grow meanwhile
-                self._walk_all({name: vars(scope)[name] for name in self._read(scope)}, path)
-            self._walk_optimizers()
+                self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
+            for path, optimizer in self._optimizers.items():
+                self.groups += optimizer.param_groups
+                self._compare(path, (), partial(_groups_and_members, optimizer))
+                members = [p for group in optimizer.param_groups for p in group["params"]]
+                self._walk_all(path, enumerate(members))
+            self._optimizers = {}
         for path, scope in self._scopes:
-            self._compare(path, partial(map, vars(scope).get, self._read(scope)))
+            names = self._read(scope)
+            self._compare(path, names, partial(map, vars(scope).get, names))
 
     def _read(self, scope: Any) -> list[str]:
         return sorted(vars(scope).keys() & self._words)
@@ -247,34 +250,36 @@ class Surroundings:
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
-        self._compare(path, partial(_parts, function))
-        self._walk_all({"defaults": function.__defaults__, "kw": function.__kwdefaults__}, path)
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        for name, cell in cells.items():
-            self._compare(name, partial(_contents, cell))
-            self._walk_all(dict(zip([name], _contents(cell), strict=False)), "")
-        scope = function.__globals__
+        self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
+        code, cells = function.__code__, function.__closure__ or ()
+        self._enter("", code.co_freevars, partial(map, _content, cells))
+        read = set()
         for code in codes(function):
             self._words |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
-                name = instruction.argval
-                if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL") and name in scope:
-                    self._compare(name, partial(_of_scope, scope, name))
-                    self._walk(scope[name], name)
+                if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
+                    read.add(instruction.argval)
                 elif instruction.opname == "IMPORT_NAME":
-                    self._walk(sys.modules.get(name), name)
+                    self._walk(sys.modules.get(instruction.argval), instruction.argval)
+        names = sorted(read)
+        self._enter("", names, partial(map, function.__globals__.get, names))
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
-    return chain(optimizer.param_groups, *_members(optimizer))
+    groups = optimizer.param_groups
+    return chain(groups, *[group["params"] for group in groups])
 
 
-def _members(optimizer: Optimizer) -> list[list[Tensor]]:
-    return [group["params"] for group in optimizer.param_groups]
+def _joined(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else f"{name}"
+
+
+def _unused(path: str, known: Mapping[str, Any]) -> str:
+    return f"{path}_{len(known)}" if path in known else path
 
 
 def _package(module: str | None) -> str:
@@ -289,13 +294,9 @@ def codes(function: Any) -> Iterator[CodeType]:
     return iter(codes)
 
 
-def _contents(cell: Any) -> tuple[Any, ...]:
-    """Return the value of a variable of an outer function, or nothing if it has none yet."""
+def _content(cell: Any) -> Any:
+    """Return the value of a variable of an outer function, or None if it has none yet."""
     try:
-        return (cell.cell_contents,)
+        return cell.cell_contents
     except ValueError:
-        return ()
-
-
-def _of_scope(scope: dict[str, Any], name: str) -> tuple[Any, ...]:
-    return (scope.get(name),)
+        return None

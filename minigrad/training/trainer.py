@@ -415,16 +415,15 @@ class Trainer:
         """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
-        counts: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        shares = [np.array(count / (sum(counts) or 1)) for count in counts]
+        rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
+        shares = [np.array(count / (sum(rows) or 1)) for count in rows]
         step = self.captured_step or self._make_step
         values, norm, counted = step(micro_batches, shares)
-        if counted is not None:
-            counts, total = counted, sum(counted)
-            shares = [np.array(count / total) for count in counts]
-        loss = sum(value * float(share) for value, share in zip(values, shares, strict=True))
+        counts = counted or rows
+        total = sum(counts)
+        loss = sum(value * (count / total) for value, count in zip(values, counts, strict=True))
         seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, sum(counts)
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
 
     def _make_step(
         self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]]
@@ -434,12 +433,10 @@ class Trainer:
         `shares` are the shares of the micro-batches in the rows of all. They weigh the gradients,
         unless the loss counts something else, which is returned then.
         """
-        model, loss, optimizer, limit = self.model, self.loss, self.optimizer, self.clip_norm
-        scheduler, ema = self.scheduler, self.ema
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         values, counts, unit = [], [], 0.0
         for (*inputs, target), share in zip(micro_batches, shares, strict=True):
-            mean, counted = _checked(loss(model(*inputs), target))
+            mean, counted = _checked(self.loss(self.model(*inputs), target))
             if counted is not None and self.capture:
                 raise ValueError(
                     "capture=True: the loss returns (mean, count), and a program cannot read the "
@@ -454,48 +451,45 @@ class Trainer:
                 unit = unit or counted
                 share = np.array(count / unit)
             share = as_array(share)  # a captured step gets a Tensor
-            values.append(observed(self._finite, mean._data))
+            values.append(observed(self._finite, "loss", mean._data))
             mean.backward(observed(filled_like, mean._data, share))
         total = sum(counts)
         if not total:
             raise self._without_count()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if unit and total != unit:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad * (unit / total)
-        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit, False)
-        if limit is not None:
-            observed(self._check_norm, norm)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        if ema is not None:
-            ema.update()
+        if self.clip_norm is None:
+            norm = grad_norm(parameters)
+        else:
+            norm = clip_grad_norm(parameters, self.clip_norm, False)
+            observed(self._finite, "gradient norm", norm)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update()
         return values, norm, counts if unit else None
 
     def _without_count(self) -> ValueError:
+        """Return an error; here, since a step whose own code named `history` would depend on it."""
         return ValueError(
             f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
             f"without a target that counts, or take more of them for a step"
         )
 
-    def _finite(self, loss: NDArray[Any]) -> float:
-        """Return the value of a loss, or raise a FloatingPointError if it is not finite."""
-        value = float(loss.item())
-        if not math.isfinite(value):
+    def _finite(self, name: str, value: Any) -> float:
+        """Return a loss or a norm as a number; raise a FloatingPointError if it is not finite."""
+        number = float(np.asarray(value).item())
+        if not math.isfinite(number):
+            remedy = "clip_norm, or data" if self.clip_norm is None else "or data"
             raise FloatingPointError(
-                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, clip_norm, or data without extreme values may help"
+                f"the {name} became {number} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, {remedy} without extreme values may help"
             )
-        return value
-
-    def _check_norm(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient norm became {norm} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, or data without extreme values may help"
-            )
+        return number
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Return data that have been checked, in one of the two forms."""

@@ -25,8 +25,8 @@ def programs(monkeypatch):
     made = []
 
     class Noted(captured.Program):
-        def __init__(self, recording, zeroed):
-            super().__init__(recording, zeroed)
+        def compile(self, zeroed):
+            super().compile(zeroed)
             made.append(self.source)
 
     monkeypatch.setattr(captured, "Program", Noted)

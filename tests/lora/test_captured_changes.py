@@ -142,3 +142,24 @@ def test_all_changes(name):
     build = TRAININGS[name]
     changes = [Change(event, of_model(do)) for event, do in EVENTS.items()]
     assert differences(build, [*changes, *changes_of(build)]) == {}
+
+
+def test_gradients_that_nobody_wants_take_little_room_in_the_source():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((4, 4)).astype(np.float32)
+    layer = lora.LoRALayer(base, 4, 4, 2, 4.0, rng=rng)
+    layer.lora_a.requires_grad_(False)
+    optimizer = optim.SGD([layer.lora_b], lr=0.1)
+
+    @mg.capture
+    def step(x):
+        optimizer.zero_grad()
+        loss = mg.sum(layer(x))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x = mg.ones((3, 4))
+    for _ in range(3):
+        step(x)
+    assert "(*_, g2, _) = lora_linear_vjp(g1, (False, False, False, True, False), x" in step.source
