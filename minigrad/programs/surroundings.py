@@ -218,7 +218,10 @@ class Surroundings:
             if isinstance(value, Module):
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
-            slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+            declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+            slots = [
+                n for names in declared for n in ([names] if isinstance(names, str) else names)
+            ]
             if slots:
                 self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
             self._enter(path, [*attributes], attributes.values)

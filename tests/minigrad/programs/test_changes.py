@@ -356,6 +356,13 @@ class Slots:
         return h * self.scale
 
 
+class OneSlot:
+    __slots__ = "scale"  # a single name is no list of letters
+
+    def __init__(self):
+        self.scale = 0.5
+
+
 class Table(dict):
     """A dict with an attribute, and with a method that is not called by name."""
 
@@ -482,6 +489,7 @@ CASES = {
     ),
     "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
     "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "one slot": of_config(OneSlot, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "bound method of slots": of_config(
         lambda: Slots().scaled,
         lambda h, c: c(h),
