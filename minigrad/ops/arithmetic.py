@@ -112,7 +112,7 @@ def _product(x: Array, n: int) -> Array:
 
 @power.vjp("a")
 def _power_a(g: Array, a: Array, b: Array) -> Array:
-    if b.__class__ in (int, float):
+    if isinstance(b, (int, float)):
         if b == 2:
             return g * (b * a)
         return g * (b * power(a, b - 1)) if b != 0 else g * 0.0
