@@ -94,12 +94,14 @@ class Tables:
 
     Attributes:
         columns: the arrays, to which references are stored here, since their addresses are.
+        sizes: the number of elements of the arrays of each row.
         by_dtype: a table for each dtype that kernels take.
         rest: the indices of all other rows.
     """
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = [list(column) for column in columns]
+        self.sizes = [*map(_size, self.columns[0])]
         self.rest: list[int] = []
         rows: dict[np.dtype[Any], list[int]] = {}
         for i, arrays in enumerate(zip(*self.columns, strict=True)):
@@ -123,7 +125,7 @@ def addresses(arrays: Iterable[Array]) -> list[int]:
 
 
 _from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
-_dtype, _carray = map(operator.attrgetter, ("dtype", "flags.carray"))
+_dtype, _size, _carray = map(operator.attrgetter, ("dtype", "size", "flags.carray"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -174,6 +176,11 @@ class MultiTensor:
             options: at most `OPTIONS` numbers for all rows.
             own: `OWN` numbers for each row, or those of all rows.
         """
+        sizes = [*map(_size, first)]
+        if sizes != tables.sizes:  # compiled code would read beyond the end of a small one
+            raise ValueError(
+                f"arrays of sizes {sizes} do not go with those of sizes {tables.sizes}"
+            )
         for row in tables.rest:
             arrays = [column[row] for column in tables.columns]
             with np.errstate(all="ignore"):  # kernels do not warn either

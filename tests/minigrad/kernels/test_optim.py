@@ -221,6 +221,18 @@ def test_a_copied_optimizer_steps_its_own_parameters(rng):
     assert_allclose(other.data, before - 0.1, rtol=1e-6)  # eps takes 1e-8 of the step
 
 
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_gradients_of_other_sizes_are_refused(rng, dtype, step, size):
+    guarded = Guarded(rng, dtype, STEPS[step][0], [(4,), (2, 2)])
+    rows = made_ready(step, guarded.rows)
+    before = copied(rows)
+    rows[1] = (np.ones(size, dtype), rows[1][1])
+    with pytest.raises(ValueError, match=rf"sizes \[4, {size}\] .* sizes \[4, 4\]"):
+        run(step, rows)
+    assert_same(rows, before, 0)
+    guarded.check()
+
+
 def test_square_sums_add_up_in_double_precision(rng, dtype):
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(3,), (), (0, 4), (70, 301)]]
     expected = sum(np.sum(x.astype(np.float64) ** 2) for x in arrays)
