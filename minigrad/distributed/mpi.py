@@ -8,6 +8,7 @@ without end. A rank that waits sleeps between its looks, so it leaves its core t
 from __future__ import annotations
 
 import atexit
+import builtins
 import faulthandler
 import math
 import os
@@ -15,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -76,7 +77,7 @@ class MPIWorld(World):
         self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
         self._share_cores()
         atexit.register(self._finish)
-        sys.excepthook = self._end_all
+        sys.excepthook = self._report
         check_agreement(self, facts_of_process())
 
     def _share_cores(self) -> None:
@@ -141,6 +142,27 @@ class MPIWorld(World):
         self.sent += len(content) if self.rank == root else 0
         return content
 
+    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+        """Call a function on rank 0 only, and return its result, or raise its error, on all."""
+        value, failure = None, None
+        if self.is_first:
+            try:
+                value = function()
+            except Exception as error:
+                failure = error
+        number = getattr(failure, "errno", None)
+        text = [type(failure).__name__, number, getattr(failure, "strerror", None) or str(failure)]
+        is_done, answer = self.broadcast(
+            [failure is None, value if failure is None else text], call
+        )
+        if failure is not None:
+            raise failure
+        if not is_done:
+            name, number, message = answer
+            kind = getattr(builtins, name, RuntimeError)
+            raise kind(message) if number is None else kind(number, message)
+        return answer
+
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
         self._meet(call)
@@ -185,17 +207,23 @@ class MPIWorld(World):
     # ----------------------------------------------------------------------------------------------
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error now; else print this one, and end all."""
+        """Return if all ranks have an error now; else print that of this one, and end all."""
         request = self._leaving.Ibarrier()
         deadline = time.monotonic() + _GRACE
         while not request.Test():
             time.sleep(_LONGEST_SLEEP)
             if time.monotonic() > deadline:
-                self._end_all(type(error), error, error.__traceback__)
+                self._end_all(error)
 
-    def _end_all(self, kind: Any, error: Any, trace: Any) -> None:
+    def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
+        """Print an error that nobody has caught: once if all ranks have one, else where it is."""
+        self.check_left_together(error)
+        if self.is_first:
+            traceback.print_exception(error)
+
+    def _end_all(self, error: BaseException) -> None:
         """Print the error of this rank, and end all ranks with a status that is not 0."""
-        text = "".join(traceback.format_exception(kind, error, trace))
+        text = "".join(traceback.format_exception(error))
         print(f"rank {self.rank} ends all ranks:\n{text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         self._comm.Abort(1)
@@ -205,7 +233,7 @@ class MPIWorld(World):
         try:
             self._meet("the end of its script")
         except RuntimeError as error:
-            self._end_all(RuntimeError, error, None)
+            self._end_all(error)
         self._heartbeat.close()
         with _time_limit(self._patience):
             wait_for_all_ranks_to_end(self._mpi)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,13 @@ class World:
         """Return the value of rank 0 on each rank."""
         return value
 
+    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+        """Call a function on rank 0 only, as to write a file, and return its result on all.
+
+        An error that it raises there is raised on all: of its own class if that is one of Python's.
+        """
+        return function()
+
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
 
@@ -60,7 +67,7 @@ class World:
         return list(own[0, count])
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error now; else print this one, and end all."""
+        """Return if all ranks have an error now; else print that of this one, and end all."""
 
 
 def add_lists(left: Arrays, right: Arrays) -> list[Array | None]:

@@ -185,8 +185,8 @@ class Trainer:
                 f"ema has no average of {missing} parameters of the optimiser; make it of the "
                 f"same model, when all that is to be trained requires a gradient"
             )
-        if checkpoint is not None and world().is_first:
-            check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
+        if checkpoint is not None:  # before a run has taken its time
+            world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -764,8 +764,7 @@ class Trainer:
 
         Of several ranks rank 0 writes it.
         """
-        if world().is_first:
-            checkpoint_file.write(path, self.state_dict())
+        world().on_first(lambda: checkpoint_file.write(path, self.state_dict()), "save")
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
