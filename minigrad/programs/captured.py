@@ -244,8 +244,9 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            sets an option of an optimiser, draws random numbers from numpy, or does something else
-            in its second call than in the first.
+            sets an option of an optimiser, loads a state of one, of a scheduler or of averages,
+            draws random numbers from numpy, or does something else in its second call than in the
+            first.
     """
     return Captured(step)
 

@@ -286,12 +286,14 @@ class StepRecorder(Observer):
 
     def check_state(self) -> None:
         """Raise a CaptureError if the step itself has changed what a program reads anew."""
-        options, draws = self.surroundings.state()
-        if options != self._state[0]:
-            raise CaptureError(
-                "the step sets an option of an optimiser, such as its lr, which a program would "
-                "not do again; step a scheduler in it, or set the option outside of the step"
-            )
+        settings, draws = self.surroundings.state()
+        for path, before in self._state[0].items():
+            if settings[path] != before:
+                raise CaptureError(
+                    f"the step sets an option or the state of {path}, as by an assignment, "
+                    f"load_state_dict() or applied(), which a program would not do again; step a "
+                    f"scheduler in it, or do that outside of the step"
+                )
         if draws != self._state[1]:
             raise CaptureError(
                 "the step draws random numbers from a generator, which a program would not do "

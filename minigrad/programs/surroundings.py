@@ -53,7 +53,7 @@ class Surroundings:
         functions: the function, those of the user that it calls, and the forwards of his modules.
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
-        groups: the groups of all optimisers.
+        settable: the optimisers, schedulers and averages that were found, by paths.
         generators: of random numbers.
     """
 
@@ -61,7 +61,7 @@ class Surroundings:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
-        self.groups: list[dict[str, Any]] = []
+        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}
         self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
@@ -124,17 +124,17 @@ class Surroundings:
         plain = self._plain.items()
         return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
-    def state(self) -> tuple[Any, Any]:
-        """Return the options of optimisers and the states of generators, to be compared.
+    def state(self) -> tuple[dict[str, Any], Any]:
+        """Return the settings of optimisers and the like, and the states of generators.
 
         A program reads them anew, and only what its lines call may change them.
         """
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+        settings = {path: _settings(each) for path, each in self.settable.items()}
         states = [repr(generator.bit_generator.state) for generator in self.generators]
         if "random" in self._words:
             _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
             states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
-        return options, states
+        return settings, states
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
@@ -193,7 +193,8 @@ class Surroundings:
         elif isinstance(value, dict):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, Optimizer):
-            self._optimizers[path] = value  # for later, since modules have better names
+            # For later, since modules have better names.
+            self._optimizers[_unused(path, self._optimizers)] = value
         elif isinstance(value, np.random.Generator):
             self.generators.append(value)
         elif isinstance(value, (type, ModuleType)):
@@ -201,7 +202,9 @@ class Surroundings:
             if _package(module) not in _FOREIGN | _LIBRARY:
                 self._scopes.append((path, value))
                 self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
-        elif not isinstance(value, (EMA, LRScheduler)):
+        elif isinstance(value, (EMA, LRScheduler)):
+            self.settable[_unused(path, self.settable)] = value
+        else:
             self._walk_object(value, path, is_all)
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
@@ -234,7 +237,7 @@ class Surroundings:
             for path, scope in self._scopes:  # which grow meanwhile
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
             for path, optimizer in self._optimizers.items():
-                self.groups += optimizer.param_groups
+                self.settable[_unused(path, self.settable)] = optimizer
                 self._compare(path, (), partial(_groups_and_members, optimizer))
                 members = [p for group in optimizer.param_groups for p in group["params"]]
                 self._walk_all(path, enumerate(members))
@@ -275,6 +278,18 @@ _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
     groups = optimizer.param_groups
     return chain(groups, *[group["params"] for group in groups])
+
+
+def _settings(value: Optimizer | LRScheduler | EMA) -> Any:
+    """Return what only `step()` and `update()` may change in a step; the values are compared."""
+    if isinstance(value, LRScheduler):
+        return vars(value) | value.state_dict()
+    # Loading a state makes another dict. As this one is kept, the other has another id.
+    if isinstance(value, EMA):
+        options = value.decay, value.warmup, value.updates, value._applied
+        return *options, id(value._averages), value._averages
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
+    return groups, id(value._states), value._states
 
 
 def _joined(path: str, name: Any) -> str:
