@@ -24,7 +24,7 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.names import EARLIER, CaptureError, ValueNames, as_tuple
+from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
 
 
@@ -148,6 +148,12 @@ class StepRecorder(Observer):
         call = self.names.call(function, [self.names.name(_array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
         self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
+
+    def on_result(self, result: Any) -> Any:
+        """Give the step a StepNumber for each number."""
+        if type(result) is tuple:
+            return tuple(map(self.on_result, result))
+        return StepNumber(result) if type(result) is float and self._running == 1 else result
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass

@@ -36,8 +36,8 @@ from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.readonly import owner_of
 
-_FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
-_LIBRARY = {"minigrad", "lora"}
+FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
+LIBRARY = {"minigrad", "lora"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
 _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared
@@ -65,7 +65,6 @@ class Surroundings:
         self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
-        self._optimizers: dict[str, Optimizer] = {}
         self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
         self._paths: list[tuple[str, Sequence[Any]]] = []  # of each of these, and the names below
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
@@ -192,18 +191,17 @@ class Surroundings:
             self._enter(path, range(len(value)), value.__iter__)
         elif isinstance(value, dict):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
-        elif isinstance(value, Optimizer):
-            # For later, since modules have better names.
-            self._optimizers[_unused(path, self._optimizers)] = value
+        elif isinstance(value, (Optimizer, LRScheduler, EMA)):
+            self.settable[_unused(path, self.settable)] = value
+            if isinstance(value, Optimizer):
+                self._compare(path, (), partial(_groups_and_members, value))
         elif isinstance(value, np.random.Generator):
             self.generators.append(value)
         elif isinstance(value, (type, ModuleType)):
             module = value.__module__ if isinstance(value, type) else value.__name__
-            if _package(module) not in _FOREIGN | _LIBRARY:
+            if package_of(module) not in FOREIGN | LIBRARY:
                 self._scopes.append((path, value))
                 self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
-        elif isinstance(value, (EMA, LRScheduler)):
-            self.settable[_unused(path, self.settable)] = value
         else:
             self._walk_object(value, path, is_all)
 
@@ -215,9 +213,9 @@ class Surroundings:
         if module.startswith(_NOT_COMPARED):
             return
         self._walk(type(value), path)
-        if attributes and (not is_all or _package(module) in _FOREIGN):
+        if attributes and (not is_all or package_of(module) in FOREIGN):
             self._scopes.append((path, value))
-        elif _package(module) not in _FOREIGN:
+        elif package_of(module) not in FOREIGN:
             if isinstance(value, Module):
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
@@ -236,12 +234,9 @@ class Surroundings:
             known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # which grow meanwhile
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
-            for path, optimizer in self._optimizers.items():
-                self.settable[_unused(path, self.settable)] = optimizer
-                self._compare(path, (), partial(_groups_and_members, optimizer))
-                members = [p for group in optimizer.param_groups for p in group["params"]]
-                self._walk_all(path, enumerate(members))
-            self._optimizers = {}
+            for path, each in [*self.settable.items()]:  # now, since modules have better names
+                groups = getattr(each, "param_groups", ())
+                self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
             names = self._read(scope)
             self._compare(path, names, partial(map, vars(scope).get, names))
@@ -252,7 +247,7 @@ class Surroundings:
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         file = function.__code__.co_filename
-        if _package(function.__module__) in _FOREIGN | _LIBRARY or _INSTALLED.search(file):
+        if package_of(function.__module__) in FOREIGN | LIBRARY or _INSTALLED.search(file):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
@@ -300,7 +295,8 @@ def _unused(path: str, known: Mapping[str, Any]) -> str:
     return f"{path}_{len(known)}" if path in known else path
 
 
-def _package(module: str | None) -> str:
+def package_of(module: str | None) -> str:
+    """Return the name of the package that a module is in."""
     return (module or "").partition(".")[0]
 
 
