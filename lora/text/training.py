@@ -44,6 +44,7 @@ from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
 from minigrad.tables import counted
 from minigrad.training import History, Trainer
+from minigrad.training.ranks import check_ranks
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
 DTYPE = "dtype"  # among the options there: how the base was in memory
@@ -197,6 +198,7 @@ def train(
     ranks.on_first(lambda: _check_folder(folder, known, resume), "train")
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
+    check_ranks(ranks, len(batches), accumulation_steps)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None

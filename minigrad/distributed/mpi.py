@@ -27,7 +27,7 @@ from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, PARENT, Launch, launched
 from minigrad.distributed.message import Message, decoded, encoded
-from minigrad.distributed.tree import owner
+from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import threads
 
@@ -172,7 +172,7 @@ class MPIWorld(World):
         return any(self._meet(call, int(flag)))
 
     def sum_parts(
-        self, count: int, own: Mapping[tuple[int, int], Arrays], like: Sequence[Any]
+        self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
         self._meet("a sum", count)

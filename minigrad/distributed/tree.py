@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+Part = tuple[int, int]
+"""A part of the tree: its first item, and the one after its last."""
 
 
 def block(count: int, rank: int, size: int) -> range:
@@ -24,7 +26,7 @@ def owner(item: int, count: int, size: int) -> int:
     return ((item + 1) * size - 1) // count
 
 
-def parts(first: int, stop: int, own: range) -> Iterator[tuple[int, int]]:
+def parts(first: int, stop: int, own: range) -> Iterator[Part]:
     """Yield the largest parts of the tree over `first ... stop - 1` that lie inside a block."""
     if own.start <= first and stop <= own.stop:
         yield first, stop

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.distributed.tree import Part
+
 Array = NDArray[Any]
 Arrays = Sequence[Array | None]
 
@@ -54,7 +56,7 @@ class World:
         return flag
 
     def sum_parts(
-        self, count: int, own: Mapping[tuple[int, int], Arrays], like: Sequence[Any]
+        self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of `count` lists of arrays, added in the order of `pairwise`.
 

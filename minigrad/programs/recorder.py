@@ -151,8 +151,8 @@ class StepRecorder(Observer):
 
     def on_result(self, result: Any) -> Any:
         """Give the step a StepNumber for each number."""
-        if type(result) is tuple:
-            return tuple(map(self.on_result, result))
+        if type(result) in (tuple, list):
+            return type(result)(map(self.on_result, result))
         return StepNumber(result) if type(result) is float and self._running == 1 else result
 
     # ----------------------------------------------------------------------------------------------

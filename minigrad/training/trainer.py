@@ -15,12 +15,11 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,8 @@ from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
 from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import block, owner, pairwise, parts
-from minigrad.distributed.worlds import add_lists
+from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
@@ -41,6 +40,13 @@ from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, Record, as_record
+from minigrad.training.ranks import (
+    MicroBatchFacts,
+    check_ranks,
+    file_of_first,
+    sum_of_all,
+    take_from_first,
+)
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
@@ -76,14 +82,6 @@ class _Pass:
     order: Items
     position: int = 0  # in the order
     counts: list[float] = field(default_factory=list)  # what the loss counted in each step
-
-
-class MicroBatchFacts(NamedTuple):
-    """The facts of a micro-batch that has gone through the model."""
-
-    loss: float
-    weight: float  # of this loss in the mean of the step: what it counted, or rows
-    is_counted: bool  # by the loss function
 
 
 class Trainer:
@@ -253,7 +251,10 @@ class Trainer:
                 "of the optimiser's parameters none is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
-        self._begin_together(data, held_out)
+        self._world = world()
+        self._streams.generators = self._generators(of_order=False)
+        if self._world.size > 1:
+            self._begin_together(data, held_out)
         left = len(data)
         if self._pass is not None:
             if len(self._pass.order) != len(data):
@@ -277,9 +278,9 @@ class Trainer:
                 shown=self.progress and self._world.is_first,
                 in_files=True, delay=0.0, dynamic_ncols=True,
             ) as bar:  # fmt: skip
-                self._epoch(data, held_out, bar, last)
-                while len(self.history.steps) < last and not self._stopping:
-                    self._epoch(data, held_out, bar, last)
+                is_stopped = self._epoch(data, held_out, bar, last)
+                while len(self.history.steps) < last and not is_stopped:
+                    is_stopped = self._epoch(data, held_out, bar, last)
         except BaseException as error:
             self._pass = None  # a step may have been made in part
             self._world.check_left_together(error)
@@ -289,45 +290,23 @@ class Trainer:
         return self.history
 
     def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
-        """Let all ranks begin with the same weights and random numbers; check all else."""
-        self._world = ranks = world()
-        self._streams.generators = self._generators(of_order=False)
-        if ranks.size == 1:
-            return
-        if (count := math.ceil(len(train) / train.batch_size)) < ranks.size:
-            raise ValueError(
-                f"there are {ranks.size} ranks, and only {count} micro-batches in the data; start "
-                f"at most {count} ranks"
-            )
-        if self.accumulation_steps < ranks.size:
-            raise ValueError(
-                f"there are {ranks.size} ranks, and a step has only "
-                f"accumulation_steps={self.accumulation_steps} micro-batches, so some would have "
-                f"none; start at most {self.accumulation_steps}, or take more and smaller ones"
-            )
-        if not random.was_seeded():
-            bits = random.generator().bit_generator
-            bits.state = ranks.broadcast(bits.state, "fit")
+        """Let all ranks begin with the same state, or raise an error on all of them."""
+        count = math.ceil(len(train) / train.batch_size)
+        check_ranks(self._world, count, self.accumulation_steps)
         optimized = self._optimized()
         every = dict(self.model.named_parameters())
         trained = {name: p for name, p in every.items() if id(p) in optimized}
-        values = {name: ranks.broadcast(p._data, "fit") for name, p in trained.items()}
-        load_values(trained, values, type(self.model).__name__)
-        states = [generator.bit_generator.state for generator in self._generators()]
+        take_from_first(self._world, trained)
         options = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, type(None)))}
-        check_agreement(
-            ranks,
-            {
-                **{
-                    f"the weights of {n}": digest([p]) for n, p in every.items() if n not in trained
-                },
-                "the data": digest([vars(train), held_out and vars(held_out)]),
-                "the seeds of random generators": digest(states),
-                "the options of the trainer": str(options),
-                "the state of the optimiser": digest([self.optimizer.state_dict()]),
-                "the step": str(len(self.history.steps)),
-            },
-        )
+        facts = {
+            "the data": [vars(train), held_out and vars(held_out)],
+            "the seeds of random generators": [g.bit_generator.state for g in self._generators()],
+            "the options of the trainer": options,
+            "the state of the optimiser": self.optimizer.state_dict(),
+            "the step": len(self.history.steps),
+            **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
+        }
+        check_agreement(self._world, {name: digest([fact]) for name, fact in facts.items()})
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -393,10 +372,11 @@ class Trainer:
     # The loop
     # ----------------------------------------------------------------------------------------------
 
-    def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> None:
+    def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> bool:
         """Go through all items, or those left of the epoch; then validate, record and save.
 
-        It ends earlier after step `last`, or if `stop` says so.
+        It ends earlier after step `last`, or if `stop` says so. Returns whether `fit` is to end;
+        all ranks return the same, also where a signal has reached some of them only.
         """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
@@ -416,14 +396,15 @@ class Trainer:
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
             self._after_step(validation, last)
+            at_once = self._world.any(self._at_once, "the end of a step")
             if begun.position < len(train):
-                is_end = self._at_once or len(steps) == last
+                is_end = at_once or len(steps) == last
                 every = self.checkpoint_every
                 is_due = every is not None and len(steps) % every == 0
                 if self.checkpoint is not None and (is_end or is_due):
                     self.save(self.checkpoint)
                 if is_end:
-                    return
+                    return True
         self._pass = None
         steps = steps[-len(counts) :]
         record = {
@@ -444,9 +425,10 @@ class Trainer:
                 self._compare(record.get("validation_loss", record["loss"]))
         for function in self.on_epoch:
             function(self)
-        self._stopping = self._world.any(self._stopping, "the end of an epoch")
+        is_stopped = self._world.any(self._stopping, "the end of an epoch")
         if self.checkpoint is not None:
             self.save(self.checkpoint)
+        return is_stopped
 
     def _after_step(self, validation: Any, last: int) -> None:
         """Validate if it is due, and call the functions that are to be called after each step."""
@@ -457,7 +439,6 @@ class Trainer:
                 self._compare(step["validation_loss"])
         for function in self.on_step:
             function(self)
-        self._at_once = self._world.any(self._at_once, "the end of a step")
 
     def _averages(self) -> Any:
         """Return a context in which the model has the averages of its weights, if there are any."""
@@ -577,39 +558,17 @@ class Trainer:
         return self._world.size > 1
 
     def _of_all(
-        self,
-        count: int,
-        own: list[tuple[int, int]],
-        sums: list[list[NDArray[Any] | None]],
-        facts: list[tuple[float, float, bool]],
-    ) -> tuple[list[NDArray[Any] | None], list[float], list[MicroBatchFacts]]:
-        """Add the sums of this rank, and the facts of its micro-batches, to those of the others.
-
-        Raises:
-            FloatingPointError: on all ranks, if a loss is not finite on one.
-            ValueError: if a rank has other random numbers.
-        """
-        key = float(sum(self._streams.keys) % 2**53)
-        lists = {}
-        for part, gradients in zip(own, sums, strict=True):
-            rows = np.zeros((count, 4))  # of micro-batches; those of the other parts are 0
-            for item in range(*part):
-                rows[item] = *facts[item - own[0][0]], key
-            lists[part] = [rows, *gradients]
+        self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
+    ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
+        """Add the sums and the facts of this rank to those of the others."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        table, *total = self._world.sum_parts(count, lists, [np.empty((count, 4)), *parameters])
-        assert table is not None
-        for item in np.flatnonzero(table[:, 3] != key).tolist():
-            raise ValueError(
-                f"rank {owner(item, count, self._world.size)} has other random numbers than rank "
-                f"{self._world.rank}: a function drew from a generator of the training on one rank "
-                f"only, as below `if world().rank == 0`; let it draw from its own, "
-                f"numpy.random.default_rng(seed)"
-            )
-        for loss in table[:, 0].tolist():
-            self._finite("loss", loss)
-        everything = [MicroBatchFacts(*row) for row in table[:, :3].tolist()]
-        return total, [fact.loss for fact in everything], everything
+        sums_of = dict(zip(own, sums, strict=True))
+        summed, every = sum_of_all(
+            self._world, count, sums_of, facts, parameters, self._streams.keys
+        )
+        for fact in every:
+            self._finite("loss", fact.loss)
+        return summed, [fact.loss for fact in every], every
 
     def _loss_value(self, loss: NDArray[Any]) -> float:
         """Return a loss as a number; if it is not finite, all ranks are to raise an error later."""
@@ -773,33 +732,9 @@ class Trainer:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged, or does not fit; nothing is changed then.
         """
-        with _content_of(path) as copy_of_rank_0:
-            state = checkpoint_file.read(copy_of_rank_0)
+        with file_of_first(world(), path) as file:
+            state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
-
-
-@contextmanager
-def _content_of(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """Give the path of a file that rank 0 reads, which for others is a copy of its content."""
-    ranks = world()
-    if ranks.size == 1:
-        yield path
-        return
-    seeing = [rank for rank, is_there in enumerate(ranks.gather(os.path.exists(path))) if is_there]
-    if 0 not in seeing:
-        seen = f"; only ranks {seeing} see one" if seeing else ""
-        raise FileNotFoundError(
-            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{seen}"
-        )
-    content = np.fromfile(path, np.uint8) if ranks.is_first else None
-    content = ranks.broadcast(content, "load")
-    if ranks.is_first:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copied = os.path.join(folder, os.path.basename(path))
-        content.tofile(copied)
-        yield copied
 
 
 def _observed_sum(left: Any, right: Any) -> Any:
