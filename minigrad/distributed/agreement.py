@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import cpu
 from minigrad.checks import check_problems
 from minigrad.distributed.worlds import World
+
+_SAME = f"{cpu.VARIABLE}={next(iter(cpu.LEVELS))}, set for all ranks, makes them equal"
 
 
 def check_agreement(world: World, facts: Mapping[str, str]) -> None:
@@ -48,8 +51,8 @@ def facts_of_process() -> dict[str, str]:
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: _version(name) for name in packages},
-        "the instructions of kernels": jit.instructions(),
-        "the instructions of numpy": ",".join(name for name, is_used in used.items() if is_used),
+        f"instructions of kernels ({_SAME})": jit.instructions(),
+        f"instructions of numpy ({_SAME})": ",".join(n for n, is_used in used.items() if is_used),
         "the script": digest_of_script(),
     }
 

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import random
+from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
+from minigrad.distributed.agreement import digest
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Arrays
-from minigrad.nn.module import Parameter, load_values
+from minigrad.nn.module import Module, Parameter, load_values
 
 
 class MicroBatchFacts(NamedTuple):
@@ -53,6 +55,27 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter]) -> None:
         bits.state = ranks.broadcast(bits.state, "fit")
     values = {name: ranks.broadcast(p._data, "fit") for name, p in parameters.items()}
     load_values(parameters, values, "model")
+
+
+def buffers_of(model: Module) -> dict[str, str]:
+    """Return digests of the arrays that modules have besides their parameters, by name."""
+    return {
+        f"{name}.{key}".lstrip("."): digest([value])
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (np.ndarray, Tensor)) and not isinstance(value, Parameter)
+    }
+
+
+def check_buffers(model: Module, before: Mapping[str, str]) -> None:
+    """Raise a ValueError if a step has changed an array of a module that is no parameter."""
+    changed = [name for name, value in buffers_of(model).items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means does. "
+            f"Each rank has other micro-batches, so the model would differ from rank to rank; "
+            f"train it in one process"
+        )
 
 
 def sum_of_all(

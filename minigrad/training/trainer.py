@@ -42,6 +42,8 @@ from minigrad.training import checkpoint_file
 from minigrad.training.history import History, Record, as_record
 from minigrad.training.ranks import (
     MicroBatchFacts,
+    buffers_of,
+    check_buffers,
     check_ranks,
     file_of_first,
     sum_of_all,
@@ -202,6 +204,7 @@ class Trainer:
         self.captured_step = programs.capture(self._make_step) if capture else None
         self._world = World()  # until something is to be shared
         self._streams = Streams()
+        self._buffers: dict[str, str] | None = None  # of the model before the first step
         self._usual_count: int | None = None  # what a loss may count in a step
         self.history = History()
         self._stopping = self._at_once = False
@@ -307,6 +310,7 @@ class Trainer:
             **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
         }
         check_agreement(self._world, {name: digest([fact]) for name, fact in facts.items()})
+        self._buffers = buffers_of(self.model)
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -389,6 +393,9 @@ class Trainer:
         while begun.position < len(train):
             items = begun.order[begun.position : begun.position + size]
             made, count = self._step(train.micro_batches(items))
+            if self._buffers is not None:  # the first step of a `fit` on several ranks
+                check_buffers(self.model, self._buffers)
+                self._buffers = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))
             counts.append(count)
