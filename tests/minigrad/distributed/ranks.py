@@ -63,6 +63,12 @@ class Ended(NamedTuple):
     launcher: str
     seconds: float
 
+    def __repr__(self):
+        texts = [f"mpiexec: status {self.status} after {self.seconds:.1f} s\n{self.launcher}"]
+        for rank, (out, err) in enumerate(zip(self.out, self.err, strict=True)):
+            texts.append(f"rank {rank}:\n{out}{err}")
+        return "\n".join(texts)
+
 
 class Ranks:
     """The ranks of a run."""
@@ -85,12 +91,14 @@ class Ranks:
 
     def _wait_for(self, look, what):
         deadline = time.monotonic() + LIMIT
-        while not (found := look()):
-            assert time.monotonic() < deadline and self.process.poll() is None, (
-                f"waited for {what}; {self._described()}"
-            )
+        while time.monotonic() < deadline:
+            has_ended = self.process.poll() is not None
+            if found := look():
+                return found
+            if has_ended:
+                break
             time.sleep(0.005)
-        return found
+        raise AssertionError(f"waited for {what}; {self._described()}")
 
     def end(self, within=LIMIT):
         """Wait until all processes have ended; fail if it takes longer."""
