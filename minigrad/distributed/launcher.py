@@ -33,13 +33,13 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
     """Return what the variables of a launcher say; without one, that there is one process.
 
     Raises:
-        RuntimeError: if the launcher is torchrun, which does not start MPI, or a notebook was
+        RuntimeError: if torchrun has started several, which does not start MPI, or a notebook was
             started by a launcher, so that each rank would have a notebook of its own.
     """
-    if "TORCHELASTIC_RUN_ID" in environment:
+    if "TORCHELASTIC_RUN_ID" in environment and (count := environment.get("WORLD_SIZE")) != "1":
         raise RuntimeError(
-            "torchrun has started this process, but minigrad's processes talk by MPI: start them "
-            "by `mpiexec -n 4 python train.py`"
+            f"torchrun has started {count} processes, but those of minigrad talk by MPI: start "
+            f"them by `mpiexec -n {count} python train.py`"
         )
     if environment.get(PARENT, str(os.getpid())) != str(os.getpid()):
         return Launch(1, "a rank, as a child process")

@@ -54,31 +54,41 @@ class MPIWorld(World):
 
     def __init__(self, launch: Launch) -> None:
         self._patience = _patience()
-        self._mpi = mpi = _mpi(launch)
+        self._mpi = _mpi(launch)
         # Nobody can beat before MPI runs, and it does not return while a rank is missing.
         with _time_limit(5 * self._patience):
-            wait_for_all_ranks_to_start(mpi)
-        comm = mpi.COMM_WORLD
-        if comm.size != launch.size:
-            raise RuntimeError(
-                f"{launch.launcher} has started {launch.size} processes, but mpi4py says that "
-                f"there is {comm.size}: it was built for {mpi.get_vendor()[0]}, not for this "
-                f"launcher; use the mpiexec of that MPI"
-            )
-        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
-            raise RuntimeError(
-                f"this build of {mpi.get_vendor()[0]} does not let two threads talk at once, "
-                f"which signs of life need; use another build"
-            )
+            self._wait_for_all_ranks_to_start(launch)
         os.environ[PARENT] = str(os.getpid())
-        self.rank, self.size, self.sent = comm.rank, comm.size, 0
-        self._comm, self._leaving = comm.Dup(), comm.Dup()
-        names = self.gather(f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})")
-        self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
         self._share_cores()
         atexit.register(self._finish)
         sys.excepthook = self._report
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+            os.register_at_fork(after_in_child=self._leave_to_parent)
         check_agreement(self, facts_of_process())
+
+    def _wait_for_all_ranks_to_start(self, launch: Launch) -> None:
+        """Start MPI and the heartbeat; a traceback shows this name if a rank does not start."""
+        mpi = self._mpi
+        vendor, _ = mpi.get_vendor()
+        # Under the mpiexec of Open MPI, MPICH does not start alone as others do, but aborts.
+        if vendor != "MPICH" or "Open MPI" not in launch.launcher:
+            if not mpi.Is_initialized():  # by the script itself
+                mpi.Init_thread(mpi.THREAD_MULTIPLE)
+            self.rank, self.size, self.sent = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size, 0
+        if self.size != launch.size:
+            raise RuntimeError(
+                f"{launch.launcher} has started {launch.size} processes, but mpi4py uses {vendor}, "
+                f"which finds {self.size} of them; start them by the mpiexec of {vendor}"
+            )
+        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+            raise RuntimeError(
+                f"this build of {vendor} does not let two threads talk at once, which signs of "
+                f"life need; use another build"
+            )
+        comm = mpi.COMM_WORLD
+        self._comm, self._leaving = comm.Dup(), comm.Dup()
+        names = self.gather(f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})")
+        self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
 
     def _share_cores(self) -> None:
         """Divide the cores of a host among its ranks, unless the user has set a number."""
@@ -175,8 +185,8 @@ class MPIWorld(World):
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
-        self._meet("a sum", count)
         message = Message(like)
+        self._meet(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
             """Return a sum of the tree on the rank that has its first list; elsewhere nothing."""
@@ -228,6 +238,12 @@ class MPIWorld(World):
         sys.stdout.flush()
         self._comm.Abort(1)
 
+    def _leave_to_parent(self) -> None:
+        """In a child process by fork, which is no rank: let it end without MPI."""
+        world.cache_clear()
+        atexit.unregister(self._finish)
+        sys.excepthook = sys.__excepthook__
+
     def _finish(self) -> None:
         """Wait for the others at the end of the script, and end MPI."""
         try:
@@ -236,24 +252,17 @@ class MPIWorld(World):
             self._end_all(error)
         self._heartbeat.close()
         with _time_limit(self._patience):
-            wait_for_all_ranks_to_end(self._mpi)
+            self._wait_for_all_ranks_to_end()
 
-
-def wait_for_all_ranks_to_start(mpi: Any) -> None:
-    """Start MPI; the name of this function is what a traceback shows if a rank does not start."""
-    if not mpi.Is_initialized():  # by the script itself
-        mpi.Init_thread(mpi.THREAD_MULTIPLE)
-
-
-def wait_for_all_ranks_to_end(mpi: Any) -> None:
-    """End MPI."""
-    mpi.Finalize()
+    def _wait_for_all_ranks_to_end(self) -> None:
+        """End MPI; a traceback shows this name if a rank does not."""
+        self._mpi.Finalize()
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """End this process with a traceback if the block takes longer, also where it has the GIL."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
     finally:
@@ -281,10 +290,10 @@ def _mpi(launch: Launch) -> Any:
 
         mpi4py.rc.initialize = False
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise RuntimeError(
             f"{launch.launcher} has started {launch.size} processes, and they cannot talk, because "
-            f"mpi4py is missing or finds no MPI ({error}): {INSTALL}"
+            f"mpi4py is missing or finds no MPI ({error}): {INSTALL}, with the MPI of that launcher"
         ) from error
     return MPI
 
@@ -301,7 +310,3 @@ def world() -> World:
     """
     launch = launched()
     return World() if launch.size == 1 else MPIWorld(launch)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=world.cache_clear)

@@ -20,6 +20,7 @@ from minigrad.distributed.agreement import digest
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Arrays
 from minigrad.nn.module import Module, Parameter, load_values
+from minigrad.tables import counted
 
 
 class MicroBatchFacts(NamedTuple):
@@ -34,14 +35,11 @@ def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> No
     """Raise a ValueError if some ranks would have nothing to do in any step."""
     if min(micro_batches, accumulation_steps) >= ranks.size:
         return
-    found = (
-        f"there are only {micro_batches} micro-batches"
-        if micro_batches < ranks.size
-        else f"a step has only accumulation_steps={accumulation_steps} micro-batches"
-    )
+    most = min(micro_batches, accumulation_steps)
+    found = "in all" if micro_batches == most else f"in a step (accumulation_steps={most})"
     raise ValueError(
-        f"{found}, and {ranks.size} ranks are to share them; start at most "
-        f"{min(micro_batches, accumulation_steps)} ranks, or take more and smaller micro-batches"
+        f"{ranks.size} ranks are to share {most} micro-batch{'es' * (most > 1)} {found}; "
+        f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
     )
 
 

@@ -300,16 +300,17 @@ class Trainer:
         every = dict(self.model.named_parameters())
         trained = {name: p for name, p in every.items() if id(p) in optimized}
         take_from_first(self._world, trained)
-        options = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, type(None)))}
+        simple = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, type(None)))}
         facts = {
             "the data": [vars(train), held_out and vars(held_out)],
             "the seeds of random generators": [g.bit_generator.state for g in self._generators()],
-            "the options of the trainer": options,
             "the state of the optimiser": self.optimizer.state_dict(),
             "the step": len(self.history.steps),
             **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
         }
-        check_agreement(self._world, {name: digest([fact]) for name, fact in facts.items()})
+        digests = {name: digest([fact]) for name, fact in facts.items()}
+        options = ",".join(f"{name}={value}" for name, value in simple.items())
+        check_agreement(self._world, {"the options of the trainer": options, **digests})
         self._buffers = buffers_of(self.model)
 
     def stop(self, *, at_once: bool = False) -> None:
