@@ -7,7 +7,8 @@ The data may also be a list of micro-batches, tuples `(*inputs, target)` of any 
 
 Every step is a prediction, a loss, a backward pass and a step of the optimiser. The rest of this
 file is what training needs besides: batches in random order, records, validation, early stopping,
-and files from which a run goes on as if it had never stopped, to the bit.
+and files from which a run goes on as if it had never stopped, to the bit. Under `mpiexec` the
+micro-batches of a step are shared out among the ranks (see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class Trainer:
         accumulation_steps: the number of such batches for one step of the optimiser. Their
             gradients add up to that of one batch of all their rows, in the memory of one of them:
             sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
+            Several ranks share them out.
             A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
             class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
@@ -111,7 +113,8 @@ class Trainer:
         on_step: functions to call with the trainer after each step of the optimiser.
         validate_every: the number of steps after which to validate, instead of after each epoch;
             `fit` also does so after its last step. The record of that step has the results.
-        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one.
+        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one; of
+            several ranks, rank 0 writes it.
         checkpoint_every: the number of steps after which to write it as well.
         save_frozen: whether checkpoints and the best weights contain parameters of the model that
             the optimiser does not have. Without them the files of an adapter are small, and the
