@@ -45,14 +45,15 @@ def facts_of_process() -> dict[str, str]:
     """Return what the bits of a computation depend on, apart from its code and its data."""
     from minigrad.kernels import jit
 
-    numpy: Any = np  # which has no public name for the instructions that it uses
-    used: Mapping[str, bool] = numpy._core._multiarray_umath.__cpu_features__
+    numpy: Any = np  # which has no public name for the instructions that it chooses among
+    chosen = numpy._core._multiarray_umath
+    used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: _version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
-        f"instructions of numpy ({_SAME})": ",".join(n for n, is_used in used.items() if is_used),
+        f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": digest_of_script(),
     }
 
