@@ -30,6 +30,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -155,7 +156,6 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
     """
     check_out(out)
     plan, ranks = QUICK if quick else Plan(), world()
-    minigrad.set_num_threads(1)
     here = Link() if ranks.size == 1 else measured_link(ranks, prepared(FULL, plan))
     work, checks = {}, []
     for kind in (FULL, LORA):
@@ -199,8 +199,20 @@ def prepared(kind: str, plan: Plan) -> Module:
     return model
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let kernels use one thread only."""
+    before = minigrad.get_num_threads()
+    minigrad.set_num_threads(1)
+    try:
+        yield
+    finally:
+        minigrad.set_num_threads(before)
+
+
+@one_thread()
 def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], float, int]:
-    """Measure the steps of a Trainer in the present world, on one thread.
+    """Measure the steps of a Trainer in the present world.
 
     The numbers of micro-batches take turns, so that other work of the machine affects all alike.
 
@@ -208,7 +220,6 @@ def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], fl
         The seconds of a step for each number of micro-batches, the seconds that the update is of
         it, and the bytes that this rank sent in the last step.
     """
-    minigrad.set_num_threads(1)
     model, rng = prepared(kind, plan), np.random.default_rng(0)
     parameters = model.trainable_parameters()
     optimizer = Adam(parameters, lr=1e-4)
