@@ -43,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = plot or options.get("out")
     before = _files_at(written)
     found: Any = None
-    ranks = world()
+    try:
+        ranks = world()
+    except RuntimeError as error:  # ranks that cannot talk
+        print(f"lora {command}: {error}", file=sys.stderr)
+        return FAILED
     try:
         if ranks.size > 1 and command != "train":
             raise ValueError(f"it would run {ranks.size} times; only train runs on several ranks")

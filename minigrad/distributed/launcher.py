@@ -23,7 +23,7 @@ INSTALL = 'pip install "minigrad-lora[distributed]"'
 
 
 class Launch(NamedTuple):
-    """What a launcher says: the number of processes, and who it is."""
+    """The number of processes that a launcher says it has started, and its name."""
 
     size: int
     launcher: str
