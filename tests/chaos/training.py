@@ -44,7 +44,8 @@ def main(checkpoint, seconds=0.0):
         trainer.load(checkpoint)
     print("begun", flush=True)
     x, y = draw((48, WIDTH)).astype(np.float32), draw((48, 1)).astype(np.float32)
-    trainer.fit((x, y), epochs=EPOCHS - len(trainer.history))
+    if left := EPOCHS - len(trainer.history):  # none if it was killed after its last checkpoint
+        trainer.fit((x, y), epochs=left)
     weights = b"".join(value.tobytes() for value in model.state_dict().values())
     print(hashlib.sha256(weights).hexdigest())
 

@@ -114,7 +114,7 @@ class Ranks:
         """Wait until all processes have ended; fail if it takes longer."""
         began = time.monotonic()
         try:
-            launcher, _ = self.process.communicate(timeout=within)
+            self.process.wait(within)
             while left := self.running():
                 assert time.monotonic() < began + within, f"ranks {list(left)} are left"
                 time.sleep(0.005)
@@ -124,6 +124,7 @@ class Ranks:
             ) from None
         seconds = time.monotonic() - began
         out, err = ([self.read(rank, kind) for rank in range(self.size)] for kind in ("out", "err"))
+        launcher = (self._folder / "launcher").read_text(errors="replace")
         return Ended(self.process.returncode, out, err, launcher, seconds)
 
     def running(self):
@@ -153,25 +154,26 @@ class Ranks:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 @contextmanager
-def started(size, *arguments, python=sys.executable, mpiexec=MPIEXEC, options=(), **environment):
+def started(size, *arguments, mpiexec=(MPIEXEC,), **environment):
     """Start Python with some arguments on ranks of `mpiexec`; kill what is left at the end.
 
-    `options` are further ones of `mpiexec`. The environment is this one, but with one thread, and
-    with the given variables.
+    `mpiexec` may have options, and a command before it. The environment is this one, but with one
+    thread, and with the given variables.
     """
     variables = {**os.environ, **ONE_THREAD, **_OPEN_MPI, **environment}
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
-        command = [mpiexec, "-n", str(size), *options, "sh", "-c", _SHELL, python]
-        process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            cwd=ROOT, env={**variables, "RANKS": folder}, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        command = [*mpiexec, "-n", str(size), "sh", "-c", _SHELL, sys.executable]
+        with open(Path(folder, "launcher"), "w") as file:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                cwd=ROOT, env={**variables, "RANKS": folder},
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            )  # fmt: skip
         ranks = Ranks(size, process, Path(folder))
         try:
             yield ranks

@@ -146,3 +146,18 @@ def test_ranks_that_were_suspended_together_go_on():
         ended = ranks.end()
     assert ended.status == 0, ended
     assert all("good" in out for out in ended.out)
+
+
+@needs_mpi
+@pytest.mark.full
+def test_a_rank_that_was_suspended_for_long_does_not_wait_longer_for_others():
+    with started(2, "-c", START + LONG, MINIGRAD_PATIENCE="1") as ranks:
+        for rank in range(2):
+            ranks.wait_for(rank, "begun")
+        pids = [ranks.pid(rank) for rank in range(2)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(12)
+        os.kill(pids[0], signal.SIGCONT)  # and not the other
+        ended = ranks.end(within=8)
+    assert f"rank 1 (process {pids[1]} on" in ended.err[0]
