@@ -41,7 +41,7 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop sending and waiting."""
+        """Stop sending and waiting, when all ranks call this."""
         self._closing.set()
         self._thread.join()
 
@@ -62,12 +62,16 @@ class Heartbeat:
                     heard[peer] = turn
                     self._is_lost |= lost  # what rank 0 knows of others
                     receives[peer] = self._comm.Irecv(lost, source=peer)
-                heard[peer] += max(late, 0.0)  # this rank was stopped, and heard nobody
+                # This rank may have been stopped itself, and heard nobody.
+                heard[peer] = min(heard[peer] + late, turn)
                 if turn - heard[peer] > self._patience:
                     self._is_lost[peer] = True
             for rank in np.flatnonzero(self._is_lost).tolist():
                 self._end(rank)
-        for receive in receives.values():
+        self._comm.Barrier()  # then all that was sent has arrived
+        for peer, receive in receives.items():
+            while receive.Test():
+                receive = self._comm.Irecv(received[peer], source=peer)
             receive.Cancel()
             receive.Free()
 

@@ -35,6 +35,7 @@ PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a sign of life after which a rank counts as lost."""
 
 _GRACE = 5.0  # seconds that the others get to arrive where this rank has left
+_PIECE = 2**20  # bytes that are sent at once; on a slow link, signs of life wait behind them
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has none
@@ -136,9 +137,15 @@ class MPIWorld(World):
         mine = encoded(value)
         sizes = self._meet(call, len(mine))
         every = np.empty(sum(sizes), np.uint8)
-        self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
-        self.sent += len(mine)
-        return [decoded(part) for part in np.split(every, np.cumsum(sizes)[:-1])]
+        parts = np.split(every, np.cumsum(sizes)[:-1])
+        if len(every) <= _PIECE:
+            self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
+            self.sent += len(mine)
+        else:
+            parts[self.rank][:] = mine
+            for rank, part in enumerate(parts):
+                self._broadcast(part, rank)
+        return [decoded(part) for part in parts]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
@@ -148,7 +155,8 @@ class MPIWorld(World):
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Return the bytes of a rank, written to `content` on the others."""
-        self._wait(self._comm.Ibcast(content, root))
+        for piece in _pieces(content):
+            self._wait(self._comm.Ibcast(piece, root))
         self.sent += len(content) if self.rank == root else 0
         return content
 
@@ -198,13 +206,15 @@ class MPIWorld(World):
             source = owner(middle, count, self.size)
             if source != left and self.rank == source:
                 content = message.packed(upper)
-                self._wait(self._comm.Isend(content, dest=left))
+                for piece in _pieces(content):
+                    self._wait(self._comm.Isend(piece, dest=left))
                 self.sent += len(content)
             if self.rank != left:
                 return []
             if source != left:
                 content = np.empty(message.size, np.uint8)
-                self._wait(self._comm.Irecv(content, source=source))
+                for piece in _pieces(content):
+                    self._wait(self._comm.Irecv(piece, source=source))
                 upper = message.unpacked(content)
             return add_lists(lower, upper)
 
@@ -236,7 +246,10 @@ class MPIWorld(World):
         text = "".join(traceback.format_exception(error))
         print(f"rank {self.rank} ends all ranks:\n{text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        self._comm.Abort(1)
+        # Where the link to the launcher is cut, MPICH waits for it here, or returns.
+        with _time_limit(self._patience):
+            self._comm.Abort(1)
+        os._exit(1)
 
     def _leave_to_parent(self) -> None:
         """In a child process by fork, which is no rank: let it end without MPI."""
@@ -250,13 +263,19 @@ class MPIWorld(World):
             self._meet("the end of its script")
         except RuntimeError as error:
             self._end_all(error)
-        self._heartbeat.close()
         with _time_limit(self._patience):
             self._wait_for_all_ranks_to_end()
 
     def _wait_for_all_ranks_to_end(self) -> None:
-        """End MPI; a traceback shows this name if a rank does not."""
+        """End the heartbeat and MPI; a traceback shows this name if a rank does not."""
+        self._heartbeat.close()
         self._mpi.Finalize()
+
+
+def _pieces(content: Array) -> Iterator[Array]:
+    """Yield the parts of bytes that are sent one after the other."""
+    for first in range(0, len(content), _PIECE):
+        yield content[first : first + _PIECE]
 
 
 @contextmanager

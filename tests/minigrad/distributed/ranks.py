@@ -83,13 +83,14 @@ class Ranks:
 
     def pid(self, rank):
         """Return the process of a rank, as soon as it has started."""
-        return int(self._wait_for(lambda: self.read(rank, "pid").strip(), f"rank {rank} to start"))
+        return int(self.wait(lambda: self.read(rank, "pid").strip(), f"rank {rank} to start"))
 
     def wait_for(self, rank, text):
         """Wait until a rank has printed a text."""
-        self._wait_for(lambda: text in self.read(rank, "out"), f"rank {rank} to print {text!r}")
+        self.wait(lambda: text in self.read(rank, "out"), f"rank {rank} to print {text!r}")
 
-    def _wait_for(self, look, what):
+    def wait(self, look, what):
+        """Wait until a look at something finds it, and return that."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             has_ended = self.process.poll() is not None
@@ -100,13 +101,22 @@ class Ranks:
             time.sleep(0.005)
         raise AssertionError(f"waited for {what}; {self._described()}")
 
+    def end_but(self, rank, within):
+        """Wait until all other ranks have ended; fail if it takes longer. Return the seconds."""
+        began = time.monotonic()
+        while set(self.running()) - {rank}:
+            if time.monotonic() > began + within:
+                raise AssertionError(f"others have not ended in {within} s; {self._described()}")
+            time.sleep(0.005)
+        return time.monotonic() - began
+
     def end(self, within=LIMIT):
         """Wait until all processes have ended; fail if it takes longer."""
         began = time.monotonic()
         try:
-            launcher, _ = self.process.communicate(timeout=within)
-            while left := self._running():
-                assert time.monotonic() < began + within, f"processes {left} are left"
+            self.process.wait(within)
+            while left := self.running():
+                assert time.monotonic() < began + within, f"ranks {list(left)} are left"
                 time.sleep(0.005)
         except (AssertionError, subprocess.TimeoutExpired) as error:
             raise AssertionError(
@@ -114,12 +124,13 @@ class Ranks:
             ) from None
         seconds = time.monotonic() - began
         out, err = ([self.read(rank, kind) for rank in range(self.size)] for kind in ("out", "err"))
+        launcher = (self._folder / "launcher").read_text(errors="replace")
         return Ended(self.process.returncode, out, err, launcher, seconds)
 
-    def _running(self):
-        """Return the processes of ranks that have not ended."""
-        texts = [self.read(rank, "pid").strip() for rank in range(self.size)]
-        return [int(text) for text in texts if text and self._is_rank(int(text))]
+    def running(self):
+        """Return the ranks that have started and not ended, with their processes."""
+        texts = {rank: self.read(rank, "pid").strip() for rank in range(self.size)}
+        return {rank: int(t) for rank, t in texts.items() if t and self._is_rank(int(t))}
 
     def _is_rank(self, pid):
         """Return whether a process is a rank of this run; the system may use a number again."""
@@ -139,29 +150,30 @@ class Ranks:
 
     def kill(self):
         """Kill all that still runs."""
-        for pid in self._running():
+        for pid in self.running().values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 @contextmanager
-def started(size, *arguments, python=sys.executable, mpiexec=MPIEXEC, options=(), **environment):
+def started(size, *arguments, mpiexec=(MPIEXEC,), **environment):
     """Start Python with some arguments on ranks of `mpiexec`; kill what is left at the end.
 
-    `options` are further ones of `mpiexec`. The environment is this one, but with one thread, and
-    with the given variables.
+    `mpiexec` may have options, and a command before it. The environment is this one, but with one
+    thread, and with the given variables.
     """
     variables = {**os.environ, **ONE_THREAD, **_OPEN_MPI, **environment}
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
-        command = [mpiexec, "-n", str(size), *options, "sh", "-c", _SHELL, python]
-        process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            cwd=ROOT, env={**variables, "RANKS": folder}, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        command = [*mpiexec, "-n", str(size), "sh", "-c", _SHELL, sys.executable]
+        with open(Path(folder, "launcher"), "w") as file:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                cwd=ROOT, env={**variables, "RANKS": folder},
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            )  # fmt: skip
         ranks = Ranks(size, process, Path(folder))
         try:
             yield ranks
