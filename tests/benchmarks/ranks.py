@@ -74,7 +74,8 @@ def train_ours(name: str) -> dict[str, Any]:
     before = world().sent
     trainer.fit(data, steps=STEPS)
     seconds = [step["seconds"] for step in trainer.history.steps[WARM:]]
-    return {"seconds": seconds, "bytes": (world().sent - before) / STEPS}
+    found = {"seconds": seconds, "bytes": (world().sent - before) / STEPS}
+    return found if world().is_first else {}
 
 
 def train_ddp(name: str) -> dict[str, Any]:
@@ -182,8 +183,8 @@ def measured(contender: str, name: str, size: int) -> dict[str, Any]:
     outputs = [process.communicate(timeout=600)[0] for process in running]
     if any(process.returncode for process in running):
         raise RuntimeError(f"{contender} on {size} processes failed")
-    lines = [line for output in outputs for line in output.splitlines() if line.startswith("{")]
-    return json.loads(next(line for line in lines if "seconds" in line))  # type: ignore[no-any-return]
+    (line,) = (line for output in outputs for line in output.splitlines() if line[:1] == "{")
+    return json.loads(line)  # type: ignore[no-any-return]
 
 
 def main() -> None:
@@ -194,7 +195,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         contender, name = options.one
-        print(json.dumps((train_ours if contender == OURS else train_ddp)(name)), flush=True)
+        if found := (train_ours if contender == OURS else train_ddp)(name):
+            print(json.dumps(found), flush=True)
         return
     contenders = [OURS] + [DDP] * (find_spec("torch") is not None)
     for name in (CHARACTERS, MINILM):
