@@ -36,9 +36,12 @@ def parts(first: int, stop: int, own: range) -> Iterator[Part]:
         yield from parts(middle, stop, own)
 
 
-def pairwise(first: int, stop: int, leaf: Callable[[int], T], add: Callable[[T, T], T]) -> T:
-    """Return the sum of `leaf(first) ... leaf(stop - 1)`, which are called in this order."""
-    if stop - first == 1:
-        return leaf(first)
+def pairwise(first: int, stop: int, leaf: Callable[..., T], add: Callable[[T, T], T]) -> T:
+    """Return the sum of the items `first ... stop - 1`.
+
+    `leaf` is called with one item or two neighbours, in this order, and returns it or their sum.
+    """
+    if stop - first <= 2:
+        return leaf(*range(first, stop))
     middle = (first + stop) // 2
     return add(pairwise(first, middle, leaf, add), pairwise(middle, stop, leaf, add))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,31 @@ class Streams:
     def __enter__(self) -> Streams:
         self._bits: list[Any] = [generator.bit_generator for generator in self.generators]
         self.keys = [int(bits.random_raw()) for bits in self._bits]
-        self._states: list[Any] = [bits.state for bits in self._bits]
+        self._states: dict[int, Any] = {}  # of generators that have begun anew, before they did
+        self._default = random.generator().bit_generator
         return self
 
     def begin(self, micro_batch: int) -> None:
         """Begin the random numbers of a micro-batch of this step."""
-        for bits, key in zip(self._bits, self.keys, strict=True):
-            if bits is random.generator().bit_generator:
-                random.before_next_draw(partial(_restart, bits, key, micro_batch))
+        for number, bits in enumerate(self._bits):
+            if bits is self._default:
+                random.before_next_draw(partial(self._restart, number, micro_batch))
             else:
-                _restart(bits, key, micro_batch)
+                self._restart(number, micro_batch)
 
     def __exit__(self, *_: object) -> None:
         random.before_next_draw(None)
-        for bits, state in zip(self._bits, self._states, strict=True):
-            bits.state = state
+        for number, state in self._states.items():
+            self._bits[number].state = state
 
-
-def _restart(bits: Any, key: int, micro_batch: int) -> None:
-    """Let a generator begin from the state of a key and a micro-batch."""
-    bits.state = type(bits)(np.random.SeedSequence([key, micro_batch])).state
+    def _restart(self, number: int, micro_batch: int) -> None:
+        """Let a generator begin from the state of its key and a micro-batch."""
+        bits, key = self._bits[number], self.keys[number]
+        before = bits.state
+        self._states.setdefault(number, before)
+        if type(bits) is np.random.PCG64:  # the usual one; a new one would take ten times as long
+            digest = blake2b(b"%d %d" % (key, micro_batch), digest_size=16).digest()
+            inner = {**before["state"], "state": int.from_bytes(digest, "little")}
+            bits.state = before | {"state": inner, "has_uint32": 0, "uinteger": 0}
+        else:
+            bits.state = type(bits)(np.random.SeedSequence([key, micro_batch])).state

@@ -502,11 +502,12 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         facts: list[MicroBatchFacts] = []
 
-        def gradients(number: int) -> list[NDArray[Any] | None]:
-            item = number - first
-            observed(self._draw_for, number)
+        def gradients(*numbers: int) -> list[NDArray[Any] | None]:
             self.optimizer.zero_grad()
-            facts.append(self._propagate(micro_batches[item], shares[item]))
+            for number in numbers:  # whose gradients add up
+                observed(self._draw_for, number)
+                item = number - first
+                facts.append(self._propagate(micro_batches[item], shares[item]))
             return [None if p.grad is None else p.grad._data for p in parameters]
 
         own = list(parts(0, count, range(first, first + len(micro_batches))))
@@ -515,7 +516,7 @@ class Trainer:
         if self._is_shared():
             summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
             sums = [summed]
-        if count > 1 or self._is_shared():
+        if count > 2 or self._is_shared():
             for parameter, gradient in zip(parameters, sums[0], strict=True):
                 parameter.grad = None if gradient is None else Tensor(gradient)
         is_counted = any(fact.is_counted for fact in facts)

@@ -1,5 +1,6 @@
 """What each rank does in `test_world`: all calls of a world, compared with those of one process."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -55,8 +56,14 @@ def barrier_and_any():
         assert time.perf_counter() - began > 0.04
 
 
+def one_or_two(leaf):
+    """Return what gives one list, or the sum of two."""
+    return lambda *items: functools.reduce(add_lists, map(leaf, items))
+
+
 def sums(count, leaf):
     """Compare the sum over all ranks with that of one process."""
+    leaf = one_or_two(leaf)
     total = pairwise(0, count, leaf, add_lists)
     own = parts(0, count, block(count, rank, size))
     shared = world.sum_parts(count, {part: pairwise(*part, leaf, add_lists) for part in own}, total)
@@ -82,6 +89,7 @@ def sum_with_none(count):
         there = [(item + first) % every == 0 for first, every in enumerate((1, 2, 3, 5, 40))]
         return [np.float32([item, 0.1]) if is_there else None for is_there in [*there, False]]
 
+    leaf = one_or_two(leaf)
     total = pairwise(0, count, leaf, add_lists)
     own = parts(0, count, block(count, rank, size))
     like = [np.empty(2, np.float32)] * 6
