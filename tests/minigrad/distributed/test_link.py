@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.chaos.test_ranks import SLACK, TRAINING, digest
-from tests.minigrad.distributed.ranks import MPIEXEC, needs_mpi, run_well, started
+from tests.minigrad.distributed.ranks import MPIEXEC, is_mpich, needs_mpi, run_well, started
 
 # Both would find the memory that they share.
 TCP = {"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"}
@@ -82,8 +82,7 @@ def link(tmp_path):
     """Two hosts with a link between them."""
     if shutil.which("ip") is None:
         pytest.skip("there is no `ip` to make network namespaces")
-    version = subprocess.run([MPIEXEC, "--version"], capture_output=True, text=True).stdout
-    if "HYDRA" not in version:
+    if not is_mpich():
         pytest.skip("only the mpiexec of MPICH lets a script stand for ssh")
     made = Link(tmp_path)
     try:
