@@ -14,7 +14,8 @@ on the step and the micro-batch (`minigrad.training.streams`). So the result dep
 `batch_size` and `accumulation_steps`, and not on the number of ranks.
 
 It needs an MPI and mpi4py: `pip install "minigrad-lora[distributed]" mpich`. The variable
-`MINIGRAD_PATIENCE` sets the seconds without a sign of life after which a rank counts as lost (60).
+`MINIGRAD_PATIENCE` sets the seconds without a sign of life after which a rank counts as lost (60),
+and all end. While MPI starts, ranks wait five times as long for each other.
 """
 
 from minigrad.distributed.mpi import world

@@ -2,8 +2,13 @@
 
 Each rank sends one to rank 0, and rank 0 sends one to each, which says who is lost. It happens in a
 thread, so a rank that compiles, saves or waits gives signs too, and one that was stopped, whose
-machine is down or whose link is cut gives none. A rank that misses them ends itself with a
-sentence. The launcher ends the others, and those that it does not reach end in the same manner.
+machine is down or whose link is cut gives none. (Nor does one whose thread cannot run, since a
+single call of C code keeps Python's lock for all this time.) A rank that misses signs for longer
+than the patience ends itself with a sentence, within three seconds. The launcher ends the others,
+and those that it does not reach end in the same manner.
+
+A launcher notices by itself that a rank was killed, and kills the others at once. That of MPICH
+waits for a machine that it cannot reach until Ctrl-C, when all ranks have ended.
 """
 
 from __future__ import annotations
@@ -17,8 +22,8 @@ from typing import Any
 import numpy as np
 
 RESUME = (
-    "all ranks end now. Start again with the same command: from a checkpoint a run goes on, on any "
-    "number of ranks"
+    "all ranks end now; if mpiexec waits for a machine that is gone, Ctrl-C ends it. Start again "
+    "with the same command: from a checkpoint a run goes on, on any number of ranks"
 )
 
 

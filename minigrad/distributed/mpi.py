@@ -56,6 +56,8 @@ class MPIWorld(World):
     def __init__(self, launch: Launch) -> None:
         self._patience = _patience()
         self._mpi = _mpi(launch)
+        self._requests: list[Any] = []  # of calls; after an interrupt MPI still uses their memory
+        self._was_interrupted = False
         # Nobody can beat before MPI runs, and it does not return while a rank is missing.
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
@@ -105,6 +107,12 @@ class MPIWorld(World):
 
     def _meet(self, call: str, number: int = 0) -> list[int]:
         """Return the numbers of all ranks, if they make the same call."""
+        self._was_interrupted |= bool(self._requests)
+        if self._was_interrupted:
+            raise RuntimeError(
+                f"this rank cannot come to {call!r}, since it was interrupted, and other ranks may "
+                f"be elsewhere; start again with the same command"
+            )
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)
         self._wait(self._comm.Iallgather(self._bytes(mine), self._bytes(every)))
@@ -121,12 +129,14 @@ class MPIWorld(World):
     def _wait(self, request: Any) -> None:
         """Wait until a request is done, asleep between looks."""
         started = time.monotonic()
+        self._requests.append(request)
         while not request.Test():
             elapsed = time.monotonic() - started
             if elapsed < _SPIN:
                 _yield_core()
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
+        self._requests.pop()
 
     @staticmethod
     def _bytes(array: Array) -> Array:
@@ -234,6 +244,7 @@ class MPIWorld(World):
             time.sleep(_LONGEST_SLEEP)
             if time.monotonic() > deadline:
                 self._end_all(error)
+        self._was_interrupted |= isinstance(error, KeyboardInterrupt)
 
     def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
         """Print an error that nobody has caught: once if all ranks have one, else where it is."""
@@ -262,6 +273,10 @@ class MPIWorld(World):
         try:
             self._meet("the end of its script")
         except RuntimeError as error:
+            if self._was_interrupted:
+                self.check_left_together(error)
+                sys.stdout.flush()
+                os._exit(1)  # MPI cannot end, with calls that nobody waits for any more
             self._end_all(error)
         with _time_limit(self._patience):
             self._wait_for_all_ranks_to_end()

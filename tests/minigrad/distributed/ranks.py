@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,13 @@ _SHELL = (
     'to="$RANKS/${PMI_RANK:-$OMPI_COMM_WORLD_RANK}"; echo $$ >"$to.pid"; '
     'exec "$0" "$@" >"$to.out" 2>"$to.err"'
 )
+
+
+@cache
+def is_mpich():
+    """Whether `mpiexec` is MPICH's, and not Open MPI's."""
+    command = [MPIEXEC, "--version"]
+    return "HYDRA" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 class Ended(NamedTuple):
@@ -120,7 +128,8 @@ class Ranks:
                 time.sleep(0.005)
         except (AssertionError, subprocess.TimeoutExpired) as error:
             raise AssertionError(
-                f"not all has ended within {within} s ({error}); {self._described()}"
+                f"not all has ended within {within} s, ranks {list(self.running())} and "
+                f"{error}; {self._described()}"
             ) from None
         seconds = time.monotonic() - began
         out, err = ([self.read(rank, kind) for rank in range(self.size)] for kind in ("out", "err"))

@@ -33,6 +33,40 @@ def test_a_rank_that_works_longer_than_the_patience_is_not_lost():
     run_well(3, "-c", WORK, MINIGRAD_PATIENCE="2")
 
 
+# Signs of life every 50 ms, beside thousands of calls.
+OFTEN = """
+import os, time
+import numpy as np
+from minigrad.distributed import mpi
+
+class Often(mpi.Heartbeat):
+    def __init__(self, comm, names, patience):
+        super().__init__(comm, names, 0.25)
+        time.sleep(0.02)  # in which the thread reads it
+        self._patience = patience
+
+def memory():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+mpi.Heartbeat = Often
+world = mpi.world()
+like = [np.ones(3000, np.float32)]
+for count in range(6000):
+    total, = world.sum_parts(2, {(world.rank, world.rank + 1): like}, like)
+    assert (total == 2).all()
+    if count == 1000:
+        before = memory()
+print(memory() - before)
+"""
+
+
+@needs_mpi
+@pytest.mark.full
+def test_many_calls_beside_many_signs_of_life_take_no_memory():
+    assert all(int(grown) < 2_000_000 for grown in run_well(2, "-c", OFTEN))
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "soon", "1e400", "60 s"])
 def test_impossible_patience_is_refused(text, monkeypatch):
     monkeypatch.setenv(mpi.PATIENCE, text)
