@@ -21,8 +21,18 @@ def encoded(value: Any) -> Array:
     if isinstance(value, np.ndarray):
         np.save(file, value, allow_pickle=False)
     else:
-        file.write(json.dumps(value).encode())
+        file.write(json.dumps(value, default=_plain).encode())
     return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(
+        f"a {type(value).__name__} cannot go from rank to rank; send an array, or numbers, texts, "
+        f"lists and dicts of them"
+    )
 
 
 def decoded(content: Array) -> Any:
