@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--radius", type=float, default=1.0, help=help_text)
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
+    help_text = "processes that share the work, to the same bits; each takes the memory of one (1)"
+    workers = {"type": int, "default": 1, "metavar": "N", "help": help_text}
+    add("--workers", **workers)
 
     help_text = "write an adapter as the GGUF file that llama.cpp reads, or one of these for PEFT"
     add = command("convert", convert_adapter, help_text)

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, MergedLayer, compare_merged
-from lora.offline.model_folder import TIED, UNTIED, open_base, resolve
+from lora.offline.merged_model import RIGHT, ComparedBase, MergedLayer
+from lora.offline.model_folder import TIED, UNTIED, other_weights
+from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
@@ -206,6 +207,7 @@ def check_adapter(
     base: PathLike | None = None,
     merged: PathLike | None = None,
     *,
+    workers: int = 1,
     progress: bool = True,
 ) -> Findings:
     """Look for what is wrong with an adapter: its files, tensors, scales, the base and a merge.
@@ -215,11 +217,14 @@ def check_adapter(
         base: what `open_base` opens; None to check the adapter alone.
         merged: a model that should be the base with the update in it, which `open_base` opens.
             Mistakes that were made instead are named.
+        workers: the number of processes that share the files, layers and tensors of the base and
+            the model. Each takes the memory of one.
         progress: show a progress bar if it takes long.
 
     Raises:
         FileNotFoundError: if there is no such folder or base.
         ValueError: if the base or the model is not what it should be, or a model has no base.
+        ChildProcessError: if a worker was killed.
     """
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")
@@ -234,25 +239,26 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            tensors = stack.enter_context(open_base(base))
-            for file in tensors.files.values():
-                has_checksum = has_checksum and file.has_checksum
-                try:
-                    file.check()
-                except ValueError as error:
-                    found.append(Finding("wrong", "base", str(error)))
-            resolved = resolve(files, tensors, progress=progress)
-            weights = resolved.weights.values()
-            bar = progress_bar(weights, what="base", unit="layer", shown=progress)
-            broken = [weight.name for weight in bar if not weight.is_finite()]
+            crew = stack.enter_context(Crew(partial(ComparedBase, base, folder, merged), workers))
+            resolved = crew.opened.resolved
+            in_base = {"what": "base", "unit": "file", "shown": progress}
+            of_base = crew.opened.tensors.files
+            has_checksum &= all(file.has_checksum for file in of_base.values())
+            damage = crew.found(ComparedBase.damage, list(of_base), **in_base).values()
+            problems = [*filter(None, damage), *resolved.problems, *other_weights(crew, progress)]
+            in_base["unit"] = "layer"
+            finite = crew.found(ComparedBase.is_finite, list(resolved.weights), **in_base)
+            broken = [resolved.weights[layer].name for layer in finite if not finite[layer]]
             if merged is not None:
-                model = stack.enter_context(open_base(merged))
-                rows, wrong = compare_merged(files, resolved, tensors, model, progress)
-                found += [Finding("wrong", name, what) for name, what in wrong]
+                names = crew.opened.names()
+                options = {"what": "compare", "unit": "tensor", "shown": progress}
+                for row, name, wrong in crew.found(ComparedBase.compare, names, **options).values():
+                    rows += [row] if row is not None else []
+                    found += [Finding("wrong", name, wrong)] if wrong else []
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
-                *(Finding("wrong", "base", problem) for problem in resolved.problems),
+                *(Finding("wrong", "base", problem) for problem in problems),
                 *(Finding("odd", name, added) for name in resolved.added),
                 *(Finding("odd", name, TIED) for name in resolved.tied),
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),

@@ -1,4 +1,4 @@
-"""compare_merged: whether a model in files is a base with the update of an adapter in it.
+"""ComparedBase: whether a model in files is a base with the update of an adapter in it.
 
 A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. If it is not,
 the usual mistakes are tried: W + c dW, and W + dW^T. One is found if M is no further from it than
@@ -9,7 +9,9 @@ roundings cancel out, so that a wrong scale is seen even if each of them is larg
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,14 +20,13 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import ResolvedBase
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.model_folder import AdaptedBase, open_base
+from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS, AdapterFolder
 from lora.scaling import LoRAScaling
 from lora.spectra import frobenius
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import to_stored
-from minigrad.progress import progress_bar
 
 RIGHT = "has the update in it"
 
@@ -33,6 +34,7 @@ _SURE = 6.0  # standard deviations of the sum of roundings, beyond which it neve
 
 _DIGITS = {"float16": 11, "bfloat16": 8}  # binary ones; others compute with those of float32
 
+PathLike = str | os.PathLike[str]
 Update = Callable[[slice, slice], Array]
 
 
@@ -48,42 +50,63 @@ class MergedLayer:
     verdict: str  # RIGHT, or which mistake was made
 
 
-def compare_merged(
-    files: AdapterFolder, resolved: ResolvedBase, base: TensorSet, model: TensorSet, progress: bool
-) -> tuple[list[MergedLayer], list[tuple[str, str]]]:
-    """Return the layers with an update, and the names of what is wrong in a model, with reasons."""
-    layers: list[MergedLayer] = []
-    wrong: list[tuple[str, str]] = []
-    weights = {weight.name: (layer, weight) for layer, weight in resolved.weights.items()}
-    names = {**base.tensors, **resolved.replaced, **model.tensors}
-    for name in progress_bar(names, what="compare", unit="tensor", shown=progress):
+class ComparedBase(AdaptedBase):
+    """A base and an adapter, and a model, or None, that should have the one in the other."""
+
+    def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None) -> None:
+        super().__init__(base, adapter)
+        with ExitStack() as stack:
+            stack.push(self._stack.pop_all())
+            self.model = None if model is None else stack.enter_context(open_base(model))
+            self._stack = stack.pop_all()
+
+    def damage(self, file: str) -> str:
+        """Say that a file of the base is damaged; empty if it is not, as far as is known."""
+        try:
+            self.tensors.files[file].check()
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def is_finite(self, layer: str) -> bool:
+        """Tell whether the weight of a layer has no NaN and no Inf, in the base."""
+        return self.resolved.weights[layer].is_finite()
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors that the model has, or should have."""
+        assert self.model is not None
+        return [*{**self.tensors.tensors, **self.resolved.replaced, **self.model.tensors}]
+
+    def compare(self, name: str) -> tuple[MergedLayer | None, str, str]:
+        """Compare a tensor of the model.
+
+        Return the layer if it has an update, and if something is wrong the name of what is, and a
+        reason.
+        """
+        base, model, files = self.tensors, self.model, self.files
+        assert model is not None
         if name not in model:
-            if not _is_copy(name, base):
-                wrong.append((name, "is missing in the model"))
-        elif name in weights:
-            layer, weight = weights[name]
+            return None, name, "" if _is_copy(name, base) else "is missing in the model"
+        if name in self.layers:
             info = model.info(name)
             if info.dtype not in FLOATS or info.shape != base.info(name).shape:
-                wrong.append((name, f"is of {info.dtype} and shape {info.shape} in the model"))
-                continue
+                return None, name, f"is of {info.dtype} and shape {info.shape} in the model"
+            weight, adapter = self.update_of(self.layers[name])
             merged = StoredWeight(model, name, weight.is_transposed)
             if not merged.is_finite():
-                wrong.append((name, "has NaN or Inf in it, in the model"))
-                continue
-            adapter = adapter_of(files, files.layers[layer], weight)
+                return None, name, "has NaN or Inf in it, in the model"
             usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-            layers.append(_compared(layer, merged, weight, adapter, info.dtype, usual))
-            if layers[-1].verdict != RIGHT:
-                wrong.append((layer, layers[-1].verdict))
-        elif name in resolved.replaced:
-            if not _is_same(files, resolved.replaced[name], model, name):
-                wrong.append((name, "is not that of the adapter"))
-        elif name not in base:
-            if not _is_copy(name, model):
-                wrong.append((name, "is in the model only"))
-        elif not _is_same(base, name, model, name):
-            wrong.append((name, "is not that of the base, and the adapter does not change it"))
-    return layers, wrong
+            row = _compared(self.layers[name], merged, weight, adapter, info.dtype, usual)
+            return row, row.name, "" if row.verdict == RIGHT else row.verdict
+        key = self.resolved.replaced.get(name)
+        if key is not None:
+            is_right = _is_same(files, key, model, name)
+            return None, name, "" if is_right else "is not that of the adapter"
+        if name not in base:
+            return None, name, "" if _is_copy(name, model) else "is in the model only"
+        is_right = _is_same(base, name, model, name)
+        wrong = "is not that of the base, and the adapter does not change it"
+        return None, name, "" if is_right else wrong
 
 
 def _compared(

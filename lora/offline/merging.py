@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from lora.adapter import Adapter
-from lora.certificate import MergeCertificate, certify, merging_into
+from lora.certificate import CertificateRow, MergeCertificate, certify_layer, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars, open_base, resolve
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
+from lora.offline.stored_weight import StoredWeight
+from lora.offline.workers import Crew, Update
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from minigrad import __version__
 from minigrad.checks import check_problems
-from minigrad.io import TensorInfo, TensorSet, TensorWriter, writing, writing_set
+from minigrad.io import TensorInfo, TensorSet, TensorWriter, replacing
+from minigrad.io.atomic import flush
+from minigrad.io.sharded import SINGLE, staging_set
+from minigrad.io.tensor_file import PART
+from minigrad.io.tensor_info import bits_of
+from minigrad.io.together import complete_in, note, note_complete, notes
+from minigrad.kernels.vector import vector_registers
 from minigrad.progress import progress_bar
-from minigrad.tables import in_bytes
+from minigrad.tables import counted, in_bytes
+
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +50,8 @@ class MergedFiles:
     prefix: str
     left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
     nbytes: int  # of all tensors
+    kept: Sequence[str]  # files that a merge which was killed had completed
+    unused: int  # workers that wrote no file
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -48,24 +65,34 @@ class MergedFiles:
         if self.left_out:
             left_out = ", ".join(self.left_out)
             lines.append(f"not copied, for there may be weights without the update: {left_out}")
+        if self.kept:
+            lines.append(f"complete from a merge that was killed: {', '.join(self.kept)}")
+        if self.unused:
+            one = "a worker writes whole files, and there were fewer of them than workers"
+            lines.append(f"{counted(self.unused, 'worker')} wrote no file: {one}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
 def merge_files(
-    base: str | os.PathLike[str],
-    adapter: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    base: PathLike,
+    adapter: PathLike,
+    out: PathLike,
     *,
     dtype: str | None = None,
     limit: float | None = None,
     radius: float = 1.0,
     check_base: bool = True,
+    workers: int = 1,
     progress: bool = True,
 ) -> MergedFiles:
     """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
 
     No more than some rows of a tensor are in memory at a time. What the adapter does not change is
     copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
+
+    If `out` gets several files and the merge is killed, or one of its workers, the next one of the
+    same content with the same options goes on with what is complete: layers of the certificate, and
+    files. It compares hashes of all inputs.
 
     Args:
         base: what `open_base` opens.
@@ -78,10 +105,13 @@ def merge_files(
         radius: the norm of the inputs that the certificate's bound is for.
         check_base: raise an error for a base that the adapter was not made on, if its metadata
             names one.
+        workers: the number of processes. They share the layers of the certificate, and the files;
+            each takes the memory of one. The files are the same to the bit.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
+        ChildProcessError: if a worker was killed.
         ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
             the adapter, it does not go with the base, `out` is one of the inputs, of another kind
             than its name says, or has other weights in it, or something would not be finite.
@@ -91,89 +121,180 @@ def merge_files(
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
     target = Path(out)
-    is_file = target.suffix == ".safetensors"
-    with open_base(base) as tensors, AdapterFolder(adapter) as files:
-        shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
-        if is_file or len(shards) == 1:
-            shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
-        _check_out(target, tensors, files, shards)
-        problems = wrong_in(files, progress)
-        resolved = resolve(files, tensors, check_base, progress)
-        what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
-        check_problems(what, [*problems, *resolved.problems])
-        for name in resolved.added:
-            next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
-        names = {key: name for name, key in resolved.replaced.items()}
-
-        def result(info: TensorInfo) -> TensorInfo:
-            """Describe the result of a tensor of the base, or of one that the adapter adds."""
-            stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
-            return TensorInfo(names.get(info.name, info.name), stored, info.shape)
-
-        shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
-        every = {info.name: info for infos in shards.values() for info in infos}
-        updates, merges = {}, []
-        dtypes = {layer: every[weight.name].dtype for layer, weight in resolved.weights.items()}
-        for layer in sorted(dtypes, key=lambda layer: [*dtypes.values()].index(dtypes[layer])):
-            weight, stored_layer = resolved.weights[layer], files.layers[layer]
-            update = adapter_of(files, stored_layer, weight)
-            updates[weight.name] = weight, update
-            one_hot = stored_layer.is_embedding
-            merges.append(merging_into(layer, weight, [update], [update], one_hot=one_hot))
-        certificate = certify(merges, dtypes, radius, progress=progress)
-        broken = [row for row in certificate.rows if not row.is_finite]
-        if broken:
-            raise ValueError(
-                f"the merged weight would not be finite in "
-                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
-            )
+    bytes_of = partial(progress_bar, unit="B", shown=progress, unit_scale=True)
+    with ExitStack() as stack:
+        crew = stack.enter_context(
+            Crew(partial(_Merge, base, adapter, target, dtype, radius), workers)
+        )
+        merge = crew.opened
+        tensors, files, resolved = merge.tensors, merge.files, merge.resolved
+        _check_out(target, tensors, files, merge.sources)
+        problems = [*wrong_in(files, progress), *resolved.problems]
+        if check_base:
+            problems += other_weights(crew, progress)
+        check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
+        stage, plan = None, None
+        left_out: Sequence[str] = ()
+        if not merge.is_file:
+            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+            if len(merge.shards) > 1:  # there is nothing to go on with in one file
+                total = sum(info.nbytes for info in tensors.tensors.values())
+                with bytes_of(what="hash of the base", total=total) as bar:
+                    plan = merge.plan(dict(crew.each(_Merge.digest, [*tensors.files], bar.update)))
+            stage = stack.enter_context(staging_set(target, merge.shards, sidecars, plan))
+            stack.callback(crew.close)  # no worker writes when the folder is moved or removed
+        certificate = _certificate(crew, None if plan is None else stage, progress)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        metadata = {"format": "pt", **tensors.metadata}
-        total = sum(info.nbytes for info in tensors.tensors.values())
-        left_out: Sequence[str] = ()
-        with ExitStack() as stack:
-            if is_file:
-                writer = stack.enter_context(writing(target, every.values(), metadata))
-                writers: Mapping[str, TensorWriter] = dict.fromkeys(every, writer)
+        kept = [] if stage is None or plan is None else complete_in(stage)
+        left = [file for file in merge.shards if file not in kept]
+        with bytes_of(what="merge", total=sum(map(merge.nbytes, left))) as bar:
+            if stage is None:
+                with replacing(target) as opened:
+                    merge.write(opened, target.name, bar.update)
             else:
-                is_untied = bool(resolved.heads)
-                sidecars, left_out = find_sidecars(Path(base), tensors, dtype, is_untied)
-                writers = stack.enter_context(writing_set(target, shards, metadata, sidecars))
-            bar = stack.enter_context(
-                progress_bar(what="merge", unit="B", shown=progress, total=total, unit_scale=True)
-            )
-
-            def unchanged(name: str) -> Iterator[bytes]:
-                for part in tensors.raw(name):
-                    yield part
-                    bar.update(len(part))
-
-            for name in [*tensors, *resolved.added]:
-                is_replaced, stored = name in resolved.replaced, every[name].dtype
-                parts: Iterable[tuple[int, Array]]
-                if is_replaced:
-                    parts = [(0, files.read(resolved.replaced[name]))]
-                elif name in updates:
-                    parts = _merged(*updates[name])
-                elif tensors.info(name).dtype == stored:
-                    writers[name].copy(name, unchanged(name))
-                    continue
-                else:
-                    strip = strips(tensors.info(name).shape)
-                    parts = ((rows.start or 0, tensors.read(name, None, rows)) for rows in strip)
-                for first, part in parts:
-                    is_rounded = (dtype is not None or is_replaced) and part.dtype.kind == "f"
-                    if is_rounded and not is_finite_in(part, stored):
-                        raise ValueError(
-                            f"{name} has numbers that {stored} has not; take bfloat16 or float32"
-                        )
-                    writers[name].write(name, part, first)
-                    bar.update(part.nbytes)
+                for path, _ in crew.each(_Merge.write_file, [stage / f for f in left], bar.update):
+                    if plan is not None:
+                        note_complete(stage, path.name)
+        size = sum(map(merge.nbytes, merge.shards))
     found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
-    size = sum(info.nbytes for info in every.values())
-    return MergedFiles(target, certificate, list(resolved.replaced), *found, left_out, size)
+    names, unused = list(resolved.replaced), max(0, workers - max(1, len(left)))
+    return MergedFiles(target, certificate, names, *found, left_out, size, kept, unused)
+
+
+class _Merge(AdaptedBase):
+    """A base with the update of an adapter, of which each worker writes some files."""
+
+    def __init__(
+        self, base: PathLike, adapter: PathLike, out: Path, dtype: str | None, radius: float
+    ) -> None:
+        super().__init__(base, adapter)
+        self.is_file = out.suffix == ".safetensors"
+        self.dtype, self.radius = dtype, radius
+        # The tensors of the base in each file to be written.
+        self.sources = {name: [*file.tensors] for name, file in self.tensors.files.items()}
+        if self.is_file or len(self.sources) == 1:
+            self.sources = {out.name if self.is_file else SINGLE: [*self.tensors]}
+        self.metadata = {"format": "pt", **self.tensors.metadata}
+
+    @cached_property
+    def shards(self) -> dict[str, list[TensorInfo]]:
+        """The tensors of each file to be written; those that the adapter adds are in the first."""
+        infos = {name: self.files.tensors[key] for name, key in self.resolved.replaced.items()}
+        infos |= self.tensors.tensors
+        shards = {file: list(names) for file, names in self.sources.items()}
+        next(iter(shards.values())).extend(self.resolved.added)
+
+        def result(name: str) -> TensorInfo:
+            dtype = infos[name].dtype
+            stored = self.dtype if self.dtype is not None and dtype in FLOATS else dtype
+            return TensorInfo(name, stored, infos[name].shape)
+
+        return {file: list(map(result, names)) for file, names in shards.items()}
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype in which the weight of each layer will be stored; equal ones together."""
+        every = {info.name: info.dtype for infos in self.shards.values() for info in infos}
+        found = {layer: every[weight.name] for layer, weight in self.resolved.weights.items()}
+        kinds = list(found.values())
+        return dict(sorted(found.items(), key=lambda item: kinds.index(item[1])))
+
+    def nbytes(self, file: str) -> int:
+        """Return the bytes of the tensors of a file to be written."""
+        return sum(info.nbytes for info in self.shards[file])
+
+    def plan(self, hashes: Mapping[str, str]) -> str:
+        """Return a hash of all that the files and the certificate follow from.
+
+        `hashes` are those of the files of the base.
+        """
+        adapter = sha256()
+        for key in self.files.tensors:
+            for part in self.files.raw(key):
+                adapter.update(part)
+        read = sorted(hashes.items()), adapter.hexdigest(), self.files.tensors, self.files.config
+        computing = __version__, np.__version__, vector_registers()
+        facts = read, self.files.facts, self.metadata, self.shards, self.radius, computing
+        return sha256(repr(facts).encode()).hexdigest()
+
+    def digest(self, file: str, update: Update) -> str:
+        """Return the hash of a file of the base."""
+        found = sha256()
+        with open(self.tensors.files[file].path, "rb") as opened:
+            while part := opened.read(PART):
+                found.update(part)
+                update(len(part))
+        return found.hexdigest()
+
+    def row(self, layer: str, update: Update) -> CertificateRow:
+        """Return the row of a layer in the certificate."""
+        weight, adapter = self.update_of(layer)
+        one_hot = self.files.layers[layer].is_embedding
+        part = merging_into(layer, weight, [adapter], [adapter], one_hot=one_hot)
+        return certify_layer(part, [self.dtypes[layer]], self.radius, update)[0]
+
+    def write_file(self, path: Path, update: Update) -> None:
+        """Write the file of this name, to the disk."""
+        with open(path, "w+b") as file:
+            self.write(file, path.name, update)
+            flush(file)
+
+    def write(self, file: BinaryIO, name: str, update: Update) -> None:
+        """Write the file of a name."""
+        writer = TensorWriter(file, self.shards[name], self.metadata)
+        for info in self.shards[name]:
+            key = self.resolved.replaced.get(info.name)
+            parts: Iterable[tuple[int, Array]]
+            if key is not None:
+                parts = [(0, self.files.read(key))]
+            elif info.name in self.layers:
+                parts = _merged(*self.update_of(self.layers[info.name]))
+            elif self.tensors.info(info.name).dtype == info.dtype:
+                writer.copy(info.name, self._unchanged(info.name, update))
+                continue
+            else:
+                strip = strips(info.shape)
+                parts = ((s.start or 0, self.tensors.read(info.name, None, s)) for s in strip)
+            for first, part in parts:
+                is_rounded = (self.dtype is not None or key) and part.dtype.kind == "f"
+                if is_rounded and not is_finite_in(part, info.dtype):
+                    raise ValueError(
+                        f"{info.name} has numbers that {info.dtype} has not; take bfloat16 or "
+                        f"float32"
+                    )
+                writer.write(info.name, part, first)
+                update(part.size * bits_of(info.dtype) // 8)
+        writer.finish()
+
+    def _unchanged(self, name: str, update: Update) -> Iterator[bytes]:
+        for part in self.tensors.raw(name):
+            yield part
+            update(len(part))
+
+
+def _certificate(crew: Crew[_Merge], stage: Path | None, progress: bool) -> MergeCertificate:
+    """Compute the certificate, without the rows that are noted in a stage, and note the others."""
+    merge = crew.opened
+    noted = [] if stage is None else [each for each in notes(stage) if isinstance(each, list)]
+    rows = {row[0]: CertificateRow(*row) for row in noted}
+    left = [layer for layer in merge.dtypes if layer not in rows]
+    total = sum(math.prod(merge.resolved.weights[layer].shape) for layer in left)
+    options: dict[str, Any] = {"unit": "number", "shown": progress, "unit_scale": True}
+    with progress_bar(what="certifying the merge", total=total, **options) as bar:
+        for layer, row in crew.each(_Merge.row, left, bar.update):
+            rows[layer] = row
+            if stage is not None:
+                note(stage, astuple(row))
+    certificate = MergeCertificate(tuple(map(rows.__getitem__, merge.dtypes)), float(merge.radius))
+    broken = [row for row in certificate.rows if not row.is_finite]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in "
+            f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
+        )
+    return certificate
 
 
 def _check_out(

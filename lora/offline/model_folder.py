@@ -18,18 +18,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora.offline.stored_weight import StoredWeight
+from lora.adapter import Adapter
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.workers import Crew
 from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
+from minigrad.io.tensor_file import Closing
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -94,14 +99,68 @@ class ResolvedBase:
     problems: Sequence[str]  # what does not go together
 
 
-def resolve(
-    files: AdapterFolder, base: TensorSet, check_base: bool = True, progress: bool = True
-) -> ResolvedBase:
+class AdaptedBase(Closing):
+    """A base and an adapter, both open; each worker of a `Crew` has one.
+
+    Errors are those of `open_base` and `AdapterFolder`.
+    """
+
+    def __init__(self, base: str | os.PathLike[str], adapter: str | os.PathLike[str]) -> None:
+        with ExitStack() as stack:
+            self.tensors = stack.enter_context(open_base(base))
+            self.files = stack.enter_context(AdapterFolder(adapter))
+            self._stack = stack.pop_all()
+        self._updates: dict[str, Adapter] = {}
+
+    @cached_property
+    def resolved(self) -> ResolvedBase:
+        """What `resolve` finds."""
+        return resolve(self.files, self.tensors)
+
+    @cached_property
+    def layers(self) -> dict[str, str]:
+        """The layer with an update of each weight, by the weight's name in the base."""
+        return {weight.name: layer for layer, weight in self.resolved.weights.items()}
+
+    def update_of(self, layer: str) -> tuple[StoredWeight, Adapter]:
+        """Return the weight of a layer, and its update, which stays in memory."""
+        weight = self.resolved.weights[layer]
+        if layer not in self._updates:
+            self._updates[layer] = adapter_of(self.files, self.files.layers[layer], weight)
+        return weight, self._updates[layer]
+
+    def fingerprint(self, layer: str) -> str:
+        """Return the fingerprint of the weight of a layer."""
+        return self.resolved.weights[layer].fingerprint()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+
+def other_weights(crew: Crew[Any], progress: bool) -> list[str]:
+    """Compare weights with the hashes in the adapter's metadata, if any; return what differs.
+
+    What is open is an `AdaptedBase`.
+    """
+    opened: AdaptedBase = crew.opened
+    facts, resolved = opened.files.facts, opened.resolved
+    # The matrix of the adapter was that of the file, unless it was rounded to few bits.
+    known = [
+        name
+        for name in facts.with_base(resolved.weights)
+        if facts.layers[name].stored
+        in ("dense", opened.tensors.info(resolved.weights[name].name).dtype)
+    ]
+    options = {"what": "hash of the weights", "unit": "layer", "shown": progress}
+    return list(facts.base_problems(crew.found(AdaptedBase.fingerprint, known, **options)))
+
+
+def resolve(files: AdapterFolder, base: TensorSet) -> ResolvedBase:
     """Find the tensors of a base that an adapter is about.
 
     The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
-    is accepted if all names fit with the same prefix added or removed. With `check_base`, weights
-    are compared with the hashes in the adapter's metadata, if it has some. What `findings_of` finds
+    is accepted if all names fit with the same prefix added or removed. What `findings_of` finds
     wrong with the adapter is not reported again.
     """
     own_weights = [f"{layer}.weight" for layer in files.layers]
@@ -147,15 +206,6 @@ def resolve(
                 f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
                 f"base"
             )
-    if check_base:
-        stored = {name: fact.stored for name, fact in files.facts.layers.items()}
-        # The matrix of the adapter was that of the file, unless it was rounded to few bits.
-        same = {
-            name: weight
-            for name, weight in weights.items()
-            if stored.get(name, "dense") in ("dense", base.info(weight.name).dtype)
-        }
-        problems += files.facts.base_problems(same, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]

@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
 from minigrad.core.tensor import Tensor
-from minigrad.progress import progress_bar
-
-W = TypeVar("W")
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
@@ -80,13 +76,14 @@ class Facts:
                 f"the adapter again, or take that entry out"
             ) from None
 
-    def base_problems(
-        self, weights: Mapping[str, W], fingerprint: Callable[[W], str], progress: bool
-    ) -> Iterator[str]:
-        """Yield the layers whose weights, given by name, are not those it was made on."""
-        known = [n for n in weights if n in self.layers and self.layers[n].base is not None]
-        for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
-            found, fact = fingerprint(weights[name]), self.layers[name]
+    def with_base(self, names: Iterable[str]) -> list[str]:
+        """Return those of the layers whose base has a fingerprint here."""
+        return [n for n in names if n in self.layers and self.layers[n].base is not None]
+
+    def base_problems(self, fingerprints: Mapping[str, str]) -> Iterator[str]:
+        """Yield the layers whose weights have other fingerprints than those it was made on."""
+        for name, found in fingerprints.items():
+            fact = self.layers[name]
             if found != fact.base:
                 stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
                 yield (

@@ -156,7 +156,9 @@ def _set_parameters(
             problems.append(f"unexpected: {key} {files.tensors[key].shape}")
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
-        problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
+        known = files.facts.with_base(plan.layers)
+        bar = progress_bar(known, what="hash of the base", unit="layer", shown=progress)
+        problems += files.facts.base_problems({n: fingerprint_of(plan.layers[n]) for n in bar})
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value

@@ -18,6 +18,10 @@ A reader that uses `find` sees either the old files or the new ones, at any time
 nothing. Other readers do so too, except between two renames. If only one file differs, there is no
 such moment. If more than two do, the entry is removed before and is missing meanwhile, because
 nobody could tell a mixture from a model.
+
+A long save may have a plan, a text that says what it makes of which inputs. It writes the plan to a
+file of notes in its folder, and then what it has completed. If it is killed, the next save with the
+same plan takes the folder over, with the files that are complete.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from minigrad.io.atomic import create_locked, flush, flush_folder, remove, remove_dead, try_lock
 
@@ -44,18 +48,24 @@ SAVED = ".saved"
 
 _SAVING = ".saving-"
 _MANIFEST = ".manifest.json"
+_NOTES = ".notes.jsonl"
 _LARGEST_MANIFEST = 1 << 24  # bytes; a hundred thousand files take less
 _SMALL = 1 << 24  # bytes of a file that is compared with the old one
 _PAUSE = 0.01  # seconds
 
 
 @contextmanager
-def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[Path]:
+def replacing_together(
+    folder: str | os.PathLike[str], entry: str, plan: str | None = None
+) -> Iterator[Path]:
     """Make a folder to write files to, which replace those in `folder` all together.
 
     Args:
         folder: the target, made if it is not there. New files may be in folders; others stay.
         entry: the name of the file without which no reader looks at the others.
+        plan: what the files follow from, completely. A folder that a save with this plan has left
+            when it was killed, or when a process of its own was (a ChildProcessError), is taken
+            over with its `notes` and the files that are `complete_in` it; it needs file locks.
 
     Raises:
         OSError: if they cannot be written, as where a folder has the name of a file, or another
@@ -67,13 +77,14 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
     made = [each for each in (target, *target.parents) if not each.exists()]
     target.mkdir(parents=True, exist_ok=True)
     try:
-        for left in target.glob(f"{_SAVING}*"):
-            remove_dead(left, left / _MANIFEST)
-        with create_locked(lambda: _new_stage(target) / _MANIFEST) as manifest:
-            stage = Path(manifest.name).parent
+        left = _stage_left(target, plan)
+        with left or create_locked(lambda: _new_stage(target) / _MANIFEST) as manifest:
+            stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # which renames no folder with a file that is open
                 manifest.close()
             try:
+                if plan is not None and not left:
+                    (stage / _NOTES).write_bytes(plan.encode() + b"\n")
                 yield stage
                 written = _files(stage)
                 _check(target, written, entry)
@@ -82,13 +93,40 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
                         flush(opened)
                 _take_turn(target, stage, written)
                 _swap(target, written, entry)
+            except ChildProcessError:
+                is_kept = plan is not None
+                raise
             finally:
-                _end(target, stage)
+                if not is_kept:
+                    _end(target, stage)
     except BaseException:
         with suppress(OSError):  # another process may have put a file there
             for folder_made in made:
                 folder_made.rmdir()
         raise
+
+
+def note(stage: Path, content: Any) -> None:
+    """Note something that JSON can have, for the save that may take a folder over."""
+    with open(stage / _NOTES, "ab") as file:
+        file.write(json.dumps(content).encode() + b"\n")
+
+
+def notes(stage: Path) -> list[Any]:
+    """Return what was noted in a folder; a ValueError if a note has been cut short."""
+    return [json.loads(line) for line in (stage / _NOTES).read_bytes().split(b"\n")[1:-1]]
+
+
+def note_complete(stage: Path, name: str) -> None:
+    """Note that a file in a folder is complete, and on disk."""
+    note(stage, {"complete": name, "identity": _identity(stage, name)})
+
+
+def complete_in(stage: Path) -> list[str]:
+    """Return the names of the files in a folder that were noted to be complete, and still are."""
+    found = [each for each in notes(stage) if isinstance(each, dict) and "complete" in each]
+    names = ((each["complete"], each["identity"]) for each in found)
+    return [name for name, identity in names if _identity(stage, name) == identity]
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
@@ -176,10 +214,42 @@ def _new_stage(target: Path) -> Path:
     return stage
 
 
+def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
+    """Lock the manifest of a stage of the plan that was left, if any; remove the others."""
+    found = None
+    for left in target.glob(f"{_SAVING}*"):
+        lock = None if plan is None or found else _take_over(left, plan)
+        if lock is None:
+            remove_dead(left, left / _MANIFEST)
+        found = found or lock
+    return found
+
+
+def _take_over(left: Path, plan: str) -> BinaryIO | None:
+    """Lock the manifest of a stage that a dead save has left, and remove what is not complete.
+
+    None is returned if it is of another plan, or not of a dead save.
+    """
+    with ExitStack() as stack, suppress(OSError, ValueError, KeyError):
+        lock = stack.enter_context(open(left / _MANIFEST, "r+b"))
+        is_free = try_lock(lock) and not left.is_symlink()
+        is_there = is_free and os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+        if is_there and (left / _NOTES).read_bytes().split(b"\n")[0] == plan.encode():
+            complete = complete_in(left)
+            for name in _files(left):
+                if name not in complete:
+                    (left / name).unlink()
+            lock.truncate()  # a save that was about to end had filled it in
+            stack.pop_all()
+            return lock
+    return None
+
+
 def _files(folder: Path) -> list[str]:
-    """List the files in a folder and in those inside of it, relative to it, but no manifest."""
+    """List the files in a folder and in those inside of it, relative to it, without our own."""
     found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    return sorted(each.relative_to(folder).as_posix() for each in found if each.name != _MANIFEST)
+    own = _MANIFEST, _NOTES
+    return sorted(each.relative_to(folder).as_posix() for each in found if each.name not in own)
 
 
 def _check(target: Path, written: Sequence[str], entry: str) -> None:
