@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from lora.extraction import Extracted
 from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
 from lora.offline.stored_weight import StoredWeight
+from lora.offline.workers import Crew
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
@@ -24,11 +27,18 @@ from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorSet
+from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES
-from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
+
+ALONE = (
+    "one process has computed all singular vectors: their last digits depend on the threads of "
+    "BLAS, which in several processes would wait for each other; with OPENBLAS_NUM_THREADS=1 in "
+    "the environment, workers share the layers"
+)
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +51,7 @@ class ExtractedFiles:
     whole: tuple[str, ...]  # the tensors that the adapter has in full
     lost: tuple[str, ...]  # the tensors that differ, and that it has nothing of
     tied: tuple[str, ...]  # weights of embeddings that change, and may be the model's head too
+    alone: bool  # whether one process has computed the singular vectors, though there were several
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
@@ -51,8 +62,9 @@ class ExtractedFiles:
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
-        tied = [f"{name} {TIED}" for name in self.tied]
-        return "\n".join([*aligned(head, rows, left=2), *tied])
+        more = [f"{name} {TIED}" for name in self.tied]
+        more += [ALONE] if self.alone else []
+        return "\n".join([*aligned(head, rows, left=2), *more])
 
 
 def extract_files(
@@ -69,6 +81,7 @@ def extract_files(
     fan_in_fan_out: bool = False,
     lossy: bool = False,
     dtype: str | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> ExtractedFiles:
     """Write the adapter that comes nearest to a model which was trained in full.
@@ -95,6 +108,9 @@ def extract_files(
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of raising an error.
         dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
+        workers: the number of processes that compare the tensors. They share the singular vectors
+            of the layers too if BLAS was started with one thread (OPENBLAS_NUM_THREADS=1); the
+            adapter is the same to the bit as that of one worker. Each takes the memory of one.
         progress: show a progress bar.
 
     Raises:
@@ -102,6 +118,7 @@ def extract_files(
         ValueError: if files are not what they should be, names or shapes differ, there is NaN or
             Inf, nothing differs, a pattern matches nothing, something differs that the adapter
             would not have, or `out` is the folder of a model.
+        ChildProcessError: if a worker was killed.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
     rank = check_size("rank", rank)
@@ -110,9 +127,13 @@ def extract_files(
         # transformers would take it for that of an adapter then.
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
-    with open_base(base) as before, open_base(finetuned) as after:
+    with Crew(partial(_Models, base, finetuned), workers) as crew:
+        before, after = crew.opened.before, crew.opened.after
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
-        differing = _differing(before, after, saved, progress)
+        _check_fit(before, after, saved)
+        comparing = {"what": "compare", "unit": "tensor", "shown": progress}
+        are_equal = crew.found(_Models.is_equal, list(before), **comparing)
+        differing = [name for name in before if not are_equal[name]]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -128,19 +149,17 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        updates: dict[str, dict[str, Array]] = {}
-        rows, facts = [], {}
-        for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
-            weight = f"{name}.weight"
-            is_transposed = name in tables or transposed.get(weight, fan_in_fan_out)
-            old, new = (StoredWeight(each, weight, is_transposed) for each in (before, after))
-            difference = new.dense() - old.dense()
-            if not np.isfinite(difference).all():
-                raise ValueError(f"{weight} has NaN or Inf in it")
-            best = Approximation.of_matrix(difference, rank)
-            updates[name] = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-            rows.append(Extracted.of(name, best))
-            facts[name] = LayerFacts(1.0, old.fingerprint())
+        tasks = []
+        for name in layers:
+            is_transposed = name in tables or transposed.get(f"{name}.weight", fan_in_fan_out)
+            tasks.append((name, is_transposed, rank))
+        alone = workers > 1 and all(os.environ.get(name) != "1" for name in _BLAS_THREADS)
+        crew.workers = 1 if alone else workers
+        extracting = {"what": "extract", "unit": "layer", "shown": progress}
+        found = crew.found(_Models.extract, tasks, **extracting).values()
+        rows = [row for row, _, _ in found]
+        updates = {row.name: update for row, update, _ in found}
+        facts = {row.name: LayerFacts(1.0, fingerprint) for row, _, fingerprint in found}
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
         found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
@@ -159,12 +178,53 @@ def extract_files(
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
     return ExtractedFiles(
-        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
+        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied), alone
     )
 
 
-def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress: bool) -> list[str]:
-    """Return the tensors that differ; names and shapes may do so in modules copied in full only."""
+class _Models(Closing):
+    """The two models, open."""
+
+    def __init__(self, base: PathLike, finetuned: PathLike) -> None:
+        with ExitStack() as stack:
+            self.before = stack.enter_context(open_base(base))
+            self.after = stack.enter_context(open_base(finetuned))
+            self._stack = stack.pop_all()
+
+    def is_equal(self, name: str) -> bool:
+        """Tell whether a tensor of the base is the same in the other model."""
+        before, after = self.before, self.after
+        old, new = before.info(name), after.info(name)
+        if old.shape != new.shape:
+            return False
+        if {old.dtype, new.dtype} <= CODES.keys():
+            return np.array_equal(before.read(name), after.read(name))
+        # numpy lacks the other dtypes, and can only compare their bytes
+        parts = zip_longest(before.raw(name), after.raw(name))
+        return old.dtype == new.dtype and all(one == other for one, other in parts)
+
+    def extract(self, task: tuple[str, bool, int]) -> tuple[Extracted, dict[str, Array], str]:
+        """Return the report of a layer, its update, and the fingerprint of its base.
+
+        The task is the layer, whether its weight is transposed, and the rank.
+        """
+        name, is_transposed, rank = task
+        weight = f"{name}.weight"
+        old, new = (StoredWeight(each, weight, is_transposed) for each in (self.before, self.after))
+        difference = new.dense() - old.dense()
+        if not np.isfinite(difference).all():
+            raise ValueError(f"{weight} has NaN or Inf in it")
+        best = Approximation.of_matrix(difference, rank)
+        update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+        return Extracted.of(name, best), update, old.fingerprint()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+
+def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
+    """Raise an error if names or shapes differ, but in modules copied in full."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -175,18 +235,6 @@ def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress:
             shapes = before.info(name).shape, after.info(name).shape
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
     check_problems("the finetuned model does not fit the base", problems)
-    differing = []
-    for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress):
-        old, new = before.info(name), after.info(name)
-        is_equal = old.shape == new.shape
-        if is_equal and {old.dtype, new.dtype} <= CODES.keys():
-            is_equal = np.array_equal(before.read(name), after.read(name))
-        elif is_equal:  # numpy lacks the other dtypes, and can only compare their bytes
-            parts = zip_longest(before.raw(name), after.raw(name))
-            is_equal = old.dtype == new.dtype and all(one == other for one, other in parts)
-        if not is_equal:
-            differing.append(name)
-    return differing
 
 
 def _layers(
