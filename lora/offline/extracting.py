@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -27,7 +27,6 @@ from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorSet
-from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
 
@@ -127,7 +126,7 @@ def extract_files(
         # transformers would take it for that of an adapter then.
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
-    with Crew(partial(_Models, base, finetuned), workers) as crew:
+    with Crew(partial(_opened, base, finetuned), workers) as crew:
         before, after = crew.opened.before, crew.opened.after
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
@@ -182,14 +181,18 @@ def extract_files(
     )
 
 
-class _Models(Closing):
-    """The two models, open."""
+@contextmanager
+def _opened(base: PathLike, finetuned: PathLike) -> Iterator[_Models]:
+    with open_base(base) as before, open_base(finetuned) as after:
+        yield _Models(before, after)
 
-    def __init__(self, base: PathLike, finetuned: PathLike) -> None:
-        with ExitStack() as stack:
-            self.before = stack.enter_context(open_base(base))
-            self.after = stack.enter_context(open_base(finetuned))
-            self._stack = stack.pop_all()
+
+@dataclass(frozen=True)
+class _Models:
+    """The two models, open; each worker has a pair."""
+
+    before: TensorSet
+    after: TensorSet
 
     def is_equal(self, name: str) -> bool:
         """Tell whether a tensor of the base is the same in the other model."""
@@ -217,10 +220,6 @@ class _Models(Closing):
         best = Approximation.of_matrix(difference, rank)
         update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
         return Extracted.of(name, best), update, old.fingerprint()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:

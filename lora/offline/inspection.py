@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, ComparedBase, MergedLayer
+from lora.offline.merged_model import RIGHT, ComparedBase, MergedLayer, comparing
 from lora.offline.model_folder import TIED, UNTIED, other_weights
 from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
@@ -239,7 +239,7 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            crew = stack.enter_context(Crew(partial(ComparedBase, base, folder, merged), workers))
+            crew = stack.enter_context(Crew(partial(comparing, base, folder, merged), workers))
             resolved = crew.opened.resolved
             in_base = {"what": "base", "unit": "file", "shown": progress}
             of_base = crew.opened.tensors.files

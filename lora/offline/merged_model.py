@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,15 +50,21 @@ class MergedLayer:
     verdict: str  # RIGHT, or which mistake was made
 
 
+@contextmanager
+def comparing(base: PathLike, adapter: PathLike, model: PathLike | None) -> Iterator[ComparedBase]:
+    """Open a base and an adapter for it, and a model, unless it is None, that should be both."""
+    with ExitStack() as stack:
+        files = stack.enter_context(open_base(base)), stack.enter_context(AdapterFolder(adapter))
+        merged = None if model is None else stack.enter_context(open_base(model))
+        yield ComparedBase(*files, merged)
+
+
 class ComparedBase(AdaptedBase):
     """A base and an adapter, and a model, or None, that should have the one in the other."""
 
-    def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None) -> None:
-        super().__init__(base, adapter)
-        with ExitStack() as stack:
-            stack.push(self._stack.pop_all())
-            self.model = None if model is None else stack.enter_context(open_base(model))
-            self._stack = stack.pop_all()
+    def __init__(self, base: TensorSet, files: AdapterFolder, model: TensorSet | None) -> None:
+        super().__init__(base, files)
+        self.model = model
 
     def damage(self, file: str) -> str:
         """Say that a file of the base is damaged; empty if it is not, as far as is known."""

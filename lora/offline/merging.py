@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -18,7 +18,14 @@ from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify_layer, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
+from lora.offline.model_folder import (
+    TIED,
+    UNTIED,
+    AdaptedBase,
+    find_sidecars,
+    open_base,
+    other_weights,
+)
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import Crew, Update
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
@@ -123,9 +130,8 @@ def merge_files(
     target = Path(out)
     bytes_of = partial(progress_bar, unit="B", shown=progress, unit_scale=True)
     with ExitStack() as stack:
-        crew = stack.enter_context(
-            Crew(partial(_Merge, base, adapter, target, dtype, radius), workers)
-        )
+        opening = partial(_merging, base, adapter, target, dtype, radius)
+        crew = stack.enter_context(Crew(opening, workers))
         merge = crew.opened
         tensors, files, resolved = merge.tensors, merge.files, merge.resolved
         _check_out(target, tensors, files, merge.sources)
@@ -163,13 +169,24 @@ def merge_files(
     return MergedFiles(target, certificate, names, *found, left_out, size, kept, unused)
 
 
+@contextmanager
+def _merging(base: PathLike, adapter: PathLike, *options: Any) -> Iterator[_Merge]:
+    with open_base(base) as tensors, AdapterFolder(adapter) as files:
+        yield _Merge(tensors, files, *options)
+
+
 class _Merge(AdaptedBase):
     """A base with the update of an adapter, of which each worker writes some files."""
 
     def __init__(
-        self, base: PathLike, adapter: PathLike, out: Path, dtype: str | None, radius: float
+        self,
+        tensors: TensorSet,
+        files: AdapterFolder,
+        out: Path,
+        dtype: str | None,
+        radius: float,
     ) -> None:
-        super().__init__(base, adapter)
+        super().__init__(tensors, files)
         self.is_file = out.suffix == ".safetensors"
         self.dtype, self.radius = dtype, radius
         # The tensors of the base in each file to be written.

@@ -18,7 +18,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +33,6 @@ from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, Store
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
-from minigrad.io.tensor_file import Closing
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -99,17 +97,11 @@ class ResolvedBase:
     problems: Sequence[str]  # what does not go together
 
 
-class AdaptedBase(Closing):
-    """A base and an adapter, both open; each worker of a `Crew` has one.
+class AdaptedBase:
+    """A base and an adapter, both open; each worker of a `Crew` has one."""
 
-    Errors are those of `open_base` and `AdapterFolder`.
-    """
-
-    def __init__(self, base: str | os.PathLike[str], adapter: str | os.PathLike[str]) -> None:
-        with ExitStack() as stack:
-            self.tensors = stack.enter_context(open_base(base))
-            self.files = stack.enter_context(AdapterFolder(adapter))
-            self._stack = stack.pop_all()
+    def __init__(self, tensors: TensorSet, files: AdapterFolder) -> None:
+        self.tensors, self.files = tensors, files
         self._updates: dict[str, Adapter] = {}
 
     @cached_property
@@ -132,10 +124,6 @@ class AdaptedBase(Closing):
     def fingerprint(self, layer: str) -> str:
         """Return the fingerprint of the weight of a layer."""
         return self.resolved.weights[layer].fingerprint()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
 
 
 def other_weights(crew: Crew[Any], progress: bool) -> list[str]:

@@ -1,8 +1,8 @@
 """Crew: the same work done in this process, or in several, each with files of its own open.
 
-A worker is a new Python, neither a fork, which would lack the threads of this process, nor one of
-`multiprocessing`, which would run the user's script again. Tasks and results go through pipes. A
-worker ends when its pipe does, so that none outlives this process, however that ends.
+A worker is a new Python: a fork would lack the threads of this process, and `multiprocessing` would
+run the user's script again. Tasks and results go through pipes. A worker ends when its pipe does,
+so that none outlives this process, however that ends.
 
 A worker has its share of the threads of kernels, which change no bit. It has as many threads of
 BLAS as this process, since their number does change the last digits of a decomposition.
@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from queue import SimpleQueue
 from subprocess import PIPE, Popen
 from typing import Any, Generic, TypeVar
@@ -29,7 +29,7 @@ from minigrad.kernels import cache
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.progress import progress_bar
 
-O = TypeVar("O", bound=Closing)  # noqa: E741  # what is open
+O = TypeVar("O")  # noqa: E741  # what is open
 T = TypeVar("T")  # a task
 R = TypeVar("R")  # its result
 
@@ -48,20 +48,21 @@ class Crew(Closing, Generic[O]):
     """Workers that have the same files open.
 
     Args:
-        open_files: opens the files, in this process at once, and in each worker that is started.
+        opening: opens the files, in this process at once, and in each worker that is started.
         workers: the number of processes; 1 for this one alone.
 
     Attributes:
-        opened: what `open_files` has returned here; it is closed with the crew.
+        opened: what is open in this process.
 
-    A ValueError is raised if the number is not positive, and what `open_files` raises.
+    A ValueError is raised if the number is not positive, and what `opening` raises.
     """
 
-    def __init__(self, open_files: Callable[[], O], workers: int) -> None:
+    def __init__(self, opening: Callable[[], AbstractContextManager[O]], workers: int) -> None:
         check_positive("workers", workers)
-        self.opened, self.workers = open_files(), workers
-        self._open_files = open_files
+        self.workers, self._opening = workers, opening
         self._processes: list[Popen[bytes]] = []
+        self._files = ExitStack()
+        self.opened = self._files.enter_context(opening())
 
     def each(
         self, function: Callable[..., R], tasks: Sequence[T], *update: Update
@@ -78,8 +79,7 @@ class Crew(Closing, Generic[O]):
             ChildProcessError: if a worker was killed.
             BaseException: the error that a worker has raised.
         """
-        left = deque(tasks)
-        count = min(self.workers, len(left))
+        left, count = deque(tasks), min(self.workers, len(tasks))
         if count <= 1:
             for task in left:
                 yield task, function(self.opened, task, *update)
@@ -87,18 +87,17 @@ class Crew(Closing, Generic[O]):
         while len(self._processes) < count:
             program = _PROGRAM.format(path=[*map(str, sys.path)])
             command = [sys.executable, "-P", "-c", program]
-            process = Popen(command, stdin=PIPE, stdout=PIPE)
-            self._processes.append(process)
-            _send(process.stdin, max(1, get_num_threads() // self.workers), self._open_files)
+            self._processes.append(Popen(command, stdin=PIPE, stdout=PIPE))
+        job = max(1, get_num_threads() // self.workers), self._opening, function, bool(update)
         messages: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         for process in self._processes[:count]:
-            arguments = process, function, bool(update), left, messages
+            arguments = process, job, left, messages
             threading.Thread(target=_supply, args=arguments, daemon=True).start()
         while count:
             kind, content = messages.get()
             if kind == "error":
                 raise content
-            elif kind == "result":
+            if kind == "result":
                 yield content
             elif kind == "update":
                 update[0](content)
@@ -124,7 +123,7 @@ class Crew(Closing, Generic[O]):
         for process in self._processes:
             with suppress(OSError), process:  # a pipe may be broken
                 pass
-        self.opened.close()
+        self._files.close()
 
 
 def _send(pipe: Any, *content: Any) -> None:
@@ -133,11 +132,7 @@ def _send(pipe: Any, *content: Any) -> None:
 
 
 def _supply(
-    process: Popen[bytes],
-    function: Any,
-    counts: bool,
-    tasks: deque[Any],
-    messages: SimpleQueue[tuple[str, Any]],
+    process: Any, job: tuple[Any, ...], tasks: deque[Any], messages: SimpleQueue[Any]
 ) -> None:
     """Give a worker one task after the other, and pass on what it says."""
     task, kind = None, "result"
@@ -145,10 +140,10 @@ def _supply(
         while kind == "result" and tasks:
             with suppress(IndexError):  # another worker has taken the last one
                 task = tasks.popleft()
-                _send(process.stdin, function, counts, task)
+                _send(process.stdin, *job, task)
                 kind = "update"
                 while kind == "update":
-                    kind, content = pickle.load(process.stdout)  # type: ignore[arg-type]
+                    kind, content = pickle.load(process.stdout)
                     messages.put((kind, (task, content) if kind == "result" else content))
         messages.put(("end", None))
     except (OSError, EOFError, pickle.UnpicklingError):
@@ -179,15 +174,15 @@ def serve() -> None:
         _send(sink, "update", n)
 
     threading.Thread(target=receive, daemon=True).start()
-    threads, open_files = tasks.get()
-    set_num_threads(threads)
-    opened = None
-    while True:
-        function, counts, task = tasks.get()
-        try:
-            opened = opened or open_files()
-            answer = "result", function(opened, task, *[update] * counts)
-        except BaseException as error:
-            error.add_note(f"in a worker:\n{traceback.format_exc()}")
-            answer = "error", error
-        _send(sink, *answer)
+    with ExitStack() as stack:
+        opened = None
+        while True:
+            threads, opening, function, counts, task = tasks.get()
+            try:
+                set_num_threads(threads)
+                opened = opened or stack.enter_context(opening())
+                answer = "result", function(opened, task, *[update] * counts)
+            except BaseException as error:
+                error.add_note(f"in a worker:\n{traceback.format_exc()}")
+                answer = "error", error
+            _send(sink, *answer)
