@@ -59,12 +59,11 @@ def comparing(base: PathLike, adapter: PathLike, model: PathLike | None) -> Iter
         yield ComparedBase(*files, merged)
 
 
+@dataclass
 class ComparedBase(AdaptedBase):
     """A base and an adapter, and a model, or None, that should have the one in the other."""
 
-    def __init__(self, base: TensorSet, files: AdapterFolder, model: TensorSet | None) -> None:
-        super().__init__(base, files)
-        self.model = model
+    model: TensorSet | None
 
     def damage(self, file: str) -> str:
         """Say that a file of the base is damaged; empty if it is not, as far as is known."""

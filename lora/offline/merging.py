@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,7 @@ from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify_layer, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import (
-    TIED,
-    UNTIED,
-    AdaptedBase,
-    find_sidecars,
-    open_base,
-    other_weights,
-)
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import Crew, Update
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
@@ -97,8 +90,8 @@ def merge_files(
     No more than some rows of a tensor are in memory at a time. What the adapter does not change is
     copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
 
-    If `out` gets several files and the merge is killed, or one of its workers, the next one of the
-    same content with the same options goes on with what is complete: layers of the certificate, and
+    If `out` is a folder and the merge is killed, or one of its workers, the next merge of the same
+    content with the same options goes on with what is complete: layers of the certificate, and
     files. It compares hashes of all inputs.
 
     Args:
@@ -130,7 +123,7 @@ def merge_files(
     target = Path(out)
     bytes_of = partial(progress_bar, unit="B", shown=progress, unit_scale=True)
     with ExitStack() as stack:
-        opening = partial(_merging, base, adapter, target, dtype, radius)
+        opening = partial(_Merge.opened, base, adapter, target, dtype, radius)
         crew = stack.enter_context(Crew(opening, workers))
         merge = crew.opened
         tensors, files, resolved = merge.tensors, merge.files, merge.resolved
@@ -139,61 +132,60 @@ def merge_files(
         if check_base:
             problems += other_weights(crew, progress)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
-        stage, plan = None, None
+        stage: Path | None = None
         left_out: Sequence[str] = ()
+        kept: Sequence[str] = ()
         if not merge.is_file:
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
-            if len(merge.shards) > 1:  # there is nothing to go on with in one file
-                total = sum(info.nbytes for info in tensors.tensors.values())
-                with bytes_of(what="hash of the base", total=total) as bar:
-                    plan = merge.plan(dict(crew.each(_Merge.digest, [*tensors.files], bar.update)))
+            total = sum(info.nbytes for info in tensors.tensors.values())
+            with bytes_of(what="hash of the base", total=total) as bar:
+                plan = merge.plan(dict(crew.each(_Merge.digest, [*tensors.files], bar.update)))
             stage = stack.enter_context(staging_set(target, merge.shards, sidecars, plan))
             stack.callback(crew.close)  # no worker writes when the folder is moved or removed
-        certificate = _certificate(crew, None if plan is None else stage, progress)
+            kept = complete_in(stage)
+        certificate = _certificate(crew, stage, progress)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        kept = [] if stage is None or plan is None else complete_in(stage)
-        left = [file for file in merge.shards if file not in kept]
-        with bytes_of(what="merge", total=sum(map(merge.nbytes, left))) as bar:
-            if stage is None:
-                with replacing(target) as opened:
-                    merge.write(opened, target.name, bar.update)
-            else:
-                for path, _ in crew.each(_Merge.write_file, [stage / f for f in left], bar.update):
-                    if plan is not None:
-                        note_complete(stage, path.name)
-        size = sum(map(merge.nbytes, merge.shards))
+        if stage is None:
+            tasks = [(stack.enter_context(replacing(target)).name, target.name)]
+        else:
+            tasks = [(str(stage / name), name) for name in merge.shards if name not in kept]
+        sizes = {name: sum(i.nbytes for i in infos) for name, infos in merge.shards.items()}
+        with bytes_of(what="merge", total=sum(sizes[name] for _, name in tasks)) as bar:
+            for (_, name), _ in crew.each(_Merge.write, tasks, bar.update):
+                if stage is not None:
+                    note_complete(stage, name)
     found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
-    names, unused = list(resolved.replaced), max(0, workers - max(1, len(left)))
-    return MergedFiles(target, certificate, names, *found, left_out, size, kept, unused)
+    names, unused = list(resolved.replaced), max(0, workers - max(1, len(tasks)))
+    more = left_out, sum(sizes.values()), kept, unused
+    return MergedFiles(target, certificate, names, *found, *more)
 
 
-@contextmanager
-def _merging(base: PathLike, adapter: PathLike, *options: Any) -> Iterator[_Merge]:
-    with open_base(base) as tensors, AdapterFolder(adapter) as files:
-        yield _Merge(tensors, files, *options)
-
-
+@dataclass
 class _Merge(AdaptedBase):
     """A base with the update of an adapter, of which each worker writes some files."""
 
-    def __init__(
-        self,
-        tensors: TensorSet,
-        files: AdapterFolder,
-        out: Path,
-        dtype: str | None,
-        radius: float,
-    ) -> None:
-        super().__init__(tensors, files)
-        self.is_file = out.suffix == ".safetensors"
-        self.dtype, self.radius = dtype, radius
-        # The tensors of the base in each file to be written.
-        self.sources = {name: [*file.tensors] for name, file in self.tensors.files.items()}
-        if self.is_file or len(self.sources) == 1:
-            self.sources = {out.name if self.is_file else SINGLE: [*self.tensors]}
-        self.metadata = {"format": "pt", **self.tensors.metadata}
+    out: Path
+    dtype: str | None
+    radius: float
+
+    @property
+    def is_file(self) -> bool:
+        """Whether all is written to one file, without a folder."""
+        return self.out.suffix == ".safetensors"
+
+    @cached_property
+    def sources(self) -> dict[str, list[str]]:
+        """The tensors of the base in each file to be written."""
+        if self.is_file or len(self.tensors.files) == 1:
+            return {self.out.name if self.is_file else SINGLE: [*self.tensors]}
+        return {name: [*file] for name, file in self.tensors.files.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The facts in the header of each file."""
+        return {"format": "pt", **self.tensors.metadata}
 
     @cached_property
     def shards(self) -> dict[str, list[TensorInfo]]:
@@ -217,10 +209,6 @@ class _Merge(AdaptedBase):
         found = {layer: every[weight.name] for layer, weight in self.resolved.weights.items()}
         kinds = list(found.values())
         return dict(sorted(found.items(), key=lambda item: kinds.index(item[1])))
-
-    def nbytes(self, file: str) -> int:
-        """Return the bytes of the tensors of a file to be written."""
-        return sum(info.nbytes for info in self.shards[file])
 
     def plan(self, hashes: Mapping[str, str]) -> str:
         """Return a hash of all that the files and the certificate follow from.
@@ -252,38 +240,35 @@ class _Merge(AdaptedBase):
         part = merging_into(layer, weight, [adapter], [adapter], one_hot=one_hot)
         return certify_layer(part, [self.dtypes[layer]], self.radius, update)[0]
 
-    def write_file(self, path: Path, update: Update) -> None:
-        """Write the file of this name, to the disk."""
+    def write(self, task: tuple[str, str], update: Update) -> None:
+        """Write one file to the disk; the task is a path, and the name that it will have."""
+        path, name = task
         with open(path, "w+b") as file:
-            self.write(file, path.name, update)
+            writer = TensorWriter(file, self.shards[name], self.metadata)
+            for info in self.shards[name]:
+                key = self.resolved.replaced.get(info.name)
+                parts: Iterable[tuple[int, Array]]
+                if key is not None:
+                    parts = [(0, self.files.read(key))]
+                elif info.name in self.layers:
+                    parts = _merged(*self.update_of(self.layers[info.name]))
+                elif self.tensors.info(info.name).dtype == info.dtype:
+                    writer.copy(info.name, self._unchanged(info.name, update))
+                    continue
+                else:
+                    strip = strips(info.shape)
+                    parts = ((s.start or 0, self.tensors.read(info.name, None, s)) for s in strip)
+                for first, part in parts:
+                    is_rounded = (self.dtype is not None or key) and part.dtype.kind == "f"
+                    if is_rounded and not is_finite_in(part, info.dtype):
+                        raise ValueError(
+                            f"{info.name} has numbers that {info.dtype} has not; take bfloat16 or "
+                            f"float32"
+                        )
+                    writer.write(info.name, part, first)
+                    update(part.size * bits_of(info.dtype) // 8)
+            writer.finish()
             flush(file)
-
-    def write(self, file: BinaryIO, name: str, update: Update) -> None:
-        """Write the file of a name."""
-        writer = TensorWriter(file, self.shards[name], self.metadata)
-        for info in self.shards[name]:
-            key = self.resolved.replaced.get(info.name)
-            parts: Iterable[tuple[int, Array]]
-            if key is not None:
-                parts = [(0, self.files.read(key))]
-            elif info.name in self.layers:
-                parts = _merged(*self.update_of(self.layers[info.name]))
-            elif self.tensors.info(info.name).dtype == info.dtype:
-                writer.copy(info.name, self._unchanged(info.name, update))
-                continue
-            else:
-                strip = strips(info.shape)
-                parts = ((s.start or 0, self.tensors.read(info.name, None, s)) for s in strip)
-            for first, part in parts:
-                is_rounded = (self.dtype is not None or key) and part.dtype.kind == "f"
-                if is_rounded and not is_finite_in(part, info.dtype):
-                    raise ValueError(
-                        f"{info.name} has numbers that {info.dtype} has not; take bfloat16 or "
-                        f"float32"
-                    )
-                writer.write(info.name, part, first)
-                update(part.size * bits_of(info.dtype) // 8)
-        writer.finish()
 
     def _unchanged(self, name: str, update: Update) -> Iterator[bytes]:
         for part in self.tensors.raw(name):

@@ -17,11 +17,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, Store
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
+
+PathLike = str | os.PathLike[str]
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -69,7 +72,7 @@ _COPIED = {
 """The endings of files that have no weights."""
 
 
-def open_base(path: str | os.PathLike[str]) -> TensorSet:
+def open_base(path: PathLike) -> TensorSet:
     """Open the tensors of a model: a safetensors file, an index, a folder of one, or a GGUF file.
 
     Those of a GGUF file have transformers' names, and are converted when they are read. Errors are
@@ -97,12 +100,19 @@ class ResolvedBase:
     problems: Sequence[str]  # what does not go together
 
 
+@dataclass
 class AdaptedBase:
     """A base and an adapter, both open; each worker of a `Crew` has one."""
 
-    def __init__(self, tensors: TensorSet, files: AdapterFolder) -> None:
-        self.tensors, self.files = tensors, files
-        self._updates: dict[str, Adapter] = {}
+    tensors: TensorSet
+    files: AdapterFolder
+
+    @classmethod
+    @contextmanager
+    def opened(cls, base: PathLike, adapter: PathLike, *options: Any) -> Iterator[Self]:
+        """Open a base and an adapter; errors are those of `open_base` and `AdapterFolder`."""
+        with open_base(base) as tensors, AdapterFolder(adapter) as files:
+            yield cls(tensors, files, *options)
 
     @cached_property
     def resolved(self) -> ResolvedBase:
@@ -113,6 +123,10 @@ class AdaptedBase:
     def layers(self) -> dict[str, str]:
         """The layer with an update of each weight, by the weight's name in the base."""
         return {weight.name: layer for layer, weight in self.resolved.weights.items()}
+
+    @cached_property
+    def _updates(self) -> dict[str, Adapter]:
+        return {}
 
     def update_of(self, layer: str) -> tuple[StoredWeight, Adapter]:
         """Return the weight of a layer, and its update, which stays in memory."""

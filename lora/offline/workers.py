@@ -149,7 +149,7 @@ def _supply(
     except (OSError, EOFError, pickle.UnpicklingError):
         status = process.wait()
         how = f"was killed ({signal.strsignal(-status)})" if status < 0 else f"ended with {status}"
-        advice = "if memory has run out, take fewer workers"
+        advice = "if memory has run out, take fewer; a merge into a folder can go on"
         problem = ChildProcessError(f"worker {process.pid} {how} at work on {task}; {advice}")
         messages.put(("error", problem))
     except Exception as error:  # that of a worker may be of no kind that can be sent

