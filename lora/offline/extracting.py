@@ -31,6 +31,7 @@ from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
+_Models = tuple[TensorSet, TensorSet]  # the base and the finetuned one
 
 ALONE = (
     "one process has computed all singular vectors: their last digits depend on the threads of "
@@ -127,11 +128,11 @@ def extract_files(
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
     with Crew(partial(_opened, base, finetuned), workers) as crew:
-        before, after = crew.opened.before, crew.opened.after
+        before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
         comparing = {"what": "compare", "unit": "tensor", "shown": progress}
-        are_equal = crew.found(_Models.is_equal, list(before), **comparing)
+        are_equal = crew.found(_is_equal, list(before), **comparing)
         differing = [name for name in before if not are_equal[name]]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
@@ -155,7 +156,7 @@ def extract_files(
         alone = workers > 1 and all(os.environ.get(name) != "1" for name in _BLAS_THREADS)
         crew.workers = 1 if alone else workers
         extracting = {"what": "extract", "unit": "layer", "shown": progress}
-        found = crew.found(_Models.extract, tasks, **extracting).values()
+        found = crew.found(_extract, tasks, **extracting).values()
         rows = [row for row, _, _ in found]
         updates = {row.name: update for row, update, _ in found}
         facts = {row.name: LayerFacts(1.0, fingerprint) for row, _, fingerprint in found}
@@ -184,42 +185,36 @@ def extract_files(
 @contextmanager
 def _opened(base: PathLike, finetuned: PathLike) -> Iterator[_Models]:
     with open_base(base) as before, open_base(finetuned) as after:
-        yield _Models(before, after)
+        yield before, after
 
 
-@dataclass(frozen=True)
-class _Models:
-    """The two models, open; each worker has a pair."""
+def _is_equal(models: _Models, name: str) -> bool:
+    """Tell whether a tensor of the base is the same in the other model."""
+    (before, after), (old, new) = models, (each.info(name) for each in models)
+    if old.shape != new.shape:
+        return False
+    if {old.dtype, new.dtype} <= CODES.keys():
+        return np.array_equal(before.read(name), after.read(name))
+    # numpy lacks the other dtypes, and can only compare their bytes
+    parts = zip_longest(before.raw(name), after.raw(name))
+    return old.dtype == new.dtype and all(one == other for one, other in parts)
 
-    before: TensorSet
-    after: TensorSet
 
-    def is_equal(self, name: str) -> bool:
-        """Tell whether a tensor of the base is the same in the other model."""
-        before, after = self.before, self.after
-        old, new = before.info(name), after.info(name)
-        if old.shape != new.shape:
-            return False
-        if {old.dtype, new.dtype} <= CODES.keys():
-            return np.array_equal(before.read(name), after.read(name))
-        # numpy lacks the other dtypes, and can only compare their bytes
-        parts = zip_longest(before.raw(name), after.raw(name))
-        return old.dtype == new.dtype and all(one == other for one, other in parts)
+def _extract(
+    models: _Models, task: tuple[str, bool, int]
+) -> tuple[Extracted, dict[str, Array], str]:
+    """Return the report of a layer, its update, and the fingerprint of its base.
 
-    def extract(self, task: tuple[str, bool, int]) -> tuple[Extracted, dict[str, Array], str]:
-        """Return the report of a layer, its update, and the fingerprint of its base.
-
-        The task is the layer, whether its weight is transposed, and the rank.
-        """
-        name, is_transposed, rank = task
-        weight = f"{name}.weight"
-        old, new = (StoredWeight(each, weight, is_transposed) for each in (self.before, self.after))
-        difference = new.dense() - old.dense()
-        if not np.isfinite(difference).all():
-            raise ValueError(f"{weight} has NaN or Inf in it")
-        best = Approximation.of_matrix(difference, rank)
-        update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-        return Extracted.of(name, best), update, old.fingerprint()
+    The task is the layer, whether its weight is transposed, and the rank.
+    """
+    name, is_transposed, rank = task
+    old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
+    difference = new.dense() - old.dense()
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{name}.weight has NaN or Inf in it")
+    best = Approximation.of_matrix(difference, rank)
+    update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+    return Extracted.of(name, best), update, old.fingerprint()
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:

@@ -137,7 +137,7 @@ def merge_files(
         kept: Sequence[str] = ()
         if not merge.is_file:
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
-            total = sum(info.nbytes for info in tensors.tensors.values())
+            total = sum(file.path.stat().st_size for file in tensors.files.values())
             with bytes_of(what="hash of the base", total=total) as bar:
                 plan = merge.plan(dict(crew.each(_Merge.digest, [*tensors.files], bar.update)))
             stage = stack.enter_context(staging_set(target, merge.shards, sidecars, plan))

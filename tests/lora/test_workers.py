@@ -17,6 +17,7 @@ from lora.offline import check_adapter, extract_files, merge_files, workers
 from lora.offline.inspection import Findings
 from minigrad.io import TensorInfo, writing_set
 from minigrad.nn import Linear
+from minigrad.progress import NoBar
 from tests.lora.folders import Net, adapted_copy, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,27 @@ def test_any_number_of_workers_writes_the_same_bytes(dtype, files, tmp_path):
         assert clean(tmp_path / f"{count}") == clean(out)
         assert found.certificate == right.certificate
         assert (found.kept, found.unused) == ([], 0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bars_count_all_that_is_done(count, files, monkeypatch):
+    bars = {}
+
+    class Counting(NoBar):
+        def __init__(self, items=None, *, what, total, **_):
+            super().__init__(items)
+            self.total, self.done = total, 0
+            bars[what] = self
+
+        def update(self, n=1):
+            self.done += n
+
+    monkeypatch.setattr("lora.offline.merging.progress_bar", Counting)
+    merged = merge_files(*files, workers=count)
+    assert bars["merge"].done == bars["merge"].total == merged.nbytes
+    assert bars["certifying the merge"].done == bars["certifying the merge"].total > 0
+    read = sum(path.stat().st_size for path in files[0].glob("*.safetensors"))
+    assert bars["hash of the base"].done == bars["hash of the base"].total == read
 
 
 def test_one_file_is_written_by_one_worker(files, tmp_path):
