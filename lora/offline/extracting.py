@@ -127,12 +127,11 @@ def extract_files(
         # transformers would take it for that of an adapter then.
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
-    with Crew(partial(_opened, base, finetuned), workers) as crew:
+    with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
         before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
-        comparing = {"what": "compare", "unit": "tensor", "shown": progress}
-        are_equal = crew.found(_is_equal, list(before), **comparing)
+        are_equal = crew.found(_is_equal, list(before), "compare", "tensor")
         differing = [name for name in before if not are_equal[name]]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
@@ -155,8 +154,7 @@ def extract_files(
             tasks.append((name, is_transposed, rank))
         alone = workers > 1 and all(os.environ.get(name) != "1" for name in _BLAS_THREADS)
         crew.workers = 1 if alone else workers
-        extracting = {"what": "extract", "unit": "layer", "shown": progress}
-        found = crew.found(_extract, tasks, **extracting).values()
+        found = crew.found(_extract, tasks, "extract", "layer").values()
         rows = [row for row, _, _ in found]
         updates = {row.name: update for row, update, _ in found}
         facts = {row.name: LayerFacts(1.0, fingerprint) for row, _, fingerprint in found}

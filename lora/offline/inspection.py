@@ -239,20 +239,19 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            crew = stack.enter_context(Crew(partial(comparing, base, folder, merged), workers))
+            opening = partial(comparing, base, folder, merged)
+            crew = stack.enter_context(Crew(opening, workers, progress))
             resolved = crew.opened.resolved
-            in_base = {"what": "base", "unit": "file", "shown": progress}
             of_base = crew.opened.tensors.files
             has_checksum &= all(file.has_checksum for file in of_base.values())
-            damage = crew.found(ComparedBase.damage, list(of_base), **in_base).values()
-            problems = [*filter(None, damage), *resolved.problems, *other_weights(crew, progress)]
-            in_base["unit"] = "layer"
-            finite = crew.found(ComparedBase.is_finite, list(resolved.weights), **in_base)
+            damage = crew.found(ComparedBase.damage, list(of_base), "base", "file").values()
+            problems = [*filter(None, damage), *resolved.problems, *other_weights(crew)]
+            finite = crew.found(ComparedBase.is_finite, list(resolved.weights), "base", "layer")
             broken = [resolved.weights[layer].name for layer in finite if not finite[layer]]
             if merged is not None:
                 names = crew.opened.names()
-                options = {"what": "compare", "unit": "tensor", "shown": progress}
-                for row, name, wrong in crew.found(ComparedBase.compare, names, **options).values():
+                compared = crew.found(ComparedBase.compare, names, "compare", "tensor")
+                for row, name, wrong in compared.values():
                     rows += [row] if row is not None else []
                     found += [Finding("wrong", name, wrong)] if wrong else []
             added = "is trained in full, and not in the base"

@@ -124,13 +124,13 @@ def merge_files(
     bytes_of = partial(progress_bar, unit="B", shown=progress, unit_scale=True)
     with ExitStack() as stack:
         opening = partial(_Merge.opened, base, adapter, target, dtype, radius)
-        crew = stack.enter_context(Crew(opening, workers))
+        crew = stack.enter_context(Crew(opening, workers, progress))
         merge = crew.opened
         tensors, files, resolved = merge.tensors, merge.files, merge.resolved
         _check_out(target, tensors, files, merge.sources)
         problems = [*wrong_in(files, progress), *resolved.problems]
         if check_base:
-            problems += other_weights(crew, progress)
+            problems += other_weights(crew)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
         stage: Path | None = None
         left_out: Sequence[str] = ()

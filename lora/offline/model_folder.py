@@ -140,7 +140,7 @@ class AdaptedBase:
         return self.resolved.weights[layer].fingerprint()
 
 
-def other_weights(crew: Crew[Any], progress: bool) -> list[str]:
+def other_weights(crew: Crew[Any]) -> list[str]:
     """Compare weights with the hashes in the adapter's metadata, if any; return what differs.
 
     What is open is an `AdaptedBase`.
@@ -154,8 +154,8 @@ def other_weights(crew: Crew[Any], progress: bool) -> list[str]:
         if facts.layers[name].stored
         in ("dense", opened.tensors.info(resolved.weights[name].name).dtype)
     ]
-    options = {"what": "hash of the weights", "unit": "layer", "shown": progress}
-    return list(facts.base_problems(crew.found(AdaptedBase.fingerprint, known, **options)))
+    found = crew.found(AdaptedBase.fingerprint, known, "hash of the weights", "layer")
+    return list(facts.base_problems(found))
 
 
 def resolve(files: AdapterFolder, base: TensorSet) -> ResolvedBase:

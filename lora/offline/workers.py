@@ -50,6 +50,7 @@ class Crew(Closing, Generic[O]):
     Args:
         opening: opens the files, in this process at once, and in each worker that is started.
         workers: the number of processes; 1 for this one alone.
+        progress: show progress bars.
 
     Attributes:
         opened: what is open in this process.
@@ -57,9 +58,11 @@ class Crew(Closing, Generic[O]):
     A ValueError is raised if the number is not positive, and what `opening` raises.
     """
 
-    def __init__(self, opening: Callable[[], AbstractContextManager[O]], workers: int) -> None:
+    def __init__(
+        self, opening: Callable[[], AbstractContextManager[O]], workers: int, progress: bool
+    ) -> None:
         check_positive("workers", workers)
-        self.workers, self._opening = workers, opening
+        self.workers, self._opening, self._progress = workers, opening, progress
         self._processes: list[Popen[bytes]] = []
         self._files = ExitStack()
         self.opened = self._files.enter_context(opening())
@@ -104,16 +107,12 @@ class Crew(Closing, Generic[O]):
             else:
                 count -= 1
 
-    def found(self, function: Callable[..., R], tasks: Sequence[T], **options: Any) -> dict[T, R]:
-        """Return the result of each task, in the order of the tasks.
-
-        `options` are those of `progress_bar`, which counts the tasks.
-        """
-        results = {}
-        with progress_bar(total=len(tasks), **options) as bar:
-            for task, result in self.each(function, tasks):
-                results[task] = result
-                bar.update()
+    def found(
+        self, function: Callable[..., R], tasks: Sequence[T], what: str, unit: str
+    ) -> dict[T, R]:
+        """Return the result of each task, in the order of the tasks, which a bar counts."""
+        options: Any = {"unit": unit, "shown": self._progress, "total": len(tasks)}
+        results = dict(progress_bar(self.each(function, tasks), what=what, **options))
         return {task: results[task] for task in tasks}
 
     def close(self) -> None:
