@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from lora.offline.inspection import Findings
 from minigrad.io import TensorInfo, writing_set
 from minigrad.nn import Linear
 from minigrad.progress import NoBar
+from tests.chaos import seeds
 from tests.lora.folders import Net, adapted_copy, snapshot
 
 ROOT = Path(__file__).parents[2]
-SHARDS = 6
+SHARDS, LAYERS = 6, 7
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, locks and limits of POSIX")
 
@@ -315,6 +318,41 @@ def test_a_merge_of_something_else_begins_anew(what, files, tmp_path):
     right = merge_files(base, adapter, tmp_path / "right", **options)
     assert found.certificate == right.certificate
     assert clean(out) == clean(tmp_path / "right")
+
+
+def noted_in(out):
+    """The number of lines of notes in a folder, of which the first is the plan."""
+    try:
+        [path] = out.glob(".saving-*/.notes.jsonl")
+        return path.read_bytes().count(b"\n")
+    except (OSError, ValueError):
+        return 0
+
+
+@posix
+@pytest.mark.full
+def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
+    base, adapter, out = files
+    merge_files(base, adapter, tmp_path / "right")
+    merge_files(base, adapter, out, dtype="float64")  # what there was
+    old, kept = clean(out), 0
+    command = [sys.executable, "-m", "lora", "merge", *map(str, files), "--workers", "2"]
+    for seed in seeds(12):
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            lines = random.Random(seed).randrange(1, 1 + LAYERS + SHARDS)
+            while process.poll() is None and noted_in(out) < lines:
+                time.sleep(0.001)
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(process.pid, signal.SIGKILL)
+        now = {name: x for name, x in snapshot(out).items() if not name.startswith(".")}
+        assert now in (old, clean(tmp_path / "right"))
+        found = merge_files(base, adapter, out)
+        assert clean(out) == clean(tmp_path / "right")
+        kept += len(found.kept)
+        merge_files(base, adapter, out, dtype="float64")
+    print(f"{kept} files of {12 * SHARDS} were complete")
 
 
 @linux
