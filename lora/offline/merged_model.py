@@ -21,7 +21,7 @@ from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
 from lora.offline.model_folder import AdaptedBase, open_base
-from lora.offline.stored_weight import StoredWeight
+from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, AdapterFolder
 from lora.scaling import LoRAScaling
 from lora.spectra import frobenius
@@ -96,12 +96,14 @@ class ComparedBase(AdaptedBase):
             info = model.info(name)
             if info.dtype not in FLOATS or info.shape != base.info(name).shape:
                 return None, name, f"is of {info.dtype} and shape {info.shape} in the model"
-            weight, adapter = self.update_of(self.layers[name])
+            layer = self.layers[name]
+            weight = self.resolved.weights[layer]
+            adapter = adapter_of(files, files.layers[layer], weight)
             merged = StoredWeight(model, name, weight.is_transposed)
             if not merged.is_finite():
                 return None, name, "has NaN or Inf in it, in the model"
             usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-            row = _compared(self.layers[name], merged, weight, adapter, info.dtype, usual)
+            row = _compared(layer, merged, weight, adapter, info.dtype, usual)
             return row, row.name, "" if row.verdict == RIGHT else row.verdict
         key = self.resolved.replaced.get(name)
         if key is not None:

@@ -19,7 +19,7 @@ from lora.certificate import CertificateRow, MergeCertificate, certify_layer, me
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
-from lora.offline.stored_weight import StoredWeight
+from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.offline.workers import Crew, Update
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad import __version__
@@ -148,16 +148,17 @@ def merge_files(
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
         if stage is None:
-            tasks = [(stack.enter_context(replacing(target)).name, target.name)]
+            paths = [Path(stack.enter_context(replacing(target)).name)]
         else:
-            tasks = [(str(stage / name), name) for name in merge.shards if name not in kept]
+            paths = [stage / name for name in merge.shards if name not in kept]
         sizes = {name: sum(i.nbytes for i in infos) for name, infos in merge.shards.items()}
-        with bytes_of(what="merge", total=sum(sizes[name] for _, name in tasks)) as bar:
-            for (_, name), _ in crew.each(_Merge.write, tasks, bar.update):
+        total = sum(sizes[name] for name in sizes if name not in kept)
+        with bytes_of(what="merge", total=total) as bar:
+            for path, _ in crew.each(_Merge.write, paths, bar.update):
                 if stage is not None:
-                    note_complete(stage, name)
+                    note_complete(stage, path.name)
     found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
-    names, unused = list(resolved.replaced), max(0, workers - max(1, len(tasks)))
+    names, unused = list(resolved.replaced), max(0, workers - max(1, len(paths)))
     more = left_out, sum(sizes.values()), kept, unused
     return MergedFiles(target, certificate, names, *found, *more)
 
@@ -235,14 +236,14 @@ class _Merge(AdaptedBase):
 
     def row(self, layer: str, update: Update) -> CertificateRow:
         """Return the row of a layer in the certificate."""
-        weight, adapter = self.update_of(layer)
+        weight, adapter = self._update_of(layer)
         one_hot = self.files.layers[layer].is_embedding
         part = merging_into(layer, weight, [adapter], [adapter], one_hot=one_hot)
         return certify_layer(part, [self.dtypes[layer]], self.radius, update)[0]
 
-    def write(self, task: tuple[str, str], update: Update) -> None:
-        """Write one file to the disk; the task is a path, and the name that it will have."""
-        path, name = task
+    def write(self, path: Path, update: Update) -> None:
+        """Write one file to the disk."""
+        name = self.out.name if self.is_file else path.name
         with open(path, "w+b") as file:
             writer = TensorWriter(file, self.shards[name], self.metadata)
             for info in self.shards[name]:
@@ -251,7 +252,7 @@ class _Merge(AdaptedBase):
                 if key is not None:
                     parts = [(0, self.files.read(key))]
                 elif info.name in self.layers:
-                    parts = _merged(*self.update_of(self.layers[info.name]))
+                    parts = _merged(*self._update_of(self.layers[info.name]))
                 elif self.tensors.info(info.name).dtype == info.dtype:
                     writer.copy(info.name, self._unchanged(info.name, update))
                     continue
@@ -269,6 +270,17 @@ class _Merge(AdaptedBase):
                     update(part.size * bits_of(info.dtype) // 8)
             writer.finish()
             flush(file)
+
+    @cached_property
+    def _updates(self) -> dict[str, Adapter]:
+        return {}
+
+    def _update_of(self, layer: str) -> tuple[StoredWeight, Adapter]:
+        """Return the weight of a layer, and its update, which stays in memory."""
+        weight = self.resolved.weights[layer]
+        if layer not in self._updates:
+            self._updates[layer] = adapter_of(self.files, self.files.layers[layer], weight)
+        return weight, self._updates[layer]
 
     def _unchanged(self, name: str, update: Update) -> Iterator[bytes]:
         for part in self.tensors.raw(name):

@@ -26,8 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from lora.adapter import Adapter
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import Crew
 from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
@@ -123,17 +122,6 @@ class AdaptedBase:
     def layers(self) -> dict[str, str]:
         """The layer with an update of each weight, by the weight's name in the base."""
         return {weight.name: layer for layer, weight in self.resolved.weights.items()}
-
-    @cached_property
-    def _updates(self) -> dict[str, Adapter]:
-        return {}
-
-    def update_of(self, layer: str) -> tuple[StoredWeight, Adapter]:
-        """Return the weight of a layer, and its update, which stays in memory."""
-        weight = self.resolved.weights[layer]
-        if layer not in self._updates:
-            self._updates[layer] = adapter_of(self.files, self.files.layers[layer], weight)
-        return weight, self._updates[layer]
 
     def fingerprint(self, layer: str) -> str:
         """Return the fingerprint of the weight of a layer."""
