@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from tests.lora.folders import Net, adapted_copy, snapshot
 
 ROOT = Path(__file__).parents[2]
 SHARDS, LAYERS = 6, 7
+
+full = partial(pytest.param, marks=pytest.mark.full)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, locks and limits of POSIX")
 
@@ -69,7 +72,7 @@ def clean(folder):
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", [None, full("bfloat16")])
 def test_any_number_of_workers_writes_the_same_bytes(dtype, files, tmp_path):
     base, adapter, out = files
     right = merge_files(base, adapter, out, dtype=dtype)
@@ -81,7 +84,7 @@ def test_any_number_of_workers_writes_the_same_bytes(dtype, files, tmp_path):
         assert (found.kept, found.unused) == ([], 0)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, full(2)])
 def test_bars_count_all_that_is_done(count, files, monkeypatch):
     bars = {}
 
@@ -127,7 +130,7 @@ def test_a_check_by_workers_finds_the_same(files, rng):
         assert check_adapter(*arguments, workers=2) == right
 
 
-@pytest.mark.parametrize("threads", [None, "1"])
+@pytest.mark.parametrize("threads", [full(None), "1"])
 def test_an_adapter_that_workers_extract_is_the_same(threads, net, rng, tmp_path):
     base = sharded(net.state_dict(), tmp_path / "base")
     tuned = {n: x + rng.standard_normal(x.shape) for n, x in net.state_dict().items()}
@@ -244,8 +247,11 @@ def rest_of(out):
 
 
 @linux
-@pytest.mark.parametrize(("killed", "then"), [(2, 1), (1, 2)])
-@pytest.mark.parametrize("action", [KILL_ALL, KILL_ITSELF], ids=["all", "the first process"])
+@pytest.mark.parametrize(
+    ("action", "killed", "then"),
+    [(KILL_ALL, 2, 1), full(KILL_ALL, 1, 2), full(KILL_ITSELF, 2, 2)],
+    ids=["all of two", "one", "the first of two"],
+)
 def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path, monkeypatch):
     base, adapter, out = files
     right = merge_files(base, adapter, tmp_path / "right")
@@ -286,7 +292,10 @@ def test_the_certificate_of_a_merge_that_was_killed_goes_on(files, tmp_path, mon
     assert clean(out) == clean(tmp_path / "right")
 
 
-CHANGES = ["the base", "the adapter", "an option", "a file that was complete", "a note cut short"]
+CHANGES = [
+    *("the base", full("the adapter"), full("an option")),
+    *(full("a file that was complete"), full("a note cut short")),
+]
 
 
 @linux
