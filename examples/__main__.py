@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         names.sort(key=lambda other: -SequenceMatcher(None, name.lower(), other).ratio())
         sys.exit(f"there is no example {name!r}; there are: {', '.join(names)}")
     sys.argv = [f"python -m examples.{name}", *options]
-    runpy.run_module(f"examples.{name}", run_name="__main__")
+    runpy.run_module(f"examples.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from lora.offline.inspection import draw
 from lora.offline.model_folder import EMBEDDINGS
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands
+from minigrad.distributed import world
 
 WRONG, FAILED, STOPPED = 1, 2, 130
 
@@ -43,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = _files_at(written)
     found: Any = None
     try:
+        ranks = world()
+    except RuntimeError as error:  # ranks that cannot talk
+        print(f"lora {command}: {error}", file=sys.stderr)
+        return FAILED
+    try:
+        if ranks.size > 1 and command != "train":
+            raise ValueError(f"it would run {ranks.size} times; only train runs on several ranks")
         try:
             found = run(progress=not as_json, **options)
             if plot:
@@ -57,11 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         there = "; nothing was changed"
         if _files_at(written) != before:
             there = f", but {written} has been written, and is complete"
-        print(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"), file=sys.stderr)
+        if ranks.is_first:
+            text = _printable(f"lora {command}: {str(error) or f'stopped{there}'}")
+            print(text, file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(_printable(f"lora {command}: {message}"), file=sys.stderr)
+        ranks.check_left_together(error)
+        if ranks.is_first:
+            print(_printable(f"lora {command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED
     return 0 if getattr(found, "is_right", True) else WRONG
 

@@ -302,12 +302,15 @@ class AdaptedLayer(Module):
         return self._weight_with(self.active)
 
     def _weight_with(self, names: Sequence[str]) -> Tensor:
+        return Tensor(observed(self._array_with, names))
+
+    def _array_with(self, names: Sequence[str]) -> Array:
         weight = self.weight
         dtypes = [adapter.lora_a.dtype for adapter in self.adapters.values()]
         out = np.empty(weight.shape, dtypes[0] if dtypes else weight.dtype)
         for strip in weight.strips():
             out[strip] = weight.rows(strip) + self.update_rows(strip, names)
-        return Tensor(self.stored(out))
+        return self.stored(out)
 
     def _check_fresh(self) -> None:
         """Raise a RuntimeError if the layer is merged, and an adapter or the base changed since.

@@ -8,6 +8,7 @@
     operators            the operators and methods of a tensor
     transforms           derivatives of functions
     nn, optim, training  models, optimisers, and the training loop
+    distributed          training on several processes and machines
     data, metrics, io    tables and batches, measures of quality, and files
     sampling             the next token of a text
     programs             a training step as a program
@@ -24,7 +25,23 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
         "make a virtual environment with a later one"
     )
 
-from minigrad import creation, data, functional, io, metrics, nn, ops, optim, transforms, viz
+from minigrad import cpu
+
+cpu.limit_instructions()  # before numpy and numba choose theirs
+
+from minigrad import (
+    creation,
+    data,
+    distributed,
+    functional,
+    io,
+    metrics,
+    nn,
+    ops,
+    optim,
+    transforms,
+    viz,
+)
 from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
 from minigrad import sampling as sampling
@@ -49,7 +66,7 @@ __version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 
-__all__ = ["data", "io", "metrics", "nn", "optim", "sampling", "viz"]
+__all__ = ["data", "distributed", "io", "metrics", "nn", "optim", "sampling", "viz"]
 __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
 __all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]

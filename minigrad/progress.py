@@ -54,7 +54,7 @@ def progress_bar(
     tqdm, such as `total`, which override these.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
-    if not shown or not (in_files or _in_a_notebook() or is_terminal()):
+    if not shown or not (in_files or in_a_notebook() or is_terminal()):
         return NoBar(items)
     usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
     return _bar_class()(items, **{**usual, **options})
@@ -63,7 +63,7 @@ def progress_bar(
 @cache
 def _bar_class() -> Any:
     """Make the class of bars. Importing tqdm takes a tenth of a second."""
-    if _in_a_notebook() and find_spec("ipywidgets") is not None:
+    if in_a_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.auto import tqdm
     else:
         # In a notebook without widgets tqdm.auto would warn that it can only show text. A warning
@@ -91,7 +91,7 @@ def _bar_class() -> Any:
     return Bar
 
 
-def _in_a_notebook() -> bool:
+def in_a_notebook() -> bool:
     """Return whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -7,6 +7,9 @@ generators a function has used, and run it again with the same random numbers.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +19,7 @@ Rng = np.random.Generator | None
 """What a function that draws takes as `rng`."""
 
 _default = np.random.default_rng()
+_thread = threading.local()  # with what is to be called before the next draw
 _seed: int | None = None  # the last seed of `manual_seed`
 
 
@@ -28,8 +32,14 @@ def manual_seed(seed: int) -> np.random.Generator:
 def restart(seed: int) -> None:
     """Let the default generator begin again, from `seed`."""
     global _seed
+    before_next_draw(None)
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     _seed = seed
+
+
+def was_seeded() -> bool:
+    """Whether `manual_seed` has restarted the default generator."""
+    return _seed is not None
 
 
 def seed_of(rng: Rng = None) -> int | None:
@@ -55,9 +65,16 @@ def generator(rng: Rng = None) -> np.random.Generator:
             f"rng must be a numpy.random.Generator or None, not {rng!r}; "
             f"numpy.random.default_rng(seed) makes one"
         )
+    if rng is _default and (restart_first := vars(_thread).pop("restart", None)) is not None:
+        restart_first()
     for observer in mode.observers:
         observer.on_random(rng)
     return rng
+
+
+def before_next_draw(function: Callable[[], None] | None) -> None:
+    """Have a function called before this thread draws from the default generator the next time."""
+    vars(_thread)["restart"] = function
 
 
 # Their raw numbers have 64 bits; those of MT19937 have 32, those of others are unknown.

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-FOLDERS = "lora", "minigrad/diagnostics", "tests/benchmarks"
+FOLDERS = "lora", "minigrad/diagnostics", "minigrad/distributed", "tests/benchmarks"
 GUIDES = [ROOT / folder / "README.md" for folder in FOLDERS]
 PAGES = [README, *GUIDES]
 

@@ -19,6 +19,7 @@ from lora.text import evaluating, generating, loading, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
+from minigrad.distributed import world
 
 Add = Callable[..., Any]
 Command = Callable[..., Add]
@@ -124,15 +125,21 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def train(
     base: str, data: str, out: str, config: str | None, dtype: str | None, progress: bool,
     resume: bool, **options: Any,
-) -> str | dict[str, Any]:  # fmt: skip
+) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
-    saved = Path(out) / training.OPTIONS
-    config = str(saved) if resume and config is None and saved.exists() else config
-    earlier = {} if config is None else training.read_options(config)
+    ranks, saved = world(), Path(out) / training.OPTIONS
+
+    def options_of_earlier_run() -> dict[str, Any]:
+        file = str(saved) if resume and config is None and saved.exists() else config
+        return {} if file is None else training.read_options(file)
+
+    earlier = ranks.on_first(options_of_earlier_run, "train")
     form = earlier.pop(training.DTYPE, None)
-    model, tokenizer = load(base, dtype or form, [], progress)
+    model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **_given(options), "base_model": base, "progress": progress}
     result = training.train(model, tokenizer, data, out, resume=resume, **given)
+    if not ranks.is_first:  # which has all that is left to do
+        return None
     some = result.data.get("valid", result.data["train"])
     answers = samples.write_samples(model, tokenizer, some, progress=progress)
     picture = Path(out) / PICTURE

@@ -37,12 +37,14 @@ from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_count, check_positive, check_problems, check_range
+from minigrad.distributed import world
 from minigrad.io import write_atomically
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
 from minigrad.tables import counted
 from minigrad.training import History, Trainer
+from minigrad.training.ranks import check_ranks
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
 DTYPE = "dtype"  # among the options there: how the base was in memory
@@ -117,7 +119,8 @@ def train(
 
     AdamW without weight decay trains A and B, with a learning rate that rises and then falls as
     half a cosine. Where there is a file valid.jsonl, the adapter with the best validation loss is
-    the one that is written. Ctrl-C ends the run after the present step, with a checkpoint.
+    the one that is written. Ctrl-C ends the run after the present step, with a checkpoint. Under
+    `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`.
 
     Args:
         model: a language model, changed in place: it gets the adapter, unless there is an error.
@@ -189,9 +192,13 @@ def train(
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
         "base": base,
     }
-    _check_folder(folder, json.loads(json.dumps(facts)), resume)
+    ranks = world()
+    progress = progress and ranks.is_first
+    known = json.loads(json.dumps(facts))
+    ranks.on_first(lambda: _check_folder(folder, known, resume), "train")
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
+    check_ranks(ranks, len(batches), accumulation_steps)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None
@@ -203,13 +210,17 @@ def train(
     if progress:
         expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
         print(*rows.values(), expected, sep="\n", file=sys.stderr)
+
+    def write() -> None:
+        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+
     before = model.checkpointing
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
         optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
         rising = min(math.ceil(warmup * total), total - 1)
-        folder.mkdir(parents=True, exist_ok=True)
+        ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True), "train")
         trainer = Trainer(
             _Passing(model),
             optimizer,
@@ -225,14 +236,15 @@ def train(
             progress=False,
             rng=rng,
         )
-        if resume and (folder / CHECKPOINT).exists():
+        if resume and ranks.on_first((folder / CHECKPOINT).exists, "train"):
             trainer.load(folder / CHECKPOINT)
-        write_atomically(folder / OPTIONS, json.dumps(facts, indent=2).encode())
+        content = json.dumps(facts, indent=2).encode()
+        ranks.on_first(lambda: write_atomically(folder / OPTIONS, content), "train")
         try:
             _run(trainer, batches, held_out, total, progress)
         except FloatingPointError as error:
             # The weights are those before the step that failed.
-            save(model, folder, seed=seed, base_model=base_model, progress=progress)
+            ranks.on_first(write, "train")
             raise FloatingPointError(
                 f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again "
                 f"in another folder with an lr below {lr:g}, or a longer warmup"
@@ -242,7 +254,7 @@ def train(
         if judged:
             trainer.restore_best()
             best = min(judged, key=lambda step: step["validation_loss"])
-        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+        ranks.on_first(write, "train")
     except BaseException as error:
         remove(model, DEFAULT)
         if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
@@ -351,7 +363,8 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
             stack.callback(signal.signal, signal.SIGINT, previous)
 
         def show(_: Trainer) -> None:
-            speed = passing.tokens / sum(step["seconds"] for step in steps[first:])
+            seconds = sum(step["seconds"] for step in steps[first:])
+            speed = passing.tokens * world().size / seconds
             text = f"loss {steps[-1]['loss']:.4g}, {speed:,.0f} tokens/s"
             bar.set_postfix_str(text, refresh=False)
             bar.update()

@@ -51,6 +51,8 @@ def observed(function: Callable[..., R], *arguments: Any) -> R:
         observer.on_function(function, arguments, True, None)
     try:
         result = function(*arguments)
+        for observer in observers:
+            result = observer.on_result(result)
     finally:
         for observer in observers:
             observer.on_function(function, arguments, False, result)

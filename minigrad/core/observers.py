@@ -86,6 +86,10 @@ class Observer:
         scheduler or an average takes a step. After an error the result is None.
         """
 
+    def on_result(self, result: Any) -> Any:
+        """Return what such a function is to return: `result`, or what stands for it."""
+        return result
+
     def on_module(self, module: Any, begins: bool) -> None:
         """The `forward` of `module` is about to run, or has ended, perhaps with an error."""
 

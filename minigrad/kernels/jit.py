@@ -231,6 +231,12 @@ def processor() -> str:
     return str(name)
 
 
+def instructions() -> str:
+    """Return LLVM's names of the instructions that kernels are compiled for, with commas."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return ",".join(part for part in str(features).split(",") if part.startswith("+"))
+
+
 # --------------------------------------------------------------------------------------------------
 # The types of arguments
 # --------------------------------------------------------------------------------------------------

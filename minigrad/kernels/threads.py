@@ -81,6 +81,13 @@ def set_num_threads(n: int) -> None:
     _threads = count
 
 
+def share(processes: int) -> None:
+    """Let this process use its share of the cores, unless a number has been set."""
+    global _threads
+    if not _threads and "NUMBA_NUM_THREADS" not in os.environ:
+        _threads = max(1, get_max_threads() // processes)
+
+
 def get_num_threads() -> int:
     """Return how many threads a kernel may use at most (see `set_num_threads`)."""
     global _threads

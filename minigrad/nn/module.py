@@ -179,7 +179,7 @@ class Module:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return a copy of every parameter's value, by name."""
-        return {name: parameter._data.copy() for name, parameter in self.named_parameters()}
+        return {name: observed(p._data.copy) for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Write the values of `state` into the parameters of the same names.

@@ -128,6 +128,9 @@ class EMA:
 
     def copy_to(self) -> None:
         """Write the averages into the parameters for good; a RuntimeError inside `applied()`."""
+        observed(self._copy_to)
+
+    def _copy_to(self) -> None:
         self._check_outside("copy_to()")
         self._write(self._averages)
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import CaptureError, ValueNames
+from minigrad.programs.names import CaptureError, StepNumber, ValueNames
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
@@ -210,7 +210,7 @@ class Captured(Generic[P, R]):
             others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
             self._programs[key] = [program, *others][:MOST_PROGRAMS]
             self._last, self._changes = program, 0
-        return result
+        return cast(R, _with_tensors(result))
 
     def _count_change(self, before: Surroundings) -> None:
         """Count that the surroundings changed between two recordings."""
@@ -238,14 +238,16 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         their own. Gradients are local variables of a program: `.grad` is None after a call.
 
     A program does what the library does in a step. What else the step does, such as writing to a
-    file, or comparing the norm that `clip_grad_norm` returns, happens when it is recorded only.
+    file, or `math.isfinite` of the norm that `clip_grad_norm` returns, happens when it is recorded
+    only.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            sets an option of an optimiser, draws random numbers from numpy, or does something else
-            in its second call than in the first.
+            sets an option of an optimiser, loads a state of one, of a scheduler or of averages,
+            draws random numbers from numpy, or does something else in its second call than in the
+            first.
     """
     return Captured(step)
 
@@ -282,6 +284,8 @@ def _with_tensors(value: Any) -> Any:
     """Return arguments or results with Tensors for arrays: what ops do to them can be followed."""
     if isinstance(value, np.ndarray):
         return Tensor.at(as_array(value), None)
+    if isinstance(value, StepNumber):
+        return float(value)
     if isinstance(value, dict):
         return {key: _with_tensors(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

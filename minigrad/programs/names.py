@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from keyword import iskeyword
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.surroundings import FOREIGN, LIBRARY, Surroundings, package_of
 from minigrad.readonly import owner_of
 
 MARK = "\0"  # repr writes it in another way, so it is in no literal
@@ -31,6 +32,46 @@ EARLIER = "e"  # begins the name of a gradient from before the step
 
 class CaptureError(RuntimeError):
     """A step does what cannot be captured; the message says what, and what to do instead."""
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let only the library call a method of StepNumber, and other code operators beside Tensors."""
+
+    def guarded(self: Any, *others: Any, **options: Any) -> Any:
+        frame: Any = sys._getframe(1)
+        while (caller := package_of(frame.f_globals.get("__name__"))) in FOREIGN:
+            frame = frame.f_back  # numpy reads it for whoever has called numpy
+        is_library = not caller or caller in LIBRARY  # the written calls of ops are in no module
+        if not is_library and not any(isinstance(other, Tensor) for other in others):
+            raise CaptureError(
+                "the step reads a number that only this call has, such as the norm that "
+                "clip_grad_norm returns, where a program cannot follow it; use it in ops with "
+                "Tensors, or return it, and compute outside of the step"
+            )
+        return method(self, *others, **options)
+
+    return guarded
+
+
+class StepNumber(float):
+    """A number that the library computes in a step, while that is recorded.
+
+    The step can return it and give it to ops; other code that reads it raises a CaptureError, but
+    not functions written in C, such as those of `math`.
+    """
+
+    __class__: Any = property(lambda self: float)  # as which ops take it
+
+    @_guarded
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Call a ufunc with plain numbers, since numpy takes a subclass of float for a float64."""
+        inputs = tuple(float(x) if isinstance(x, StepNumber) else x for x in inputs)
+        return getattr(ufunc, method)(*inputs, **options)
+
+
+for _name, _method in vars(float).items():
+    if callable(_method) and _name not in ("__new__", "__getattribute__"):
+        setattr(StepNumber, _name, _guarded(_method))
 
 
 class ValueNames:
@@ -140,8 +181,8 @@ class ValueNames:
         """Return an expression for what the step returns, on arrays."""
         if value is None:
             return "None"
-        if isinstance(value, Tensor) or (type(value) is float and self.known(value)):
-            return self.name(value)  # such a number is one that the library has computed
+        if isinstance(value, Tensor) or (type(value) is StepNumber and self.known(value)):
+            return self.name(value)
         if type(value) is dict:
             items = [f"{key!r}: {self.result(each)}" for key, each in value.items()]
             return f"{{{', '.join(items)}}}"

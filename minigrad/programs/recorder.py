@@ -24,7 +24,7 @@ from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.optim import Optimizer
-from minigrad.programs.names import EARLIER, CaptureError, ValueNames, as_tuple
+from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
 
 
@@ -148,6 +148,12 @@ class StepRecorder(Observer):
         call = self.names.call(function, [self.names.name(_array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
         self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
+
+    def on_result(self, result: Any) -> Any:
+        """Give the step a StepNumber for each number."""
+        if type(result) in (tuple, list):
+            return type(result)(map(self.on_result, result))
+        return StepNumber(result) if type(result) is float and self._running == 1 else result
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass
@@ -286,12 +292,14 @@ class StepRecorder(Observer):
 
     def check_state(self) -> None:
         """Raise a CaptureError if the step itself has changed what a program reads anew."""
-        options, draws = self.surroundings.state()
-        if options != self._state[0]:
-            raise CaptureError(
-                "the step sets an option of an optimiser, such as its lr, which a program would "
-                "not do again; step a scheduler in it, or set the option outside of the step"
-            )
+        settings, draws = self.surroundings.state()
+        for path, before in self._state[0].items():
+            if settings[path] != before:
+                raise CaptureError(
+                    f"the step sets an option or the state of {path}, as by an assignment, "
+                    f"load_state_dict() or applied(), which a program would not do again; step a "
+                    f"scheduler in it, or do that outside of the step"
+                )
         if draws != self._state[1]:
             raise CaptureError(
                 "the step draws random numbers from a generator, which a program would not do "

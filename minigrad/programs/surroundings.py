@@ -36,8 +36,8 @@ from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.readonly import owner_of
 
-_FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
-_LIBRARY = {"minigrad", "lora"}
+FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
+LIBRARY = {"minigrad", "lora"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
 _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared
@@ -53,7 +53,7 @@ class Surroundings:
         functions: the function, those of the user that it calls, and the forwards of his modules.
         tensors: the tensors that were found, by the names of parameters in modules, or by paths.
         numbers: all numbers that were found, also in the code of the functions.
-        groups: the groups of all optimisers.
+        settable: the optimisers, schedulers and averages that were found, by paths.
         generators: of random numbers.
     """
 
@@ -61,11 +61,10 @@ class Surroundings:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}
         self.numbers: set[float] = set()
-        self.groups: list[dict[str, Any]] = []
+        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}
         self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
-        self._optimizers: dict[str, Optimizer] = {}
         self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
         self._paths: list[tuple[str, Sequence[Any]]] = []  # of each of these, and the names below
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
@@ -124,17 +123,17 @@ class Surroundings:
         plain = self._plain.items()
         return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
-    def state(self) -> tuple[Any, Any]:
-        """Return the options of optimisers and the states of generators, to be compared.
+    def state(self) -> tuple[dict[str, Any], Any]:
+        """Return the settings of optimisers and the like, and the states of generators.
 
         A program reads them anew, and only what its lines call may change them.
         """
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+        settings = {path: _settings(each) for path, each in self.settable.items()}
         states = [repr(generator.bit_generator.state) for generator in self.generators]
         if "random" in self._words:
             _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
             states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
-        return options, states
+        return settings, states
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
@@ -192,16 +191,18 @@ class Surroundings:
             self._enter(path, range(len(value)), value.__iter__)
         elif isinstance(value, dict):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
-        elif isinstance(value, Optimizer):
-            self._optimizers[path] = value  # for later, since modules have better names
+        elif isinstance(value, (Optimizer, LRScheduler, EMA)):
+            self.settable[_unused(path, self.settable)] = value
+            if isinstance(value, Optimizer):
+                self._compare(path, (), partial(_groups_and_members, value))
         elif isinstance(value, np.random.Generator):
             self.generators.append(value)
         elif isinstance(value, (type, ModuleType)):
             module = value.__module__ if isinstance(value, type) else value.__name__
-            if _package(module) not in _FOREIGN | _LIBRARY:
+            if package_of(module) not in FOREIGN | LIBRARY:
                 self._scopes.append((path, value))
                 self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
-        elif not isinstance(value, (EMA, LRScheduler)):
+        else:
             self._walk_object(value, path, is_all)
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
@@ -212,9 +213,9 @@ class Surroundings:
         if module.startswith(_NOT_COMPARED):
             return
         self._walk(type(value), path)
-        if attributes and (not is_all or _package(module) in _FOREIGN):
+        if attributes and (not is_all or package_of(module) in FOREIGN):
             self._scopes.append((path, value))
-        elif _package(module) not in _FOREIGN:
+        elif package_of(module) not in FOREIGN:
             if isinstance(value, Module):
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
@@ -233,12 +234,9 @@ class Surroundings:
             known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # which grow meanwhile
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
-            for path, optimizer in self._optimizers.items():
-                self.groups += optimizer.param_groups
-                self._compare(path, (), partial(_groups_and_members, optimizer))
-                members = [p for group in optimizer.param_groups for p in group["params"]]
-                self._walk_all(path, enumerate(members))
-            self._optimizers = {}
+            for path, each in [*self.settable.items()]:  # now, since modules have better names
+                groups = getattr(each, "param_groups", ())
+                self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
             names = self._read(scope)
             self._compare(path, names, partial(map, vars(scope).get, names))
@@ -249,7 +247,7 @@ class Surroundings:
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         file = function.__code__.co_filename
-        if _package(function.__module__) in _FOREIGN | _LIBRARY or _INSTALLED.search(file):
+        if package_of(function.__module__) in FOREIGN | LIBRARY or _INSTALLED.search(file):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
@@ -277,6 +275,18 @@ def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
     return chain(groups, *[group["params"] for group in groups])
 
 
+def _settings(value: Optimizer | LRScheduler | EMA) -> Any:
+    """Return what only `step()` and `update()` may change in a step; the values are compared."""
+    if isinstance(value, LRScheduler):
+        return vars(value) | value.state_dict()
+    # Loading a state makes another dict. As this one is kept, the other has another id.
+    if isinstance(value, EMA):
+        options = value.decay, value.warmup, value.updates, value._applied
+        return *options, id(value._averages), value._averages
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
+    return groups, id(value._states), value._states
+
+
 def _joined(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else f"{name}"
 
@@ -285,7 +295,8 @@ def _unused(path: str, known: Mapping[str, Any]) -> str:
     return f"{path}_{len(known)}" if path in known else path
 
 
-def _package(module: str | None) -> str:
+def package_of(module: str | None) -> str:
+    """Return the name of the package that a module is in."""
     return (module or "").partition(".")[0]
 
 

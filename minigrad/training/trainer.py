@@ -7,7 +7,8 @@ The data may also be a list of micro-batches, tuples `(*inputs, target)` of any 
 
 Every step is a prediction, a loss, a backward pass and a step of the optimiser. The rest of this
 file is what training needs besides: batches in random order, records, validation, early stopping,
-and files from which a run goes on as if it had never stopped, to the bit.
+and files from which a run goes on as if it had never stopped, to the bit. Under `mpiexec` the
+micro-batches of a step are shared out among the ranks (see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from minigrad.checks import check_count, check_flag, check_positive, check_range
 from minigrad.core.grad_mode import no_grad, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
+from minigrad.distributed import World, world
+from minigrad.distributed.agreement import check_agreement, digest
+from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
@@ -36,6 +41,16 @@ from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, Record, as_record
+from minigrad.training.ranks import (
+    MicroBatchFacts,
+    buffers_of,
+    check_buffers,
+    check_ranks,
+    file_of_first,
+    sum_of_all,
+    take_from_first,
+)
+from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
     Items,
@@ -85,6 +100,7 @@ class Trainer:
         accumulation_steps: the number of such batches for one step of the optimiser. Their
             gradients add up to that of one batch of all their rows, in the memory of one of them:
             sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
+            Several ranks share them out.
             A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
             class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
@@ -97,7 +113,8 @@ class Trainer:
         on_step: functions to call with the trainer after each step of the optimiser.
         validate_every: the number of steps after which to validate, instead of after each epoch;
             `fit` also does so after its last step. The record of that step has the results.
-        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one.
+        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one; of
+            several ranks, rank 0 writes it.
         checkpoint_every: the number of steps after which to write it as well.
         save_frozen: whether checkpoints and the best weights contain parameters of the model that
             the optimiser does not have. Without them the files of an adapter are small, and the
@@ -171,8 +188,8 @@ class Trainer:
                 f"ema has no average of {missing} parameters of the optimiser; make it of the "
                 f"same model, when all that is to be trained requires a gradient"
             )
-        if checkpoint is not None:
-            check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
+        if checkpoint is not None:  # before a run has taken its time
+            world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -188,6 +205,10 @@ class Trainer:
         check_flag("capture", capture)
         self.capture = capture
         self.captured_step = programs.capture(self._make_step) if capture else None
+        self._world = World()  # until something is to be shared
+        self._streams = Streams()
+        self._buffers: dict[str, str] | None = None  # of the model before the first step
+        self._usual_count: int | None = None  # what a loss may count in a step
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: _Pass | None = None
@@ -236,6 +257,10 @@ class Trainer:
                 "of the optimiser's parameters none is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
+        self._world = world()
+        self._streams.generators = self._generators(of_order=False)
+        if self._world.size > 1:
+            self._begin_together(data, held_out)
         left = len(data)
         if self._pass is not None:
             if len(self._pass.order) != len(data):
@@ -255,18 +280,41 @@ class Trainer:
             self._epochs_since_best = 0  # patience had ended the run, which is to go on now
         try:
             with progress_bar(
-                what="training", unit="step", shown=self.progress, total=planned,
+                what="training", unit="step", total=planned,
+                shown=self.progress and self._world.is_first,
                 in_files=True, delay=0.0, dynamic_ncols=True,
             ) as bar:  # fmt: skip
-                self._epoch(data, held_out, bar, last)
-                while len(self.history.steps) < last and not self._stopping:
-                    self._epoch(data, held_out, bar, last)
-        except BaseException:
+                is_stopped = self._epoch(data, held_out, bar, last)
+                while len(self.history.steps) < last and not is_stopped:
+                    is_stopped = self._epoch(data, held_out, bar, last)
+        except BaseException as error:
             self._pass = None  # a step may have been made in part
+            self._world.check_left_together(error)
             raise
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self.restore_best()
         return self.history
+
+    def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
+        """Let all ranks begin with the same state, or raise an error on all of them."""
+        count = math.ceil(len(train) / train.batch_size)
+        check_ranks(self._world, count, self.accumulation_steps)
+        optimized = self._optimized()
+        every = dict(self.model.named_parameters())
+        trained = {name: p for name, p in every.items() if id(p) in optimized}
+        take_from_first(self._world, trained)
+        simple = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, type(None)))}
+        facts = {
+            "the data": [vars(train), held_out and vars(held_out)],
+            "the seeds of random generators": [g.bit_generator.state for g in self._generators()],
+            "the state of the optimiser": self.optimizer.state_dict(),
+            "the step": len(self.history.steps),
+            **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
+        }
+        digests = {name: digest([fact]) for name, fact in facts.items()}
+        options = ",".join(f"{name}={value}" for name, value in simple.items())
+        check_agreement(self._world, {"the options of the trainer": options, **digests})
+        self._buffers = buffers_of(self.model)
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -287,12 +335,15 @@ class Trainer:
 
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array."""
+        given = list(batches([as_data(x, self._dtype())], self.batch_size, shuffle=False))
+        ranks = world()
         with evaluation_mode(self.model):
-            parts = [
-                self.model(Tensor(rows)).numpy()
-                for (rows,) in batches([as_data(x, self._dtype())], self.batch_size, shuffle=False)
+            own = [
+                self.model(Tensor(given[number][0])).numpy()
+                for number in block(len(given), ranks.rank, ranks.size)
             ]
-        return np.concatenate(parts)
+        every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
+        return np.concatenate([each for each in every if each is not None])
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model, with its present weights, on some data.
@@ -306,17 +357,18 @@ class Trainer:
                 loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
             return {"loss": loss.item(), **named}
-        total = counted = 0.0
+        own, ranks = [], world()
         with evaluation_mode(self.model):
-            for item in range(len(given)):
+            for item in block(len(given), ranks.rank, ranks.size):
                 ((*inputs, target),) = given.micro_batches(np.array([item]))
                 mean, count = _checked(self.loss(self.model(*inputs), target))
                 count = _rows_of(target) if count is None else count
-                total += mean.item() * count if count else 0.0
-                counted += count
+                own.append((mean.item() if count else 0.0, count))
+        found = [each for some in ranks.gather(own, "evaluate") for each in some]
+        counted = sum(count for _, count in found)
         if not counted:
             raise ValueError(f"{given.name}: the loss counted nothing")
-        return {"loss": total / counted}
+        return {"loss": sum(mean * count for mean, count in found) / counted}
 
     def __repr__(self) -> str:
         return (
@@ -328,10 +380,11 @@ class Trainer:
     # The loop
     # ----------------------------------------------------------------------------------------------
 
-    def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> None:
+    def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> bool:
         """Go through all items, or those left of the epoch; then validate, record and save.
 
-        It ends earlier after step `last`, or if `stop` says so.
+        It ends earlier after step `last`, or if `stop` says so. Returns whether `fit` is to end;
+        all ranks return the same, also where a signal has reached some of them only.
         """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
@@ -344,6 +397,9 @@ class Trainer:
         while begun.position < len(train):
             items = begun.order[begun.position : begun.position + size]
             made, count = self._step(train.micro_batches(items))
+            if self._buffers is not None:  # the first step of a `fit` on several ranks
+                check_buffers(self.model, self._buffers)
+                self._buffers = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))
             counts.append(count)
@@ -351,14 +407,15 @@ class Trainer:
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
             self._after_step(validation, last)
+            at_once = self._world.any(self._at_once, "the end of a step")
             if begun.position < len(train):
-                is_end = self._at_once or len(steps) == last
+                is_end = at_once or len(steps) == last
                 every = self.checkpoint_every
                 is_due = every is not None and len(steps) % every == 0
                 if self.checkpoint is not None and (is_end or is_due):
                     self.save(self.checkpoint)
                 if is_end:
-                    return
+                    return True
         self._pass = None
         steps = steps[-len(counts) :]
         record = {
@@ -379,8 +436,10 @@ class Trainer:
                 self._compare(record.get("validation_loss", record["loss"]))
         for function in self.on_epoch:
             function(self)
+        is_stopped = self._world.any(self._stopping, "the end of an epoch")
         if self.checkpoint is not None:
             self.save(self.checkpoint)
+        return is_stopped
 
     def _after_step(self, validation: Any, last: int) -> None:
         """Validate if it is due, and call the functions that are to be called after each step."""
@@ -415,52 +474,58 @@ class Trainer:
         """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
+        count = len(micro_batches)
         rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        shares = [np.array(count / (sum(rows) or 1)) for count in rows]
+        shares = [np.array(each / (sum(rows) or 1)) for each in rows]
+        sizes = [np.size(target) for *_, target in micro_batches]
+        self._usual_count = sum(sizes) if count > 1 else None
+        own = block(count, self._world.rank, self._world.size)
+        mine = slice(own.start, own.stop)
         step = self.captured_step or self._make_step
-        values, norm, counted = step(micro_batches, shares)
+        with self._streams:
+            values, norm, counted = step(micro_batches[mine], shares[mine], own.start, count)
         counts = counted or rows
         total = sum(counts)
-        loss = sum(value * (count / total) for value, count in zip(values, counts, strict=True))
+        loss = sum(value * (each / total) for value, each in zip(values, counts, strict=True))
         seconds = time.perf_counter() - started
         return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
 
     def _make_step(
-        self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]]
+        self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]], first: int, count: int
     ) -> tuple[list[float], float, list[float] | None]:
         """Make a step; return the loss of each micro-batch, the gradient norm, and what counted.
 
-        `shares` are the shares of the micro-batches in the rows of all. They weigh the gradients,
-        unless the loss counts something else, which is returned then.
+        `micro_batches` are those of this rank, from the number `first` on, of the `count` of the
+        step. `shares` are their shares in the rows of all; they weigh the gradients, unless the
+        loss counts something else, which is returned then.
         """
-        self.optimizer.zero_grad()
-        values, counts, unit = [], [], 0.0
-        for (*inputs, target), share in zip(micro_batches, shares, strict=True):
-            mean, counted = _checked(self.loss(self.model(*inputs), target))
-            if counted is not None and self.capture:
-                raise ValueError(
-                    "capture=True: the loss returns (mean, count), and a program cannot read the "
-                    "count; let the loss return the mean alone, or train with capture=False"
-                )
-            count = _rows_of(target) if counted is None else counted
-            counts.append(count)
-            if not count:
-                values.append(0.0)  # the mean is one of nothing
-                continue
-            if counted is not None:  # the sum of rows is known; this one after the last batch only
-                unit = unit or counted
-                share = np.array(count / unit)
-            share = as_array(share)  # a captured step gets a Tensor
-            values.append(observed(self._finite, "loss", mean._data))
-            mean.backward(observed(filled_like, mean._data, share))
-        total = sum(counts)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        facts: list[MicroBatchFacts] = []
+
+        def gradients(number: int) -> list[NDArray[Any] | None]:
+            item = number - first
+            observed(self._draw_for, number)
+            self.optimizer.zero_grad()
+            facts.append(self._propagate(micro_batches[item], shares[item]))
+            return [None if p.grad is None else p.grad._data for p in parameters]
+
+        own = list(parts(0, count, range(first, first + len(micro_batches))))
+        sums = [pairwise(*part, gradients, _observed_sum) for part in own]
+        values = [fact.loss for fact in facts]
+        if self._is_shared():
+            summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
+            sums = [summed]
+        if count > 1 or self._is_shared():
+            for parameter, gradient in zip(parameters, sums[0], strict=True):
+                parameter.grad = None if gradient is None else Tensor(gradient)
+        is_counted = any(fact.is_counted for fact in facts)
+        total = sum(fact.weight for fact in facts)
         if not total:
             raise self._without_count()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if unit and total != unit:
+        if is_counted and (correction := self._correction(total)) != 1:
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.grad = parameter.grad * (unit / total)
+                    parameter.grad = parameter.grad * correction
         if self.clip_norm is None:
             norm = grad_norm(parameters)
         else:
@@ -471,7 +536,54 @@ class Trainer:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.update()
-        return values, norm, counts if unit else None
+        return values, norm, [fact.weight for fact in facts] if is_counted else None
+
+    def _draw_for(self, number: int) -> None:
+        """Let a micro-batch of the step have random numbers of its own."""
+        self._streams.begin(number)
+
+    def _propagate(self, micro_batch: MicroBatch, share: Any) -> MicroBatchFacts:
+        """Compute the loss of a micro-batch, and its gradients with the weight of its share."""
+        *inputs, target = micro_batch
+        mean, counted = _checked(self.loss(self.model(*inputs), target))
+        if counted is not None and self.capture:
+            raise ValueError(
+                "capture=True: the loss returns (mean, count), and a program cannot read the "
+                "count; let the loss return the mean alone, or train with capture=False"
+            )
+        count = _rows_of(target) if counted is None else counted
+        if not count:
+            return MicroBatchFacts(0.0, 0.0, counted is not None)  # the mean is one of nothing
+        if counted is not None:  # the count of all is known after the last micro-batch only
+            share = np.array(counted / (self._usual_count or counted))
+        value = observed(self._loss_value, mean._data)
+        mean.backward(observed(filled_like, mean._data, as_array(share)))
+        return MicroBatchFacts(value, count, counted is not None)
+
+    def _correction(self, total: float) -> float:
+        """Return what gradients are too small by that were weighted before all was counted."""
+        return 1.0 if self._usual_count is None else self._usual_count / total
+
+    def _is_shared(self) -> bool:
+        """Tell whether other ranks have micro-batches too; the bytes they send are no constant."""
+        return self._world.size > 1
+
+    def _of_all(
+        self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
+    ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
+        """Add the sums and the facts of this rank to those of the others."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sums_of = dict(zip(own, sums, strict=True))
+        summed, every = sum_of_all(
+            self._world, count, sums_of, facts, parameters, self._streams.keys
+        )
+        for fact in every:
+            self._finite("loss", fact.loss)
+        return summed, [fact.loss for fact in every], every
+
+    def _loss_value(self, loss: NDArray[Any]) -> float:
+        """Return a loss as a number; if it is not finite, all ranks are to raise an error later."""
+        return float(loss.item()) if self._world.size > 1 else self._finite("loss", loss)
 
     def _without_count(self) -> ValueError:
         """Return an error; here, since a step whose own code named `history` would depend on it."""
@@ -607,16 +719,22 @@ class Trainer:
     def _set_weights(self, weights: Mapping[str, Any]) -> None:
         load_values(self._saved(), weights, type(self.model).__name__)
 
-    def _generators(self) -> list[np.random.Generator]:
-        """List every generator a step may draw from: the default, the trainer's, the modules'."""
-        own = [random.generator(), *([] if self.rng is None else [self.rng])]
+    def _generators(self, of_order: bool = True) -> list[np.random.Generator]:
+        """List the generators that a run draws from: the default, the trainer's, the modules'.
+
+        That of the trainer, which the order of the rows is drawn from, may be left out.
+        """
+        own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
         for module in self.model.modules():
             own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is needed to go on from here: weights, states, generators, records."""
-        checkpoint_file.write(path, self.state_dict())
+        """Write all that is needed to go on from here: weights, states, generators, records.
+
+        Of several ranks rank 0 writes it.
+        """
+        world().on_first(lambda: checkpoint_file.write(path, self.state_dict()), "save")
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
@@ -625,7 +743,14 @@ class Trainer:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged, or does not fit; nothing is changed then.
         """
-        self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
+        with file_of_first(world(), path) as file:
+            state = checkpoint_file.read(file)
+        self.load_state_dict(state, source=repr(os.fspath(path)))
+
+
+def _observed_sum(left: Any, right: Any) -> Any:
+    """Add the gradients of two parts of the tree, as one line of a program."""
+    return observed(add_lists, left, right)
 
 
 def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:

@@ -1,10 +1,14 @@
 """What is attacked: `python -m tests.chaos.training CHECKPOINT` trains on, to the end.
 
+A further argument is the seconds that each step takes longer. It also trains on up to 4 ranks of
+`mpiexec`, of which each prints the digest of the weights.
+
 The model has a softmax and dropout, so the bits depend on the state of a generator as well.
 """
 
 import hashlib
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +32,23 @@ class Gate(nn.Module):
         return self.last(self.dropout(mg.softmax(self.gate(x), -1) * x))
 
 
-def main(checkpoint):
+def main(checkpoint, seconds=0.0):
     mg.manual_seed(3)
     model, draw = Gate(), np.random.default_rng(1).standard_normal
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     options = {"checkpoint": checkpoint, "checkpoint_every": 2, "progress": False}
-    trainer = Trainer(model, optimizer, mg.mse, batch_size=8, **options)
+    sizes = {"batch_size": 2, "accumulation_steps": 4}
+    options["on_step"] = lambda trainer: time.sleep(float(seconds))
+    trainer = Trainer(model, optimizer, mg.mse, **sizes, **options)
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
     print("begun", flush=True)
     x, y = draw((48, WIDTH)).astype(np.float32), draw((48, 1)).astype(np.float32)
-    trainer.fit((x, y), epochs=EPOCHS - len(trainer.history))
+    if left := EPOCHS - len(trainer.history):  # none if it was killed after its last checkpoint
+        trainer.fit((x, y), epochs=left)
     weights = b"".join(value.tobytes() for value in model.state_dict().values())
     print(hashlib.sha256(weights).hexdigest())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -12,7 +12,7 @@ import minigrad as mg
 from lora import LoRAConfig
 from minigrad import optim
 from tests.lora.models import TOKENS, TokenNet, shake
-from tests.minigrad.programs.changes import Change, Training, changes_of, differences
+from tests.minigrad.programs.changes import Change, Training, changes_of, difference, differences
 
 ALL = ["table", "q", "v", "head"]
 
@@ -163,3 +163,34 @@ def test_gradients_that_nobody_wants_take_little_room_in_the_source():
     for _ in range(3):
         step(x)
     assert "(*_, g2, _) = lora_linear_vjp(g1, (False, False, False, True, False), x" in step.source
+
+
+def train(model):
+    shake(model, np.random.default_rng(3))
+
+
+def merged(model, x):
+    lora.merge(model, progress=False)
+    outputs = model(x)
+    lora.unmerge(model)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "compute", [merged, lambda model, x: mg.sum(model.q.merged_weight() * 2) * x]
+)
+@pytest.mark.parametrize("options", [{}, {"base": "bfloat16"}, {"targets": ["table", "q"]}])
+def test_weights_that_a_step_merges(compute, options):
+    """The adapters may be trained between two calls, outside of the step."""
+
+    def build():
+        training = training_of(**options)()
+        model = training.parts["model"]
+
+        @mg.no_grad()
+        def step(tokens, y):
+            return compute(model, tokens)
+
+        return Training(step, training.batches, training.parts)
+
+    assert difference(build, Change("train", of_model(train))) == ""

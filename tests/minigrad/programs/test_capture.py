@@ -144,6 +144,19 @@ def clips(m, o, x, y):
     return loss * norm, before, norm
 
 
+def computes_with_norms(m, o, x, y):
+    o.zero_grad()
+    h = m(x)
+    loss = mg.mse(h, y)
+    loss.backward()
+    norm = optim.clip_grad_norm(m.parameters(), 0.1)
+    gradient = mg.grad((m(x) * norm).sum() + (norm * m(x) / norm).mean(), m[0].weight)
+    large = mg.where(h > norm, h - norm, h * mg.exp(norm))
+    o.step()
+    chosen = mg.maximum(h, norm), mg.clip(h, 0, norm), mg.full((2, 2), norm)
+    return gradient, large, chosen, norm * loss, norm <= loss, [norm, {"norm": norm}]
+
+
 def takes_gradients(m, o, x, y):
     parameters = list(m.parameters())
     loss = mg.mse(m(x), y)
@@ -256,8 +269,8 @@ def catches(m, o, x, y):
 
 CAPTURED = [
     plain, zero_grad_at_the_end, zero_grad_in_the_middle, returns_nothing, returns_much, clips,
-    takes_gradients, writes_to_parameters, two_passes, begins_with_a_gradient, two_steps,
-    accumulates, mixes_modes, picks, regularizes, attacks, draws, seeds, catches,
+    computes_with_norms, takes_gradients, writes_to_parameters, two_passes, begins_with_a_gradient,
+    two_steps, accumulates, mixes_modes, picks, regularizes, attacks, draws, seeds, catches,
 ]  # fmt: skip
 
 
@@ -652,6 +665,58 @@ def test_what_cannot_be_captured_is_refused_before_an_update(name):
     assert (mg.is_grad_enabled(), mg.core.grad_mode.mode.observers) == (True, ())
 
 
+READS = {
+    "comparison": lambda norm: norm > 1,
+    "comparison with it": lambda norm: 1.0 > norm,  # noqa: SIM300  # it is what is tested
+    "equality": lambda norm: norm in [1.0, 2.0],
+    "if": lambda norm: 1 if norm else 2,
+    "max": lambda norm: max(norm, 1.0),
+    "sum": lambda norm: sum([norm, norm]),
+    "arithmetic": lambda norm: 0.1 / norm,
+    "power": lambda norm: norm**2,
+    "sign": lambda norm: -norm,
+    "float": float,
+    "int": int,
+    "round": round,
+    "text": str,
+    "repr": lambda norm: f"{norm!r}",
+    "format": lambda norm: f"{norm:.2f}",
+    "list": lambda norm: f"{[norm]}",
+    "key": lambda norm: {norm: 1},
+    "numpy": np.isfinite,
+    "array": lambda norm: norm * np.ones(2),
+    "function of numpy": lambda norm: np.clip(np.ones(2), 0, norm),
+    "library of Python": lambda norm: copy.deepcopy(norm),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("norm_of", [optim.grad_norm, lambda p: optim.clip_grad_norm(p, 1.0)])
+def test_a_number_that_the_step_reads_is_refused(name, norm_of):
+    def body(m, h, loss, x, y):
+        loss.backward()
+        READS[name](norm_of(m.parameters()))
+
+    captured, model = refused(body)
+    before = bits(list(model.parameters()))
+    message = "reads a number that only this call has, .* return it, and compute outside"
+    with pytest.raises(CaptureError, match=message):
+        captured(*batch())
+    assert bits(list(model.parameters())) == before
+
+
+def test_a_number_that_a_step_keeps_is_refused_later():
+    kept = []
+
+    def body(m, h, loss, x, y):
+        loss.backward()
+        kept.append(optim.grad_norm(m.parameters()))
+
+    refused(body)[0](*batch())
+    with pytest.raises(CaptureError, match="return it, and compute outside"):
+        print(kept)
+
+
 def test_a_module_that_prints_is_refused():
     model = nn.Sequential(nn.Linear(4, 2), Peeks())
     with pytest.raises(CaptureError, match=r"Peeks.forward calls print\(\)"):
@@ -678,14 +743,14 @@ def with_norm_as_lr(m, o, x, y):
     o.zero_grad()
     loss = mg.mse(m(x), y)
     loss.backward()
-    o.param_groups[0]["lr"] = 0.1 / optim.clip_grad_norm(m.parameters(), 1.0)
+    o.param_groups[0]["lr"] = optim.clip_grad_norm(m.parameters(), 1.0)
     o.step()
     return loss
 
 
 @pytest.mark.parametrize("body", [setting_lr, with_norm_as_lr])
 def test_a_step_that_sets_an_option_is_refused(body):
-    with pytest.raises(CaptureError, match="sets an option of an optimiser, such as its lr"):
+    with pytest.raises(CaptureError, match="sets an option or the state of optimizer, as by"):
         mg.capture(made(body)[0])(*batch())
 
 

@@ -585,10 +585,15 @@ CASES = {
 }  # fmt: skip
 
 
+def net_batches():
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 6, 5)), rng.standard_normal((2, 6, 3))
+    return batches(x.astype(np.float32), y.astype(np.float32))
+
+
 def training_of(make, body):
     def build():
         cached.cache_clear()
-        rng = np.random.default_rng(1)
         net, config = Net(), make()
         optimizer = optim.SGD(net.trainable_parameters(), lr=0.1, momentum=0.5)
 
@@ -599,9 +604,8 @@ def training_of(make, body):
             optimizer.step()
             return loss
 
-        x, y = rng.standard_normal((2, 6, 5)), rng.standard_normal((2, 6, 3))
         parts = {"net": net, "optimizer": optimizer, "config": config}
-        return Training(step, batches(x.astype(np.float32), y.astype(np.float32)), parts)
+        return Training(step, net_batches(), parts)
 
     return build
 
@@ -743,38 +747,148 @@ def test_an_attribute_of_a_module_that_changes_in_each_call_is_refused_by_name()
         [step(mg.tensor([[1.0, 2.0]])) for _ in range(7)]
 
 
-def decay_groups(optimizer):
-    for group in optimizer.param_groups:
+def applied(parts):
+    with parts["ema"].applied():
+        pass
+
+
+def decay_groups(parts):
+    for group in parts["optimizer"].param_groups:
         group["lr"] *= 0.9
 
 
-@pytest.mark.parametrize(
-    "do",
-    [
-        decay_groups,
-        lambda optimizer: setattr(optimizer, "lr", 0.5),
-        lambda optimizer: optimizer.param_groups[0].update(momentum=0.1),
-    ],
-)
+SETS = {
+    "groups": ("optimizer", decay_groups),
+    "lr": ("optimizer", lambda parts: setattr(parts["optimizer"], "lr", 0.5)),
+    "momentum": (
+        "optimizer",
+        lambda parts: parts["optimizer"].param_groups[0].update(momentum=0.1),
+    ),
+    "state of an optimiser": (
+        "optimizer",
+        lambda parts: parts["optimizer"].load_state_dict(parts["optimizer"].state_dict()),
+    ),
+    "state of a scheduler": (
+        "scheduler",
+        lambda parts: parts["scheduler"].load_state_dict(parts["saved"]),
+    ),
+    "steps of a scheduler": (
+        "scheduler",
+        lambda parts: setattr(parts["scheduler"], "last_epoch", 5),
+    ),
+    "option of a scheduler": (
+        "scheduler",
+        lambda parts: parts["scheduler"].options.update(gamma=0.3),
+    ),
+    "state of averages": (
+        "ema",
+        lambda parts: parts["ema"].load_state_dict(parts["ema"].state_dict()),
+    ),
+    "decay of averages": ("ema", lambda parts: setattr(parts["ema"], "decay", 0.3)),
+    "rule of a scheduler": (
+        "scheduler",
+        lambda parts: setattr(parts["scheduler"], "lr_lambda", lambda step: 0.5),
+    ),
+    "applied averages": ("ema", applied),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("is_first", [True, False])
-def test_options_that_a_step_sets_are_refused(do, is_first):
+def test_what_a_step_sets_is_refused_by_name(name, is_first):
     weight = mg.tensor([1.0, 2.0], requires_grad=True)
     optimizer = optim.SGD([weight], lr=0.1)
     scheduler = optim.StepLR(optimizer, 1)
+    ema = optim.EMA([weight], 0.9)
+    saved = {**scheduler.state_dict(), "last_epoch": 7}
+    parts = {"optimizer": optimizer, "scheduler": scheduler, "ema": ema, "saved": saved}
+    part, do = SETS[name]
 
     @mg.capture
     def step(x):
         optimizer.zero_grad()
         if is_first:
-            do(optimizer)
+            do(parts)
         mg.sum(weight * x).backward()
         optimizer.step()
         scheduler.step()
+        ema.update()
         if not is_first:
-            do(optimizer)
+            do(parts)
 
-    with pytest.raises(mg.CaptureError, match=r"the step sets an option of an optimiser"):
+    message = rf"sets an option or the state of (parts\.)?{part}, .* do that outside of the step"
+    with pytest.raises(mg.CaptureError, match=message):
         step(mg.tensor([1.0, 2.0]))
+
+
+def learner():
+    weight = mg.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = optim.SGD([weight], lr=0.1)
+
+    def learn(x, factor):
+        optimizer.zero_grad()
+        mg.sum(weight * x).backward()
+        optimizer.step()
+        optimizer.lr = optimizer.lr * factor
+
+    return learn
+
+
+@pytest.mark.parametrize("factors", [(1, 2), (2, 1)])
+def test_two_optimisers_of_one_name(factors):
+    first, second = learner(), learner()
+
+    @mg.capture
+    def step(x):
+        first(x, factors[0])
+        second(x, factors[1])
+
+    with pytest.raises(mg.CaptureError, match="sets an option or the state of optimizer"):
+        step(mg.tensor([1.0, 2.0]))
+
+
+def load_halves(training):
+    ema = training.parts["ema"]
+    state = ema.state_dict()
+    state["averages"] = {name: value * 0.5 for name, value in state["averages"].items()}
+    ema.load_state_dict(state)
+
+
+def test_averages_that_a_step_copies_to_the_weights():
+    """Other averages are other arrays, which the program must read anew."""
+
+    def build():
+        net = Net()
+        ema = optim.EMA(net, 0.9)
+
+        def step(x, y):
+            ema.copy_to()
+            return mg.mse(net(x), y).detach()
+
+        return Training(step, net_batches(), {"net": net, "ema": ema})
+
+    assert difference(build, Change("load_state_dict", load_halves)) == ""
+
+
+def test_a_state_that_a_step_loads():
+    """As that of a target network, which follows another one."""
+
+    def build():
+        net, target = Net(), Net()
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = mg.mse(net(x), target(y @ mg.ones((3, 5))).detach())
+            target.load_state_dict(net.state_dict())
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        parts = {"net": net, "target": target, "optimizer": optimizer}
+        return Training(step, net_batches(), parts)
+
+    assert difference(build, None) == ""
 
 
 def test_a_zero_with_a_sign_is_another_argument():

@@ -1,0 +1,98 @@
+"""Checks that all ranks do the same work on machines that compute the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from minigrad import cpu
+from minigrad.checks import check_problems
+from minigrad.distributed.worlds import World
+
+_SAME = f"{cpu.VARIABLE}={next(iter(cpu.LEVELS))}, set for all ranks, makes them equal"
+
+
+def check_agreement(world: World, facts: Mapping[str, str]) -> None:
+    """Raise a ValueError on all ranks, with the names of those that differ, if facts differ."""
+    first, *others = world.gather(dict(facts), "the comparison of ranks")
+    problems = [
+        f"rank {rank} differs from rank 0 in {name}: {_difference(first[name], other[name])}"
+        for rank, other in enumerate(others, 1)
+        for name in first
+        if first[name] != other[name]
+    ]
+    check_problems("the ranks would not compute the same", problems)
+
+
+def _difference(value: str, other: str) -> str:
+    """Describe how two texts differ, or two lists with commas."""
+    words, others = set(value.split(",")), set(other.split(","))
+    if len(words) == len(others) == 1:
+        return f"{other}, and {value} there"
+    more, less = sorted(others - words), sorted(words - others)
+    parts = [f"it has {','.join(more)}"] * bool(more) + [f"it lacks {','.join(less)}"] * bool(less)
+    return "; ".join(parts)
+
+
+def facts_of_process() -> dict[str, str]:
+    """Return what the bits of a computation depend on, apart from its code and its data."""
+    from minigrad.kernels import jit
+
+    numpy: Any = np  # which has no public name for the instructions that it chooses among
+    chosen = numpy._core._multiarray_umath
+    used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
+    packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: _version(name) for name in packages},
+        f"instructions of kernels ({_SAME})": jit.instructions(),
+        f"instructions of numpy ({_SAME})": ",".join(used),
+        "the script": digest_of_script(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def digest_of_script() -> str:
+    """Return a digest of the file that Python was started with."""
+    path = getattr(sys.modules["__main__"], "__file__", None) or ""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return "no file"
+
+
+def digest(values: Iterable[Any]) -> str:
+    """Return a digest of arrays, Tensors and plain values, and of what lists and dicts of them."""
+    known = hashlib.blake2b(digest_size=8)
+
+    def add(value: Any) -> None:
+        value = getattr(value, "_data", value)  # a Tensor's
+        if isinstance(value, (list, tuple)):
+            known.update(f"{len(value)} values".encode())
+            for each in value:
+                add(each)
+        elif isinstance(value, Mapping):
+            add([list(map(str, value)), *value.values()])
+        elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
+            known.update(f"{value.dtype} {value.shape}".encode())
+            known.update(np.ascontiguousarray(value).view(np.uint8))
+        else:
+            known.update(json.dumps(value, default=repr).encode())
+
+    for value in values:
+        add(value)
+    return known.hexdigest()

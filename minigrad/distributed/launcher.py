@@ -1,0 +1,56 @@
+"""How many processes an MPI launcher has started, by the variables that it sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from minigrad.progress import in_a_notebook
+
+PARENT = "MINIGRAD_RANK"
+"""The variable in which a rank tells its own child processes that they are none."""
+
+_SIZES = {
+    "PMI_SIZE": "mpiexec of MPICH or Intel MPI",
+    "OMPI_COMM_WORLD_SIZE": "mpiexec of Open MPI",
+    "MV2_COMM_WORLD_SIZE": "mpiexec of MVAPICH",
+    "SLURM_STEP_NUM_TASKS": "srun of Slurm",
+}
+"""The variables in which a launcher says how many processes it has started."""
+
+INSTALL = 'pip install "minigrad-lora[distributed]"'
+
+
+class Launch(NamedTuple):
+    """The number of processes that a launcher says it has started, and its name."""
+
+    size: int
+    launcher: str
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Return what the variables of a launcher say; without one, that there is one process.
+
+    Raises:
+        RuntimeError: if torchrun has started several, which does not start MPI, or a notebook was
+            started by a launcher, so that each rank would have a notebook of its own.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment and (count := environment.get("WORLD_SIZE")) != "1":
+        raise RuntimeError(
+            f"torchrun has started {count} processes, but those of minigrad talk by MPI: start "
+            f"them by `mpiexec -n {count} python train.py`"
+        )
+    if environment.get(PARENT, str(os.getpid())) != str(os.getpid()):
+        return Launch(1, "a rank, as a child process")
+    for variable, launcher in _SIZES.items():
+        text = environment.get(variable, "")
+        if text.isdecimal() and int(text) > 1:
+            if in_a_notebook():
+                raise RuntimeError(
+                    f"this notebook is one of {text} processes that {launcher} has started, and "
+                    f"each would run cells of its own; put the training into a script, and start "
+                    f"that: mpiexec -n {text} python train.py"
+                )
+            return Launch(int(text), launcher)
+    return Launch(1, "no launcher")

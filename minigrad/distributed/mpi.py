@@ -1,0 +1,331 @@
+"""`world()`: the processes that an MPI launcher has started, or this one alone.
+
+Every rank runs the same script and makes the same calls in the same order. Each call begins with a
+meeting, in which all ranks say which call it is: one that is elsewhere is an error, and not a wait
+without end. A rank that waits sleeps between its looks, so it leaves its core to others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import faulthandler
+import math
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minigrad.distributed.agreement import check_agreement, facts_of_process
+from minigrad.distributed.heartbeat import Heartbeat
+from minigrad.distributed.launcher import INSTALL, PARENT, Launch, launched
+from minigrad.distributed.message import Message, decoded, encoded
+from minigrad.distributed.tree import Part, owner
+from minigrad.distributed.worlds import Array, Arrays, World, add_lists
+from minigrad.kernels import threads
+
+PATIENCE = "MINIGRAD_PATIENCE"
+"""The variable with the seconds without a sign of life after which a rank counts as lost."""
+
+_GRACE = 5.0  # seconds that the others get to arrive where this rank has left
+_PIECE = 2**20  # bytes that are sent at once; on a slow link, signs of life wait behind them
+_SPIN = 2e-4  # seconds of waiting before the first sleep
+_LONGEST_SLEEP = 1e-3
+_yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has none
+_CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what a rank says in a meeting
+
+
+class MPIWorld(World):
+    """This process among those that an MPI launcher has started.
+
+    Args:
+        launch: what the launcher says.
+
+    Raises:
+        RuntimeError: if there is no mpi4py, or it does not belong to this launcher.
+        ValueError: if `MINIGRAD_PATIENCE` is no positive number.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._patience = _patience()
+        self._mpi = _mpi(launch)
+        # Nobody can beat before MPI runs, and it does not return while a rank is missing.
+        with _time_limit(5 * self._patience):
+            self._wait_for_all_ranks_to_start(launch)
+        os.environ[PARENT] = str(os.getpid())
+        self._share_cores()
+        atexit.register(self._finish)
+        sys.excepthook = self._report
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+        check_agreement(self, facts_of_process())
+
+    def _wait_for_all_ranks_to_start(self, launch: Launch) -> None:
+        """Start MPI and the heartbeat; a traceback shows this name if a rank does not start."""
+        mpi = self._mpi
+        vendor, _ = mpi.get_vendor()
+        # Under the mpiexec of Open MPI, MPICH does not start alone as others do, but aborts.
+        if vendor != "MPICH" or "Open MPI" not in launch.launcher:
+            if not mpi.Is_initialized():  # by the script itself
+                mpi.Init_thread(mpi.THREAD_MULTIPLE)
+            self.rank, self.size, self.sent = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size, 0
+        if self.size != launch.size:
+            raise RuntimeError(
+                f"{launch.launcher} has started {launch.size} processes, but mpi4py uses {vendor}, "
+                f"which finds {self.size} of them; start them by the mpiexec of {vendor}"
+            )
+        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+            raise RuntimeError(
+                f"this build of {vendor} does not let two threads talk at once, which signs of "
+                f"life need; use another build"
+            )
+        comm = mpi.COMM_WORLD
+        self._comm, self._leaving = comm.Dup(), comm.Dup()
+        names = self.gather(f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})")
+        self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
+
+    def _share_cores(self) -> None:
+        """Divide the cores of a host among its ranks, unless the user has set a number."""
+        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        every = self.gather([socket.gethostname(), sorted(cores)])
+        host, mine = every[self.rank]
+        sharing = sum(name == host and not set(mine).isdisjoint(each) for name, each in every)
+        threads.share(sharing)
+
+    # ----------------------------------------------------------------------------------------------
+    # Calls
+    # ----------------------------------------------------------------------------------------------
+
+    def _meet(self, call: str, number: int = 0) -> list[int]:
+        """Return the numbers of all ranks, if they make the same call."""
+        mine = np.array([(number, call.encode()[:40])], _CALL)
+        every = np.empty(self.size, _CALL)
+        self._wait(self._comm.Iallgather(self._bytes(mine), self._bytes(every)))
+        calls = [name.decode(errors="replace") for name in every["name"].tolist()]
+        if len(set(calls)) > 1:
+            where = ", ".join(f"rank {rank} at {name!r}" for rank, name in enumerate(calls))
+            raise RuntimeError(
+                f"the ranks do not make the same calls: {where:.500}. Every rank must call fit, "
+                f"evaluate, predict, load and what is in a world; only printing and writing files "
+                f"belongs below `if world().rank == 0`"
+            )
+        return every["number"].tolist()
+
+    def _wait(self, request: Any) -> None:
+        """Wait until a request is done, asleep between looks."""
+        started = time.monotonic()
+        while not request.Test():
+            elapsed = time.monotonic() - started
+            if elapsed < _SPIN:
+                _yield_core()
+            else:
+                time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
+
+    @staticmethod
+    def _bytes(array: Array) -> Array:
+        return array.reshape(-1).view(np.uint8)
+
+    def gather(self, value: Any, call: str = "gather") -> list[Any]:
+        """Return the values of all ranks, on each of them."""
+        mine = encoded(value)
+        sizes = self._meet(call, len(mine))
+        every = np.empty(sum(sizes), np.uint8)
+        parts = np.split(every, np.cumsum(sizes)[:-1])
+        if len(every) <= _PIECE:
+            self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
+            self.sent += len(mine)
+        else:
+            parts[self.rank][:] = mine
+            for rank, part in enumerate(parts):
+                self._broadcast(part, rank)
+        return [decoded(part) for part in parts]
+
+    def broadcast(self, value: Any, call: str = "broadcast") -> Any:
+        """Return the value of rank 0 on each rank."""
+        content = encoded(value if self.is_first else None)
+        size, *_ = self._meet(call, len(content))
+        return decoded(self._broadcast(content if self.is_first else np.empty(size, np.uint8), 0))
+
+    def _broadcast(self, content: Array, root: int) -> Array:
+        """Return the bytes of a rank, written to `content` on the others."""
+        for piece in _pieces(content):
+            self._wait(self._comm.Ibcast(piece, root))
+        self.sent += len(content) if self.rank == root else 0
+        return content
+
+    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+        """Call a function on rank 0 only, and return its result, or raise its error, on all."""
+        value, failure = None, None
+        if self.is_first:
+            try:
+                value = function()
+            except Exception as error:
+                failure = error
+        number = getattr(failure, "errno", None)
+        text = [type(failure).__name__, number, getattr(failure, "strerror", None) or str(failure)]
+        is_done, answer = self.broadcast(
+            [failure is None, value if failure is None else text], call
+        )
+        if failure is not None:
+            raise failure
+        if not is_done:
+            name, number, message = answer
+            kind = getattr(builtins, name, RuntimeError)
+            raise kind(message) if number is None else kind(number, message)
+        return answer
+
+    def barrier(self, call: str = "barrier") -> None:
+        """Wait until all ranks have called this."""
+        self._meet(call)
+
+    def any(self, flag: bool, call: str = "any") -> bool:
+        """Return whether the flag is set on some rank."""
+        return any(self._meet(call, int(flag)))
+
+    def sum_parts(
+        self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
+    ) -> list[Array | None]:
+        """Return the sums of all lists, added in the order of `pairwise`."""
+        message = Message(like)
+        self._meet(f"a sum of {count} lists of {message.size} bytes")
+
+        def from_ranks(first: int, stop: int) -> Arrays:
+            """Return a sum of the tree on the rank that has its first list; elsewhere nothing."""
+            left, right = (owner(item, count, self.size) for item in (first, stop - 1))
+            if left == right:
+                return own[first, stop] if left == self.rank else []
+            middle = (first + stop) // 2
+            lower, upper = from_ranks(first, middle), from_ranks(middle, stop)
+            source = owner(middle, count, self.size)
+            if source != left and self.rank == source:
+                content = message.packed(upper)
+                for piece in _pieces(content):
+                    self._wait(self._comm.Isend(piece, dest=left))
+                self.sent += len(content)
+            if self.rank != left:
+                return []
+            if source != left:
+                content = np.empty(message.size, np.uint8)
+                for piece in _pieces(content):
+                    self._wait(self._comm.Irecv(piece, source=source))
+                upper = message.unpacked(content)
+            return add_lists(lower, upper)
+
+        total, root = from_ranks(0, count), owner(0, count, self.size)
+        content = message.packed(total) if total else np.empty(message.size, np.uint8)
+        return message.unpacked(self._broadcast(content, root))
+
+    # ----------------------------------------------------------------------------------------------
+    # The end
+    # ----------------------------------------------------------------------------------------------
+
+    def check_left_together(self, error: BaseException) -> None:
+        """Return if all ranks have an error now; else print that of this one, and end all."""
+        request = self._leaving.Ibarrier()
+        deadline = time.monotonic() + _GRACE
+        while not request.Test():
+            time.sleep(_LONGEST_SLEEP)
+            if time.monotonic() > deadline:
+                self._end_all(error)
+
+    def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
+        """Print an error that nobody has caught: once if all ranks have one, else where it is."""
+        self.check_left_together(error)
+        if self.is_first:
+            traceback.print_exception(error)
+
+    def _end_all(self, error: BaseException) -> None:
+        """Print the error of this rank, and end all ranks with a status that is not 0."""
+        text = "".join(traceback.format_exception(error))
+        print(f"rank {self.rank} ends all ranks:\n{text}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Where the link to the launcher is cut, MPICH waits for it here, or returns.
+        with _time_limit(self._patience):
+            self._comm.Abort(1)
+        os._exit(1)
+
+    def _leave_to_parent(self) -> None:
+        """In a child process by fork, which is no rank: let it end without MPI."""
+        world.cache_clear()
+        atexit.unregister(self._finish)
+        sys.excepthook = sys.__excepthook__
+
+    def _finish(self) -> None:
+        """Wait for the others at the end of the script, and end MPI."""
+        try:
+            self._meet("the end of its script")
+        except RuntimeError as error:
+            self._end_all(error)
+        with _time_limit(self._patience):
+            self._wait_for_all_ranks_to_end()
+
+    def _wait_for_all_ranks_to_end(self) -> None:
+        """End the heartbeat and MPI; a traceback shows this name if a rank does not."""
+        self._heartbeat.close()
+        self._mpi.Finalize()
+
+
+def _pieces(content: Array) -> Iterator[Array]:
+    """Yield the parts of bytes that are sent one after the other."""
+    for first in range(0, len(content), _PIECE):
+        yield content[first : first + _PIECE]
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End this process with a traceback if the block takes longer, also where it has the GIL."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE, "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"{PATIENCE} is the number of seconds without a sign of life after which a rank counts "
+            f"as lost, such as 60, not {text!r:.60}"
+        )
+    return seconds
+
+
+def _mpi(launch: Launch) -> Any:
+    """Import MPI without starting it."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"{launch.launcher} has started {launch.size} processes, and they cannot talk, because "
+            f"mpi4py is missing or finds no MPI ({error}): {INSTALL}, with the MPI of that launcher"
+        ) from error
+    return MPI
+
+
+@cache
+def world() -> World:
+    """Return the ranks that an MPI launcher has started, or a world of this process alone.
+
+    `mpiexec -n 4 python train.py` starts four. The first call waits for all of them; `import
+    minigrad` does not start MPI.
+
+    Raises:
+        RuntimeError: if a launcher has started several processes, and they cannot talk.
+    """
+    launch = launched()
+    return World() if launch.size == 1 else MPIWorld(launch)

@@ -1,0 +1,80 @@
+"""`World`: what the processes that train together can ask of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.distributed.tree import Part
+
+Array = NDArray[Any]
+Arrays = Sequence[Array | None]
+
+
+class World:
+    """A world of one process, in which each call is done at once.
+
+    Attributes:
+        rank: the number of this process.
+        size: the number of processes.
+        sent: the bytes that this process has sent.
+    """
+
+    rank, size, sent = 0, 1, 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which prints, shows bars and writes files."""
+        return self.rank == 0
+
+    def gather(self, value: Any, call: str = "gather") -> list[Any]:
+        """Return the values of all ranks, on each of them.
+
+        A value is an array, or what JSON can have. `call` names it in messages.
+        """
+        return [value]
+
+    def broadcast(self, value: Any, call: str = "broadcast") -> Any:
+        """Return the value of rank 0 on each rank."""
+        return value
+
+    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+        """Call a function on rank 0 only, as to write a file, and return its result on all.
+
+        An error that it raises there is raised on all: of its own class if that is one of Python's.
+        """
+        return function()
+
+    def barrier(self, call: str = "barrier") -> None:
+        """Wait until all ranks have called this."""
+
+    def any(self, flag: bool, call: str = "any") -> bool:
+        """Return whether the flag is set on some rank."""
+        return flag
+
+    def sum_parts(
+        self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
+    ) -> list[Array | None]:
+        """Return the sums of `count` lists of arrays, added in the order of `pairwise`.
+
+        Args:
+            count: the number of lists.
+            own: those sums of the tree that this rank has, by the first and the last but one.
+            like: arrays or Tensors of the shapes and dtypes of the sums. An array that is None in
+                all lists is None in the sum.
+        """
+        return list(own[0, count])
+
+    def check_left_together(self, error: BaseException) -> None:
+        """Return if all ranks have an error now; else print that of this one, and end all."""
+
+
+def add_lists(left: Arrays, right: Arrays) -> list[Array | None]:
+    """Add two lists of arrays; None counts as a zero."""
+    return [
+        b if a is None else a if b is None else np.asarray(a + b)
+        for a, b in zip(left, right, strict=True)
+    ]

@@ -1,0 +1,141 @@
+"""What the ranks of a training run share: how they begin, the sums of a step, and files.
+
+With one process, each of these is nothing, or done at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad import random
+from minigrad.core.tensor import Tensor
+from minigrad.distributed import World
+from minigrad.distributed.agreement import digest
+from minigrad.distributed.tree import Part, owner
+from minigrad.distributed.worlds import Arrays
+from minigrad.nn.module import Module, Parameter, load_values
+from minigrad.tables import counted
+
+
+class MicroBatchFacts(NamedTuple):
+    """The facts of a micro-batch that has gone through the model."""
+
+    loss: float
+    weight: float  # of this loss in the mean of the step: what it counted, or rows
+    is_counted: bool  # by the loss function
+
+
+def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
+    """Raise a ValueError if some ranks would have nothing to do in any step."""
+    if min(micro_batches, accumulation_steps) >= ranks.size:
+        return
+    most = min(micro_batches, accumulation_steps)
+    found = "in all" if micro_batches == most else f"in a step (accumulation_steps={most})"
+    raise ValueError(
+        f"{ranks.size} ranks are to share {most} micro-batch{'es' * (most > 1)} {found}; "
+        f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
+    )
+
+
+def take_from_first(ranks: World, parameters: Mapping[str, Parameter]) -> None:
+    """Give the parameters to be trained the values that they have on rank 0.
+
+    So does the default generator get its state, unless the script has seeded it.
+    """
+    if not random.was_seeded():
+        bits = random.generator().bit_generator
+        bits.state = ranks.broadcast(bits.state, "fit")
+    values = {name: ranks.broadcast(p._data, "fit") for name, p in parameters.items()}
+    load_values(parameters, values, "model")
+
+
+def buffers_of(model: Module) -> dict[str, str]:
+    """Return digests of the arrays that modules have besides their parameters, by name."""
+    return {
+        f"{name}.{key}".lstrip("."): digest([value])
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (np.ndarray, Tensor)) and not isinstance(value, Parameter)
+    }
+
+
+def check_buffers(model: Module, before: Mapping[str, str]) -> None:
+    """Raise a ValueError if a step has changed an array of a module that is no parameter."""
+    changed = [name for name, value in buffers_of(model).items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means does. "
+            f"Each rank has other micro-batches, so the model would differ from rank to rank; "
+            f"train it in one process"
+        )
+
+
+def sum_of_all(
+    ranks: World,
+    count: int,
+    own: Mapping[Part, Arrays],
+    facts: Sequence[Sequence[float]],
+    parameters: Sequence[Any],
+    keys: Sequence[int],
+) -> tuple[Arrays, list[MicroBatchFacts]]:
+    """Return the sum of the gradients of a step, and the facts of all its micro-batches.
+
+    Args:
+        ranks: the world.
+        count: the number of micro-batches of the step.
+        own: the sums of gradients of this rank, by part of the tree.
+        facts: the facts of the micro-batches of this rank.
+        parameters: those that the gradients are of.
+        keys: of the random numbers of the step.
+
+    Raises:
+        ValueError: if a rank has other random numbers.
+    """
+    key = float(sum(keys) % 2**53)
+    table = np.zeros((count, 4))  # a row for each micro-batch; those of other ranks add to 0
+    lists = {}
+    remaining = iter(facts)
+    for part, gradients in own.items():
+        rows = table.copy()
+        for item in range(*part):
+            rows[item] = *next(remaining), key
+        lists[part] = [rows, *gradients]
+    every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
+    assert every is not None
+    for item in np.flatnonzero(every[:, 3] != key).tolist():
+        raise ValueError(
+            f"rank {owner(item, count, ranks.size)} has other random numbers than rank "
+            f"{ranks.rank}: a function has drawn from a generator of the training on one rank "
+            f"only, as below `if world().rank == 0`; let it draw from one of its own, "
+            f"numpy.random.default_rng(seed)"
+        )
+    return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
+
+
+@contextmanager
+def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """Give the path of a file that rank 0 reads, which on others is a copy of it for the block.
+
+    A FileNotFoundError is raised on all ranks if rank 0 does not see the file.
+    """
+    if ranks.size == 1:
+        yield path
+        return
+    seeing = [rank for rank, sees in enumerate(ranks.gather(os.path.exists(path))) if sees]
+    if 0 not in seeing:
+        others = f"; only ranks {seeing} see one" if seeing else ""
+        raise FileNotFoundError(
+            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
+        )
+    content = ranks.broadcast(np.fromfile(path, np.uint8) if ranks.is_first else None, "load")
+    with tempfile.TemporaryDirectory() as folder:
+        if not ranks.is_first:
+            path = os.path.join(folder, os.path.basename(path))
+            content.tofile(path)
+        yield path

@@ -1,0 +1,79 @@
+"""The prediction for many hosts: its formula, and the demo in one process and on two ranks."""
+
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the examples need the `examples` extra")
+
+from matplotlib.image import imread
+
+from examples import scaling
+from examples.scaling import FULL, LORA, Link, Work
+
+
+def is_picture(path):
+    """Whether a file is a PNG as wide as a page, and not blank."""
+    pixels = imread(path)
+    return pixels.shape[1] == 1200 and pixels.std() > 0.05
+
+
+def test_a_step_is_its_micro_batches_an_update_and_two_messages_for_each_level_of_the_tree():
+    work = Work(micro_batch=0.5, update=0.25, gradients=1000 - 10 * scaling.ROW)
+    link = Link(latency=0.001, bandwidth=1e6)
+    assert work.message(10) == 1000
+    assert work.seconds(1, 10, link) == 10 * 0.5 + 0.25
+    one_level = 2 * 0.001 + 4 * 0.001
+    assert work.seconds(2, 10, link) == pytest.approx(5 * 0.5 + 0.25 + one_level)
+    assert work.seconds(4, 10, link) == pytest.approx(3 * 0.5 + 0.25 + 2 * one_level)
+    assert work.seconds(5, 10, link) == pytest.approx(2 * 0.5 + 0.25 + 3 * one_level)
+
+
+def test_hosts_that_need_not_wait_are_efficient():
+    work, slow = Work(0.5, 0.0, 10**6), Link(0.0, 1e6)
+    assert work.efficiency(1, 8, slow) == 1
+    assert work.efficiency(8, 8, Link()) == 1
+    assert work.efficiency(3, 8, Link()) == pytest.approx(8 / 9)  # one has only two
+    assert work.efficiency(8, 8, slow) == pytest.approx(0.5 / (0.5 + 3 * 2), rel=1e-3)
+
+
+def test_a_message_takes_one_link_after_the_other():
+    both = Link(1.0, 2.0).then(Link(3.0, 2.0))
+    assert both == Link(4.0, 1.0)
+    assert both.then(Link()) == both
+
+
+def test_one_process_predicts_its_own_step_and_sends_nothing(tmp_path, capsys):
+    out = tmp_path / "scaling.png"
+    result = scaling.main(quick=True, out=out)
+    assert result.here == Link()
+    assert [(check.kind, check.ranks, check.sent) for check in result.checks] == [
+        (FULL, 1, 0),
+        (LORA, 1, 0),
+    ]
+    for kind, work in result.work.items():
+        model = scaling.prepared(kind, scaling.QUICK)
+        assert work.gradients == sum(p.data.nbytes for p in model.trainable_parameters())
+        assert work.micro_batch > 0
+    printed = capsys.readouterr().out
+    assert "start two ranks to measure messages" in printed
+    assert printed.count("n = 1: ") == 2
+    assert printed.count("Gbit/s") == len(result.work) * len(scaling.NETWORKS)
+    assert is_picture(out)
+
+
+@pytest.mark.skipif(
+    not (find_spec("mpi4py") and shutil.which("mpiexec")), reason="needs mpi4py and mpiexec"
+)
+def test_two_ranks_measure_messages_and_steps_on_one_and_on_two(tmp_path):
+    out = tmp_path / "scaling.png"
+    command = ["mpiexec", "-n", "2", sys.executable, "-m", "examples", "scaling", "--quick"]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for check in ("full, n = 1", "full, n = 2", "LoRA, n = 1", "LoRA, n = 2"):
+        assert done.stdout.count(f"{check}: ") == 1  # by one of the ranks
+    assert "GB/s with packing and adding" in done.stdout
+    assert is_picture(out)

@@ -1,0 +1,184 @@
+"""Mistakes in trainings on several ranks, each of which must be an error on all of them.
+
+    mpiexec -n 2 python -m tests.minigrad.distributed.mishaps FOLDER
+
+prints a line of JSON for each rank: what became of each case.
+"""
+
+import errno
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import minigrad
+from minigrad import Trainer, nn, optim
+from minigrad.distributed import world
+from minigrad.training import checkpoint_file
+
+RANK = world().rank
+FOLDER = Path(sys.argv[-1])
+X = np.random.default_rng(0).standard_normal((24, 4), np.float32)
+
+
+class Noise(nn.Module):
+    """Adds noise from a generator of its own."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+
+    def forward(self, x):
+        return x + self.rng.standard_normal(x.shape).astype(np.float32)
+
+
+class RunningMean(nn.Module):
+    def __init__(self):
+        self.mean = np.zeros(4, np.float32)
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().numpy().mean(0)
+        return x
+
+
+def model(seed=0, *others):
+    rng = np.random.default_rng(seed)
+    return nn.Sequential(nn.Linear(4, 8, rng=rng), nn.Linear(8, 4, rng=rng), *others)
+
+
+def trainer(net=None, parameters=None, **options):
+    net = model() if net is None else net
+    optimizer = optim.SGD(parameters or net.trainable_parameters(), lr=0.01)
+    usual = {"loss": minigrad.mse, "batch_size": 4, "accumulation_steps": 2, "progress": False}
+    usual["rng"] = np.random.default_rng(1)
+    return Trainer(net, optimizer, **{**usual, **options})
+
+
+def fit(made, x=X, steps=4):
+    made.fit((x, x), steps=steps)
+    return made
+
+
+def with_other_data():
+    fit(trainer(), X + RANK)
+
+
+def with_other_seeds():
+    fit(trainer(rng=np.random.default_rng(RANK)))
+
+
+def with_other_options():
+    fit(trainer(clip_norm=1.0 + RANK))
+
+
+def with_another_frozen_base():
+    net = model(RANK)
+    net[0].freeze()
+    fit(trainer(net))
+
+
+def with_too_few_micro_batches_in_a_step():
+    fit(trainer(accumulation_steps=1))
+
+
+def with_too_few_micro_batches_in_all():
+    fit(trainer(), X[:4])
+
+
+def with_a_checkpoint_that_only_rank_1_sees():
+    file = FOLDER / f"{RANK}.safetensors"
+    file.write_bytes(b"x") if RANK else None
+    trainer().load(FOLDER / "1.safetensors" if RANK else FOLDER / "there is none")
+
+
+def with_a_damaged_checkpoint():
+    if RANK == 0:
+        (FOLDER / "damaged").write_bytes(b"x" * 100)
+    trainer().load(FOLDER / "damaged")
+
+
+def with_no_folder_for_the_checkpoint():
+    trainer(checkpoint=FOLDER / "nowhere" / "file")
+
+
+def with_running_means():
+    fit(trainer(model(0, RunningMean())))
+
+
+def with_a_loss_that_is_not_finite_on_rank_1():
+    x = X.copy()
+    x[20] = math.inf  # a row of one micro-batch
+    fit(trainer(), x, steps=3)
+
+
+def with_draws_on_one_rank():
+    def draw(_):
+        if RANK == 1:
+            minigrad.rand(3)
+
+    minigrad.manual_seed(0)
+    fit(trainer(model(0, nn.Dropout(0.5)), on_step=draw))
+
+
+def with_a_full_disk_on_rank_0():
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    minigrad.manual_seed(0)
+    before = checkpoint_file.write
+    try:
+        checkpoint_file.write = write if RANK == 0 else before
+        fit(trainer(checkpoint=FOLDER / "full"), steps=3)
+    finally:
+        checkpoint_file.write = before
+
+
+CASES = {name: case for name, case in list(vars().items()) if name.startswith("with_")}
+
+
+def stopped_on_one_rank():
+    """Stop on rank 1 alone after two steps; return how many there were."""
+    made = trainer(
+        on_step=lambda t: len(t.history.steps) == 2 and RANK == 1 and t.stop(at_once=True)
+    )
+    return len(fit(made, steps=6).history.steps)
+
+
+def begun_without_seeds():
+    """Train a model that each rank has drawn by itself; return its weights and records."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    made = fit(trainer(net, rng=None))
+    return [p.data.tolist() for p in net.parameters()] + [s["loss"] for s in made.history.steps]
+
+
+def with_noise_of_its_own():
+    """Train a module that draws from a generator of its own; return the losses."""
+    made = fit(trainer(model(0, Noise(5))))
+    return [step["loss"] for step in made.history.steps]
+
+
+def called_on_every_rank():
+    """Return how often functions were called, and what was predicted and evaluated."""
+    seen = []
+    made = trainer(on_epoch=lambda t: seen.append(t.history.epochs[-1]["loss"]))
+    made.fit((X, X), epochs=2)
+    return [seen, made.predict(X[:10]).tolist(), made.evaluate((X, X)), made.evaluate([(X, X)] * 3)]
+
+
+RESULTS = (stopped_on_one_rank, begun_without_seeds, with_noise_of_its_own, called_on_every_rank)
+
+
+def main():
+    found = {function.__name__: function() for function in RESULTS}
+    for name, case in CASES.items():
+        try:
+            case()
+            found[name] = "nothing"
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

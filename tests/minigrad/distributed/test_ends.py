@@ -1,0 +1,163 @@
+"""The ends of ranks: by an error, an exit or an interrupt of one, or of all of them."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.minigrad.distributed.ranks import needs_mpi, run, started
+
+START = """
+import os, sys, time
+import numpy as np
+import minigrad as mg
+from minigrad.distributed import mpi, world
+from minigrad.training import Trainer
+
+mpi._GRACE = 1.0
+RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0)))
+
+def fit(on_step=(), on_epoch=()):
+    rng = np.random.default_rng(0)
+    mg.manual_seed(0)
+    model = mg.nn.Linear(3, 1, rng=rng)
+    options = {"batch_size": 2, "accumulation_steps": 4, "on_step": on_step, "on_epoch": on_epoch}
+    optimizer = mg.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, optimizer, mg.mse, progress=False, **options)
+    trainer.fit((rng.random((32, 3), np.float32), rng.random((32, 1), np.float32)), epochs=3)
+
+def fail(trainer=None):
+    if RANK == 1:
+        raise ZeroDivisionError("on purpose")
+
+def leave(trainer=None):
+    if RANK == 1:
+        sys.exit(3)
+"""
+
+CAUGHT = """
+try:
+    {}
+except ZeroDivisionError:
+    print("caught")
+fit()
+print("good")
+"""
+
+ERRORS = {  # on rank 1
+    "between": "world(); fail(); fit()",
+    "in a step": "fit(on_step=fail)",
+    "in an epoch": "fit(on_epoch=fail)",
+    "in fit, caught": CAUGHT.format("fit(on_step=fail)"),
+    "after": "fit(); fail()",
+}
+
+QUICK = "in fit, caught"
+
+
+def cases(named):
+    """The cases of a table, of which all but one are slow."""
+    return [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in named]
+
+
+@needs_mpi
+@pytest.mark.parametrize("case", cases(ERRORS))
+def test_an_error_on_one_rank_ends_all(case):
+    ended = run(2, "-c", START + ERRORS[case])
+    assert ended.status != 0
+    assert "good" not in "".join(ended.out)
+    assert "rank 1 ends all ranks:\nTraceback" in ended.err[1]
+    assert "\nZeroDivisionError: on purpose\n" in ended.err[1]
+    assert "Error" not in ended.err[0]
+
+
+@needs_mpi
+@pytest.mark.full
+def test_an_error_before_the_ranks_meet_ends_all_in_a_limited_time():
+    """Of MPICH the others wait, which Open MPI ends at once."""
+    ended = run(2, "-c", f"{START}fail(); fit()", MINIGRAD_PATIENCE="1")
+    assert ended.status != 0
+    assert ended.err[1].endswith("\nZeroDivisionError: on purpose\n")
+    assert "in _wait_for_all_ranks_to_start" in ended.err[0] or not ended.err[0]
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "code", [CAUGHT.format("fit(lambda trainer: 1 / 0)"), CAUGHT.format("fail()\n    1 / 0")]
+)
+def test_an_error_that_all_ranks_catch_ends_none(code):
+    ended = run(2, "-c", START + code)
+    assert (ended.status, ended.out) == (0, ["caught\ngood\n"] * 2), ended
+
+
+EXITS = {  # of rank 1; the others say "good" at the end of their script
+    "before": ("world(); leave(); fit()", "'the end of its script'"),
+    "in a step": ("fit(on_step=leave)", "SystemExit: 3"),
+}
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize("case", EXITS)
+def test_an_exit_of_one_rank_ends_all_with_its_name(case):
+    code, sentence = EXITS[case]
+    ended = run(2, "-c", f"{START}{code}; print('good')")
+    assert ended.status != 0
+    assert sentence in ended.err[1]
+    assert ended.out == ["", ""]
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize("code", ["fit(); leave()", "fit(); sys.exit(3)"])
+def test_the_status_of_a_rank_that_exits_after_all_is_kept(code):
+    assert run(2, "-c", f"{START}{code}").status == 3
+
+
+LONG = "fit(lambda trainer: (print('begun', flush=True), time.sleep(0.3)))"
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_an_interrupt_of_mpiexec_or_of_a_rank_ends_all(rank):
+    with started(3, "-c", START + LONG) as ranks:
+        ranks.wait_for(0, "begun")
+        pid = ranks.process.pid if rank is None else ranks.pid(rank)
+        os.kill(pid, signal.SIGINT)
+        ended = ranks.end(within=20)
+    assert ended.status != 0
+    if rank is not None:
+        assert "KeyboardInterrupt" in ended.err[rank]
+
+
+@needs_mpi
+@pytest.mark.full
+def test_ranks_that_were_suspended_together_go_on():
+    with started(3, "-c", f"{START}{LONG}\nprint('good')", MINIGRAD_PATIENCE="2") as ranks:
+        ranks.wait_for(0, "begun")
+        for command in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in range(3):
+                os.kill(ranks.pid(rank), command)
+            if command == signal.SIGSTOP:
+                time.sleep(5)
+        ended = ranks.end()
+    assert ended.status == 0, ended
+    assert all("good" in out for out in ended.out)
+
+
+@needs_mpi
+@pytest.mark.full
+def test_a_rank_that_was_suspended_for_long_does_not_wait_longer_for_others():
+    with started(2, "-c", START + LONG, MINIGRAD_PATIENCE="1") as ranks:
+        for rank in range(2):
+            ranks.wait_for(rank, "begun")
+        pids = [ranks.pid(rank) for rank in range(2)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(12)
+        os.kill(pids[0], signal.SIGCONT)  # and not the other
+        ended = ranks.end(within=8)
+    assert f"rank 1 (process {pids[1]} on" in ended.err[0]

@@ -1,0 +1,154 @@
+"""Trainer on several ranks: the bits of one process, and mistakes that are errors on all ranks."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minigrad.io import load_state
+from tests.lora.text.models import tiny_folder
+from tests.lora.text.stand_in import written
+from tests.minigrad.distributed.ranks import needs_mpi, run, run_well
+from tests.minigrad.distributed.trainings import KINDS, STEPS, trained
+
+pytestmark = needs_mpi
+
+TRAININGS = "-m", "tests.minigrad.distributed.trainings"
+MISHAPS = "-m", "tests.minigrad.distributed.mishaps"
+
+_alone = {}
+
+
+def alone(kind):
+    """Return what one process without a launcher computes."""
+    if kind not in _alone:
+        _alone[kind] = trained(kind)
+    return _alone[kind]
+
+
+def check_bits(size, kinds):
+    for out in run_well(size, *TRAININGS, *kinds):
+        assert json.loads(out) == {kind: alone(kind) for kind in kinds}
+
+
+def test_two_ranks_have_the_bits_of_one_process():
+    check_bits(2, ["MLP with dropout, clipping, EMA, scheduler", "a loss that counts", "captured"])
+
+
+@pytest.mark.full
+def test_captured_and_eager_steps_have_the_same_bits():
+    assert alone("captured") == alone("LoRA")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_any_number_of_ranks_has_the_bits_of_one_process(size):
+    check_bits(size, KINDS)
+
+
+@pytest.mark.full
+def test_a_run_goes_on_on_another_number_of_ranks_as_if_nothing_had_happened(tmp_path):
+    went_on = "MLP with dropout, clipping, EMA, scheduler", "LoRA", "captured"
+    for steps, size in ((5, 4), (3, 1), (STEPS - 8, 3)):
+        options = "--checkpoint", tmp_path, "--steps", steps
+        outs = run_well(size, *TRAININGS, *options, *went_on)
+    for out in outs:
+        assert json.loads(out) == {kind: alone(kind) for kind in went_on}
+
+
+# --------------------------------------------------------------------------------------------------
+# Mistakes
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    outs = run_well(2, *MISHAPS, tmp_path_factory.mktemp("mishaps"))
+    return [json.loads(out) for out in outs]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("other_data", "ValueError: .*rank 1 differs from rank 0 in the data"),
+        ("other_seeds", "ValueError: .*rank 1 differs from rank 0 in the seeds"),
+        ("other_options", "it has clip_norm=2.0; it lacks clip_norm=1.0"),
+        ("another_frozen_base", "rank 1 differs from rank 0 in the weights of 0.weight"),
+        ("too_few_micro_batches_in_a_step", "accumulation_steps=1.; start at most 1 rank,"),
+        ("too_few_micro_batches_in_all", "share 1 micro-batch in all; start at most 1 rank,"),
+        ("a_checkpoint_that_only_rank_1_sees", "FileNotFoundError: rank 0.*only ranks .1. see one"),
+        ("a_damaged_checkpoint", "ValueError: .*damaged' is no complete safetensors file"),
+        ("no_folder_for_the_checkpoint", "FileNotFoundError: checkpoint: there is no folder"),
+        ("running_means", "ValueError: the forward pass changes 2.mean"),
+        ("a_loss_that_is_not_finite_on_rank_1", "FloatingPointError: the loss became nan at step"),
+        ("draws_on_one_rank", "ValueError: rank . has other random numbers than rank ."),
+        ("a_full_disk_on_rank_0", "OSError: .*No space left on device"),
+    ],
+)
+def test_a_mistake_is_an_error_on_all_ranks(found, case, message):
+    for errors in found:
+        assert_matches(message, errors[f"with_{case}"])
+
+
+def assert_matches(pattern, text):
+    with pytest.raises(RuntimeError, match=f"(?s){pattern}"):
+        raise RuntimeError(text)
+
+
+def test_a_stop_on_one_rank_ends_all_after_the_same_step(found):
+    assert [each["stopped_on_one_rank"] for each in found] == [2, 2]
+
+
+def test_without_seeds_all_ranks_begin_as_rank_0(found):
+    first, second = (each["begun_without_seeds"] for each in found)
+    assert first == second
+    assert len(first) == 8
+
+
+def test_a_generator_of_a_module_gives_each_micro_batch_numbers_of_its_own(found, monkeypatch):
+    from tests.minigrad.distributed import mishaps
+
+    assert [each["with_noise_of_its_own"] for each in found] == [
+        mishaps.with_noise_of_its_own()
+    ] * 2
+
+
+def test_functions_are_called_and_predictions_returned_on_every_rank(found):
+    from tests.minigrad.distributed import mishaps
+
+    expected = json.loads(json.dumps(mishaps.called_on_every_rank()))
+    assert [each["called_on_every_rank"] for each in found] == [expected] * 2
+
+
+def test_a_rank_with_another_script_is_named(tmp_path):
+    script = tmp_path / "script.py"
+    text = "import minigrad\nminigrad.distributed.world()\n"
+    script.write_text(
+        "import os, sys\n"
+        "if os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n"
+        "    sys.modules['__main__'].__file__ = os.devnull\n" + text
+    )
+    ended = run(2, script)
+    assert ended.status != 0
+    assert "rank 1 differs from rank 0 in the script" in "".join(ended.err)
+
+
+# --------------------------------------------------------------------------------------------------
+# Only rank 0 prints and writes
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_lora_train_is_the_same_command(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    written(tmp_path / "data" / "train.jsonl", 20)
+    written(tmp_path / "data" / "valid.jsonl", 6, seed=1)
+    options = ["--steps", "4", "--batch-size", "2", "--accumulation-steps", "3", "--rank", "2"]
+    command = ["-m", "lora", "train", base, tmp_path / "data"]
+    first, second = run_well(2, *command, tmp_path / "two", *options)
+    (only,) = run_well(1, *command, tmp_path / "one", *options)
+    assert second == ""
+    assert first.replace("two", "one").splitlines()[3:] == only.splitlines()[3:]
+    one, two = (load_state(tmp_path / n / "adapter_model.safetensors")[0] for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)

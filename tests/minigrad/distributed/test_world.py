@@ -1,0 +1,40 @@
+"""`world()`: its calls, and what it is in processes that are no ranks."""
+
+import pytest
+
+from minigrad.distributed import mpi
+from tests.minigrad.distributed.ranks import needs_mpi, run_well
+
+
+@needs_mpi
+@pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2, 4))])
+def test_calls_give_what_one_process_has(size):
+    every = run_well(size, "-m", "tests.minigrad.distributed.calls")
+    assert every == [f"{rank} {size}\ndone\n" for rank in range(size)]
+
+
+# Each rank works longer than the patience: in Python, in the compiler, and not at all.
+WORK = """
+import time, minigrad, numba
+world = minigrad.distributed.world()
+began = time.monotonic()
+while time.monotonic() < began + 4:
+    if world.rank == 1:
+        numba.njit("f8(f8)")(lambda x: x + began)
+    elif world.rank == 2:
+        time.sleep(4)
+world.barrier()
+"""
+
+
+@needs_mpi
+@pytest.mark.full
+def test_a_rank_that_works_longer_than_the_patience_is_not_lost():
+    run_well(3, "-c", WORK, MINIGRAD_PATIENCE="2")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "soon", "1e400", "60 s"])
+def test_impossible_patience_is_refused(text, monkeypatch):
+    monkeypatch.setenv(mpi.PATIENCE, text)
+    with pytest.raises(ValueError, match=f"MINIGRAD_PATIENCE is the number of .* not {text!r}"):
+        mpi._patience()

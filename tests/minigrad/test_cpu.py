@@ -1,0 +1,76 @@
+"""MINIGRAD_CPU: the instructions that kernels, numpy and BLAS may use."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minigrad import cpu
+from tests.hosts import on_x86
+from tests.minigrad.distributed.ranks import needs_mpi, run
+
+LEVEL = "x86-64-v3"
+
+
+def python(code, **variables):
+    """Run code in a new process that has none of the variables of a level."""
+    known = {name for level in cpu.LEVELS.values() for name in level}
+    inherited = {name: value for name, value in os.environ.items() if name not in known}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**inherited, **variables}, capture_output=True, text=True)
+
+
+@on_x86
+def test_a_level_limits_kernels_and_numpy():
+    code = """
+import minigrad
+from minigrad.distributed.agreement import facts_of_process
+from minigrad.kernels import jit
+print(jit.processor())
+print(*facts_of_process().values())
+"""
+    ended = python(code, MINIGRAD_CPU=LEVEL)
+    assert ended.returncode == 0, ended.stderr
+    processor, facts = ended.stdout.split("\n", 1)
+    assert processor == "haswell"
+    assert "+avx2" in facts
+    assert "AVX512" not in facts.upper()
+
+
+def test_an_unknown_level_is_an_error_that_lists_them():
+    with pytest.raises(ValueError, match=r"one of x86-64-v3, armv8-a, or not set; not 'x86'"):
+        cpu.limit_instructions({"MINIGRAD_CPU": "x86"})
+
+
+def test_without_the_variable_nothing_is_set():
+    environment = {}
+    cpu.limit_instructions(environment)
+    assert environment == {}
+
+
+def test_numpy_that_was_imported_before_is_an_error():
+    ended = python("import numpy, minigrad", MINIGRAD_CPU=LEVEL)
+    assert "RuntimeError: MINIGRAD_CPU=x86-64-v3: numpy was imported before" in ended.stderr
+    chosen = {"MINIGRAD_CPU": LEVEL, **cpu.LEVELS[LEVEL]}
+    assert python("import numpy, minigrad", **chosen).stderr == ""  # and has read the variables
+
+
+@on_x86
+@needs_mpi
+def test_a_rank_on_another_processor_is_named_with_what_it_lacks():
+    code = """
+import os
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = "x86-64", "+sse,+sse2"
+import minigrad
+minigrad.distributed.world()
+"""
+    ended = run(2, "-c", code)
+    assert ended.status != 0
+    assert (
+        "rank 1 differs from rank 0 in instructions of kernels (MINIGRAD_CPU=x86-64-v3, set for"
+        in ended.err[0]
+    )
+    assert "it lacks" in ended.err[0]
+    assert "+avx" in ended.err[0]
