@@ -5,14 +5,8 @@ is merged), rounding (how weights are rounded, and by how much sums may be off).
 """
 
 from lora.certificate.layers import LayerMerge, merging_into, merging_of
-from lora.certificate.measuring import (
-    CertificateRow,
-    MergeCertificate,
-    MergeError,
-    certify,
-    certify_layer,
-)
+from lora.certificate.measuring import CertificateRow, MergeCertificate, MergeError, certify
 from lora.certificate.rounding import DTYPES, check_dtypes, round_to
 
 __all__ = ["DTYPES", "CertificateRow", "LayerMerge", "MergeCertificate", "MergeError", "certify"]
-__all__ += ["certify_layer", "check_dtypes", "merging_into", "merging_of", "round_to"]
+__all__ += ["check_dtypes", "merging_into", "merging_of", "round_to"]

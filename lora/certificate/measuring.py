@@ -14,7 +14,7 @@ added to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,6 +207,9 @@ def certify(
         raise ValueError(
             f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
         )
+    check_number("radius", radius)
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
     rows: list[CertificateRow] = []
     elements = sum(math.prod(part.shape) for part in parts)
     with progress_bar(
@@ -214,27 +217,14 @@ def certify(
     ) as bar:
         for part in parts:
             stored = [of_layer[part.name]] if of_layer else chosen
-            rows += certify_layer(part, stored, radius, bar.update)
+            tallies = [_Tally(part, dtype, float(radius)) for dtype in stored]
+            for strip in strips(part.shape):
+                w, d = part.read(strip)
+                for tally in tallies:
+                    tally.add(strip, w, d)
+                bar.update(w.size)
+            rows += [tally.row() for tally in tallies]
     return MergeCertificate(tuple(rows), float(radius))
-
-
-def certify_layer(
-    part: LayerMerge, dtypes: Sequence[str], radius: float, update: Callable[[int], object]
-) -> list[CertificateRow]:
-    """Compute the rows of one layer of a certificate; `update` is told how many numbers are done.
-
-    Errors are those of `certify` about the layer and the radius.
-    """
-    check_number("radius", radius)
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
-    tallies = [_Tally(part, dtype, float(radius)) for dtype in dtypes]
-    for strip in strips(part.shape):
-        w, d = part.read(strip)
-        for tally in tallies:
-            tally.add(strip, w, d)
-        update(w.size)
-    return [tally.row() for tally in tallies]
 
 
 class _Tally:

@@ -33,13 +33,6 @@ from minigrad.tables import aligned
 PathLike = str | os.PathLike[str]
 _Models = tuple[TensorSet, TensorSet]  # the base and the finetuned one
 
-ALONE = (
-    "one process has computed all singular vectors: their last digits depend on the threads of "
-    "BLAS, which in several processes would wait for each other; with OPENBLAS_NUM_THREADS=1 in "
-    "the environment, workers share the layers"
-)
-_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 @dataclass(frozen=True, repr=False)
 class ExtractedFiles:
@@ -51,7 +44,6 @@ class ExtractedFiles:
     whole: tuple[str, ...]  # the tensors that the adapter has in full
     lost: tuple[str, ...]  # the tensors that differ, and that it has nothing of
     tied: tuple[str, ...]  # weights of embeddings that change, and may be the model's head too
-    alone: bool  # whether one process has computed the singular vectors, though there were several
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
@@ -62,9 +54,8 @@ class ExtractedFiles:
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
-        more = [f"{name} {TIED}" for name in self.tied]
-        more += [ALONE] if self.alone else []
-        return "\n".join([*aligned(head, rows, left=2), *more])
+        tied = [f"{name} {TIED}" for name in self.tied]
+        return "\n".join([*aligned(head, rows, left=2), *tied])
 
 
 def extract_files(
@@ -108,9 +99,9 @@ def extract_files(
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of raising an error.
         dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
-        workers: the number of processes that compare the tensors. They share the singular vectors
-            of the layers too if BLAS was started with one thread (OPENBLAS_NUM_THREADS=1); the
-            adapter is the same to the bit as that of one worker. Each takes the memory of one.
+        workers: the number of processes that share the tensors and layers, to the same bits. Each
+            takes the memory of one. More than one gain little unless BLAS was started with one
+            thread (OPENBLAS_NUM_THREADS=1); their threads wait for each other.
         progress: show a progress bar.
 
     Raises:
@@ -131,8 +122,8 @@ def extract_files(
         before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
-        are_equal = crew.found(_is_equal, list(before), "compare", "tensor")
-        differing = [name for name in before if not are_equal[name]]
+        are_equal = crew.map(_is_equal, list(before), "compare", "tensor")
+        differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -148,16 +139,14 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        tasks = []
-        for name in layers:
-            is_transposed = name in tables or transposed.get(f"{name}.weight", fan_in_fan_out)
-            tasks.append((name, is_transposed, rank))
-        alone = workers > 1 and all(os.environ.get(name) != "1" for name in _BLAS_THREADS)
-        crew.workers = 1 if alone else workers
-        found = crew.found(_extract, tasks, "extract", "layer").values()
-        rows = [row for row, _, _ in found]
-        updates = {row.name: update for row, update, _ in found}
-        facts = {row.name: LayerFacts(1.0, fingerprint) for row, _, fingerprint in found}
+        tasks = [
+            (name, name in tables or transposed.get(f"{name}.weight", fan_in_fan_out), rank)
+            for name in layers
+        ]
+        rows, updates, facts = [], {}, {}
+        for row, update, base_hash in crew.map(_extract, tasks, "extract", "layer"):
+            rows.append(row)
+            updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
         found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
@@ -176,7 +165,7 @@ def extract_files(
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
     return ExtractedFiles(
-        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied), alone
+        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
     )
 
 
@@ -201,9 +190,9 @@ def _is_equal(models: _Models, name: str) -> bool:
 def _extract(
     models: _Models, task: tuple[str, bool, int]
 ) -> tuple[Extracted, dict[str, Array], str]:
-    """Return the report of a layer, its update, and the fingerprint of its base.
+    """Return the report of a layer, its update, and its fingerprint in the base.
 
-    The task is the layer, whether its weight is transposed, and the rank.
+    The task is the name of the layer, whether its weight is transposed, and the rank.
     """
     name, is_transposed, rank = task
     old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, ComparedBase, MergedLayer, comparing
-from lora.offline.model_folder import TIED, UNTIED, other_weights
+from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, open_adapted, other_weights
 from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -239,21 +239,25 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            opening = partial(comparing, base, folder, merged)
+            opening = partial(open_adapted, base, folder, merged)
             crew = stack.enter_context(Crew(opening, workers, progress))
-            resolved = crew.opened.resolved
-            of_base = crew.opened.tensors.files
-            has_checksum &= all(file.has_checksum for file in of_base.values())
-            damage = crew.found(ComparedBase.damage, list(of_base), "base", "file").values()
-            problems = [*filter(None, damage), *resolved.problems, *other_weights(crew)]
-            finite = crew.found(ComparedBase.is_finite, list(resolved.weights), "base", "layer")
-            broken = [resolved.weights[layer].name for layer in finite if not finite[layer]]
-            if merged is not None:
-                names = crew.opened.names()
-                compared = crew.found(ComparedBase.compare, names, "compare", "tensor")
-                for row, name, wrong in compared.values():
-                    rows += [row] if row is not None else []
-                    found += [Finding("wrong", name, wrong)] if wrong else []
+            tensors, resolved = crew.opened.tensors, crew.opened.resolved
+            has_checksum &= all(file.has_checksum for file in tensors.files.values())
+            damage = crew.map(_damage, list(tensors.files), "base", "file")
+            found += [Finding("wrong", "base", problem) for problem in damage if problem]
+            problems = [*resolved.problems, *other_weights(crew)]
+            finite = crew.map(_is_finite, list(resolved.weights), "base", "layer")
+            weights = zip(resolved.weights.values(), finite, strict=True)
+            broken = [weight.name for weight, is_finite in weights if not is_finite]
+            if crew.opened.model is not None:
+                names = list({**tensors.tensors, **resolved.replaced, **crew.opened.model.tensors})
+                compared = crew.map(compare_tensor, names, "compare", "tensor")
+                for name, verdict in zip(names, compared, strict=True):
+                    if isinstance(verdict, MergedLayer):
+                        rows.append(verdict)
+                        name, verdict = verdict.name, verdict.verdict
+                    if verdict not in ("", RIGHT):
+                        found.append(Finding("wrong", name, verdict))
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -264,6 +268,19 @@ def check_adapter(
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
+
+
+def _damage(base: AdaptedBase, file: str) -> str:
+    """Say that a file of the base is damaged; empty if it is not, as far as is known."""
+    try:
+        base.tensors.files[file].check()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _is_finite(base: AdaptedBase, layer: str) -> bool:
+    return base.resolved.weights[layer].is_finite()
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:

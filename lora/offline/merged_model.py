@@ -1,4 +1,4 @@
-"""ComparedBase: whether a model in files is a base with the update of an adapter in it.
+"""compare_tensor: whether a model in files is a base with the update of an adapter in it.
 
 A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. If it is not,
 the usual mistakes are tried: W + c dW, and W + dW^T. One is found if M is no further from it than
@@ -9,9 +9,7 @@ roundings cancel out, so that a wrong scale is seen even if each of them is larg
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +18,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase, open_base
+from lora.offline.model_folder import AdaptedBase
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, AdapterFolder
 from lora.scaling import LoRAScaling
@@ -34,7 +32,6 @@ _SURE = 6.0  # standard deviations of the sum of roundings, beyond which it neve
 
 _DIGITS = {"float16": 11, "bfloat16": 8}  # binary ones; others compute with those of float32
 
-PathLike = str | os.PathLike[str]
 Update = Callable[[slice, slice], Array]
 
 
@@ -50,70 +47,31 @@ class MergedLayer:
     verdict: str  # RIGHT, or which mistake was made
 
 
-@contextmanager
-def comparing(base: PathLike, adapter: PathLike, model: PathLike | None) -> Iterator[ComparedBase]:
-    """Open a base and an adapter for it, and a model, unless it is None, that should be both."""
-    with ExitStack() as stack:
-        files = stack.enter_context(open_base(base)), stack.enter_context(AdapterFolder(adapter))
-        merged = None if model is None else stack.enter_context(open_base(model))
-        yield ComparedBase(*files, merged)
-
-
-@dataclass
-class ComparedBase(AdaptedBase):
-    """A base and an adapter, and a model, or None, that should have the one in the other."""
-
-    model: TensorSet | None
-
-    def damage(self, file: str) -> str:
-        """Say that a file of the base is damaged; empty if it is not, as far as is known."""
-        try:
-            self.tensors.files[file].check()
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    def is_finite(self, layer: str) -> bool:
-        """Tell whether the weight of a layer has no NaN and no Inf, in the base."""
-        return self.resolved.weights[layer].is_finite()
-
-    def names(self) -> list[str]:
-        """Return the names of the tensors that the model has, or should have."""
-        assert self.model is not None
-        return [*{**self.tensors.tensors, **self.resolved.replaced, **self.model.tensors}]
-
-    def compare(self, name: str) -> tuple[MergedLayer | None, str, str]:
-        """Compare a tensor of the model.
-
-        Return the layer if it has an update, and if something is wrong the name of what is, and a
-        reason.
-        """
-        base, model, files = self.tensors, self.model, self.files
-        assert model is not None
-        if name not in model:
-            return None, name, "" if _is_copy(name, base) else "is missing in the model"
-        if name in self.layers:
-            info = model.info(name)
-            if info.dtype not in FLOATS or info.shape != base.info(name).shape:
-                return None, name, f"is of {info.dtype} and shape {info.shape} in the model"
-            layer = self.layers[name]
-            weight = self.resolved.weights[layer]
-            adapter = adapter_of(files, files.layers[layer], weight)
-            merged = StoredWeight(model, name, weight.is_transposed)
-            if not merged.is_finite():
-                return None, name, "has NaN or Inf in it, in the model"
-            usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-            row = _compared(layer, merged, weight, adapter, info.dtype, usual)
-            return row, row.name, "" if row.verdict == RIGHT else row.verdict
-        key = self.resolved.replaced.get(name)
-        if key is not None:
-            is_right = _is_same(files, key, model, name)
-            return None, name, "" if is_right else "is not that of the adapter"
-        if name not in base:
-            return None, name, "" if _is_copy(name, model) else "is in the model only"
-        is_right = _is_same(base, name, model, name)
-        wrong = "is not that of the base, and the adapter does not change it"
-        return None, name, "" if is_right else wrong
+def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
+    """Compare a tensor of the model; return the layer if it has an update, or what is wrong."""
+    tensors, files, model = base.tensors, base.files, base.model
+    assert model is not None
+    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
+    if name not in model:
+        return "" if _is_copy(name, tensors) else "is missing in the model"
+    if name in layers:
+        info, weight = model.info(name), base.resolved.weights[layers[name]]
+        if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
+            return f"is of {info.dtype} and shape {info.shape} in the model"
+        merged = StoredWeight(model, name, weight.is_transposed)
+        if not merged.is_finite():
+            return "has NaN or Inf in it, in the model"
+        adapter = adapter_of(files, files.layers[layers[name]], weight)
+        usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
+        return _compared(layers[name], merged, weight, adapter, info.dtype, usual)
+    if name in base.resolved.replaced:
+        is_same = _is_same(files, base.resolved.replaced[name], model, name)
+        return "" if is_same else "is not that of the adapter"
+    if name not in tensors:
+        return "" if _is_copy(name, model) else "is in the model only"
+    if not _is_same(tensors, name, model, name):
+        return "is not that of the base, and the adapter does not change it"
+    return ""
 
 
 def _compared(

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass
-from functools import cached_property, partial
-from hashlib import sha256
+from functools import partial
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora.adapter import Adapter
-from lora.certificate import CertificateRow, MergeCertificate, certify_layer, merging_into
+from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
-from lora.offline.stored_weight import StoredWeight, adapter_of
-from lora.offline.workers import Crew, Update
+from lora.offline.model_folder import (
+    TIED,
+    UNTIED,
+    AdaptedBase,
+    find_sidecars,
+    open_adapted,
+    other_weights,
+)
+from lora.offline.stored_weight import StoredWeight
+from lora.offline.workers import Crew
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad import __version__
 from minigrad.checks import check_problems
-from minigrad.io import TensorInfo, TensorSet, TensorWriter, replacing
-from minigrad.io.atomic import flush
+from minigrad.io import TensorInfo, TensorSet, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
-from minigrad.io.tensor_file import PART
-from minigrad.io.tensor_info import bits_of
-from minigrad.io.together import complete_in, note, note_complete, notes
 from minigrad.kernels.vector import vector_registers
-from minigrad.progress import progress_bar
-from minigrad.tables import counted, in_bytes
+from minigrad.tables import in_bytes
 
-PathLike = str | os.PathLike[str]
+_ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +53,6 @@ class MergedFiles:
     left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
     nbytes: int  # of all tensors
     kept: Sequence[str]  # files that a merge which was killed had completed
-    unused: int  # workers that wrote no file
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -67,16 +68,13 @@ class MergedFiles:
             lines.append(f"not copied, for there may be weights without the update: {left_out}")
         if self.kept:
             lines.append(f"complete from a merge that was killed: {', '.join(self.kept)}")
-        if self.unused:
-            one = "a worker writes whole files, and there were fewer of them than workers"
-            lines.append(f"{counted(self.unused, 'worker')} wrote no file: {one}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
 def merge_files(
-    base: PathLike,
-    adapter: PathLike,
-    out: PathLike,
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
     limit: float | None = None,
@@ -121,187 +119,89 @@ def merge_files(
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
     target = Path(out)
-    bytes_of = partial(progress_bar, unit="B", shown=progress, unit_scale=True)
+    is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:
-        opening = partial(_Merge.opened, base, adapter, target, dtype, radius)
+        opening = partial(open_adapted, base, adapter)
         crew = stack.enter_context(Crew(opening, workers, progress))
-        merge = crew.opened
-        tensors, files, resolved = merge.tensors, merge.files, merge.resolved
-        _check_out(target, tensors, files, merge.sources)
+        tensors, files, resolved = crew.opened.tensors, crew.opened.files, crew.opened.resolved
+        shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
+        if is_file or len(shards) == 1:
+            shards = {target.name if is_file else SINGLE: [*tensors.tensors.values()]}
+        _check_out(target, tensors, files, shards)
         problems = [*wrong_in(files, progress), *resolved.problems]
         if check_base:
             problems += other_weights(crew)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
-        stage: Path | None = None
+        for name in resolved.added:
+            next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
+        names = {key: name for name, key in resolved.replaced.items()}
+
+        def result(info: TensorInfo) -> TensorInfo:
+            """Describe the result of a tensor of the base, or of one that the adapter adds."""
+            stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
+            return TensorInfo(names.get(info.name, info.name), stored, info.shape)
+
+        shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
+        metadata = {"format": "pt", **tensors.metadata}
+        folder, kept = target.parent, list[str]()
         left_out: Sequence[str] = ()
-        kept: Sequence[str] = ()
-        if not merge.is_file:
+        if not is_file:
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
-            total = sum(file.path.stat().st_size for file in tensors.files.values())
-            with bytes_of(what="hash of the base", total=total) as bar:
-                plan = merge.plan(dict(crew.each(_Merge.digest, [*tensors.files], bar.update)))
-            stage = stack.enter_context(staging_set(target, merge.shards, sidecars, plan))
+            inputs = [find(adapter, WEIGHTS), *(file.path for file in tensors.files.values())]
+            hashes = list(crew.map(_digest, inputs, "hash of the inputs", "file"))
+            computing = __version__, np.__version__, vector_registers()
+            facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
+            plan = sha256(repr(facts).encode()).hexdigest()
+            folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
             stack.callback(crew.close)  # no worker writes when the folder is moved or removed
-            kept = complete_in(stage)
-        certificate = _certificate(crew, stage, progress)
+            kept = [name for name in shards if (folder / name).exists()]
+        certificate = _certificate(crew, shards, radius, None if is_file else folder / _ROWS)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        if stage is None:
-            paths = [Path(stack.enter_context(replacing(target)).name)]
-        else:
-            paths = [stage / name for name in merge.shards if name not in kept]
-        sizes = {name: sum(i.nbytes for i in infos) for name, infos in merge.shards.items()}
-        total = sum(sizes[name] for name in sizes if name not in kept)
-        with bytes_of(what="merge", total=total) as bar:
-            for path, _ in crew.each(_Merge.write, paths, bar.update):
-                if stage is not None:
-                    note_complete(stage, path.name)
+        tasks = [
+            (folder / name, infos, metadata, dtype is not None)
+            for name, infos in shards.items()
+            if name not in kept
+        ]
+        list(crew.map(_write, tasks, "merge", "file"))
     found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
-    names, unused = list(resolved.replaced), max(0, workers - max(1, len(paths)))
-    more = left_out, sum(sizes.values()), kept, unused
-    return MergedFiles(target, certificate, names, *found, *more)
+    size = sum(info.nbytes for infos in shards.values() for info in infos)
+    replaced = list(resolved.replaced)
+    return MergedFiles(target, certificate, replaced, *found, left_out, size, kept)
 
 
-@dataclass
-class _Merge(AdaptedBase):
-    """A base with the update of an adapter, of which each worker writes some files."""
-
-    out: Path
-    dtype: str | None
-    radius: float
-
-    @property
-    def is_file(self) -> bool:
-        """Whether all is written to one file, without a folder."""
-        return self.out.suffix == ".safetensors"
-
-    @cached_property
-    def sources(self) -> dict[str, list[str]]:
-        """The tensors of the base in each file to be written."""
-        if self.is_file or len(self.tensors.files) == 1:
-            return {self.out.name if self.is_file else SINGLE: [*self.tensors]}
-        return {name: [*file] for name, file in self.tensors.files.items()}
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The facts in the header of each file."""
-        return {"format": "pt", **self.tensors.metadata}
-
-    @cached_property
-    def shards(self) -> dict[str, list[TensorInfo]]:
-        """The tensors of each file to be written; those that the adapter adds are in the first."""
-        infos = {name: self.files.tensors[key] for name, key in self.resolved.replaced.items()}
-        infos |= self.tensors.tensors
-        shards = {file: list(names) for file, names in self.sources.items()}
-        next(iter(shards.values())).extend(self.resolved.added)
-
-        def result(name: str) -> TensorInfo:
-            dtype = infos[name].dtype
-            stored = self.dtype if self.dtype is not None and dtype in FLOATS else dtype
-            return TensorInfo(name, stored, infos[name].shape)
-
-        return {file: list(map(result, names)) for file, names in shards.items()}
-
-    @cached_property
-    def dtypes(self) -> dict[str, str]:
-        """The dtype in which the weight of each layer will be stored; equal ones together."""
-        every = {info.name: info.dtype for infos in self.shards.values() for info in infos}
-        found = {layer: every[weight.name] for layer, weight in self.resolved.weights.items()}
-        kinds = list(found.values())
-        return dict(sorted(found.items(), key=lambda item: kinds.index(item[1])))
-
-    def plan(self, hashes: Mapping[str, str]) -> str:
-        """Return a hash of all that the files and the certificate follow from.
-
-        `hashes` are those of the files of the base.
-        """
-        adapter = sha256()
-        for key in self.files.tensors:
-            for part in self.files.raw(key):
-                adapter.update(part)
-        read = sorted(hashes.items()), adapter.hexdigest(), self.files.tensors, self.files.config
-        computing = __version__, np.__version__, vector_registers()
-        facts = read, self.files.facts, self.metadata, self.shards, self.radius, computing
-        return sha256(repr(facts).encode()).hexdigest()
-
-    def digest(self, file: str, update: Update) -> str:
-        """Return the hash of a file of the base."""
-        found = sha256()
-        with open(self.tensors.files[file].path, "rb") as opened:
-            while part := opened.read(PART):
-                found.update(part)
-                update(len(part))
-        return found.hexdigest()
-
-    def row(self, layer: str, update: Update) -> CertificateRow:
-        """Return the row of a layer in the certificate."""
-        weight, adapter = self._update_of(layer)
-        one_hot = self.files.layers[layer].is_embedding
-        part = merging_into(layer, weight, [adapter], [adapter], one_hot=one_hot)
-        return certify_layer(part, [self.dtypes[layer]], self.radius, update)[0]
-
-    def write(self, path: Path, update: Update) -> None:
-        """Write one file to the disk."""
-        name = self.out.name if self.is_file else path.name
-        with open(path, "w+b") as file:
-            writer = TensorWriter(file, self.shards[name], self.metadata)
-            for info in self.shards[name]:
-                key = self.resolved.replaced.get(info.name)
-                parts: Iterable[tuple[int, Array]]
-                if key is not None:
-                    parts = [(0, self.files.read(key))]
-                elif info.name in self.layers:
-                    parts = _merged(*self._update_of(self.layers[info.name]))
-                elif self.tensors.info(info.name).dtype == info.dtype:
-                    writer.copy(info.name, self._unchanged(info.name, update))
-                    continue
-                else:
-                    strip = strips(info.shape)
-                    parts = ((s.start or 0, self.tensors.read(info.name, None, s)) for s in strip)
-                for first, part in parts:
-                    is_rounded = (self.dtype is not None or key) and part.dtype.kind == "f"
-                    if is_rounded and not is_finite_in(part, info.dtype):
-                        raise ValueError(
-                            f"{info.name} has numbers that {info.dtype} has not; take bfloat16 or "
-                            f"float32"
-                        )
-                    writer.write(info.name, part, first)
-                    update(part.size * bits_of(info.dtype) // 8)
-            writer.finish()
-            flush(file)
-
-    @cached_property
-    def _updates(self) -> dict[str, Adapter]:
-        return {}
-
-    def _update_of(self, layer: str) -> tuple[StoredWeight, Adapter]:
-        """Return the weight of a layer, and its update, which stays in memory."""
-        weight = self.resolved.weights[layer]
-        if layer not in self._updates:
-            self._updates[layer] = adapter_of(self.files, self.files.layers[layer], weight)
-        return weight, self._updates[layer]
-
-    def _unchanged(self, name: str, update: Update) -> Iterator[bytes]:
-        for part in self.tensors.raw(name):
-            yield part
-            update(len(part))
+def _digest(_: AdaptedBase, path: Path) -> str:
+    """Return the hash of a file."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
-def _certificate(crew: Crew[_Merge], stage: Path | None, progress: bool) -> MergeCertificate:
-    """Compute the certificate, without the rows that are noted in a stage, and note the others."""
-    merge = crew.opened
-    noted = [] if stage is None else [each for each in notes(stage) if isinstance(each, list)]
-    rows = {row[0]: CertificateRow(*row) for row in noted}
-    left = [layer for layer in merge.dtypes if layer not in rows]
-    total = sum(math.prod(merge.resolved.weights[layer].shape) for layer in left)
-    options: dict[str, Any] = {"unit": "number", "shown": progress, "unit_scale": True}
-    with progress_bar(what="certifying the merge", total=total, **options) as bar:
-        for layer, row in crew.each(_Merge.row, left, bar.update):
-            rows[layer] = row
-            if stage is not None:
-                note(stage, astuple(row))
-    certificate = MergeCertificate(tuple(map(rows.__getitem__, merge.dtypes)), float(merge.radius))
+def _certificate(
+    crew: Crew[AdaptedBase],
+    shards: Mapping[str, Sequence[TensorInfo]],
+    radius: float,
+    notes: Path | None,
+) -> MergeCertificate:
+    """Compute the certificate, but for the rows that a file of notes has; note the others there."""
+    every = {info.name: info.dtype for infos in shards.values() for info in infos}
+    weights = crew.opened.resolved.weights
+    dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
+    rows: dict[str, CertificateRow] = {}
+    if notes is not None and notes.exists():
+        for line in notes.read_bytes().splitlines():
+            with suppress(ValueError, TypeError):  # a line that a kill has cut short
+                row = CertificateRow(*json.loads(line))
+                rows[row.layer] = row
+    tasks = [(layer, dtype, radius) for layer, dtype in dtypes.items() if layer not in rows]
+    for row in crew.map(_row, tasks, "certifying the merge", "layer"):
+        rows[row.layer] = row
+        if notes is not None:
+            with open(notes, "ab") as file:
+                file.write(json.dumps(astuple(row)).encode() + b"\n")
+    kinds = list(dtypes.values())
+    layers = sorted(dtypes, key=lambda layer: kinds.index(dtypes[layer]))
+    certificate = MergeCertificate(tuple(rows[layer] for layer in layers), float(radius))
     broken = [row for row in certificate.rows if not row.is_finite]
     if broken:
         raise ValueError(
@@ -309,6 +209,44 @@ def _certificate(crew: Crew[_Merge], stage: Path | None, progress: bool) -> Merg
             f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
         )
     return certificate
+
+
+def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
+    """Compute the row of a layer, whose weight will be stored in a dtype."""
+    layer, dtype, radius = task
+    weight, update = base.resolved.weights[layer], base.update(layer)
+    one_hot = base.files.layers[layer].is_embedding
+    part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
+    return certify([part], {layer: dtype}, radius, progress=False).rows[0]
+
+
+def _write(
+    base: AdaptedBase, task: tuple[Path, Sequence[TensorInfo], Mapping[str, str], bool]
+) -> None:
+    """Write a file: its path, tensors and metadata, and whether dtypes may be others."""
+    path, infos, metadata, is_converted = task
+    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
+    with writing(path, infos, metadata) as writer:
+        for info in infos:
+            name, key = info.name, base.resolved.replaced.get(info.name)
+            parts: Iterable[tuple[int, Array]]
+            if key is not None:
+                parts = [(0, base.files.read(key))]
+            elif name in layers:
+                parts = _merged(base.resolved.weights[layers[name]], base.update(layers[name]))
+            elif base.tensors.info(name).dtype == info.dtype:
+                writer.copy(name, base.tensors.raw(name))
+                continue
+            else:
+                strip = strips(info.shape)
+                parts = ((rows.start or 0, base.tensors.read(name, None, rows)) for rows in strip)
+            for first, part in parts:
+                is_rounded = (is_converted or key is not None) and part.dtype.kind == "f"
+                if is_rounded and not is_finite_in(part, info.dtype):
+                    raise ValueError(
+                        f"{name} has numbers that {info.dtype} has not; take bfloat16 or float32"
+                    )
+                writer.write(name, part, first)
 
 
 def _check_out(

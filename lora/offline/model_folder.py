@@ -18,15 +18,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from lora.offline.stored_weight import StoredWeight
+from lora.adapter import Adapter
+from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.offline.workers import Crew
 from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
@@ -99,51 +99,51 @@ class ResolvedBase:
     problems: Sequence[str]  # what does not go together
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdaptedBase:
     """A base and an adapter, both open; each worker of a `Crew` has one."""
 
     tensors: TensorSet
     files: AdapterFolder
+    resolved: ResolvedBase
+    model: TensorSet | None  # one that should be the base with the adapter in it
+    updates: dict[str, Adapter] = field(default_factory=dict)  # those that were asked for
 
-    @classmethod
-    @contextmanager
-    def opened(cls, base: PathLike, adapter: PathLike, *options: Any) -> Iterator[Self]:
-        """Open a base and an adapter; errors are those of `open_base` and `AdapterFolder`."""
-        with open_base(base) as tensors, AdapterFolder(adapter) as files:
-            yield cls(tensors, files, *options)
-
-    @cached_property
-    def resolved(self) -> ResolvedBase:
-        """What `resolve` finds."""
-        return resolve(self.files, self.tensors)
-
-    @cached_property
-    def layers(self) -> dict[str, str]:
-        """The layer with an update of each weight, by the weight's name in the base."""
-        return {weight.name: layer for layer, weight in self.resolved.weights.items()}
-
-    def fingerprint(self, layer: str) -> str:
-        """Return the fingerprint of the weight of a layer."""
-        return self.resolved.weights[layer].fingerprint()
+    def update(self, layer: str) -> Adapter:
+        """Return the update of a layer, which stays in memory."""
+        if layer not in self.updates:
+            stored, weight = self.files.layers[layer], self.resolved.weights[layer]
+            self.updates[layer] = adapter_of(self.files, stored, weight)
+        return self.updates[layer]
 
 
-def other_weights(crew: Crew[Any]) -> list[str]:
-    """Compare weights with the hashes in the adapter's metadata, if any; return what differs.
+@contextmanager
+def open_adapted(
+    base: PathLike, adapter: PathLike, model: PathLike | None = None
+) -> Iterator[AdaptedBase]:
+    """Open what an `AdaptedBase` has; errors are those of `open_base` and `AdapterFolder`."""
+    with open_base(base) as tensors, AdapterFolder(adapter) as files, ExitStack() as stack:
+        merged = None if model is None else stack.enter_context(open_base(model))
+        yield AdaptedBase(tensors, files, resolve(files, tensors), merged)
 
-    What is open is an `AdaptedBase`.
-    """
-    opened: AdaptedBase = crew.opened
-    facts, resolved = opened.files.facts, opened.resolved
+
+def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
+    """Yield the layers whose weights do not have the hashes in the adapter's metadata, if any."""
+    facts, weights = crew.opened.files.facts, crew.opened.resolved.weights
+    stored = {name: fact.stored for name, fact in facts.layers.items()}
     # The matrix of the adapter was that of the file, unless it was rounded to few bits.
-    known = [
+    same = [
         name
-        for name in facts.with_base(resolved.weights)
-        if facts.layers[name].stored
-        in ("dense", opened.tensors.info(resolved.weights[name].name).dtype)
+        for name, weight in weights.items()
+        if stored.get(name, "dense") in ("dense", crew.opened.tensors.info(weight.name).dtype)
     ]
-    found = crew.found(AdaptedBase.fingerprint, known, "hash of the weights", "layer")
-    return list(facts.base_problems(found))
+    return facts.base_problems(
+        same, lambda names: crew.map(_fingerprint, names, "hash of the base", "layer")
+    )
+
+
+def _fingerprint(base: AdaptedBase, layer: str) -> str:
+    return base.resolved.weights[layer].fingerprint()
 
 
 def resolve(files: AdapterFolder, base: TensorSet) -> ResolvedBase:

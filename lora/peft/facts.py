@@ -76,13 +76,12 @@ class Facts:
                 f"the adapter again, or take that entry out"
             ) from None
 
-    def with_base(self, names: Iterable[str]) -> list[str]:
-        """Return those of the layers whose base has a fingerprint here."""
-        return [n for n in names if n in self.layers and self.layers[n].base is not None]
-
-    def base_problems(self, fingerprints: Mapping[str, str]) -> Iterator[str]:
-        """Yield the layers whose weights have other fingerprints than those it was made on."""
-        for name, found in fingerprints.items():
+    def base_problems(
+        self, names: Iterable[str], fingerprints: Callable[[list[str]], Iterable[str]]
+    ) -> Iterator[str]:
+        """Yield those of the layers whose weights are not the ones it was made on."""
+        known = [n for n in names if n in self.layers and self.layers[n].base is not None]
+        for name, found in zip(known, fingerprints(known), strict=True):
             fact = self.layers[name]
             if found != fact.base:
                 stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")

@@ -171,7 +171,7 @@ def staging_set(
 ) -> Iterator[Path]:
     """Make a folder to write the files of a model to, as `writing_set` does, one by one.
 
-    With a plan, which must not depend on `others`, see `replacing_together`.
+    For a plan see `replacing_together`.
     """
     for file in shards:
         _check_plain(file, "there cannot be a file")

@@ -19,9 +19,8 @@ nothing. Other readers do so too, except between two renames. If only one file d
 such moment. If more than two do, the entry is removed before and is missing meanwhile, because
 nobody could tell a mixture from a model.
 
-A long save may have a plan, a text that says what it makes of which inputs. It writes the plan to a
-file of notes in its folder, and then what it has completed. If it is killed, the next save with the
-same plan takes the folder over, with the files that are complete.
+A long save may have a plan, a name for what it makes of which inputs, which its folder is called
+by. If it is killed, the next save with the same plan takes the folder over.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ SAVED = ".saved"
 
 _SAVING = ".saving-"
 _MANIFEST = ".manifest.json"
-_NOTES = ".notes.jsonl"
 _LARGEST_MANIFEST = 1 << 24  # bytes; a hundred thousand files take less
 _SMALL = 1 << 24  # bytes of a file that is compared with the old one
 _PAUSE = 0.01  # seconds
@@ -62,10 +60,11 @@ def replacing_together(
 
     Args:
         folder: the target, made if it is not there. New files may be in folders; others stay.
+            Those whose names begin with a dot are not moved.
         entry: the name of the file without which no reader looks at the others.
-        plan: what the files follow from, completely. A folder that a save with this plan has left
+        plan: a hash of all that the files follow from. A folder that a save with this plan has left
             when it was killed, or when a process of its own was (a ChildProcessError), is taken
-            over with its `notes` and the files that are `complete_in` it; it needs file locks.
+            over with all that is in it, which may be incomplete. This needs locks of files.
 
     Raises:
         OSError: if they cannot be written, as where a folder has the name of a file, or another
@@ -78,13 +77,11 @@ def replacing_together(
     target.mkdir(parents=True, exist_ok=True)
     try:
         left = _stage_left(target, plan)
-        with left or create_locked(lambda: _new_stage(target) / _MANIFEST) as manifest:
+        with left or create_locked(lambda: _new_stage(target, plan) / _MANIFEST) as manifest:
             stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # which renames no folder with a file that is open
                 manifest.close()
             try:
-                if plan is not None and not left:
-                    (stage / _NOTES).write_bytes(plan.encode() + b"\n")
                 yield stage
                 written = _files(stage)
                 _check(target, written, entry)
@@ -104,29 +101,6 @@ def replacing_together(
             for folder_made in made:
                 folder_made.rmdir()
         raise
-
-
-def note(stage: Path, content: Any) -> None:
-    """Note something that JSON can have, for the save that may take a folder over."""
-    with open(stage / _NOTES, "ab") as file:
-        file.write(json.dumps(content).encode() + b"\n")
-
-
-def notes(stage: Path) -> list[Any]:
-    """Return what was noted in a folder; a ValueError if a note has been cut short."""
-    return [json.loads(line) for line in (stage / _NOTES).read_bytes().split(b"\n")[1:-1]]
-
-
-def note_complete(stage: Path, name: str) -> None:
-    """Note that a file in a folder is complete, and on disk."""
-    note(stage, {"complete": name, "identity": _identity(stage, name)})
-
-
-def complete_in(stage: Path) -> list[str]:
-    """Return the names of the files in a folder that were noted to be complete, and still are."""
-    found = [each for each in notes(stage) if isinstance(each, dict) and "complete" in each]
-    names = ((each["complete"], each["identity"]) for each in found)
-    return [name for name, identity in names if _identity(stage, name) == identity]
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
@@ -207,38 +181,33 @@ def _is_plain(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def _new_stage(target: Path) -> Path:
+def _new_stage(target: Path, plan: str | None) -> Path:
     """Make a folder to write new files to, with the permissions that any new folder has."""
-    stage = target / f"{_SAVING}{secrets.token_hex(4)}"
-    stage.mkdir()
+    stage = target / f"{_SAVING}{plan or secrets.token_hex(4)}"
+    try:
+        stage.mkdir()
+    except FileExistsError:  # another save with this plan is at work
+        return _new_stage(target, None)
     return stage
 
 
 def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
-    """Lock the manifest of a stage of the plan that was left, if any; remove the others."""
+    """Lock the manifest of a folder that a save with this plan has left; remove other leftovers."""
     found = None
     for left in target.glob(f"{_SAVING}*"):
-        lock = None if plan is None or found else _take_over(left, plan)
+        is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
+        lock = _take_over(left / _MANIFEST) if is_ours else None
         if lock is None:
             remove_dead(left, left / _MANIFEST)
         found = found or lock
     return found
 
 
-def _take_over(left: Path, plan: str) -> BinaryIO | None:
-    """Lock the manifest of a stage that a dead save has left, and remove what is not complete.
-
-    None is returned if it is of another plan, or not of a dead save.
-    """
-    with ExitStack() as stack, suppress(OSError, ValueError, KeyError):
-        lock = stack.enter_context(open(left / _MANIFEST, "r+b"))
-        is_free = try_lock(lock) and not left.is_symlink()
-        is_there = is_free and os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
-        if is_there and (left / _NOTES).read_bytes().split(b"\n")[0] == plan.encode():
-            complete = complete_in(left)
-            for name in _files(left):
-                if name not in complete:
-                    (left / name).unlink()
+def _take_over(manifest: Path) -> BinaryIO | None:
+    """Lock the manifest that a dead save has left, and empty it; return None if there is none."""
+    with ExitStack() as stack, suppress(OSError):
+        lock = stack.enter_context(open(manifest, "r+b"))
+        if try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(manifest)):
             lock.truncate()  # a save that was about to end had filled it in
             stack.pop_all()
             return lock
@@ -246,10 +215,10 @@ def _take_over(left: Path, plan: str) -> BinaryIO | None:
 
 
 def _files(folder: Path) -> list[str]:
-    """List the files in a folder and in those inside of it, relative to it, without our own."""
+    """List the files in a folder and in those inside of it, relative to it, but no hidden ones."""
     found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    own = _MANIFEST, _NOTES
-    return sorted(each.relative_to(folder).as_posix() for each in found if each.name not in own)
+    shown = (each for each in found if not each.name.startswith("."))
+    return sorted(each.relative_to(folder).as_posix() for each in shown)
 
 
 def _check(target: Path, written: Sequence[str], entry: str) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from minigrad import io
-from minigrad.io.together import complete_in, notes, replacing_together
 from tests.chaos.lines import Lines
 
 ENTRY, OTHER = "entry", "in/side"
@@ -52,7 +51,6 @@ def hidden(folder):
 KILLED = """
 import os, signal, sys
 from minigrad import io
-from minigrad.io.together import complete_in, notes, replacing_together
 folder, left, calls, *names = sys.argv[1:]
 left = int(left)
 def watched(function):
@@ -397,7 +395,6 @@ def test_what_is_being_written_stays(tmp_path):
 SAVER = """
 import sys
 from minigrad import io
-from minigrad.io.together import complete_in, notes, replacing_together
 for i in range(150):
     with io.replacing_together(sys.argv[1], "entry") as stage:
         for name in ("entry", "side"):
@@ -424,7 +421,6 @@ def test_several_savers_at_once_wait_for_each_other(tmp_path):
 HOLDING = """
 import os, signal, sys
 from minigrad import io
-from minigrad.io.together import complete_in, notes, replacing_together
 replace = os.replace
 def wait(*args):
     print("waiting", flush=True)
@@ -559,16 +555,11 @@ def test_the_manifest_names_what_it_replaces(unfinished):
 
 PLANNED = """
 import os, signal, sys
-from pathlib import Path
-from minigrad.io.together import note, note_complete, replacing_together
-with replacing_together(sys.argv[1], "entry", sys.argv[2]) as stage:
+from minigrad import io
+with io.replacing_together(sys.argv[1], "entry", sys.argv[2]) as stage:
     (stage / "in").mkdir()
-    for name in ("in/side", "entry", "half"):
+    for name in ("in/side", "entry", ".notes"):
         (stage / name).write_text("first")
-    note(stage, ["a", 1.5, float("inf")])
-    for name in ("in/side", "half"):
-        note_complete(stage, name)
-    (stage / "half").write_text("changed")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -582,15 +573,13 @@ def left(tmp_path):
 
 
 @posix
-def test_a_save_goes_on_with_what_is_complete(left):
-    with replacing_together(left, ENTRY, "one") as stage:
+def test_a_save_goes_on_with_what_is_left(left):
+    with io.replacing_together(left, ENTRY, "one") as stage:
         assert [stage.name] == hidden(left)
-        assert complete_in(stage) == [OTHER]
-        assert notes(stage)[0] == ["a", 1.5, float("inf")]
-        assert sorted(each.name for each in stage.rglob("[a-z]*")) == ["in", "side"]
-        with replacing_together(left, ENTRY, "one") as other:  # the first is at work
+        assert {(stage / name).read_text() for name in (OTHER, ENTRY, ".notes")} == {"first"}
+        with io.replacing_together(left, ENTRY, "one") as other:  # the first is at work
             assert other != stage
-            assert complete_in(other) == []
+            assert not (other / OTHER).exists()
             write_inside(other / ENTRY, "other")
         write_inside(stage / ENTRY, "second")
     assert seen(left) == [("second", "first")] * 2
@@ -600,7 +589,7 @@ def test_a_save_goes_on_with_what_is_complete(left):
 @posix
 @pytest.mark.parametrize("plan", ["two", "on", "", None])
 def test_what_a_save_of_another_plan_has_left_is_removed(plan, left):
-    with replacing_together(left, ENTRY, plan) as stage:
+    with io.replacing_together(left, ENTRY, plan) as stage:
         assert [stage.name] == hidden(left)
         assert not (stage / OTHER).exists()
         write_inside(stage / ENTRY, "second")
@@ -611,11 +600,12 @@ def test_what_a_save_of_another_plan_has_left_is_removed(plan, left):
 @posix
 def test_a_link_is_not_gone_on_with(left, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "x"
-    os.rename(left / hidden(left)[0], elsewhere)
-    (left / ".saving-0").symlink_to(elsewhere)
+    [name] = hidden(left)
+    os.rename(left / name, elsewhere)
+    (left / name).symlink_to(elsewhere)
     before = sorted(each.name for each in elsewhere.rglob("*"))
-    with replacing_together(left, ENTRY, "one") as stage:
-        assert complete_in(stage) == []
+    with io.replacing_together(left, ENTRY, "one") as stage:
+        assert not (stage / OTHER).exists()
         write_inside(stage / ENTRY, "second")
     assert sorted(each.name for each in elsewhere.rglob("*")) == before
 
@@ -627,7 +617,7 @@ def test_a_link_is_not_gone_on_with(left, tmp_path_factory):
 )
 def test_what_is_left_when_a_process_of_a_save_is_killed(error, plan, is_kept, tmp_path):
     def save(folder):
-        with replacing_together(folder, ENTRY, plan) as stage:
+        with io.replacing_together(folder, ENTRY, plan) as stage:
             write_inside(stage / ENTRY, "new")
             raise error
 
