@@ -32,6 +32,7 @@ from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
 _Models = tuple[TensorSet, TensorSet]  # the base and the finetuned one
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,9 +100,9 @@ def extract_files(
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of raising an error.
         dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
-        workers: the number of processes that share the tensors and layers, to the same bits. Each
-            takes the memory of one. More than one gain little unless BLAS was started with one
-            thread (OPENBLAS_NUM_THREADS=1); their threads wait for each other.
+        workers: the number of processes that compare the tensors. They share the singular vectors
+            too if the environment gives BLAS one thread (OPENBLAS_NUM_THREADS=1). The adapter is
+            the same to the bit as that of one worker. Each takes the memory of one.
         progress: show a progress bar.
 
     Raises:
@@ -143,6 +144,8 @@ def extract_files(
             (name, name in tables or transposed.get(f"{name}.weight", fan_in_fan_out), rank)
             for name in layers
         ]
+        if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
+            crew.workers = 1  # threads of several processes would take turns, ten times as long
         rows, updates, facts = [], {}, {}
         for row, update, base_hash in crew.map(_extract, tasks, "extract", "layer"):
             rows.append(row)

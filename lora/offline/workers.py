@@ -29,9 +29,9 @@ class Crew(Closing, Generic[O]):
     """Workers that have the same files open.
 
     A worker is a new Python, since a fork would lack the threads of this process. It imports the
-    main script again, which therefore needs the usual `if __name__ == "__main__":`. It has its
-    share of the threads of kernels, which change no bit, and as many threads of BLAS as this
-    process, since their number does change the last digits of a decomposition.
+    main script again, which therefore needs the usual `if __name__ == "__main__":`, and cannot be
+    read from standard input. A worker has its share of the threads of kernels, which change no bit,
+    and as many threads of BLAS as this process, which change the last digits of a decomposition.
 
     Args:
         opening: opens the files, in this process at once, and in each worker that is started.
@@ -39,6 +39,7 @@ class Crew(Closing, Generic[O]):
         progress: show progress bars.
 
     Attributes:
+        workers: the number; it can be set to 1.
         opened: what is open in this process.
 
     A ValueError is raised if the number is not positive, and what `opening` raises.
@@ -48,7 +49,7 @@ class Crew(Closing, Generic[O]):
         self, opening: Callable[[], AbstractContextManager[O]], workers: int, progress: bool
     ) -> None:
         check_positive("workers", workers)
-        self._opening, self._workers, self._progress = opening, workers, progress
+        self.workers, self._opening, self._progress = workers, opening, progress
         self._stack = ExitStack()
         self.opened = self._stack.enter_context(opening())
 
@@ -62,7 +63,7 @@ class Crew(Closing, Generic[O]):
             BaseException: what the function has raised.
         """
         try:
-            if min(self._workers, len(tasks)) > 1:
+            if min(self.workers, len(tasks)) > 1:
                 results = self._submit(partial(_call, function), tasks)
             else:
                 results = (function(self.opened, task) for task in tasks)
@@ -90,8 +91,8 @@ class Crew(Closing, Generic[O]):
     def _pool(self) -> ProcessPoolExecutor:
         context = get_context("spawn")
         end, ours = context.Pipe(duplex=False)
-        arguments = self._opening, max(1, get_num_threads() // self._workers), end
-        pool = ProcessPoolExecutor(self._workers, context, _begin, arguments)
+        arguments = self._opening, max(1, get_num_threads() // self.workers), end
+        pool = ProcessPoolExecutor(self.workers, context, _begin, arguments)
         self._stack.enter_context(pool)
         self._stack.callback(ours.close)  # before the pool waits for the workers
         return pool
