@@ -104,7 +104,8 @@ def merge_files(
         check_base: raise an error for a base that the adapter was not made on, if its metadata
             names one.
         workers: the number of processes. They share the layers of the certificate, and the files;
-            each takes the memory of one. The files are the same to the bit.
+            each takes the memory of one. The files are the same to the bit. A script that asks for
+            more than one needs `if __name__ == "__main__":`, since each imports it again.
         progress: show progress bars.
 
     Raises:
