@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import lora
 from lora.__main__ import FAILED, STOPPED, main
 from lora.offline import check_adapter, extract_files, merge_files
 from lora.offline.inspection import Findings
+from lora.offline.workers import Crew
 from minigrad.io import TensorInfo, writing_set
 from minigrad.nn import Linear
 from minigrad.progress import NoBar
@@ -406,6 +407,20 @@ def test_workers_that_cannot_start_are_an_error(files):
     message = 'could not start; .* a script needs `if __name__ == "__main__":` before what it does'
     assert len(re.findall(message, done.stdout)) == 2
     assert not out.exists()
+
+
+def sleep(_, seconds):
+    """Do a task that takes so long."""
+    time.sleep(seconds)
+    return seconds
+
+
+def test_workers_end_in_the_middle_of_a_task():
+    begin = time.monotonic()
+    with Crew(nullcontext, 2, False) as crew:
+        results = crew.map(sleep, [0, 120, 120], "sleep", "nap")
+        assert next(results) == 0
+    assert time.monotonic() < begin + 60
 
 
 @posix
