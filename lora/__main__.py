@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--radius", type=float, default=1.0, help=help_text)
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
+    help_text = "processes that share the work, to the same bits; each takes the memory of one (1)"
+    workers: Any = {"type": int, "default": 1, "metavar": "N", "help": help_text}
+    add("--workers", **workers)
 
     help_text = "write an adapter as the GGUF file that llama.cpp reads, or one of these for PEFT"
     add = command("convert", convert_adapter, help_text)
@@ -130,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     help_text = "a model that should be the base with the adapter merged: was it done right?"
     add("--merged", metavar="MODEL", type=_path, help=help_text)
+    add("--workers", **workers)
 
     help_text = "write the adapter that comes nearest to a model trained as a whole"
     add = command("extract", extract_files, help_text)
@@ -149,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "the files have weights as (d_in, d_out), where biases do not tell"
     add("--fan-in-fan-out", action="store_true", help=help_text)
     add("--lossy", action="store_true", help="leave out what the adapter would not have")
+    add("--workers", **workers)
     return parser
 
 

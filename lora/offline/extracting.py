@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from lora.extraction import Extracted
 from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
 from lora.offline.stored_weight import StoredWeight
+from lora.offline.workers import Crew
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
@@ -25,10 +28,11 @@ from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
-from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
+_Models = tuple[TensorSet, TensorSet]  # the base and the finetuned one
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +73,7 @@ def extract_files(
     fan_in_fan_out: bool = False,
     lossy: bool = False,
     dtype: str | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> ExtractedFiles:
     """Write the adapter that comes nearest to a model which was trained in full.
@@ -95,6 +100,9 @@ def extract_files(
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of raising an error.
         dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
+        workers: the number of processes that compare the tensors. They share the singular vectors
+            too if the environment gives BLAS one thread (OPENBLAS_NUM_THREADS=1). The adapter is
+            the same to the bit as that of one worker. Each takes the memory of one.
         progress: show a progress bar.
 
     Raises:
@@ -102,6 +110,7 @@ def extract_files(
         ValueError: if files are not what they should be, names or shapes differ, there is NaN or
             Inf, nothing differs, a pattern matches nothing, something differs that the adapter
             would not have, or `out` is the folder of a model.
+        ChildProcessError: if a worker was killed.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
     rank = check_size("rank", rank)
@@ -110,9 +119,12 @@ def extract_files(
         # transformers would take it for that of an adapter then.
         if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
-    with open_base(base) as before, open_base(finetuned) as after:
+    with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
+        before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
-        differing = _differing(before, after, saved, progress)
+        _check_fit(before, after, saved)
+        are_equal = crew.map(_is_equal, list(before), "compare", "tensor")
+        differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -128,19 +140,16 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        updates: dict[str, dict[str, Array]] = {}
-        rows, facts = [], {}
-        for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
-            weight = f"{name}.weight"
-            is_transposed = name in tables or transposed.get(weight, fan_in_fan_out)
-            old, new = (StoredWeight(each, weight, is_transposed) for each in (before, after))
-            difference = new.dense() - old.dense()
-            if not np.isfinite(difference).all():
-                raise ValueError(f"{weight} has NaN or Inf in it")
-            best = Approximation.of_matrix(difference, rank)
-            updates[name] = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-            rows.append(Extracted.of(name, best))
-            facts[name] = LayerFacts(1.0, old.fingerprint())
+        tasks = [
+            (name, name in tables or transposed.get(f"{name}.weight", fan_in_fan_out), rank)
+            for name in layers
+        ]
+        if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
+            crew.workers = 1  # threads of several processes would take turns, ten times as long
+        rows, updates, facts = [], {}, {}
+        for row, update, base_hash in crew.map(_extract, tasks, "extract", "layer"):
+            rows.append(row)
+            updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
         found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
@@ -163,8 +172,43 @@ def extract_files(
     )
 
 
-def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress: bool) -> list[str]:
-    """Return the tensors that differ; names and shapes may do so in modules copied in full only."""
+@contextmanager
+def _opened(base: PathLike, finetuned: PathLike) -> Iterator[_Models]:
+    with open_base(base) as before, open_base(finetuned) as after:
+        yield before, after
+
+
+def _is_equal(models: _Models, name: str) -> bool:
+    """Tell whether a tensor of the base is the same in the other model."""
+    (before, after), (old, new) = models, (each.info(name) for each in models)
+    if old.shape != new.shape:
+        return False
+    if {old.dtype, new.dtype} <= CODES.keys():
+        return np.array_equal(before.read(name), after.read(name))
+    # numpy lacks the other dtypes, and can only compare their bytes
+    parts = zip_longest(before.raw(name), after.raw(name))
+    return old.dtype == new.dtype and all(one == other for one, other in parts)
+
+
+def _extract(
+    models: _Models, task: tuple[str, bool, int]
+) -> tuple[Extracted, dict[str, Array], str]:
+    """Return the report of a layer, its update, and its fingerprint in the base.
+
+    The task is the name of the layer, whether its weight is transposed, and the rank.
+    """
+    name, is_transposed, rank = task
+    old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
+    difference = new.dense() - old.dense()
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{name}.weight has NaN or Inf in it")
+    best = Approximation.of_matrix(difference, rank)
+    update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+    return Extracted.of(name, best), update, old.fingerprint()
+
+
+def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
+    """Raise an error if names or shapes differ, but in modules copied in full."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -175,18 +219,6 @@ def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress:
             shapes = before.info(name).shape, after.info(name).shape
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
     check_problems("the finetuned model does not fit the base", problems)
-    differing = []
-    for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress):
-        old, new = before.info(name), after.info(name)
-        is_equal = old.shape == new.shape
-        if is_equal and {old.dtype, new.dtype} <= CODES.keys():
-            is_equal = np.array_equal(before.read(name), after.read(name))
-        elif is_equal:  # numpy lacks the other dtypes, and can only compare their bytes
-            parts = zip_longest(before.raw(name), after.raw(name))
-            is_equal = old.dtype == new.dtype and all(one == other for one, other in parts)
-        if not is_equal:
-            differing.append(name)
-    return differing
 
 
 def _layers(

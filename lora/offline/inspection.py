@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, MergedLayer, compare_merged
-from lora.offline.model_folder import TIED, UNTIED, open_base, resolve
+from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, open_adapted, other_weights
+from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
@@ -206,6 +207,7 @@ def check_adapter(
     base: PathLike | None = None,
     merged: PathLike | None = None,
     *,
+    workers: int = 1,
     progress: bool = True,
 ) -> Findings:
     """Look for what is wrong with an adapter: its files, tensors, scales, the base and a merge.
@@ -215,11 +217,14 @@ def check_adapter(
         base: what `open_base` opens; None to check the adapter alone.
         merged: a model that should be the base with the update in it, which `open_base` opens.
             Mistakes that were made instead are named.
+        workers: the number of processes that share the files, layers and tensors of the base and
+            the model. Each takes the memory of one.
         progress: show a progress bar if it takes long.
 
     Raises:
         FileNotFoundError: if there is no such folder or base.
         ValueError: if the base or the model is not what it should be, or a model has no base.
+        ChildProcessError: if a worker was killed.
     """
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")
@@ -234,31 +239,48 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            tensors = stack.enter_context(open_base(base))
-            for file in tensors.files.values():
-                has_checksum = has_checksum and file.has_checksum
-                try:
-                    file.check()
-                except ValueError as error:
-                    found.append(Finding("wrong", "base", str(error)))
-            resolved = resolve(files, tensors, progress=progress)
-            weights = resolved.weights.values()
-            bar = progress_bar(weights, what="base", unit="layer", shown=progress)
-            broken = [weight.name for weight in bar if not weight.is_finite()]
-            if merged is not None:
-                model = stack.enter_context(open_base(merged))
-                rows, wrong = compare_merged(files, resolved, tensors, model, progress)
-                found += [Finding("wrong", name, what) for name, what in wrong]
+            opening = partial(open_adapted, base, folder, merged)
+            crew = stack.enter_context(Crew(opening, workers, progress))
+            tensors, resolved = crew.opened.tensors, crew.opened.resolved
+            has_checksum &= all(file.has_checksum for file in tensors.files.values())
+            damage = crew.map(_damage, list(tensors.files), "base", "file")
+            found += [Finding("wrong", "base", problem) for problem in damage if problem]
+            problems = [*resolved.problems, *other_weights(crew)]
+            finite = crew.map(_is_finite, list(resolved.weights), "base", "layer")
+            weights = zip(resolved.weights.values(), finite, strict=True)
+            broken = [weight.name for weight, is_finite in weights if not is_finite]
+            if crew.opened.model is not None:
+                names = list({**tensors.tensors, **resolved.replaced, **crew.opened.model.tensors})
+                compared = crew.map(compare_tensor, names, "compare", "tensor")
+                for name, verdict in zip(names, compared, strict=True):
+                    if isinstance(verdict, MergedLayer):
+                        rows.append(verdict)
+                        name, verdict = verdict.name, verdict.verdict
+                    if verdict not in ("", RIGHT):
+                        found.append(Finding("wrong", name, verdict))
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
-                *(Finding("wrong", "base", problem) for problem in resolved.problems),
+                *(Finding("wrong", "base", problem) for problem in problems),
                 *(Finding("odd", name, added) for name in resolved.added),
                 *(Finding("odd", name, TIED) for name in resolved.tied),
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
+
+
+def _damage(base: AdaptedBase, file: str) -> str:
+    """Say that a file of the base is damaged; empty if it is not, as far as is known."""
+    try:
+        base.tensors.files[file].check()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _is_finite(base: AdaptedBase, layer: str) -> bool:
+    return base.resolved.weights[layer].is_finite()
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""compare_merged: whether a model in files is a base with the update of an adapter in it.
+"""compare_tensor: whether a model in files is a base with the update of an adapter in it.
 
 A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. If it is not,
 the usual mistakes are tried: W + c dW, and W + dW^T. One is found if M is no further from it than
@@ -18,14 +18,13 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import ResolvedBase
+from lora.offline.model_folder import AdaptedBase
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, AdapterFolder
 from lora.scaling import LoRAScaling
 from lora.spectra import frobenius
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import to_stored
-from minigrad.progress import progress_bar
 
 RIGHT = "has the update in it"
 
@@ -48,42 +47,31 @@ class MergedLayer:
     verdict: str  # RIGHT, or which mistake was made
 
 
-def compare_merged(
-    files: AdapterFolder, resolved: ResolvedBase, base: TensorSet, model: TensorSet, progress: bool
-) -> tuple[list[MergedLayer], list[tuple[str, str]]]:
-    """Return the layers with an update, and the names of what is wrong in a model, with reasons."""
-    layers: list[MergedLayer] = []
-    wrong: list[tuple[str, str]] = []
-    weights = {weight.name: (layer, weight) for layer, weight in resolved.weights.items()}
-    names = {**base.tensors, **resolved.replaced, **model.tensors}
-    for name in progress_bar(names, what="compare", unit="tensor", shown=progress):
-        if name not in model:
-            if not _is_copy(name, base):
-                wrong.append((name, "is missing in the model"))
-        elif name in weights:
-            layer, weight = weights[name]
-            info = model.info(name)
-            if info.dtype not in FLOATS or info.shape != base.info(name).shape:
-                wrong.append((name, f"is of {info.dtype} and shape {info.shape} in the model"))
-                continue
-            merged = StoredWeight(model, name, weight.is_transposed)
-            if not merged.is_finite():
-                wrong.append((name, "has NaN or Inf in it, in the model"))
-                continue
-            adapter = adapter_of(files, files.layers[layer], weight)
-            usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-            layers.append(_compared(layer, merged, weight, adapter, info.dtype, usual))
-            if layers[-1].verdict != RIGHT:
-                wrong.append((layer, layers[-1].verdict))
-        elif name in resolved.replaced:
-            if not _is_same(files, resolved.replaced[name], model, name):
-                wrong.append((name, "is not that of the adapter"))
-        elif name not in base:
-            if not _is_copy(name, model):
-                wrong.append((name, "is in the model only"))
-        elif not _is_same(base, name, model, name):
-            wrong.append((name, "is not that of the base, and the adapter does not change it"))
-    return layers, wrong
+def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
+    """Compare a tensor of the model; return the layer if it has an update, or what is wrong."""
+    tensors, files, model = base.tensors, base.files, base.model
+    assert model is not None
+    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
+    if name not in model:
+        return "" if _is_copy(name, tensors) else "is missing in the model"
+    if name in layers:
+        info, weight = model.info(name), base.resolved.weights[layers[name]]
+        if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
+            return f"is of {info.dtype} and shape {info.shape} in the model"
+        merged = StoredWeight(model, name, weight.is_transposed)
+        if not merged.is_finite():
+            return "has NaN or Inf in it, in the model"
+        adapter = adapter_of(files, files.layers[layers[name]], weight)
+        usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
+        return _compared(layers[name], merged, weight, adapter, info.dtype, usual)
+    if name in base.resolved.replaced:
+        is_same = _is_same(files, base.resolved.replaced[name], model, name)
+        return "" if is_same else "is not that of the adapter"
+    if name not in tensors:
+        return "" if _is_copy(name, model) else "is in the model only"
+    if not _is_same(tensors, name, model, name):
+        return "is not that of the base, and the adapter does not change it"
+    return ""
 
 
 def _compared(

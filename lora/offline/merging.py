@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import astuple, dataclass
+from functools import partial
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lora.adapter import Adapter
-from lora.certificate import MergeCertificate, certify, merging_into
+from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars, open_base, resolve
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.model_folder import (
+    TIED,
+    UNTIED,
+    AdaptedBase,
+    find_sidecars,
+    open_adapted,
+    other_weights,
+)
+from lora.offline.stored_weight import StoredWeight
+from lora.offline.workers import Crew
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from minigrad import __version__
 from minigrad.checks import check_problems
-from minigrad.io import TensorInfo, TensorSet, TensorWriter, writing, writing_set
-from minigrad.progress import progress_bar
+from minigrad.io import TensorInfo, TensorSet, find, writing
+from minigrad.io.sharded import SINGLE, staging_set
+from minigrad.kernels.vector import vector_registers
 from minigrad.tables import in_bytes
+
+_ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +52,7 @@ class MergedFiles:
     prefix: str
     left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
     nbytes: int  # of all tensors
+    kept: Sequence[str]  # files that a merge which was killed had completed
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -48,6 +66,8 @@ class MergedFiles:
         if self.left_out:
             left_out = ", ".join(self.left_out)
             lines.append(f"not copied, for there may be weights without the update: {left_out}")
+        if self.kept:
+            lines.append(f"complete from a merge that was killed: {', '.join(self.kept)}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
@@ -60,12 +80,17 @@ def merge_files(
     limit: float | None = None,
     radius: float = 1.0,
     check_base: bool = True,
+    workers: int = 1,
     progress: bool = True,
 ) -> MergedFiles:
     """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
 
     No more than some rows of a tensor are in memory at a time. What the adapter does not change is
     copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
+
+    If `out` is a folder and the merge is killed, or one of its workers, the next merge of the same
+    content with the same options goes on with what is complete: layers of the certificate, and
+    files. It compares hashes of all inputs.
 
     Args:
         base: what `open_base` opens.
@@ -78,10 +103,14 @@ def merge_files(
         radius: the norm of the inputs that the certificate's bound is for.
         check_base: raise an error for a base that the adapter was not made on, if its metadata
             names one.
+        workers: the number of processes. They share the layers of the certificate, and the files;
+            each takes the memory of one. The files are the same to the bit. A script that asks for
+            more than one needs `if __name__ == "__main__":`, since each imports it again.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
+        ChildProcessError: if a worker was killed.
         ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
             the adapter, it does not go with the base, `out` is one of the inputs, of another kind
             than its name says, or has other weights in it, or something would not be finite.
@@ -92,15 +121,18 @@ def merge_files(
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
     target = Path(out)
     is_file = target.suffix == ".safetensors"
-    with open_base(base) as tensors, AdapterFolder(adapter) as files:
+    with ExitStack() as stack:
+        opening = partial(open_adapted, base, adapter)
+        crew = stack.enter_context(Crew(opening, workers, progress))
+        tensors, files, resolved = crew.opened.tensors, crew.opened.files, crew.opened.resolved
         shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
         if is_file or len(shards) == 1:
-            shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
+            shards = {target.name if is_file else SINGLE: [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        problems = wrong_in(files, progress)
-        resolved = resolve(files, tensors, check_base, progress)
-        what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
-        check_problems(what, [*problems, *resolved.problems])
+        problems = [*wrong_in(files, progress), *resolved.problems]
+        if check_base:
+            problems += other_weights(crew)
+        check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
         for name in resolved.added:
             next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
         names = {key: name for name, key in resolved.replaced.items()}
@@ -111,69 +143,111 @@ def merge_files(
             return TensorInfo(names.get(info.name, info.name), stored, info.shape)
 
         shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
-        every = {info.name: info for infos in shards.values() for info in infos}
-        updates, merges = {}, []
-        dtypes = {layer: every[weight.name].dtype for layer, weight in resolved.weights.items()}
-        for layer in sorted(dtypes, key=lambda layer: [*dtypes.values()].index(dtypes[layer])):
-            weight, stored_layer = resolved.weights[layer], files.layers[layer]
-            update = adapter_of(files, stored_layer, weight)
-            updates[weight.name] = weight, update
-            one_hot = stored_layer.is_embedding
-            merges.append(merging_into(layer, weight, [update], [update], one_hot=one_hot))
-        certificate = certify(merges, dtypes, radius, progress=progress)
-        broken = [row for row in certificate.rows if not row.is_finite]
-        if broken:
-            raise ValueError(
-                f"the merged weight would not be finite in "
-                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
-            )
+        metadata = {"format": "pt", **tensors.metadata}
+        folder, kept = target.parent, list[str]()
+        left_out: Sequence[str] = ()
+        if not is_file:
+            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+            inputs = [find(adapter, WEIGHTS), *(file.path for file in tensors.files.values())]
+            hashes = list(crew.map(_digest, inputs, "hash of the inputs", "file"))
+            computing = __version__, np.__version__, vector_registers()
+            facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
+            plan = sha256(repr(facts).encode()).hexdigest()
+            folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
+            stack.callback(crew.close)  # no worker writes when the folder is moved or removed
+            kept = [name for name in shards if (folder / name).exists()]
+        certificate = _certificate(crew, shards, radius, None if is_file else folder / _ROWS)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
-        metadata = {"format": "pt", **tensors.metadata}
-        total = sum(info.nbytes for info in tensors.tensors.values())
-        left_out: Sequence[str] = ()
-        with ExitStack() as stack:
-            if is_file:
-                writer = stack.enter_context(writing(target, every.values(), metadata))
-                writers: Mapping[str, TensorWriter] = dict.fromkeys(every, writer)
-            else:
-                is_untied = bool(resolved.heads)
-                sidecars, left_out = find_sidecars(Path(base), tensors, dtype, is_untied)
-                writers = stack.enter_context(writing_set(target, shards, metadata, sidecars))
-            bar = stack.enter_context(
-                progress_bar(what="merge", unit="B", shown=progress, total=total, unit_scale=True)
-            )
-
-            def unchanged(name: str) -> Iterator[bytes]:
-                for part in tensors.raw(name):
-                    yield part
-                    bar.update(len(part))
-
-            for name in [*tensors, *resolved.added]:
-                is_replaced, stored = name in resolved.replaced, every[name].dtype
-                parts: Iterable[tuple[int, Array]]
-                if is_replaced:
-                    parts = [(0, files.read(resolved.replaced[name]))]
-                elif name in updates:
-                    parts = _merged(*updates[name])
-                elif tensors.info(name).dtype == stored:
-                    writers[name].copy(name, unchanged(name))
-                    continue
-                else:
-                    strip = strips(tensors.info(name).shape)
-                    parts = ((rows.start or 0, tensors.read(name, None, rows)) for rows in strip)
-                for first, part in parts:
-                    is_rounded = (dtype is not None or is_replaced) and part.dtype.kind == "f"
-                    if is_rounded and not is_finite_in(part, stored):
-                        raise ValueError(
-                            f"{name} has numbers that {stored} has not; take bfloat16 or float32"
-                        )
-                    writers[name].write(name, part, first)
-                    bar.update(part.nbytes)
+        tasks = [
+            (folder / name, infos, metadata, dtype is not None)
+            for name, infos in shards.items()
+            if name not in kept
+        ]
+        list(crew.map(_write, tasks, "merge", "file"))
     found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
-    size = sum(info.nbytes for info in every.values())
-    return MergedFiles(target, certificate, list(resolved.replaced), *found, left_out, size)
+    size = sum(info.nbytes for infos in shards.values() for info in infos)
+    replaced = list(resolved.replaced)
+    return MergedFiles(target, certificate, replaced, *found, left_out, size, kept)
+
+
+def _digest(_: AdaptedBase, path: Path) -> str:
+    """Return the hash of a file."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _certificate(
+    crew: Crew[AdaptedBase],
+    shards: Mapping[str, Sequence[TensorInfo]],
+    radius: float,
+    notes: Path | None,
+) -> MergeCertificate:
+    """Compute the certificate, but for the rows that a file of notes has; note the others there."""
+    every = {info.name: info.dtype for infos in shards.values() for info in infos}
+    weights = crew.opened.resolved.weights
+    dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
+    rows: dict[str, CertificateRow] = {}
+    if notes is not None and notes.exists():
+        for line in notes.read_bytes().splitlines():
+            with suppress(ValueError, TypeError):  # a line that a kill has cut short
+                row = CertificateRow(*json.loads(line))
+                rows[row.layer] = row
+    tasks = [(layer, dtype, radius) for layer, dtype in dtypes.items() if layer not in rows]
+    for row in crew.map(_row, tasks, "certifying the merge", "layer"):
+        rows[row.layer] = row
+        if notes is not None:
+            with open(notes, "ab") as file:
+                file.write(json.dumps(astuple(row)).encode() + b"\n")
+    kinds = list(dtypes.values())
+    layers = sorted(dtypes, key=lambda layer: kinds.index(dtypes[layer]))
+    certificate = MergeCertificate(tuple(rows[layer] for layer in layers), float(radius))
+    broken = [row for row in certificate.rows if not row.is_finite]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in "
+            f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
+        )
+    return certificate
+
+
+def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
+    """Compute the row of a layer, whose weight will be stored in a dtype."""
+    layer, dtype, radius = task
+    weight, update = base.resolved.weights[layer], base.update(layer)
+    one_hot = base.files.layers[layer].is_embedding
+    part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
+    return certify([part], {layer: dtype}, radius, progress=False).rows[0]
+
+
+def _write(
+    base: AdaptedBase, task: tuple[Path, Sequence[TensorInfo], Mapping[str, str], bool]
+) -> None:
+    """Write a file: its path, tensors and metadata, and whether dtypes may be others."""
+    path, infos, metadata, is_converted = task
+    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
+    with writing(path, infos, metadata) as writer:
+        for info in infos:
+            name, key = info.name, base.resolved.replaced.get(info.name)
+            parts: Iterable[tuple[int, Array]]
+            if key is not None:
+                parts = [(0, base.files.read(key))]
+            elif name in layers:
+                parts = _merged(base.resolved.weights[layers[name]], base.update(layers[name]))
+            elif base.tensors.info(name).dtype == info.dtype:
+                writer.copy(name, base.tensors.raw(name))
+                continue
+            else:
+                strip = strips(info.shape)
+                parts = ((rows.start or 0, base.tensors.read(name, None, rows)) for rows in strip)
+            for first, part in parts:
+                is_rounded = (is_converted or key is not None) and part.dtype.kind == "f"
+                if is_rounded and not is_finite_in(part, info.dtype):
+                    raise ValueError(
+                        f"{name} has numbers that {info.dtype} has not; take bfloat16 or float32"
+                    )
+                writer.write(name, part, first)
 
 
 def _check_out(

@@ -17,19 +17,24 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora.offline.stored_weight import StoredWeight
+from lora.adapter import Adapter
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.workers import Crew
 from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
+
+PathLike = str | os.PathLike[str]
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -66,7 +71,7 @@ _COPIED = {
 """The endings of files that have no weights."""
 
 
-def open_base(path: str | os.PathLike[str]) -> TensorSet:
+def open_base(path: PathLike) -> TensorSet:
     """Open the tensors of a model: a safetensors file, an index, a folder of one, or a GGUF file.
 
     Those of a GGUF file have transformers' names, and are converted when they are read. Errors are
@@ -94,14 +99,58 @@ class ResolvedBase:
     problems: Sequence[str]  # what does not go together
 
 
-def resolve(
-    files: AdapterFolder, base: TensorSet, check_base: bool = True, progress: bool = True
-) -> ResolvedBase:
+@dataclass(frozen=True)
+class AdaptedBase:
+    """A base and an adapter, both open; each worker of a `Crew` has one."""
+
+    tensors: TensorSet
+    files: AdapterFolder
+    resolved: ResolvedBase
+    model: TensorSet | None  # one that should be the base with the adapter in it
+    updates: dict[str, Adapter] = field(default_factory=dict)  # those that were asked for
+
+    def update(self, layer: str) -> Adapter:
+        """Return the update of a layer, which stays in memory."""
+        if layer not in self.updates:
+            stored, weight = self.files.layers[layer], self.resolved.weights[layer]
+            self.updates[layer] = adapter_of(self.files, stored, weight)
+        return self.updates[layer]
+
+
+@contextmanager
+def open_adapted(
+    base: PathLike, adapter: PathLike, model: PathLike | None = None
+) -> Iterator[AdaptedBase]:
+    """Open what an `AdaptedBase` has; errors are those of `open_base` and `AdapterFolder`."""
+    with open_base(base) as tensors, AdapterFolder(adapter) as files, ExitStack() as stack:
+        merged = None if model is None else stack.enter_context(open_base(model))
+        yield AdaptedBase(tensors, files, resolve(files, tensors), merged)
+
+
+def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
+    """Yield the layers whose weights do not have the hashes in the adapter's metadata, if any."""
+    facts, weights = crew.opened.files.facts, crew.opened.resolved.weights
+    stored = {name: fact.stored for name, fact in facts.layers.items()}
+    # The matrix of the adapter was that of the file, unless it was rounded to few bits.
+    same = [
+        name
+        for name, weight in weights.items()
+        if stored.get(name, "dense") in ("dense", crew.opened.tensors.info(weight.name).dtype)
+    ]
+    return facts.base_problems(
+        same, lambda names: crew.map(_fingerprint, names, "hash of the base", "layer")
+    )
+
+
+def _fingerprint(base: AdaptedBase, layer: str) -> str:
+    return base.resolved.weights[layer].fingerprint()
+
+
+def resolve(files: AdapterFolder, base: TensorSet) -> ResolvedBase:
     """Find the tensors of a base that an adapter is about.
 
     The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
-    is accepted if all names fit with the same prefix added or removed. With `check_base`, weights
-    are compared with the hashes in the adapter's metadata, if it has some. What `findings_of` finds
+    is accepted if all names fit with the same prefix added or removed. What `findings_of` finds
     wrong with the adapter is not reported again.
     """
     own_weights = [f"{layer}.weight" for layer in files.layers]
@@ -147,15 +196,6 @@ def resolve(
                 f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
                 f"base"
             )
-    if check_base:
-        stored = {name: fact.stored for name, fact in files.facts.layers.items()}
-        # The matrix of the adapter was that of the file, unless it was rounded to few bits.
-        same = {
-            name: weight
-            for name, weight in weights.items()
-            if stored.get(name, "dense") in ("dense", base.info(weight.name).dtype)
-        }
-        problems += files.facts.base_problems(same, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]

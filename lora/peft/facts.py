@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
 from minigrad.core.tensor import Tensor
-from minigrad.progress import progress_bar
-
-W = TypeVar("W")
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
@@ -81,12 +77,12 @@ class Facts:
             ) from None
 
     def base_problems(
-        self, weights: Mapping[str, W], fingerprint: Callable[[W], str], progress: bool
+        self, names: Iterable[str], fingerprints: Callable[[list[str]], Iterable[str]]
     ) -> Iterator[str]:
-        """Yield the layers whose weights, given by name, are not those it was made on."""
-        known = [n for n in weights if n in self.layers and self.layers[n].base is not None]
-        for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
-            found, fact = fingerprint(weights[name]), self.layers[name]
+        """Yield those of the layers whose weights are not the ones it was made on."""
+        known = [n for n in names if n in self.layers and self.layers[n].base is not None]
+        for name, found in zip(known, fingerprints(known), strict=True):
+            fact = self.layers[name]
             if found != fact.base:
                 stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
                 yield (

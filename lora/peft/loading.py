@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,10 @@ def _set_parameters(
             problems.append(f"unexpected: {key} {files.tensors[key].shape}")
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
-        problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
+        bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
+        problems += files.facts.base_problems(
+            plan.layers, lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names))
+        )
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value

@@ -152,6 +152,27 @@ def writing_set(
         ValueError: if a name is not that of a file in the folder, a tensor is in two files, the
             folder has weights of the other kind, or the block ends before all is written.
     """
+    with staging_set(folder, shards, others) as stage, ExitStack() as stack:
+        writers = {
+            file: TensorWriter(stack.enter_context(open(stage / file, "w+b")), infos, metadata)
+            for file, infos in shards.items()
+        }
+        yield {info.name: writers[file] for file, infos in shards.items() for info in infos}
+        for writer in writers.values():
+            writer.finish()
+
+
+@contextmanager
+def staging_set(
+    folder: str | os.PathLike[str],
+    shards: Mapping[str, Sequence[TensorInfo]],
+    others: Mapping[str, Path | bytes] | None = None,
+    plan: str | None = None,
+) -> Iterator[Path]:
+    """Make a folder to write the files of a model to, as `writing_set` does, one by one.
+
+    For a plan see `replacing_together`.
+    """
     for file in shards:
         _check_plain(file, "there cannot be a file")
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}
@@ -164,21 +185,14 @@ def writing_set(
             f"{os.fspath(folder)!r} has {other_kind} in it, of other weights than those to be "
             f"written; take it away, or name another folder"
         )
-    with replacing_together(folder, SINGLE if is_single else INDEX) as stage:
+    with replacing_together(folder, SINGLE if is_single else INDEX, plan) as stage:
         for name, content in (others or {}).items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
                 (stage / name).write_bytes(content)
             else:
                 shutil.copyfile(content, stage / name)
-        with ExitStack() as stack:
-            writers = {
-                file: TensorWriter(stack.enter_context(open(stage / file, "w+b")), infos, metadata)
-                for file, infos in shards.items()
-            }
-            yield {name: writers[file] for name, file in weight_map.items()}
-            for writer in writers.values():
-                writer.finish()
+        yield stage
         if is_single:
             return
         total = sum(info.nbytes for infos in shards.values() for info in infos)

@@ -18,6 +18,9 @@ A reader that uses `find` sees either the old files or the new ones, at any time
 nothing. Other readers do so too, except between two renames. If only one file differs, there is no
 such moment. If more than two do, the entry is removed before and is missing meanwhile, because
 nobody could tell a mixture from a model.
+
+A long save may have a plan, a name for what it makes of which inputs, which its folder is called
+by. If it is killed, the next save with the same plan takes the folder over.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from minigrad.io.atomic import create_locked, flush, flush_folder, remove, remove_dead, try_lock
 
@@ -50,12 +53,18 @@ _PAUSE = 0.01  # seconds
 
 
 @contextmanager
-def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[Path]:
+def replacing_together(
+    folder: str | os.PathLike[str], entry: str, plan: str | None = None
+) -> Iterator[Path]:
     """Make a folder to write files to, which replace those in `folder` all together.
 
     Args:
         folder: the target, made if it is not there. New files may be in folders; others stay.
+            Those whose names begin with a dot are not moved.
         entry: the name of the file without which no reader looks at the others.
+        plan: a hash of all that the files follow from. A folder that a save with this plan has left
+            when it was killed, or when a process of its own was (a ChildProcessError), is taken
+            over with all that is in it, which may be incomplete. This needs locks of files.
 
     Raises:
         OSError: if they cannot be written, as where a folder has the name of a file, or another
@@ -67,10 +76,9 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
     made = [each for each in (target, *target.parents) if not each.exists()]
     target.mkdir(parents=True, exist_ok=True)
     try:
-        for left in target.glob(f"{_SAVING}*"):
-            remove_dead(left, left / _MANIFEST)
-        with create_locked(lambda: _new_stage(target) / _MANIFEST) as manifest:
-            stage = Path(manifest.name).parent
+        left = _stage_left(target, plan)
+        with left or create_locked(lambda: _new_stage(target, plan) / _MANIFEST) as manifest:
+            stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # which renames no folder with a file that is open
                 manifest.close()
             try:
@@ -82,8 +90,12 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
                         flush(opened)
                 _take_turn(target, stage, written)
                 _swap(target, written, entry)
+            except ChildProcessError:
+                is_kept = plan is not None
+                raise
             finally:
-                _end(target, stage)
+                if not is_kept:
+                    _end(target, stage)
     except BaseException:
         with suppress(OSError):  # another process may have put a file there
             for folder_made in made:
@@ -169,17 +181,44 @@ def _is_plain(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def _new_stage(target: Path) -> Path:
+def _new_stage(target: Path, plan: str | None) -> Path:
     """Make a folder to write new files to, with the permissions that any new folder has."""
-    stage = target / f"{_SAVING}{secrets.token_hex(4)}"
-    stage.mkdir()
+    stage = target / f"{_SAVING}{plan or secrets.token_hex(4)}"
+    try:
+        stage.mkdir()
+    except FileExistsError:  # another save with this plan is at work
+        return _new_stage(target, None)
     return stage
 
 
+def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
+    """Lock the manifest of a folder that a save with this plan has left; remove other leftovers."""
+    found = None
+    for left in target.glob(f"{_SAVING}*"):
+        is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
+        lock = _take_over(left / _MANIFEST) if is_ours else None
+        if lock is None:
+            remove_dead(left, left / _MANIFEST)
+        found = found or lock
+    return found
+
+
+def _take_over(manifest: Path) -> BinaryIO | None:
+    """Lock the manifest that a dead save has left, and empty it; return None if there is none."""
+    with ExitStack() as stack, suppress(OSError):
+        lock = stack.enter_context(open(manifest, "r+b"))
+        if try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(manifest)):
+            lock.truncate()  # a save that was about to end had filled it in
+            stack.pop_all()
+            return lock
+    return None
+
+
 def _files(folder: Path) -> list[str]:
-    """List the files in a folder and in those inside of it, relative to it, but no manifest."""
+    """List the files in a folder and in those inside of it, relative to it, but no hidden ones."""
     found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    return sorted(each.relative_to(folder).as_posix() for each in found if each.name != _MANIFEST)
+    shown = (each for each in found if not each.name.startswith("."))
+    return sorted(each.relative_to(folder).as_posix() for each in shown)
 
 
 def _check(target: Path, written: Sequence[str], entry: str) -> None:

@@ -1177,9 +1177,10 @@ def test_a_command_that_is_stopped_says_what_is_there(
     moments = [moment]
 
     def stop(*names):
-        if moments != ["before"]:
+        is_inside = ".saving-" in os.fspath(names[1])  # a file that nobody sees yet
+        if is_inside or moments != ["before"]:
             replace(*names)
-        if moments:
+        if moments and not is_inside:
             moments.clear()
             raise KeyboardInterrupt
 

@@ -547,3 +547,81 @@ def test_the_manifest_names_what_it_replaces(unfinished):
     assert list(content) == [OTHER, ENTRY]
     found = (unfinished / ENTRY).stat()
     assert content[ENTRY][0] == [found.st_size, found.st_mtime_ns]
+
+
+# ----------------------------------------------------------------------------------------------
+# Saves that go on after a kill
+# ----------------------------------------------------------------------------------------------
+
+PLANNED = """
+import os, signal, sys
+from minigrad import io
+with io.replacing_together(sys.argv[1], "entry", sys.argv[2]) as stage:
+    (stage / "in").mkdir()
+    for name in ("in/side", "entry", ".notes"):
+        (stage / name).write_text("first")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A folder in which a save of the plan "one" was killed."""
+    subprocess.run([sys.executable, "-c", PLANNED, str(tmp_path), "one"], check=False)
+    assert len(hidden(tmp_path)) == 1
+    return tmp_path
+
+
+@posix
+def test_a_save_goes_on_with_what_is_left(left):
+    with io.replacing_together(left, ENTRY, "one") as stage:
+        assert [stage.name] == hidden(left)
+        assert {(stage / name).read_text() for name in (OTHER, ENTRY, ".notes")} == {"first"}
+        with io.replacing_together(left, ENTRY, "one") as other:  # the first is at work
+            assert other != stage
+            assert not (other / OTHER).exists()
+            write_inside(other / ENTRY, "other")
+        write_inside(stage / ENTRY, "second")
+    assert seen(left) == [("second", "first")] * 2
+    assert hidden(left) == []
+
+
+@posix
+@pytest.mark.parametrize("plan", ["two", "on", "", None])
+def test_what_a_save_of_another_plan_has_left_is_removed(plan, left):
+    with io.replacing_together(left, ENTRY, plan) as stage:
+        assert [stage.name] == hidden(left)
+        assert not (stage / OTHER).exists()
+        write_inside(stage / ENTRY, "second")
+    assert seen(left) == [("second", None)] * 2
+    assert hidden(left) == []
+
+
+@posix
+def test_a_link_is_not_gone_on_with(left, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x"
+    [name] = hidden(left)
+    os.rename(left / name, elsewhere)
+    (left / name).symlink_to(elsewhere)
+    before = sorted(each.name for each in elsewhere.rglob("*"))
+    with io.replacing_together(left, ENTRY, "one") as stage:
+        assert not (stage / OTHER).exists()
+        write_inside(stage / ENTRY, "second")
+    assert sorted(each.name for each in elsewhere.rglob("*")) == before
+
+
+@posix
+@pytest.mark.parametrize(
+    ("error", "plan", "is_kept"),
+    [(ChildProcessError, "two", True), (ChildProcessError, None, False), (OSError, "two", False)],
+)
+def test_what_is_left_when_a_process_of_a_save_is_killed(error, plan, is_kept, tmp_path):
+    def save(folder):
+        with io.replacing_together(folder, ENTRY, plan) as stage:
+            write_inside(stage / ENTRY, "new")
+            raise error
+
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(error):
+            save(folder)
+        assert (folder.exists() and len(hidden(folder)) == 1) is is_kept

@@ -1,0 +1,124 @@
+"""Crew: the same work done in this process, or in several, each with files of its own open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
+from multiprocessing import get_context
+from threading import Thread
+from typing import Any, Generic, TypeVar
+
+from minigrad.checks import check_positive
+from minigrad.io.tensor_file import Closing
+from minigrad.kernels import cache
+from minigrad.kernels.threads import get_num_threads, set_num_threads
+from minigrad.progress import progress_bar
+
+O = TypeVar("O")  # noqa: E741  # what is open
+T = TypeVar("T")  # a task
+R = TypeVar("R")  # its result
+
+
+class Crew(Closing, Generic[O]):
+    """Workers that have the same files open.
+
+    A worker is a new Python, since a fork would lack the threads of this process. It imports the
+    main script again, which therefore needs the usual `if __name__ == "__main__":`, and cannot be
+    read from standard input. A worker has its share of the threads of kernels, which change no bit,
+    and as many threads of BLAS as this process, which change the last digits of a decomposition.
+
+    Args:
+        opening: opens the files, in this process at once, and in each worker that is started.
+        workers: the number of processes; 1 for this one alone.
+        progress: show progress bars.
+
+    Attributes:
+        workers: the number; it can be set to 1.
+        opened: what is open in this process.
+
+    A ValueError is raised if the number is not positive, and what `opening` raises.
+    """
+
+    def __init__(
+        self, opening: Callable[[], AbstractContextManager[O]], workers: int, progress: bool
+    ) -> None:
+        check_positive("workers", workers)
+        self.workers, self._opening, self._progress = workers, opening, progress
+        self._stack = ExitStack()
+        self.opened = self._stack.enter_context(opening())
+
+    def map(
+        self, function: Callable[[O, T], R], tasks: Sequence[T], what: str, unit: str
+    ) -> Iterator[R]:
+        """Yield what a function of a module makes of the files and each task, in their order.
+
+        Raises:
+            ChildProcessError: if a worker was killed.
+            BaseException: what the function has raised.
+        """
+        try:
+            if min(self.workers, len(tasks)) > 1:
+                results = self._submit(partial(_call, function), tasks)
+            else:
+                results = (function(self.opened, task) for task in tasks)
+            options: dict[str, Any] = {"shown": self._progress, "total": len(tasks)}
+            yield from progress_bar(results, what=what, unit=unit, **options)
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a worker was killed or could not start; if memory has run out, take fewer; a "
+                'script needs `if __name__ == "__main__":` before what it does; a merge into a '
+                "folder goes on when it is started again"
+            ) from None
+
+    def _submit(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        pool = self._pool
+        if sys.platform == "win32":
+            return pool.map(function, tasks)
+        # The first process ends its workers when it is interrupted. They inherit this from it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.map(function, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        context = get_context("spawn")
+        end, ours = context.Pipe(duplex=False)
+        arguments = self._opening, max(1, get_num_threads() // self.workers), end
+        pool = ProcessPoolExecutor(self.workers, context, _begin, arguments)
+        self._stack.enter_context(pool)
+        self._stack.callback(ours.close)  # before the pool waits for the workers
+        return pool
+
+    def close(self) -> None:
+        """End the workers, whatever they do, and close the files."""
+        self._stack.close()
+
+
+_files = ExitStack()  # of a worker
+_opened: Any = None
+
+
+def _begin(opening: Callable[[], AbstractContextManager[Any]], threads: int, end: Any) -> None:
+    """Begin as a worker, which ends when the other end of a pipe is closed, or its process dies."""
+    global _opened
+
+    def wait() -> None:
+        end.poll(None)
+        os._exit(1)  # in the middle of a task too
+
+    Thread(target=wait, daemon=True).start()
+    cache.announces = False
+    set_num_threads(threads)
+    _opened = _files.enter_context(opening())
+
+
+def _call(function: Callable[[Any, T], R], task: T) -> R:
+    return function(_opened, task)
