@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: Any = None
     try:
         ranks = world()
-    except RuntimeError as error:  # ranks that cannot talk
+    except (RuntimeError, ValueError) as error:  # ranks that cannot talk, or differ
         print(f"lora {command}: {error}", file=sys.stderr)
         return FAILED
     try:

@@ -10,6 +10,7 @@ of the named level, which all machines of a group must have. It is read before n
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import MutableMapping
 
@@ -32,18 +33,26 @@ LEVELS = {
 """The variables that numba, numpy and OpenBLAS read, by level."""
 
 
+def is_x86() -> bool:
+    """Whether this is an x86-64 machine, and not one of Arm."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables of the level that `MINIGRAD_CPU` names, if it names one.
 
     Raises:
-        ValueError: if there is no such level.
+        ValueError: if there is no such level for this machine.
         RuntimeError: if numpy or numba has been imported before, and has read other variables.
     """
     level = environment.get(VARIABLE)
     if not level:
         return
-    if level not in LEVELS:
-        raise ValueError(f"{VARIABLE} is one of {', '.join(LEVELS)}, or not set; not {level!r:.60}")
+    fitting = [name for name in LEVELS if name.startswith("x86") == is_x86()]
+    if level not in fitting:
+        raise ValueError(
+            f"{VARIABLE} is {' or '.join(fitting)} on this machine, or not set; not {level!r:.60}"
+        )
     wanted = LEVELS[level]
     early = [name for name in ("numpy", "numba") if name in sys.modules]
     if early and any(environment.get(name) != value for name, value in wanted.items()):

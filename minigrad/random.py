@@ -8,7 +8,7 @@ generators a function has used, and run it again with the same random numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,7 @@ def generator(rng: Rng = None) -> np.random.Generator:
 
     Raises:
         TypeError: if it is anything else; a seed is no generator, `np.random.default_rng(seed)` is.
+        ValueError: if it is none of those that `draw_only_from` allows.
     """
     if rng is None:
         rng = _default
@@ -65,11 +66,23 @@ def generator(rng: Rng = None) -> np.random.Generator:
             f"rng must be a numpy.random.Generator or None, not {rng!r}; "
             f"numpy.random.default_rng(seed) makes one"
         )
+    allowed = vars(_thread).get("allowed")
+    if allowed is not None and id(rng) not in allowed:
+        raise ValueError(
+            "a training step on several ranks draws from a generator that the Trainer does not "
+            "know, so each rank would draw other numbers; use the default generator, or make it an "
+            "attribute of a module of the model"
+        )
     if rng is _default and (restart_first := vars(_thread).pop("restart", None)) is not None:
         restart_first()
     for observer in mode.observers:
         observer.on_random(rng)
     return rng
+
+
+def draw_only_from(generators: Iterable[np.random.Generator] | None) -> None:
+    """Let this thread draw from these generators only; None for all."""
+    vars(_thread)["allowed"] = None if generators is None else set(map(id, generators))
 
 
 def before_next_draw(function: Callable[[], None] | None) -> None:

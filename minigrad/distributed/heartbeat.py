@@ -2,7 +2,7 @@
 
 Each rank sends one to rank 0, and rank 0 sends one to each, which says who is lost. It happens in a
 thread, so a rank that compiles, saves or waits gives signs too, and one that was stopped, whose
-machine is down or whose link is cut gives none. (Nor does one whose thread cannot run, since a
+machine is down or whose link is cut gives none. (Nor does one whose thread cannot run, when a
 single call of C code keeps Python's lock for all this time.) A rank that misses signs for longer
 than the patience ends itself with a sentence, within three seconds. The launcher ends the others,
 and those that it does not reach end in the same manner.
@@ -51,6 +51,13 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
+        """Exchange signs until the end, or end this process if MPI cannot send any more."""
+        try:
+            self._exchange()
+        except Exception as error:
+            end(self._rank, f"no sign of life can be sent or received ({error}); {RESUME}")
+
+    def _exchange(self) -> None:
         pause = min(1.0, self._patience / 5)
         received = {peer: np.zeros_like(self._is_lost) for peer in self._peers}
         receives = {p: self._comm.Irecv(part, source=p) for p, part in received.items()}

@@ -16,6 +16,7 @@ _SIZES = {
     "OMPI_COMM_WORLD_SIZE": "mpiexec of Open MPI",
     "MV2_COMM_WORLD_SIZE": "mpiexec of MVAPICH",
     "SLURM_STEP_NUM_TASKS": "srun of Slurm",
+    "FLUX_JOB_SIZE": "flux run",
 }
 """The variables in which a launcher says how many processes it has started."""
 

@@ -56,7 +56,7 @@ class MPIWorld(World):
     def __init__(self, launch: Launch) -> None:
         self._patience = _patience()
         self._mpi = _mpi(launch)
-        self._requests: list[Any] = []  # of calls; after an interrupt MPI still uses their memory
+        self._requests: list[Any] = []  # kept, since MPI uses their memory after an interrupt too
         self._was_interrupted = False
         # Nobody can beat before MPI runs, and it does not return while a rank is missing.
         with _time_limit(5 * self._patience):
@@ -176,20 +176,19 @@ class MPIWorld(World):
         if self.is_first:
             try:
                 value = function()
+                encoded(value)  # which raises an error if it cannot be sent
             except Exception as error:
                 failure = error
         number = getattr(failure, "errno", None)
         text = [type(failure).__name__, number, getattr(failure, "strerror", None) or str(failure)]
-        is_done, answer = self.broadcast(
-            [failure is None, value if failure is None else text], call
-        )
+        problem = self.broadcast(None if failure is None else text, call)
         if failure is not None:
             raise failure
-        if not is_done:
-            name, number, message = answer
+        if problem is not None:
+            name, number, message = problem
             kind = getattr(builtins, name, RuntimeError)
             raise kind(message) if number is None else kind(number, message)
-        return answer
+        return self.broadcast(value, call)
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
@@ -341,6 +340,8 @@ def world() -> World:
 
     Raises:
         RuntimeError: if a launcher has started several processes, and they cannot talk.
+        ValueError: if they run other code or other instructions, or `MINIGRAD_PATIENCE` is no
+            positive number.
     """
     launch = launched()
     return World() if launch.size == 1 else MPIWorld(launch)

@@ -38,7 +38,7 @@ class World:
         return [value]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
-        """Return the value of rank 0 on each rank."""
+        """Return the value of rank 0 on each rank: an array, or what JSON can have."""
         return value
 
     def on_first(self, function: Callable[[], Any], call: str) -> Any:
@@ -62,7 +62,7 @@ class World:
 
         Args:
             count: the number of lists.
-            own: those sums of the tree that this rank has, by the first and the last but one.
+            own: those sums of the tree that this rank has, by their part of it.
             like: arrays or Tensors of the shapes and dtypes of the sums. An array that is None in
                 all lists is None in the sum.
         """

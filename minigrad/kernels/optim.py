@@ -355,7 +355,7 @@ def square_sums(arrays: Sequence[Array]) -> float:
     total = 0.0
     for row in tables.rest:
         wide = arrays[row].astype(np.float64, copy=False)
-        total += float(np.vdot(wide, wide))
+        total += float(np.square(wide).sum())  # BLAS would add in an order that threads decide
     for table in tables.by_dtype:
         sums, like = np.zeros(-(-table.size // BLOCK)), np.empty(0, table.dtype)
         loop = _squares_loop[table.dtype]

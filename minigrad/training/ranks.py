@@ -16,10 +16,12 @@ import numpy as np
 from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
-from minigrad.distributed.agreement import digest
+from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Arrays
+from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn.module import Module, Parameter, load_values
+from minigrad.optim import EMA
 from minigrad.tables import counted
 
 
@@ -33,9 +35,9 @@ class MicroBatchFacts(NamedTuple):
 
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
     """Raise a ValueError if some ranks would have nothing to do in any step."""
-    if min(micro_batches, accumulation_steps) >= ranks.size:
-        return
     most = min(micro_batches, accumulation_steps)
+    if most >= ranks.size:
+        return
     found = "in all" if micro_batches == most else f"in a step (accumulation_steps={most})"
     raise ValueError(
         f"{ranks.size} ranks are to share {most} micro-batch{'es' * (most > 1)} {found}; "
@@ -43,25 +45,43 @@ def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> No
     )
 
 
-def take_from_first(ranks: World, parameters: Mapping[str, Parameter]) -> None:
-    """Give the parameters to be trained the values that they have on rank 0.
+def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA | None) -> None:
+    """Give the parameters to be trained, and their averages, the values that they have on rank 0.
 
     So does the default generator get its state, unless the script has seeded it.
+
+    Raises:
+        ValueError: on all ranks, if the parameters have other names, shapes or dtypes there.
     """
-    if not random.was_seeded():
+    forms = [[name, list(p.shape), str(p.dtype)] for name, p in parameters.items()]
+    is_seeded = random.was_seeded()
+    check_agreement(
+        ranks, {"the parameters": digest(forms), "whether manual_seed was called": str(is_seeded)}
+    )
+    if not is_seeded:
         bits = random.generator().bit_generator
         bits.state = ranks.broadcast(bits.state, "fit")
     values = {name: ranks.broadcast(p._data, "fit") for name, p in parameters.items()}
     load_values(parameters, values, "model")
+    if ema is not None:
+        state = ema.state_dict()
+        averages = {name: ranks.broadcast(x, "fit") for name, x in state["averages"].items()}
+        ema.load_state_dict({**state, "averages": averages})
 
 
 def buffers_of(model: Module) -> dict[str, str]:
-    """Return digests of the arrays that modules have besides their parameters, by name."""
+    """Return digests of the arrays that modules have besides their parameters, by name.
+
+    Among them are the frozen weights of 4 and 16 bits.
+    """
+    kinds = np.ndarray, Tensor, NarrowMatrix
     return {
-        f"{name}.{key}".lstrip("."): digest([value])
+        f"{name}.{key}".lstrip("."): digest(
+            list(vars(value).values()) if isinstance(value, NarrowMatrix) else [value]
+        )
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, (np.ndarray, Tensor)) and not isinstance(value, Parameter)
+        if isinstance(value, kinds) and not isinstance(value, Parameter)
     }
 
 
@@ -108,9 +128,9 @@ def sum_of_all(
         lists[part] = [rows, *gradients]
     every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
     assert every is not None
-    for item in np.flatnonzero(every[:, 3] != key).tolist():
+    if len(items := np.flatnonzero(every[:, 3] != key)):
         raise ValueError(
-            f"rank {owner(item, count, ranks.size)} has other random numbers than rank "
+            f"rank {owner(int(items[0]), count, ranks.size)} has other random numbers than rank "
             f"{ranks.rank}: a function has drawn from a generator of the training on one rank "
             f"only, as below `if world().rank == 0`; let it draw from one of its own, "
             f"numpy.random.default_rng(seed)"
@@ -122,7 +142,7 @@ def sum_of_all(
 def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
     """Give the path of a file that rank 0 reads, which on others is a copy of it for the block.
 
-    A FileNotFoundError is raised on all ranks if rank 0 does not see the file.
+    An OSError is raised on all ranks if rank 0 does not see the file, or cannot read it.
     """
     if ranks.size == 1:
         yield path
@@ -133,7 +153,7 @@ def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | 
         raise FileNotFoundError(
             f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
         )
-    content = ranks.broadcast(np.fromfile(path, np.uint8) if ranks.is_first else None, "load")
+    content = ranks.on_first(lambda: np.fromfile(path, np.uint8), "load")
     with tempfile.TemporaryDirectory() as folder:
         if not ranks.is_first:
             path = os.path.join(folder, os.path.basename(path))

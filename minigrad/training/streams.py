@@ -26,17 +26,21 @@ class Streams:
             drawn from, since most steps do not draw, and the others at once, since a module may
             draw from its own without telling.
         keys: the keys of the step.
+        is_shared: whether several ranks share the step, so that no other generator may be used.
     """
 
     def __init__(self) -> None:
         self.generators: Sequence[np.random.Generator] = ()
         self.keys: list[int] = []
+        self.is_shared = False
 
     def __enter__(self) -> Streams:
         self._bits: list[Any] = [generator.bit_generator for generator in self.generators]
         self.keys = [int(bits.random_raw()) for bits in self._bits]
         self._states: dict[int, Any] = {}  # of generators that have begun anew, before they did
         self._default = random.generator().bit_generator
+        if self.is_shared:
+            random.draw_only_from(self.generators)
         return self
 
     def begin(self, micro_batch: int) -> None:
@@ -49,6 +53,7 @@ class Streams:
 
     def __exit__(self, *_: object) -> None:
         random.before_next_draw(None)
+        random.draw_only_from(None)
         for number, state in self._states.items():
             self._bits[number].state = state
 

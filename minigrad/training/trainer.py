@@ -243,6 +243,8 @@ class Trainer:
                 another length.
             FloatingPointError: if the loss is no longer finite, or with `clip_norm` the gradient
                 norm; the weights are those before the step.
+            RuntimeError: if several ranks do not make the same calls. That they cannot train
+                together, as on other data, is a ValueError.
         """
         if epochs is not None or steps is None:
             check_positive("epochs", epochs)
@@ -259,6 +261,7 @@ class Trainer:
             )
         self._world = world()
         self._streams.generators = self._generators(of_order=False)
+        self._streams.is_shared = self._world.size > 1
         if self._world.size > 1:
             self._begin_together(data, held_out)
         left = len(data)
@@ -302,19 +305,27 @@ class Trainer:
         optimized = self._optimized()
         every = dict(self.model.named_parameters())
         trained = {name: p for name, p in every.items() if id(p) in optimized}
-        take_from_first(self._world, trained)
-        simple = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, type(None)))}
+        take_from_first(self._world, trained, self.ema)
+        options = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
+        }
         facts = {
             "the data": [vars(train), held_out and vars(held_out)],
             "the seeds of random generators": [g.bit_generator.state for g in self._generators()],
-            "the state of the optimiser": self.optimizer.state_dict(),
+            "the optimiser": [_class_name(self.optimizer), self.optimizer.state_dict()],
+            "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
+            "the averages": None if self.ema is None else self.ema.state_dict(),
+            "the best loss so far": [self._best_loss, self._epochs_since_best],
             "the step": len(self.history.steps),
             **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
-        options = ",".join(f"{name}={value}" for name, value in simple.items())
-        check_agreement(self._world, {"the options of the trainer": options, **digests})
+        text = ",".join(f"{name}={value}" for name, value in options.items())
         self._buffers = buffers_of(self.model)
+        arrays = {f"the array {name} of the model": value for name, value in self._buffers.items()}
+        check_agreement(self._world, {"the options of the trainer": text, **digests, **arrays})
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -337,13 +348,25 @@ class Trainer:
         """Return the model's prediction for `x`, in evaluation mode, as an array."""
         given = list(batches([as_data(x, self._dtype())], self.batch_size, shuffle=False))
         ranks = world()
-        with evaluation_mode(self.model):
+        with self._without_draws(ranks), evaluation_mode(self.model):
             own = [
                 self.model(Tensor(given[number][0])).numpy()
                 for number in block(len(given), ranks.rank, ranks.size)
             ]
         every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
         return np.concatenate([each for each in every if each is not None])
+
+    @contextmanager
+    def _without_draws(self, ranks: World) -> Iterator[None]:
+        """Raise a ValueError if the block draws random numbers on one of several ranks."""
+        before = [g.bit_generator.state for g in self._generators() if ranks.size > 1]
+        yield
+        after = [g.bit_generator.state for g in self._generators() if ranks.size > 1]
+        if digest(before) != digest(after):
+            raise ValueError(
+                "the model draws random numbers in an evaluation, and each rank would draw others; "
+                "evaluate such a model in one process"
+            )
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model, with its present weights, on some data.
@@ -358,7 +381,7 @@ class Trainer:
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
             return {"loss": loss.item(), **named}
         own, ranks = [], world()
-        with evaluation_mode(self.model):
+        with self._without_draws(ranks), evaluation_mode(self.model):
             for item in block(len(given), ranks.rank, ranks.size):
                 ((*inputs, target),) = given.micro_batches(np.array([item]))
                 mean, count = _checked(self.loss(self.model(*inputs), target))
@@ -766,6 +789,7 @@ def _checked(result: Any) -> tuple[Tensor, float | None]:
         loss, count = loss
         count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
         check_range("the count of a loss", count, 0, math.inf)
+        count = float(count)
     if not isinstance(loss, Tensor) or loss.size != 1:
         what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
         raise TypeError(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import lora
 import minigrad
 from minigrad import Trainer, nn, optim
 from minigrad.distributed import world
@@ -76,6 +77,47 @@ def with_another_frozen_base():
     net = model(RANK)
     net[0].freeze()
     fit(trainer(net))
+
+
+def with_another_base_in_nf4():
+    net = model(RANK)
+    lora.quantize(net, progress=False)
+    lora.attach(net, lora.LoRAConfig(rank=2), rng=np.random.default_rng(0))
+    fit(trainer(net))
+
+
+def with_another_schedule():
+    net = model()
+    optimizer = optim.SGD(net.trainable_parameters(), lr=0.01)
+    schedule = optim.WarmupCosineLR(optimizer, 2 + RANK, 20)
+    options = {"batch_size": 4, "accumulation_steps": 2, "progress": RANK == 0}
+    fit(Trainer(net, optimizer, minigrad.mse, scheduler=schedule, **options))
+
+
+def with_other_parameters():
+    fit(trainer(model(0, nn.Linear(4, 4 + 0 * RANK, bias=RANK == 0))))
+
+
+def with_seeds_on_one_rank():
+    if RANK == 1:
+        minigrad.manual_seed(0)
+    try:
+        fit(trainer())
+    finally:
+        minigrad.manual_seed(0)
+
+
+def with_draws_in_an_evaluation():
+    trainer(model(0, Noise(1))).predict(X)
+
+
+def with_a_generator_in_the_loss():
+    rng = np.random.default_rng(0)
+    fit(trainer(loss=lambda x, y: minigrad.mse(minigrad.dropout(x, 0.5, rng=rng), y)))
+
+
+def with_a_folder_as_checkpoint():
+    trainer().load(FOLDER)
 
 
 def with_too_few_micro_batches_in_a_step():
@@ -166,7 +208,30 @@ def called_on_every_rank():
     return [seen, made.predict(X[:10]).tolist(), made.evaluate((X, X)), made.evaluate([(X, X)] * 3)]
 
 
-RESULTS = (stopped_on_one_rank, begun_without_seeds, with_noise_of_its_own, called_on_every_rank)
+def averaged_without_seeds():
+    """Train a model that each rank has drawn by itself, with averages; return these."""
+    net = nn.Linear(4, 4)
+    ema = optim.EMA(net)
+    fit(trainer(net, ema=ema))
+    return [average.tolist() for average in ema.state_dict()["averages"].values()]
+
+
+def values_of_rank_0():
+    """Return what rank 0 alone has made: an array, and a number."""
+    return [
+        world().on_first(lambda: np.full(2, RANK), "make").tolist(),
+        world().on_first(lambda: {"rank": RANK}, "make"),
+    ]
+
+
+RESULTS = (
+    averaged_without_seeds,
+    values_of_rank_0,
+    stopped_on_one_rank,
+    begun_without_seeds,
+    with_noise_of_its_own,
+    called_on_every_rank,
+)
 
 
 def main():

@@ -74,6 +74,16 @@ def found(tmp_path_factory):
         ("other_seeds", "ValueError: .*rank 1 differs from rank 0 in the seeds"),
         ("other_options", "it has clip_norm=2.0; it lacks clip_norm=1.0"),
         ("another_frozen_base", "rank 1 differs from rank 0 in the weights of 0.weight"),
+        ("another_base_in_nf4", "rank 1 differs from rank 0 in the array 0.(base|weight)"),
+        ("another_schedule", "rank 1 differs from rank 0 in the scheduler"),
+        ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
+        ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
+        ("draws_in_an_evaluation", "ValueError: the model draws random numbers in an evaluation"),
+        (
+            "a_generator_in_the_loss",
+            "ValueError: dropout: a training step on several ranks draws from a",
+        ),
+        ("a_folder_as_checkpoint", "IsADirectoryError: "),
         ("too_few_micro_batches_in_a_step", "accumulation_steps=1.; start at most 1 rank,"),
         ("too_few_micro_batches_in_all", "share 1 micro-batch in all; start at most 1 rank,"),
         ("a_checkpoint_that_only_rank_1_sees", "FileNotFoundError: rank 0.*only ranks .1. see one"),
@@ -99,7 +109,13 @@ def test_a_stop_on_one_rank_ends_all_after_the_same_step(found):
     assert [each["stopped_on_one_rank"] for each in found] == [2, 2]
 
 
+def test_a_result_of_rank_0_is_returned_on_all(found):
+    assert [each["values_of_rank_0"] for each in found] == [[[0, 0], {"rank": 0}]] * 2
+
+
 def test_without_seeds_all_ranks_begin_as_rank_0(found):
+    averages, others = (each["averaged_without_seeds"] for each in found)
+    assert averages == others
     first, second = (each["begun_without_seeds"] for each in found)
     assert first == second
     assert len(first) == 8
