@@ -19,7 +19,6 @@ from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Arrays
-from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
@@ -74,6 +73,8 @@ def buffers_of(model: Module) -> dict[str, str]:
 
     Among them are the frozen weights of 4 and 16 bits.
     """
+    from minigrad.kernels.narrow import NarrowMatrix  # with numba, which is slow to import
+
     kinds = np.ndarray, Tensor, NarrowMatrix
     return {
         f"{name}.{key}".lstrip("."): digest(
