@@ -33,9 +33,10 @@ LEVELS = {
 """The variables that numba, numpy and OpenBLAS read, by level."""
 
 
-def is_x86() -> bool:
-    """Whether this is an x86-64 machine, and not one of Arm."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+def levels_here() -> list[str]:
+    """List the levels of processors of this kind: x86-64, or else Arm."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return [name for name in LEVELS if name.startswith("x86") == is_x86]
 
 
 def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -48,10 +49,9 @@ def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> No
     level = environment.get(VARIABLE)
     if not level:
         return
-    fitting = [name for name in LEVELS if name.startswith("x86") == is_x86()]
-    if level not in fitting:
+    if level not in (levels := levels_here()):
         raise ValueError(
-            f"{VARIABLE} is {' or '.join(fitting)} on this machine, or not set; not {level!r:.60}"
+            f"{VARIABLE} is {' or '.join(levels)} on this machine, or not set; not {level!r:.60}"
         )
     wanted = LEVELS[level]
     early = [name for name in ("numpy", "numba") if name in sys.modules]

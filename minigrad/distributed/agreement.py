@@ -6,7 +6,6 @@ import hashlib
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 
 from minigrad import cpu
 from minigrad.checks import check_problems
+from minigrad.config import installed_version
 from minigrad.distributed.worlds import World
 
-_LEVEL = "x86-64-v3" if cpu.is_x86() else "armv8-a"
-_SAME = f"{cpu.VARIABLE}={_LEVEL}, set for all ranks, makes them equal"
+_SAME = f"{cpu.VARIABLE}={cpu.levels_here()[0]}, set for all ranks, makes them equal"
 
 
 def check_agreement(world: World, facts: Mapping[str, str]) -> None:
@@ -52,19 +51,12 @@ def facts_of_process() -> dict[str, str]:
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
-        **{name: _version(name) for name in packages},
+        **{name: installed_version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": digest_of_script(),
         "the code of the library": digest_of_library(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def digest_of_script() -> str:

@@ -1,6 +1,7 @@
 """Trainer on several ranks: the bits of one process, and mistakes that are errors on all ranks."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -97,12 +98,8 @@ def found(tmp_path_factory):
 )
 def test_a_mistake_is_an_error_on_all_ranks(found, case, message):
     for errors in found:
-        assert_matches(message, errors[f"with_{case}"])
-
-
-def assert_matches(pattern, text):
-    with pytest.raises(RuntimeError, match=f"(?s){pattern}"):
-        raise RuntimeError(text)
+        text = errors[f"with_{case}"]
+        assert re.search(message, text, re.DOTALL), text
 
 
 def test_a_stop_on_one_rank_ends_all_after_the_same_step(found):
@@ -121,7 +118,7 @@ def test_without_seeds_all_ranks_begin_as_rank_0(found):
     assert len(first) == 8
 
 
-def test_a_generator_of_a_module_gives_each_micro_batch_numbers_of_its_own(found, monkeypatch):
+def test_a_generator_of_a_module_gives_each_micro_batch_numbers_of_its_own(found):
     from tests.minigrad.distributed import mishaps
 
     assert [each["with_noise_of_its_own"] for each in found] == [
