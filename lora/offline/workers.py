@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -77,15 +78,18 @@ class Crew(Closing, Generic[O]):
             ) from None
 
     def _submit(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        pool = self._pool
-        if sys.platform == "win32":
-            return pool.map(function, tasks)
         # The first process ends its workers when it is interrupted. They inherit this from it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if sys.platform != "win32":
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.map(function, tasks)
+            # `pool.map` would cancel tasks after an error, and the pool of Python 3.11 cannot end
+            # its workers then.
+            futures = deque(self._pool.submit(function, task) for task in tasks)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if sys.platform != "win32":
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while futures:
+            yield futures.popleft().result()
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:

@@ -177,11 +177,14 @@ def run(*command, env=None, status=0, **options):
 
 
 SCRIPT = """
-import os, signal, subprocess, sys
+import os, signal, sys
 from lora.__main__ import main
 from lora.offline import workers
+from tests.lora import stalling
 name, left, *arguments = sys.argv[1:]
 left, before = int(left), workers.progress_bar
+workers._call = stalling.call
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 def children():
     with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
@@ -206,7 +209,10 @@ INTERRUPT = "os.killpg(0, signal.SIGINT)"
 
 
 def merge_until(action, files, count, what="merge", done=1):
-    """Merge, and do something when so much is done; return the status and the error message."""
+    """Merge, and do something when so much is done; return the status and the error message.
+
+    Workers never write the last two files, so that the merge is not done before that.
+    """
     script = SCRIPT.format(action=action)
     arguments = [what, done, "merge", *files, "--workers", count]
     with subprocess.Popen(
@@ -421,6 +427,19 @@ def test_workers_end_in_the_middle_of_a_task():
         results = crew.map(sleep, [0, 120, 120], "sleep", "nap")
         assert next(results) == 0
     assert time.monotonic() < begin + 60
+
+
+def raise_it(_, message):
+    """Do a task that fails."""
+    raise ValueError(message)
+
+
+@pytest.mark.filterwarnings("error")  # an exception of the pool's own thread is one
+def test_an_error_ends_workers_that_have_more_to_do():
+    with Crew(nullcontext, 2, False) as crew:
+        results = crew.map(raise_it, ["bad"] * 100, "raise", "error")
+        with pytest.raises(ValueError, match="bad"):
+            next(results)
 
 
 @posix
