@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -527,6 +528,28 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
             f"only floats can require a gradient, not {dtype}; convert first, e.g. with "
             f".astype('float32')"
         )
+
+
+@contextmanager
+def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[None]:
+    """Give tensors other values or nodes, by attribute, for a while; no memory is written to.
+
+    Without a node a tensor is frozen; `requires_grad_(False)` would drop its gradient.
+    """
+    given = list(values)
+    before = [(tensor, {name: getattr(tensor, name) for name in new}) for tensor, new in given]
+    try:
+        assign(given)
+        yield
+    finally:
+        assign(before)
+
+
+def assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
+    """Set attributes of tensors."""
+    for tensor, attributes in values:
+        for name, value in attributes.items():
+            setattr(tensor, name, value)
 
 
 def node_of(tensor: Any, role: str) -> Node:
