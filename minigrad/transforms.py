@@ -417,14 +417,8 @@ class _Run:
                 f"gradient follows; compute it from the arguments with minigrad's functions, "
                 f"without float(), .item() or numpy (a constant of floats is right, such as 0.0)"
             )
-        raise TypeError(
-            f"{name}: f must return a Tensor of floats{at}, not {_described(out)}"
-            + (
-                "; add its parts up, or return (value, aux) with has_aux"
-                if is_container(out)
-                else ""
-            )
-        )
+        how = "; add its parts up, or return (value, aux) with has_aux" if is_container(out) else ""
+        raise TypeError(f"{name}: f must return a Tensor of floats{at}, not {_described(out)}{how}")
 
     def _is_constant(self) -> bool:
         """Run f again, and return whether all that depends on the inputs stayed in the graph."""

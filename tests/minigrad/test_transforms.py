@@ -1,6 +1,7 @@
-"""Functions of functions: value_and_grad, vjp, jvp, hvp, jacobian, hessian."""
+"""Functions of functions: value_and_grad, gradient, vjp, jvp, hvp, jacobian, hessian."""
 
 import gc
+import pydoc
 import weakref
 
 import hypothesis
@@ -23,7 +24,7 @@ from minigrad import (
     op,
 )
 from minigrad.core.grad_mode import mode
-from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from minigrad.transforms import gradient, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 A = np.array([[1.0, 2.0, -1.0], [0.5, -1.5, 3.0]])
 X = np.array([0.5, -1.2, 0.8])
@@ -35,6 +36,9 @@ W = np.array([-0.4, 0.9])
 def gradient_of(f, argnums=0):
     """The gradient of f as a function."""
     return lambda *args: value_and_grad(f, argnums)(*args)[1]
+
+
+CONSTANT = Tensor(3.0, requires_grad=True)
 
 
 def cubes(x):
@@ -71,6 +75,47 @@ def test_value_and_gradient():
     assert_allclose(value.data, (X**3).sum(), rtol=1e-14)
     assert_allclose(gradient.data, 3 * X**2, rtol=1e-14)
     assert type(value) is type(gradient) is Tensor
+
+
+def test_gradient_alone():
+    assert_allclose(gradient(cubes)(X).data, 3 * X**2, rtol=1e-14)
+    by_y, by_x = gradient(coupled, argnums=(1, 0))(X, Y)
+    right = value_and_grad(coupled, argnums=(0, 1))(X, Y)[1]
+    assert_array_equal(by_x.data, right[0].data)
+    assert_array_equal(by_y.data, right[1].data)
+    found, aux = gradient(lambda x: (cubes(x), {"x": x}), has_aux=True)(X)
+    assert_allclose(found.data, 3 * X**2, rtol=1e-14)
+    assert_array_equal(aux["x"].data, X)
+    assert aux["x"].node is None
+
+
+def test_results_have_names():
+    found = value_and_grad(cubes)(X)
+    assert_allclose(found.gradient.data, 3 * X**2, rtol=1e-14)
+    assert found.value is found[0]
+    found = vjp(cubes, X)
+    assert_allclose(found.pullback(1.0)[0].data, 3 * X**2, rtol=1e-14)
+    found = jvp(cubes, X, V)
+    assert_allclose(found.tangent.data, (3 * X**2 * V).sum(), rtol=1e-14)
+    assert_allclose(found.value.data, (X**3).sum(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("transform", [value_and_grad, gradient, jacobian, hessian])
+def test_transformed_functions_say_what_they_compute(transform):
+    def loss(weights, x=1.0):
+        """The loss."""
+
+    made = transform(transform(loss))
+    name = transform.__name__
+    assert made.__name__ == f"{name}({name}(loss))"
+    assert f"{name}({name}(loss))" in repr(made)
+    text = pydoc.render_doc(made, renderer=pydoc.plaintext)
+    assert "(weights, x=1.0)" in text
+    what = {"value_and_grad": "ValueAndGrad(value, gradient)"}.get(name, name.capitalize())
+    assert what.lower() in text.lower()
+    assert transform(loss).__wrapped__ is loss
+    assert transform(nn.Linear(3, 1)).__name__ == f"{name}(Linear)"
+    assert transform(minigrad.tanh).__name__ == f"{name}(tanh)"
 
 
 def test_gradients_by_several_arguments_are_a_tuple_in_the_order_asked_for():
@@ -278,6 +323,22 @@ def test_numbers_arrays_and_tensors_keep_dtype_and_shape(x, dtype):
         assert result.dtype == dtype, name
 
 
+def test_a_python_float_is_float32_as_in_tensor():
+    cube = lambda x: x**3
+    for x, dtype in (
+        (2.0, np.float32),
+        (np.float64(2.0), np.float64),
+        (minigrad.tensor(2.0), np.float32),
+        (minigrad.tensor(2.0, dtype="float64"), np.float64),
+    ):
+        value, found = value_and_grad(cube)(x)
+        assert (value.dtype, found.dtype) == (dtype, dtype)
+        assert gradient(lambda t: cube(t["x"][0]))({"x": [x]})["x"][0].dtype == dtype
+        assert jvp(cube, x, 1.0).tangent.dtype == dtype
+    with pytest.raises(TypeError, match=r"argument 0 is of int64, .* write 2.0, or"):
+        value_and_grad(cube)(2)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_a_value_of_one_element_may_have_any_shape(shape):
     results = all_of_them(lambda x: (x**2).sum().reshape(shape), X)
@@ -347,7 +408,17 @@ def test_an_argument_that_does_not_reach_the_value_has_derivatives_zero():
 
 
 @pytest.mark.parametrize(
-    "f", [lambda x: Tensor(np.float64(3.0)), lambda x: x.detach().sum()], ids=["new", "detached"]
+    "f",
+    [
+        lambda x: Tensor(np.float64(3.0)),
+        lambda x: x.detach().sum(),
+        lambda x: np.float64(3.0),
+        lambda x: 3.0,
+        lambda x: 3.0 * x.shape[0],
+        lambda x: 3.0 if x.sum() > -100 else 4.0,
+        lambda x: np.array(CONSTANT.item()),
+    ],
+    ids=["new", "detached", "numpy", "float", "of the shape", "of a condition", "of another"],
 )
 def test_a_constant_has_derivatives_zero(f):
     results = all_of_them(f, X)
@@ -355,6 +426,17 @@ def test_a_constant_has_derivatives_zero(f):
         assert_array_equal(results[name].data, np.zeros(3))
     assert_array_equal(results["jvp"].data, 0.0)
     assert_array_equal(results["hessian"].data, np.zeros((3, 3)))
+    assert results["value"].data == results["jvp value"].data
+
+
+def test_constants_in_and_of_containers_have_derivatives_zero():
+    value, pullback = vjp(lambda x: {"x": x, "step": 0.1, "grid": np.ones(2)}, X)
+    assert_array_equal(value["grid"].data, np.ones(2))
+    assert_array_equal(pullback({"x": V, "step": 1.0, "grid": W})[0].data, V)
+    assert_array_equal(jacobian(lambda x: [x, np.ones(2)])(X)[1].data, np.zeros((2, 3)))
+    assert_array_equal(gradient(lambda t: 3.0)({"w": [X]})["w"][0].data, np.zeros(3))
+    inner = lambda x: (gradient(lambda y: 3.0)(x) + x * x).sum()
+    assert_array_equal(gradient(inner)(X).data, 2 * X)
 
 
 def test_a_linear_function_has_second_derivatives_zero():
@@ -1050,15 +1132,14 @@ ALL = [*WRAPPING, "vjp", "jvp", "hvp"]
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (3, r"argument 1 is of int64, .* convert it \(3.0 for 3, .astype\('float32'\)\)"),
-        (np.arange(3), "argument 1 is of int64"),
+        (3, "argument 1 is of int64, .* write 3.0, or"),
+        (np.arange(3), r"argument 1 is of int64, .* convert it, \.astype\('float32'\)"),
         (Tensor(np.arange(3)), "argument 1 is of int64"),
         (True, "argument 1 is of bool"),
         (np.array([True]), "argument 1 is of bool"),
         ("text", "argument 1 must be a Tensor, an array or a number, not a str"),
         (None, "argument 1 must be .* not a NoneType"),
-        ([X, X], "argument 1 must be .* not a list; pass several tensors as several arguments"),
-        ({"w": X}, "argument 1 must be .* not a dict"),
+        ({1.0, 2.0}, "argument 1 must be .* not a set; containers of these are dicts, lists"),
         (np.array(["text"]), "a tensor holds booleans, integers or floats"),
     ],
     ids=repr,
@@ -1072,17 +1153,35 @@ def test_arguments_that_cannot_be_differentiated_by_are_named_before_f_runs(name
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda x: (x, x), "must return a Tensor of floats, not a tuple"),
-        (lambda x: X, "not a ndarray"),
+        (lambda x: X > 0, "not a ndarray, which no gradient follows"),
         (lambda x: None, "not a NoneType"),
-        (lambda x: 1.0, "not a float"),
+        (lambda x: (), "not a tuple"),
+        (lambda x: 1, "not a int, which no gradient follows"),
         (lambda x: x > 0, "not a Tensor of shape .* and dtype bool"),
     ],
-    ids=["tuple", "array", "None", "float", "bool"],
+    ids=["array", "None", "empty", "int", "bool"],
 )
 def test_a_function_must_return_one_tensor_of_floats(name, result, message):
     with pytest.raises(TypeError, match=f"{name}: f .*{message}"):
         called(name, result, X)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: float(x.sum()),
+        lambda x: x.sum().item(),
+        lambda x: np.float64(x.tolist()[0]),
+        lambda x: (x * 2).detach().numpy().sum(),
+        lambda x: x.data.sum(),
+        lambda x: np.asarray((x.detach() ** 3).sum()),
+    ],
+    ids=["float", "item", "tolist", "numpy", "data", "asarray"],
+)
+def test_a_number_that_was_computed_from_the_inputs_is_no_constant(name, f):
+    with pytest.raises(TypeError, match=rf"{name}: .*which no gradient follows; .* float\(\)"):
+        called(name, f, X)
 
 
 @pytest.mark.parametrize("name", ["value_and_grad", "hvp", "hessian"])
@@ -1133,8 +1232,8 @@ def test_a_cotangent_that_does_not_fit_is_refused(v, error, message):
         (X, V[:2], ValueError, r"tangent 0 must have shape \(3,\), not \(2,\)"),
         ((X, Y), (V, V), ValueError, r"tangent 1 must have shape \(2,\), not \(3,\)"),
         ((X, Y), (V,), ValueError, "2 primals, but 1 tangents"),
-        ((X,), V, TypeError, "one tensor each or one tuple each, not a tuple and a ndarray"),
-        (X, [V], TypeError, "one tensor each or one tuple each, not a ndarray and a list"),
+        ((X,), V, TypeError, "one each or one tuple each, not a tuple and a ndarray"),
+        (X, [V], TypeError, "one each or one tuple each, not a ndarray and a list"),
         ((), (), ValueError, "name at least one"),
         (X, None, TypeError, "tangent 0 must be a Tensor, an array or a number"),
         (X, "text", TypeError, "tangent 0 must be a Tensor, an array or a number"),
