@@ -31,14 +31,16 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.backward import propagate, take
-from minigrad.core.grad_mode import grad_mode, is_grad_enabled
+from minigrad.core.forward_mode import ForwardMode, Tangents
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node, reachable
+from minigrad.core.observers import observe
 from minigrad.core.op import identity
 from minigrad.core.tensor import Array, Tensor
-from minigrad.ops import concatenate, reshape, transpose
+from minigrad.ops import clone, concatenate, reshape, transpose
 from minigrad.versions import clock
 
-__all__ = ["hessian", "hvp", "jacobian", "jvp", "value_and_grad", "vjp"]
+__all__ = ["hessian", "hvp", "jacfwd", "jacobian", "jvp", "value_and_grad", "vjp"]
 
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
@@ -106,12 +108,9 @@ def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
         ValueError: if primals and tangents differ in number or shape.
     """
     xs, vs = _paired("jvp", primals, tangents)
-    run = _Run("jvp", f, range(len(xs)), xs)
+    run = _Run("jvp", f, range(len(xs)), xs, tangents=lambda _: [[v] for v in vs])
     out = _checked("jvp", run.out)
-    wanted = run.can_be_differentiated(out)
-    u, pulled = run.transposed(out)
-    (product,) = run.pull(pulled, vs, [u], wanted or run.can_be_differentiated(*vs))
-    return (out if wanted else out.detach()), product
+    return run.detached(out), run.pushed(out)[0]
 
 
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
@@ -128,8 +127,9 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
         ValueError: as `jvp`, or if f returns more than one element.
     """
     xs, vs = _paired("hvp", primals, tangents)
-    run = _Run("hvp", _gradients_of("hvp", f, range(len(xs))), range(len(xs)), xs)
-    products = run.pull(run.out, vs, run.inputs, run.can_be_differentiated(*run.out, *vs))
+    gradients = _gradients_of("hvp", f, range(len(xs)))
+    run = _Run("hvp", gradients, range(len(xs)), xs, tangents=lambda _: [[v] for v in vs])
+    products = tuple(run.pushed(gradient)[0] for gradient in run.out)
     return products if isinstance(primals, (tuple, list)) else products[0]
 
 
@@ -150,16 +150,53 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = _Run("jacobian", f, argnums, args, kwargs)
         out = _checked("jacobian", run.out)
-        record = run.can_be_differentiated(out)
-        if out.size <= ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
-            return _as_asked(run.rows(out, run.inputs, record), argnums)
-        u, pulled = run.transposed(out)
-        columns = [run.rows(g, [u], record)[0] for g in pulled]
-        n = out.ndim  # axes to bring to the front
-        blocks = [transpose(c, (*range(c.ndim - n, c.ndim), *range(c.ndim - n))) for c in columns]
+        if out.size > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+            return jacfwd(f, argnums)(*args, **kwargs)
+        return _as_asked(run.rows(out, run.inputs, run.can_be_differentiated(out)), argnums)
+
+    return transformed
+
+
+def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
+    """Return a function that returns the Jacobian as `jacobian` does, always by columns.
+
+    f runs once, in forward mode, in as many directions as the arguments have elements. A column is
+    cheaper than a row, and needs no graph of f in memory.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: when called, if `argnums` are repeated or out of range.
+    """
+    _numbers("jacfwd", argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        run = _Run("jacfwd", f, argnums, args, kwargs, tangents=_basis)
+        out = _checked("jacfwd", run.out)
+        columns, blocks = run.pushed(out), []
+        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
+        for x in run.inputs:
+            own, columns = columns[: x.size], columns[x.size :]
+            block = concatenate([none, *(reshape(v, (1, *out.shape)) for v in own)])
+            block = transpose(block, (*range(1, block.ndim), 0))
+            blocks.append(reshape(block, out.shape + x.shape))
         return _as_asked(blocks, argnums)
 
     return transformed
+
+
+def _basis(inputs: Sequence[Tensor]) -> list[Tangents]:
+    """Return tangents of inputs in which each element of each of them moves alone."""
+    total = sum(x.size for x in inputs)
+    tangents, first = [], 0
+    for x in inputs:
+        vs: Tangents = [None] * total
+        for i in range(x.size):
+            v = np.zeros_like(x._data)
+            v.flat[i] = 1
+            vs[first + i] = Tensor(v)
+        tangents.append(vs)
+        first += x.size
+    return tangents
 
 
 def hessian(f: Function, argnums: Argnums = 0) -> Function:
@@ -189,7 +226,13 @@ class _Run:
     """A run of f on inputs at nodes of their own."""
 
     def __init__(
-        self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
+        self,
+        name: str,
+        f: Function,
+        argnums: Argnums,
+        args: Sequence[Any],
+        kwargs: Any = None,
+        tangents: Callable[[list[Tensor]], list[Tangents]] | None = None,
     ) -> None:
         if not callable(f):
             raise TypeError(
@@ -211,19 +254,39 @@ class _Run:
         for i in positions:
             arguments[i] = _tensor(args[i], f"{name}: argument {i}")
         self.enabled = is_grad_enabled()
+        around = (o for o in mode.observers if isinstance(o, ForwardMode))
+        self.around = [forward for forward in around if forward.is_running()]
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
+        if tangents is not None:
+            self.inputs: list[Tensor] = [arguments[i] for i in positions]
+            directions = tangents(self.inputs)
+            self.forward = ForwardMode(len(directions[0]))
+            for i, vs in zip(positions, directions, strict=True):
+                arguments[i] = self.forward.start(arguments[i], vs)
+            with observe(self.forward):
+                self.out: Any = f(*arguments, **(kwargs or {}))
+            return
         with grad_mode(True):
             for i in positions:
                 x = arguments[i]
-                arguments[i] = identity(x) if x.requires_grad else Tensor(x, requires_grad=True)
-            self.inputs: list[Tensor] = [arguments[i] for i in positions]
-            self.out: Any = f(*arguments, **(kwargs or {}))
+                arguments[i] = inner = identity(x) if x.requires_grad else Tensor(x)
+                inner.requires_grad_()
+                assert inner.node is not None
+                inner.node.forward_only = False  # also if nothing but a run around this sees x
+            self.inputs = [arguments[i] for i in positions]
+            self.out = f(*arguments, **(kwargs or {}))
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
+        return self._is_in_graph(*results) or any(
+            forward.carries(result) for forward in self.around for result in results
+        )
+
+    def _is_in_graph(self, *results: Tensor) -> bool:
+        """Return whether one of `results` depends on an older node that requires a gradient."""
         roots = [result.node for result in results if result.node is not None]
         found = reachable(roots, oldest=self.start) if self.enabled else []
-        return any(node.order < self.start for node in found)
+        return any(node.order < self.start and not node.forward_only for node in found)
 
     def detached(self, value: Any) -> Any:
         """Detach the Tensors in `value`, except where something outside can differentiate them."""
@@ -254,16 +317,25 @@ class _Run:
             oldest=self.start,
             retain_graph=retain or record,
             create_graph=record,
+            recorded=record and self._is_to_be_recorded(outputs, cotangents),
         )
         return tuple(
             take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
             for end in ends
         )
 
-    def transposed(self, out: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return a leaf u, whose value does not matter, and u^T J to be differentiated by it."""
-        u = Tensor(np.zeros_like(out._data), requires_grad=True)
-        return u, self.pull([out], [u], self.inputs, record=True)
+    def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
+        """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        return (
+            not self.around
+            or any(forward.needs_grad_mode() for forward in self.around)
+            or any(v.node is not None and not v.node.forward_only for v in cotangents)
+            or self._is_in_graph(*outputs)
+        )
+
+    def pushed(self, out: Tensor) -> list[Tensor]:
+        """Return the tangents of `out`, one per direction, in memory of their own."""
+        return [clone(self.detached(v)) for v in self.forward.tangents(out)]
 
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` by each input, computed row by row."""

@@ -1,0 +1,285 @@
+"""Forward mode: tangents go through the ops while these run, from the inputs of f to its result.
+
+A tangent is the derivative of a value in a direction: with x + t v for the inputs x, it is d/dt at
+t = 0. When an op has run, the tangent of its result follows from those of its inputs. Nothing has
+to be kept for a way back, so the memory does not grow with the depth of f.
+
+No op needs a derivative of its own for this. Its VJP, or the op itself, says all there is to know:
+
+- An elementwise op multiplies each element by a number, its VJP by the same one: the VJP of the
+  tangent is the tangent.
+- A linear op is its own derivative, without its bias.
+- A fused op has the composition that it replaces, whose ops are again of these four kinds.
+- The VJP of any other op, u^T J, is linear in u. So it is recorded for some u, and transposed by a
+  pass back through the record, which gives J v (Townsend, 2017; for one op, not for all of f).
+
+Tangents belong to the nodes of values. A result whose inputs carry tangents, but do not require a
+gradient, gets a node without edges, `forward_only`. Where a gradient is required too, as in the
+gradient of f, the graph is recorded as ever, and the ops of its backward pass get tangents as well.
+
+Runs may be nested. Each has tangents of its own, and computes them by ops that the runs around it
+see, so that these get the derivatives of tangents, while it does not see those of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import numpy as np
+
+from minigrad.core.backward import fit_to_input, propagate
+from minigrad.core.codegen import FLOAT32, SequenceInputs, shape, without_vjp
+from minigrad.core.grad_mode import grad_mode, mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import VJP, Op, identity
+from minigrad.core.tensor import Tensor, as_array
+from minigrad.versions import clock
+
+Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
+
+
+class ForwardMode(Observer):
+    """The run of a function in forward mode, in one direction or several at once."""
+
+    def __init__(self, directions: int) -> None:
+        self._directions = directions
+        self._start = next(clock)
+        self._enabled = mode.grad_enabled
+        self._no_grad_blocks = mode.no_grad_blocks
+        self._tangents: WeakKeyDictionary[Node, Tangents] = WeakKeyDictionary()
+        # The nodes that depend on something from outside that requires a gradient. Their tangents
+        # are recorded, so that they can be differentiated by it.
+        self._from_outside: WeakSet[Node] = WeakSet()
+
+    def start(self, x: Tensor, tangents: Tangents) -> Tensor:
+        """Return the value of x at a node of its own, linked to x, with a tangent per direction."""
+        inner = identity(x)
+        node = _node_for_tangents(identity, inner)
+        self._tangents[node] = tangents
+        given = [x, *(v for v in tangents if v is not None)]
+        if self._enabled and any(each.node is not None for each in given):
+            self._from_outside.add(node)
+        return inner
+
+    def tangents(self, result: Tensor) -> list[Tensor]:
+        """Return the tangents of a result, one per direction."""
+        known = self._tangents.get(result.node, []) if result.node is not None else []
+        known = known or [None] * self._directions
+        return [Tensor(np.zeros_like(result._data)) if v is None else v for v in known]
+
+    def carries(self, result: Tensor) -> bool:
+        """Return whether a result has tangents, which it has if it depends on an input."""
+        return result.node is not None and result.node in self._tangents
+
+    def is_running(self) -> bool:
+        """Return whether ops get tangents now; they get none in a `no_grad` inside the function."""
+        return mode.grad_enabled or not self.needs_grad_mode()
+
+    def needs_grad_mode(self) -> bool:
+        """Return whether this is inside a `no_grad` of the function, and runs in grad mode only."""
+        return mode.no_grad_blocks != self._no_grad_blocks
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Compute the tangents of the result of an op."""
+        if not isinstance(result, Tensor) or result.dtype.kind != "f" or not self.is_running():
+            return
+        nodes = {
+            i: x.node for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.node is not None
+        }
+        from_outside = self._enabled and any(map(self._is_from_outside, nodes.values()))
+        moving = {i: self._tangents[node] for i, node in nodes.items() if node in self._tangents}
+        if moving:
+            before = mode.state
+            around = tuple(o for o in mode.observers if not self._is_inside(o))
+            others_need_it = bool(around) or self.needs_grad_mode()
+            mode.state = (from_outside or (mode.grad_enabled and others_need_it), around)
+            try:
+                tangents = self._push(op, inputs, result, moving)
+            finally:
+                mode.state = before
+            self._tangents[_node_for_tangents(op, result)] = tangents
+        if from_outside and result.node is not None:
+            self._from_outside.add(result.node)
+
+    def _is_from_outside(self, node: Node) -> bool:
+        old = node.order < self._start and not node.forward_only
+        return old or node in self._from_outside
+
+    def _is_inside(self, observer: Observer) -> bool:
+        """Return whether an observer is this run, or one inside it."""
+        return isinstance(observer, ForwardMode) and observer._start >= self._start
+
+    def _push(
+        self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
+    ) -> Tangents:
+        """Return the tangents of a result; `moving` are those of the inputs."""
+        vjps = dict(op.vjps)
+        if op.takes_sequence:
+            vjps = dict.fromkeys(range(len(inputs)), vjps[0])
+        missing = [op.input_name(i) for i in moving if i not in vjps]
+        if missing:
+            raise without_vjp(op, missing)
+        if op.replayed and not (op.elementwise and _is_on_arrays()):
+            assert op.composition is not None
+            with observe(self):
+                return self._tangents[op.composition(*inputs).node]
+        derivative = _Derivative(op, inputs, result, vjps)
+        tangents: Tangents = []
+        for direction in zip(*moving.values(), strict=True):
+            given = {i: v for i, v in zip(moving, direction, strict=True) if v is not None}
+            tangents.append(derivative.along(given) if given else None)
+        return tangents
+
+
+def _is_on_arrays() -> bool:
+    """Return whether no one can ask for the derivative of what is computed now.
+
+    Tangents are then computed from arrays, as gradients are in an ordinary backward pass. Else they
+    are computed from Tensors, which have the nodes of the values in the graph.
+    """
+    return not mode.observers and not mode.grad_enabled
+
+
+def _node_for_tangents(op: Op[Any], result: Tensor) -> Node:
+    """Return the node of a result; edges that lead to nothing that requires a gradient go."""
+    node = result.node
+    if node is None:
+        node = result.node = Node.of(op, (), result._data)
+        node.forward_only = True
+    elif node.edges and all(edge[0].forward_only for edge in node.edges):
+        node.edges = node.arguments = ()
+        node.forward_only = True
+    return node
+
+
+class _Derivative:
+    """The derivative of one call of an op."""
+
+    def __init__(
+        self, op: Op[Any], inputs: Sequence[Any], result: Tensor, vjps: Mapping[int, VJP]
+    ) -> None:
+        self._op, self._result, self._vjps = op, result, vjps
+        self._nodes = [x.node if isinstance(x, Tensor) else None for x in inputs]
+        self._on_arrays = _is_on_arrays()
+        values = [self._given(self._converted(x) if i in vjps else x) for i, x in enumerate(inputs)]
+        # One for each parameter of the op.
+        self._values: list[Any] = values
+        if isinstance(inputs, SequenceInputs):
+            self._values = [values, *inputs.options]
+        self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
+
+    def _given(self, value: Any) -> Any:
+        return value._data if self._on_arrays and isinstance(value, Tensor) else value
+
+    def _converted(self, value: Any) -> Any:
+        """Return an input in the dtype in which the op computes, as its call does."""
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
+            return value.item()
+        dtype = self._result.dtype
+        if self._op.floats and dtype == np.float16:
+            dtype = FLOAT32
+        if isinstance(value, Tensor):
+            same = value.dtype == dtype or "dtype" in self._op.parameters
+            return value if same else value.astype(dtype)
+        return as_array(value, dtype)
+
+    def along(self, tangents: Mapping[int, Tensor]) -> Tensor | None:
+        """Return the derivative along tangents of some inputs; None if it is zero."""
+        op = self._op
+        terms: list[Any] = []
+        others: dict[int, Any] = {}
+        for i, tangent in tangents.items():
+            v = self._given(tangent)
+            if op.elementwise:
+                if v.shape != self._result.shape:
+                    spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
+                    v = spread(v, self._result.shape)
+                terms.append(self._vjps[i].derivative(v, *self._saved(i)))
+            elif not op.takes_sequence and op.parameters[i] in op.linear:
+                terms.append(self._of_linear(i, v))
+            else:
+                others[i] = v
+        if others and op.takes_sequence and op.linear:
+            elements, *options = self._values
+            zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
+            terms.append(op([others.get(i, zero) for i, zero in enumerate(zeros)], *options))
+        elif others:
+            terms += self._by_transposition(others)
+        total = None
+        for term in terms:
+            total = term if total is None else total + term
+        if total is None:
+            return None
+        if isinstance(total, Tensor):
+            same = total.dtype == self._result.dtype
+            return total if same else total.astype(self._result.dtype)
+        return Tensor.at(np.asarray(total, self._result.dtype), None)
+
+    def _of_linear(self, argnum: int, tangent: Any) -> Any:
+        """Call the op on a tangent, without what is added to its product."""
+        values = list(self._values)
+        for i in self._vjps:
+            if not self._op.is_required(i):
+                values[i] = None
+        values[argnum] = tangent
+        return self._op(*values)
+
+    def _saved(self, argnum: int) -> list[Any]:
+        """Return what the VJP of an input takes after the gradient."""
+        slots = [*self._values, self._given(self._result), argnum]
+        return [
+            shape(_arrays(slots[slot])) if shape_only else slots[slot]
+            for slot, shape_only in self._vjps[argnum].slots
+        ]
+
+    def _by_transposition(self, tangents: Mapping[int, Any]) -> list[Any]:
+        """Return J v from the VJPs u^T J, which are recorded as functions of u and transposed."""
+        if self._transposed is None:
+            self._transposed = self._record_vjps()
+        u, products = self._transposed
+        pending: dict[Node, Any] = {}
+        for i, v in tangents.items():
+            node = products[i].node
+            if node is not None:
+                pending[node] = pending[node] + v if node in pending else v
+        assert u.node is not None
+        arrived = propagate(
+            pending,
+            wanted={u.node},
+            oldest=u.node.order,
+            retain_graph=True,
+            create_graph=not self._on_arrays,
+        )
+        return list(arrived.values())
+
+    def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return a tensor u, whose value does not matter, and u^T J for each input with a node."""
+        op = self._op
+        argnums = [i for i in self._vjps if self._nodes[i] is not None]
+        u = Tensor(np.zeros_like(self._result._data), requires_grad=True)
+        with grad_mode(True):
+            if op.plain:
+                results = [self._vjps[i].derivative(u, *self._saved(i)) for i in argnums]
+            else:
+                needed = tuple(i in argnums for i in op.argnums)
+                joint = self._vjps[argnums[0]].derivative(u, needed, *self._saved(argnums[0]))
+                results = [joint[op.argnums.index(i)] for i in argnums]
+            products: dict[int, Tensor] = {}
+            for i, product in zip(argnums, results, strict=True):
+                node = self._nodes[i]
+                assert node is not None
+                fitted = fit_to_input(product, node, op, i)
+                products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)
+        return u, products
+
+
+def _arrays(value: Any) -> Any:
+    """Return the array of a Tensor, or a list of those of several."""
+    if isinstance(value, list):
+        return [_arrays(x) for x in value]
+    return value._data if isinstance(value, Tensor) else value
