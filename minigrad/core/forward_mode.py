@@ -23,14 +23,16 @@ see, so that these get the derivatives of tangents, while it does not see those 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import ref
 
 import numpy as np
 
 from minigrad.core.backward import fit_to_input, propagate
-from minigrad.core.codegen import FLOAT32, SequenceInputs, shape, without_vjp
+from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, shape, without_vjp
 from minigrad.core.grad_mode import grad_mode, mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
@@ -49,30 +51,37 @@ class ForwardMode(Observer):
         self._start = next(clock)
         self._enabled = mode.grad_enabled
         self._no_grad_blocks = mode.no_grad_blocks
-        self._tangents: WeakKeyDictionary[Node, Tangents] = WeakKeyDictionary()
-        # The nodes that depend on something from outside that requires a gradient. Their tangents
-        # are recorded, so that they can be differentiated by it.
-        self._from_outside: WeakSet[Node] = WeakSet()
+        # By the order of a node, which no other has: its tangents, and whether it depends on
+        # something from outside that requires a gradient. Tangents are recorded then, so that they
+        # can be differentiated by it. An entry goes with its node.
+        self._known: dict[int, tuple[Tangents | None, bool, ref[Node]]] = {}
+        self._weak = ref(self)
 
     def start(self, x: Tensor, tangents: Tangents) -> Tensor:
         """Return the value of x at a node of its own, linked to x, with a tangent per direction."""
         inner = identity(x)
-        node = _node_for_tangents(identity, inner)
-        self._tangents[node] = tangents
         given = [x, *(v for v in tangents if v is not None)]
-        if self._enabled and any(each.node is not None for each in given):
-            self._from_outside.add(node)
+        from_outside = self._enabled and any(each.node is not None for each in given)
+        self._set(_node_for_tangents(identity, inner), tangents, from_outside)
         return inner
+
+    def _set(self, node: Node, tangents: Tangents | None, from_outside: bool) -> None:
+        end = ref(node, functools.partial(_forget, self._weak, node.order))
+        self._known[node.order] = tangents, from_outside, end
+
+    def _of(self, result: Tensor) -> Tangents | None:
+        """Return the tangents of a result, or None if it does not depend on an input."""
+        known = self._known.get(result.node.order) if result.node is not None else None
+        return None if known is None else known[0]
 
     def tangents(self, result: Tensor) -> list[Tensor]:
         """Return the tangents of a result, one per direction."""
-        known = self._tangents.get(result.node, []) if result.node is not None else []
-        known = known or [None] * self._directions
-        return [Tensor(np.zeros_like(result._data)) if v is None else v for v in known]
+        tangents = self._of(result) or [None] * self._directions
+        return [Tensor(np.zeros_like(result._data)) if v is None else v for v in tangents]
 
     def carries(self, result: Tensor) -> bool:
         """Return whether a result has tangents, which it has if it depends on an input."""
-        return result.node is not None and result.node in self._tangents
+        return self._of(result) is not None
 
     def is_running(self) -> bool:
         """Return whether ops get tangents now; they get none in a `no_grad` inside the function."""
@@ -86,27 +95,34 @@ class ForwardMode(Observer):
         """Compute the tangents of the result of an op."""
         if not isinstance(result, Tensor) or result.dtype.kind != "f" or not self.is_running():
             return
-        nodes = {
-            i: x.node for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.node is not None
-        }
-        from_outside = self._enabled and any(map(self._is_from_outside, nodes.values()))
-        moving = {i: self._tangents[node] for i, node in nodes.items() if node in self._tangents}
+        moving: dict[int, Tangents] = {}
+        from_outside = False
+        for i, x in enumerate(inputs):
+            node = x.node if isinstance(x, Tensor) else None
+            if node is None:
+                continue
+            known = self._known.get(node.order)
+            if known is None:
+                from_outside |= node.order < self._start and not node.forward_only
+                continue
+            from_outside |= known[1]
+            if known[0] is not None:
+                moving[i] = known[0]
+        from_outside &= self._enabled
         if moving:
-            before = mode.state
-            around = tuple(o for o in mode.observers if not self._is_inside(o))
+            before = grad_enabled, observers = mode.state
+            around = ()
+            if len(observers) > 1:
+                around = tuple(o for o in observers if not self._is_inside(o))
             others_need_it = bool(around) or self.needs_grad_mode()
-            mode.state = (from_outside or (mode.grad_enabled and others_need_it), around)
+            mode.state = (from_outside or (grad_enabled and others_need_it), around)
             try:
                 tangents = self._push(op, inputs, result, moving)
             finally:
                 mode.state = before
-            self._tangents[_node_for_tangents(op, result)] = tangents
-        if from_outside and result.node is not None:
-            self._from_outside.add(result.node)
-
-    def _is_from_outside(self, node: Node) -> bool:
-        old = node.order < self._start and not node.forward_only
-        return old or node in self._from_outside
+            self._set(_node_for_tangents(op, result), tangents, from_outside)
+        elif from_outside and result.node is not None:
+            self._set(result.node, None, True)
 
     def _is_inside(self, observer: Observer) -> bool:
         """Return whether an observer is this run, or one inside it."""
@@ -116,7 +132,7 @@ class ForwardMode(Observer):
         self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
     ) -> Tangents:
         """Return the tangents of a result; `moving` are those of the inputs."""
-        vjps = dict(op.vjps)
+        vjps = op.vjp_of
         if op.takes_sequence:
             vjps = dict.fromkeys(range(len(inputs)), vjps[0])
         missing = [op.input_name(i) for i in moving if i not in vjps]
@@ -125,13 +141,20 @@ class ForwardMode(Observer):
         if op.replayed and not (op.elementwise and _is_on_arrays()):
             assert op.composition is not None
             with observe(self):
-                return self._tangents[op.composition(*inputs).node]
+                composed = self._of(op.composition(*inputs))
+            return composed or [None] * self._directions
         derivative = _Derivative(op, inputs, result, vjps)
-        tangents: Tangents = []
-        for direction in zip(*moving.values(), strict=True):
-            given = {i: v for i, v in zip(moving, direction, strict=True) if v is not None}
-            tangents.append(derivative.along(given) if given else None)
-        return tangents
+        return [
+            derivative.along({i: vs[k] for i, vs in moving.items()})
+            for k in range(self._directions)
+        ]
+
+
+def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
+    """Drop what a run knows about a node that has gone."""
+    forward = run()
+    if forward is not None:
+        del forward._known[order]
 
 
 def _is_on_arrays() -> bool:
@@ -162,39 +185,45 @@ class _Derivative:
         self, op: Op[Any], inputs: Sequence[Any], result: Tensor, vjps: Mapping[int, VJP]
     ) -> None:
         self._op, self._result, self._vjps = op, result, vjps
-        self._nodes = [x.node if isinstance(x, Tensor) else None for x in inputs]
+        self._inputs = inputs
         self._on_arrays = _is_on_arrays()
-        values = [self._given(self._converted(x) if i in vjps else x) for i, x in enumerate(inputs)]
+        self._dtype = result.dtype
+        values = list(inputs)
+        for i in vjps:
+            values[i] = self._converted(values[i])
+        if self._on_arrays:
+            values = [x._data if isinstance(x, Tensor) else x for x in values]
         # One for each parameter of the op.
         self._values: list[Any] = values
         if isinstance(inputs, SequenceInputs):
             self._values = [values, *inputs.options]
+        self._slots = [*self._values, result._data if self._on_arrays else result, None]
         self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
-
-    def _given(self, value: Any) -> Any:
-        return value._data if self._on_arrays and isinstance(value, Tensor) else value
 
     def _converted(self, value: Any) -> Any:
         """Return an input in the dtype in which the op computes, as its call does."""
-        if value is None or isinstance(value, (bool, int, float)):
+        dtype = self._dtype
+        if isinstance(value, Tensor):
+            if value._data.dtype is dtype or "dtype" in self._op.parameters:
+                return value
+        elif value is None or value.__class__ in NUMBERS:
             return value
-        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
-            return value.item()
-        dtype = self._result.dtype
         if self._op.floats and dtype == np.float16:
             dtype = FLOAT32
         if isinstance(value, Tensor):
-            same = value.dtype == dtype or "dtype" in self._op.parameters
-            return value if same else value.astype(dtype)
-        return as_array(value, dtype)
+            return value.astype(dtype)
+        array = as_array(value, dtype)
+        return array if array.ndim else array.item()
 
-    def along(self, tangents: Mapping[int, Tensor]) -> Tensor | None:
-        """Return the derivative along tangents of some inputs; None if it is zero."""
+    def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
+        """Return the derivative along tangents of some inputs; None stands for zero."""
         op = self._op
         terms: list[Any] = []
         others: dict[int, Any] = {}
         for i, tangent in tangents.items():
-            v = self._given(tangent)
+            if tangent is None:
+                continue
+            v: Any = tangent._data if self._on_arrays else tangent
             if op.elementwise:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
@@ -210,11 +239,9 @@ class _Derivative:
             terms.append(op([others.get(i, zero) for i, zero in enumerate(zeros)], *options))
         elif others:
             terms += self._by_transposition(others)
-        total = None
-        for term in terms:
-            total = term if total is None else total + term
-        if total is None:
+        if not terms:
             return None
+        total = functools.reduce(operator.add, terms)
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
@@ -231,7 +258,8 @@ class _Derivative:
 
     def _saved(self, argnum: int) -> list[Any]:
         """Return what the VJP of an input takes after the gradient."""
-        slots = [*self._values, self._given(self._result), argnum]
+        slots = self._slots
+        slots[-1] = argnum
         return [
             shape(_arrays(slots[slot])) if shape_only else slots[slot]
             for slot, shape_only in self._vjps[argnum].slots
@@ -260,7 +288,8 @@ class _Derivative:
     def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
         """Return a tensor u, whose value does not matter, and u^T J for each input with a node."""
         op = self._op
-        argnums = [i for i in self._vjps if self._nodes[i] is not None]
+        nodes = [x.node if isinstance(x, Tensor) else None for x in self._inputs]
+        argnums = [i for i in self._vjps if nodes[i] is not None]
         u = Tensor(np.zeros_like(self._result._data), requires_grad=True)
         with grad_mode(True):
             if op.plain:
@@ -271,7 +300,7 @@ class _Derivative:
                 results = [joint[op.argnums.index(i)] for i in argnums]
             products: dict[int, Tensor] = {}
             for i, product in zip(argnums, results, strict=True):
-                node = self._nodes[i]
+                node = nodes[i]
                 assert node is not None
                 fitted = fit_to_input(product, node, op, i)
                 products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)

@@ -99,7 +99,7 @@ class Node:
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()  # of the op, saved only for one that is replayed
     outdated: bool = False  # whether the leaf was converted, and has a node of the new dtype now
-    forward_only: bool = False  # whether it carries tangents, and there is no graph behind it
+    forward_only: bool = False  # whether it is there for tangents, and no graph is behind it
     in_program: bool = False  # whether a captured step computes its gradient, and keeps it inside
 
     @classmethod

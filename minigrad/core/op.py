@@ -99,6 +99,7 @@ class Op(OpLike, Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
+        vjp_of: the same as a dict.
         argnums: the argnums alone.
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
@@ -120,6 +121,7 @@ class Op(OpLike, Generic[P]):
         self.known_flops: dict[Any, int | None] = {}
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
+        self.vjp_of: dict[int, VJP] = {}
         self.argnums: tuple[int, ...] = ()
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
@@ -226,6 +228,7 @@ class Op(OpLike, Generic[P]):
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
         """Replace the VJPs; the next call of the op writes `call` again, for these."""
         self.vjps = vjps
+        self.vjp_of = dict(vjps)
         self.argnums = tuple(argnum for argnum, _ in vjps)
         self.call = self._first_call
 
