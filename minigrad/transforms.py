@@ -17,6 +17,9 @@ Two properties make transforms right when they are nested.
   detached, and the backward pass is the plain one, on arrays. So to differentiate a model by its
   input alone, do it under `no_grad()`.
 
+`jvp`, `hvp` and `jacfwd` run f in forward mode. There is no graph behind f's inputs then, and what
+f itself differentiates by them it must differentiate by a transform, not by `grad`.
+
 The arguments that f is differentiated by are Tensors, arrays or numbers, of floats. f receives a
 Tensor for each of them and for any other positional array of floats; all other arguments, and those
 passed by keyword, it receives as they are. An argument that the result does not depend on has
@@ -45,8 +48,8 @@ __all__ = ["hessian", "hvp", "jacfwd", "jacobian", "jvp", "value_and_grad", "vjp
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
 
-# A column of a Jacobian costs about as much as so many rows: it takes a second derivative.
-ROWS_PER_COLUMN = 3
+# A Jacobian is computed by columns if it has so many times more rows: they take one more run of f.
+ROWS_PER_COLUMN = 1
 
 
 def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
@@ -97,9 +100,9 @@ def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[T
 def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     """Return f at `primals` and J v, its derivative in the direction of the tangents v.
 
-    Primals and tangents are a tensor each, or a tuple or list each. It takes two backward passes
-    and no forward mode: the VJP u^T J is linear in u, and its derivative by u in the direction v is
-    J v (the double-backward trick, Townsend, 2017).
+    Primals and tangents are a tensor each, or a tuple or list each. f runs once, in forward mode:
+    each op passes on the tangent of its result, and nothing is kept for a way back, so that memory
+    does not grow with the depth of f (see `minigrad.core.forward_mode`).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 
@@ -116,8 +119,8 @@ def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
 
-    It is the gradient of <df/dx, v>, a backward pass through a backward pass, and costs a few times
-    what f does (Pearlmutter, 1994). Primals and tangents are a tensor each, or a tuple or list
+    It is the derivative of df/dx in the direction v, forward mode over a backward pass, and costs a
+    few times what f does (Pearlmutter, 1994). Primals and tangents are a tensor each, or a tuple or list
     each, for which H v is a tuple.
 
         curvature = (v * hvp(loss, x, v)).sum()
