@@ -13,8 +13,8 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
 
-__all__ = ["arange", "eye", "full", "linspace", "ones", "ones_like", "rand", "randint", "randn"]
-__all__ += ["tensor", "zeros", "zeros_like"]
+__all__ = ["arange", "eye", "from_dlpack", "full", "linspace", "ones", "ones_like"]
+__all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
 
 Shape = int | Sequence[int]
 
@@ -30,6 +30,43 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     return Tensor(observed(np.array, as_array(data, dtype)), requires_grad)
+
+
+def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
+    """Make a tensor of an array of another library, in the memory that it has: DLPack's protocol.
+
+    numpy, PyTorch, JAX and others have it. No gradient passes from one library to the other, and
+    what either writes to the memory the other reads, unnoticed by a graph that has saved it.
+
+    Args:
+        x: the array, of booleans, integers or floats in the memory of the CPU.
+        copy: True copies always; None copies read-only memory, such as JAX's, because that of a
+            tensor is writable; with False that is an error.
+
+    Raises:
+        TypeError: if `x` has no such protocol, or holds other things.
+        BufferError: if the array cannot be shared: on a GPU, in bfloat16, or in need of a gradient.
+    """
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(
+            f"from_dlpack: a {type(x).__name__} has no __dlpack__(), as the arrays of numpy, "
+            f"PyTorch and JAX have; minigrad.tensor(x) copies numbers and lists"
+        )
+    kind = f"{type(x).__module__.partition('.')[0]} {type(x).__name__}"
+    try:
+        array = np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise BufferError(
+            f"from_dlpack: this {kind} cannot be shared ({error}); what can is a detached array of "
+            f"a dtype that numpy has, in the memory of the CPU: convert or move it first, as by "
+            f"x.float() and x.cpu() in PyTorch"
+        ) from error
+    if copy is False and not array.flags.writeable:
+        raise BufferError(
+            f"from_dlpack: this {kind} is read-only, and the memory of a tensor is writable; "
+            f"leave out copy=False"
+        )
+    return tensor(array) if copy else Tensor(array)
 
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:

@@ -20,30 +20,49 @@ Two properties make transforms right when they are nested.
 `jvp`, `hvp` and `jacfwd` run f in forward mode. There is no graph behind f's inputs then, and what
 f itself differentiates by them it must differentiate by a transform, not by `grad`.
 
-The arguments that f is differentiated by are Tensors, arrays or numbers, of floats. f receives a
-Tensor for each of them and for any other positional array of floats; all other arguments, and those
-passed by keyword, it receives as they are. An argument that the result does not depend on has
-derivative zero. No tensor's `.grad` or `requires_grad` is changed.
+The arguments that f is differentiated by are Tensors, arrays or numbers, of floats, or containers
+of these (see `minigrad.containers`), and the derivatives have the structure of the arguments:
+
+    def loss(weights, x):
+        return ((x @ weights["w"] + weights["b"]) ** 2).mean()
+
+    value, gradient = value_and_grad(loss)({"w": w, "b": b}, x)     # gradient["w"], gradient["b"]
+
+f receives a Tensor for each leaf of them and for any other positional array of floats; all other
+arguments, and those passed by keyword, it receives as they are. A Module it receives itself, with
+its trainable parameters at new nodes while f runs; their derivatives are a dict by their names.
+These parameters require a gradient, so an outer derivative could be asked for: where none is, as in
+a training loop, `no_grad()` around the call saves the time to record it.
+
+A Python float becomes float32, as in `minigrad.tensor(2.0)`, so that it computes in the precision
+of the weights that it meets; np.float64(2.0) and `tensor(2.0, dtype="float64")` are float64.
+
+What f's result does not depend on has derivative zero. So f may return a plain float or array as a
+constant; it then runs once more, watched, and it is an error if a value that depends on the inputs
+left the graph on the way, as with `float(x)` or `x.detach()`, because the zeros would be wrong. No
+tensor's `.grad` or `requires_grad` is changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.backward import propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node, reachable
-from minigrad.core.observers import observe
+from minigrad.core.observers import Observer, observe
 from minigrad.core.op import identity
-from minigrad.core.tensor import Array, Tensor
+from minigrad.core.tensor import Tensor, assigned
 from minigrad.ops import clone, concatenate, reshape, transpose
 from minigrad.versions import clock
 
-__all__ = ["hessian", "hvp", "jacfwd", "jacobian", "jvp", "value_and_grad", "vjp"]
+__all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
+__all__ += ["value_and_grad", "vjp"]
 
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
@@ -52,31 +71,75 @@ Argnums = int | Sequence[int]
 ROWS_PER_COLUMN = 1
 
 
+class ValueAndGrad(NamedTuple):
+    """The value of a function, or `(value, aux)` with `has_aux`, and its gradient."""
+
+    value: Any
+    gradient: Any
+
+
+class ValueAndPullback(NamedTuple):
+    """The value of a function, and the function v -> v^T J."""
+
+    value: Any
+    pullback: Callable[[Any], tuple[Any, ...]]
+
+
+class ValueAndTangent(NamedTuple):
+    """The value of a function, and its derivative J v in a direction v."""
+
+    value: Any
+    tangent: Any
+
+
 def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
-    """Return a function of f's arguments that returns `(f(x), df/dx)`.
+    """Return a function of f's arguments that returns `ValueAndGrad(f(x), df/dx)`.
 
     Args:
         f: a function that returns a Tensor of one element.
-        argnums: the position of the argument to differentiate by; for several positions, the
-            gradient is a tuple.
+        argnums: the position of the argument to differentiate by, a tensor or a container, of which
+            the gradient has the structure; for several positions, the gradient is a tuple.
         has_aux: whether f returns `(value, aux)`; then the result is `((value, aux), gradient)`.
             Tensors in `aux`, also within tuples, lists and dicts, are detached where `value` would
             be.
 
     Raises:
-        TypeError: if `argnums` are not ints; when called, if the argument is not of floats, or f
-            returns anything but a Tensor of floats.
-        ValueError: when called, if `argnums` are repeated or out of range, or f returns more than
-            one element.
+        TypeError: if `argnums` are not ints; when called, if a leaf of the argument is not of
+            floats, or there is none, or f returns anything but a Tensor or a constant of floats.
+        ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
+            element, a container contains itself, or two Modules share a parameter.
     """
-    return _value_and_grad("value_and_grad", f, argnums, has_aux)
+    transformed = _value_and_grad("value_and_grad", f, argnums, has_aux)
+    return _named(transformed, "value_and_grad", f, argnums, "ValueAndGrad(value, gradient)")
 
 
-def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[Tensor, ...]]]:
+def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
+    """Return a function of f's arguments that returns df/dx, the gradient of `value_and_grad`.
+
+        derivative = gradient(minigrad.tanh)(0.5)       # 1 - tanh(0.5)^2
+
+    With `has_aux`, f returns `(value, aux)`, and the result is `(gradient, aux)`.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: as `value_and_grad`.
+    """
+    both = _value_and_grad("gradient", f, argnums, has_aux)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        value, gradient = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    returned = "(gradient, aux)" if has_aux else "the gradient"
+    return _named(transformed, "gradient", f, argnums, returned)
+
+
+def vjp(f: Function, *primals: Any) -> ValueAndPullback:
     """Return the value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
 
-    `pullback(v)` takes v of the value's shape and returns a tuple, one Tensor for each primal. It
-    may be called any number of times, and keeps the graph of f.
+    f may return a container. `pullback(v)` takes v of the value's structure and shapes, and returns
+    a tuple, with the structure of each primal. It may be called any number of times, and keeps the
+    graph of f.
 
         value, pullback = vjp(minigrad.tanh, x)
         (gradient,) = pullback(minigrad.ones_like(value))
@@ -85,43 +148,51 @@ def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[T
         TypeError: as `value_and_grad`.
         ValueError: if there are no primals; in the pullback, if v has another shape.
     """
-    run = _Run("vjp", f, range(len(primals)), primals)
-    out = _checked("vjp", run.out)
-    wanted = run.can_be_differentiated(out)
+    call = _Call("vjp", f, range(len(primals)), primals)
+    run = _Run(call)
+    outs, structure = run.results()
+    wanted = run.can_be_differentiated(*outs)
 
-    def pullback(v: Array) -> tuple[Tensor, ...]:
-        cotangent = _tensor(v, "vjp: the pullback's v", like=out)
-        record = is_grad_enabled() and (wanted or cotangent.requires_grad)
-        return run.pull([out], [cotangent], run.inputs, record, retain=True)
+    def pullback(v: Any) -> tuple[Any, ...]:
+        """Return v^T J for a cotangent v, a tuple of one for each primal."""
+        leaves = flatten_as(structure, v, "vjp: the pullback's v")
+        cotangents = _like(outs, leaves)
+        record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
+        pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
+        return tuple(call.arranged(pulled))
 
-    return (out if wanted else out.detach()), pullback
+    value = rebuild(structure, outs if wanted else [out.detach() for out in outs])
+    return ValueAndPullback(value, pullback)
 
 
-def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
     """Return f at `primals` and J v, its derivative in the direction of the tangents v.
 
-    Primals and tangents are a tensor each, or a tuple or list each. f runs once, in forward mode:
-    each op passes on the tangent of its result, and nothing is kept for a way back, so that memory
-    does not grow with the depth of f (see `minigrad.core.forward_mode`).
+    A tuple or list of primals is one for each argument of f; anything else is the only argument.
+    Tangents have the structure of the primals, and for a Module they are a dict by the names of its
+    parameters. f may return a container. It runs once, in forward mode: each op passes on the
+    tangent of its result, and nothing is kept for a way back, so that memory does not grow with the
+    depth of f (see `minigrad.core.forward_mode`).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 
     Raises:
         TypeError: as `value_and_grad`, or if one is a tuple and the other is not.
-        ValueError: if primals and tangents differ in number or shape.
+        ValueError: if primals and tangents differ in number, keys or shape.
     """
-    xs, vs = _paired("jvp", primals, tangents)
-    run = _Run("jvp", f, range(len(xs)), xs, tangents=lambda _: [[v] for v in vs])
-    out = _checked("jvp", run.out)
-    return run.detached(out), run.pushed(out)[0]
+    call, vs = _paired("jvp", f, primals, tangents)
+    run = _Run(call, [[v] for v in vs])
+    outs, structure = run.results()
+    value = rebuild(structure, [run.detached(out) for out in outs])
+    return ValueAndTangent(value, rebuild(structure, [run.pushed(out)[0] for out in outs]))
 
 
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
 
     It is the derivative of df/dx in the direction v, forward mode over a backward pass, and costs a
-    few times what f does (Pearlmutter, 1994). Primals and tangents are a tensor each, or a tuple or list
-    each, for which H v is a tuple.
+    few times what f does (Pearlmutter, 1994). Primals and tangents are as in `jvp`, and H v has
+    their structure; for a tuple or list it is a tuple.
 
         curvature = (v * hvp(loss, x, v)).sum()
 
@@ -129,18 +200,22 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
         TypeError: as `jvp`.
         ValueError: as `jvp`, or if f returns more than one element.
     """
-    xs, vs = _paired("hvp", primals, tangents)
-    gradients = _gradients_of("hvp", f, range(len(xs)))
-    run = _Run("hvp", gradients, range(len(xs)), xs, tangents=lambda _: [[v] for v in vs])
-    products = tuple(run.pushed(gradient)[0] for gradient in run.out)
-    return products if isinstance(primals, (tuple, list)) else products[0]
+    several = type(primals) in (tuple, list)
+    gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
+    call, vs = _paired("hvp", gradients_of_f, primals, tangents)
+    run = _Run(call, [[v] for v in vs])
+    gradients, _ = run.results()
+    products = call.arranged([run.pushed(gradient)[0] for gradient in gradients])
+    return products if several else products[0]
 
 
 def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
 
-    For several `argnums` it returns a tuple. A row is a VJP; where x has far fewer elements than
-    the value, J is computed by columns instead, each a JVP.
+    For several `argnums` it returns a tuple, and for containers nested ones, f's outside: for f of
+    `{"w": (3,), "b": ()}` that returns `{"y": (2,)}`, `J["y"]["w"]` has shape (2, 3) and
+    `J["y"]["b"]` (2,). A row is a VJP; where x has far fewer elements than the value, J is computed
+    by columns instead, each a JVP.
 
         J = jacobian(lambda x: A @ x)(x)        # A
 
@@ -151,20 +226,23 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     _numbers("jacobian", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        run = _Run("jacobian", f, argnums, args, kwargs)
-        out = _checked("jacobian", run.out)
-        if out.size > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+        call = _Call("jacobian", f, argnums, args, kwargs)
+        run = _Run(call)
+        outs, structure = run.results()
+        if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
             return jacfwd(f, argnums)(*args, **kwargs)
-        return _as_asked(run.rows(out, run.inputs, run.can_be_differentiated(out)), argnums)
+        record = run.can_be_differentiated(*outs)
+        blocks = [run.rows(out, run.inputs, record) for out in outs]
+        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
-    return transformed
+    return _named(transformed, "jacobian", f, argnums, "the Jacobian")
 
 
 def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function that returns the Jacobian as `jacobian` does, always by columns.
 
-    f runs once, in forward mode, in as many directions as the arguments have elements. A column is
-    cheaper than a row, and needs no graph of f in memory.
+    f runs once, in forward mode, in as many directions as the arguments have elements. No graph of
+    f is in memory, but the tangents in all directions are.
 
     Raises:
         TypeError: as `value_and_grad`.
@@ -173,18 +251,12 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     _numbers("jacfwd", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        run = _Run("jacfwd", f, argnums, args, kwargs, tangents=_basis)
-        out = _checked("jacfwd", run.out)
-        columns, blocks = run.pushed(out), []
-        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
-        for x in run.inputs:
-            own, columns = columns[: x.size], columns[x.size :]
-            block = concatenate([none, *(reshape(v, (1, *out.shape)) for v in own)])
-            block = transpose(block, (*range(1, block.ndim), 0))
-            blocks.append(reshape(block, out.shape + x.shape))
-        return _as_asked(blocks, argnums)
+        call = _Call("jacfwd", f, argnums, args, kwargs)
+        run = _Run(call, _basis(call.leaves))
+        outs, structure = run.results()
+        return rebuild(structure, [call.arranged(run.columns(out)) for out in outs])
 
-    return transformed
+    return _named(transformed, "jacfwd", f, argnums, "the Jacobian")
 
 
 def _basis(inputs: Sequence[Tensor]) -> list[Tangents]:
@@ -208,25 +280,28 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
     H has the shape x's + x's.
 
     It is the Jacobian of the gradient. For several `argnums` it returns a tuple of tuples of
-    blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`.
+    blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it is for
+    containers: `H["w"]["b"]` has the shape of w + that of b.
 
     Raises:
         TypeError: as `value_and_grad`.
         ValueError: as `value_and_grad`.
     """
-    gradients = _gradients_of("hessian", f, argnums)
+    gradients_of_f = _gradients_of("hessian", f, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        run = _Run("hessian", gradients, argnums, args, kwargs)
-        record = run.can_be_differentiated(*run.out)
-        blocks = [_as_asked(run.rows(g, run.inputs, record), argnums) for g in run.out]
-        return _as_asked(blocks, argnums)
+        call = _Call("hessian", gradients_of_f, argnums, args, kwargs)
+        run = _Run(call)
+        gradients, _ = run.results()
+        record = run.can_be_differentiated(*gradients)
+        rows = [call.arranged(run.rows(g, run.inputs, record)) for g in gradients]
+        return call.arranged(rows)
 
-    return transformed
+    return _named(transformed, "hessian", f, argnums, "the Hessian")
 
 
-class _Run:
-    """A run of f on inputs at nodes of their own."""
+class _Call:
+    """A call of f: its arguments, and the leaves among them that it is differentiated by."""
 
     def __init__(
         self,
@@ -235,7 +310,6 @@ class _Run:
         argnums: Argnums,
         args: Sequence[Any],
         kwargs: Any = None,
-        tangents: Callable[[list[Tensor]], list[Tangents]] | None = None,
     ) -> None:
         if not callable(f):
             raise TypeError(
@@ -251,33 +325,132 @@ class _Run:
         positions = [n % count for n in numbers]
         if len(set(positions)) < len(positions):
             raise ValueError(f"{name}: argnums {argnums} names an argument twice")
-        arguments = [
+        self.name, self._f, self._kwargs = name, f, kwargs or {}
+        self._several = isinstance(argnums, Sequence)
+        self._args = [
             Tensor(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args
         ]
+        self._structures: dict[int, Structure] = {}
+        leaves: list[Leaf] = []
         for i in positions:
-            arguments[i] = _tensor(args[i], f"{name}: argument {i}")
+            before = len(leaves)
+            self._structures[i] = flatten(args[i], f"{name}: argument {i}", leaves)
+            if len(leaves) == before:
+                raise TypeError(
+                    f"{name}: argument {i} must be a Tensor, an array or a number, or a container "
+                    f"of these, not {_described(args[i])} without any; a Module's are its "
+                    f"parameters that require a gradient"
+                )
+        self.leaves = [_tensor(leaf.value, leaf.path) for leaf in leaves]
+        self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
+        paths: dict[int, str] = {}
+        for n, parameter in self._of_modules.items():
+            path = leaves[n].path
+            if (known := paths.setdefault(id(parameter), path)) != path:
+                raise ValueError(
+                    f"{known} and {path} are one parameter, which cannot be at two nodes; "
+                    f"differentiate by one Module that contains both places, or by tensors"
+                )
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Return what f returns if `inputs` are in the place of the leaves."""
+        args = list(self._args)
+        for i, structure in self._structures.items():
+            args[i] = rebuild(structure, inputs, owners=True)
+        if not self._of_modules:
+            return self._f(*args, **self._kwargs)
+        with assigned((p, {"node": inputs[n].node}) for n, p in self._of_modules.items()):
+            return self._f(*args, **self._kwargs)
+
+    def arranged(self, results: Sequence[Any]) -> Any:
+        """Return results, one for each leaf, as the arguments: a tuple for several argnums."""
+        found = tuple(rebuild(structure, results) for structure in self._structures.values())
+        return found if self._several else found[0]
+
+    def tangents(self, given: Sequence[Any]) -> list[Tensor]:
+        """Return the leaves of a tangent for each argument, checked against those of this call."""
+        leaves = []
+        for (i, structure), v in zip(self._structures.items(), given, strict=True):
+            leaves += flatten_as(structure, v, f"{self.name}: tangent {i}")
+        return _like(self.leaves, leaves)
+
+
+class _Departures(Observer):
+    """Notes whether the value of something newer than `start` left the graph.
+
+    A condition, `if x > 0`, is none: between its jumps, a function that asks for it is constant.
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start, self.found = start, False
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        node = tensor.node
+        self.found |= node is not None and node.order > self._start and how != "bool()"
+
+
+class _Run:
+    """A run of f on inputs at nodes of their own, in forward mode if they are given tangents."""
+
+    def __init__(self, call: _Call, tangents: Sequence[Tangents] | None = None) -> None:
+        self.call = call
         self.enabled = is_grad_enabled()
         around = (o for o in mode.observers if isinstance(o, ForwardMode))
         self.around = [forward for forward in around if forward.is_running()]
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
         if tangents is not None:
-            self.inputs: list[Tensor] = [arguments[i] for i in positions]
-            directions = tangents(self.inputs)
-            self.forward = ForwardMode(len(directions[0]))
-            for i, vs in zip(positions, directions, strict=True):
-                arguments[i] = self.forward.start(arguments[i], vs)
+            self.forward = ForwardMode(len(tangents[0]))
+            pairs = zip(call.leaves, tangents, strict=True)
+            self.inputs: list[Tensor] = [self.forward.start(x, vs) for x, vs in pairs]
             with observe(self.forward):
-                self.out: Any = f(*arguments, **(kwargs or {}))
+                self.out: Any = call.run(self.inputs)
             return
+        self.inputs = []
         with grad_mode(True):
-            for i in positions:
-                x = arguments[i]
-                arguments[i] = inner = identity(x) if x.requires_grad else Tensor(x)
+            for x in call.leaves:
+                inner = identity(x) if x.requires_grad else Tensor(x)
                 inner.requires_grad_()
                 assert inner.node is not None
                 inner.node.forward_only = False  # also if nothing but a run around this sees x
-            self.inputs = [arguments[i] for i in positions]
-            self.out = f(*arguments, **(kwargs or {}))
+                self.inputs.append(inner)
+            self.out = call.run(self.inputs)
+
+    def results(self) -> tuple[list[Tensor], Structure]:
+        """Return the leaves of what f returned, checked to be Tensors, and the structure of it."""
+        leaves: list[Leaf] = []
+        structure = flatten(self.out, "", leaves)
+        if not leaves:
+            self.checked(self.out)
+        return [self.checked(leaf.value, leaf.path) for leaf in leaves], structure
+
+    def checked(self, out: Any, path: str = "") -> Tensor:
+        """Return a result of f, checked to be a Tensor of floats or a constant."""
+        at, name = path and f" at {path}", self.call.name
+        if isinstance(out, Tensor) and out.dtype.kind == "f":
+            return out
+        if isinstance(out, (int, float, np.number, np.ndarray)):
+            if np.asarray(out).dtype.kind == "f" and self._is_constant():
+                return Tensor(out)
+            raise TypeError(
+                f"{name}: f must return a Tensor of floats{at}, not {_described(out)}, which no "
+                f"gradient follows; compute it from the arguments with minigrad's functions, "
+                f"without float(), .item() or numpy (a constant of floats is right, such as 0.0)"
+            )
+        raise TypeError(
+            f"{name}: f must return a Tensor of floats{at}, not {_described(out)}"
+            + (
+                "; add its parts up, or return (value, aux) with has_aux"
+                if is_container(out)
+                else ""
+            )
+        )
+
+    def _is_constant(self) -> bool:
+        """Run f again, and return whether all that depends on the inputs stayed in the graph."""
+        departures = _Departures(self.start)
+        with grad_mode(True), observe(departures):
+            self.call.run(self.inputs)
+        return not departures.found
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
@@ -340,6 +513,17 @@ class _Run:
         """Return the tangents of `out`, one per direction, in memory of their own."""
         return [clone(self.detached(v)) for v in self.forward.tangents(out)]
 
+    def columns(self, out: Tensor) -> list[Tensor]:
+        """Return the Jacobian of `out` by each input from its tangents, which are the columns."""
+        columns, jacobians = self.pushed(out), []
+        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
+        for x in self.inputs:
+            own, columns = columns[: x.size], columns[x.size :]
+            block = concatenate([none, *(reshape(v, (1, *out.shape)) for v in own)])
+            block = transpose(block, (*range(1, block.ndim), 0))
+            jacobians.append(reshape(block, out.shape + x.shape))
+        return jacobians
+
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` by each input, computed row by row."""
         pulled = []
@@ -358,8 +542,8 @@ class _Run:
 def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:
     _numbers(name, argnums)
 
-    def transformed(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        run = _Run(name, f, argnums, args, kwargs)
+    def transformed(*args: Any, **kwargs: Any) -> ValueAndGrad:
+        run = _Run(_Call(name, f, argnums, args, kwargs))
         out, aux = run.out, None
         if has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
@@ -367,7 +551,8 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
                     f"{name}: with has_aux, f must return (value, aux), not {out!r:.60}"
                 )
             out, aux = out
-        if _checked(name, out).size != 1:
+        out = run.checked(out)
+        if out.size != 1:
             raise ValueError(
                 f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() "
                 f"or .mean(), or take the derivatives of all elements with `jacobian`"
@@ -377,7 +562,8 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
         one = Tensor(np.ones_like(out._data))
         # `aux` may lie on the same graph, and must not find it freed.
         gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
-        return (value, run.detached(aux)) if has_aux else value, _as_asked(gradients, argnums)
+        result = (value, run.detached(aux)) if has_aux else value
+        return ValueAndGrad(result, run.call.arranged(gradients))
 
     return transformed
 
@@ -388,9 +574,17 @@ def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
     return lambda *args, **kwargs: both(*args, **kwargs)[1]
 
 
-def _as_asked(results: Sequence[Any], argnums: Argnums) -> Any:
-    """Return a tuple for several `argnums`, one result for one."""
-    return tuple(results) if isinstance(argnums, Sequence) else results[0]
+def _named(
+    transformed: Function, name: str, f: Function, argnums: Argnums, returned: str
+) -> Function:
+    """Give a transformed function a name and a documentation of its own."""
+    inner = getattr(f, "__name__", type(f).__name__)
+    transformed.__name__ = transformed.__qualname__ = f"{name}({inner})"
+    transformed.__doc__ = (
+        f"Return {returned} of {inner} by argument {argnums}; the arguments are those of {inner}."
+    )
+    vars(transformed)["__wrapped__"] = f  # its signature is shown
+    return transformed
 
 
 def _numbers(name: str, argnums: Any) -> Sequence[int]:
@@ -407,58 +601,48 @@ def _numbers(name: str, argnums: Any) -> Sequence[int]:
     return numbers
 
 
-def _paired(name: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Return primals and tangents as lists, checked against each other."""
-    several = isinstance(primals, (tuple, list))
-    if several != isinstance(tangents, (tuple, list)):
+def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[_Call, list[Tensor]]:
+    """Return a call of f with primals, and the leaves of the tangents, checked against it."""
+    several = type(primals) in (tuple, list)
+    if several != (type(tangents) in (tuple, list)):
         raise TypeError(
-            f"{name}: primals and tangents are one tensor each or one tuple each, not "
+            f"{name}: primals and tangents are one each or one tuple each, not "
             f"{_described(primals)} and {_described(tangents)}"
         )
     if not several:
         primals, tangents = [primals], [tangents]
     if len(primals) != len(tangents):
         raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
-    xs = [_tensor(x, f"{name}: argument {i}") for i, x in enumerate(primals)]
-    vs = [_tensor(v, f"{name}: tangent {i}", like=xs[i]) for i, v in enumerate(tangents)]
-    return xs, vs
+    call = _Call(name, f, range(len(primals)), primals)
+    return call, call.tangents(tangents)
+
+
+def _like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:
+    """Return leaves as Tensors in the dtypes of others, checked for their shapes."""
+    pairs = zip(tensors, leaves, strict=True)
+    return [_tensor(leaf.value, leaf.path, like=tensor) for tensor, leaf in pairs]
 
 
 def _tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
     """Return `value` as a Tensor of floats; with `like`, checked for its shape, in its dtype."""
     if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
         raise TypeError(
-            f"{role} must be a Tensor, an array or a number, not {_described(value)}; pass several "
-            f"tensors as several arguments"
+            f"{role} must be a Tensor, an array or a number, not {_described(value)}; containers "
+            f"of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
         )
     tensor = value if isinstance(value, Tensor) else Tensor(value)
     if like is None:
         if tensor.dtype.kind != "f":
+            how = f"write {value}.0" if type(value) is int else "convert it, .astype('float32')"
             raise TypeError(
-                f"{role} is of {tensor.dtype}, and only floats can be differentiated by; convert "
-                f"it (3.0 for 3, .astype('float32')), or differentiate by others only"
+                f"{role} is of {tensor.dtype}, and only floats can be differentiated by; {how}, "
+                f"or differentiate by others only"
             )
     elif tensor.shape != like.shape:
         raise ValueError(f"{role} must have shape {like.shape}, not {tensor.shape}")
     elif tensor.dtype != like.dtype:
         return tensor.astype(like.dtype)
     return tensor
-
-
-def _checked(name: str, out: Any) -> Tensor:
-    """Return the result of f, checked to be a Tensor of floats."""
-    if isinstance(out, (int, float, np.number, np.ndarray)):
-        raise TypeError(
-            f"{name}: f must return a Tensor of floats, not {_described(out)}, which no gradient "
-            f"follows; compute it from the arguments with minigrad's functions, without float(), "
-            f".item() or numpy"
-        )
-    if not isinstance(out, Tensor) or out.dtype.kind != "f":
-        raise TypeError(
-            f"{name}: f must return a Tensor of floats, not {_described(out)}; concatenate several "
-            f"results into one"
-        )
-    return out
 
 
 def _described(value: Any) -> str:

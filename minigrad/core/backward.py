@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
+from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
@@ -66,8 +67,8 @@ def backward(
 
 
 def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor] | None = None,
+    outputs: Any,
+    inputs: Any = None,
     grad_outputs: Any = None,
     create_graph: bool = False,
     retain_graph: bool | None = None,
@@ -79,17 +80,19 @@ def grad(
     dx)^T v_k.
 
     Args:
-        outputs: one tensor or several.
-        inputs: one tensor, or a list of them; leaves or results of ops.
-        grad_outputs: the cotangents, shaped like `outputs`; may be left out for outputs of one
-            element.
+        outputs: one tensor or several, or a container of tensors (see `minigrad.containers`).
+        inputs: one tensor, a list of them, or a container such as a Module or a dict; leaves or
+            results of ops.
+        grad_outputs: the cotangents, in the structure and shapes of `outputs`; may be left out for
+            outputs of one element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
         allow_unused: return zeros for an input that `outputs` do not depend on, instead of raising
             an error.
 
     Returns:
-        One tensor for one input, a tuple of tensors for a list of them.
+        One tensor for one input, a tuple for a list, and for another container one of the same
+        structure; for a Module it is a dict by the names of its parameters.
 
     Raises:
         RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
@@ -99,30 +102,34 @@ def grad(
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
             "grad: it differentiates a tensor that was computed, not a function; "
-            "minigrad.value_and_grad(f) makes a function of x that returns f(x) and its gradient"
+            "minigrad.gradient(f) makes a function of x that returns df/dx"
         )
     if inputs is None:
         raise TypeError("grad: inputs are missing, the tensors to differentiate by")
-    single = isinstance(inputs, Tensor)
-    sources = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    results = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    if grad_outputs is None:
-        grad_outputs = [None] * len(results)
-    elif isinstance(outputs, Tensor) and not isinstance(grad_outputs, (list, tuple)):
-        grad_outputs = [grad_outputs]
-    if len(grad_outputs) != len(results):
-        raise ValueError(
-            f"grad: {len(results)} outputs, but {len(grad_outputs)} grad_outputs; give one for each"
+    sources, of_inputs, several = _taken_apart("grad: input", inputs)
+    results, of_outputs, as_list = _taken_apart("grad: output", outputs)
+    cotangents: list[Any] = [None] * len(results)
+    if grad_outputs is not None:
+        as_list |= isinstance(outputs, Tensor) and isinstance(grad_outputs, (list, tuple))
+        given = grad_outputs if as_list else [grad_outputs]
+        if len(given) != len(of_outputs):
+            raise ValueError(
+                f"grad: {len(of_outputs)} outputs, but {len(given)} grad_outputs; give one for each"
+            )
+        leaves = (
+            flatten_as(structure, v, f"grad: the cotangent of output {k}")
+            for k, (structure, v) in enumerate(zip(of_outputs, given, strict=True))
         )
-    wanted = [node_of(source, f"grad: input {i}") for i, source in enumerate(sources)]
+        cotangents = [leaf.value for of_one in leaves for leaf in of_one]
+    wanted = [node_of(source, path) for source, path, _ in sources]
     pending: dict[Node, Any] = {}
-    for k, (result, cotangent) in enumerate(zip(results, grad_outputs, strict=True)):
+    for (result, path, _), cotangent in zip(results, cotangents, strict=True):
         if not isinstance(result, Tensor):
-            raise TypeError(f"grad: output {k} is a {type(result).__name__}, not a Tensor")
+            raise TypeError(f"{path} is a {type(result).__name__}, not a Tensor")
         if result.node is None and allow_unused:
             continue
-        root = node_of(result, f"grad: output {k}")
-        seed = initial_gradient(result, cotangent, f"grad: output {k}", create_graph)
+        root = node_of(result, path)
+        seed = initial_gradient(result, cotangent, path, create_graph)
         for observer in mode.observers:
             observer.on_backward(result, seed)
         pending[root] = pending[root] + seed if root in pending else seed
@@ -135,18 +142,29 @@ def grad(
     )
     _announce(arrived, adding=False)
     gradients = []
-    for i, (source, node) in enumerate(zip(sources, wanted, strict=True)):
+    for i, ((source, path, _), node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
             last_use = node not in wanted[i + 1 :]
             gradients.append(take(arrived, node) if last_use else _copied(arrived[node]))
         elif allow_unused:
             gradients.append(Tensor(np.zeros(node.shape, node.dtype)))
         else:
+            where = path.removeprefix("grad: ")
             raise RuntimeError(
-                f"grad: the outputs do not depend on input {i}, {source.describe()}; "
+                f"grad: the outputs do not depend on {where}, {source.describe()}; "
                 f"allow_unused=True gives zeros for it"
             )
-    return gradients[0] if single else tuple(gradients)
+    found = tuple(rebuild(structure, gradients) for structure in of_inputs)
+    return found if several else found[0]
+
+
+def _taken_apart(role: str, given: Any) -> tuple[list[Leaf], list[Structure], bool]:
+    """Return the leaves of a tensor, a container, or a list or iterator of these."""
+    is_one = isinstance(given, Tensor) or (type(given) not in (list, tuple) and is_container(given))
+    leaves: list[Leaf] = []
+    items = enumerate([given] if is_one else given)
+    structures = [flatten(item, f"{role} {i}", leaves) for i, item in items]
+    return leaves, structures, not is_one
 
 
 class BackwardPass:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -421,6 +422,41 @@ class Tensor:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Hand the memory to another library, as in `torch.from_dlpack(tensor)`.
+
+        What that library writes to it is a raw write, which a graph does not notice.
+
+        Raises:
+            BufferError: if the tensor requires a gradient, or is a view that runs backwards or
+                between elements, which few libraries can take.
+        """
+        if self.node is not None:
+            raise BufferError(
+                f"{self.describe()} requires a gradient, which cannot follow it to another "
+                f"library; use .detach()"
+            )
+        data = self.data
+        if any(stride < 0 or stride % data.itemsize for stride in data.strides):
+            raise BufferError(
+                f"{self.describe()} has strides of {data.strides} bytes, which other libraries "
+                f"cannot take; .clone() makes a copy that they can"
+            )
+        options = {"stream": stream, "max_version": max_version}
+        options |= {"dl_device": dl_device, "copy": copy}
+        given: Any = {name: value for name, value in options.items() if value is not None}
+        return data.__dlpack__(**given)  # numpy 2.0 has only `stream`
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._data.__dlpack_device__()
+
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
             "tensors are not written in place, their gradients would be wrong; use "
@@ -527,6 +563,28 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
             f"only floats can require a gradient, not {dtype}; convert first, e.g. with "
             f".astype('float32')"
         )
+
+
+@contextmanager
+def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[None]:
+    """Give tensors other values or nodes, by attribute, for a while; no memory is written to.
+
+    Without a node a tensor is frozen; `requires_grad_(False)` would drop its gradient.
+    """
+    given = list(values)
+    before = [(tensor, {name: getattr(tensor, name) for name in new}) for tensor, new in given]
+    try:
+        assign(given)
+        yield
+    finally:
+        assign(before)
+
+
+def assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
+    """Set attributes of tensors."""
+    for tensor, attributes in values:
+        for name, value in attributes.items():
+            setattr(tensor, name, value)
 
 
 def node_of(tensor: Any, role: str) -> Node:

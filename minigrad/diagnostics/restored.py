@@ -1,17 +1,17 @@
-"""Contexts that restore random generators, parameters or a model after a trial run."""
+"""Contexts that restore random generators or a model after a trial run."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.observers import Observer, observe
-from minigrad.core.tensor import Tensor
-from minigrad.nn.module import Module, Parameter
+from minigrad.core.tensor import Tensor, assign
+from minigrad.nn.module import Module
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
@@ -47,27 +47,6 @@ class Draws(Observer):
 
 
 @contextmanager
-def assigned(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> Iterator[None]:
-    """Give parameters other values or nodes, by attribute, for a while; no memory is written to.
-
-    Without a node a parameter is frozen; `requires_grad_(False)` would drop its gradient.
-    """
-    given = list(values)
-    before = [(p, {name: getattr(p, name) for name in new}) for p, new in given]
-    try:
-        _assign(given)
-        yield
-    finally:
-        _assign(before)
-
-
-def _assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
-    for tensor, attributes in values:
-        for name, value in attributes.items():
-            setattr(tensor, name, value)
-
-
-@contextmanager
 def unchanged(model: Module) -> Iterator[None]:
     """Make everything what it was after the block: attributes of modules, values, and generators.
 
@@ -92,7 +71,7 @@ def unchanged(model: Module) -> Iterator[None]:
         for module, own in attributes:
             vars(module).clear()
             vars(module).update(own)
-        _assign(before)
+        assign(before)
         for array, copy in copies:
             if np.array_equal(array, copy, equal_nan=True):
                 continue

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import check_problems, nearest
+from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.renamed import missing
@@ -67,7 +68,7 @@ class Parameter(Tensor):
         return parameter
 
 
-class Module:
+class Module(Owner):
     """Base class of layers and models: define `forward`, and assign parameters and modules."""
 
     training: bool = True

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Node, reachable
-from minigrad.core.tensor import Tensor, as_array
+from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
-from minigrad.diagnostics.restored import assigned
 from minigrad.errors import op_error
 from minigrad.nn.module import Module, Parameter
 

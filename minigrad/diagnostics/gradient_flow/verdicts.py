@@ -20,12 +20,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from minigrad.core.node import Node
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, assigned
 from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, run_step, zero_by_construction
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
-from minigrad.diagnostics.restored import assigned
 from minigrad.nn.module import Module, Parameter
 
 Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
