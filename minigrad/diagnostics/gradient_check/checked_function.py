@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +67,7 @@ class CheckedFunction:
             except (TypeError, ValueError) as error:
                 raise gradcheck_error(f"input {i} must be made of numbers; {error}") from error
         self._parameters: list[Parameter] = []
-        self._arrays = {f"input {i}": x for i, x in enumerate(self._inputs)}
+        self._arrays = dict(zip(_names_of_inputs(f, len(self._inputs)), self._inputs, strict=True))
         if isinstance(f, Module):
             try:
                 f = copy.deepcopy(f)
@@ -249,10 +250,26 @@ class CheckedFunction:
         for name, x in self._arrays.items():
             if not np.array_equal(self._before[name], x, equal_nan=x.dtype.kind == "f"):
                 message = (
-                    f"{self.name} writes to its {name}{when}; a gradient is that of a function "
+                    f"{self.name} writes to {name}{when}; a gradient is that of a function "
                     f"that leaves its inputs alone, so compute a new tensor instead"
                 )
                 raise gradcheck_error(message, ValueError)
+
+
+def _names_of_inputs(f: Callable[..., Any], count: int) -> list[str]:
+    """Return what f calls its inputs; "input 0" where it has no name, or that of a parameter."""
+    names = [f"input {i}" for i in range(count)]
+    with suppress(TypeError, ValueError):  # a function that is not written in Python may not say
+        signature = inspect.signature(f.forward if isinstance(f, Module) else f)
+        taken = dict(f.named_parameters()) if isinstance(f, Module) else {}
+        for i, parameter in enumerate(list(signature.parameters.values())[:count]):
+            by_position = parameter.kind in (
+                parameter.POSITIONAL_ONLY,
+                parameter.POSITIONAL_OR_KEYWORD,
+            )
+            if by_position and parameter.name not in taken:
+                names[i] = parameter.name
+    return names
 
 
 def gradients_of(

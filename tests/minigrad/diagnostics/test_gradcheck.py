@@ -1,5 +1,6 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
+import functools
 import random
 import threading
 
@@ -81,8 +82,8 @@ def test_a_transposed_gradient_is_found():
     report = gradcheck(product, [X[:2, :2], Y[:2, :2]])
     # the diagonal of a transpose is right
     assert {(entry.operand, entry.index) for entry in report.wrong} == {
-        ("input 0", (0, 1)),
-        ("input 0", (1, 0)),
+        ("x", (0, 1)),
+        ("x", (1, 0)),
     }
 
 
@@ -91,8 +92,28 @@ def test_the_operand_whose_vjp_is_wrong_is_named(position):
     vjps = [lambda g, y: g * y, lambda g, x: g * x]
     vjps[position] = [lambda g, y: 1.001 * g * y, lambda g, x: 1.001 * g * x][position]
     report = gradcheck(product_with_vjps(*vjps), [X, Y])
-    assert {entry.operand for entry in report.wrong} == {f"input {position}"}
+    assert {entry.operand for entry in report.wrong} == {"xy"[position]}
     assert len(report.wrong) == X.size
+
+
+def test_operands_are_called_as_the_function_calls_them():
+    def names(f, *inputs):
+        return {comparison.operand for comparison in gradcheck(f, inputs, order=1).comparisons}
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.x, self.scale = nn.Parameter(Y[0]), nn.Parameter(Y[1])
+
+        def forward(self, x, y):
+            return x * y * self.x * self.scale
+
+    assert names(minigrad.where, np.array([True, False, True]), X, Y) == {"x", "y"}
+    assert names(lambda first, *others: first * others[0], X, Y) == {"first", "input 1"}
+    assert names(functools.partial(minigrad.add, X), Y) == {"b"}
+    assert names(Scaled(), X, Y) == {"input 0", "y", "x", "scale"}  # where x is a parameter
+    silent = functools.partial(minigrad.exp)
+    silent.__signature__ = "none"  # as of a function that is not written in Python
+    assert names(silent, X) == {"input 0"}
 
 
 def test_the_element_that_is_wrong_is_named():
@@ -100,7 +121,7 @@ def test_the_element_that_is_wrong_is_named():
     fault[1, 2] = 1e-4
     report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + fault), X)
     (entry,) = report.wrong
-    assert (entry.order, entry.operand, entry.index) == (1, "input 0", (1, 2))
+    assert (entry.order, entry.operand, entry.index) == (1, "x", (1, 2))
     assert abs(entry.analytic - entry.numeric - 1e-4) < 1e-8
     assert entry.relative_difference > 1e-6
 
@@ -137,7 +158,7 @@ def test_an_operand_that_is_not_used_has_gradient_zero():
 
 def test_an_operand_that_is_wrongly_cut_off_is_found():
     report = gradcheck(lambda x, y: x * y.detach(), [X, Y])
-    assert {entry.operand for entry in report.wrong} == {"input 1"}
+    assert {entry.operand for entry in report.wrong} == {"y"}
 
 
 def test_a_wrong_gradient_that_an_all_ones_cotangent_would_miss_is_found():
@@ -194,7 +215,7 @@ def test_where_the_function_is_not_finite_it_cannot_tell():
     assert report.verdict == "cannot tell"
     assert not report
     assert [entry.index for entry in report.undecided] == [(1,)]
-    assert "undecided: order 1, input 0[1]" in repr(report)
+    assert "undecided: order 1, x[1]" in repr(report)
     assert "f is not finite" in repr(report)
 
 
@@ -246,7 +267,7 @@ def test_report_says_what_is_wrong_where():
         "gradcheck of halved: disagree (2 entries compared, 2 wrong, 0 undecided, tolerance 1e-06)"
     )
     assert lines[1] == (
-        f"  wrong: order 1, input 0[{entry.index[0]}]: analytic {entry.analytic:.9g}, "
+        f"  wrong: order 1, x[{entry.index[0]}]: analytic {entry.analytic:.9g}, "
         f"numeric {entry.numeric:.9g} +- {entry.error:.1g}, relative difference 0.5"
     )
 
@@ -516,7 +537,7 @@ def test_a_module_is_checked_by_its_parameters_too(rng):
     report = gradcheck(model, X, order=1)
     assert report
     assert report.compared == 6 + 12 + 4 + 8 + 2
-    assert {c.operand for c in report.comparisons} >= {"input 0", "0.weight", "2.bias"}
+    assert {c.operand for c in report.comparisons} >= {"x", "0.weight", "2.bias"}
     assert all(np.array_equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     for p in list(model.parameters())[:2]:
@@ -564,7 +585,7 @@ def test_writing_to_an_input_is_named():
         y.data[0] = 0
         return x * y
 
-    with pytest.raises(ValueError, match="f writes to its input 1"):
+    with pytest.raises(ValueError, match="f writes to y"):
         gradcheck(f, [X, Y])
     assert Y[0, 0] == 1.1
 
@@ -642,15 +663,15 @@ def test_gradients_that_share_memory_are_found(monkeypatch):
     monkeypatch.setattr(engine, "take", lambda arrived, node: Tensor(arrived.pop(node)))
     report = gradcheck(lambda x, y: x + y, [X, Y], order=1)
     assert report.verdict == "disagree"
-    assert "input 0: its gradient shares memory with the gradient of input 1" in repr(report)
-    assert "input 1: its gradient shares memory with cotangent 0" in repr(report)
+    assert "x: its gradient shares memory with the gradient of y" in repr(report)
+    assert "y: its gradient shares memory with cotangent 0" in repr(report)
 
 
 def test_a_gradient_of_another_dtype_is_found(monkeypatch):
     fit = engine.fit_to_input
     monkeypatch.setattr(engine, "fit_to_input", lambda *call: fit(*call).astype(float))
     report = gradcheck(lambda x: x.astype(np.float64) ** 2, X.astype(np.float32), order=1)
-    assert "input 0: its gradient is float64, the operand float32" in repr(report)
+    assert "x: its gradient is float64, the operand float32" in repr(report)
     assert report.verdict == "disagree"
 
 
@@ -876,7 +897,7 @@ def test_a_joint_vjp_that_is_wrong_for_one_operand_alone_is_found():
         lambda g, needs_input_grad, x, y: (g * y * (1 if all(needs_input_grad) else 1.1), g * x),
     )
     report = gradcheck(product, [X, Y], order=1)
-    assert {entry.operand for entry in report.wrong} == {"input 0"}
+    assert {entry.operand for entry in report.wrong} == {"x"}
     assert all("by a pass for it alone" in entry.reason for entry in report.wrong)
 
 
@@ -945,7 +966,7 @@ def test_a_vjp_that_writes_to_an_operand_is_named():
             x *= 1.0 + 1e-9
         return 2 * g * x
 
-    with pytest.raises(ValueError, match="writes to its input 0 where a gradient is required"):
+    with pytest.raises(ValueError, match="writes to x where a gradient is required"):
         gradcheck(square_with_vjp(derivative), X, order=1)
 
 
