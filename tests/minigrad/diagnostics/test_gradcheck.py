@@ -2,6 +2,7 @@
 
 import functools
 import random
+import re
 import threading
 
 import numpy as np
@@ -714,23 +715,113 @@ def test_samples_are_drawn_from_rng():
 # Pictures
 
 
+def page_of(f, *inputs, **options):
+    return gradcheck(f, inputs, **options)._repr_html_()
+
+
+def cells_of(page):
+    """The style, the title and the text of each cell with a number."""
+    return re.findall(r'<span style="([^"]*)" title="([^"]*)">([^<]*)</span>', page)
+
+
+def framed(page):
+    """The indices of cells with a frame of each kind, in all heat maps."""
+    cells = [(style, title.rpartition(" ")[0]) for style, title, _ in cells_of(page)]
+    return {kind: [i for style, i in cells if f"{kind} #000" in style] for kind in FRAME_KINDS}
+
+
+FRAME_KINDS = ("solid", "dotted")
+
+
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
-    page = gradcheck(square, X)._repr_html_()
-    assert page.count("<svg") == 4 * 3  # analytic, numeric, difference and verdict of 3 operands
+    page = page_of(square, X)
+    assert page.count('role="img"') == 4 * 3  # analytic, numeric, difference, verdict; 3 operands
     assert "gradcheck of square: disagree" in page
-    assert page.count("#cf222e") >= 3  # the headline, and the wrong ones in red
-    named = gradcheck(lambda x: x * x, X)._repr_html_()
+    assert 'aria-label="x: analytic"' in page
+    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)</small>" in page
+    named = page_of(lambda x: x * x, X)
     assert "&lt;lambda&gt;" in named
     assert "<lambda>" not in named
 
 
+def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones():
+    report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3)), X, order=1)
+    page = report._repr_html_()
+    texts = [text for _, _, text in cells_of(page)]
+    (shown,) = report.comparisons
+    assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
+    assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
+    assert framed(page) == {"solid": 4 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
+    assert framed(kinked) == {"solid": [], "dotted": 4 * ["[0, 1]"]}
+
+
+def test_the_picture_has_a_scale_and_indices():
+    page = page_of(minigrad.multiply, X, 0.0 * X, order=1)
+    for tick in ("1e-12", "agrees", "dots: undecided", "frame: wrong"):
+        assert page.count(f"<span>{tick}</span>") == 2
+    assert page.count("<span>2&nbsp;</span>") == 8  # the last of 3 columns
+    assert "<span>-1</span><span>0</span><span>1</span>" in page  # of a gradient that is 0
+    numbers = page_of(minigrad.tanh, np.full(3, 0.5), order=1)
+    assert numbers.count("linear-gradient(") == 4
+
+
+def luminance(style):
+    red_green_blue = bytes.fromhex(re.search("background:#([0-9a-f]{6})", style)[1])
+    linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else 0 for c in red_green_blue]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+
+def test_numbers_can_be_read_on_the_colours_of_their_cells():
+    page = page_of(lambda x: x * x * np.linspace(-1, 1, 16), np.ones(16), order=1)
+    contrasts = []
+    for style, _, text in cells_of(page):
+        if text:
+            ink = 1.0 if "color:#fff" in style else 0.0
+            low, high = sorted([luminance(style), ink])
+            contrasts.append((high + 0.05) / (low + 0.05))
+    assert len(contrasts) == 3 * 16
+    assert min(contrasts) > 4  # the smallest that is still legible in such letters
+
+
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
-    page = gradcheck(minigrad.tanh, x, samples=5, order=1)._repr_html_()
-    assert page.count("<rect") == 4 * 32 * 32
+    page = page_of(minigrad.tanh, x, samples=5, order=1)
+    assert len(cells_of(page)) == 4 * 32 * 32
+    assert "a cell: the number furthest from 0 of up to 4 x 3" in page
+    assert "grey: not compared" in page
+    assert page.count("#8883") == 3 * (32 * 32 - 5)
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
-        assert "agree" in gradcheck(minigrad.tanh, x)._repr_html_()
+        assert "agree" in page_of(minigrad.tanh, x)
+    assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
+
+
+def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
+    fault = np.zeros(100)
+    fault[77] = 1.0
+    page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
+    assert len(cells_of(page)) == 4 * 100
+    assert framed(page)["solid"] == 4 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 4
+
+
+def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
+    fault = np.zeros((64, 64))
+    fault[41, 7] = 1.0
+    x = np.ones((64, 64))
+    page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
+    assert framed(page)["solid"] == 4 * ["[40, 6]"]
+
+
+def test_a_report_is_saved_as_a_page(tmp_path):
+    report = gradcheck(minigrad.tanh, X, order=1)
+    report.save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report._repr_html_() in text
+    assert 'content="light dark"' in text
+    with pytest.raises(ValueError, match=r"saved as \.html, not as 'report.png'"):
+        report.save("report.png")
 
 
 # What it refuses
