@@ -715,7 +715,7 @@ def test_pictures_of_large_and_odd_arrays_are_small():
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, None, True])
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {order}"):
         gradcheck(minigrad.exp, X, order=order)
