@@ -93,6 +93,8 @@ class GradcheckReport:
         directions: in how many random directions all elements of each sampled operand were moved.
         fewest: the least number of entries that were sampled of an operand; inf if all were taken.
         others: how many tensors f depends on that require a gradient, but were not passed in.
+        dtype: that differences were taken in.
+        checker: the function that made the report.
     """
 
     function: str
@@ -106,6 +108,8 @@ class GradcheckReport:
     directions: int = 0
     fewest: float = math.inf
     others: int = 0
+    dtype: str = "float64"
+    checker: str = "gradcheck"
 
     @property
     def verdict(self) -> Verdict:
@@ -140,8 +144,9 @@ class GradcheckReport:
         if self.total > self.compared:
             compared = f"{self.compared:,} of {self.total:,} entries compared"
         return (
-            f"gradcheck of {self.function}: {self.verdict} ({compared}, {len(self.wrong)} wrong, "
-            f"{len(self.undecided)} undecided, tolerance {self.tolerance:g})"
+            f"{self.checker} of {self.function}: {self.verdict} ({compared}, "
+            f"{len(self.wrong)} wrong, {len(self.undecided)} undecided, "
+            f"tolerance {self.tolerance:g})"
         )
 
     @property
@@ -153,6 +158,11 @@ class GradcheckReport:
                 f"sampled: if 1 % of the entries of an operand were wrong, those compared would "
                 f"miss it with probability {self.missed(0.01):.2g}; the slopes in "
                 f"{self.directions} random directions were compared besides"
+            )
+        if self.dtype != "float64":
+            found.append(
+                f"computed in {self.dtype}, in which differences can show relative errors of more "
+                f"than {self.tolerance:.2g}, and no smaller ones"
             )
         if self.others:
             found.append(

@@ -827,7 +827,7 @@ def test_a_report_is_saved_as_a_page(tmp_path):
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, None, True])
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {order}"):
         gradcheck(minigrad.exp, X, order=order)
