@@ -42,9 +42,9 @@ class ForeignFunction(CheckedFunction):
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         super().__init__(f)
         self._f = f
-        owner: Any = getattr(f, "__self__", None)
+        owner = getattr(f, "__self__", None)
         if self.name == "apply" and isinstance(owner, type):  # of a torch.autograd.Function
-            self.name, f = owner.__name__, owner.forward
+            self.name, f = owner.__name__, getattr(owner, "forward", f)
         self._inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         floats = [i for i, x in enumerate(self._inputs) if self.is_floats(x)]
         self._positions = [i for i in floats if getattr(self._inputs[i], "requires_grad", False)]
