@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo import hips_port, suite, torch_port
+from tests.zoo import hips_port, jax_port, suite, torch_port
 from tests.zoo.mutant import Mutant, verdict
 
 KILLED, UNSURE, SURVIVES, NOT_THERE = "killed", "cannot tell", "SURVIVES", "-"
+PEERS = "PyTorch", "JAX", "HIPS"
 
 
 def _by_gradcheck(mutant: Mutant, **options: Any) -> str:
@@ -39,6 +40,8 @@ def columns(quick: bool = False) -> dict[str, Callable[[Mutant], str]]:
         found["suite"] = partial(_by, suite.kills)
     if find_spec("torch"):
         found["PyTorch"] = partial(_by, torch_port.kills)
+    if find_spec("jax"):
+        found["JAX"] = partial(_by, jax_port.kills)
     if find_spec("autograd"):
         found["HIPS"] = partial(_by, hips_port.kills)
     return found
@@ -67,7 +70,7 @@ def markdown(rows: list[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *body, last, strict=True)]
     lines = [head, ["-" * width for width in widths], *body, last]
     table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    for peer in [name for name in names if name in ("PyTorch", "HIPS")]:
+    for peer in [name for name in names if name in PEERS]:
         shown = [row for row in rows if row.said[peer] != NOT_THERE]
         killed, count = totals(shown, peer)
         ours, _ = totals(shown, "gradcheck 2")

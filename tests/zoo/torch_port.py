@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.mutant import Mutant, Port
+from tests.zoo.mutant import Mutant
 
 
 def kills(mutant: Mutant, planted: bool = True) -> bool | None:
@@ -19,10 +19,9 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     """
     import torch
 
-    port = mutant.port
-    if port is None or not port.torch:
+    if mutant.port is None or not mutant.port.torch:
         return None
-    f = partial(port.around, torch, _function(port, port.wrong if planted else port.right))
+    f = function(mutant, planted)
     checks = [torch.autograd.gradcheck]
     if mutant.order == 2:
         checks.append(torch.autograd.gradgradcheck)
@@ -42,9 +41,13 @@ def _passes(check: Callable[..., bool], f: Any, mutant: Mutant) -> bool:
         return False
 
 
-def _function(port: Port, gradients: Callable[..., Any]) -> Any:
-    """`port.forward` with these gradients."""
+def function(mutant: Mutant, planted: bool = True) -> Callable[..., Any]:
+    """The function of a mutant on PyTorch's tensors, with the fault or without."""
     import torch
+
+    port = mutant.port
+    assert port is not None
+    gradients = port.wrong if planted else port.right
 
     class Ported(torch.autograd.Function):
         @staticmethod
@@ -56,4 +59,4 @@ def _function(port: Port, gradients: Callable[..., Any]) -> Any:
         def backward(ctx: Any, g: Any) -> Any:
             return gradients(torch, g, *ctx.saved_tensors)
 
-    return Ported.apply
+    return partial(port.around, torch, Ported.apply)
