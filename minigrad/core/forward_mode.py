@@ -283,14 +283,19 @@ class _Derivative:
             retain_graph=True,
             create_graph=not self._on_arrays,
         )
+        if not arrived and any(product._data.any() for product in products.values()):
+            raise RuntimeError(
+                f"the VJP of `{self._op.name}` does not pass on what it computes from g, so forward "
+                f"mode cannot use it; it is to be written in ops, without .data or numpy"
+            )
         return list(arrived.values())
 
     def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return a tensor u, whose value does not matter, and u^T J for each input with a node."""
+        """Return a tensor u, and u^T J for each input with a node."""
         op = self._op
         nodes = [x.node if isinstance(x, Tensor) else None for x in self._inputs]
         argnums = [i for i in self._vjps if nodes[i] is not None]
-        u = Tensor(np.zeros_like(self._result._data), requires_grad=True)
+        u = Tensor(np.ones_like(self._result._data), requires_grad=True)
         with grad_mode(True):
             if op.plain:
                 results = [self._vjps[i].derivative(u, *self._saved(i)) for i in argnums]

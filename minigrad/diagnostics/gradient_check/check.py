@@ -300,6 +300,7 @@ class _Comparison:
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
+            self._compare_with_forward_mode()
         report.compared += total
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
@@ -338,6 +339,27 @@ class _Comparison:
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
         if found.verdict == "disagree" and not found.kink:
             self._note(found, move, analytic, str(problem.dtype))
+
+    def _compare_with_forward_mode(self) -> None:
+        """Compare u^T (J v), which forward mode computes, with (u^T J) v, if all is right so far.
+
+        They are computed from different code where an op is linear, or fused. For order 1 alone a
+        VJP need not be written in ops, which forward mode needs.
+        """
+        problem = self.problem
+        if self.report.wrong or self.kinks or "a recorded pass" not in problem.paths:
+            return
+        vs = [self.rng.choice([-1.0, 1.0], x.shape) for x in problem.operands]
+        slope = problem.function.slope(problem.operands, vs, problem.cotangents)
+        if slope is None:
+            return
+        move = Move("forward mode, in a random direction", dict(enumerate(vs)))
+        allowed = problem.allowed(move.spread(problem.plain.spread))
+        close = max(tolerances.SAME_PATH * abs(slope), allowed.rounding)
+        if abs(slope - move.slope(problem.plain.arrays)) > close:
+            found = self._judge(slope, Line(problem, move), allowed)
+            if found.verdict == "disagree" and not found.kink:
+                self._note(found, move, slope, str(problem.dtype))
 
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: the plain one, and by each path that gives another one.

@@ -137,6 +137,12 @@ class CheckedFunction(ABC):
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         raise NotImplementedError
 
+    def slope(
+        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
+    ) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode; None if there is none."""
+        return None
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Restore all random generators after the block."""

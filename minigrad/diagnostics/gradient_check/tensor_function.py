@@ -6,13 +6,16 @@ import copy
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.backward import grad
+from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Node, reachable
+from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check.checked_function import (
     RECORDING,
@@ -23,6 +26,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Pullback,
     as_seeds,
     copied,
+    flat,
     names_of_inputs,
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
@@ -134,6 +138,23 @@ class TensorFunction(CheckedFunction):
             least_exact([*(x.dtype for x in results), *dtypes]),
             len(_other_leaves(results, leaves)),
         )
+
+    def slope(
+        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
+    ) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode.
+
+        It is None if f cannot run so, because it differentiates by its inputs itself.
+        """
+        with grad_mode(False), suppress(RuntimeError):
+            forward = ForwardMode(1)
+            pairs = zip(operands, directions, strict=True)
+            inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
+            with observe(forward):
+                results = self(inputs)
+            tangents = [forward.tangents(x)[0]._data for x in results]
+            return float(np.dot(flat(cotangents), flat(tangents)))
+        return None
 
     def second_gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]

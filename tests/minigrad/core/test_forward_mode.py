@@ -305,6 +305,17 @@ def test_the_vjp_of_an_op_of_a_user_is_transposed():
     )
 
 
+def test_a_vjp_that_reads_its_gradient_as_data_is_an_error():
+    @op
+    def square(x):
+        return x * x
+
+    square.vjp("x", lambda g, x: 2.0 * np.asarray(getattr(g, "data", g)) * x)
+    assert_allclose(value_and_grad(lambda x: square(x).sum())(X)[1].data, 2 * X)
+    with pytest.raises(RuntimeError, match="the VJP of `square` does not pass on what"):
+        jvp(square, X, V)
+
+
 def test_an_input_without_a_vjp_is_an_error():
     @op
     def powers(x, y):

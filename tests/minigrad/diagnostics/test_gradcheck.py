@@ -1280,3 +1280,15 @@ def test_an_ill_conditioned_inverse_is_not_accused():
         a = u @ np.diag(np.geomspace(1, 1e-12, 4)) @ v
         report = gradcheck(minigrad.solve, [a, rng.standard_normal((4, 2))], order=1)
         assert report.verdict == "cannot tell", report
+
+
+def test_a_tangent_that_is_no_transpose_of_the_gradient_is_found():
+    @op(linear=("x",))
+    def affine(x):  # which is not linear: forward mode calls it on a tangent
+        return 3.0 * x + 1.0
+
+    affine.vjp("x", lambda g: 3.0 * g)
+    assert gradcheck(affine, X, order=1)
+    report = gradcheck(affine, X)
+    assert report.verdict == "disagree"
+    assert report.wrong[0].operand == "forward mode, in a random direction"
