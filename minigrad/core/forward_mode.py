@@ -285,8 +285,8 @@ class _Derivative:
         )
         if not arrived and any(product._data.any() for product in products.values()):
             raise RuntimeError(
-                f"the VJP of `{self._op.name}` does not pass on what it computes from g, so forward "
-                f"mode cannot use it; it is to be written in ops, without .data or numpy"
+                f"the VJP of `{self._op.name}` does not pass on what it computes from g, so "
+                f"forward mode cannot use it; write it in ops, without .data or numpy"
             )
         return list(arrived.values())
 
