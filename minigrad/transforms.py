@@ -46,14 +46,15 @@ tensor's `.grad` or `requires_grad` is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.backward import propagate, take
-from minigrad.core.forward_mode import ForwardMode, Tangents
-from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
+from minigrad.core.forward_mode import ForwardMode, Tangents, forward_modes
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import identity
@@ -69,6 +70,7 @@ Argnums = int | Sequence[int]
 
 # A Jacobian is computed by columns if it has so many times more rows: they take one more run of f.
 ROWS_PER_COLUMN = 1
+DIRECTIONS = 64  # of forward mode at once
 
 
 class ValueAndGrad(NamedTuple):
@@ -158,6 +160,9 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
+        record |= any(
+            forward.carries(each) for forward in forward_modes() for each in (*outs, *cotangents)
+        )
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
         return tuple(call.arranged(pulled))
 
@@ -241,36 +246,67 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
 def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function that returns the Jacobian as `jacobian` does, always by columns.
 
-    f runs once, in forward mode, in as many directions as the arguments have elements. No graph of
-    f is in memory, but the tangents in all directions are.
+    f runs in forward mode, in up to 64 directions at once, and so often that each element of the
+    arguments is one of them. No graph of f is in memory.
 
     Raises:
         TypeError: as `value_and_grad`.
         ValueError: when called, if `argnums` are repeated or out of range.
+        RuntimeError: if f gives another result when it runs again.
     """
     _numbers("jacfwd", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         call = _Call("jacfwd", f, argnums, args, kwargs)
-        run = _Run(call, _basis(call.leaves))
-        outs, structure = run.results()
-        return rebuild(structure, [call.arranged(run.columns(out)) for out in outs])
+        blocks, structure = _columns(call)
+        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "jacfwd", f, argnums, "the Jacobian")
 
 
-def _basis(inputs: Sequence[Tensor]) -> list[Tangents]:
-    """Return tangents of inputs in which each element of each of them moves alone."""
-    total = sum(x.size for x in inputs)
-    tangents, first = [], 0
-    for x in inputs:
-        vs: Tangents = [None] * total
-        for i in range(x.size):
-            v = np.zeros_like(x._data)
-            v.flat[i] = 1
-            vs[first + i] = Tensor(v)
-        tangents.append(vs)
-        first += x.size
+def _columns(call: _Call) -> tuple[list[list[Tensor]], Structure]:
+    """Compute the Jacobian of each leaf of the result by each leaf of the arguments, by columns.
+
+    f runs again for every so many directions, since their tangents are in memory at the same time.
+    """
+    sizes = [x.size for x in call.leaves]
+    *starts, total = accumulate(sizes, initial=0)
+    columns: list[list[Tensor]] = []
+    before: list[Tensor] = []
+    for first in range(0, max(1, total), DIRECTIONS):
+        count = min(DIRECTIONS, total - first)
+        pairs = zip(call.leaves, starts, strict=True)
+        run = _Run(call, [_units(x, count, at - first) for x, at in pairs])
+        outs, structure = run.results()
+        before, columns = before or outs, columns or [[] for _ in outs]
+        for of_one, out, same in zip(columns, outs, before, strict=True):
+            if not np.array_equal(out._data, same._data, equal_nan=True):
+                raise RuntimeError(
+                    f"{call.name}: f gave another result when it ran again, for further columns; "
+                    f"does it draw random numbers? An rng that is made inside of f draws the same"
+                )
+            of_one += run.pushed(out)
+    blocks = []
+    for of_one, out in zip(columns, before, strict=True):
+        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
+        joined = concatenate([none, *(reshape(v, (1, *out.shape)) for v in of_one)])
+        turned = transpose(joined, (*range(1, joined.ndim), 0))
+        blocks.append(
+            [
+                reshape(turned[..., at : at + x.size], out.shape + x.shape).astype(x.dtype)
+                for x, at in zip(call.leaves, starts, strict=True)
+            ]
+        )
+    return blocks, structure
+
+
+def _units(x: Tensor, count: int, start: int) -> Tangents:
+    """Return tangents in `count` directions; from `start` on, one element after the other moves."""
+    tangents: Tangents = [None] * count
+    for k in range(max(0, start), min(count, start + x.size)):
+        v = np.zeros_like(x._data)
+        v.flat[k - start] = 1
+        tangents[k] = Tensor(v)
     return tangents
 
 
@@ -279,9 +315,9 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
     H has the shape x's + x's.
 
-    It is the Jacobian of the gradient. For several `argnums` it returns a tuple of tuples of
-    blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it is for
-    containers: `H["w"]["b"]` has the shape of w + that of b.
+    It is the Jacobian of the gradient, by columns. For several `argnums` it returns a tuple of
+    tuples of blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it
+    is for containers: `H["w"]["b"]` has the shape of w + that of b.
 
     Raises:
         TypeError: as `value_and_grad`.
@@ -291,11 +327,8 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         call = _Call("hessian", gradients_of_f, argnums, args, kwargs)
-        run = _Run(call)
-        gradients, _ = run.results()
-        record = run.can_be_differentiated(*gradients)
-        rows = [call.arranged(run.rows(g, run.inputs, record)) for g in gradients]
-        return call.arranged(rows)
+        blocks, _ = _columns(call)
+        return call.arranged([call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "hessian", f, argnums, "the Hessian")
 
@@ -395,8 +428,7 @@ class _Run:
     def __init__(self, call: _Call, tangents: Sequence[Tangents] | None = None) -> None:
         self.call = call
         self.enabled = is_grad_enabled()
-        around = (o for o in mode.observers if isinstance(o, ForwardMode))
-        self.around = [forward for forward in around if forward.is_running()]
+        self.around = forward_modes()
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
         if tangents is not None:
             self.forward = ForwardMode(len(tangents[0]))
@@ -503,8 +535,8 @@ class _Run:
     def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
         """Return whether a pass on Tensors needs a graph, and not only tangents."""
         return (
-            not self.around
-            or any(forward.needs_grad_mode() for forward in self.around)
+            not (around := forward_modes())
+            or any(forward.needs_grad_mode() for forward in around)
             or any(v.node is not None and not v.node.forward_only for v in cotangents)
             or self._is_in_graph(*outputs)
         )
@@ -512,17 +544,6 @@ class _Run:
     def pushed(self, out: Tensor) -> list[Tensor]:
         """Return the tangents of `out`, one per direction, in memory of their own."""
         return [clone(self.detached(v)) for v in self.forward.tangents(out)]
-
-    def columns(self, out: Tensor) -> list[Tensor]:
-        """Return the Jacobian of `out` by each input from its tangents, which are the columns."""
-        columns, jacobians = self.pushed(out), []
-        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
-        for x in self.inputs:
-            own, columns = columns[: x.size], columns[x.size :]
-            block = concatenate([none, *(reshape(v, (1, *out.shape)) for v in own)])
-            block = transpose(block, (*range(1, block.ndim), 0))
-            jacobians.append(reshape(block, out.shape + x.shape))
-        return jacobians
 
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` by each input, computed row by row."""

@@ -150,6 +150,11 @@ class ForwardMode(Observer):
         ]
 
 
+def forward_modes() -> list[ForwardMode]:
+    """Return the runs in forward mode that this is inside of, and that give tangents to ops now."""
+    return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
+
+
 def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
     """Drop what a run knows about a node that has gone."""
     forward = run()

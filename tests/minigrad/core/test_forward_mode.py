@@ -482,3 +482,19 @@ def test_a_hessian_is_symmetric_by_either_mode():
     H = hessian(f)(X).data
     assert_allclose(jacfwd(lambda x: value_and_grad(f)(x)[1])(X).data, H, rtol=1e-13)
     assert_allclose(H, H.T, rtol=1e-13)
+
+
+def test_a_pullback_passes_tangents_on_under_no_grad():
+    _, pullback = vjp(lambda x: x.exp(), X)
+    for around in (no_grad, enable_grad):
+        with around():
+            assert_allclose(jvp(lambda u: pullback(u)[0], W, V)[1].data, np.exp(X) * V)
+
+
+def test_a_jacobian_of_many_columns_takes_several_runs_of_one_function():
+    x = np.linspace(-1, 1, 150)
+    assert_allclose(jacfwd(minigrad.tanh)(x).data, np.diag(1 - np.tanh(x) ** 2), rtol=1e-14)
+    assert_allclose(hessian(lambda x: (x**3).sum())(x).data, np.diag(6 * x), rtol=1e-14)
+    rng = np.random.default_rng(0)
+    with pytest.raises(RuntimeError, match="jacfwd: f gave another result when it ran again"):
+        jacfwd(lambda x: x * rng.standard_normal(150))(x)
