@@ -52,3 +52,16 @@ def test_a_peer_kills_the_mutants_that_it_is_said_to(package, peer, mutant):
         assert peer.kills(mutant) is None
     else:
         assert peer.kills(mutant) == (mutant.name not in UNSEEN_BY[peer])
+
+
+@pytest.mark.parametrize(("package", "peer"), [("torch", torch_port), ("jax", jax_port)])
+@PORTED
+def test_gradcheck_kills_the_mutant_as_a_function_of_a_peer_and_passes_it_without(
+    package, peer, mutant
+):
+    pytest.importorskip(package)
+    if mutant.name in CANNOT_HAVE[peer]:
+        assert peer.verdict(mutant) is None
+    else:
+        assert peer.verdict(mutant) in ("disagree", "cannot tell")
+        assert peer.verdict(mutant, planted=False) == "agree"

@@ -1,4 +1,4 @@
-"""The mutants that JAX can have, as custom VJPs, and what its check_grads says of them."""
+"""The mutants that JAX can have, as custom VJPs, and what its check_grads and ours say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import minigrad
 from tests.zoo.mutant import Mutant
 
 
@@ -28,6 +29,20 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
         except AssertionError:
             return True
     return False
+
+
+def verdict(mutant: Mutant, planted: bool = True) -> str | None:
+    """What our gradcheck says of the same function up to the order of the fault; None without one.
+
+    Inputs are of the mutant's own dtype.
+    """
+    import jax
+
+    if mutant.port is None or not mutant.port.jax:
+        return None
+    with jax.enable_x64(True), np.errstate(all="ignore"):  # some faults are a nan
+        xs = [jax.numpy.asarray(x) for x in mutant.inputs]
+        return minigrad.gradcheck(function(mutant, planted), xs, mutant.order).verdict
 
 
 def function(mutant: Mutant, planted: bool = True) -> Callable[..., Any]:
