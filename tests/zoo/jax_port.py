@@ -15,7 +15,8 @@ from tests.zoo.mutant import Mutant
 def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     """Whether `jax.test_util.check_grads` sees that it is wrong; None if JAX cannot have it.
 
-    It checks the reverse mode up to the order of the fault, with its own tolerances, in float64.
+    It checks the reverse mode up to the order of the fault, with its own tolerances, at inputs of
+    the mutant's own dtype: float64, unless the fault is one of float32 only.
     """
     import jax
     from jax.test_util import check_grads
@@ -23,7 +24,7 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     if mutant.port is None or not mutant.port.jax:
         return None
     with jax.enable_x64(True):
-        xs = [jax.numpy.asarray(np.array(x, np.float64)) for x in mutant.inputs]
+        xs = [jax.numpy.asarray(x) for x in mutant.inputs]
         try:
             check_grads(function(mutant, planted), xs, mutant.order, modes=["rev"])
         except AssertionError:
