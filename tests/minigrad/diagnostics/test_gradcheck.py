@@ -117,6 +117,36 @@ def test_operands_are_called_as_the_function_calls_them():
     assert names(silent, X) == {"input 0"}
 
 
+def test_operands_of_functions_of_arrays_have_names_too():
+    report = minigrad.check_vjp(lambda x, w: x * w, lambda g, x, w: (g * w, g * x), [X, Y])
+    assert {comparison.operand for comparison in report.comparisons} == {"x", "w"}
+
+
+@pytest.mark.peers
+def test_operands_of_functions_of_other_frameworks_have_names_too():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, g):
+            x, weight = ctx.saved_tensors
+            return g * weight, g * x
+
+    def names(f, *inputs):
+        return {comparison.operand for comparison in gradcheck(f, inputs).comparisons}
+
+    x, y = torch.tensor(X), torch.tensor(Y)
+    assert names(Product.apply, x, y) == {"x", "weight"}
+    assert names(lambda a, b: a * b, x, y) == {"a", "b"}
+    assert names(torch.nn.Linear(3, 2).double(), x) == {"input", "weight", "bias"}
+    assert names(jax.jit(lambda a, b: a * b), jax.numpy.array(X), jax.numpy.array(Y)) == {"a", "b"}
+
+
 def test_the_element_that_is_wrong_is_named():
     fault = np.zeros(X.shape)
     fault[1, 2] = 1e-4
