@@ -1,6 +1,7 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
 import functools
+import itertools
 import random
 import re
 import threading
@@ -12,6 +13,7 @@ import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
+from minigrad.diagnostics.gradient_check.heat_map import DIFFERENCE, VERDICT, signed
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
@@ -813,6 +815,15 @@ def test_numbers_can_be_read_on_the_colours_of_their_cells():
             contrasts.append((high + 0.05) / (low + 0.05))
     assert len(contrasts) == 3 * 16
     assert min(contrasts) > 4  # the smallest that is still legible in such letters
+
+
+def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
+    for scale in (VERDICT, DIFFERENCE, signed(1.0)):
+        light = [luminance(f"background:{colour.lower()}") for colour in dict.fromkeys(scale.colours)]
+        contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
+        assert min(contrasts) > 1.4
+        if scale is not VERDICT:
+            assert light == sorted(light)
 
 
 def test_pictures_of_large_and_odd_arrays_are_small():
