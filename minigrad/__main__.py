@@ -2,9 +2,9 @@
 
 `check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. Its exit status
 is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, and 3
-if there is nothing to check: the file or the function is missing, or it fails. Functions of PyTorch and
-JAX can be checked too (`--framework`), and a function of numpy arrays with one that computes its
-gradient: `check file.py:forward --vjp file.py:backward --shapes 3x4`.
+if there is nothing to check: the file or the function is missing, or it fails. It takes functions
+of PyTorch and JAX too (`--framework`), and one of numpy arrays with one that computes its gradient:
+`check file.py:forward --vjp file.py:backward --shapes 3x4`.
 
 `warmup` compiles the kernels ahead, and `config` shows the folder where they are. A kernel that is
 not compiled ahead is compiled at its first use, once on a machine, so `warmup` is never necessary.

@@ -39,7 +39,9 @@ def verdicts(cases: Iterator[Case], count: int, what: str = "") -> tuple[Counter
     """How often each verdict was given, and the reports that say "disagree"."""
     told: Counter[str] = Counter()
     wrong = []
-    with progress_bar(what=f"right functions, {what}", unit="check", shown=bool(what), total=count) as bar:
+    with progress_bar(
+        what=f"right functions, {what}", unit="check", shown=bool(what), total=count
+    ) as bar:
         for case in cases:
             report = check(case)
             told[report.verdict] += 1

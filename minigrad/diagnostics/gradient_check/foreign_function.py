@@ -305,17 +305,17 @@ class TorchFunction(ForeignFunction):
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
     def outline(self, operands: Sequence[Array]) -> Outline:
-        """Call f where a gradient is required, and say what its results are, and where it is cut."""
+        """Call f where a gradient is required, and say what its results are and what cuts it."""
         cut: set[str] = set()
 
         class Watch(self.torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
-            def __torch_function__(
-                _, f: Any, types: Any, args: Any = (), options: Any = None
-            ) -> Any:
-                if getattr(f, "__name__", "") in CUTS and self.torch.is_grad_enabled() and args[0].requires_grad:
-                    cut.add(f".{f.__name__}()")
+            def __torch_function__(self, f: Any, types: Any, args: Any, options: Any = None) -> Any:
+                name = getattr(f, "__name__", "")
+                if name in CUTS and args[0].requires_grad and is_recording():
+                    cut.add(f".{name}()")
                 return f(*args, **options or {})
 
+        is_recording = self.torch.is_grad_enabled
         outline = super().outline(operands)
         with Watch():
             leaves, results = self._required(self.arrays(operands), range(len(operands)))
@@ -406,7 +406,9 @@ def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
     given = [*of_f, *(inputs if isinstance(inputs, (list, tuple)) else [inputs])]
     types = [x if isinstance(x, type) else type(x) for x in given]
     modules = {base.__module__ for kind in types for base in kind.__mro__}
-    roots = {module.partition(".")[0] for module in (*modules, getattr(f, "__module__", None) or "")}
+    roots = {
+        module.partition(".")[0] for module in (*modules, getattr(f, "__module__", None) or "")
+    }
     is_torch, is_jax = "torch" in roots, bool(roots & {"jax", "jaxlib"})
     if is_torch and is_jax:
         raise gradcheck_error("f and its inputs are of PyTorch and of JAX; use those of one")

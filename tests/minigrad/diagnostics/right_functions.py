@@ -1,8 +1,10 @@
 """Right functions of PyTorch, of JAX, and pairs of numpy, which no checker may accuse.
 
-A case is a random composition of steps, each a function of a matrix, that is followed by 8 tanh(x/8)
-so that nothing overflows. The first cases are of one step each, so that all steps are among them.
+A case is a random composition of steps, each a function of a matrix, followed by 8 tanh(x/8), so
+that nothing overflows. The first cases are of one step each, so that all steps are among them.
+
     python -m tests.benchmarks.false_alarms
+
 checks 500 cases of each.
 """
 
@@ -110,7 +112,9 @@ def torch_steps() -> dict[str, Step]:
             lambda y: torch.tanh(y) * y, x, use_reentrant=False
         ),
         "cholesky": lambda x: torch.linalg.cholesky(x @ x.T + torch.eye(len(x), dtype=x.dtype)),
-        "conv": lambda x: F.conv1d(x[None, None, 0], torch.ones(2, 1, 3, dtype=x.dtype), None, 1, 2)[0],
+        "conv": lambda x: F.conv1d(
+            x[None, None, 0], torch.ones(2, 1, 3, dtype=x.dtype), None, 1, 2
+        )[0],
         "cosine": lambda x: F.cosine_similarity(x, x.flip(0) + 2, 0)[None],
         "cross_entropy": lambda x: F.cross_entropy(x, torch.zeros(len(x), dtype=int)) * x,
         "elu": F.elu,
@@ -186,7 +190,9 @@ def jax_steps() -> dict[str, Step]:
         "relu": nn.relu,
         "relu6": nn.relu6,
         "rsqrt": lambda x: lax.rsqrt(x * x + 0.5),
-        "scan": lambda x: lax.scan(lambda c, y: (jnp.tanh(c + y), c * y), jnp.ones_like(x[0]), x)[1],
+        "scan": lambda x: lax.scan(lambda c, y: (jnp.tanh(c + y), c * y), jnp.ones_like(x[0]), x)[
+            1
+        ],
         "selu": nn.selu,
         "silu": nn.silu,
         "softmax": nn.softmax,
@@ -254,9 +260,14 @@ PAIRS: dict[str, tuple[Step, Callable[[Any, Any], Any]]] = {
     "tanh": _pair(np.tanh, lambda x, y: 1 - y * y),
     "x sin 1/x": _pair(
         lambda x: x * np.sin(1 / (x * x + 1)),
-        lambda x, y: np.sin(1 / (x * x + 1)) - 2 * x * x * np.cos(1 / (x * x + 1)) / (x * x + 1) ** 2,
+        lambda x, y: (
+            np.sin(1 / (x * x + 1)) - 2 * x * x * np.cos(1 / (x * x + 1)) / (x * x + 1) ** 2
+        ),
     ),
-    "concatenate": (lambda x: np.concatenate((x, 2 * x)), lambda g, x: g[: len(x)] + 2 * g[len(x) :]),
+    "concatenate": (
+        lambda x: np.concatenate((x, 2 * x)),
+        lambda g, x: g[: len(x)] + 2 * g[len(x) :],
+    ),
     "cumsum": (lambda x: np.cumsum(x, 0), lambda g, x: np.flip(np.cumsum(np.flip(g, 0), 0), 0)),
     "difference": (
         lambda x: np.diff(x, axis=0, prepend=0).astype(x.dtype),
@@ -267,11 +278,14 @@ PAIRS: dict[str, tuple[Step, Callable[[Any, Any], Any]]] = {
     "identity": (lambda x: x, lambda g, x: g),
     "inverse": (
         lambda x: np.linalg.inv(x @ x.T + np.eye(len(x), dtype=x.dtype)),
-        lambda g, x: -(
-            (i := np.linalg.inv(x @ x.T + np.eye(len(x), dtype=x.dtype))) @ (g + g.T) @ i @ x
+        lambda g, x: (
+            -((i := np.linalg.inv(x @ x.T + np.eye(len(x), dtype=x.dtype))) @ (g + g.T) @ i @ x)
         ),
     ),
-    "kron": (lambda x: np.kron(x, [[1, 2]]).astype(x.dtype), lambda g, x: g[:, ::2] + 2 * g[:, 1::2]),
+    "kron": (
+        lambda x: np.kron(x, [[1, 2]]).astype(x.dtype),
+        lambda g, x: g[:, ::2] + 2 * g[:, 1::2],
+    ),
     "logsumexp": (
         lambda x: np.log(np.exp(x).sum(1, keepdims=True)),
         lambda g, x: g * _softmax(x),
@@ -280,7 +294,10 @@ PAIRS: dict[str, tuple[Step, Callable[[Any, Any], Any]]] = {
         lambda x: x.max(0, keepdims=True),
         lambda g, x: g * (x == x.max(0, keepdims=True)) / (x == x.max(0)).sum(0).astype(x.dtype),
     ),
-    "mean": (lambda x: x.mean(1, keepdims=True), lambda g, x: np.repeat(g, x.shape[1], 1) / x.shape[1]),
+    "mean": (
+        lambda x: x.mean(1, keepdims=True),
+        lambda g, x: np.repeat(g, x.shape[1], 1) / x.shape[1],
+    ),
     "norm": (
         lambda x: np.sqrt(np.sum(x * x, keepdims=True) + 1),
         lambda g, x: g * x / np.sqrt(np.sum(x * x) + 1),
@@ -363,14 +380,18 @@ def jax_cases(count: int) -> Iterator[Case]:
     steps = jax_steps()
     for names, x, dtype in _draws(list(steps), count):
         f = jax.jit(_composed([steps[name] for name in names], jnp.tanh))
-        yield Case(" ".join(names), (f,), [jnp.asarray(x.astype(dtype), dtype=jnp.result_type(dtype))])
+        yield Case(
+            " ".join(names), (f,), [jnp.asarray(x.astype(dtype), dtype=jnp.result_type(dtype))]
+        )
 
 
 def _chained(names: list[str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A composition of pairs and tanh, and its gradient by the chain rule."""
     bounded = [*zip(names, ["bounded"] * len(names), strict=True)]
     pairs = [
-        (PAIRS | {"bounded": _pair(lambda x: 8 * np.tanh(x / 8), lambda x, y: 1 - y * y / 64)})[name]
+        (PAIRS | {"bounded": _pair(lambda x: 8 * np.tanh(x / 8), lambda x, y: 1 - y * y / 64)})[
+            name
+        ]
         for both in bounded
         for name in both
     ]
