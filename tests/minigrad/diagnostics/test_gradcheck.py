@@ -819,7 +819,8 @@ def test_numbers_can_be_read_on_the_colours_of_their_cells():
 
 def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
     for scale in (VERDICT, DIFFERENCE, signed(1.0)):
-        light = [luminance(f"background:{colour.lower()}") for colour in dict.fromkeys(scale.colours)]
+        colours = dict.fromkeys(map(str.lower, scale.colours))
+        light = [luminance(f"background:{colour}") for colour in colours]
         contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
         assert min(contrasts) > 1.4
         if scale is not VERDICT:
