@@ -34,7 +34,7 @@ UNSEEN_BY = {
         "x^3: 3 x^2 is 0.1% too large",
         "tanh: the float32 VJP is 1% too large",  # it asks for float64
     },
-    jax_port: {"tanh: the float32 VJP is 1% too large"},
+    jax_port: set(),
     hips_port: {"tanh: the float32 VJP is 1% too large"},
 }
 CANNOT_HAVE = {
@@ -52,3 +52,16 @@ def test_a_peer_kills_the_mutants_that_it_is_said_to(package, peer, mutant):
         assert peer.kills(mutant) is None
     else:
         assert peer.kills(mutant) == (mutant.name not in UNSEEN_BY[peer])
+
+
+@pytest.mark.parametrize(("package", "peer"), [("torch", torch_port), ("jax", jax_port)])
+@PORTED
+def test_gradcheck_kills_the_mutant_as_a_function_of_a_peer_and_passes_it_without(
+    package, peer, mutant
+):
+    pytest.importorskip(package)
+    if mutant.name in CANNOT_HAVE[peer]:
+        assert peer.verdict(mutant) is None
+    else:
+        assert peer.verdict(mutant) in ("disagree", "cannot tell")
+        assert peer.verdict(mutant, planted=False) == "agree"

@@ -1,4 +1,4 @@
-"""The mutants that JAX can have, as custom VJPs, and what its check_grads says of them."""
+"""The mutants that JAX can have, as custom VJPs, and what its check_grads and ours say."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+import minigrad
 from tests.zoo.mutant import Mutant
 
 
 def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     """Whether `jax.test_util.check_grads` sees that it is wrong; None if JAX cannot have it.
 
-    It checks the reverse mode up to the order of the fault, with its own tolerances, in float64.
+    It checks the reverse mode up to the order of the fault, with its own tolerances, at inputs of
+    the mutant's own dtype: float64, unless the fault is one of float32 only.
     """
     import jax
     from jax.test_util import check_grads
@@ -22,12 +24,26 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     if mutant.port is None or not mutant.port.jax:
         return None
     with jax.enable_x64(True):
-        xs = [jax.numpy.asarray(np.array(x, np.float64)) for x in mutant.inputs]
+        xs = [jax.numpy.asarray(x) for x in mutant.inputs]
         try:
             check_grads(function(mutant, planted), xs, mutant.order, modes=["rev"])
         except AssertionError:
             return True
     return False
+
+
+def verdict(mutant: Mutant, planted: bool = True) -> str | None:
+    """What our gradcheck says of the same function up to the order of the fault; None without one.
+
+    Inputs are of the mutant's own dtype.
+    """
+    import jax
+
+    if mutant.port is None or not mutant.port.jax:
+        return None
+    with jax.enable_x64(True), np.errstate(all="ignore"):  # some faults are a nan
+        xs = [jax.numpy.asarray(x) for x in mutant.inputs]
+        return minigrad.gradcheck(function(mutant, planted), xs, mutant.order).verdict
 
 
 def function(mutant: Mutant, planted: bool = True) -> Callable[..., Any]:

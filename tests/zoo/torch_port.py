@@ -1,4 +1,4 @@
-"""The mutants that PyTorch can have, as autograd Functions, and what its gradcheck says of them."""
+"""The mutants that PyTorch can have, as autograd Functions, and what its gradcheck and ours say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import minigrad
 from tests.zoo.mutant import Mutant
 
 
@@ -26,6 +27,20 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     if mutant.order == 2:
         checks.append(torch.autograd.gradgradcheck)
     return not all(_passes(check, f, mutant) for check in checks)
+
+
+def verdict(mutant: Mutant, planted: bool = True) -> str | None:
+    """What our gradcheck says of the same function up to the order of the fault; None without one.
+
+    Inputs are of the mutant's own dtype.
+    """
+    import torch
+
+    if mutant.port is None or not mutant.port.torch:
+        return None
+    xs = [torch.tensor(np.array(x, order="C")) for x in mutant.inputs]
+    with np.errstate(all="ignore"):  # some faults are a nan
+        return minigrad.gradcheck(function(mutant, planted), xs, mutant.order).verdict
 
 
 def _passes(check: Callable[..., bool], f: Any, mutant: Mutant) -> bool:

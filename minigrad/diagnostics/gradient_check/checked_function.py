@@ -257,9 +257,8 @@ class CheckedFunction(ABC):
                 farther = self.values([(x * (1 + 16 * eps)).astype(x.dtype) for x in near])
                 moves = farther != values
                 alike = (values == rounded) | (values == values.astype(fewer))
-                if not 2 * np.sum(alike & moves) > np.sum(moves):
-                    break
-                dtype = fewer
+                if 2 * np.sum(alike & moves) > np.sum(moves):
+                    dtype = fewer
         return dtype
 
     @contextmanager

@@ -11,6 +11,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     names_of_inputs,
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, is_float, least_exact
+
+# Methods of PyTorch's tensors whose results depend on a tensor and have no gradient.
+CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
 
 
 class ForeignFunction(CheckedFunction):
@@ -124,10 +128,8 @@ class ForeignFunction(CheckedFunction):
                 found = pull(seeds, recorded)
             for i in needed:
                 if found[i] is None:
-                    self.unreached[self.names[i]] = (
-                        f"{self.framework} gives no gradient: is the result computed under "
-                        f"no_grad, detached, or by way of numpy or .item()?"
-                    )
+                    why = "gives no gradient: is the result computed under no_grad, or detached?"
+                    self.unreached.setdefault(self.names[i], f"{self.framework} {why}")
             return [
                 np.zeros(x.shape) if g is None else np.array(self.to_numpy(g), FLOAT64, order="C")
                 for g, x in zip(found, operands, strict=True)
@@ -148,7 +150,7 @@ class ForeignFunction(CheckedFunction):
         except Exception as error:
             if not self.refuses(error):
                 raise
-            sentence = str(error).split("\n\n")[0].split(". ")[0]
+            sentence = str(error).splitlines()[0].split(". ")[0]
             raise NoGradient(", ".join(self.names), f"{self.framework}: {sentence}") from error
 
     def outline(self, operands: Sequence[Array]) -> Outline:
@@ -165,12 +167,7 @@ class ForeignFunction(CheckedFunction):
             x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True)
         ):
             raise self.error(f"{self.name} computes in {given} only")
-        dtype = self.least_exact(operands, dtype)
-        return Outline([x.shape for x in results], dtype, self.others(operands))
-
-    def others(self, operands: Sequence[Array]) -> int:
-        """Count the tensors that f depends on and that require a gradient, but are no operands."""
-        return 0
+        return Outline([x.shape for x in results], self.least_exact(operands, dtype))
 
     def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
         """Find nothing: arrays that cannot be written to have no flaws."""
@@ -220,7 +217,7 @@ class TorchFunction(ForeignFunction):
         """Return a tensor, on the device of another; on the CPU it shares the memory of x."""
         if x.size > 1 and not any(x.strides):  # one number that is broadcast
             return self.from_numpy(x.ravel()[:1].copy(), like).expand(x.shape)
-        if x.dtype.name == "bfloat16":
+        if x.dtype.kind == "V":  # bfloat16
             return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16).to(like.device)
         return self.torch.from_numpy(x).to(like.device)
 
@@ -307,9 +304,24 @@ class TorchFunction(ForeignFunction):
         signs = "returned an invalid gradient", "returned an incorrect number", "Can't call numpy()"
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
-    def others(self, operands: Sequence[Array]) -> int:
-        """Count the tensors that f depends on and that require a gradient, but are no operands."""
-        leaves, results = self._required(self.arrays(operands), range(len(operands)))
+    def outline(self, operands: Sequence[Array]) -> Outline:
+        """Call f where a gradient is required, and say what its results are and what cuts it."""
+        cut: set[str] = set()
+
+        class Watch(self.torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+            def __torch_function__(self, f: Any, types: Any, args: Any, options: Any = None) -> Any:
+                name = getattr(f, "__name__", "")
+                if name in CUTS and args[0].requires_grad and is_recording():
+                    cut.add(f".{name}()")
+                return f(*args, **options or {})
+
+        is_recording = self.torch.is_grad_enabled
+        outline = super().outline(operands)
+        with Watch():
+            leaves, results = self._required(self.arrays(operands), range(len(operands)))
+        if cut:
+            why = f"f uses {' and '.join(sorted(cut))}, through which no gradient flows"
+            self.unreached = dict.fromkeys(self.names, why)
         pending, seen = [x.grad_fn for x in results if x.grad_fn is not None], set()
         while pending:
             node = pending.pop()
@@ -317,7 +329,8 @@ class TorchFunction(ForeignFunction):
                 seen.add(node)
                 pending += [following for following, _ in node.next_functions if following]
         own = {id(x) for x in leaves}
-        return sum(hasattr(node, "variable") and id(node.variable) not in own for node in seen)
+        others = sum(hasattr(node, "variable") and id(node.variable) not in own for node in seen)
+        return replace(outline, others=others)
 
     def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
@@ -392,7 +405,10 @@ def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
     of_f = [f, getattr(f, "__self__", None)]
     given = [*of_f, *(inputs if isinstance(inputs, (list, tuple)) else [inputs])]
     types = [x if isinstance(x, type) else type(x) for x in given]
-    roots = {base.__module__.partition(".")[0] for kind in types for base in kind.__mro__}
+    modules = {base.__module__ for kind in types for base in kind.__mro__}
+    roots = {
+        module.partition(".")[0] for module in (*modules, getattr(f, "__module__", None) or "")
+    }
     is_torch, is_jax = "torch" in roots, bool(roots & {"jax", "jaxlib"})
     if is_torch and is_jax:
         raise gradcheck_error("f and its inputs are of PyTorch and of JAX; use those of one")

@@ -18,8 +18,8 @@ Array = NDArray[Any]
 
 MOST = 32  # cells along a side; in a larger matrix each shows a block of elements
 ROWS, COLUMNS = 16, 6  # of the largest matrix whose numbers are written into its cells
-SIDE, LEAST, LARGEST = 224, 7, 16  # pixels of a map without numbers, and of its cells
-LABELLED = 6  # rows and columns of it that have their index beside them
+SIDE, LEAST, LARGEST = 200, 6, 16  # pixels of a map without numbers, and of its cells
+LABELLED = 4  # rows and columns of it that have their index beside them
 RING = ";box-shadow:inset 0 0 0 2px #fff;outline-offset:-1px;outline:2px"  # seen on all colours
 FRAMES = {1.0: f"{RING} dotted #000", 2.0: f"{RING} solid #000"}  # undecided, wrong
 
@@ -32,7 +32,7 @@ class Scale:
     ticks: dict[float, str]  # what is below the legend at which number, from lowest to highest
     written: str = "{:.4g}"  # how a number is written into its cell
     logarithmic: bool = False  # whether colours go evenly with the logarithms of the numbers
-    width: int = 66  # of a cell with a number, in pixels
+    width: int = 62  # of a cell with a number, in pixels
 
     def mixed(self, values: Array) -> Array:
         """Return red, green and blue for each value, along the last axis."""

@@ -202,9 +202,10 @@ class GradcheckReport:
             cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
             for name, array, scale in zip(heads[1:], arrays, scales, strict=True):
                 cells.append(heat_map(array, c.doubt, scale, f"{c.operand}: {name}"))
-            rows.append("".join(f'<td style="text-align:left">{cell}</td>' for cell in cells))
-        style = "border-spacing:12px 8px;border-collapse:separate"
-        table = "".join(f'<tr style="vertical-align:top">{row}</tr>' for row in rows)
+            style = "text-align:left;vertical-align:top"
+            rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        style = "border-spacing:4px 8px;border-collapse:separate"
         table = f'<table style="{style}">{table}</table>' if len(rows) > 1 else ""
         notes = paragraph(self._lines()) if self._lines() else ""
         return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'

@@ -1,6 +1,7 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
 import functools
+import itertools
 import random
 import re
 import threading
@@ -12,6 +13,7 @@ import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
+from minigrad.diagnostics.gradient_check.heat_map import DIFFERENCE, VERDICT, signed
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
@@ -115,6 +117,36 @@ def test_operands_are_called_as_the_function_calls_them():
     silent = functools.partial(minigrad.exp)
     silent.__signature__ = "none"  # as of a function that is not written in Python
     assert names(silent, X) == {"input 0"}
+
+
+def test_operands_of_functions_of_arrays_have_names_too():
+    report = minigrad.check_vjp(lambda x, w: x * w, lambda g, x, w: (g * w, g * x), [X, Y])
+    assert {comparison.operand for comparison in report.comparisons} == {"x", "w"}
+
+
+@pytest.mark.peers
+def test_operands_of_functions_of_other_frameworks_have_names_too():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, g):
+            x, weight = ctx.saved_tensors
+            return g * weight, g * x
+
+    def names(f, *inputs):
+        return {comparison.operand for comparison in gradcheck(f, inputs).comparisons}
+
+    x, y = torch.tensor(X), torch.tensor(Y)
+    assert names(Product.apply, x, y) == {"x", "weight"}
+    assert names(lambda a, b: a * b, x, y) == {"a", "b"}
+    assert names(torch.nn.Linear(3, 2).double(), x) == {"input", "weight", "bias"}
+    assert names(jax.jit(lambda a, b: a * b), jax.numpy.array(X), jax.numpy.array(Y)) == {"a", "b"}
 
 
 def test_the_element_that_is_wrong_is_named():
@@ -783,6 +815,16 @@ def test_numbers_can_be_read_on_the_colours_of_their_cells():
             contrasts.append((high + 0.05) / (low + 0.05))
     assert len(contrasts) == 3 * 16
     assert min(contrasts) > 4  # the smallest that is still legible in such letters
+
+
+def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
+    for scale in (VERDICT, DIFFERENCE, signed(1.0)):
+        colours = dict.fromkeys(map(str.lower, scale.colours))
+        light = [luminance(f"background:{colour}") for colour in colours]
+        contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
+        assert min(contrasts) > 1.4
+        if scale is not VERDICT:
+            assert light == sorted(light)
 
 
 def test_pictures_of_large_and_odd_arrays_are_small():
