@@ -53,33 +53,27 @@ class Container(NamedTuple):
 Structure = int | None | Container
 
 
-def flatten(value: Any, role: str, leaves: list[Leaf]) -> Structure:
-    """Append the leaves in `value` to `leaves`, each with its path after `role`; return the rest.
+def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] = ()) -> Structure:
+    """Append the leaves in `value`, which is at `path`, to `leaves`, and return the structure.
+
+    `around` are the containers that it is in.
 
     Raises:
         ValueError: if a container contains itself.
     """
-    return _flatten(value, role, leaves, {}, False)
-
-
-def _flatten(
-    value: Any, path: str, leaves: list[Leaf], around: dict[int, str], stays: bool
-) -> Structure:
     if value is None:
         return None
     opened = _open(value)
     if opened is None:
-        leaves.append(Leaf(value, path, stays))
+        leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
         return len(leaves) - 1
-    if id(value) in around:
-        raise ValueError(f"{path} is {around[id(value)]} itself: a container that has no end")
-    around[id(value)] = path
+    if any(value is outer for outer in around):
+        raise ValueError(f"{path} is a container that contains itself, so it has no end")
     kind, items, _, owner = opened
-    contents: dict[Any, Structure] = {}
-    for key, item in items.items():
-        where = _at(path, key, kind, owner)
-        contents[key] = _flatten(item, where, leaves, around, owner is not None)
-    del around[id(value)]
+    contents = {
+        key: flatten(item, _at(path, key, kind, owner), leaves, (*around, value))
+        for key, item in items.items()
+    }
     return opened._replace(contents=contents)
 
 

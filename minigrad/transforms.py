@@ -51,8 +51,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
-from minigrad.core.backward import propagate, take
+from minigrad.containers import (
+    Container,
+    Leaf,
+    Structure,
+    flatten,
+    flatten_as,
+    is_container,
+    rebuild,
+)
+from minigrad.core.backward import initial_gradient, propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents, forward_modes
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled
 from minigrad.core.node import Node, reachable
@@ -72,6 +80,8 @@ Argnums = int | Sequence[int]
 ROWS_PER_COLUMN = 1
 DIRECTIONS = 64  # of forward mode at once
 
+_recorded = grad_mode(True)
+
 
 class ValueAndGrad(NamedTuple):
     """The value of a function, or `(value, aux)` with `has_aux`, and its gradient."""
@@ -84,7 +94,7 @@ class ValueAndPullback(NamedTuple):
     """The value of a function, and the function v -> v^T J."""
 
     value: Any
-    pullback: Callable[[Any], tuple[Any, ...]]
+    pullback: Callable[[Any], Any]
 
 
 class ValueAndTangent(NamedTuple):
@@ -111,8 +121,7 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
             element, a container contains itself, or two Modules share a parameter.
     """
-    transformed = _value_and_grad("value_and_grad", f, argnums, has_aux)
-    return _named(transformed, "value_and_grad", f, argnums, "ValueAndGrad(value, gradient)")
+    return _named(_value_and_grad("value_and_grad", f, argnums, has_aux), "value_and_grad", f)
 
 
 def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
@@ -129,11 +138,11 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
     both = _value_and_grad("gradient", f, argnums, has_aux)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the gradient of the named function, or `(gradient, aux)` with `has_aux`."""
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
 
-    returned = "(gradient, aux)" if has_aux else "the gradient"
-    return _named(transformed, "gradient", f, argnums, returned)
+    return _named(transformed, "gradient", f)
 
 
 def vjp(f: Function, *primals: Any) -> ValueAndPullback:
@@ -155,7 +164,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
     outs, structure = run.results()
     wanted = run.can_be_differentiated(*outs)
 
-    def pullback(v: Any) -> tuple[Any, ...]:
+    def pullback(v: Any) -> Any:
         """Return v^T J for a cotangent v, a tuple of one for each primal."""
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
@@ -164,7 +173,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
             forward.carries(each) for forward in forward_modes() for each in (*outs, *cotangents)
         )
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
-        return tuple(call.arranged(pulled))
+        return call.arranged(pulled)
 
     value = rebuild(structure, outs if wanted else [out.detach() for out in outs])
     return ValueAndPullback(value, pullback)
@@ -231,6 +240,7 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     _numbers("jacobian", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Jacobian of the named function: its results' structure, then argnums'."""
         call = _Call("jacobian", f, argnums, args, kwargs)
         run = _Run(call)
         outs, structure = run.results()
@@ -240,7 +250,7 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         blocks = [run.rows(out, run.inputs, record) for out in outs]
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
-    return _named(transformed, "jacobian", f, argnums, "the Jacobian")
+    return _named(transformed, "jacobian", f)
 
 
 def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
@@ -257,11 +267,12 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     _numbers("jacfwd", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Jacobian of the named function: its results' structure, then argnums'."""
         call = _Call("jacfwd", f, argnums, args, kwargs)
         blocks, structure = _columns(call)
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
-    return _named(transformed, "jacfwd", f, argnums, "the Jacobian")
+    return _named(transformed, "jacfwd", f)
 
 
 def _columns(call: _Call) -> tuple[list[list[Tensor]], Structure]:
@@ -326,11 +337,12 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
     gradients_of_f = _gradients_of("hessian", f, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Hessian of the named function: argnums' structure, twice."""
         call = _Call("hessian", gradients_of_f, argnums, args, kwargs)
         blocks, _ = _columns(call)
         return call.arranged([call.arranged(of_one) for of_one in blocks])
 
-    return _named(transformed, "hessian", f, argnums, "the Hessian")
+    return _named(transformed, "hessian", f)
 
 
 class _Call:
@@ -349,8 +361,9 @@ class _Call:
                 f"{name}: f must be a function of tensors, not {_described(f)}; "
                 f"minigrad.grad(output, input) differentiates a result"
             )
-        numbers, count = _numbers(name, argnums), len(args)
-        if not numbers or not all(-count <= n < count for n in numbers):
+        numbers: Sequence[int] = argnums if isinstance(argnums, Sequence) else (argnums,)
+        count = len(args)
+        if not numbers or min(numbers) < -count or max(numbers) >= count:
             raise ValueError(
                 f"{name}: argnums is {argnums}, and there are {count} positional arguments; name "
                 f"at least one of these (an argument passed by keyword is not one)"
@@ -359,37 +372,48 @@ class _Call:
         if len(set(positions)) < len(positions):
             raise ValueError(f"{name}: argnums {argnums} names an argument twice")
         self.name, self._f, self._kwargs = name, f, kwargs or {}
-        self._several = isinstance(argnums, Sequence)
-        self._args = [
-            Tensor(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args
-        ]
+        self._several = numbers is argnums
+        self._args = list(args)
+        for i, x in enumerate(args):
+            if i not in positions and isinstance(x, np.ndarray) and x.dtype.kind == "f":
+                self._args[i] = Tensor(x)
         self._structures: dict[int, Structure] = {}
         leaves: list[Leaf] = []
         for i in positions:
-            before = len(leaves)
-            self._structures[i] = flatten(args[i], f"{name}: argument {i}", leaves)
-            if len(leaves) == before:
+            known, role = len(leaves), f"{name}: argument {i}"
+            if isinstance(args[i], (Tensor, np.ndarray)):  # the usual case, which is to be fast
+                self._structures[i] = known
+                leaves.append(Leaf(args[i], role))
+                continue
+            self._structures[i] = flatten(args[i], role, leaves)
+            if len(leaves) == known:
                 raise TypeError(
-                    f"{name}: argument {i} must be a Tensor, an array or a number, or a container "
-                    f"of these, not {_described(args[i])} without any; a Module's are its "
-                    f"parameters that require a gradient"
+                    f"{role} must be a Tensor, an array or a number, or a container of these, not "
+                    f"{_described(args[i])} without any; a Module's are its parameters that "
+                    f"require a gradient"
                 )
+        self._flat = Container not in map(type, self._structures.values())
         self.leaves = [_tensor(leaf.value, leaf.path) for leaf in leaves]
         self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
+        if self._of_modules:
+            self._check_one_place_each(leaves)
+
+    def _check_one_place_each(self, leaves: Sequence[Leaf]) -> None:
+        """Check that no two Modules share a parameter, which can be at one node only."""
         paths: dict[int, str] = {}
         for n, parameter in self._of_modules.items():
             path = leaves[n].path
             if (known := paths.setdefault(id(parameter), path)) != path:
                 raise ValueError(
-                    f"{known} and {path} are one parameter, which cannot be at two nodes; "
-                    f"differentiate by one Module that contains both places, or by tensors"
+                    f"{known} and {path.removeprefix(self.name)[2:]} are the same parameter; "
+                    f"differentiate by one Module that contains both, for their sum, or by tensors"
                 )
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Return what f returns if `inputs` are in the place of the leaves."""
-        args = list(self._args)
-        for i, structure in self._structures.items():
-            args[i] = rebuild(structure, inputs, owners=True)
+        args = self._args.copy()
+        for (i, structure), x in zip(self._structures.items(), inputs, strict=False):
+            args[i] = x if self._flat else rebuild(structure, inputs, owners=True)
         if not self._of_modules:
             return self._f(*args, **self._kwargs)
         with assigned((p, {"node": inputs[n].node}) for n, p in self._of_modules.items()):
@@ -397,8 +421,10 @@ class _Call:
 
     def arranged(self, results: Sequence[Any]) -> Any:
         """Return results, one for each leaf, as the arguments: a tuple for several argnums."""
-        found = tuple(rebuild(structure, results) for structure in self._structures.values())
-        return found if self._several else found[0]
+        found = results
+        if not self._flat:
+            found = [rebuild(structure, results) for structure in self._structures.values()]
+        return tuple(found) if self._several else found[0]
 
     def tangents(self, given: Sequence[Any]) -> list[Tensor]:
         """Return the leaves of a tangent for each argument, checked against those of this call."""
@@ -438,10 +464,9 @@ class _Run:
                 self.out: Any = call.run(self.inputs)
             return
         self.inputs = []
-        with grad_mode(True):
+        with _recorded:
             for x in call.leaves:
-                inner = identity(x) if x.requires_grad else Tensor(x)
-                inner.requires_grad_()
+                inner = identity(x) if x.requires_grad else x.detach().requires_grad_()
                 assert inner.node is not None
                 inner.node.forward_only = False  # also if nothing but a run around this sees x
                 self.inputs.append(inner)
@@ -449,6 +474,8 @@ class _Run:
 
     def results(self) -> tuple[list[Tensor], Structure]:
         """Return the leaves of what f returned, checked to be Tensors, and the structure of it."""
+        if isinstance(self.out, Tensor):
+            return [self.checked(self.out)], 0
         leaves: list[Leaf] = []
         structure = flatten(self.out, "", leaves)
         if not leaves:
@@ -480,7 +507,7 @@ class _Run:
     def _is_constant(self) -> bool:
         """Run f again, and return whether all that depends on the inputs stayed in the graph."""
         departures = _Departures(self.start)
-        with grad_mode(True), observe(departures):
+        with _recorded, observe(departures):
             self.call.run(self.inputs)
         return not departures.found
 
@@ -494,6 +521,8 @@ class _Run:
         """Return whether one of `results` depends on an older node that requires a gradient."""
         roots = [result.node for result in results if result.node is not None]
         found = reachable(roots, oldest=self.start) if self.enabled else []
+        if not found or found[-1].order >= self.start:  # the oldest is the last
+            return False
         return any(node.order < self.start and not node.forward_only for node in found)
 
     def detached(self, value: Any) -> Any:
@@ -564,6 +593,10 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
     _numbers(name, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> ValueAndGrad:
+        """Return ValueAndGrad(value, gradient) of the named function, or ((value, aux), gradient).
+
+        The gradient has the structure of the argument at argnums, in a tuple if these are several.
+        """
         run = _Run(_Call(name, f, argnums, args, kwargs))
         out, aux = run.out, None
         if has_aux:
@@ -580,7 +613,7 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
             )
         record = run.can_be_differentiated(out)
         value = out if record else out.detach()
-        one = Tensor(np.ones_like(out._data))
+        one = initial_gradient(out, None, name, create_graph=True)
         # `aux` may lie on the same graph, and must not find it freed.
         gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
         result = (value, run.detached(aux)) if has_aux else value
@@ -595,16 +628,11 @@ def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
     return lambda *args, **kwargs: both(*args, **kwargs)[1]
 
 
-def _named(
-    transformed: Function, name: str, f: Function, argnums: Argnums, returned: str
-) -> Function:
-    """Give a transformed function a name and a documentation of its own."""
+def _named(transformed: Function, name: str, f: Function) -> Function:
+    """Name a transformed function by what it computes, and let `help` show the arguments of f."""
     inner = getattr(f, "__name__", type(f).__name__)
     transformed.__name__ = transformed.__qualname__ = f"{name}({inner})"
-    transformed.__doc__ = (
-        f"Return {returned} of {inner} by argument {argnums}; the arguments are those of {inner}."
-    )
-    vars(transformed)["__wrapped__"] = f  # its signature is shown
+    transformed.__wrapped__ = f  # type: ignore[attr-defined]
     return transformed
 
 
