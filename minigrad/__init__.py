@@ -53,7 +53,15 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import OPS, Op, op
 from minigrad.core.tensor import Tensor
 from minigrad.creation import *
-from minigrad.diagnostics import assert_gradients, detect_anomaly, gradcheck, liveness, receipt
+from minigrad.diagnostics import (
+    assert_gradients,
+    assert_vjp,
+    check_vjp,
+    detect_anomaly,
+    gradcheck,
+    liveness,
+    receipt,
+)
 from minigrad.functional import *
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.ops import *
@@ -69,7 +77,8 @@ neg = ops.negative
 __all__ = ["data", "distributed", "io", "metrics", "nn", "optim", "sampling", "viz"]
 __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
-__all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
+__all__ += ["assert_gradients", "assert_vjp", "check_vjp", "detect_anomaly", "gradcheck"]
+__all__ += ["liveness", "receipt"]
 __all__ += ["CaptureError", "History", "Trainer", "capture"]
 __all__ += ["get_num_threads", "manual_seed", "set_num_threads", "set_pack_limit"]
 __all__ += ["show_config"]

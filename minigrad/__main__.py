@@ -2,7 +2,9 @@
 
 `check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. Its exit status
 is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, and 3
-if there is nothing to check: the file or the function is missing, or it fails.
+if there is nothing to check: the file or the function is missing, or it fails. It takes functions
+of PyTorch and JAX too (`--framework`), and one of numpy arrays with one that computes its gradient:
+`check file.py:forward --vjp file.py:backward --shapes 3x4`.
 
 `warmup` compiles the kernels ahead, and `config` shows the folder where they are. A kernel that is
 not compiled ahead is compiled at its first use, once on a machine, so `warmup` is never necessary.
@@ -23,7 +25,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 import minigrad
-from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import check_vjp, gradcheck
+from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -71,19 +74,34 @@ def check(options: argparse.Namespace) -> int:
         low, high = options.range or (0.0, 1.0)
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
-        report = gradcheck(
-            f,
-            [np.asarray(x).astype(options.dtype) for x in inputs],
-            options.order,
-            tolerance=options.tolerance,
-            samples=options.samples,
-        )
+        arrays = [np.asarray(x).astype(options.dtype) for x in inputs]
+        settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
+        if options.vjp is None:
+            given = arrays_of(f, arrays, options.framework)
+            report = gradcheck(f, given, options.order, **settings)
+        elif options.order == 2 or options.framework:
+            raise ValueError("--vjp is for functions of numpy arrays, and the first derivative")
+        else:
+            report = check_vjp(f, load(options.vjp), arrays, **settings)
     except (Exception, SystemExit) as error:  # what a script does on import is no verdict
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
     print(report)
     return STATUS[report.verdict]
+
+
+def arrays_of(f: Any, arrays: list[Any], framework: str | None) -> list[Any]:
+    """Return arrays of a framework; that of f, if none is named and it can be seen."""
+    found = framework_of(f, []) if framework is None else None
+    framework = found.framework if found else framework
+    if framework == "torch":
+        torch = importlib.import_module("torch")
+        return [torch.from_numpy(x).requires_grad_() for x in arrays]
+    if framework == "jax":
+        jax = importlib.import_module("jax.numpy")
+        return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
+    return arrays
 
 
 def load(target: str) -> Any:
@@ -136,7 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--shapes", required=True, type=shapes,
         help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
     )  # fmt: skip
-    checked.add_argument("--order", type=int, choices=(1, 2), default=2, help="up to which (2)")
+    checked.add_argument(
+        "--vjp", metavar="TARGET", help="backward(g, *inputs), for a target that takes numpy arrays"
+    )
+    checked.add_argument(
+        "--framework", choices=("minigrad", "torch", "jax"),
+        help="of a plain function; that of a Module or an autograd.Function is found out",
+    )  # fmt: skip
+    checked.add_argument("--order", type=int, choices=(1, 2), help="up to which (2; 1 for others)")
     checked.add_argument(
         "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
     )
@@ -146,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     checked.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
     checked.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
+    checked.add_argument(
+        "--nondet-tol", type=float, default=0.0, help="relative difference of two calls (0)"
+    )
     checked.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")

@@ -17,6 +17,9 @@ Two properties make transforms right when they are nested.
   detached, and the backward pass is the plain one, on arrays. So to differentiate a model by its
   input alone, do it under `no_grad()`.
 
+`jvp`, `hvp` and `jacfwd` run f in forward mode. There is no graph behind f's inputs then, and what
+f itself differentiates by them it must differentiate by a transform, not by `grad`.
+
 The arguments that f is differentiated by are Tensors, arrays or numbers, of floats, or containers
 of these (see `minigrad.containers`), and the derivatives have the structure of the arguments:
 
@@ -43,6 +46,7 @@ tensor's `.grad` or `requires_grad` is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,21 +61,24 @@ from minigrad.containers import (
     rebuild,
 )
 from minigrad.core.backward import initial_gradient, propagate, take
+from minigrad.core.forward_mode import ForwardMode, Tangents, forward_modes
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import identity
 from minigrad.core.tensor import Tensor, assigned
-from minigrad.ops import concatenate, reshape, transpose
+from minigrad.ops import clone, concatenate, reshape, transpose
 from minigrad.versions import clock
 
-__all__ = ["gradient", "hessian", "hvp", "jacobian", "jvp", "value_and_grad", "vjp"]
+__all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
+__all__ += ["value_and_grad", "vjp"]
 
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
 
-# A column of a Jacobian costs about as much as so many rows: it takes a second derivative.
-ROWS_PER_COLUMN = 3
+# A Jacobian is computed by columns if it has so many times more rows: they take one more run of f.
+ROWS_PER_COLUMN = 1
+DIRECTIONS = 64  # of forward mode at once
 
 _recorded = grad_mode(True)
 
@@ -162,6 +169,9 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
+        record |= any(
+            forward.carries(each) for forward in forward_modes() for each in (*outs, *cotangents)
+        )
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
         return call.arranged(pulled)
 
@@ -174,9 +184,9 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
 
     A tuple or list of primals is one for each argument of f; anything else is the only argument.
     Tangents have the structure of the primals, and for a Module they are a dict by the names of its
-    parameters. f may return a container. It takes two backward passes and no forward mode: the VJP
-    u^T J is linear in u, and its derivative by u in the direction v is J v (the double-backward
-    trick, Townsend, 2017).
+    parameters. f may return a container. It runs once, in forward mode: each op passes on the
+    tangent of its result, and nothing is kept for a way back, so that memory does not grow with the
+    depth of f (see `minigrad.core.forward_mode`).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 
@@ -185,21 +195,18 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
         ValueError: if primals and tangents differ in number, keys or shape.
     """
     call, vs = _paired("jvp", f, primals, tangents)
-    run = _Run(call)
+    run = _Run(call, [[v] for v in vs])
     outs, structure = run.results()
-    wanted = run.can_be_differentiated(*outs)
-    us, pulled = run.transposed(outs)
-    products = run.pull(pulled, vs, us, wanted or run.can_be_differentiated(*vs))
-    value = rebuild(structure, outs if wanted else [out.detach() for out in outs])
-    return ValueAndTangent(value, rebuild(structure, products))
+    value = rebuild(structure, [run.detached(out) for out in outs])
+    return ValueAndTangent(value, rebuild(structure, [run.pushed(out)[0] for out in outs]))
 
 
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
 
-    It is the gradient of <df/dx, v>, a backward pass through a backward pass, and costs a few times
-    what f does (Pearlmutter, 1994). Primals and tangents are as in `jvp`, and H v has their
-    structure; for a tuple or list it is a tuple.
+    It is the derivative of df/dx in the direction v, forward mode over a backward pass, and costs a
+    few times what f does (Pearlmutter, 1994). Primals and tangents are as in `jvp`, and H v has
+    their structure; for a tuple or list it is a tuple.
 
         curvature = (v * hvp(loss, x, v)).sum()
 
@@ -210,10 +217,9 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     several = type(primals) in (tuple, list)
     gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
     call, vs = _paired("hvp", gradients_of_f, primals, tangents)
-    run = _Run(call)
+    run = _Run(call, [[v] for v in vs])
     gradients, _ = run.results()
-    record = run.can_be_differentiated(*gradients, *vs)
-    products = call.arranged(run.pull(gradients, vs, run.inputs, record))
+    products = call.arranged([run.pushed(gradient)[0] for gradient in gradients])
     return products if several else products[0]
 
 
@@ -238,22 +244,81 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         call = _Call("jacobian", f, argnums, args, kwargs)
         run = _Run(call)
         outs, structure = run.results()
+        if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+            return jacfwd(f, argnums)(*args, **kwargs)
         record = run.can_be_differentiated(*outs)
-        if sum(out.size for out in outs) <= ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
-            blocks = [run.rows(out, run.inputs, record) for out in outs]
-        else:
-            us, pulled = run.transposed(outs)
-            columns = [run.rows(g, us, record) for g in pulled]
-            blocks = [
-                [
-                    transpose(c, (*range(x.ndim, c.ndim), *range(x.ndim)))
-                    for c, x in zip(of_one, run.inputs, strict=True)
-                ]
-                for of_one in zip(*columns, strict=True)
-            ]
+        blocks = [run.rows(out, run.inputs, record) for out in outs]
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "jacobian", f)
+
+
+def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
+    """Return a function that returns the Jacobian as `jacobian` does, always by columns.
+
+    f runs in forward mode, in up to 64 directions at once, and so often that each element of the
+    arguments is one of them. No graph of f is in memory.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: when called, if `argnums` are repeated or out of range.
+        RuntimeError: if f gives another result when it runs again.
+    """
+    _numbers("jacfwd", argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Jacobian of the named function: its results' structure, then argnums'."""
+        call = _Call("jacfwd", f, argnums, args, kwargs)
+        blocks, structure = _columns(call)
+        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
+
+    return _named(transformed, "jacfwd", f)
+
+
+def _columns(call: _Call) -> tuple[list[list[Tensor]], Structure]:
+    """Compute the Jacobian of each leaf of the result by each leaf of the arguments, by columns.
+
+    f runs again for every so many directions, since their tangents are in memory at the same time.
+    """
+    sizes = [x.size for x in call.leaves]
+    *starts, total = accumulate(sizes, initial=0)
+    columns: list[list[Tensor]] = []
+    before: list[Tensor] = []
+    for first in range(0, max(1, total), DIRECTIONS):
+        count = min(DIRECTIONS, total - first)
+        pairs = zip(call.leaves, starts, strict=True)
+        run = _Run(call, [_units(x, count, at - first) for x, at in pairs])
+        outs, structure = run.results()
+        before, columns = before or outs, columns or [[] for _ in outs]
+        for of_one, out, same in zip(columns, outs, before, strict=True):
+            if not np.array_equal(out._data, same._data, equal_nan=True):
+                raise RuntimeError(
+                    f"{call.name}: f gave another result when it ran again, for further columns; "
+                    f"does it draw random numbers? An rng that is made inside of f draws the same"
+                )
+            of_one += run.pushed(out)
+    blocks = []
+    for of_one, out in zip(columns, before, strict=True):
+        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
+        joined = concatenate([none, *(reshape(v, (1, *out.shape)) for v in of_one)])
+        turned = transpose(joined, (*range(1, joined.ndim), 0))
+        blocks.append(
+            [
+                reshape(turned[..., at : at + x.size], out.shape + x.shape).astype(x.dtype)
+                for x, at in zip(call.leaves, starts, strict=True)
+            ]
+        )
+    return blocks, structure
+
+
+def _units(x: Tensor, count: int, start: int) -> Tangents:
+    """Return tangents in `count` directions; from `start` on, one element after the other moves."""
+    tangents: Tangents = [None] * count
+    for k in range(max(0, start), min(count, start + x.size)):
+        v = np.zeros_like(x._data)
+        v.flat[k - start] = 1
+        tangents[k] = Tensor(v)
+    return tangents
 
 
 def hessian(f: Function, argnums: Argnums = 0) -> Function:
@@ -261,9 +326,9 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
     H has the shape x's + x's.
 
-    It is the Jacobian of the gradient. For several `argnums` it returns a tuple of tuples of
-    blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it is for
-    containers: `H["w"]["b"]` has the shape of w + that of b.
+    It is the Jacobian of the gradient, by columns. For several `argnums` it returns a tuple of
+    tuples of blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it
+    is for containers: `H["w"]["b"]` has the shape of w + that of b.
 
     Raises:
         TypeError: as `value_and_grad`.
@@ -274,11 +339,8 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
     def transformed(*args: Any, **kwargs: Any) -> Any:
         """Return the Hessian of the named function: argnums' structure, twice."""
         call = _Call("hessian", gradients_of_f, argnums, args, kwargs)
-        run = _Run(call)
-        gradients, _ = run.results()
-        record = run.can_be_differentiated(*gradients)
-        rows = [call.arranged(run.rows(g, run.inputs, record)) for g in gradients]
-        return call.arranged(rows)
+        blocks, _ = _columns(call)
+        return call.arranged([call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "hessian", f)
 
@@ -287,7 +349,12 @@ class _Call:
     """A call of f: its arguments, and the leaves among them that it is differentiated by."""
 
     def __init__(
-        self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
+        self,
+        name: str,
+        f: Function,
+        argnums: Argnums,
+        args: Sequence[Any],
+        kwargs: Any = None,
     ) -> None:
         if not callable(f):
             raise TypeError(
@@ -382,17 +449,28 @@ class _Departures(Observer):
 
 
 class _Run:
-    """A run of f on inputs at nodes of their own."""
+    """A run of f on inputs at nodes of their own, in forward mode if they are given tangents."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call, tangents: Sequence[Tangents] | None = None) -> None:
         self.call = call
         self.enabled = is_grad_enabled()
+        self.around = forward_modes()
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
+        if tangents is not None:
+            self.forward = ForwardMode(len(tangents[0]))
+            pairs = zip(call.leaves, tangents, strict=True)
+            self.inputs: list[Tensor] = [self.forward.start(x, vs) for x, vs in pairs]
+            with observe(self.forward):
+                self.out: Any = call.run(self.inputs)
+            return
+        self.inputs = []
         with _recorded:
-            self.inputs: list[Tensor] = [
-                identity(x) if x.requires_grad else x.detach().requires_grad_() for x in call.leaves
-            ]
-            self.out: Any = call.run(self.inputs)
+            for x in call.leaves:
+                inner = identity(x) if x.requires_grad else x.detach().requires_grad_()
+                assert inner.node is not None
+                inner.node.forward_only = False  # also if nothing but a run around this sees x
+                self.inputs.append(inner)
+            self.out = call.run(self.inputs)
 
     def results(self) -> tuple[list[Tensor], Structure]:
         """Return the leaves of what f returned, checked to be Tensors, and the structure of it."""
@@ -429,9 +507,17 @@ class _Run:
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
+        return self._is_in_graph(*results) or any(
+            forward.carries(result) for forward in self.around for result in results
+        )
+
+    def _is_in_graph(self, *results: Tensor) -> bool:
+        """Return whether one of `results` depends on an older node that requires a gradient."""
         roots = [result.node for result in results if result.node is not None]
         found = reachable(roots, oldest=self.start) if self.enabled else []
-        return bool(found) and found[-1].order < self.start  # the oldest is the last
+        if not found or found[-1].order >= self.start:  # the oldest is the last
+            return False
+        return any(node.order < self.start and not node.forward_only for node in found)
 
     def detached(self, value: Any) -> Any:
         """Detach the Tensors in `value`, except where something outside can differentiate them."""
@@ -462,16 +548,25 @@ class _Run:
             oldest=self.start,
             retain_graph=retain or record,
             create_graph=record,
+            recorded=record and self._is_to_be_recorded(outputs, cotangents),
         )
         return tuple(
             take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
             for end in ends
         )
 
-    def transposed(self, outs: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Return leaves u, whose values do not matter, and u^T J to be differentiated by them."""
-        us = [Tensor(np.zeros_like(out._data), requires_grad=True) for out in outs]
-        return us, self.pull(outs, us, self.inputs, record=True)
+    def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
+        """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        return (
+            not (around := forward_modes())
+            or any(forward.needs_grad_mode() for forward in around)
+            or any(v.node is not None and not v.node.forward_only for v in cotangents)
+            or self._is_in_graph(*outputs)
+        )
+
+    def pushed(self, out: Tensor) -> list[Tensor]:
+        """Return the tangents of `out`, one per direction, in memory of their own."""
+        return [clone(self.detached(v)) for v in self.forward.tangents(out)]
 
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` by each input, computed row by row."""

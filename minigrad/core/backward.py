@@ -200,6 +200,7 @@ def propagate(
     oldest: int = -1,
     retain_graph: bool = False,
     create_graph: bool = False,
+    recorded: bool = True,
 ) -> dict[Node, Any]:
     """Carry the gradients in `pending` back through the graph and return those that arrive.
 
@@ -211,6 +212,7 @@ def propagate(
         retain_graph: keep the residuals for another pass.
         create_graph: gradients are Tensors, and the VJPs leave a graph of their own; else they are
             arrays, and nothing is recorded.
+        recorded: with `create_graph`, whether they leave it; forward mode needs the Tensors alone.
     """
     order = reachable(pending, stop, oldest)
     needed = None if wanted is None else leading_to(wanted, order)
@@ -218,7 +220,7 @@ def propagate(
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
-    with BackwardPass(create_graph) as observers:
+    with BackwardPass(create_graph and recorded) as observers:
         for node in order:
             g = take_out(node, None)
             if g is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.forward_mode import forward_modes
 from minigrad.core.grad_mode import mode, no_grad
 from minigrad.core.node import Edge, Node
 from minigrad.core.observers import Observer, observe
@@ -41,15 +42,12 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         TypeError: if `f` returns anything but one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
+    if forward_modes():
+        return _checked(f(*inputs))  # so that its ops get tangents
     watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):
         # Without nodes here, the inputs cannot be taken for tensors from outside.
-        result = f(*map(_constant, inputs))
-    if not isinstance(result, Tensor):
-        raise TypeError(
-            f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
-            f"concatenate several results into one"
-        )
+        result = _checked(f(*map(_constant, inputs)))
     if result.node is not None:  # a tensor from outside, returned as it is
         watcher.outside[result.node] = result
     used = [*inputs, *watcher.outside.values()]
@@ -66,6 +64,16 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         node.arguments = (Rerun(f, arguments, watcher.states, _fingerprint(result)),)
     for observer in mode.observers:  # one of these may be the watcher of an outer checkpoint
         observer.on_call(CHECKPOINT, used, result)
+    return result
+
+
+def _checked(result: Any) -> Tensor:
+    """Return the result of a function, or raise a TypeError if it is no Tensor."""
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
+            f"concatenate several results into one"
+        )
     return result
 
 

@@ -24,6 +24,7 @@ class _Mode(threading.local):
     """
 
     state: tuple[bool, tuple[Any, ...]] = (True, ())
+    no_grad_blocks: int = 0  # how many of them the thread is in, also if grad mode is on again
 
     @property
     def grad_enabled(self) -> bool:
@@ -78,9 +79,11 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         before, observers = mode.state
         vars(self._thread).setdefault("before", []).append(before)
         mode.state = (self._enabled, observers)
+        mode.no_grad_blocks += not self._enabled
 
     def __exit__(self, *_: object) -> None:
         mode.state = (self._thread.before.pop(), mode.observers)
+        mode.no_grad_blocks -= not self._enabled
 
     def __call__(self, function: F) -> F:
         """Return `function` in this mode.

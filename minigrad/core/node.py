@@ -47,6 +47,8 @@ class OpLike(Protocol):
 
     composition: Callable[..., Any] | None = None
     replayed: bool = False
+    elementwise: bool = False
+    linear: Sequence[str] = ()
     floats: bool = False
     returns_residuals: bool = False
     cost: Cost | None = None
@@ -79,7 +81,7 @@ class Node:
     is freed with the last Tensor that needs it.
     """
 
-    # `__dict__` is there for the last six, which are rarely set: as defaults of the class they
+    # `__dict__` is there for the last seven, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
@@ -97,6 +99,7 @@ class Node:
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()  # of the op, saved only for one that is replayed
     outdated: bool = False  # whether the leaf was converted, and has a node of the new dtype now
+    forward_only: bool = False  # whether it is there for tangents, and no graph is behind it
     in_program: bool = False  # whether a captured step computes its gradient, and keeps it inside
 
     @classmethod

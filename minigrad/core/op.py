@@ -99,6 +99,7 @@ class Op(OpLike, Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
+        vjp_of: the same as a dict.
         argnums: the argnums alone.
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
@@ -120,6 +121,7 @@ class Op(OpLike, Generic[P]):
         self.known_flops: dict[Any, int | None] = {}
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
+        self.vjp_of: dict[int, VJP] = {}
         self.argnums: tuple[int, ...] = ()
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
@@ -138,6 +140,8 @@ class Op(OpLike, Generic[P]):
         for asked in (self.cost, self.shape, self.nonfinite_hint):
             self._check_names(asked, "out")
         self._check_names(self.gradient_hint, "out", "g", "gradient")
+        for linear in self.linear:
+            self._argnum(linear)
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -224,6 +228,7 @@ class Op(OpLike, Generic[P]):
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
         """Replace the VJPs; the next call of the op writes `call` again, for these."""
         self.vjps = vjps
+        self.vjp_of = dict(vjps)
         self.argnums = tuple(argnum for argnum, _ in vjps)
         self.call = self._first_call
 
@@ -387,6 +392,8 @@ def op(
     *,
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
+    elementwise: bool = False,
+    linear: Sequence[str] = (),
     floats: bool = False,
     returns_residuals: bool = False,
     cost: Cost | None = None,
@@ -401,6 +408,8 @@ def op(
     *,
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
+    elementwise: bool = False,
+    linear: Sequence[str] = (),
     floats: bool = False,
     returns_residuals: bool = False,
     cost: Cost | None = None,
@@ -420,6 +429,10 @@ def op(
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
         replayed: the VJPs of the op work on arrays only, as those that are kernels.
+        elementwise: each element of the result depends on one element of each input, broadcast.
+            Forward mode then takes the VJP of an input for its derivative in a direction, too.
+        linear: inputs that the result is linear in while the others are fixed; those that can be
+            left out, such as a bias, are left out then. Forward mode calls the op on a tangent.
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
         returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
@@ -440,8 +453,8 @@ def op(
 
     def make(function: Callable[P, Any]) -> Op[P]:
         made = Op(
-            function, composition=composition, replayed=replayed, floats=floats,
-            returns_residuals=returns_residuals,
+            function, composition=composition, replayed=replayed, elementwise=elementwise,
+            linear=linear, floats=floats, returns_residuals=returns_residuals,
             cost=cost, shape=shape, product=product, fresh=fresh,
             nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip
@@ -452,7 +465,7 @@ def op(
     return make if forward is None else make(forward)
 
 
-@op
+@op(elementwise=True)
 def identity(x: Any) -> Any:
     """The same value at a new node: the link between a replay and the graph around it."""
     return x.view()

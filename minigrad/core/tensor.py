@@ -597,4 +597,10 @@ def node_of(tensor: Any, role: str) -> Node:
             f"no_grad(), by detach(), by a captured step, or from tensors without "
             f"requires_grad=True?"
         )
+    if tensor.node.forward_only:
+        raise RuntimeError(
+            f"{role}: {tensor.describe()} carries a tangent, and there is no graph behind it, "
+            f"because its function is differentiated in forward mode; to differentiate inside of "
+            f"such a function, use gradient, value_and_grad or vjp"
+        )
     return tensor.node

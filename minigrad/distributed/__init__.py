@@ -18,7 +18,29 @@ It needs an MPI and mpi4py: `pip install "minigrad-lora[distributed]" mpich`. Th
 and all end. While MPI starts, ranks wait five times as long for each other.
 """
 
-from minigrad.distributed.mpi import world
+from functools import cache
+
+from minigrad.distributed.launcher import launched
 from minigrad.distributed.worlds import World
 
 __all__ = ["World", "world"]
+
+
+@cache
+def world() -> World:
+    """Return the ranks that an MPI launcher has started, or a world of this process alone.
+
+    `mpiexec -n 4 python train.py` starts four. The first call waits for all of them; `import
+    minigrad` does not start MPI.
+
+    Raises:
+        RuntimeError: if a launcher has started several processes, and they cannot talk.
+        ValueError: if they run other code or other instructions, or `MINIGRAD_PATIENCE` is no
+            positive number.
+    """
+    launch = launched()
+    if launch.size == 1:
+        return World()
+    from minigrad.distributed.mpi import MPIWorld  # which is needed below a launcher only
+
+    return MPIWorld(launch, world.cache_clear)

@@ -1,4 +1,4 @@
-"""`world()`: the processes that an MPI launcher has started, or this one alone.
+"""`MPIWorld`: the processes that an MPI launcher has started.
 
 Every rank runs the same script and makes the same calls in the same order. Each call begins with a
 meeting, in which all ranks say which call it is: one that is elsewhere is an error, and not a wait
@@ -18,14 +18,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
-from minigrad.distributed.launcher import INSTALL, PARENT, Launch, launched
+from minigrad.distributed.launcher import INSTALL, PARENT, Launch
 from minigrad.distributed.message import Message, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
@@ -47,13 +46,15 @@ class MPIWorld(World):
 
     Args:
         launch: what the launcher says.
+        forget: makes a child process by fork, which is no rank, forget this world.
 
     Raises:
         RuntimeError: if there is no mpi4py, or it does not belong to this launcher.
         ValueError: if `MINIGRAD_PATIENCE` is no positive number.
     """
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, forget: Callable[[], None]) -> None:
+        self._forget = forget
         self._patience = _patience()
         self._mpi = _mpi(launch)
         self._requests: list[Any] = []  # kept, since MPI uses their memory after an interrupt too
@@ -263,7 +264,7 @@ class MPIWorld(World):
 
     def _leave_to_parent(self) -> None:
         """In a child process by fork, which is no rank: let it end without MPI."""
-        world.cache_clear()
+        self._forget()
         atexit.unregister(self._finish)
         sys.excepthook = sys.__excepthook__
 
@@ -329,19 +330,3 @@ def _mpi(launch: Launch) -> Any:
             f"mpi4py is missing or finds no MPI ({error}): {INSTALL}, with the MPI of that launcher"
         ) from error
     return MPI
-
-
-@cache
-def world() -> World:
-    """Return the ranks that an MPI launcher has started, or a world of this process alone.
-
-    `mpiexec -n 4 python train.py` starts four. The first call waits for all of them; `import
-    minigrad` does not start MPI.
-
-    Raises:
-        RuntimeError: if a launcher has started several processes, and they cannot talk.
-        ValueError: if they run other code or other instructions, or `MINIGRAD_PATIENCE` is no
-            positive number.
-    """
-    launch = launched()
-    return World() if launch.size == 1 else MPIWorld(launch)

@@ -23,7 +23,7 @@ from minigrad.random import Rng
 Booleans = NDArray[np.bool_]
 
 
-@op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
+@op(linear=("x",), floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
 def dropped(
     x: Array, words: NDArray[np.uint16] | None = None, threshold: Any = 0, scale: float = 1.0
 ) -> Array:

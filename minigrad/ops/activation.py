@@ -18,7 +18,7 @@ from minigrad.ops.shape import as_tuple, normalize_axes
 # arrays, for which a kernel computes the same in one pass.
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
     return kernels.activation.sigmoid(x)
@@ -31,7 +31,7 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
     return kernels.activation.sigmoid_gradient(g, out)
 
 
-@op
+@op(elementwise=True)
 def relu(x: Array) -> Array:
     """max(x, 0), with derivative 1 above 0, and 0 at 0 and below."""
     if isinstance(x, np.ndarray):
@@ -46,7 +46,7 @@ def _relu_x(g: Array, out: Array) -> Array:
     return kernels.activation.relu_gradient(g, out)
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x above 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
     return kernels.activation.leaky_relu(x, float(negative_slope))
@@ -59,7 +59,7 @@ def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
     return kernels.activation.leaky_relu_gradient(g, x, float(negative_slope))
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
     return kernels.activation.elu(x, float(alpha))
@@ -72,7 +72,7 @@ def _elu_x(g: Array, x: Array, alpha: float) -> Array:
     return kernels.activation.elu_gradient(g, x, float(alpha))
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def silu(x: Array) -> Array:
     """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
     return kernels.activation.silu(x)
@@ -86,7 +86,7 @@ def _silu_x(g: Array, x: Array) -> Array:
     return kernels.activation.silu_gradient(g, x)
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def softplus(x: Array, beta: float = 1.0) -> Array:
     """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).
 
@@ -111,7 +111,7 @@ def _gelu(x: Array, approximate: str = "none") -> Array:
     return x * normal_cdf(x)
 
 
-@op(composition=_gelu, replayed=True, floats=True)
+@op(elementwise=True, composition=_gelu, replayed=True, floats=True)
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
 

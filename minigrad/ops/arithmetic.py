@@ -72,6 +72,7 @@ negative.vjp("x", lambda g: -g)
 
 
 @op(
+    elementwise=True,
     nonfinite_hint={
         "a negative number to a power that is no integer is NaN": (
             lambda a, b: (a < 0) & (b != np.floor(b))

@@ -18,7 +18,7 @@ from minigrad.ops.of_numpy import binary, curve, unary
 # --------------------------------------------------------------------------------------------------
 
 
-@op(cost=1)
+@op(elementwise=True, cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
     """x where `condition` is true, else y; the gradient goes to the operand that was taken.
 
@@ -60,7 +60,7 @@ minimum.vjp("a", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 
 
-@op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
+@op(elementwise=True, cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     """min(max(x, `min`), `max`), broadcast; None is no bound.
 
@@ -120,7 +120,7 @@ ceil = unary(
 ceil.vjp("x", flat)
 
 
-@op
+@op(elementwise=True)
 def round(x: Array, decimals: int = 0) -> Array:
     """The nearest number with `decimals` decimals, the even one of two; the derivative is 0."""
     return np.round(x, decimals)
@@ -155,7 +155,7 @@ sqrt = curve(
 sqrt.vjp("x", lambda g, out: 0.5 * g / out)
 
 
-@op(floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
+@op(elementwise=True, floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
@@ -164,7 +164,7 @@ def rsqrt(x: Array) -> Array:
 rsqrt.vjp("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op(floats=True, nonfinite_hint=_OF_ZERO)
+@op(elementwise=True, floats=True, nonfinite_hint=_OF_ZERO)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
@@ -220,7 +220,7 @@ log10 = curve("log10", "The logarithm to base 10, with derivative 1 / (x log 10)
 log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
     return kernels.activation.erf(x)
@@ -229,7 +229,7 @@ def erf(x: Array) -> Array:
 erf.vjp("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
-@op(floats=True, cost=1)
+@op(elementwise=True, floats=True, cost=1)
 def normal_cdf(x: Array) -> Array:
     """The standard normal distribution function (1 + erf(x / sqrt 2)) / 2, exact in both tails.
 
@@ -278,7 +278,7 @@ arctan = curve(
 arctan.vjp("x", lambda g, x: g / (1.0 + x * x))
 
 
-@op(floats=True)
+@op(elementwise=True, floats=True)
 def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 

@@ -45,6 +45,7 @@ def _solve_cost(a: Array, b: Array, out: Array) -> int:
 
 
 @op(
+    linear=("b",),
     floats=True,
     cost=_solve_cost,
     shape=lambda a, b: (

@@ -22,7 +22,7 @@ from minigrad.ops.shape import as_tuple
 P = ParamSpec("P")
 
 
-def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Callable[..., Op[P]]:
+def of_numpy(example: Callable[P, Any], result: str, **shared: Any) -> Callable[..., Op[P]]:
     """Return a function that makes ops of functions of numpy, of which it writes the forward.
 
     It takes the name of the op, its docstring, and further properties as for `op`; `of` is the name
@@ -32,7 +32,7 @@ def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Ca
     Args:
         example: a function with the parameters that the ops have.
         result: what a forward returns, with `{name}` where the name of numpy's function stands.
-        floats: whether they are functions of floats, as for `op`.
+        shared: properties that all of them have, as for `op`.
     """
     parameters = inspect.signature(example).parameters.values()
     listed = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
@@ -49,7 +49,7 @@ def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Ca
         forward.__annotations__ = example.__annotations__
         if result in ("np.{name}(x)", "np.{name}(a, b)"):
             forward.same = getattr(np, of or name)
-        made: Op[P] = op(floats=floats, **properties)(forward)
+        made: Op[P] = op(**shared, **properties)(forward)
         return made
 
     return make
@@ -69,9 +69,9 @@ def _reduction(x: Array, axis: Axis = None, keepdims: bool = False) -> Array: ..
 def _index(x: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...
 
 
-unary = of_numpy(_unary, "np.{name}(x)")
-curve = of_numpy(_unary, "np.{name}(x)", floats=True)
-binary = of_numpy(_binary, "np.{name}(a, b)")
+unary = of_numpy(_unary, "np.{name}(x)", elementwise=True)
+curve = of_numpy(_unary, "np.{name}(x)", elementwise=True, floats=True)
+binary = of_numpy(_binary, "np.{name}(a, b)", elementwise=True)
 logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
 # np.max and the like are wrappers of these, which take longer than a small array does.
 reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")

@@ -10,7 +10,7 @@ from minigrad.core.tensor import Array
 from minigrad.ops.arithmetic import negative
 
 
-@op(floats=True, cost=3, shape=lambda x: x.shape)
+@op(linear=("x",), floats=True, cost=3, shape=lambda x: x.shape)
 def rope(x: Array, cos: Array, sin: Array) -> Array:
     """x with pairs of its numbers rotated by angles of their position (RoFormer, Su et al., 2021).
 

@@ -26,6 +26,7 @@ def swap_last(x: Array) -> Array:
 
 
 @op(
+    linear=("a", "b"),
     cost=lambda a, out: 2 * out.size * a.shape[-1],
     shape=lambda a, b: shape_of_product(a.shape, b.shape),
     product=True,
@@ -97,7 +98,7 @@ def as_rows(x: Array) -> Array:
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-@op(composition=_linear, product=True)
+@op(linear=("x", "weight"), composition=_linear, product=True)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -237,7 +238,7 @@ def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
     return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
 
 
-@op(cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
+@op(linear=("x",), cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -257,7 +258,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
     return _narrow_linear(x, weight, bias)
 
 
-@op(cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
+@op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
     """x W^T + b with a frozen W in bfloat16, as `nf4_linear` computes it with one in four bits.
 

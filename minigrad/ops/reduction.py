@@ -30,7 +30,7 @@ from minigrad.ops.shape import (
 )
 
 
-@op
+@op(linear=("x",))
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The sum over `axis`."""
     return sum_over(x, as_tuple(axis), keepdims)
@@ -55,7 +55,7 @@ def count_along(shape: Sequence[int], axis: Axis) -> int:
     return count
 
 
-@op(floats=True)
+@op(linear=("x",), floats=True)
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The mean over `axis`: an int, a tuple of ints, or None for all.
 
@@ -121,7 +121,7 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
-@op
+@op(linear=("x",))
 def cumsum(x: Array, axis: int | None = None) -> Array:
     """The running sums along `axis`, or of the flattened array."""
     return np.cumsum(x, axis)

@@ -76,7 +76,7 @@ def as_tuple(axis: Axis) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-@op
+@op(elementwise=True)
 def clone(x: Array) -> Array:
     """A copy."""
     return x.copy()
@@ -85,7 +85,7 @@ def clone(x: Array) -> Array:
 clone.vjp("x", lambda g: g)
 
 
-@op
+@op(elementwise=True)
 def astype(x: Array, dtype: DTypeLike) -> Array:
     """The same values as `dtype`; the gradient comes back in x's own dtype.
 
@@ -100,7 +100,7 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
 astype.vjp("x", lambda g: g)
 
 
-@op
+@op(linear=("x",))
 def reshape(x: Array, shape: int | Sequence[int]) -> Array:
     """The elements in row-major order, in another shape; one size may be -1, to be found."""
     return x.reshape(shape) if hasattr(x, "reshape") else np.asarray(x).reshape(shape)
@@ -109,7 +109,7 @@ def reshape(x: Array, shape: int | Sequence[int]) -> Array:
 reshape.vjp("x", lambda g, x_shape: reshape(g, x_shape))
 
 
-@op
+@op(linear=("x",))
 def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
     """The array with its axes in the order `axes`, or reversed."""
     return np.transpose(x, axes)
@@ -121,7 +121,7 @@ def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
     return transpose(g, inverse)
 
 
-@op
+@op(linear=("x",))
 def flip(x: Array, axis: Axis = None) -> Array:
     """The elements in reverse order along `axis`: an int, a tuple of ints, or None for all."""
     return np.flip(x, as_tuple(axis))
@@ -130,7 +130,7 @@ def flip(x: Array, axis: Axis = None) -> Array:
 flip.vjp("x", lambda g, axis: flip(g, axis))
 
 
-@op
+@op(linear=("x",))
 def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     """The elements shifted by `shift` along `axis`; those that leave at the end enter at the front.
 
@@ -147,7 +147,7 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
 roll.vjp("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
 
 
-@op
+@op(elementwise=True)
 def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     """The elements repeated along new leading axes and along axes of size 1."""
     if not isinstance(x, (np.ndarray, np.generic)) or x.ndim:
@@ -161,7 +161,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
 broadcast_to.vjp("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
 
 
-@op(cost=0)
+@op(linear=("arrays",), cost=0)
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Several arrays joined along an existing axis.
 
@@ -185,7 +185,7 @@ def _concatenate_one(g: Array, argnum: int, arrays_shape: Shapes, axis: int) -> 
 # --------------------------------------------------------------------------------------------------
 
 
-@op(cost=0, shape=lambda x, index: x[plain_index(index)].shape)
+@op(linear=("x",), cost=0, shape=lambda x, index: x[plain_index(index)].shape)
 def getitem(x: Array, index: Any) -> Array:
     """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays."""
     return x[plain_index(index)]
@@ -196,7 +196,7 @@ def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
     return scatter_add(g, index, x_shape)
 
 
-@op(cost=lambda values: values.size, shape=lambda shape: shape)
+@op(linear=("values",), cost=lambda values: values.size, shape=lambda shape: shape)
 def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     """An array of `shape` with `values` added to zeros at `index`; repeated indices add up."""
     values = np.asarray(values)

@@ -127,7 +127,7 @@ def test_the_op_is_right_and_goes_on_where_data_end(tmp_path, capsys, quick):
     out = tmp_path / "write_your_own_op.png"
     result = write_your_own_op.main(quick, out)
     assert result.right.verdict == "agree"
-    assert {entry.operand for entry in result.wrong.wrong} == {"input 0"}
+    assert {entry.operand for entry in result.wrong.wrong} == {"x"}
     assert result.beyond["snake"] < result.beyond["tanh"] / 2
     x = write_your_own_op.grid()
     inside = np.abs(x) < write_your_own_op.SPAN

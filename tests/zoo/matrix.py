@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo import hips_port, suite, torch_port
+from tests.zoo import hips_port, jax_port, suite, torch_port
 from tests.zoo.mutant import Mutant, verdict
 
 KILLED, UNSURE, SURVIVES, NOT_THERE = "killed", "cannot tell", "SURVIVES", "-"
+PEERS = "PyTorch", "JAX", "HIPS"
 
 
-def _by_gradcheck(mutant: Mutant, **options: Any) -> str:
-    said = verdict(mutant, **options)
-    return {"agree": SURVIVES, "disagree": KILLED}.get(said, said)
+def _by_gradcheck(said: Callable[..., str | None], mutant: Mutant, **options: Any) -> str:
+    verdict = said(mutant, **options)
+    return {"agree": SURVIVES, "disagree": KILLED, None: NOT_THERE}.get(verdict, UNSURE)
 
 
 def _by(kills: Callable[[Mutant], bool | None], mutant: Mutant) -> str:
@@ -28,17 +29,22 @@ def _by(kills: Callable[[Mutant], bool | None], mutant: Mutant) -> str:
 def columns(quick: bool = False) -> dict[str, Callable[[Mutant], str]]:
     """The checks: gradcheck up to order 1 and 2 and with float32 inputs, the suite, and the peers.
 
-    With `quick` there is no suite, and a peer that is not installed is left out.
+    With `quick` there is no suite, and a peer that is not installed is left out. Beside PyTorch's
+    and JAX's own checks of their functions is what our gradcheck says of the same functions.
     """
     found: dict[str, Callable[[Mutant], str]] = {
-        "gradcheck 1": partial(_by_gradcheck, order=1),
-        "gradcheck 2": partial(_by_gradcheck, order=2),
-        "in float32": partial(_by_gradcheck, order=2, dtype=np.float32),
+        "gradcheck 1": partial(_by_gradcheck, verdict, order=1),
+        "gradcheck 2": partial(_by_gradcheck, verdict, order=2),
+        "in float32": partial(_by_gradcheck, verdict, order=2, dtype=np.float32),
     }
     if not quick:
         found["suite"] = partial(_by, suite.kills)
     if find_spec("torch"):
         found["PyTorch"] = partial(_by, torch_port.kills)
+        found["ours on PyTorch"] = partial(_by_gradcheck, torch_port.verdict)
+    if find_spec("jax"):
+        found["JAX"] = partial(_by, jax_port.kills)
+        found["ours on JAX"] = partial(_by_gradcheck, jax_port.verdict)
     if find_spec("autograd"):
         found["HIPS"] = partial(_by, hips_port.kills)
     return found
@@ -67,11 +73,15 @@ def markdown(rows: list[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *body, last, strict=True)]
     lines = [head, ["-" * width for width in widths], *body, last]
     table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    for peer in [name for name in names if name in ("PyTorch", "HIPS")]:
+    for peer in [name for name in names if name in PEERS]:
         shown = [row for row in rows if row.said[peer] != NOT_THERE]
         killed, count = totals(shown, peer)
         ours, _ = totals(shown, "gradcheck 2")
-        table.append(f"\nOf the {count} that {peer} can have: {peer} kills {killed}, we {ours}.")
+        line = f"\nOf the {count} that {peer} can have: {peer} kills {killed}, we {ours}"
+        if f"ours on {peer}" in names:
+            line += f", and as functions of {peer} {totals(shown, f'ours on {peer}')[0]}"
+        missed = [row.mutant.name for row in shown if row.said[peer] == SURVIVES]
+        table.append(f"{line}. {peer} misses: {'; '.join(missed) or 'none'}.")
     return "\n".join(table)
 
 

@@ -50,7 +50,7 @@ TESTS_OF_THE_ENGINE = "tests/minigrad/core"
 
 @dataclass(frozen=True)
 class Port:
-    """A function and two gradients of it, in words that `m` knows: minigrad, torch, HIPS autograd.
+    """A function and two gradients of it, in words that `m` knows: minigrad, torch, JAX, HIPS.
 
     Attributes:
         forward: `forward(m, *xs)`.
@@ -58,6 +58,7 @@ class Port:
         wrong: the same with the fault.
         around: `around(m, f, *xs)`: how it is used, where the fault shows in company only.
         torch: whether PyTorch can have it, whose arrays never lie backwards in memory.
+        jax: whether JAX can have it, whose arrays have no strides and are never written to.
     """
 
     forward: Callable[..., Any]
@@ -65,6 +66,7 @@ class Port:
     wrong: Callable[..., Any]
     around: Callable[..., Any] = lambda m, f, *xs: f(*xs)
     torch: bool = True
+    jax: bool = True
 
 
 @dataclass(frozen=True)

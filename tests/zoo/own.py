@@ -168,7 +168,7 @@ MUTANTS: list[Mutant] = [
         "at zero",
         np.array([2.0, 0.0, 3.0]),
         forward=lambda m, x: x[0] * x[1] * x[2],
-        right=lambda m, g, x: g * x[[1, 2, 0]] * x[[2, 0, 1]],
+        right=lambda m, g, x: g * m.roll(x, -1) * m.roll(x, 1),
         wrong=lambda m, g, x: g * (x[0] * x[1] * x[2]) / x,
     ),
     own(
@@ -221,6 +221,7 @@ MUTANTS: list[Mutant] = [
         right=lambda m, g, x: 2 * g * x,
         wrong=lambda m, g, x: 2 * g * in_memory(x),
         torch=False,
+        jax=False,
     ),
     own(
         "x^2: right only for a gradient that lies forwards in memory",
@@ -231,6 +232,7 @@ MUTANTS: list[Mutant] = [
         wrong=lambda m, g, x: 2 * in_memory(g) * x,
         around=lambda m, f, x: reverse(m, f(x)),
         torch=False,
+        jax=False,
     ),
     own(
         "tanh: the float32 VJP is 1% too large",
@@ -246,6 +248,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         forward=lambda m, x: x * x,
         right=lambda m, g, x: 2 * g * x,
+        jax=False,
         wrong=lambda m, g, x: doubled(g) * x,
         around=lambda m, f, x: f(x) + x,
     ),

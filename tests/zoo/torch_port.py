@@ -1,4 +1,4 @@
-"""The mutants that PyTorch can have, as autograd Functions, and what its gradcheck says of them."""
+"""The mutants that PyTorch can have, as autograd Functions, and what its gradcheck and ours say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.mutant import Mutant, Port
+import minigrad
+from tests.zoo.mutant import Mutant
 
 
 def kills(mutant: Mutant, planted: bool = True) -> bool | None:
@@ -19,14 +20,27 @@ def kills(mutant: Mutant, planted: bool = True) -> bool | None:
     """
     import torch
 
-    port = mutant.port
-    if port is None or not port.torch:
+    if mutant.port is None or not mutant.port.torch:
         return None
-    f = partial(port.around, torch, _function(port, port.wrong if planted else port.right))
+    f = function(mutant, planted)
     checks = [torch.autograd.gradcheck]
     if mutant.order == 2:
         checks.append(torch.autograd.gradgradcheck)
     return not all(_passes(check, f, mutant) for check in checks)
+
+
+def verdict(mutant: Mutant, planted: bool = True) -> str | None:
+    """What our gradcheck says of the same function up to the order of the fault; None without one.
+
+    Inputs are of the mutant's own dtype.
+    """
+    import torch
+
+    if mutant.port is None or not mutant.port.torch:
+        return None
+    xs = [torch.tensor(np.array(x, order="C")) for x in mutant.inputs]
+    with np.errstate(all="ignore"):  # some faults are a nan
+        return minigrad.gradcheck(function(mutant, planted), xs, mutant.order).verdict
 
 
 def _passes(check: Callable[..., bool], f: Any, mutant: Mutant) -> bool:
@@ -42,9 +56,13 @@ def _passes(check: Callable[..., bool], f: Any, mutant: Mutant) -> bool:
         return False
 
 
-def _function(port: Port, gradients: Callable[..., Any]) -> Any:
-    """`port.forward` with these gradients."""
+def function(mutant: Mutant, planted: bool = True) -> Callable[..., Any]:
+    """The function of a mutant on PyTorch's tensors, with the fault or without."""
     import torch
+
+    port = mutant.port
+    assert port is not None
+    gradients = port.wrong if planted else port.right
 
     class Ported(torch.autograd.Function):
         @staticmethod
@@ -56,4 +74,4 @@ def _function(port: Port, gradients: Callable[..., Any]) -> Any:
         def backward(ctx: Any, g: Any) -> Any:
             return gradients(torch, g, *ctx.saved_tensors)
 
-    return Ported.apply
+    return partial(port.around, torch, Ported.apply)

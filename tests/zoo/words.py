@@ -1,10 +1,11 @@
 """What the ports are written with, beside the words that all libraries share.
 
-`m` is minigrad, torch or HIPS autograd's numpy; arrays are theirs.
+`m` is minigrad, torch, JAX's numpy or HIPS autograd's; arrays are theirs.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ def constant(x: Any) -> Any:
     """The value without its place in the graph."""
     if hasattr(x, "detach"):
         return x.detach()
+    if type(x).__module__.startswith("jax"):
+        return import_module("jax").lax.stop_gradient(x)
     while hasattr(x, "_value"):  # of HIPS autograd, which puts one box into another
         x = x._value
     return x

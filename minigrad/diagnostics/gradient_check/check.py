@@ -6,6 +6,8 @@ order 2 the same is done to the gradient itself, as a function of the operands a
 
 Differences are taken in float64 if f can be computed in it, because rounding would hide faults.
 Gradients computed in float32 are compared with them too, with the errors that this must be allowed.
+
+`check_vjp` does this for any function of arrays, and a second one that computes its gradient.
 """
 
 from __future__ import annotations
@@ -19,23 +21,25 @@ import numpy as np
 
 from minigrad.checks import check_positive
 from minigrad.diagnostics.gradient_check import tolerances
+from minigrad.diagnostics.gradient_check.array_pair import ArrayPair
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
+    NoGradient,
     Vector,
     elsewhere,
     flat,
-    gradcheck_error,
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
+from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
     Judgement,
 )
+from minigrad.diagnostics.gradient_check.tensor_function import TensorFunction
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
-from minigrad.diagnostics.restored import Draws
 from minigrad.progress import progress_bar
 from minigrad.random import generator
 
@@ -49,23 +53,33 @@ class GradientError(AssertionError):
 def gradcheck(
     f: Callable[..., Any],
     inputs: Any,
-    order: int = 2,
+    order: int | None = None,
     *,
     tolerance: float = 1e-6,
     samples: int | None = None,
+    nondet_tol: float = 0.0,
     rng: np.random.Generator | None = None,
     progress: bool = True,
 ) -> GradcheckReport:
     """Compare the gradients of `f` with differences, for every element of every operand.
 
+    `f` may be a function of PyTorch (`torch.autograd.Function.apply`, a Module, or one that uses
+    its ops) or of JAX. That framework is asked for its gradient, and it is judged as ours is.
+
     Args:
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
             Module, whose trainable parameters are operands too.
         inputs: one tensor, array or number, or several; copied. Those not of floats are constants.
-        order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
+            Of PyTorch's tensors only those that require a gradient are operands, if any does.
+        order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well. The
+            default is 2, and 1 for functions of other frameworks.
         tolerance: the difference to allow in float64, relative to the larger of both numbers.
         samples: of a larger operand compare only so many elements, drawn at random, and the slope
             in some random directions; `GradcheckReport.missed` says how much that can overlook.
+        nondet_tol: by how much two calls with the same inputs may differ, of `f` or of its
+            gradient, relative to the largest number there: sums by atomics add in any order. What
+            repeated calls differ by widens error bars and tolerances. By default a function that
+            does not give the same numbers again, to 1e-12, cannot be judged.
         rng: where cotangents and samples are drawn from; by default a fixed seed.
         progress: show a progress bar if it takes longer than a second or two.
 
@@ -74,38 +88,66 @@ def gradcheck(
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
-    if order not in (1, 2) or isinstance(order, bool):
-        raise gradcheck_error(f"order is 1 or 2, not {order!r}", ValueError)
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
-        raise gradcheck_error(message, ValueError)
-    if samples is not None:
-        check_positive("gradcheck: samples", samples)
-    rng = np.random.default_rng(0) if rng is None else generator(rng)
-    function = CheckedFunction(f, inputs)
-    report = GradcheckReport(function.name, tolerance)
-    with np.errstate(all="ignore"), Draws().put_back():  # what is not finite is in the report
-        with function.explained("with the inputs it was given"):
-            start, again = (function.values(function.operands) for _ in range(2))
-        function.check_unwritten("")
-        report.reason = _instability("two calls", start, again)
-        if report.reason:
-            return report
-        problem = first_order(function, rng, tolerance, recorded=order == 2)
-        function.check_unwritten(" where a gradient is required, in it or in a VJP")
-        for each_order in range(1, order + 1):
-            problem = second_order(problem, rng) if each_order == 2 else problem
-            plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
-            report.reason = _instability("two passes for its gradient", plain, repeated)
-            if report.reason:
-                return report
-            _Comparison(problem, report, rng).run(samples, progress)
-        end = function.values(function.operands)
-        report.reason = _instability("the first call and the last", start, end)
-        return report
+    framework = framework_of(f, inputs)
+    function: CheckedFunction = (framework or TensorFunction)(f, inputs)
+    order = function.default_order if order is None else order
+    return _checked(function, order, tolerance, samples, nondet_tol, rng, progress)
 
 
-def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **options: Any) -> None:
+def check_vjp(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    inputs: Any,
+    *,
+    tolerance: float = 1e-6,
+    samples: int | None = None,
+    nondet_tol: float = 0.0,
+    rng: np.random.Generator | None = None,
+    progress: bool = True,
+) -> GradcheckReport:
+    """Compare a gradient that `backward` computes with differences of `forward`.
+
+    Both are functions of numpy arrays, in any language that can be called: C by ctypes or cffi,
+    numba, Cython, or a kernel on a GPU behind a copy. With y = forward(*inputs), backward computes
+    the vector-Jacobian product
+
+        backward(g, *inputs)[i] = sum_k g[k] dy[k] / dinputs[i],
+
+    an array of the shape and the dtype of input i. All arrays that are handed in are aligned; g and
+    copies of contiguous inputs are C-contiguous.
+
+    It is checked in float64 if both functions take and give it, whatever the dtype of the inputs;
+    otherwise in that dtype, and the report says what can be seen in it. The verdict is "disagree"
+    too where backward gives None, or an array of another shape or dtype; writes to its g; keeps its
+    result where its next call writes to; shares memory with an input; or remembers another call.
+
+    Args:
+        forward: takes the inputs and returns an array or a number, or a tuple of them.
+        backward: takes g, shaped like the result, and the inputs; and the result, if it has a
+            parameter `out`. With several results g and out are tuples, and g is None for those not
+            of floats. It returns an array if there is one input, or a tuple of one for each input,
+            where None is right for integers and booleans.
+        inputs: an array or a number, or a list or tuple of several; copied. bfloat16 is that of
+            the package ml_dtypes.
+        tolerance: as of `gradcheck`, and so are all that follow.
+        samples: of a larger operand compare only so many elements.
+        nondet_tol: by how much two calls may differ, relative to the largest number.
+        rng: where cotangents and samples are drawn from.
+        progress: show a progress bar if it takes longer than a second or two.
+
+    Raises:
+        TypeError: if there is no float among the inputs or the results, or if backward returns
+            something else than one array for each input.
+        ValueError: if a function writes to the inputs, or the arguments are none of those above.
+            What the functions raise themselves has a note of how they were called.
+    """
+    function = ArrayPair(forward, backward, inputs)
+    return _checked(function, 1, tolerance, samples, nondet_tol, rng, progress)
+
+
+def assert_gradients(
+    f: Callable[..., Any], *inputs: Any, order: int | None = None, **options: Any
+) -> None:
     """Raise an AssertionError with the report as its message unless `gradcheck` agrees.
 
         def test_gelu():
@@ -116,22 +158,96 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
     Raises:
         GradientError: if the verdict is "disagree" or "cannot tell".
     """
-    report = gradcheck(f, inputs, order, **options)
+    _raise_unless(gradcheck(f, inputs, order, **options))
+
+
+def assert_vjp(
+    forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Any, **options: Any
+) -> None:
+    """Raise an AssertionError with the report as its message unless `check_vjp` agrees.
+
+        def test_square():
+            assert_vjp(lambda x: x * x, lambda g, x: 2 * g * x, np.array([-1.0, 0.3]))
+
+    The arguments are those of `check_vjp`, but each input is one by itself.
+
+    Raises:
+        GradientError: if the verdict is "disagree" or "cannot tell".
+    """
+    _raise_unless(check_vjp(forward, backward, inputs, **options))
+
+
+def _raise_unless(report: GradcheckReport) -> None:
     if not report:
         raise GradientError(repr(report))
 
 
-def _instability(what: str, first: Vector, second: Vector) -> str:
+def _checked(
+    function: CheckedFunction,
+    order: int,
+    tolerance: float,
+    samples: int | None,
+    nondet_tol: float,
+    rng: np.random.Generator | None,
+    progress: bool,
+) -> GradcheckReport:
+    """Compare the gradients of a function of any kind with differences."""
+    if order not in (1, 2) or isinstance(order, bool):
+        raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        raise function.error(message, ValueError)
+    if not (isinstance(nondet_tol, (int, float)) and 0 <= nondet_tol < 1):
+        message = f"nondet_tol is a number from 0 to below 1, not {nondet_tol!r}"
+        raise function.error(message, ValueError)
+    if samples is not None:
+        check_positive(f"{function.checker}: samples", samples)
+    rng = np.random.default_rng(0) if rng is None else generator(rng)
+    function.nondet_tol = float(nondet_tol)
+    report = GradcheckReport(function.name, tolerance, checker=function.checker)
+    with np.errstate(all="ignore"), function.restored():  # what is not finite is in the report
+        with function.explained("with the inputs it was given"):
+            start, again = (function.values(function.operands) for _ in range(2))
+        function.check_unwritten("")
+        report.reason = _instability(function, "two calls", start, again)
+        if report.reason:
+            return report
+        try:
+            problem = first_order(function, rng, tolerance, recorded=order == 2)
+            function.check_unwritten(" where a gradient is required, in it or in a VJP")
+            for each_order in range(1, order + 1):
+                problem = second_order(problem, rng) if each_order == 2 else problem
+                plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
+                what = "two passes for its gradient"
+                report.reason = _instability(function, what, plain, repeated)
+                if report.reason:
+                    return report
+                _Comparison(problem, report, rng).run(samples, progress)
+        except NoGradient as found:
+            about: dict[str, Any] = {"reason": found.reason, "operand": found.operand}
+            report.wrong.append(Judgement("disagree", nan, 0.0, **about))
+        end = function.values(function.operands)
+        report.reason = _instability(function, "the first call and the last", start, end)
+        return report
+
+
+def _instability(function: CheckedFunction, what: str, first: Vector, second: Vector) -> str:
     """Say why f is no function of its operands, or nothing if it is one."""
     if first.shape != second.shape:
         return f"not deterministic: {what} gave {first.size} and {second.size} numbers"
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     difference = float(np.max(np.abs(first - second), initial=0.0, where=~same))
-    if difference <= tolerances.SAME_VALUES * largest_of([first]):
+    size = largest_of([first, second])
+    if difference <= tolerances.SAME_VALUES * size:
+        return ""
+    function.unsteady = True
+    if difference <= function.nondet_tol * size:
         return ""
     return (
-        f"not deterministic: {what} with the same inputs differ by up to {difference:.3g}; is "
-        f"there dropout in training mode, an rng that goes on drawing, or a count that goes on?"
+        f"not deterministic: {what} with the same inputs differ by up to {difference:.3g}, "
+        f"{difference / size:.2g} of the largest; is there dropout in training mode, an rng that "
+        f"goes on drawing, or a count that goes on? If sums are added in any order, as by atomics, "
+        f"allow it by nondet_tol="
     )
 
 
@@ -184,10 +300,12 @@ class _Comparison:
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
+            self._compare_with_forward_mode()
         report.compared += total
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
         report.others = problem.others
+        report.dtype = str(problem.dtype)
         report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
     def _compare_ties(self) -> None:
@@ -221,6 +339,27 @@ class _Comparison:
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
         if found.verdict == "disagree" and not found.kink:
             self._note(found, move, analytic, str(problem.dtype))
+
+    def _compare_with_forward_mode(self) -> None:
+        """Compare u^T (J v), which forward mode computes, with (u^T J) v, if all is right so far.
+
+        They are computed from different code where an op is linear, or fused. For order 1 alone a
+        VJP need not be written in ops, which forward mode needs.
+        """
+        problem = self.problem
+        if self.report.wrong or self.kinks or "a recorded pass" not in problem.paths:
+            return
+        vs = [self.rng.choice([-1.0, 1.0], x.shape) for x in problem.operands]
+        slope = problem.function.slope(problem.operands, vs, problem.cotangents)
+        if slope is None:
+            return
+        move = Move("forward mode, in a random direction", dict(enumerate(vs)))
+        allowed = problem.allowed(move.spread(problem.plain.spread))
+        close = max(tolerances.SAME_PATH * abs(slope), allowed.rounding)
+        if abs(slope - move.slope(problem.plain.arrays)) > close:
+            found = self._judge(slope, Line(problem, move), allowed)
+            if found.verdict == "disagree" and not found.kink:
+                self._note(found, move, slope, str(problem.dtype))
 
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: the plain one, and by each path that gives another one.
@@ -288,5 +427,8 @@ class _Comparison:
         if judgement.verdict != "agree":
             about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
             entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
+            cut = self.problem.function.unreached.get(move.name)
+            if cut and judgement.verdict == "disagree":
+                entry = replace(entry, reason="; ".join(filter(None, (judgement.reason, cut))))
             wrong, undecided = self.report.wrong, self.report.undecided
             (wrong if judgement.verdict == "disagree" else undecided).append(entry)

@@ -1,37 +1,41 @@
-"""The function that a gradcheck is about: its operands, its values and its gradients.
+"""The function that a gradient check is about: its operands, its values and its gradients.
 
 All methods take the operands as a list of float arrays, so that any of them can be perturbed. They
 return all results as one vector, whatever f returns, and a gradient as one array per operand.
+
+`CheckedFunction` is what the checker needs of a function, and has the parts that all of them share:
+functions of our tensors (tensor_function), pairs of functions of arrays (array_pair), and functions
+of PyTorch and JAX (foreign_function).
 """
 
 from __future__ import annotations
 
-import copy
-import functools
+import inspect
 import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from minigrad.core.backward import grad
-from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Node, reachable
-from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check import tolerances
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
+from minigrad.diagnostics.restored import Draws
 from minigrad.errors import op_error
-from minigrad.nn.module import Module, Parameter
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Gradients = list[Vector]
 ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some operands
+# Computes the gradient of sum(cotangents * results) by each operand, for one call of f. With
+# `recorded=True` it computes it as for a derivative of higher order.
+Pullback = Callable[..., Gradients]
 
+CHECKERS = "gradcheck", "check_vjp"  # the functions that users call, whose errors end a check
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
 
 
@@ -40,86 +44,123 @@ def gradcheck_error(message: str, kind: type[Exception] = TypeError) -> Exceptio
     return op_error(kind, "gradcheck", message)
 
 
-class CheckedFunction:
-    """A function of float arrays, which can be called with Tensors that depend on others.
+class NoGradient(Exception):  # noqa: N818  # a finding, which the checker reports
+    """What is given as the gradient by an operand is none, whatever its numbers are."""
 
-    Inputs of integers and booleans are constants. The trainable parameters of a Module are
-    operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
+    def __init__(self, operand: str, reason: str) -> None:
+        super().__init__(f"{operand}: {reason}")
+        self.operand, self.reason = operand, reason
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of the results of a function, besides their values."""
+
+    shapes: list[tuple[int, ...]]
+    dtype: np.dtype[Any]  # in which it computes; the least exact one if there are several
+    others: int = 0  # how many tensors it depends on that require a gradient and are no operands
+
+
+class CheckedFunction(ABC):
+    """A function of float arrays, whose gradients are to be checked.
+
+    Attributes:
+        checker: the function that the user called, for messages.
+        default_order: up to which order it is checked unless the user says.
+        layout: the name of another layout in memory that a cotangent may have, and what makes it.
+        selects: whether a gradient can be asked for by some operands only.
+        name: the name of the function.
+        names: of the operands.
+        operands: the inputs and parameters of floats, in the dtypes that they came in.
+        shapes: of the results, once they are known.
+        unreached: for names of operands without a gradient, what may be the reason.
+        nondet_tol: the difference that two calls may have, relative to the largest number.
+        unsteady: whether two calls have differed, by more than a sum in another order.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    checker: ClassVar[str] = "gradcheck"
+    default_order: ClassVar[int] = 1
+    layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
+    selects: ClassVar[bool] = False
+
+    def __init__(self, f: Callable[..., Any]) -> None:
         if not callable(f):
-            raise gradcheck_error(f"f must be a function or a Module, not {f!r:.60}")
+            raise self.error(f"f must be a function or a Module, not {f!r:.60}")
         if isinstance(f, type):
-            raise gradcheck_error(f"f is the class {f.__name__}; pass an instance of it")
+            raise self.error(f"f is the class {f.__name__}; pass an instance of it")
         self.name: str = getattr(f, "__name__", type(f).__name__)
-        self._inputs: list[Array] = []
-        if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
-            inputs = [inputs]
-        if not isinstance(inputs, (list, tuple)):
-            what = "one tensor, array or number, or a list or tuple of them"
-            raise gradcheck_error(f"inputs are {what}, not {type(inputs).__name__}")
-        for i, x in enumerate(inputs):
-            try:
-                self._inputs.append(copied(as_array(x)))
-            except (TypeError, ValueError) as error:
-                raise gradcheck_error(f"input {i} must be made of numbers; {error}") from error
-        self._parameters: list[Parameter] = []
-        self._arrays = {f"input {i}": x for i, x in enumerate(self._inputs)}
-        if isinstance(f, Module):
-            try:
-                f = copy.deepcopy(f)
-            except Exception as error:
-                raise gradcheck_error(
-                    f"{self.name} cannot be copied ({error}), and it is left as it is; check a "
-                    f"function that calls it with tensors instead of its parameters"
-                ) from error
-            for name, parameter in f.named_parameters():
-                if parameter.requires_grad:
-                    self._parameters.append(parameter)
-                    self._arrays[name] = parameter.data.copy()
-        self._f = f
-        self._before = {name: x.copy() for name, x in self._arrays.items()}
-        # The operands are the inputs and parameters of floats, in the dtypes that they came in.
-        self.names = [name for name, x in self._arrays.items() if x.dtype.kind == "f"]
+        self.shapes: list[tuple[int, ...]] = []
+        self.unreached: dict[str, str] = {}
+        self.nondet_tol, self.unsteady = 0.0, False
+
+    def take(self, arrays: Mapping[str, Array], operands: Iterable[str] | None = None) -> None:
+        """Remember the inputs and parameters by name; operands are those of floats, or these."""
+        self._arrays = dict(arrays)
+        self._before = {name: x.copy() for name, x in arrays.items()}
+        of_floats = [name for name, x in arrays.items() if is_float(x.dtype)]
+        self.names = of_floats if operands is None else list(operands)
         self.operands = [self._arrays[name] for name in self.names]
-        self.shapes: list[tuple[int, ...]] = []  # of the results, once they are known
         if not self.operands:
-            dtypes = [str(x.dtype) for x in self._inputs]
-            raise gradcheck_error(
+            dtypes = [str(x.dtype) for x in arrays.values()]
+            raise self.error(
                 f"no input is of floats, so there is nothing to differentiate by; they are {dtypes}"
             )
 
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the results of f that are of floats."""
-        floats = iter(tensors)
-        inputs = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._inputs]
-        pairs = zip(self._parameters, floats, strict=True)
-        with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
-            result = self._f(*inputs)
-        found = list(_leaves(result))
-        results = [x for x in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
-        if not results or not all(isinstance(x, Tensor) for x in found):
-            what = result.describe() if isinstance(result, Tensor) else type(result).__name__
-            raise gradcheck_error(
-                f"f must return a Tensor of floats, or a tuple, list or dict of Tensors, not {what}"
-            )
+    def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
+        """Return an exception whose message names the checker."""
+        return op_error(kind, self.checker, message)
+
+    @abstractmethod
+    def results(self, operands: Sequence[Array]) -> list[Array]:
+        """Compute the results of floats, with no graph."""
+
+    @abstractmethod
+    def vjp(
+        self, operands: Sequence[Array], needed: Sequence[int] | None = None
+    ) -> tuple[list[Array], Pullback]:
+        """Call f, and return its results and what pulls cotangents back through this call.
+
+        `needed` are the positions of the operands by which a gradient is asked for, if not by all.
+        """
+
+    @abstractmethod
+    def outline(self, operands: Sequence[Array]) -> Outline:
+        """Call f where a gradient is required, and say what its results are."""
+
+    @abstractmethod
+    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+        """Find what is wrong with gradients as arrays, and the operand or cotangent."""
+
+    def second_gradients(
+        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
+    ) -> Gradients:
+        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
+        raise NotImplementedError
+
+    def slope(
+        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
+    ) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode; None if there is none."""
+        return None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore all random generators after the block."""
+        with Draws().put_back():
+            yield
+
+    def values(self, operands: Sequence[Array]) -> Vector:
+        """Compute all results as one vector, with no graph."""
+        return flat(self.same_shapes(self.results(operands)))
+
+    def same_shapes(self, results: list[Array]) -> list[Array]:
+        """Return the results, or raise a ValueError if they have not the shapes of before."""
         shapes = [x.shape for x in results]
         if self.shapes and shapes != self.shapes:
             message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
             message += "function that has a gradient gives as many numbers for any values"
-            raise gradcheck_error(message, ValueError)
+            raise self.error(message, ValueError)
         return results
-
-    def values(self, operands: Sequence[Array]) -> Vector:
-        """Compute all results as one vector, with no graph."""
-        with grad_mode(False):
-            return flat(x._data for x in self([Tensor(x) for x in operands]))
-
-    def called(self, operands: Sequence[Array]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the operands as Tensors that require a gradient, and the results."""
-        leaves = [Tensor(x, requires_grad=True) for x in operands]
-        return leaves, self(leaves)
 
     def gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool = False
@@ -128,32 +169,15 @@ class CheckedFunction:
 
         `recorded` says whether it is computed as for a derivative of higher order.
         """
-        with grad_mode(True):
-            leaves, results = self.called(operands)
-            return gradients_of(results, leaves, cotangents, create_graph=recorded)
+        _, pullback = self.vjp(operands)
+        return pullback(cotangents, recorded=recorded)
 
-    def second_gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
-    ) -> Gradients:
-        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
-        with grad_mode(True), self.explained(RECORDING):
-            leaves, results = self.called(operands)
-            pairs = zip(cotangents, results, strict=True)
-            seeds = [Tensor(v.astype(x.dtype), requires_grad=True) for v, x in pairs]
-            first = grad(results, leaves, seeds, create_graph=True, allow_unused=True)
-            parts = [(g * w).sum() for g, w in zip(first, weights, strict=True)]
-            total: Tensor = functools.reduce(operator.add, parts)
-            second = grad(total, [*leaves, *seeds], allow_unused=True)
-            return [np.array(g._data, FLOAT64) for g in second]
-
-    def cotangents(
-        self, operands: Sequence[Array], results: Sequence[Tensor], rng: np.random.Generator
-    ) -> list[Array]:
+    def cotangents(self, operands: Sequence[Array], rng: np.random.Generator) -> list[Array]:
         """Draw a cotangent for each result, so large that the gradients of all are of like size.
 
         They have as many digits as float32, so that they are the same numbers in both dtypes.
         """
-        seeds = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in results]
+        seeds = [rng.standard_normal(shape, np.float32).astype(FLOAT64) for shape in self.shapes]
         if len(seeds) == 1:
             return seeds
         sizes = []
@@ -169,101 +193,108 @@ class CheckedFunction:
     def gradients_by_path(
         self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
-        """Compute the gradients by `grad`, and by each other path; all must be the same.
+        """Compute the gradients, and by each other path that leads to them; all must be the same.
 
         If `recorded`, one is a pass that is recorded for a derivative of higher order.
         """
-        paths: dict[str, Gradients] = {}
-        with grad_mode(True):
-            leaves, results = self.called(operands)
-
-            def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
-                return gradients_of(results, leaves, seeds, **options)
-
-            gradients = pulled_back(retain_graph=True)
-            paths["a second pass"] = pulled_back(retain_graph=True)
-            if recorded:
-                with self.explained(RECORDING):
-                    paths["a recorded pass"] = pulled_back(create_graph=True)
-            backwards = [np.flip(np.flip(v).copy()) for v in cotangents]
-            paths["cotangents in reversed memory"] = pulled_back(backwards, retain_graph=True)
-            with suppress(Exception):  # f may not be defined there
-                self.called(elsewhere(operands))
-                paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
-            for _ in range(2):
-                _backward(results, [v.copy() for v in cotangents], leaves)
-            paths["backward, twice"] = [
-                np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
-                for x in leaves
+        _, pullback = self.vjp(operands)
+        gradients = pullback(cotangents)
+        paths = {"a second pass": pullback(cotangents)}
+        if recorded:
+            with self.explained(RECORDING):
+                paths["a recorded pass"] = pullback(cotangents, recorded=True)
+        if self.layout is not None:
+            name, laid_out = self.layout
+            paths[name] = pullback([laid_out(v) for v in cotangents])
+        with suppress(Exception):  # f may not be defined there
+            self.vjp(elsewhere(operands))
+            paths["a pass behind another call of f"] = pullback(cotangents)
+        if self.selects and len(operands) > 1:
+            paths["a pass for it alone"] = [
+                self.vjp(operands, [i])[1](cotangents)[i] for i in range(len(operands))
             ]
-            if len(operands) > 1:
-                alone = paths["a pass for it alone"] = []
-                for i in range(len(operands)):  # where the others are constants
-                    inputs = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
-                    alone += gradients_of(self(inputs), [inputs[i]], cotangents)
         return gradients, paths
 
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
+    def broadcast_flaws(self, operands: Sequence[Array]) -> list[tuple[str, str]]:
+        """Compare the gradients for cotangents of ones, and of one number that is broadcast.
 
-        A write to one must not change another, or a cotangent, or an operand. And a cotangent of
-        ones must give the same where it is one number that is broadcast, as behind a sum.
+        Such a cotangent arrives behind a sum, and has strides of 0.
         """
-        with grad_mode(True):
-            leaves, results = self.called(self.operands)
-            seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
-            _backward(results, seeds, leaves)
-        written = "a VJP writes to the gradient that it is given, which others have too"
-        flaws = [
-            (f"cotangent {k}", written)
-            for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
-            if not np.array_equal(seed, v.astype(seed.dtype))
-        ]
-        named = list(zip(self.names, leaves, strict=True))
-        gradients = {name: leaf.grad._data for name, leaf in named if leaf.grad is not None}
-        arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
-        arrays |= {name: leaf._data for name, leaf in named}
-        arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
-        for name, gradient in gradients.items():
-            for other, array in arrays.items():
-                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
-                    flaws.append((name, f"its gradient shares memory with {other}"))
-        for name, gradient in gradients.items():
-            if gradient.dtype != (dtype := arrays[name].dtype):
-                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
-        flaws += [(name, _broadcast_flaw(results, leaf)) for name, leaf in named]
-        return [(name, reason) for name, reason in flaws if reason]
+        results, pullback = self.vjp(operands)
+        try:
+            plain, other = (
+                pullback([of_ones(x.shape) for x in results])
+                for of_ones in (np.ones, lambda shape: np.broadcast_to(np.ones(()), shape))
+            )
+        except Exception as error:
+            why = f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
+            return [(self.names[0], why)]
+        flaws = []
+        for name, x, g, h in zip(self.names, operands, plain, other, strict=True):
+            share = tolerances.SAME_BROADCAST_EPS * float(finfo(x.dtype).eps)
+            near = max(share, self.nondet_tol) * largest_of([g])
+            if not np.allclose(g, h, rtol=0.0, atol=near, equal_nan=True):
+                why = (
+                    "its gradient is another one for a cotangent that is broadcast, as behind a sum"
+                )
+                flaws.append((name, why))
+        return flaws
+
+    def least_exact(self, operands: Sequence[Array], dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the dtype in which a function computes whose inside cannot be seen.
+
+        It is that of the results, unless f cannot tell operands from those that are rounded to
+        fewer digits, or its results have only so many; then these are its digits.
+        """
+        near = [(x * (1 + tolerances.ANOTHER_POINT / math.pi)).astype(x.dtype) for x in operands]
+        with suppress(Exception):  # f may not be defined there
+            values = self.values(near)
+            for fewer in (FLOAT32, np.dtype(np.float16)):
+                eps = float(finfo(fewer).eps)
+                if eps <= finfo(dtype).eps:
+                    continue
+                rounded = self.values([x.astype(fewer).astype(x.dtype) for x in near])
+                farther = self.values([(x * (1 + 16 * eps)).astype(x.dtype) for x in near])
+                moves = farther != values
+                alike = (values == rounded) | (values == values.astype(fewer))
+                if 2 * np.sum(alike & moves) > np.sum(moves):
+                    dtype = fewer
+        return dtype
 
     @contextmanager
     def explained(self, how: str) -> Iterator[None]:
         """Add a note to errors that are raised here, which says how f was called."""
         try:
             yield
+        except NoGradient:
+            raise
         except Exception as error:
-            error.add_note(f"raised while gradcheck called {self.name} {how}")
+            error.add_note(f"raised while {self.checker} called {self.name} {how}")
             raise
 
     def check_unwritten(self, when: str) -> None:
         """Raise a ValueError if an input or a parameter is not as it was."""
         for name, x in self._arrays.items():
-            if not np.array_equal(self._before[name], x, equal_nan=x.dtype.kind == "f"):
+            if not np.array_equal(self._before[name], x, equal_nan=is_float(x.dtype)):
                 message = (
-                    f"{self.name} writes to its {name}{when}; a gradient is that of a function "
+                    f"{self.name} writes to {name}{when}; a gradient is that of a function "
                     f"that leaves its inputs alone, so compute a new tensor instead"
                 )
-                raise gradcheck_error(message, ValueError)
+                raise self.error(message, ValueError)
 
 
-def gradients_of(
-    results: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    cotangents: Sequence[Array],
-    **options: bool,
-) -> Gradients:
-    """Compute the gradient of sum(cotangents * results) by each leaf, in float64."""
-    seeds = [copied(v) for v in cotangents]  # because a VJP might write to them
-    found = grad(results, leaves, seeds, allow_unused=True, **options)
-    return [np.array(g._data, FLOAT64, order="C") for g in found]
+def names_of_inputs(f: Any, count: int) -> list[str]:
+    """Return what f calls its inputs; "input 0" where it has no name, or that of a parameter."""
+    names = [f"input {i}" for i in range(count)]
+    is_module = hasattr(f, "named_parameters")
+    taken = dict(f.named_parameters()) if is_module else {}
+    with suppress(TypeError, ValueError):  # a function that is not written in Python may not say
+        signature = inspect.signature(f.forward if is_module else f)
+        parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
+        for i, p in enumerate(parameters[:count]):
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in taken:
+                names[i] = p.name
+    return names
 
 
 def elsewhere(operands: Sequence[Array]) -> list[Array]:
@@ -272,42 +303,6 @@ def elsewhere(operands: Sequence[Array]) -> list[Array]:
     for x in moved:
         x *= x.dtype.type(1 + tolerances.ANOTHER_POINT)
     return moved
-
-
-def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:
-    """Add to `.grad` of the leaves, and restore that of all other tensors."""
-    before = [(node, node.grad) for node in other_leaves(results, leaves)]
-    try:
-        for result, seed in zip(results, seeds, strict=True):
-            if result.requires_grad:
-                result.backward(seed, retain_graph=True)
-    finally:
-        for node, gradient in before:
-            node.grad = gradient
-
-
-def other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
-    """Find what results depend on and what would be given a gradient, besides these leaves."""
-    own = {x.node for x in leaves}
-    nodes = reachable([x.node for x in results if x.node is not None])
-    return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
-
-
-def _broadcast_flaw(results: Sequence[Tensor], leaf: Tensor) -> str:
-    """Say what is wrong with the gradient for a cotangent that is broadcast, or nothing."""
-    ones = [np.ones(x.shape, x.dtype) for x in results]
-    broadcast = [np.broadcast_to(np.ones((), x.dtype), x.shape) for x in results]
-    try:
-        plain, other = (
-            grad(results, [leaf], seeds, retain_graph=True, allow_unused=True)[0]._data
-            for seeds in (ones, broadcast)
-        )
-    except Exception as error:
-        return f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
-    near = tolerances.SAME_BROADCAST_EPS * float(np.finfo(plain.dtype).eps) * largest_of([plain])
-    if np.allclose(plain, other, rtol=0.0, atol=near, equal_nan=True):
-        return ""
-    return "its gradient is another one for a cotangent that is broadcast, as behind a sum"
 
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
@@ -329,13 +324,14 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     return out if is_copy else np.array(x, dtype)
 
 
-def _leaves(result: Any) -> Iterator[Any]:
-    """Yield what is in tuples, lists and dicts."""
-    if isinstance(result, (tuple, list, dict)):
-        for part in result.values() if isinstance(result, dict) else result:
-            yield from _leaves(part)
-    else:
-        yield result
+def as_seeds(cotangents: Iterable[Array], dtypes: Iterable[np.dtype[Any]]) -> list[Array]:
+    """Return cotangents in other dtypes, which a VJP may write to unless they are broadcast."""
+    return [
+        np.broadcast_to(v.flat[:1].astype(dtype), v.shape)
+        if v.size > 1 and not any(v.strides)
+        else copied(v, dtype)
+        for v, dtype in zip(cotangents, dtypes, strict=True)
+    ]
 
 
 def flat(arrays: Iterable[Array]) -> Vector:

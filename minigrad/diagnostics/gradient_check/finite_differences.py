@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
+    CHECKERS,
     Array,
     Gradients,
     Vector,
@@ -35,7 +36,14 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 )
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, RoundedArrays
 from minigrad.diagnostics.gradient_check.report import Judgement, Verdict
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, NEARBY, Tolerance
+from minigrad.diagnostics.gradient_check.tolerances import (
+    COARSEST_NEARBY,
+    FLOAT32,
+    FLOAT64,
+    NEARBY,
+    Tolerance,
+    finfo,
+)
 from minigrad.errors import op_of
 
 
@@ -137,7 +145,7 @@ class Line:
                 with self.problem.function.explained(f"with {name} moved by {t:g}"):
                     self._known[t] = self.problem.values(self.move.moved(self.point, t))
             except Exception as error:
-                if t == 0.0 or op_of(error) == "gradcheck":
+                if t == 0.0 or op_of(error) in CHECKERS:
                     raise
                 self.failure = f"with a step of {t:.2g} it raises {error!r}"
                 self._known[t] = np.full(self.problem.weights.shape, np.nan)
@@ -145,7 +153,7 @@ class Line:
 
     def slope_nearby(self, rng: np.random.Generator) -> float:
         """Return the slope at a random point near this one, to find the slopes around a kink."""
-        reach, step = NEARBY.get(self.dtype, NEARBY[FLOAT32])
+        reach, step = NEARBY.get(self.dtype, COARSEST_NEARBY)
         near = []
         for x in self.point:
             noise = rng.uniform(-reach, reach, x.shape) * max(1.0, largest_of([x]))
@@ -169,7 +177,7 @@ class Line:
                 return
             quotient = self.quotient(first / tolerances.STEP_DIVISION**n)
             yield quotient
-        if float(np.finfo(self.dtype).tiny) < self.x < quotient.step:  # beside a singularity at 0
+        if float(finfo(self.dtype).tiny) < self.x < quotient.step:  # beside a singularity at 0
             near = relative * 2.0 ** math.floor(math.log2(self.x))
             for division in tolerances.SINGULARITY_DIVISIONS:
                 yield self.quotient(near / division)
@@ -206,8 +214,9 @@ class Line:
 
         `around` has the size of each element of y, and `moved` says which the step has changed.
         """
-        eps = float(np.finfo(self.dtype).eps)
-        several = tolerances.ROUNDING_UNITS * eps
+        eps = float(finfo(self.dtype).eps)
+        fine = self.dtype in (FLOAT64, FLOAT32)
+        several = eps * (tolerances.ROUNDING_UNITS if fine else tolerances.COARSE_UNITS)
         sizes = np.abs(self.problem.weights) * around
         known = np.isfinite(sizes)
         inner = self._noise * np.fmin(around / abs(self.at(0.0)), 1.0)  # y is large only at a pole
@@ -243,7 +252,7 @@ def judge_narrow(
     is called wrong only if the error is larger than what rounding can leave in a small difference
     of large terms, and if f is the same function in this dtype.
     """
-    info, numeric, dtype = np.finfo(narrow.dtype), exact.numeric, narrow.dtype
+    info, numeric, dtype = finfo(narrow.dtype), exact.numeric, narrow.dtype
     if exact.verdict == "cannot tell" or exact.kink:
         return exact
     if not math.isfinite(value):

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
+    CHECKERS,
     Array,
     ArraysAt,
     CheckedFunction,
@@ -32,9 +31,15 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     copied,
     flat,
     largest_of,
-    other_leaves,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, SPREADS, Tolerance
+from minigrad.diagnostics.gradient_check.tolerances import (
+    FLOAT32,
+    FLOAT64,
+    SPREADS,
+    Tolerance,
+    finfo,
+    least_exact,
+)
 from minigrad.errors import op_of
 
 NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
@@ -82,8 +87,8 @@ class GradientProblem:
         self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
         with self.function.explained(NUDGED):
             self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
-            if any(dtype != FLOAT64 for dtype in dtypes):
-                self.narrow = _rounded(at(given), _least_exact(dtypes), at, given, rng)
+            if any(x.dtype != dtype for x, dtype in zip(point, dtypes, strict=True)):
+                self.narrow = _rounded(at(given), least_exact(dtypes), at, given, rng)
         self.repeated = self.gradients_at(point)  # the gradient once more
         # What is wrong with gradients as arrays: the operand and the reason.
         self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
@@ -92,9 +97,10 @@ class GradientProblem:
             values = _rounded(
                 [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
             )
-        eps, largest = float(np.finfo(self.dtype).eps), self.plain.largest
+        eps, largest = float(finfo(self.dtype).eps), self.plain.largest
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
+        share = max(share, self.function.nondet_tol)
         # What rounding leaves in each value, and might leave there inside an op, out of sight.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
         self.unseen = SPREADS * values.spread[0]
@@ -123,18 +129,18 @@ def first_order(
 ) -> GradientProblem:
     """Make the problem of first order; `recorded` says whether one of second order follows."""
     operands = [copied(x, FLOAT64) for x in function.operands]
-    with grad_mode(True), function.explained("with inputs that require a gradient"):
+    with function.explained("with inputs that require a gradient"):
         try:
-            leaves, results = function.called(operands)
+            outline = function.outline(operands)
         except Exception:  # f insists on the dtype of the inputs, or fails with any
             operands = function.operands
-            leaves, results = function.called(operands)
-    function.shapes = [x.shape for x in results]
-    cotangents = function.cotangents(operands, results, rng)
+            outline = function.outline(operands)
+    function.shapes = outline.shapes
+    cotangents = function.cotangents(operands, rng)
     gradients_at = partial(function.gradients, cotangents=cotangents)
     gradients, paths = function.gradients_by_path(operands, cotangents, recorded)
-    nodes = reachable([x.node for x in results if x.node is not None])
-    computed = [node.dtype for node in nodes if node.op is not None]
+    # What differs from call to call is not computed with all digits.
+    dtypes = [outline.dtype, FLOAT32] if function.unsteady else [outline.dtype]
     return GradientProblem(
         function=function,
         order=1,
@@ -145,12 +151,12 @@ def first_order(
         gradients=gradients,
         paths=paths,
         gradients_at=gradients_at,
-        dtype=_least_exact([*(x.dtype for x in results), *computed]),
+        dtype=least_exact(dtypes),
         tolerance=tolerance,
         cotangents=cotangents,
         rng=rng,
         inside=partial(gradients_at, recorded=True) if recorded else None,
-        others=len(other_leaves(results, leaves)),
+        others=outline.others,
     )
 
 
@@ -174,11 +180,6 @@ def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientPr
     )
 
 
-def _least_exact(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
-    """Return the float dtype with the largest eps."""
-    return max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
-
-
 def _rounded(
     arrays: Gradients,
     dtype: np.dtype[Any],
@@ -193,7 +194,7 @@ def _rounded(
     what is rounded up, and what down. `inside` computes them from compositions instead of ops.
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
-    largest = largest_of_all = 0.0
+    largest = largest_of_all = largest_of(arrays)
     trials = [
         (compute, seed, sign)
         for compute in ((arrays_at, inside) if inside else (arrays_at,))
@@ -211,7 +212,7 @@ def _rounded(
             try:
                 found = run()
             except Exception as error:  # of f here, or of a checkpoint that sees changes
-                if op_of(error) == "gradcheck":
+                if op_of(error) in CHECKERS:
                     raise
                 continue
             for known, x, y in zip(spread, arrays, found, strict=True):
@@ -230,7 +231,7 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
     """
     out = copied(x)
     up = sign if rng is None else sign * (rng.random(x.shape) - 0.5)
-    out[...] = np.nextafter(x, np.copysign(x.dtype.type(np.inf), up, dtype=x.dtype))
+    out[...] = np.nextafter(x, np.where(np.greater(up, 0), np.inf, -np.inf).astype(x.dtype))
     return out
 
 

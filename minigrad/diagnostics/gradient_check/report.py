@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
+from minigrad.diagnostics.gradient_check.heat_map import (
+    BLUE,
+    DIFFERENCE,
+    VERDICT,
+    VERMILLION,
+    YELLOW,
+    heat_map,
+    layout,
+    signed,
+)
+from minigrad.io.atomic import write_atomically
+from minigrad.tables import paragraph
 
 LISTED = 5  # entries of a kind that a repr lists
-MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
-SIDE = 160  # pixels of a picture
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
-Scale = Literal["signed", "logarithmic", "doubt"]
-COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
-    "signed": [(33, 102, 172), (247, 247, 247), (178, 24, 43)],  # blue, white, red
-    "logarithmic": [(247, 247, 247), (253, 141, 60), (128, 0, 38)],
-    "doubt": [(126, 188, 137), (242, 204, 96), (207, 34, 46)],  # green, yellow, red
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class GradcheckReport:
         directions: in how many random directions all elements of each sampled operand were moved.
         fewest: the least number of entries that were sampled of an operand; inf if all were taken.
         others: how many tensors f depends on that require a gradient, but were not passed in.
+        dtype: that differences were taken in.
+        checker: the function that made the report.
     """
 
     function: str
@@ -100,6 +108,8 @@ class GradcheckReport:
     directions: int = 0
     fewest: float = math.inf
     others: int = 0
+    dtype: str = "float64"
+    checker: str = "gradcheck"
 
     @property
     def verdict(self) -> Verdict:
@@ -134,8 +144,9 @@ class GradcheckReport:
         if self.total > self.compared:
             compared = f"{self.compared:,} of {self.total:,} entries compared"
         return (
-            f"gradcheck of {self.function}: {self.verdict} ({compared}, {len(self.wrong)} wrong, "
-            f"{len(self.undecided)} undecided, tolerance {self.tolerance:g})"
+            f"{self.checker} of {self.function}: {self.verdict} ({compared}, "
+            f"{len(self.wrong)} wrong, {len(self.undecided)} undecided, "
+            f"tolerance {self.tolerance:g})"
         )
 
     @property
@@ -147,6 +158,11 @@ class GradcheckReport:
                 f"sampled: if 1 % of the entries of an operand were wrong, those compared would "
                 f"miss it with probability {self.missed(0.01):.2g}; the slopes in "
                 f"{self.directions} random directions were compared besides"
+            )
+        if self.dtype != "float64":
+            found.append(
+                f"computed in {self.dtype}, in which differences can show relative errors of more "
+                f"than {self.tolerance:.2g}, and no smaller ones"
             )
         if self.others:
             found.append(
@@ -168,64 +184,37 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
-        headline = f'<p><b style="color:{colour}">{escape(self.headline)}</b></p>'
-        notes = "".join(f"<p>{escape(line)}</p>" for line in self._lines())
+        colour = {"agree": BLUE, "cannot tell": YELLOW, "disagree": VERMILLION}[self.verdict]
+        headline = f'<b style="border-left:8px solid {colour};padding-left:6px">'
+        headline += f"{escape(self.headline)}</b>"
         heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
         rows = ["".join(f"<th>{name}</th>" for name in heads)]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
-            largest = largest_of([c.analytic, c.numeric])
+            largest = largest_of([c.analytic, c.numeric]) or 1.0
             with np.errstate(all="ignore"):
-                difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
-            cells = [
-                f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>",
-                _heatmap(c.analytic, -largest, largest, "signed"),
-                _heatmap(c.numeric, -largest, largest, "signed"),
-                _heatmap(difference, 1e-12, 1.0, "logarithmic"),
-                _heatmap(c.doubt, 0.0, 2.0, "doubt"),
-            ]
-            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-        table = f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-        table = table if len(rows) > 1 else ""
+                difference = np.abs(c.analytic - c.numeric) / largest
+            arrays = (c.analytic, c.numeric, difference, c.doubt)
+            scales = (signed(largest), signed(largest), DIFFERENCE, VERDICT)
+            facts = [f"order {c.order}, {c.dtype}", *layout(c.analytic.shape)]
+            facts += ["grey: not compared"] if np.isnan(c.doubt).any() else []
+            cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
+            for name, array, scale in zip(heads[1:], arrays, scales, strict=True):
+                cells.append(heat_map(array, c.doubt, scale, f"{c.operand}: {name}"))
+            style = "text-align:left;vertical-align:top"
+            rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        style = "border-spacing:4px 8px;border-collapse:separate"
+        table = f'<table style="{style}">{table}</table>' if len(rows) > 1 else ""
+        notes = paragraph(self._lines()) if self._lines() else ""
         return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
-
-def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
-    """Draw an array as an `<svg>`, where all axes but the last are rows; nan is grey.
-
-    The colours of the scale go from `low` to `high`, evenly in the values or in their logarithms.
-    """
-    matrix = values.reshape(-1, values.shape[-1] if values.ndim else 1)
-    cells = _blocks(matrix)
-    scaled = np.log if scale == "logarithmic" else np.asarray
-    shares = np.full(cells.shape, 0.5)
-    if high > low:
-        first, last = scaled([low, high])
-        shares = (scaled(np.clip(cells, low, high)) - first) / (last - first)
-    stops = np.linspace(0, 1, len(COLOURS[scale]))
-    channels = [np.interp(shares, stops, channel) for channel in zip(*COLOURS[scale], strict=True)]
-    mixed = np.where(np.isnan(cells), 0xD0, np.round(channels)).astype(np.uint8)
-    rows, columns = cells.shape
-    size = max(2, min(16, SIDE // max(rows, columns)))
-    parts = [
-        f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
-        f'fill="#{mixed[:, i, j].tobytes().hex()}"><title>{value:.6g}</title></rect>'
-        for (i, j), value in np.ndenumerate(cells)
-    ]
-    label = escape(f"{matrix.shape[0]} x {matrix.shape[1]} numbers")
-    return (
-        f'<svg width="{columns * size}" height="{rows * size}" role="img" aria-label="{label}">'
-        f"{''.join(parts)}</svg>"
-    )
-
-
-def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
-    """Return the value that is furthest from 0 in each of at most MOST x MOST blocks."""
-    starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
-    least, most = (  # nan only where there is nothing else
-        pick.reduceat(pick.reduceat(matrix, starts[0], 0), starts[1], 1)
-        for pick in (np.fmin, np.fmax)
-    )
-    return np.where(-least >= most, least, most) + 0.0  # which turns -0 into 0
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture to a file that ends in .html; another ending is a ValueError."""
+        if Path(path).suffix != ".html":
+            raise ValueError(f"a report is saved as .html, not as {os.fspath(path)!r}")
+        head = (
+            '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        )
+        write_atomically(path, f"{head}<title>gradcheck</title>{self._repr_html_()}".encode())

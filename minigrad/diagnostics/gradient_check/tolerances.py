@@ -12,6 +12,8 @@ eps is the distance from 1 to the next number of a dtype: 2.2e-16 in float64, 1.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +57,7 @@ ANOTHER_POINT = 2.0**-6
 # How far points near a kink are, and the step there, relative to x or to 1: the step is much
 # smaller than the distance, so that it rarely crosses the kink, and large enough for the dtype.
 NEARBY = {FLOAT64: (2.0**-17, 2.0**-26), FLOAT32: (2.0**-7, 2.0**-11)}
+COARSEST_NEARBY = 2.0**-2, 2.0**-4  # for dtypes with fewer digits than these
 # So many points: with a probability of 93 %, all 6 orders of three ties are among them.
 NEIGHBOURS = 24
 
@@ -92,6 +95,9 @@ APPROACH, APPROACH_QUOTIENTS = 0.5, 3
 # Units in the last place that a value of f itself may be off by. With the first step a quotient is
 # then good to 1e-11 in float64, and to 1e-4 in float32.
 ROUNDING_UNITS = 50
+# The same for dtypes with fewer digits than float32: with more units no quotient of float16 could
+# be judged at all. Kernels for them add in float32, and round once.
+COARSE_UNITS = 2
 # The tolerance for functions that do not compute in float64, in roots of eps: 0.1 % in float32.
 TOLERANCE_ROOTS = 3
 # The error bar of a number: so many times the largest change that a few runs with other roundings
@@ -115,11 +121,26 @@ NARROW_WRONG_EPS, NARROW_WRONG_SPREADS = 256, 16
 NARROW_DIFFERENCES = 0.1  # and only if differences themselves are good to this share of it
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is one of floats, of numpy or of ml_dtypes, such as bfloat16."""
+    return dtype.kind == "f" or (dtype.type.__module__ == "ml_dtypes" and "float" in dtype.name)
+
+
+def finfo(dtype: np.dtype[Any]) -> Any:
+    """Return the limits of a dtype of floats."""
+    return np.finfo(dtype) if dtype.kind == "f" else sys.modules["ml_dtypes"].finfo(dtype)
+
+
+def least_exact(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the float dtype with the largest eps."""
+    return max(dtypes, key=lambda dtype: float(finfo(dtype).eps))
+
+
 def relative_tolerance(dtype: np.dtype[Any], tolerance: float) -> float:
     """Return the relative tolerance in a dtype, if it is `tolerance` in float64."""
     if dtype == FLOAT64:
         return tolerance
-    return max(tolerance, TOLERANCE_ROOTS * math.sqrt(float(np.finfo(dtype).eps)))
+    return max(tolerance, TOLERANCE_ROOTS * math.sqrt(float(finfo(dtype).eps)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from tests.benchmarks.workloads import (
     capture,
     engine,
     files,
+    forward,
     language,
     lora,
     matmul,
@@ -25,6 +26,7 @@ WORKLOADS: dict[str, Workload] = {
     **minilm.WORKLOADS,
     **language.WORKLOADS,
     **engine.WORKLOADS,
+    **forward.WORKLOADS,
     **process.WORKLOADS,
     **files.WORKLOADS,
 }

@@ -1,6 +1,9 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
+import functools
+import itertools
 import random
+import re
 import threading
 
 import numpy as np
@@ -10,6 +13,7 @@ import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
+from minigrad.diagnostics.gradient_check.heat_map import DIFFERENCE, VERDICT, signed
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
@@ -81,8 +85,8 @@ def test_a_transposed_gradient_is_found():
     report = gradcheck(product, [X[:2, :2], Y[:2, :2]])
     # the diagonal of a transpose is right
     assert {(entry.operand, entry.index) for entry in report.wrong} == {
-        ("input 0", (0, 1)),
-        ("input 0", (1, 0)),
+        ("x", (0, 1)),
+        ("x", (1, 0)),
     }
 
 
@@ -91,8 +95,58 @@ def test_the_operand_whose_vjp_is_wrong_is_named(position):
     vjps = [lambda g, y: g * y, lambda g, x: g * x]
     vjps[position] = [lambda g, y: 1.001 * g * y, lambda g, x: 1.001 * g * x][position]
     report = gradcheck(product_with_vjps(*vjps), [X, Y])
-    assert {entry.operand for entry in report.wrong} == {f"input {position}"}
+    assert {entry.operand for entry in report.wrong} == {"xy"[position]}
     assert len(report.wrong) == X.size
+
+
+def test_operands_are_called_as_the_function_calls_them():
+    def names(f, *inputs):
+        return {comparison.operand for comparison in gradcheck(f, inputs, order=1).comparisons}
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.x, self.scale = nn.Parameter(Y[0]), nn.Parameter(Y[1])
+
+        def forward(self, x, y):
+            return x * y * self.x * self.scale
+
+    assert names(minigrad.where, np.array([True, False, True]), X, Y) == {"x", "y"}
+    assert names(lambda first, *others: first * others[0], X, Y) == {"first", "input 1"}
+    assert names(functools.partial(minigrad.add, X), Y) == {"b"}
+    assert names(Scaled(), X, Y) == {"input 0", "y", "x", "scale"}  # where x is a parameter
+    silent = functools.partial(minigrad.exp)
+    silent.__signature__ = "none"  # as of a function that is not written in Python
+    assert names(silent, X) == {"input 0"}
+
+
+def test_operands_of_functions_of_arrays_have_names_too():
+    report = minigrad.check_vjp(lambda x, w: x * w, lambda g, x, w: (g * w, g * x), [X, Y])
+    assert {comparison.operand for comparison in report.comparisons} == {"x", "w"}
+
+
+@pytest.mark.peers
+def test_operands_of_functions_of_other_frameworks_have_names_too():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, g):
+            x, weight = ctx.saved_tensors
+            return g * weight, g * x
+
+    def names(f, *inputs):
+        return {comparison.operand for comparison in gradcheck(f, inputs).comparisons}
+
+    x, y = torch.tensor(X), torch.tensor(Y)
+    assert names(Product.apply, x, y) == {"x", "weight"}
+    assert names(lambda a, b: a * b, x, y) == {"a", "b"}
+    assert names(torch.nn.Linear(3, 2).double(), x) == {"input", "weight", "bias"}
+    assert names(jax.jit(lambda a, b: a * b), jax.numpy.array(X), jax.numpy.array(Y)) == {"a", "b"}
 
 
 def test_the_element_that_is_wrong_is_named():
@@ -100,7 +154,7 @@ def test_the_element_that_is_wrong_is_named():
     fault[1, 2] = 1e-4
     report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + fault), X)
     (entry,) = report.wrong
-    assert (entry.order, entry.operand, entry.index) == (1, "input 0", (1, 2))
+    assert (entry.order, entry.operand, entry.index) == (1, "x", (1, 2))
     assert abs(entry.analytic - entry.numeric - 1e-4) < 1e-8
     assert entry.relative_difference > 1e-6
 
@@ -137,7 +191,7 @@ def test_an_operand_that_is_not_used_has_gradient_zero():
 
 def test_an_operand_that_is_wrongly_cut_off_is_found():
     report = gradcheck(lambda x, y: x * y.detach(), [X, Y])
-    assert {entry.operand for entry in report.wrong} == {"input 1"}
+    assert {entry.operand for entry in report.wrong} == {"y"}
 
 
 def test_a_wrong_gradient_that_an_all_ones_cotangent_would_miss_is_found():
@@ -194,7 +248,7 @@ def test_where_the_function_is_not_finite_it_cannot_tell():
     assert report.verdict == "cannot tell"
     assert not report
     assert [entry.index for entry in report.undecided] == [(1,)]
-    assert "undecided: order 1, input 0[1]" in repr(report)
+    assert "undecided: order 1, x[1]" in repr(report)
     assert "f is not finite" in repr(report)
 
 
@@ -246,7 +300,7 @@ def test_report_says_what_is_wrong_where():
         "gradcheck of halved: disagree (2 entries compared, 2 wrong, 0 undecided, tolerance 1e-06)"
     )
     assert lines[1] == (
-        f"  wrong: order 1, input 0[{entry.index[0]}]: analytic {entry.analytic:.9g}, "
+        f"  wrong: order 1, x[{entry.index[0]}]: analytic {entry.analytic:.9g}, "
         f"numeric {entry.numeric:.9g} +- {entry.error:.1g}, relative difference 0.5"
     )
 
@@ -516,7 +570,7 @@ def test_a_module_is_checked_by_its_parameters_too(rng):
     report = gradcheck(model, X, order=1)
     assert report
     assert report.compared == 6 + 12 + 4 + 8 + 2
-    assert {c.operand for c in report.comparisons} >= {"input 0", "0.weight", "2.bias"}
+    assert {c.operand for c in report.comparisons} >= {"x", "0.weight", "2.bias"}
     assert all(np.array_equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     for p in list(model.parameters())[:2]:
@@ -564,7 +618,7 @@ def test_writing_to_an_input_is_named():
         y.data[0] = 0
         return x * y
 
-    with pytest.raises(ValueError, match="f writes to its input 1"):
+    with pytest.raises(ValueError, match="f writes to y"):
         gradcheck(f, [X, Y])
     assert Y[0, 0] == 1.1
 
@@ -642,15 +696,15 @@ def test_gradients_that_share_memory_are_found(monkeypatch):
     monkeypatch.setattr(engine, "take", lambda arrived, node: Tensor(arrived.pop(node)))
     report = gradcheck(lambda x, y: x + y, [X, Y], order=1)
     assert report.verdict == "disagree"
-    assert "input 0: its gradient shares memory with the gradient of input 1" in repr(report)
-    assert "input 1: its gradient shares memory with cotangent 0" in repr(report)
+    assert "x: its gradient shares memory with the gradient of y" in repr(report)
+    assert "y: its gradient shares memory with cotangent 0" in repr(report)
 
 
 def test_a_gradient_of_another_dtype_is_found(monkeypatch):
     fit = engine.fit_to_input
     monkeypatch.setattr(engine, "fit_to_input", lambda *call: fit(*call).astype(float))
     report = gradcheck(lambda x: x.astype(np.float64) ** 2, X.astype(np.float32), order=1)
-    assert "input 0: its gradient is float64, the operand float32" in repr(report)
+    assert "x: its gradient is float64, the operand float32" in repr(report)
     assert report.verdict == "disagree"
 
 
@@ -693,29 +747,129 @@ def test_samples_are_drawn_from_rng():
 # Pictures
 
 
+def page_of(f, *inputs, **options):
+    return gradcheck(f, inputs, **options)._repr_html_()
+
+
+def cells_of(page):
+    """The style, the title and the text of each cell with a number."""
+    return re.findall(r'<span style="([^"]*)" title="([^"]*)">([^<]*)</span>', page)
+
+
+def framed(page):
+    """The indices of cells with a frame of each kind, in all heat maps."""
+    cells = [(style, title.rpartition(" ")[0]) for style, title, _ in cells_of(page)]
+    return {kind: [i for style, i in cells if f"{kind} #000" in style] for kind in FRAME_KINDS}
+
+
+FRAME_KINDS = ("solid", "dotted")
+
+
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
-    page = gradcheck(square, X)._repr_html_()
-    assert page.count("<svg") == 4 * 3  # analytic, numeric, difference and verdict of 3 operands
+    page = page_of(square, X)
+    assert page.count('role="img"') == 4 * 3  # analytic, numeric, difference, verdict; 3 operands
     assert "gradcheck of square: disagree" in page
-    assert page.count("#cf222e") >= 3  # the headline, and the wrong ones in red
-    named = gradcheck(lambda x: x * x, X)._repr_html_()
+    assert 'aria-label="x: analytic"' in page
+    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)</small>" in page
+    named = page_of(lambda x: x * x, X)
     assert "&lt;lambda&gt;" in named
     assert "<lambda>" not in named
 
 
+def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones():
+    report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3)), X, order=1)
+    page = report._repr_html_()
+    texts = [text for _, _, text in cells_of(page)]
+    (shown,) = report.comparisons
+    assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
+    assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
+    assert framed(page) == {"solid": 4 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
+    assert framed(kinked) == {"solid": [], "dotted": 4 * ["[0, 1]"]}
+
+
+def test_the_picture_has_a_scale_and_indices():
+    page = page_of(minigrad.multiply, X, 0.0 * X, order=1)
+    for tick in ("1e-12", "agrees", "dots: undecided", "frame: wrong"):
+        assert page.count(f"<span>{tick}</span>") == 2
+    assert page.count("<span>2&nbsp;</span>") == 8  # the last of 3 columns
+    assert "<span>-1</span><span>0</span><span>1</span>" in page  # of a gradient that is 0
+    numbers = page_of(minigrad.tanh, np.full(3, 0.5), order=1)
+    assert numbers.count("linear-gradient(") == 4
+
+
+def luminance(style):
+    red_green_blue = bytes.fromhex(re.search("background:#([0-9a-f]{6})", style)[1])
+    linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else 0 for c in red_green_blue]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+
+def test_numbers_can_be_read_on_the_colours_of_their_cells():
+    page = page_of(lambda x: x * x * np.linspace(-1, 1, 16), np.ones(16), order=1)
+    contrasts = []
+    for style, _, text in cells_of(page):
+        if text:
+            ink = 1.0 if "color:#fff" in style else 0.0
+            low, high = sorted([luminance(style), ink])
+            contrasts.append((high + 0.05) / (low + 0.05))
+    assert len(contrasts) == 3 * 16
+    assert min(contrasts) > 4  # the smallest that is still legible in such letters
+
+
+def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
+    for scale in (VERDICT, DIFFERENCE, signed(1.0)):
+        colours = dict.fromkeys(map(str.lower, scale.colours))
+        light = [luminance(f"background:{colour}") for colour in colours]
+        contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
+        assert min(contrasts) > 1.4
+        if scale is not VERDICT:
+            assert light == sorted(light)
+
+
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
-    page = gradcheck(minigrad.tanh, x, samples=5, order=1)._repr_html_()
-    assert page.count("<rect") == 4 * 32 * 32
+    page = page_of(minigrad.tanh, x, samples=5, order=1)
+    assert len(cells_of(page)) == 4 * 32 * 32
+    assert "a cell: the number furthest from 0 of up to 4 x 3" in page
+    assert "grey: not compared" in page
+    assert page.count("#8883") == 3 * (32 * 32 - 5)
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
-        assert "agree" in gradcheck(minigrad.tanh, x)._repr_html_()
+        assert "agree" in page_of(minigrad.tanh, x)
+    assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
+
+
+def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
+    fault = np.zeros(100)
+    fault[77] = 1.0
+    page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
+    assert len(cells_of(page)) == 4 * 100
+    assert framed(page)["solid"] == 4 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 4
+
+
+def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
+    fault = np.zeros((64, 64))
+    fault[41, 7] = 1.0
+    x = np.ones((64, 64))
+    page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
+    assert framed(page)["solid"] == 4 * ["[40, 6]"]
+
+
+def test_a_report_is_saved_as_a_page(tmp_path):
+    report = gradcheck(minigrad.tanh, X, order=1)
+    report.save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report._repr_html_() in text
+    assert 'content="light dark"' in text
+    with pytest.raises(ValueError, match=r"saved as \.html, not as 'report.png'"):
+        report.save("report.png")
 
 
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, None, True])
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {order}"):
         gradcheck(minigrad.exp, X, order=order)
@@ -876,7 +1030,7 @@ def test_a_joint_vjp_that_is_wrong_for_one_operand_alone_is_found():
         lambda g, needs_input_grad, x, y: (g * y * (1 if all(needs_input_grad) else 1.1), g * x),
     )
     report = gradcheck(product, [X, Y], order=1)
-    assert {entry.operand for entry in report.wrong} == {"input 0"}
+    assert {entry.operand for entry in report.wrong} == {"x"}
     assert all("by a pass for it alone" in entry.reason for entry in report.wrong)
 
 
@@ -945,7 +1099,7 @@ def test_a_vjp_that_writes_to_an_operand_is_named():
             x *= 1.0 + 1e-9
         return 2 * g * x
 
-    with pytest.raises(ValueError, match="writes to its input 0 where a gradient is required"):
+    with pytest.raises(ValueError, match="writes to x where a gradient is required"):
         gradcheck(square_with_vjp(derivative), X, order=1)
 
 
@@ -1168,3 +1322,15 @@ def test_an_ill_conditioned_inverse_is_not_accused():
         a = u @ np.diag(np.geomspace(1, 1e-12, 4)) @ v
         report = gradcheck(minigrad.solve, [a, rng.standard_normal((4, 2))], order=1)
         assert report.verdict == "cannot tell", report
+
+
+def test_a_tangent_that_is_no_transpose_of_the_gradient_is_found():
+    @op(linear=("x",))
+    def affine(x):  # which is not linear: forward mode calls it on a tangent
+        return 3.0 * x + 1.0
+
+    affine.vjp("x", lambda g: 3.0 * g)
+    assert gradcheck(affine, X, order=1)
+    report = gradcheck(affine, X)
+    assert report.verdict == "disagree"
+    assert report.wrong[0].operand == "forward mode, in a random direction"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigrad.distributed import launcher, mpi
+from minigrad.distributed import launcher, mpi, world
 from minigrad.distributed.launcher import PARENT, launched
 from tests.minigrad.distributed.ranks import ROOT, needs_mpi
 
@@ -82,7 +82,7 @@ def test_an_mpi_that_the_launcher_has_not_started_is_refused(variable, vendor, m
     monkeypatch.setattr(mpi, "_mpi", lambda launch: other)
     monkeypatch.setenv(variable, "3")
     with pytest.raises(RuntimeError, match=f"3 processes.* uses {vendor}, which finds 1 of them"):
-        mpi.world.__wrapped__()  # that of this process may be known already
+        world.__wrapped__()  # that of this process may be known already
     assert started == ([] if vendor == "MPICH" else [3])  # it would abort this process
 
 

@@ -1,0 +1,324 @@
+"""Forward mode: tangents go through the ops while these run, from the inputs of f to its result.
+
+A tangent is the derivative of a value in a direction: with x + t v for the inputs x, it is d/dt at
+t = 0. When an op has run, the tangent of its result follows from those of its inputs. Nothing has
+to be kept for a way back, so the memory does not grow with the depth of f.
+
+No op needs a derivative of its own for this. Its VJP, or the op itself, says all there is to know:
+
+- An elementwise op multiplies each element by a number, its VJP by the same one: the VJP of the
+  tangent is the tangent.
+- A linear op is its own derivative, without its bias.
+- A fused op has the composition that it replaces, whose ops are again of these four kinds.
+- The VJP of any other op, u^T J, is linear in u. So it is recorded for some u, and transposed by a
+  pass back through the record, which gives J v (Townsend, 2017; for one op, not for all of f).
+
+Tangents belong to the nodes of values. A result whose inputs carry tangents, but do not require a
+gradient, gets a node without edges, `forward_only`. Where a gradient is required too, as in the
+gradient of f, the graph is recorded as ever, and the ops of its backward pass get tangents as well.
+
+Runs may be nested. Each has tangents of its own, and computes them by ops that the runs around it
+see, so that these get the derivatives of tangents, while it does not see those of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from minigrad.core.backward import fit_to_input, propagate
+from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, shape, without_vjp
+from minigrad.core.grad_mode import grad_mode, mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import VJP, Op, identity
+from minigrad.core.tensor import Tensor, as_array
+from minigrad.versions import clock
+
+Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
+
+
+class ForwardMode(Observer):
+    """The run of a function in forward mode, in one direction or several at once."""
+
+    def __init__(self, directions: int) -> None:
+        self._directions = directions
+        self._start = next(clock)
+        self._enabled = mode.grad_enabled
+        self._no_grad_blocks = mode.no_grad_blocks
+        # By the order of a node, which no other has: its tangents, and whether it depends on
+        # something from outside that requires a gradient. Tangents are recorded then, so that they
+        # can be differentiated by it. An entry goes with its node.
+        self._known: dict[int, tuple[Tangents | None, bool, ref[Node]]] = {}
+        self._weak = ref(self)
+
+    def start(self, x: Tensor, tangents: Tangents) -> Tensor:
+        """Return the value of x at a node of its own, linked to x, with a tangent per direction."""
+        inner = identity(x)
+        given = [x, *(v for v in tangents if v is not None)]
+        from_outside = self._enabled and any(each.node is not None for each in given)
+        self._set(_node_for_tangents(identity, inner), tangents, from_outside)
+        return inner
+
+    def _set(self, node: Node, tangents: Tangents | None, from_outside: bool) -> None:
+        end = ref(node, functools.partial(_forget, self._weak, node.order))
+        self._known[node.order] = tangents, from_outside, end
+
+    def _of(self, result: Tensor) -> Tangents | None:
+        """Return the tangents of a result, or None if it does not depend on an input."""
+        known = self._known.get(result.node.order) if result.node is not None else None
+        return None if known is None else known[0]
+
+    def tangents(self, result: Tensor) -> list[Tensor]:
+        """Return the tangents of a result, one per direction."""
+        tangents = self._of(result) or [None] * self._directions
+        return [Tensor(np.zeros_like(result._data)) if v is None else v for v in tangents]
+
+    def carries(self, result: Tensor) -> bool:
+        """Return whether a result has tangents, which it has if it depends on an input."""
+        return self._of(result) is not None
+
+    def is_running(self) -> bool:
+        """Return whether ops get tangents now; they get none in a `no_grad` inside the function."""
+        return mode.grad_enabled or not self.needs_grad_mode()
+
+    def needs_grad_mode(self) -> bool:
+        """Return whether this is inside a `no_grad` of the function, and runs in grad mode only."""
+        return mode.no_grad_blocks != self._no_grad_blocks
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Compute the tangents of the result of an op."""
+        if not isinstance(result, Tensor) or result.dtype.kind != "f" or not self.is_running():
+            return
+        moving: dict[int, Tangents] = {}
+        from_outside = False
+        for i, x in enumerate(inputs):
+            node = x.node if isinstance(x, Tensor) else None
+            if node is None:
+                continue
+            known = self._known.get(node.order)
+            if known is None:
+                from_outside |= node.order < self._start and not node.forward_only
+                continue
+            from_outside |= known[1]
+            if known[0] is not None:
+                moving[i] = known[0]
+        from_outside &= self._enabled
+        if moving:
+            before = grad_enabled, observers = mode.state
+            around = ()
+            if len(observers) > 1:
+                around = tuple(o for o in observers if not self._is_inside(o))
+            others_need_it = bool(around) or self.needs_grad_mode()
+            mode.state = (from_outside or (grad_enabled and others_need_it), around)
+            try:
+                tangents = self._push(op, inputs, result, moving)
+            finally:
+                mode.state = before
+            self._set(_node_for_tangents(op, result), tangents, from_outside)
+        elif from_outside and result.node is not None:
+            self._set(result.node, None, True)
+
+    def _is_inside(self, observer: Observer) -> bool:
+        """Return whether an observer is this run, or one inside it."""
+        return isinstance(observer, ForwardMode) and observer._start >= self._start
+
+    def _push(
+        self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
+    ) -> Tangents:
+        """Return the tangents of a result; `moving` are those of the inputs."""
+        vjps = op.vjp_of
+        if op.takes_sequence:
+            vjps = dict.fromkeys(range(len(inputs)), vjps[0])
+        missing = [op.input_name(i) for i in moving if i not in vjps]
+        if missing:
+            raise without_vjp(op, missing)
+        if op.replayed and not (op.elementwise and _is_on_arrays()):
+            assert op.composition is not None
+            with observe(self):
+                composed = self._of(op.composition(*inputs))
+            return composed or [None] * self._directions
+        derivative = _Derivative(op, inputs, result, vjps)
+        return [
+            derivative.along({i: vs[k] for i, vs in moving.items()})
+            for k in range(self._directions)
+        ]
+
+
+def forward_modes() -> list[ForwardMode]:
+    """Return the runs in forward mode that this is inside of, and that give tangents to ops now."""
+    return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
+
+
+def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
+    """Drop what a run knows about a node that has gone."""
+    forward = run()
+    if forward is not None:
+        del forward._known[order]
+
+
+def _is_on_arrays() -> bool:
+    """Return whether no one can ask for the derivative of what is computed now.
+
+    Tangents are then computed from arrays, as gradients are in an ordinary backward pass. Else they
+    are computed from Tensors, which have the nodes of the values in the graph.
+    """
+    return not mode.observers and not mode.grad_enabled
+
+
+def _node_for_tangents(op: Op[Any], result: Tensor) -> Node:
+    """Return the node of a result; edges that lead to nothing that requires a gradient go."""
+    node = result.node
+    if node is None:
+        node = result.node = Node.of(op, (), result._data)
+        node.forward_only = True
+    elif node.edges and all(edge[0].forward_only for edge in node.edges):
+        node.edges = node.arguments = ()
+        node.forward_only = True
+    return node
+
+
+class _Derivative:
+    """The derivative of one call of an op."""
+
+    def __init__(
+        self, op: Op[Any], inputs: Sequence[Any], result: Tensor, vjps: Mapping[int, VJP]
+    ) -> None:
+        self._op, self._result, self._vjps = op, result, vjps
+        self._inputs = inputs
+        self._on_arrays = _is_on_arrays()
+        self._dtype = result.dtype
+        values = list(inputs)
+        for i in vjps:
+            values[i] = self._converted(values[i])
+        if self._on_arrays:
+            values = [x._data if isinstance(x, Tensor) else x for x in values]
+        # One for each parameter of the op.
+        self._values: list[Any] = values
+        if isinstance(inputs, SequenceInputs):
+            self._values = [values, *inputs.options]
+        self._slots = [*self._values, result._data if self._on_arrays else result, None]
+        self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
+
+    def _converted(self, value: Any) -> Any:
+        """Return an input in the dtype in which the op computes, as its call does."""
+        dtype = self._dtype
+        if isinstance(value, Tensor):
+            if value._data.dtype is dtype or "dtype" in self._op.parameters:
+                return value
+        elif value is None or value.__class__ in NUMBERS:
+            return value
+        if self._op.floats and dtype == np.float16:
+            dtype = FLOAT32
+        if isinstance(value, Tensor):
+            return value.astype(dtype)
+        array = as_array(value, dtype)
+        return array if array.ndim else array.item()
+
+    def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
+        """Return the derivative along tangents of some inputs; None stands for zero."""
+        op = self._op
+        terms: list[Any] = []
+        others: dict[int, Any] = {}
+        for i, tangent in tangents.items():
+            if tangent is None:
+                continue
+            v: Any = tangent._data if self._on_arrays else tangent
+            if op.elementwise:
+                if v.shape != self._result.shape:
+                    spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
+                    v = spread(v, self._result.shape)
+                terms.append(self._vjps[i].derivative(v, *self._saved(i)))
+            elif not op.takes_sequence and op.parameters[i] in op.linear:
+                terms.append(self._of_linear(i, v))
+            else:
+                others[i] = v
+        if others and op.takes_sequence and op.linear:
+            elements, *options = self._values
+            zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
+            terms.append(op([others.get(i, zero) for i, zero in enumerate(zeros)], *options))
+        elif others:
+            terms += self._by_transposition(others)
+        if not terms:
+            return None
+        total = functools.reduce(operator.add, terms)
+        if isinstance(total, Tensor):
+            same = total.dtype == self._result.dtype
+            return total if same else total.astype(self._result.dtype)
+        return Tensor.at(np.asarray(total, self._result.dtype), None)
+
+    def _of_linear(self, argnum: int, tangent: Any) -> Any:
+        """Call the op on a tangent, without what is added to its product."""
+        values = list(self._values)
+        for i in self._vjps:
+            if not self._op.is_required(i):
+                values[i] = None
+        values[argnum] = tangent
+        return self._op(*values)
+
+    def _saved(self, argnum: int) -> list[Any]:
+        """Return what the VJP of an input takes after the gradient."""
+        slots = self._slots
+        slots[-1] = argnum
+        return [
+            shape(_arrays(slots[slot])) if shape_only else slots[slot]
+            for slot, shape_only in self._vjps[argnum].slots
+        ]
+
+    def _by_transposition(self, tangents: Mapping[int, Any]) -> list[Any]:
+        """Return J v from the VJPs u^T J, which are recorded as functions of u and transposed."""
+        if self._transposed is None:
+            self._transposed = self._record_vjps()
+        u, products = self._transposed
+        pending: dict[Node, Any] = {}
+        for i, v in tangents.items():
+            node = products[i].node
+            if node is not None:
+                pending[node] = pending[node] + v if node in pending else v
+        assert u.node is not None
+        arrived = propagate(
+            pending,
+            wanted={u.node},
+            oldest=u.node.order,
+            retain_graph=True,
+            create_graph=not self._on_arrays,
+        )
+        if not arrived and any(product._data.any() for product in products.values()):
+            raise RuntimeError(
+                f"the VJP of `{self._op.name}` does not pass on what it computes from g, so "
+                f"forward mode cannot use it; write it in ops, without .data or numpy"
+            )
+        return list(arrived.values())
+
+    def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return a tensor u, and u^T J for each input with a node."""
+        op = self._op
+        nodes = [x.node if isinstance(x, Tensor) else None for x in self._inputs]
+        argnums = [i for i in self._vjps if nodes[i] is not None]
+        u = Tensor(np.ones_like(self._result._data), requires_grad=True)
+        with grad_mode(True):
+            if op.plain:
+                results = [self._vjps[i].derivative(u, *self._saved(i)) for i in argnums]
+            else:
+                needed = tuple(i in argnums for i in op.argnums)
+                joint = self._vjps[argnums[0]].derivative(u, needed, *self._saved(argnums[0]))
+                results = [joint[op.argnums.index(i)] for i in argnums]
+            products: dict[int, Tensor] = {}
+            for i, product in zip(argnums, results, strict=True):
+                node = nodes[i]
+                assert node is not None
+                fitted = fit_to_input(product, node, op, i)
+                products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)
+        return u, products
+
+
+def _arrays(value: Any) -> Any:
+    """Return the array of a Tensor, or a list of those of several."""
+    if isinstance(value, list):
+        return [_arrays(x) for x in value]
+    return value._data if isinstance(value, Tensor) else value

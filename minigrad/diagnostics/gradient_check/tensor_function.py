@@ -1,0 +1,242 @@
+"""A function of Tensors, or a Module, as what a gradient check needs of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from minigrad.core.backward import grad
+from minigrad.core.forward_mode import ForwardMode
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import Node, reachable
+from minigrad.core.observers import observe
+from minigrad.core.tensor import Tensor, as_array, assigned
+from minigrad.diagnostics.gradient_check.checked_function import (
+    RECORDING,
+    Array,
+    CheckedFunction,
+    Gradients,
+    Outline,
+    Pullback,
+    as_seeds,
+    copied,
+    flat,
+    names_of_inputs,
+)
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
+from minigrad.nn.module import Module, Parameter
+
+
+class TensorFunction(CheckedFunction):
+    """A function of float arrays, which can be called with Tensors that depend on others.
+
+    Inputs of integers and booleans are constants. The trainable parameters of a Module are
+    operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
+    """
+
+    default_order = 2
+    layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
+    selects = True
+
+    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+        super().__init__(f)
+        self._inputs: list[Array] = []
+        if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
+            inputs = [inputs]
+        if not isinstance(inputs, (list, tuple)):
+            what = "one tensor, array or number, or a list or tuple of them"
+            raise self.error(f"inputs are {what}, not {type(inputs).__name__}")
+        for i, x in enumerate(inputs):
+            try:
+                self._inputs.append(copied(as_array(x)))
+            except (TypeError, ValueError) as error:
+                raise self.error(f"input {i} must be made of numbers; {error}") from error
+        self._parameters: list[Parameter] = []
+        names = names_of_inputs(f, len(self._inputs))
+        arrays = dict(zip(names, self._inputs, strict=True))
+        if isinstance(f, Module):
+            try:
+                f = copy.deepcopy(f)
+            except Exception as error:
+                raise self.error(
+                    f"{self.name} cannot be copied ({error}), and it is left as it is; check a "
+                    f"function that calls it with tensors instead of its parameters"
+                ) from error
+            for name, parameter in f.named_parameters():
+                if parameter.requires_grad:
+                    self._parameters.append(parameter)
+                    arrays[name] = parameter.data.copy()
+        self._f = f
+        self.take(arrays)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the results of f that are of floats."""
+        floats = iter(tensors)
+        inputs = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._inputs]
+        pairs = zip(self._parameters, floats, strict=True)
+        with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
+            result = self._f(*inputs)
+        found = list(_leaves(result))
+        results = [x for x in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
+        if not results or not all(isinstance(x, Tensor) for x in found):
+            what = result.describe() if isinstance(result, Tensor) else type(result).__name__
+            raise self.error(
+                f"f must return a Tensor of floats, or a tuple, list or dict of Tensors, not {what}"
+            )
+        self.same_shapes([x._data for x in results])
+        return results
+
+    def results(self, operands: Sequence[Array]) -> list[Array]:
+        """Compute the results of floats, with no graph."""
+        with grad_mode(False):
+            return [x._data for x in self([Tensor(x) for x in operands])]
+
+    def _called(
+        self, operands: Sequence[Array], needed: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the operands as Tensors, of which some require a gradient, and the results."""
+        leaves = [
+            Tensor(x, requires_grad=needed is None or i in needed) for i, x in enumerate(operands)
+        ]
+        with grad_mode(True):
+            return leaves, self(leaves)
+
+    def vjp(
+        self, operands: Sequence[Array], needed: Sequence[int] | None = None
+    ) -> tuple[list[Array], Pullback]:
+        """Call f, and return its results and what pulls cotangents back through this call."""
+        leaves, results = self._called(operands, needed)
+        by = [leaf for leaf in leaves if leaf.requires_grad]
+
+        def pullback(cotangents: Sequence[Array], recorded: bool = False) -> Gradients:
+            seeds = as_seeds(cotangents, [x.dtype for x in results])
+            options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
+            with grad_mode(True):
+                found = iter(grad(results, by, seeds, **options))
+            return [
+                np.array(next(found)._data, FLOAT64, order="C")
+                if leaf.requires_grad
+                else np.zeros(leaf.shape)
+                for leaf in leaves
+            ]
+
+        return [x._data for x in results], pullback
+
+    def outline(self, operands: Sequence[Array]) -> Outline:
+        """Call f where a gradient is required, and say what its results are."""
+        leaves, results = self._called(operands)
+        nodes = reachable([x.node for x in results if x.node is not None])
+        dtypes = [node.dtype for node in nodes if node.op is not None]
+        return Outline(
+            [x.shape for x in results],
+            least_exact([*(x.dtype for x in results), *dtypes]),
+            len(_other_leaves(results, leaves)),
+        )
+
+    def slope(
+        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
+    ) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode.
+
+        It is None if f cannot run so, because it differentiates by its inputs itself.
+        """
+        with grad_mode(False), suppress(RuntimeError):
+            forward = ForwardMode(1)
+            pairs = zip(operands, directions, strict=True)
+            inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
+            with observe(forward):
+                results = self(inputs)
+            tangents = [forward.tangents(x)[0]._data for x in results]
+            return float(np.dot(flat(cotangents), flat(tangents)))
+        return None
+
+    def second_gradients(
+        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
+    ) -> Gradients:
+        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
+        with grad_mode(True), self.explained(RECORDING):
+            leaves, results = self._called(operands)
+            pairs = zip(cotangents, results, strict=True)
+            seeds = [Tensor(v.astype(x.dtype), requires_grad=True) for v, x in pairs]
+            first = grad(results, leaves, seeds, create_graph=True, allow_unused=True)
+            parts = [(g * w).sum() for g, w in zip(first, weights, strict=True)]
+            total: Tensor = functools.reduce(operator.add, parts)
+            second = grad(total, [*leaves, *seeds], allow_unused=True)
+            return [np.array(g._data, FLOAT64) for g in second]
+
+    def gradients_by_path(
+        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
+    ) -> tuple[Gradients, dict[str, Gradients]]:
+        """Compute the gradients by `grad`, and by each other path, of which one is `backward`."""
+        gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
+        leaves, results = self._called(operands)
+        for _ in range(2):
+            _backward(results, [v.copy() for v in cotangents], leaves)
+        paths["backward, twice"] = [
+            np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
+            for x in leaves
+        ]
+        return gradients, paths
+
+    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+        """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
+
+        A write to one must not change another, or a cotangent, or an operand. And a cotangent of
+        ones must give the same where it is one number that is broadcast, as behind a sum.
+        """
+        leaves, results = self._called(self.operands)
+        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+        _backward(results, seeds, leaves)
+        written = "a VJP writes to the gradient that it is given, which others have too"
+        flaws = [
+            (f"cotangent {k}", written)
+            for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
+            if not np.array_equal(seed, v.astype(seed.dtype))
+        ]
+        named = list(zip(self.names, leaves, strict=True))
+        gradients = {name: leaf.grad._data for name, leaf in named if leaf.grad is not None}
+        arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
+        arrays |= {name: leaf._data for name, leaf in named}
+        arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
+        for name, gradient in gradients.items():
+            for other, array in arrays.items():
+                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
+                    flaws.append((name, f"its gradient shares memory with {other}"))
+        for name, gradient in gradients.items():
+            if gradient.dtype != (dtype := arrays[name].dtype):
+                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
+        return flaws + self.broadcast_flaws(self.operands)
+
+
+def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:
+    """Add to `.grad` of the leaves, and restore that of all other tensors."""
+    before = [(node, node.grad) for node in _other_leaves(results, leaves)]
+    try:
+        for result, seed in zip(results, seeds, strict=True):
+            if result.requires_grad:
+                result.backward(seed, retain_graph=True)
+    finally:
+        for node, gradient in before:
+            node.grad = gradient
+
+
+def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
+    """Find what results depend on and what would be given a gradient, besides these leaves."""
+    own = {x.node for x in leaves}
+    nodes = reachable([x.node for x in results if x.node is not None])
+    return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
+
+
+def _leaves(result: Any) -> Iterator[Any]:
+    """Yield what is in tuples, lists and dicts."""
+    if isinstance(result, (tuple, list, dict)):
+        for part in result.values() if isinstance(result, dict) else result:
+            yield from _leaves(part)
+    else:
+        yield result

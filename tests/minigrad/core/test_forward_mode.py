@@ -1,0 +1,500 @@
+"""Forward mode: for every op, in any nesting with reverse mode, with memory that does not grow."""
+
+import gc
+import tracemalloc
+from contextlib import contextmanager
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import (
+    OPS,
+    Observer,
+    Tensor,
+    assert_gradients,
+    checkpoint,
+    enable_grad,
+    grad,
+    nn,
+    no_grad,
+    observe,
+    op,
+)
+from minigrad.core.grad_mode import mode
+from minigrad.transforms import hessian, hvp, jacfwd, jacobian, jvp, value_and_grad, vjp
+from tests.cases import CASES, first_of_each
+
+full = pytest.mark.full
+
+X = np.array([0.5, -1.2, 0.8])
+V = np.array([0.3, -2.0, 1.5])
+W = np.array([-0.7, 0.4, 1.1])
+
+DIFFERENTIABLE = [case for case in CASES if case.order]
+
+
+def every(cases):
+    """Run a test for the first row of each function; in the full tests for all rows."""
+    first = {id(case) for case in first_of_each(cases)}
+    rows = [case if id(case) in first else pytest.param(case, marks=full) for case in cases]
+    return pytest.mark.parametrize("case", rows, ids=[str(case) for case in cases])
+
+
+def by_two_backward_passes(f, xs, vs):
+    """J v as the derivative by u of u^T J v, which takes reverse mode alone (Townsend, 2017)."""
+    value, pullback = vjp(f, *xs)
+
+    def product(u):
+        terms = [(g * v).sum() for g, v in zip(pullback(u), vs, strict=True)]
+        return sum(terms, Tensor(np.zeros((), value.dtype)))
+
+    return value_and_grad(product)(np.zeros(value.shape, value.dtype))[1]
+
+
+def problem(case, dtype=np.float64, seed=0):
+    """A row of the table as a function of its operands of floats, which all move."""
+    operands = case.operands(dtype)
+    floats = [i for i, x in enumerate(operands) if x.dtype.kind == "f"]
+
+    def f(*xs):
+        given = list(operands)
+        for i, x in zip(floats, xs, strict=True):
+            given[i] = x
+        return case(*given)
+
+    rng = np.random.default_rng(seed)
+    xs = [operands[i] for i in floats]
+    return f, xs, [rng.standard_normal(x.shape).astype(x.dtype) for x in xs]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@every(DIFFERENTIABLE)
+def test_every_row_has_the_tangent_of_two_backward_passes(case):
+    f, xs, vs = problem(case)
+    right = by_two_backward_passes(f, xs, vs).data
+    value, tangent = jvp(f, tuple(xs), tuple(vs))
+    assert_array_equal(value.data, f(*map(Tensor, xs)).data)
+    assert tangent.dtype == value.dtype
+    assert_allclose(tangent.data, right, rtol=1e-12, atol=1e-12)
+    one = jvp(lambda x: f(x, *xs[1:]), xs[0], vs[0])[1]  # the others are constants
+    assert_allclose(
+        one.data,
+        by_two_backward_passes(lambda x: f(x, *xs[1:]), xs[:1], vs[:1]).data,
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@every(DIFFERENTIABLE)
+def test_every_row_has_the_same_tangent_if_it_is_to_be_differentiated(case):
+    f, xs, vs = problem(case)
+    right = jvp(f, tuple(xs), tuple(vs))[1].data
+    with observe(Observer()):  # tangents are computed from Tensors then
+        assert_allclose(jvp(f, tuple(xs), tuple(vs))[1].data, right, rtol=1e-12, atol=1e-12)
+    leaves = [Tensor(x, requires_grad=True) for x in xs]
+    tangent = jvp(f, tuple(leaves), tuple(vs))[1]
+    assert_allclose(tangent.detach().data, right, rtol=1e-12, atol=1e-12)
+
+
+SECOND = [case for case in DIFFERENTIABLE if case.order == 2 and case.derivative is None]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@every(SECOND)
+def test_every_row_has_the_same_second_derivatives_in_any_nesting(case):
+    f, xs, vs = problem(case)
+    cotangent = np.random.default_rng(1).standard_normal(f(*map(Tensor, xs)).shape)
+    loss = lambda *xs: (f(*xs) * cotangent).sum()
+    argnums = tuple(range(len(xs)))
+    gradients = lambda *xs: value_and_grad(loss, argnums)(*xs)[1]
+
+    def slope(*xs):
+        return jvp(loss, xs, tuple(vs))[1]
+
+    reverse_twice = lambda *xs: sum(
+        ((g * v).sum() for g, v in zip(gradients(*xs), vs, strict=True)), Tensor(np.zeros(()))
+    )
+    right = [g.data for g in value_and_grad(reverse_twice, argnums)(*xs)[1]]
+    scale = max(np.abs(g).max(initial=0.0) for g in right) + 1.0
+    forward_over_reverse = hvp(loss, tuple(xs), tuple(vs))
+    reverse_over_forward = value_and_grad(slope, argnums)(*xs)[1]
+    forward_twice = jvp(slope, tuple(xs), tuple(vs))[1].data
+    for found in (forward_over_reverse, reverse_over_forward):
+        for one, other in zip(found, right, strict=True):
+            assert_allclose(one.data, other, rtol=1e-10, atol=1e-10 * scale)
+    along = sum(np.sum(g * v) for g, v in zip(right, vs, strict=True))
+    assert_allclose(forward_twice, along, rtol=1e-9, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float16, marks=full)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@every(DIFFERENTIABLE)
+def test_every_row_in_fewer_digits(case, dtype):
+    try:
+        f, xs, vs = problem(case, dtype)
+        value = f(*map(Tensor, xs))
+    except (TypeError, ValueError):
+        pytest.skip("not offered in this dtype")
+    tangent = jvp(f, tuple(xs), tuple(vs))[1]
+    assert tangent.dtype == value.dtype
+    assert tangent.shape == value.shape
+    right = by_two_backward_passes(f, xs, vs).data.astype(np.float64)
+    eps = float(np.finfo(value.dtype).eps)
+    size = np.abs(right[np.isfinite(right)]).max(initial=1.0)
+    assert_allclose(tangent.data, right, rtol=200 * eps, atol=200 * eps * size)
+
+
+# ------------------------------------------------------------------------------------------------
+# Whose derivative it is
+# ------------------------------------------------------------------------------------------------
+
+
+def test_perturbations_are_not_confused():
+    # d/dx [x d/dy (x + y)] = 1, and not 2 (Siskind and Pearlmutter, 2005).
+    def inner(x):
+        return x * jvp(lambda y: x + y, 1.0, 1.0)[1]
+
+    assert jvp(inner, 1.0, 1.0)[1].item() == 1.0
+    assert value_and_grad(inner)(1.0)[1].item() == 1.0
+
+    def mixed(x):
+        return x * value_and_grad(lambda y: x * y)(x)[1]  # x * x
+
+    assert jvp(mixed, 3.0, 1.0)[1].item() == 6.0
+
+
+def test_an_argument_and_the_same_tensor_outside_are_two_things():
+    for x in (Tensor(X), Tensor(X, requires_grad=True)):
+        tangent = jvp(lambda a, x=x: a * x, x, V)[1]
+        assert_allclose(tangent.detach().data, X * V, rtol=1e-15)
+
+
+@pytest.mark.parametrize("order", range(1, 6))
+def test_forward_mode_nested_in_itself(order):
+    f = lambda x: x.sin()
+    for _ in range(order):
+        f = (lambda g: lambda x: jvp(g, x, np.ones(3))[1])(f)
+    right = [np.sin(X), np.cos(X), -np.sin(X), -np.cos(X)][order % 4]
+    assert_allclose(f(Tensor(X)).data, right, rtol=1e-13)
+
+
+@pytest.mark.parametrize("modes", ["ffr", "frf", "rff", "rrf", "rfr", "frr", "frfr", "rfrf"])
+def test_any_nesting_of_both_modes(modes):
+    def differentiated(mode, f):
+        if mode == "f":
+            return lambda x: jvp(f, x, np.ones(()))[1]
+        return lambda x: value_and_grad(f)(x)[1]
+
+    f = lambda x: minigrad.exp(2.0 * x) * x
+    for each in modes:
+        f = differentiated(each, f)
+    n = len(modes)  # the n-th derivative of x e^2x
+    assert_allclose(
+        f(Tensor(0.3, dtype="float64")).item(),
+        (2.0**n * 0.3 + n * 2.0 ** (n - 1)) * np.exp(0.6),
+        rtol=1e-12,
+    )
+    with no_grad():
+        assert_allclose(
+            f(Tensor(0.3, dtype="float64")).item(),
+            (2.0**n * 0.3 + n * 2.0 ** (n - 1)) * np.exp(0.6),
+            rtol=1e-12,
+        )
+
+
+def test_an_argument_of_the_outer_function_inside_an_inner_gradient():
+    def f(y):  # the gradient by x of sum(x e^y), where only y moves
+        return value_and_grad(lambda x: (x * y.exp()).sum())(Tensor(X))[1]
+
+    assert_allclose(jvp(f, W, V)[1].data, np.exp(W) * V, rtol=1e-15)
+    by_vjp = lambda y: vjp(lambda x: x * y.exp(), X)[1](y)[0]
+    assert_allclose(jvp(by_vjp, W, V)[1].data, np.exp(W) * (1 + W) * V, rtol=1e-14)
+
+
+def test_derivatives_by_the_direction():
+    v = Tensor(V, requires_grad=True)
+    tangent = jvp(lambda x: x**2, X, v)[1]
+    assert_allclose(grad(tangent.sum(), v).data, 2 * X, rtol=1e-15)
+    assert_gradients(lambda x, v: jvp(lambda x: x.exp() * x, x, v)[1], X, V)
+    assert_gradients(lambda x, v: hvp(lambda x: (x.exp() * x).sum(), x, v), X, V)
+
+
+def test_what_is_under_no_grad_inside_is_a_constant():
+    def f(x):
+        with no_grad():
+            fixed = x * 2
+            with enable_grad():
+                free = x * 3
+        return x * fixed + free
+
+    for around in (no_grad, enable_grad):
+        with around():
+            assert_allclose(jvp(f, X, V)[1].data, 2 * X * V + 3 * V, rtol=1e-15)
+    assert_allclose(jvp(lambda x: x.detach() * x, X, V)[1].data, X * V, rtol=1e-15)
+
+
+def test_a_model_whose_parameters_require_gradients():
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4), nn.Linear(4, 2))
+    x = X.astype(np.float32)
+    tangent = jvp(model, x, V)[1]
+    (g,) = grad(tangent.sum(), [model[0].weight])
+    assert np.abs(g.data).max() > 0
+    with no_grad():
+        constant = jvp(model, x, V)[1]
+    assert not constant.requires_grad
+    assert_allclose(constant.data, tangent.detach().data, rtol=1e-5)
+
+
+def test_checkpoints_are_run_plainly():
+    w = Tensor(W, requires_grad=True)
+    f = lambda x: checkpoint(lambda x: (x * w).tanh(), x) * x
+    plain = lambda x: (x * w).tanh() * x
+    assert_allclose(jvp(f, X, V)[1].detach().data, jvp(plain, X, V)[1].detach().data)
+    assert_allclose(
+        hvp(lambda x: f(x).sum(), X, V).detach().data,
+        hvp(lambda x: plain(x).sum(), X, V).detach().data,
+        rtol=1e-14,
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Ops of a user
+# ------------------------------------------------------------------------------------------------
+
+
+@op
+def staircase(x):
+    """Round, with the derivative 1: what is linear in its VJP is not linear itself."""
+    return np.round(x)
+
+
+staircase.vjp("x", lambda g: g)
+
+
+@op
+def rotated(x, y):
+    return np.stack([x * y, x + y], -1)
+
+
+rotated.joint_vjp(
+    ["x", "y"],
+    lambda g, needs_input_grad, x, y: (g[..., 0] * y + g[..., 1], g[..., 0] * x + g[..., 1]),
+)
+
+
+@op
+def total(arrays):
+    return sum(arrays)
+
+
+total.vjp("arrays", lambda g, argnum: g * (argnum + 1.0))  # not the derivative, but the VJP
+
+
+def test_the_vjp_of_an_op_of_a_user_is_transposed():
+    assert_array_equal(jvp(staircase, X, V)[1].data, V)
+    right = np.stack([V * W + X * X, V + X], -1)
+    assert_allclose(jvp(rotated, (X, W), (V, X))[1].data, right, rtol=1e-15)
+    assert_allclose(jvp(lambda x, y: total([x, y]), (X, W), (V, X))[1].data, V + 2 * X, rtol=1e-15)
+    assert_allclose(
+        jacfwd(lambda x: rotated(x, W))(X).data, jacobian(lambda x: rotated(x, W))(X).data
+    )
+
+
+def test_a_vjp_that_reads_its_gradient_as_data_is_an_error():
+    @op
+    def square(x):
+        return x * x
+
+    square.vjp("x", lambda g, x: 2.0 * np.asarray(getattr(g, "data", g)) * x)
+    assert_allclose(value_and_grad(lambda x: square(x).sum())(X)[1].data, 2 * X)
+    with pytest.raises(RuntimeError, match="the VJP of `square` does not pass on what"):
+        jvp(square, X, V)
+
+
+def test_an_input_without_a_vjp_is_an_error():
+    @op
+    def powers(x, y):
+        return x**y
+
+    powers.vjp("x", lambda g, x, y: g * y * x ** (y - 1))
+    with pytest.raises(TypeError, match="`powers` has no VJP for y"):
+        jvp(powers, (np.abs(X), X), (V, V))
+
+
+def test_properties_of_an_op_name_inputs_that_it_has():
+    with pytest.raises(ValueError, match="`f` has no input 'y', only x"):
+
+        @op(linear=("y",))
+        def f(x):
+            return x
+
+
+@contextmanager
+def unobserved():
+    before = mode.state
+    mode.state = (before[0], ())
+    yield
+    mode.state = before
+
+
+def test_properties_are_true():
+    """Elementwise and linear say what they say, for each op of the library that has them."""
+    seen = set()
+    rng = np.random.default_rng(0)
+
+    class Calls(Observer):
+        def on_call(self, op, inputs, result):
+            with unobserved():
+                self.look(op, inputs, result)
+
+        def look(self, op, inputs, result):
+            if op.name not in OPS or op.takes_sequence or not isinstance(result, Tensor):
+                return
+            values = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+            for i in op.argnums:
+                x = values[i]
+                if not isinstance(x, Tensor) or x.dtype != np.float64:
+                    continue
+                if op.parameters[i] in op.linear:
+                    base = [
+                        v if op.is_required(j) or j not in op.argnums else None
+                        for j, v in enumerate(values)
+                    ]
+                    one, two = (Tensor(rng.standard_normal(x.shape)) for _ in range(2))
+                    call = lambda v, i=i, base=base: op(*base[:i], v, *base[i + 1 :]).data
+                    assert_allclose(
+                        call(one * 2.0 + two),
+                        2 * call(one) + call(two),
+                        rtol=1e-9,
+                        atol=1e-9,
+                        err_msg=op.name,
+                    )
+                    seen.add((op.name, i))
+                if op.elementwise and x.size > 1:
+                    moved = x.data.copy()
+                    moved.flat[0] *= 1 + 1e-3
+                    with np.errstate(all="ignore"):
+                        before, after = (
+                            op(*values).data,
+                            op(*values[:i], Tensor(moved), *values[i + 1 :]).data,
+                        )
+                    changed = (before != after) & ~(np.isnan(before) & np.isnan(after))
+                    flags = np.zeros(x.shape, bool)
+                    flags.flat[0] = True
+                    assert not (changed & ~np.broadcast_to(flags, changed.shape)).any(), op.name
+                    seen.add((op.name, i))
+
+    for case in DIFFERENTIABLE:
+        with np.errstate(all="ignore"), observe(Calls()):
+            case(*map(Tensor, case.operands()))
+    wanted = {
+        (o.name, i)
+        for o in OPS.values()
+        for i in o.argnums
+        if not o.takes_sequence and (o.elementwise or o.parameters[i] in o.linear)
+    }
+    assert wanted - seen == set()
+
+
+# ------------------------------------------------------------------------------------------------
+# What it costs, and what it refuses
+# ------------------------------------------------------------------------------------------------
+
+
+def peak_of(depth, width=20_000):
+    """The most memory that a chain of ops takes, in arrays of its width."""
+    x = np.linspace(0.1, 0.9, width)
+
+    def chain(x):
+        for _ in range(depth):
+            x = minigrad.tanh(x) * 1.01
+        return x
+
+    jvp(chain, x, x)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        jvp(chain, x, x)
+        return tracemalloc.get_traced_memory()[1] / x.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_depth():
+    assert peak_of(1000) < peak_of(10) + 2  # arrays
+
+
+def test_a_pass_back_to_an_input_is_refused():
+    message = "carries a tangent, and there is no graph behind it"
+    for f in (
+        lambda x: grad((x**3).sum(), x),
+        lambda x: grad((x * Tensor(W, requires_grad=True)).sum(), x),
+        lambda x: (x**3).sum().backward(),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            jvp(f, X, V)
+
+
+def test_gradients_by_other_tensors_inside_have_tangents():
+    w = Tensor(W, requires_grad=True)
+
+    def f(x):
+        return grad(((x * w) ** 2).sum(), w, create_graph=True)  # 2 w x^2
+
+    assert_allclose(jvp(f, X, V)[1].detach().data, 4 * W * X * V, rtol=1e-14)
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_jacobians_by_columns_are_those_by_rows(data):
+    shape = data.draw(st.sampled_from([(), (1,), (3,), (2, 3), (0,)]))
+    f = data.draw(
+        st.sampled_from(
+            [
+                lambda x: x.exp(),
+                lambda x: (x * x).sum(),
+                lambda x: x.reshape(-1)[:2].tanh(),
+                lambda x: minigrad.softmax(x.reshape(-1)),
+                lambda x: x.reshape(-1, 1) * x.reshape(1, -1),
+                lambda x: minigrad.concatenate([x.reshape(-1), x.reshape(-1) ** 2]),
+            ]
+        )
+    )
+    x = np.random.default_rng(0).standard_normal(shape)
+    rows, columns = vjp_rows(f, x), jacfwd(f)(x).data
+    assert_allclose(columns, rows, rtol=1e-13, atol=1e-14)
+
+
+def vjp_rows(f, x):
+    """The Jacobian by one backward pass for each element of the result."""
+    value, pullback = vjp(f, x)
+    rows = [pullback(np.eye(value.size)[i].reshape(value.shape))[0].data for i in range(value.size)]
+    return np.array(rows).reshape(value.shape + x.shape)
+
+
+def test_a_hessian_is_symmetric_by_either_mode():
+    f = lambda x: (x.exp() * x.sum()).sum()
+    H = hessian(f)(X).data
+    assert_allclose(jacfwd(lambda x: value_and_grad(f)(x)[1])(X).data, H, rtol=1e-13)
+    assert_allclose(H, H.T, rtol=1e-13)
+
+
+def test_a_pullback_passes_tangents_on_under_no_grad():
+    _, pullback = vjp(lambda x: x.exp(), X)
+    for around in (no_grad, enable_grad):
+        with around():
+            assert_allclose(jvp(lambda u: pullback(u)[0], W, V)[1].data, np.exp(X) * V)
+
+
+def test_a_jacobian_of_many_columns_takes_several_runs_of_one_function():
+    x = np.linspace(-1, 1, 150)
+    assert_allclose(jacfwd(minigrad.tanh)(x).data, np.diag(1 - np.tanh(x) ** 2), rtol=1e-14)
+    assert_allclose(hessian(lambda x: (x**3).sum())(x).data, np.diag(6 * x), rtol=1e-14)
+    rng = np.random.default_rng(0)
+    with pytest.raises(RuntimeError, match="jacfwd: f gave another result when it ran again"):
+        jacfwd(lambda x: x * rng.standard_normal(150))(x)
