@@ -428,9 +428,19 @@ def test_an_argument_that_does_not_reach_the_value_has_derivatives_zero():
         lambda x: 3.0,
         lambda x: 3.0 * x.shape[0],
         lambda x: 3.0 if x.sum() > -100 else 4.0,
+        lambda x: 3.0 if x.sum() else 4.0,
         lambda x: np.array(CONSTANT.item()),
     ],
-    ids=["new", "detached", "numpy", "float", "of the shape", "of a condition", "of another"],
+    ids=[
+        "new",
+        "detached",
+        "numpy",
+        "float",
+        "of the shape",
+        "of a condition",
+        "of a truth",
+        "of another",
+    ],
 )
 def test_a_constant_has_derivatives_zero(f):
     results = all_of_them(f, X)
