@@ -484,9 +484,9 @@ class _Run:
 
     def checked(self, out: Any, path: str = "") -> Tensor:
         """Return a result of f, checked to be a Tensor of floats or a constant."""
-        at, name = path and f" at {path}", self.call.name
         if isinstance(out, Tensor) and out.dtype.kind == "f":
             return out
+        at, name = path and f" at {path}", self.call.name
         if isinstance(out, (int, float, np.number, np.ndarray)):
             if np.asarray(out).dtype.kind == "f" and self._is_constant():
                 return Tensor(out)
