@@ -120,7 +120,11 @@ MUTANTS: list[Mutant] = [
     fault(
         "a node counts as leading to a leaf only if all of its inputs do",
         "cut graph",
-        partial(edited, graph.leading_to, ("or any(", "or (node.edges or ()) and all(")),
+        partial(
+            edited,
+            graph.leading_to,
+            ("if edge[0] in needed:", "if all(e[0] in needed for e in node.edges):"),
+        ),
         lambda x: 2.0 * (x * Tensor(np.array([1.0, -2.0, 3.0]), requires_grad=True)),
         normal(3),
     ),
