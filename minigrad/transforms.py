@@ -158,6 +158,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
+        record = record or _carried(*cotangents) or (wanted and _carried(*outs))
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
         return tuple(call.arranged(pulled))
 
@@ -395,8 +396,6 @@ class _Run:
     def __init__(self, call: _Call, tangents: Sequence[Tangents] | None = None) -> None:
         self.call = call
         self.enabled = is_grad_enabled()
-        around = (o for o in mode.observers if isinstance(o, ForwardMode))
-        self.around = [forward for forward in around if forward.is_running()]
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
         if tangents is not None:
             self.forward = ForwardMode(len(tangents[0]))
@@ -454,9 +453,7 @@ class _Run:
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
-        return self._is_in_graph(*results) or any(
-            forward.carries(result) for forward in self.around for result in results
-        )
+        return self._is_in_graph(*results) or _carried(*results)
 
     def _is_in_graph(self, *results: Tensor) -> bool:
         """Return whether one of `results` depends on an older node that requires a gradient."""
@@ -493,7 +490,7 @@ class _Run:
             oldest=self.start,
             retain_graph=retain or record,
             create_graph=record,
-            recorded=record and self._is_to_be_recorded(outputs, cotangents),
+            recorded=is_grad_enabled() and self._is_to_be_recorded(outputs, cotangents),
         )
         return tuple(
             take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
@@ -502,9 +499,10 @@ class _Run:
 
     def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
         """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        around = _running()
         return (
-            not self.around
-            or any(forward.needs_grad_mode() for forward in self.around)
+            not around
+            or any(forward.needs_grad_mode() for forward in around)
             or any(v.node is not None and not v.node.forward_only for v in cotangents)
             or self._is_in_graph(*outputs)
         )
@@ -537,6 +535,16 @@ class _Run:
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))
         return jacobians
+
+
+def _running() -> list[ForwardMode]:
+    """Return the runs in forward mode whose tangents the ops called now compute."""
+    return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
+
+
+def _carried(*tensors: Tensor) -> bool:
+    """Return whether one of `tensors` carries a tangent of such a run."""
+    return any(forward.carries(tensor) for forward in _running() for tensor in tensors)
 
 
 def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:

@@ -216,6 +216,55 @@ def test_an_argument_of_the_outer_function_inside_an_inner_gradient():
     assert_allclose(jvp(by_vjp, W, V)[1].data, np.exp(W) * (1 + W) * V, rtol=1e-14)
 
 
+@pytest.mark.parametrize("around", [no_grad, enable_grad])
+def test_a_pullback_passes_tangents_on_in_any_grad_mode(around):
+    inside = lambda x: vjp(lambda x: x**3, x).pullback(np.ones(3))[0]
+    pullback = vjp(lambda x: x**3, X).pullback  # from outside, linear in v
+
+    def in_a_mode_of_its_own(v):
+        with no_grad(), enable_grad():
+            return pullback(v)[0]
+
+    def a_constant(x):
+        with no_grad():
+            pullback = vjp(lambda x: x**3, x).pullback
+        return x * pullback(np.ones(3))[0]
+
+    with around():
+        assert_allclose(jvp(inside, X, V)[1].data, 6 * X * V, rtol=1e-14)
+        assert_allclose(jvp(lambda v: pullback(v)[0], W, V)[1].data, 3 * X**2 * V, rtol=1e-14)
+        assert_allclose(jvp(in_a_mode_of_its_own, W, V)[1].data, 3 * X**2 * V, rtol=1e-14)
+        assert_allclose(jvp(a_constant, X, V)[1].data, 3 * X**2 * V, rtol=1e-14)
+
+
+@pytest.mark.parametrize("around", [no_grad, enable_grad])
+def test_a_pullback_made_in_one_run_and_called_in_another(around):
+    def called(pullback, v):
+        with no_grad(), enable_grad():
+            return pullback(v)[0]
+
+    def made(x):
+        pullback = vjp(lambda x: x**3, x).pullback
+        return jvp(lambda v: called(pullback, v), W, V)[1]
+
+    with around():
+        assert_allclose(jvp(made, X, V)[1].data, 6 * X * V * V, rtol=1e-14)
+
+
+def test_a_pullback_under_no_grad_records_nothing():
+    v = Tensor(V, requires_grad=True)
+    pullback = vjp(lambda x: x**3, X).pullback
+
+    def f(x):
+        return x * pullback(v * x)[0] + pullback(v)[0]
+
+    with no_grad():
+        value, tangent = jvp(f, W, V)
+    assert not value.requires_grad
+    assert not tangent.requires_grad
+    assert_allclose(tangent.data, 3 * X**2 * V * 2 * W * V, rtol=1e-14)
+
+
 def test_derivatives_by_the_direction():
     v = Tensor(V, requires_grad=True)
     tangent = jvp(lambda x: x**2, X, v)[1]
