@@ -52,8 +52,8 @@ import numpy as np
 
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.backward import propagate, take
-from minigrad.core.forward_mode import ForwardMode, Tangents
-from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
+from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import identity
@@ -158,7 +158,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
-        record = record or _carried(*cotangents) or (wanted and _carried(*outs))
+        record = record or carried(*cotangents) or (wanted and carried(*outs))
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
         return tuple(call.arranged(pulled))
 
@@ -453,7 +453,7 @@ class _Run:
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
-        return self._is_in_graph(*results) or _carried(*results)
+        return self._is_in_graph(*results) or carried(*results)
 
     def _is_in_graph(self, *results: Tensor) -> bool:
         """Return whether one of `results` depends on an older node that requires a gradient."""
@@ -499,7 +499,7 @@ class _Run:
 
     def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
         """Return whether a pass on Tensors needs a graph, and not only tangents."""
-        around = _running()
+        around = running()
         return (
             not around
             or any(forward.needs_grad_mode() for forward in around)
@@ -535,16 +535,6 @@ class _Run:
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))
         return jacobians
-
-
-def _running() -> list[ForwardMode]:
-    """Return the runs in forward mode whose tangents the ops called now compute."""
-    return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
-
-
-def _carried(*tensors: Tensor) -> bool:
-    """Return whether one of `tensors` carries a tangent of such a run."""
-    return any(forward.carries(tensor) for forward in _running() for tensor in tensors)
 
 
 def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:

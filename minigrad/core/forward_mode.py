@@ -150,6 +150,23 @@ class ForwardMode(Observer):
         ]
 
 
+def running() -> list[ForwardMode]:
+    """Return the runs that compute tangents for the ops that are called now."""
+    return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
+
+
+def carried(*tensors: Tensor) -> bool:
+    """Return whether one of `tensors` carries a tangent of a run that computes tangents now."""
+    return any(forward.carries(tensor) for forward in running() for tensor in tensors)
+
+
+def is_differentiated(value: Any) -> bool:
+    """Return whether the derivative of what is computed from `value` now can be asked for."""
+    if not isinstance(value, Tensor) or value.node is None:
+        return False
+    return mode.grad_enabled or carried(value)
+
+
 def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
     """Drop what a run knows about a node that has gone."""
     forward = run()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+import lora
 import minigrad
 from minigrad import (
     OPS,
@@ -309,6 +310,52 @@ def test_checkpoints_are_run_plainly():
         hvp(lambda x: plain(x).sum(), X, V).detach().data,
         rtol=1e-14,
     )
+
+
+def test_what_tangents_cannot_follow_is_refused_also_under_no_grad():
+    def added(x):
+        total = minigrad.zeros(3, dtype="float64")
+        total += x
+        return total
+
+    def cached(x):
+        keys = x.reshape(1, 1, 1, 3)
+        return nn.KVCache(1, 1, 4, 3, dtype="float64").append(keys, keys)[0]
+
+    for f, message in ((added, "would overwrite"), (cached, "no gradient flows through a cache")):
+        for around in (no_grad, enable_grad):
+            with around(), pytest.raises(RuntimeError, match=message):
+                jvp(f, X, V)
+
+    def statistics(x):
+        with no_grad():  # which makes it a constant
+            total = added(x)
+        return total * x
+
+    assert_allclose(jvp(statistics, X, V)[1].data, X * V)
+
+
+def test_a_merged_adapter_is_not_differentiated_under_no_grad():
+    model = nn.Sequential(nn.Linear(3, 3))
+    lora.attach(model, lora.LoRAConfig(rank=2), progress=False)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ones = {name: np.ones_like(p.data) for name, p in parameters.items()}
+    f = lambda model: model(minigrad.ones((1, 3)))  # B is 0, so only its tangent counts
+    with no_grad():
+        assert np.abs(jvp(f, model, ones)[1].data).max() > 0
+        lora.merge(model, progress=False)
+        with pytest.raises(RuntimeError, match="no gradient would reach its A and B"):
+            jvp(f, model, ones)
+
+
+@pytest.mark.parametrize("around", [no_grad, enable_grad])
+def test_a_loss_of_a_weight_that_moves(around):
+    x, labels = np.random.default_rng(0).standard_normal((4, 3)), np.array([0, 2, 1, 1])
+    w = np.random.default_rng(1).standard_normal((3, 3))
+    loss = lambda w: minigrad.linear_cross_entropy(x, w, labels)
+    plain = lambda w: minigrad.cross_entropy(minigrad.linear(x, w), labels)
+    with around():
+        assert_allclose(jvp(loss, w, w)[1].data, jvp(plain, w, w)[1].data, rtol=1e-13)
 
 
 # ------------------------------------------------------------------------------------------------
