@@ -139,9 +139,8 @@ class ForwardMode(Observer):
         if missing:
             raise without_vjp(op, missing)
         if op.replayed and not (op.elementwise and _is_on_arrays()):
-            assert op.composition is not None
             with observe(self):
-                composed = self._of(op.composition(*inputs))
+                composed = self._of(op.compose(*inputs))
             return composed or [None] * self._directions
         derivative = _Derivative(op, inputs, result, vjps)
         return [
@@ -219,16 +218,12 @@ class _Derivative:
 
     def _converted(self, value: Any) -> Any:
         """Return an input in the dtype in which the op computes, as its call does."""
-        dtype = self._dtype
+        dtype = FLOAT32 if self._op.floats and self._dtype == np.float16 else self._dtype
         if isinstance(value, Tensor):
-            if value._data.dtype is dtype or "dtype" in self._op.parameters:
-                return value
-        elif value is None or value.__class__ in NUMBERS:
+            same = value._data.dtype is dtype or "dtype" in self._op.parameters
+            return value if same else value.astype(dtype)
+        if value is None or value.__class__ in NUMBERS:
             return value
-        if self._op.floats and dtype == np.float16:
-            dtype = FLOAT32
-        if isinstance(value, Tensor):
-            return value.astype(dtype)
         array = as_array(value, dtype)
         return array if array.ndim else array.item()
 
@@ -253,7 +248,8 @@ class _Derivative:
         if others and op.takes_sequence and op.linear:
             elements, *options = self._values
             zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
-            terms.append(op([others.get(i, zero) for i, zero in enumerate(zeros)], *options))
+            given = [others.get(i, zero) for i, zero in enumerate(zeros)]
+            terms.append(self._called([given, *options]))
         elif others:
             terms += self._by_transposition(others)
         if not terms:
@@ -271,7 +267,12 @@ class _Derivative:
             if not self._op.is_required(i):
                 values[i] = None
         values[argnum] = tangent
-        return self._op(*values)
+        return self._called(values)
+
+    def _called(self, values: Sequence[Any]) -> Any:
+        """Call the op with a value for each of its parameters."""
+        args, options = self._op.passed(values)
+        return self._op(*args, **options)
 
     def _saved(self, argnum: int) -> list[Any]:
         """Return what the VJP of an input takes after the gradient."""

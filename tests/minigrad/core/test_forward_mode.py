@@ -150,6 +150,15 @@ def test_every_row_in_fewer_digits(case, dtype):
     assert_allclose(tangent.data, right, rtol=200 * eps, atol=200 * eps * size)
 
 
+def test_derivatives_of_float16_are_computed_in_float32():
+    x = np.float16(300.0)  # whose square is out of the range of float16
+    right = value_and_grad(minigrad.arctan)(x)[1].data
+    assert right > 0
+    assert_array_equal(jvp(minigrad.arctan, x, np.float16(1))[1].data, right)
+    with observe(Observer()):
+        assert_array_equal(jvp(minigrad.arctan, x, np.float16(1))[1].data, right)
+
+
 # ------------------------------------------------------------------------------------------------
 # Whose derivative it is
 # ------------------------------------------------------------------------------------------------
@@ -399,6 +408,30 @@ def test_the_vjp_of_an_op_of_a_user_is_transposed():
     assert_allclose(
         jacfwd(lambda x: rotated(x, W))(X).data, jacobian(lambda x: rotated(x, W))(X).data
     )
+
+
+def test_options_by_keyword_only():
+    @op(linear=("x",))
+    def scaled(x, *, by):
+        return x * by
+
+    @op(linear=("arrays",))
+    def combined(arrays, sign, *, by):
+        return sum(arrays) * sign * by
+
+    @op(composition=lambda x, *, by: minigrad.tanh(x * by), replayed=True)
+    def fused(x, *, by):
+        return np.tanh(x * by)
+
+    scaled.vjp("x", lambda g, by: g * by)
+    combined.vjp("arrays", lambda g, argnum, sign, by: g * (sign * by))
+    fused.vjp("x", lambda g, out, by: g * by * (1 - out * out))
+    assert_array_equal(jvp(lambda x: scaled(x, by=3.0), X, V)[1].data, 3 * V)
+    f = lambda x, y: combined([x, y, x], -1.0, by=3.0)
+    assert_allclose(jvp(f, (X, W), (V, X))[1].data, -3 * (2 * V + X), rtol=1e-15)
+    f = lambda x: fused(x, by=2.0)
+    assert_allclose(jvp(f, X, V)[1].data, 2 * V / np.cosh(2 * X) ** 2, rtol=1e-13)
+    assert_gradients(f, X)
 
 
 def test_an_input_without_a_vjp_is_an_error():
