@@ -240,7 +240,7 @@ class _Derivative:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
                     v = spread(v, self._result.shape)
-                terms.append(self._vjps[i].derivative(v, *self._saved(i)))
+                terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 terms.append(self._of_linear(i, v))
             else:
@@ -273,6 +273,15 @@ class _Derivative:
         """Call the op with a value for each of its parameters."""
         args, options = self._op.passed(values)
         return self._op(*args, **options)
+
+    def _pulled_back(self, g: Any, argnums: Sequence[int]) -> list[Any]:
+        """Return what the VJPs of some inputs make of a gradient of the result."""
+        op = self._op
+        if op.plain:
+            return [self._vjps[i].derivative(g, *self._saved(i)) for i in argnums]
+        needed = tuple(i in argnums for i in op.argnums)
+        joint = self._vjps[argnums[0]].derivative(g, needed, *self._saved(argnums[0]))
+        return [joint[op.argnums.index(i)] for i in argnums]
 
     def _saved(self, argnum: int) -> list[Any]:
         """Return what the VJP of an input takes after the gradient."""
@@ -310,14 +319,8 @@ class _Derivative:
         argnums = [i for i in self._vjps if nodes[i] is not None]
         u = Tensor(np.zeros_like(self._result._data), requires_grad=True)
         with grad_mode(True):
-            if op.plain:
-                results = [self._vjps[i].derivative(u, *self._saved(i)) for i in argnums]
-            else:
-                needed = tuple(i in argnums for i in op.argnums)
-                joint = self._vjps[argnums[0]].derivative(u, needed, *self._saved(argnums[0]))
-                results = [joint[op.argnums.index(i)] for i in argnums]
             products: dict[int, Tensor] = {}
-            for i, product in zip(argnums, results, strict=True):
+            for i, product in zip(argnums, self._pulled_back(u, argnums), strict=True):
                 node = nodes[i]
                 assert node is not None
                 fitted = fit_to_input(product, node, op, i)

@@ -410,6 +410,26 @@ def test_the_vjp_of_an_op_of_a_user_is_transposed():
     )
 
 
+@op(elementwise=True)
+def products(x, y):
+    return x * y
+
+
+products.joint_vjp(
+    ["x", "y"],
+    lambda g, needs_input_grad, x, y: [
+        g * other if needed else None
+        for needed, other in zip(needs_input_grad, (y, x), strict=True)
+    ],
+)
+
+
+def test_an_elementwise_op_with_a_joint_vjp():
+    assert_allclose(jvp(products, (X, W), (V, X))[1].data, V * W + X * X, rtol=1e-15)
+    assert_allclose(jvp(lambda x: products(W, x), X, V)[1].data, V * W, rtol=1e-15)
+    assert_allclose(hvp(lambda x: products(x, x).sum(), X, V).data, 2 * V, rtol=1e-15)
+
+
 def test_options_by_keyword_only():
     @op(linear=("x",))
     def scaled(x, *, by):
