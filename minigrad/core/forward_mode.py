@@ -114,8 +114,9 @@ class ForwardMode(Observer):
             around = ()
             if len(observers) > 1:
                 around = tuple(o for o in observers if not self._is_inside(o))
-            others_need_it = bool(around) or self.needs_grad_mode()
-            mode.state = (from_outside or (grad_enabled and others_need_it), around)
+            runs = [self, *(o for o in around if isinstance(o, ForwardMode))]
+            needed = grad_enabled and any(forward.needs_grad_mode() for forward in runs)
+            mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
             finally:
@@ -309,6 +310,7 @@ class _Derivative:
             oldest=u.node.order,
             retain_graph=True,
             create_graph=not self._on_arrays,
+            recorded=mode.grad_enabled,
         )
         return list(arrived.values())
 
