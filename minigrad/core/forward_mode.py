@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -141,8 +141,10 @@ class ForwardMode(Observer):
             raise without_vjp(op, missing)
         if op.replayed and not (op.elementwise and _is_on_arrays()):
             with observe(self):
-                composed = self._of(op.compose(*inputs))
-            return composed or [None] * self._directions
+                composed = op.compose(*_converted(op, inputs, vjps, result.dtype))
+                if composed.dtype != result.dtype:
+                    composed = composed.astype(result.dtype)
+            return self._of(composed) or [None] * self._directions
         derivative = _Derivative(op, inputs, result, vjps)
         return [
             derivative.along({i: vs[k] for i, vs in moving.items()})
@@ -204,10 +206,7 @@ class _Derivative:
         self._op, self._result, self._vjps = op, result, vjps
         self._inputs = inputs
         self._on_arrays = _is_on_arrays()
-        self._dtype = result.dtype
-        values = list(inputs)
-        for i in vjps:
-            values[i] = self._converted(values[i])
+        values = _converted(op, inputs, vjps, result.dtype)
         if self._on_arrays:
             values = [x._data if isinstance(x, Tensor) else x for x in values]
         # One for each parameter of the op.
@@ -216,17 +215,6 @@ class _Derivative:
             self._values = [values, *inputs.options]
         self._slots = [*self._values, result._data if self._on_arrays else result, None]
         self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
-
-    def _converted(self, value: Any) -> Any:
-        """Return an input in the dtype in which the op computes, as its call does."""
-        dtype = FLOAT32 if self._op.floats and self._dtype == np.float16 else self._dtype
-        if isinstance(value, Tensor):
-            same = value._data.dtype is dtype or "dtype" in self._op.parameters
-            return value if same else value.astype(dtype)
-        if value is None or value.__class__ in NUMBERS:
-            return value
-        array = as_array(value, dtype)
-        return array if array.ndim else array.item()
 
     def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
         """Return the derivative along tangents of some inputs; None stands for zero."""
@@ -328,6 +316,24 @@ class _Derivative:
                 fitted = fit_to_input(product, node, op, i)
                 products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)
         return u, products
+
+
+def _converted(
+    op: Op[Any], inputs: Sequence[Any], argnums: Iterable[int], dtype: np.dtype[Any]
+) -> list[Any]:
+    """Return the inputs of a call in the dtype in which the op computed its result of `dtype`."""
+    if op.floats and dtype == np.float16:
+        dtype = FLOAT32
+    values = list(inputs)
+    for i in argnums:
+        x = values[i]
+        if isinstance(x, Tensor):
+            if x._data.dtype is not dtype and "dtype" not in op.parameters:
+                values[i] = x.astype(dtype)
+        elif x is not None and x.__class__ not in NUMBERS:
+            array = as_array(x, dtype)
+            values[i] = array if array.ndim else array.item()
+    return values
 
 
 def _arrays(value: Any) -> Any:

@@ -159,6 +159,19 @@ def test_derivatives_of_float16_are_computed_in_float32():
         assert_array_equal(jvp(minigrad.arctan, x, np.float16(1))[1].data, right)
 
 
+def test_a_fused_op_of_several_dtypes_has_the_tangent_of_the_widest():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4)).astype(np.float16)
+    parts = [rng.standard_normal(s).astype(np.float16) for s in ((3, 4), (1, 4), (3, 1), (3,))]
+    bias = parts[-1].astype(np.float64)
+    f = lambda x, bias: minigrad.lora_linear(x, *parts[:-1], bias)
+    tangent = jvp(f, (x, bias), (x, bias))[1]
+    wide = [x.astype(np.float64), *(p.astype(np.float64) for p in parts[:-1])]
+    right = minigrad.lora_linear(*wide, bias)  # which is linear in x and the bias
+    assert tangent.dtype == np.float64
+    assert_allclose(tangent.data, right, rtol=1e-13)
+
+
 # ------------------------------------------------------------------------------------------------
 # Whose derivative it is
 # ------------------------------------------------------------------------------------------------
