@@ -22,7 +22,8 @@ from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import Array, FrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import ops
-from minigrad.core.grad_mode import mode, observed
+from minigrad.core.forward_mode import is_differentiated
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
@@ -242,8 +243,8 @@ class AdaptedLayer(Module):
         merged = self.merged_adapters
         if self._merged is not None:
             observed(self._check_fresh)
-            if mode.grad_enabled and any(
-                part.requires_grad for name in merged for part in self.adapters[name].trained()
+            if any(
+                is_differentiated(part) for name in merged for part in self.adapters[name].trained()
             ):
                 raise RuntimeError(
                     f"adapter {', '.join(map(repr, merged))} is merged, so no gradient would reach "

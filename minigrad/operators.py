@@ -15,7 +15,7 @@ import numpy as np
 
 from minigrad import functional, ops
 from minigrad.core.backward import backward
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.creation import as_shape
@@ -71,8 +71,7 @@ def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
     """Make `x += y`: it writes to a leaf while nothing is recorded; elsewhere it is an error."""
 
     def method(self: Tensor, other: Any) -> Tensor:
-        needed = self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
-        if (needed and is_grad_enabled()) or not self.is_leaf:
+        if is_differentiated(self) or is_differentiated(other) or not self.is_leaf:
             raise RuntimeError(
                 f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; "
                 f"write x = x {symbol} y, or do it under no_grad() on a leaf"

@@ -61,7 +61,7 @@ from minigrad.containers import (
     rebuild,
 )
 from minigrad.core.backward import initial_gradient, propagate, take
-from minigrad.core.forward_mode import ForwardMode, Tangents, forward_modes
+from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import Observer, observe
@@ -169,9 +169,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = _like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
-        record |= any(
-            forward.carries(each) for forward in forward_modes() for each in (*outs, *cotangents)
-        )
+        record = record or carried(*cotangents) or (wanted and carried(*outs))
         pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
         return call.arranged(pulled)
 
@@ -454,7 +452,6 @@ class _Run:
     def __init__(self, call: _Call, tangents: Sequence[Tangents] | None = None) -> None:
         self.call = call
         self.enabled = is_grad_enabled()
-        self.around = forward_modes()
         self.start = next(clock)  # no older node depends on the inputs, so walks end there
         if tangents is not None:
             self.forward = ForwardMode(len(tangents[0]))
@@ -507,9 +504,7 @@ class _Run:
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
-        return self._is_in_graph(*results) or any(
-            forward.carries(result) for forward in self.around for result in results
-        )
+        return self._is_in_graph(*results) or carried(*results)
 
     def _is_in_graph(self, *results: Tensor) -> bool:
         """Return whether one of `results` depends on an older node that requires a gradient."""
@@ -548,7 +543,7 @@ class _Run:
             oldest=self.start,
             retain_graph=retain or record,
             create_graph=record,
-            recorded=record and self._is_to_be_recorded(outputs, cotangents),
+            recorded=is_grad_enabled() and self._is_to_be_recorded(outputs, cotangents),
         )
         return tuple(
             take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
@@ -557,8 +552,9 @@ class _Run:
 
     def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
         """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        around = running()
         return (
-            not (around := forward_modes())
+            not around
             or any(forward.needs_grad_mode() for forward in around)
             or any(v.node is not None and not v.node.forward_only for v in cotangents)
             or self._is_in_graph(*outputs)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.forward_mode import forward_modes
+from minigrad.core.forward_mode import running
 from minigrad.core.grad_mode import mode, no_grad
 from minigrad.core.node import Edge, Node
 from minigrad.core.observers import Observer, observe
@@ -42,7 +42,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         TypeError: if `f` returns anything but one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
-    if forward_modes():
+    if running():
         return _checked(f(*inputs))  # so that its ops get tangents
     watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -111,11 +111,12 @@ class ForwardMode(Observer):
         from_outside &= self._enabled
         if moving:
             before = grad_enabled, observers = mode.state
-            around = ()
+            around: tuple[Observer, ...] = ()
             if len(observers) > 1:
                 around = tuple(o for o in observers if not self._is_inside(o))
-            others_need_it = bool(around) or self.needs_grad_mode()
-            mode.state = (from_outside or (grad_enabled and others_need_it), around)
+            runs = [self, *(o for o in around if isinstance(o, ForwardMode))]
+            needed = grad_enabled and any(forward.needs_grad_mode() for forward in runs)
+            mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
             finally:
@@ -139,10 +140,11 @@ class ForwardMode(Observer):
         if missing:
             raise without_vjp(op, missing)
         if op.replayed and not (op.elementwise and _is_on_arrays()):
-            assert op.composition is not None
             with observe(self):
-                composed = self._of(op.composition(*inputs))
-            return composed or [None] * self._directions
+                composed = op.compose(*_converted(op, inputs, vjps, result.dtype))
+                if composed.dtype != result.dtype:
+                    composed = composed.astype(result.dtype)
+            return self._of(composed) or [None] * self._directions
         derivative = _Derivative(op, inputs, result, vjps)
         return [
             derivative.along({i: vs[k] for i, vs in moving.items()})
@@ -150,9 +152,21 @@ class ForwardMode(Observer):
         ]
 
 
-def forward_modes() -> list[ForwardMode]:
-    """Return the runs in forward mode that this is inside of, and that give tangents to ops now."""
+def running() -> list[ForwardMode]:
+    """Return the runs that compute tangents for the ops that are called now."""
     return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
+
+
+def carried(*tensors: Tensor) -> bool:
+    """Return whether one of `tensors` carries a tangent of a run that computes tangents now."""
+    return any(forward.carries(tensor) for forward in running() for tensor in tensors)
+
+
+def is_differentiated(value: Any) -> bool:
+    """Return whether the derivative of what is computed from `value` now can be asked for."""
+    if not isinstance(value, Tensor) or value.node is None:
+        return False
+    return mode.grad_enabled or carried(value)
 
 
 def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
@@ -192,10 +206,7 @@ class _Derivative:
         self._op, self._result, self._vjps = op, result, vjps
         self._inputs = inputs
         self._on_arrays = _is_on_arrays()
-        self._dtype = result.dtype
-        values = list(inputs)
-        for i in vjps:
-            values[i] = self._converted(values[i])
+        values = _converted(op, inputs, vjps, result.dtype)
         if self._on_arrays:
             values = [x._data if isinstance(x, Tensor) else x for x in values]
         # One for each parameter of the op.
@@ -204,21 +215,6 @@ class _Derivative:
             self._values = [values, *inputs.options]
         self._slots = [*self._values, result._data if self._on_arrays else result, None]
         self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
-
-    def _converted(self, value: Any) -> Any:
-        """Return an input in the dtype in which the op computes, as its call does."""
-        dtype = self._dtype
-        if isinstance(value, Tensor):
-            if value._data.dtype is dtype or "dtype" in self._op.parameters:
-                return value
-        elif value is None or value.__class__ in NUMBERS:
-            return value
-        if self._op.floats and dtype == np.float16:
-            dtype = FLOAT32
-        if isinstance(value, Tensor):
-            return value.astype(dtype)
-        array = as_array(value, dtype)
-        return array if array.ndim else array.item()
 
     def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
         """Return the derivative along tangents of some inputs; None stands for zero."""
@@ -233,7 +229,7 @@ class _Derivative:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
                     v = spread(v, self._result.shape)
-                terms.append(self._vjps[i].derivative(v, *self._saved(i)))
+                terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 terms.append(self._of_linear(i, v))
             else:
@@ -241,7 +237,8 @@ class _Derivative:
         if others and op.takes_sequence and op.linear:
             elements, *options = self._values
             zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
-            terms.append(op([others.get(i, zero) for i, zero in enumerate(zeros)], *options))
+            given = [others.get(i, zero) for i, zero in enumerate(zeros)]
+            terms.append(self._called([given, *options]))
         elif others:
             terms += self._by_transposition(others)
         if not terms:
@@ -259,7 +256,21 @@ class _Derivative:
             if not self._op.is_required(i):
                 values[i] = None
         values[argnum] = tangent
-        return self._op(*values)
+        return self._called(values)
+
+    def _called(self, values: Sequence[Any]) -> Any:
+        """Call the op with a value for each of its parameters."""
+        args, options = self._op.passed(values)
+        return self._op(*args, **options)
+
+    def _pulled_back(self, g: Any, argnums: Sequence[int]) -> list[Any]:
+        """Return what the VJPs of some inputs make of a gradient of the result."""
+        op = self._op
+        if op.plain:
+            return [self._vjps[i].derivative(g, *self._saved(i)) for i in argnums]
+        needed = tuple(i in argnums for i in op.argnums)
+        joint = self._vjps[argnums[0]].derivative(g, needed, *self._saved(argnums[0]))
+        return [joint[op.argnums.index(i)] for i in argnums]
 
     def _saved(self, argnum: int) -> list[Any]:
         """Return what the VJP of an input takes after the gradient."""
@@ -287,6 +298,7 @@ class _Derivative:
             oldest=u.node.order,
             retain_graph=True,
             create_graph=not self._on_arrays,
+            recorded=mode.grad_enabled,
         )
         if not arrived and any(product._data.any() for product in products.values()):
             raise RuntimeError(
@@ -302,19 +314,31 @@ class _Derivative:
         argnums = [i for i in self._vjps if nodes[i] is not None]
         u = Tensor(np.ones_like(self._result._data), requires_grad=True)
         with grad_mode(True):
-            if op.plain:
-                results = [self._vjps[i].derivative(u, *self._saved(i)) for i in argnums]
-            else:
-                needed = tuple(i in argnums for i in op.argnums)
-                joint = self._vjps[argnums[0]].derivative(u, needed, *self._saved(argnums[0]))
-                results = [joint[op.argnums.index(i)] for i in argnums]
             products: dict[int, Tensor] = {}
-            for i, product in zip(argnums, results, strict=True):
+            for i, product in zip(argnums, self._pulled_back(u, argnums), strict=True):
                 node = nodes[i]
                 assert node is not None
                 fitted = fit_to_input(product, node, op, i)
                 products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)
         return u, products
+
+
+def _converted(
+    op: Op[Any], inputs: Sequence[Any], argnums: Iterable[int], dtype: np.dtype[Any]
+) -> list[Any]:
+    """Return the inputs of a call in the dtype in which the op computed its result of `dtype`."""
+    if op.floats and dtype == np.float16:
+        dtype = FLOAT32
+    values = list(inputs)
+    for i in argnums:
+        x = values[i]
+        if isinstance(x, Tensor):
+            if x._data.dtype is not dtype and "dtype" not in op.parameters:
+                values[i] = x.astype(dtype)
+        elif x is not None and x.__class__ not in NUMBERS:
+            array = as_array(x, dtype)
+            values[i] = array if array.ndim else array.item()
+    return values
 
 
 def _arrays(value: Any) -> Any:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
+from inspect import Parameter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
@@ -268,6 +269,19 @@ class Op(OpLike, Generic[P]):
         if text := instead_of_keyword(error):
             raise op_error(TypeError, self.name, text) from None
 
+    def passed(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return a value for each parameter as arguments by position and by keyword."""
+        kinds = [parameter.kind for parameter in self.signature.parameters.values()]
+        count = sum(kind is not Parameter.KEYWORD_ONLY for kind in kinds)
+        by_name = zip(self.parameters[count:], values[count:], strict=True)
+        return list(values[:count]), dict(by_name)
+
+    def compose(self, *values: Any) -> Any:
+        """Call the composition with a value for each parameter."""
+        assert self.composition is not None
+        args, options = self.passed(values)
+        return self.composition(*args, **options)
+
     @property
     def source(self) -> str:
         """The text of the function that a call of this op runs."""
@@ -293,8 +307,7 @@ class Op(OpLike, Generic[P]):
         tracked = isinstance(g, Tensor)
         parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
-            assert self.composition is not None
-            return replay(self.composition, node.arguments, parents, wanted, g)
+            return replay(self.compose, node.arguments, parents, wanted, g)
         if self.plain:
             return [
                 vjp.derivative(g, *self.linked(node, vjp, saved, parents))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.checks import check_positive, check_probability
+from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -201,7 +202,7 @@ def linear_cross_entropy(
     smoothing = float(label_smoothing)
     given = reshape(given, -1)
     labels = _as_int64(given, ignore_index)
-    trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
+    trained = is_differentiated(weight)
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
     if trained or not same_floats or labels is None:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}

@@ -12,7 +12,8 @@ from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
 from minigrad.checks import check_positive, check_probability
-from minigrad.core.grad_mode import is_grad_enabled, observed
+from minigrad.core.forward_mode import is_differentiated
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
@@ -229,7 +230,7 @@ class KVCache:
                     f"KVCache: keys and values are ({batch}, {heads}, L, {head_dim}) of "
                     f"{self._both.dtype}, not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
                 )
-            if is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            if is_differentiated(x):
                 raise RuntimeError(
                     "KVCache: no gradient flows through a cache, and keys or values require one; "
                     "call the model under minigrad.no_grad()"
