@@ -176,7 +176,7 @@ class TorchFunction(ForeignFunction):
     """A function of PyTorch's tensors, or a Module, which is copied."""
 
     framework = "torch"
-    layout = "cotangents in transposed memory", np.asfortranarray
+    layout = "cotangents in transposed memory", lambda v: np.array(v, order="F")
     selects = True
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
