@@ -202,7 +202,7 @@ class TorchFunction(ForeignFunction):
         return isinstance(x, self.torch.Tensor) and x.is_floating_point()
 
     def _to_numpy(self, x: Any) -> Array:
-        x = x.detach().cpu()
+        x = x.detach().cpu().to_dense()
         if x.dtype != self.torch.bfloat16:
             return np.asarray(x.numpy())
         import ml_dtypes
