@@ -67,7 +67,6 @@ class CheckedFunction(ABC):
 
     Attributes:
         checker: the function that the user called, for messages.
-        default_order: up to which order it is checked unless the user says.
         layout: the name of another layout in memory that a cotangent may have, and what makes it.
         selects: whether a gradient can be asked for by some operands only.
         name: the name of the function.
@@ -80,7 +79,6 @@ class CheckedFunction(ABC):
     """
 
     checker: ClassVar[str] = "gradcheck"
-    default_order: ClassVar[int] = 1
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
     selects: ClassVar[bool] = False
 
@@ -94,12 +92,11 @@ class CheckedFunction(ABC):
         self.unreached: dict[str, str] = {}
         self.nondet_tol, self.unsteady = 0.0, False
 
-    def take(self, arrays: Mapping[str, Array], operands: Iterable[str] | None = None) -> None:
-        """Remember the inputs and parameters by name; operands are those of floats, or these."""
+    def take(self, arrays: Mapping[str, Array]) -> None:
+        """Remember the inputs and parameters by name; operands are those of floats."""
         self._arrays = dict(arrays)
         self._before = {name: x.copy() for name, x in arrays.items()}
-        of_floats = [name for name, x in arrays.items() if is_float(x.dtype)]
-        self.names = of_floats if operands is None else list(operands)
+        self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
         self.operands = [self._arrays[name] for name in self.names]
         if not self.operands:
             dtypes = [str(x.dtype) for x in arrays.values()]
@@ -126,9 +123,9 @@ class CheckedFunction(ABC):
     def outline(self, operands: Arrays) -> Outline:
         """Call f where a gradient is required, and say what its results are."""
 
-    @abstractmethod
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
+        return []
 
     def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""

@@ -168,10 +168,6 @@ class ForeignFunction(CheckedFunction):
             raise self.error(f"{self.name} computes in {dtype} only")
         return Outline([x.shape for x in results], self.least_exact(operands, dtype))
 
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find nothing: arrays that cannot be written to have no flaws."""
-        return []
-
 
 class TorchFunction(ForeignFunction):
     """A function of PyTorch's tensors, or a Module, which is copied."""

@@ -38,7 +38,6 @@ class TensorFunction(CheckedFunction):
     operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
     """
 
-    default_order = 2
     layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
     selects = True
 
