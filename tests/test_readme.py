@@ -152,7 +152,9 @@ def folder(tmp_path, monkeypatch):
         layer.lora_b = mg.randn(8, 4).data
     lora.save(model, "adapter")
     mg.io.save_state("finetuned.safetensors", lora.fold(model).state_dict())
-    (tmp_path / "file.py").write_text("def function(a, b):\n    return a @ b\n")
+    functions = "def function(a, b):\n    return a @ b\n\ndef forward(x):\n    return x * x\n\n"
+    functions += "def backward(g, x):\n    return 2 * g * x\n"
+    (tmp_path / "file.py").write_text(functions)
     row = '{"prompt": "The quick", "completion": " brown fox."}\n'
     (tmp_path / "examples.jsonl").write_text(8 * row)
     tiny_gguf("model.gguf", tiny_folder("tiny"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
     Array,
+    Arrays,
     CheckedFunction,
     Gradients,
     NoGradient,
     Outline,
+    Positions,
     Pullback,
     copied,
     flat,
@@ -24,6 +26,9 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     names_of_inputs,
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_float, least_exact
+
+# The arguments and the results of a call of forward, and whether the results are a tuple.
+Call = tuple[list[Array], list[Array], bool]
 
 
 class ArrayPair(CheckedFunction):
@@ -50,60 +55,28 @@ class ArrayPair(CheckedFunction):
         self._names = names_of_inputs(forward, len(self._inputs))
         self.take(dict(zip(self._names, self._inputs, strict=True)))
 
-    def _arguments(self, operands: Sequence[Array]) -> list[Array]:
-        """Return all inputs, with these operands among them."""
-        floats = iter(operands)
-        return [next(floats) if is_float(x.dtype) else x for x in self._inputs]
-
-    def _called(self, arguments: Sequence[Array]) -> tuple[list[Array], bool]:
-        """Return all results, and whether there are several."""
+    def _called(self, operands: Arrays) -> Call:
+        """Call forward. Its results are copied, because it may give the same memory each time."""
+        left = iter(operands)
+        arguments = [next(left) if is_float(x.dtype) else x for x in self._inputs]
         result = self._forward(*arguments)
         several = isinstance(result, (tuple, list))
-        found = [np.asarray(x) for x in (result if several else [result])]
-        if not all(is_float(x.dtype) or x.dtype.kind in "biu" for x in found) or not any(
-            is_float(x.dtype) for x in found
-        ):
+        found = [np.array(x) for x in (result if several else [result])]
+        floats = [x for x in found if is_float(x.dtype)]
+        if not floats or not all(is_float(x.dtype) or x.dtype.kind in "biu" for x in found):
             given = ", ".join(f"{x.dtype}{list(x.shape)}" for x in found) or "nothing"
-            what = f"{type(result).__name__} ({given})"
             raise self.error(
-                f"forward must return an array of floats, or a tuple with one, not {what}"
+                f"forward must return an array of floats, or a tuple with one, not "
+                f"{type(result).__name__} ({given})"
             )
-        self.same_shapes([x for x in found if is_float(x.dtype)])
-        return found, several
+        self.same_shapes(floats)
+        return arguments, found, several
 
-    def results(self, operands: Sequence[Array]) -> list[Array]:
-        """Compute the results of floats."""
-        return [x for x in self._called(self._arguments(operands))[0] if is_float(x.dtype)]
-
-    def vjp(
-        self, operands: Sequence[Array], needed: Sequence[int] | None = None
-    ) -> tuple[list[Array], Pullback]:
-        """Call forward, and return its results and a function that calls backward."""
-        arguments = self._arguments(operands)
-        found, several = self._called(arguments)
-        # A kernel may give the same memory in each call, and backward may write to it.
-        outs = [x.copy() for x in found]
-
-        def pullback(cotangents: Sequence[Array], recorded: bool = False) -> Gradients:
-            seeds = self._seeds(outs, cotangents)
-            given = self._pulled_back(arguments, seeds, outs, several)
-            return [np.array(g, FLOAT64, order="C") for g in given]
-
-        return [x for x in outs if is_float(x.dtype)], pullback
-
-    def _seeds(self, outs: Sequence[Array], cotangents: Sequence[Array]) -> list[Array | None]:
-        """Return what backward is given for each result, which it may write to."""
+    def _pulled_back(self, call: Call, cotangents: Arrays) -> tuple[list[Any], list[Array]]:
+        """Call backward; return what it was given as g, and the gradients by the operands."""
+        arguments, outs, several = call
         left = iter(cotangents)
-        return [np.array(next(left), x.dtype) if is_float(x.dtype) else None for x in outs]
-
-    def _pulled_back(
-        self,
-        arguments: Sequence[Array],
-        seeds: Sequence[Array | None],
-        outs: Sequence[Array],
-        several: bool,
-    ) -> list[Array]:
-        """Call backward, and return the gradients by the operands as it gives them."""
+        seeds = [np.array(next(left), x.dtype) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
         name = getattr(self._backward, "__name__", "backward")
         try:
@@ -114,31 +87,44 @@ class ArrayPair(CheckedFunction):
             raise
         gradients = list(found) if isinstance(found, (tuple, list)) else [found]
         if len(gradients) != len(arguments):
-            what = f"a {type(found).__name__}"
-            what += f" of {len(gradients)}" if isinstance(found, (tuple, list)) else ""
+            many = f" of {len(gradients)}" if isinstance(found, (tuple, list)) else ""
             raise self.error(
                 f"{name} must return a gradient for each of the {len(arguments)} inputs, in a "
-                f"tuple if there are several, and None for integers; it returned {what}"
+                f"tuple if there are several, and None for integers; it returned a "
+                f"{type(found).__name__}{many}"
             )
-        operands = [i for i, x in enumerate(arguments) if is_float(x.dtype)]
-        return [self._checked(name, i, gradients[i]) for i in operands]
+        checked = []
+        for i, (x, g) in enumerate(zip(arguments, gradients, strict=True)):
+            if not is_float(x.dtype):
+                continue
+            array = np.asarray(g)
+            if g is None:
+                reason = f"{name} returned None for an input of floats; zeros say that nothing "
+                raise NoGradient(self._names[i], reason + "depends on it")
+            if array.dtype.kind not in "biuf" and not is_float(array.dtype):
+                what = f"{type(g).__name__} of dtype {array.dtype} for {self._names[i]}"
+                raise self.error(f"{name} must return arrays of floats, not {what}")
+            if array.shape != x.shape:
+                reason = f"{name} returned a gradient of shape {array.shape} for an input of "
+                raise NoGradient(self._names[i], f"{reason}{x.shape}")
+            checked.append(array)
+        return seeds, checked
 
-    def _checked(self, name: str, i: int, gradient: Any) -> Array:
-        """Return a gradient as an array; raise NoGradient if it is none of its input."""
-        operand, x = self._names[i], self._inputs[i]
-        if gradient is None:
-            reason = f"{name} returned None for an input of floats; zeros say that nothing depends "
-            raise NoGradient(operand, reason + "on it")
-        g = np.asarray(gradient)
-        if g.dtype.kind not in "biuf" and not is_float(g.dtype):
-            what = f"{type(gradient).__name__} of dtype {g.dtype}"
-            raise self.error(f"{name} must return arrays of floats, not {what} for {operand}")
-        if g.shape != x.shape:
-            reason = f"{name} returned a gradient of shape {g.shape} for an input of {x.shape}"
-            raise NoGradient(operand, reason)
-        return g
+    def results(self, operands: Arrays) -> list[Array]:
+        """Compute the results of floats."""
+        return [x for x in self._called(operands)[1] if is_float(x.dtype)]
 
-    def outline(self, operands: Sequence[Array]) -> Outline:
+    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
+        """Call forward, and return its results and a function that calls backward."""
+        call = self._called(operands)
+
+        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
+            _, gradients = self._pulled_back(call, cotangents)
+            return [np.array(g, FLOAT64, order="C") for g in gradients]
+
+        return [x for x in call[1] if is_float(x.dtype)], pullback
+
+    def outline(self, operands: Arrays) -> Outline:
         """Call both functions, and say what the results are.
 
         Raises:
@@ -146,42 +132,36 @@ class ArrayPair(CheckedFunction):
                 compute with them. A kernel that takes any memory for one of float32 gives other
                 numbers then.
         """
-        arguments = self._arguments(operands)
-        found, several = self._called(arguments)
-        outs = [x.copy() for x in found]
-        floats = [x for x in outs if is_float(x.dtype)]
-        ones = self._seeds(outs, [np.ones(x.shape) for x in floats])
-        gradients = self._pulled_back(arguments, ones, outs, several)
-        given = least_exact(x.dtype for x in self.operands)
-        if any(x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True)):
-            values, narrow = flat(floats), self.values(self.operands)
+        call = self._called(operands)
+        results = [x for x in call[1] if is_float(x.dtype)]
+        _, gradients = self._pulled_back(call, [np.ones(x.shape) for x in results])
+        if self.widened(operands):
+            given = least_exact(x.dtype for x in self.operands)
+            narrow = self.values(self.operands)
             near = tolerances.TOLERANCE_ROOTS * math.sqrt(float(finfo(given).eps))
-            wide = all(x.dtype == FLOAT64 for x in (*floats, *gradients))
+            wide = all(x.dtype == FLOAT64 for x in (*results, *gradients))
             if not wide or not np.allclose(
-                values, narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
+                flat(results), narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
             ):
                 raise self.error(f"{self.name} computes in {given} only")
-        dtype = least_exact([x.dtype for x in (*floats, *operands)])
-        return Outline([x.shape for x in floats], self.least_exact(operands, dtype))
+        dtype = least_exact([x.dtype for x in (*results, *operands)])
+        return Outline([x.shape for x in results], self.least_exact(operands, dtype))
 
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
+        """Find what is wrong with gradients as arrays, and the operand or cotangent.
 
         A gradient may be g itself, or share memory with one by another input, as that of x + y.
         """
-        arguments = self._arguments(self.operands)
-        found, several = self._called(arguments)
-        outs = [x.copy() for x in found]
-        seeds = self._seeds(outs, cotangents)
-        gradients = self._pulled_back(arguments, seeds, outs, several)
+        call = self._called(self.operands)
+        seeds, gradients = self._pulled_back(call, cotangents)
+        floats = [g for g in seeds if g is not None]
         flaws = [
             ("the cotangent", "backward writes to the g that it is given, which others may have")
-            for seed, same in zip(seeds, self._seeds(outs, cotangents), strict=True)
-            if seed is not None and same is not None and not np.array_equal(seed, same)
+            for g, v in zip(floats, cotangents, strict=True)
+            if not np.array_equal(g, v.astype(g.dtype))
         ]
         before = [g.copy() for g in gradients]
-        other = self._seeds(outs, [-2 * v for v in cotangents])
-        self._pulled_back(arguments, other, outs, several)
+        self._pulled_back(call, [-2 * v for v in cotangents])
         for name, x, g, same in zip(self.names, self.operands, gradients, before, strict=True):
             for given, array in zip(self.names, self.operands, strict=True):
                 if np.shares_memory(g, array):

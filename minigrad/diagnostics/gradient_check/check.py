@@ -90,7 +90,8 @@ def gradcheck(
     """
     framework = framework_of(f, inputs)
     function: CheckedFunction = (framework or TensorFunction)(f, inputs)
-    order = function.default_order if order is None else order
+    if order is None:
+        order = 2 if framework is None else 1
     return _checked(function, order, tolerance, samples, nondet_tol, rng, progress)
 
 

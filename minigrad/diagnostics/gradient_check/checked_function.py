@@ -34,6 +34,8 @@ ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some ope
 # Computes the gradient of sum(cotangents * results) by each operand, for one call of f. With
 # `recorded=True` it computes it as for a derivative of higher order.
 Pullback = Callable[..., Gradients]
+Arrays = Sequence[Array]
+Positions = Sequence[int] | None  # of operands; None stands for all
 
 CHECKERS = "gradcheck", "check_vjp"  # the functions that users call, whose errors end a check
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
@@ -66,7 +68,6 @@ class CheckedFunction(ABC):
 
     Attributes:
         checker: the function that the user called, for messages.
-        default_order: up to which order it is checked unless the user says.
         layout: the name of another layout in memory that a cotangent may have, and what makes it.
         selects: whether a gradient can be asked for by some operands only.
         name: the name of the function.
@@ -79,7 +80,6 @@ class CheckedFunction(ABC):
     """
 
     checker: ClassVar[str] = "gradcheck"
-    default_order: ClassVar[int] = 1
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
     selects: ClassVar[bool] = False
 
@@ -93,12 +93,11 @@ class CheckedFunction(ABC):
         self.unreached: dict[str, str] = {}
         self.nondet_tol, self.unsteady = 0.0, False
 
-    def take(self, arrays: Mapping[str, Array], operands: Iterable[str] | None = None) -> None:
-        """Remember the inputs and parameters by name; operands are those of floats, or these."""
+    def take(self, arrays: Mapping[str, Array]) -> None:
+        """Remember the inputs and parameters by name; operands are those of floats."""
         self._arrays = dict(arrays)
         self._before = {name: x.copy() for name, x in arrays.items()}
-        of_floats = [name for name, x in arrays.items() if is_float(x.dtype)]
-        self.names = of_floats if operands is None else list(operands)
+        self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
         self.operands = [self._arrays[name] for name in self.names]
         if not self.operands:
             dtypes = [str(x.dtype) for x in arrays.values()]
@@ -111,29 +110,25 @@ class CheckedFunction(ABC):
         return op_error(kind, self.checker, message)
 
     @abstractmethod
-    def results(self, operands: Sequence[Array]) -> list[Array]:
+    def results(self, operands: Arrays) -> list[Array]:
         """Compute the results of floats, with no graph."""
 
     @abstractmethod
-    def vjp(
-        self, operands: Sequence[Array], needed: Sequence[int] | None = None
-    ) -> tuple[list[Array], Pullback]:
+    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
         """Call f, and return its results and what pulls cotangents back through this call.
 
         `needed` are the positions of the operands by which a gradient is asked for, if not by all.
         """
 
     @abstractmethod
-    def outline(self, operands: Sequence[Array]) -> Outline:
+    def outline(self, operands: Arrays) -> Outline:
         """Call f where a gradient is required, and say what its results are."""
 
-    @abstractmethod
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
+        return []
 
-    def second_gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
-    ) -> Gradients:
+    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         raise NotImplementedError
 
@@ -149,7 +144,7 @@ class CheckedFunction(ABC):
         with Draws().put_back():
             yield
 
-    def values(self, operands: Sequence[Array]) -> Vector:
+    def values(self, operands: Arrays) -> Vector:
         """Compute all results as one vector, with no graph."""
         return flat(self.same_shapes(self.results(operands)))
 
@@ -162,9 +157,7 @@ class CheckedFunction(ABC):
             raise self.error(message, ValueError)
         return results
 
-    def gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool = False
-    ) -> Gradients:
+    def gradients(self, operands: Arrays, cotangents: Arrays, recorded: bool = False) -> Gradients:
         """Compute the gradient of sum(cotangents * results) by each operand.
 
         `recorded` says whether it is computed as for a derivative of higher order.
@@ -172,7 +165,7 @@ class CheckedFunction(ABC):
         _, pullback = self.vjp(operands)
         return pullback(cotangents, recorded=recorded)
 
-    def cotangents(self, operands: Sequence[Array], rng: np.random.Generator) -> list[Array]:
+    def cotangents(self, operands: Arrays, rng: np.random.Generator) -> list[Array]:
         """Draw a cotangent for each result, so large that the gradients of all are of like size.
 
         They have as many digits as float32, so that they are the same numbers in both dtypes.
@@ -191,7 +184,7 @@ class CheckedFunction(ABC):
         ]
 
     def gradients_by_path(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
+        self, operands: Arrays, cotangents: Arrays, recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients, and by each other path that leads to them; all must be the same.
 
@@ -215,7 +208,7 @@ class CheckedFunction(ABC):
             ]
         return gradients, paths
 
-    def broadcast_flaws(self, operands: Sequence[Array]) -> list[tuple[str, str]]:
+    def broadcast_flaws(self, operands: Arrays) -> list[tuple[str, str]]:
         """Compare the gradients for cotangents of ones, and of one number that is broadcast.
 
         Such a cotangent arrives behind a sum, and has strides of 0.
@@ -240,7 +233,11 @@ class CheckedFunction(ABC):
                 flaws.append((name, why))
         return flaws
 
-    def least_exact(self, operands: Sequence[Array], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def widened(self, operands: Arrays) -> bool:
+        """Return whether operands have more digits than those that came in."""
+        return any(x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True))
+
+    def least_exact(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype in which a function computes whose inside cannot be seen.
 
         It is that of the results, unless f cannot tell operands from those that are rounded to
@@ -297,7 +294,7 @@ def names_of_inputs(f: Any, count: int) -> list[str]:
     return names
 
 
-def elsewhere(operands: Sequence[Array]) -> list[Array]:
+def elsewhere(operands: Arrays) -> list[Array]:
     """Return another point, near this one and on the same side of 0."""
     moved = [copied(x) for x in operands]
     for x in moved:

@@ -227,7 +227,8 @@ class Line:
             return math.sqrt(np.sum(np.square(units), where=where))
 
         largest_moved = several * float(np.max(sizes, initial=0.0, where=known & moved))
-        largest = several * float(np.max(sizes, initial=1.0, where=known))
+        largest = float(np.max(sizes, initial=1.0, where=known))
+        largest *= tolerances.ROUNDING_UNITS * eps
         return [root(moved), max(largest_moved, root(known & ~moved)), largest]
 
 

@@ -19,10 +19,12 @@ import numpy as np
 from minigrad.diagnostics.gradient_check.checked_function import (
     RECORDING,
     Array,
+    Arrays,
     CheckedFunction,
     Gradients,
     NoGradient,
     Outline,
+    Positions,
     Pullback,
     as_seeds,
     copied,
@@ -33,6 +35,9 @@ from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, is_float, le
 
 # Methods of PyTorch's tensors whose results depend on a tensor and have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
+
+Foreign = Sequence[Any]  # arrays of a framework
+Pull = Callable[..., Foreign]  # computes a gradient or None by each array, for some cotangents
 
 
 class ForeignFunction(CheckedFunction):
@@ -50,51 +55,52 @@ class ForeignFunction(CheckedFunction):
         if self.name == "apply" and isinstance(owner, type):  # of a torch.autograd.Function
             self.name, f = owner.__name__, getattr(owner, "forward", f)
         self._inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        floats = [i for i, x in enumerate(self._inputs) if self.is_floats(x)]
+        floats = [i for i, x in enumerate(self._inputs) if self._is_floats(x)]
         self._positions = [i for i in floats if getattr(self._inputs[i], "requires_grad", False)]
         self._positions = self._positions or floats
         names = names_of_inputs(f, len(self._inputs))
-        given = {names[i]: self._inputs[i] for i in self._positions} | self.parameters()
+        given = {names[i]: self._inputs[i] for i in self._positions} | self._parameters()
+        if not given:
+            kinds = [type(x).__name__ for x in self._inputs]
+            raise self.error(f"no input is of floats of {self.framework}; they are {kinds}")
         self._given = list(given.values())  # the operands, as arrays of the framework
-        self.take({name: copied(self.to_numpy(x)) for name, x in given.items()})
+        self.take({name: copied(self._to_numpy(x)) for name, x in given.items()})
 
-    def parameters(self) -> dict[str, Any]:
+    def _parameters(self) -> dict[str, Any]:
         """Return those that f has and that are operands too."""
         return {}
 
     @abstractmethod
-    def is_floats(self, x: Any) -> bool:
+    def _is_floats(self, x: Any) -> bool:
         """Return whether x is an array of floats of this framework."""
 
     @abstractmethod
-    def to_numpy(self, x: Any) -> Array:
+    def _to_numpy(self, x: Any) -> Array:
         """Return an array of numpy with the same numbers, perhaps in the same memory."""
 
     @abstractmethod
-    def from_numpy(self, x: Array, like: Any) -> Any:
+    def _from_numpy(self, x: Array, like: Any) -> Any:
         """Return an array of the framework, on the device of another one."""
 
     @abstractmethod
-    def leaves(self, result: Any) -> list[Any]:
+    def _leaves(self, result: Any) -> list[Any]:
         """Return what is in nested tuples, lists and dicts."""
 
     @abstractmethod
-    def pulled_back(
-        self, arrays: Sequence[Any], needed: Sequence[int]
-    ) -> tuple[list[Any], Callable[..., Sequence[Any]]]:
+    def _pulled_back(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], Pull]:
         """Call f, and return its results, and what computes a gradient or None by each array."""
 
     @abstractmethod
-    def refuses(self, error: Exception) -> bool:
+    def _refuses(self, error: Exception) -> bool:
         """Return whether the framework says by an error that f gives no gradient."""
 
-    def call(self, arrays: Sequence[Any]) -> list[Any]:
+    def _call(self, arrays: Foreign) -> list[Any]:
         """Return the results of f that are of floats."""
         inputs = list(self._inputs)
         for i, x in zip(self._positions, arrays, strict=False):
             inputs[i] = x
-        result = self.called(inputs, arrays[len(self._positions) :])
-        results = [x for x in self.leaves(result) if self.is_floats(x)]
+        result = self._called(inputs, arrays[len(self._positions) :])
+        results = [x for x in self._leaves(result) if self._is_floats(x)]
         if not results:
             raise self.error(
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
@@ -102,27 +108,25 @@ class ForeignFunction(CheckedFunction):
             )
         return results
 
-    def called(self, inputs: Sequence[Any], parameters: Sequence[Any]) -> Any:
+    def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
         """Call f with these parameters, if it has any."""
         return self._f(*inputs)
 
-    def arrays(self, operands: Sequence[Array]) -> list[Any]:
+    def _to_arrays(self, operands: Arrays) -> list[Any]:
         """Return operands as arrays of the framework."""
-        return [self.from_numpy(x, y) for x, y in zip(operands, self._given, strict=True)]
+        return [self._from_numpy(x, y) for x, y in zip(operands, self._given, strict=True)]
 
-    def results(self, operands: Sequence[Array]) -> list[Array]:
+    def results(self, operands: Arrays) -> list[Array]:
         """Compute the results of floats."""
-        return [self.to_numpy(x) for x in self.call(self.arrays(operands))]
+        return [self._to_numpy(x) for x in self._call(self._to_arrays(operands))]
 
-    def vjp(
-        self, operands: Sequence[Array], needed: Sequence[int] | None = None
-    ) -> tuple[list[Array], Pullback]:
+    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
         """Call f, and return its results and what pulls cotangents back through this call."""
         needed = range(len(operands)) if needed is None else needed
         with self._findings():
-            results, pull = self.pulled_back(self.arrays(operands), needed)
+            results, pull = self._pulled_back(self._to_arrays(operands), needed)
 
-        def pullback(cotangents: Sequence[Array], recorded: bool = False) -> Gradients:
+        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
             seeds = self._seeds(cotangents, results)
             with self._findings():
                 found = pull(seeds, recorded)
@@ -131,16 +135,16 @@ class ForeignFunction(CheckedFunction):
                     why = "gives no gradient: is the result computed under no_grad, or detached?"
                     self.unreached.setdefault(self.names[i], f"{self.framework} {why}")
             return [
-                np.zeros(x.shape) if g is None else np.array(self.to_numpy(g), FLOAT64, order="C")
+                np.zeros(x.shape) if g is None else np.array(self._to_numpy(g), FLOAT64, order="C")
                 for g, x in zip(found, operands, strict=True)
             ]
 
-        return [self.to_numpy(x) for x in results], pullback
+        return [self._to_numpy(x) for x in results], pullback
 
-    def _seeds(self, cotangents: Sequence[Array], like: Sequence[Any]) -> list[Any]:
+    def _seeds(self, cotangents: Arrays, like: Foreign) -> list[Any]:
         """Return cotangents as arrays with the dtypes of others, which f may write to."""
-        seeds = as_seeds(cotangents, [self.to_numpy(y).dtype for y in like])
-        return [self.from_numpy(v, y) for v, y in zip(seeds, like, strict=True)]
+        seeds = as_seeds(cotangents, [self._to_numpy(y).dtype for y in like])
+        return [self._from_numpy(v, y) for v, y in zip(seeds, like, strict=True)]
 
     @contextmanager
     def _findings(self) -> Iterator[None]:
@@ -148,12 +152,12 @@ class ForeignFunction(CheckedFunction):
         try:
             yield
         except Exception as error:
-            if not self.refuses(error):
+            if not self._refuses(error):
                 raise
             sentence = str(error).splitlines()[0].split(". ")[0]
             raise NoGradient(", ".join(self.names), f"{self.framework}: {sentence}") from error
 
-    def outline(self, operands: Sequence[Array]) -> Outline:
+    def outline(self, operands: Arrays) -> Outline:
         """Call f where a gradient is required, and say what its results are.
 
         Raises:
@@ -162,16 +166,9 @@ class ForeignFunction(CheckedFunction):
         results, pullback = self.vjp(operands)
         pullback([np.ones(x.shape) for x in results])
         dtype = least_exact(x.dtype for x in results)
-        given = least_exact(x.dtype for x in self.operands)
-        if dtype != FLOAT64 and any(
-            x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True)
-        ):
-            raise self.error(f"{self.name} computes in {given} only")
+        if dtype != FLOAT64 and self.widened(operands):
+            raise self.error(f"{self.name} computes in {dtype} only")
         return Outline([x.shape for x in results], self.least_exact(operands, dtype))
-
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
-        """Find nothing: arrays that cannot be written to have no flaws."""
-        return []
 
 
 class TorchFunction(ForeignFunction):
@@ -195,69 +192,60 @@ class TorchFunction(ForeignFunction):
                 ) from error
         super().__init__(f, inputs)
 
-    def parameters(self) -> dict[str, Any]:
-        """Return the trainable parameters of a Module."""
+    def _parameters(self) -> dict[str, Any]:
         named = self._modules[0].named_parameters() if self._modules else ()
         return {name: p for name, p in named if p.requires_grad}
 
-    def is_floats(self, x: Any) -> bool:
-        """Return whether x is a tensor of floats."""
+    def _is_floats(self, x: Any) -> bool:
         return isinstance(x, self.torch.Tensor) and x.is_floating_point()
 
-    def to_numpy(self, x: Any) -> Array:
-        """Return an array of numpy with the same numbers; bfloat16 is that of ml_dtypes."""
-        x = x.detach().cpu()
+    def _to_numpy(self, x: Any) -> Array:
+        x = x.detach().cpu().to_dense()
         if x.dtype != self.torch.bfloat16:
             return np.asarray(x.numpy())
         import ml_dtypes
 
         return np.asarray(x.contiguous().view(self.torch.int16).numpy()).view(ml_dtypes.bfloat16)
 
-    def from_numpy(self, x: Array, like: Any) -> Any:
+    def _from_numpy(self, x: Array, like: Any) -> Any:
         """Return a tensor, on the device of another; on the CPU it shares the memory of x."""
         if x.size > 1 and not any(x.strides):  # one number that is broadcast
-            return self.from_numpy(x.ravel()[:1].copy(), like).expand(x.shape)
+            return self._from_numpy(x.ravel()[:1].copy(), like).expand(x.shape)
         if x.dtype.kind == "V":  # bfloat16
             return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16).to(like.device)
         return self.torch.from_numpy(x).to(like.device)
 
-    def leaves(self, result: Any) -> list[Any]:
-        """Return what is in nested tuples, lists and dicts."""
+    def _leaves(self, result: Any) -> list[Any]:
         found: list[Any] = self.torch.utils._pytree.tree_leaves(result)
         return found
 
-    def called(self, inputs: Sequence[Any], parameters: Sequence[Any]) -> Any:
+    def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
         """Call f; constants and a Module are of float64 if all operands are."""
         operands = [*(inputs[i] for i in self._positions), *parameters]
         wide = all(x.dtype == self.torch.float64 for x in operands)
-        inputs = [x.double() if wide and self.is_floats(x) else x for x in inputs]
+        inputs = [x.double() if wide and self._is_floats(x) else x for x in inputs]
         if not self._modules:
             return self._f(*inputs)
         module = self._modules[wide]
-        state = dict(zip(self.parameters(), parameters, strict=True))
+        state = dict(zip(self._parameters(), parameters, strict=True))
         state |= {name: x.clone() for name, x in module.named_buffers()}
         return self.torch.func.functional_call(module, state, tuple(inputs))
 
-    def results(self, operands: Sequence[Array]) -> list[Array]:
+    def results(self, operands: Arrays) -> list[Array]:
         """Compute the results of floats, with no graph."""
         with self.torch.no_grad():
             return super().results(operands)
 
-    def _required(
-        self, arrays: Sequence[Any], needed: Sequence[int]
-    ) -> tuple[list[Any], list[Any]]:
+    def _required(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], list[Any]]:
         """Return the arrays, of which some require a gradient, and the results."""
         leaves = [x.requires_grad_(i in needed) for i, x in enumerate(arrays)]
         with self.torch.enable_grad():
-            return leaves, self.call(leaves)
+            return leaves, self._call(leaves)
 
-    def pulled_back(
-        self, arrays: Sequence[Any], needed: Sequence[int]
-    ) -> tuple[list[Any], Callable[..., Sequence[Any]]]:
-        """Call f, and return its results, and what computes a gradient or None by each array."""
+    def _pulled_back(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], Pull]:
         leaves, results = self._required(arrays, needed)
 
-        def pull(seeds: Sequence[Any], recorded: bool) -> Sequence[Any]:
+        def pull(seeds: Foreign, recorded: bool) -> Foreign:
             before = [g.clone() for g in seeds]
             gradients = self._grad(results, leaves, seeds, recorded)
             pairs = zip(seeds, before, strict=True)
@@ -266,9 +254,7 @@ class TorchFunction(ForeignFunction):
 
         return results, pull
 
-    def _grad(
-        self, results: Sequence[Any], leaves: Sequence[Any], seeds: Sequence[Any], recorded: bool
-    ) -> list[Any]:
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
         """Return a gradient or None by each leaf; the graph is kept."""
         reached = [(y, g) for y, g in zip(results, seeds, strict=True) if y.requires_grad]
         by = [x for x in leaves if x.requires_grad]
@@ -279,12 +265,10 @@ class TorchFunction(ForeignFunction):
         found = iter(self.torch.autograd.grad(ends, by, given, **options))
         return [next(found) if x.requires_grad else None for x in leaves]
 
-    def second_gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
-    ) -> Gradients:
+    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         with self.explained(RECORDING), self.torch.enable_grad():
-            arrays = self.arrays(operands)
+            arrays = self._to_arrays(operands)
             leaves, results = self._required(arrays, range(len(arrays)))
             seeds = [g.requires_grad_() for g in self._seeds(cotangents, results)]
             first = self._grad(results, leaves, seeds, recorded=True)
@@ -295,16 +279,15 @@ class TorchFunction(ForeignFunction):
             if getattr(total, "requires_grad", False):
                 second = self.torch.autograd.grad(total, by, allow_unused=True)
             return [
-                np.zeros(tuple(x.shape)) if g is None else np.array(self.to_numpy(g), FLOAT64)
+                np.zeros(tuple(x.shape)) if g is None else np.array(self._to_numpy(g), FLOAT64)
                 for g, x in zip(second, by, strict=True)
             ]
 
-    def refuses(self, error: Exception) -> bool:
-        """Return whether PyTorch says by an error that f gives no gradient."""
+    def _refuses(self, error: Exception) -> bool:
         signs = "returned an invalid gradient", "returned an incorrect number", "Can't call numpy()"
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
-    def outline(self, operands: Sequence[Array]) -> Outline:
+    def outline(self, operands: Arrays) -> Outline:
         """Call f where a gradient is required, and say what its results are and what cuts it."""
         cut: set[str] = set()
 
@@ -318,7 +301,7 @@ class TorchFunction(ForeignFunction):
         is_recording = self.torch.is_grad_enabled
         outline = super().outline(operands)
         with Watch():
-            leaves, results = self._required(self.arrays(operands), range(len(operands)))
+            leaves, results = self._required(self._to_arrays(operands), range(len(operands)))
         if cut:
             why = f"f uses {' and '.join(sorted(cut))}, through which no gradient flows"
             self.unreached = dict.fromkeys(self.names, why)
@@ -332,7 +315,7 @@ class TorchFunction(ForeignFunction):
         others = sum(hasattr(node, "variable") and id(node.variable) not in own for node in seen)
         return replace(outline, others=others)
 
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
         written = "a backward function writes to the gradient that it is given, which others have"
         flaws = [("the cotangent", written)] if self._written else []
@@ -355,47 +338,34 @@ class JaxFunction(ForeignFunction):
         self.jax = sys.modules["jax"]
         super().__init__(f, inputs)
 
-    def is_floats(self, x: Any) -> bool:
-        """Return whether x is an array of floats."""
+    def _is_floats(self, x: Any) -> bool:
         return isinstance(x, self.jax.Array) and is_float(x.dtype)
 
-    def to_numpy(self, x: Any) -> Array:
-        """Return an array of numpy with the same numbers."""
+    def _to_numpy(self, x: Any) -> Array:
         return np.asarray(x)
 
-    def from_numpy(self, x: Array, like: Any) -> Any:
-        """Return an array, on the device of another."""
+    def _from_numpy(self, x: Array, like: Any) -> Any:
         return self.jax.device_put(self.jax.numpy.array(x), next(iter(like.devices())))
 
-    def leaves(self, result: Any) -> list[Any]:
-        """Return what is in a pytree."""
+    def _leaves(self, result: Any) -> list[Any]:
         found: list[Any] = self.jax.tree.leaves(result)
         return found
 
-    def _pull(self, arrays: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-        results, pull = self.jax.vjp(lambda *xs: self.call(xs), *arrays)
-        return results, lambda seeds: pull(list(seeds))
+    def _pulled_back(self, arrays: Foreign, needed: Positions = None) -> tuple[list[Any], Pull]:
+        results, pull = self.jax.vjp(lambda *xs: self._call(xs), *arrays)
+        return results, lambda seeds, recorded=False: pull(list(seeds))
 
-    def pulled_back(
-        self, arrays: Sequence[Any], needed: Sequence[int]
-    ) -> tuple[list[Any], Callable[..., Sequence[Any]]]:
-        """Call f, and return its results, and what computes a gradient by each array."""
-        results, pull = self._pull(arrays)
-        return results, lambda seeds, recorded: pull(seeds)
-
-    def second_gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
-    ) -> Gradients:
+    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         with self.explained(RECORDING):
-            arrays = self.arrays(operands)
-            seeds = self._seeds(cotangents, self._pull(arrays)[0])
-            first, pull = self.jax.vjp(lambda xs, gs: self._pull(xs)[1](gs), arrays, seeds)
+            arrays = self._to_arrays(operands)
+            seeds = self._seeds(cotangents, self._pulled_back(arrays)[0])
+            gradients = lambda xs, gs: self._pulled_back(xs)[1](gs)  # noqa: E731
+            first, pull = self.jax.vjp(gradients, arrays, seeds)
             given = self._seeds(weights, first)
             return [np.array(g, FLOAT64) for part in pull(tuple(given)) for g in part]
 
-    def refuses(self, error: Exception) -> bool:
-        """Return whether JAX says by an error that f gives no gradient."""
+    def _refuses(self, error: Exception) -> bool:
         kinds = self.jax.errors.TracerArrayConversionError, self.jax.errors.ConcretizationTypeError
         return isinstance(error, kinds) or "ustom VJP" in str(error) or "custom_vjp" in str(error)
 

@@ -20,9 +20,11 @@ from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check.checked_function import (
     RECORDING,
     Array,
+    Arrays,
     CheckedFunction,
     Gradients,
     Outline,
+    Positions,
     Pullback,
     as_seeds,
     copied,
@@ -40,7 +42,6 @@ class TensorFunction(CheckedFunction):
     operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
     """
 
-    default_order = 2
     layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
     selects = True
 
@@ -92,13 +93,13 @@ class TensorFunction(CheckedFunction):
         self.same_shapes([x._data for x in results])
         return results
 
-    def results(self, operands: Sequence[Array]) -> list[Array]:
+    def results(self, operands: Arrays) -> list[Array]:
         """Compute the results of floats, with no graph."""
         with grad_mode(False):
             return [x._data for x in self([Tensor(x) for x in operands])]
 
     def _called(
-        self, operands: Sequence[Array], needed: Sequence[int] | None = None
+        self, operands: Arrays, needed: Positions = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the operands as Tensors, of which some require a gradient, and the results."""
         leaves = [
@@ -107,14 +108,12 @@ class TensorFunction(CheckedFunction):
         with grad_mode(True):
             return leaves, self(leaves)
 
-    def vjp(
-        self, operands: Sequence[Array], needed: Sequence[int] | None = None
-    ) -> tuple[list[Array], Pullback]:
+    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
         """Call f, and return its results and what pulls cotangents back through this call."""
         leaves, results = self._called(operands, needed)
         by = [leaf for leaf in leaves if leaf.requires_grad]
 
-        def pullback(cotangents: Sequence[Array], recorded: bool = False) -> Gradients:
+        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
             seeds = as_seeds(cotangents, [x.dtype for x in results])
             options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
             with grad_mode(True):
@@ -128,7 +127,7 @@ class TensorFunction(CheckedFunction):
 
         return [x._data for x in results], pullback
 
-    def outline(self, operands: Sequence[Array]) -> Outline:
+    def outline(self, operands: Arrays) -> Outline:
         """Call f where a gradient is required, and say what its results are."""
         leaves, results = self._called(operands)
         nodes = reachable([x.node for x in results if x.node is not None])
@@ -139,9 +138,7 @@ class TensorFunction(CheckedFunction):
             len(_other_leaves(results, leaves)),
         )
 
-    def slope(
-        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
-    ) -> float | None:
+    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
 
         It is None if f cannot run so, because it differentiates by its inputs itself.
@@ -156,9 +153,7 @@ class TensorFunction(CheckedFunction):
             return float(np.dot(flat(cotangents), flat(tangents)))
         return None
 
-    def second_gradients(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
-    ) -> Gradients:
+    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         with grad_mode(True), self.explained(RECORDING):
             leaves, results = self._called(operands)
@@ -171,7 +166,7 @@ class TensorFunction(CheckedFunction):
             return [np.array(g._data, FLOAT64) for g in second]
 
     def gradients_by_path(
-        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
+        self, operands: Arrays, cotangents: Arrays, recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients by `grad`, and by each other path, of which one is `backward`."""
         gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
@@ -184,7 +179,7 @@ class TensorFunction(CheckedFunction):
         ]
         return gradients, paths
 
-    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
 
         A write to one must not change another, or a cotangent, or an operand. And a cotangent of
@@ -214,7 +209,7 @@ class TensorFunction(CheckedFunction):
         return flaws + self.broadcast_flaws(self.operands)
 
 
-def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:
+def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]) -> None:
     """Add to `.grad` of the leaves, and restore that of all other tensors."""
     before = [(node, node.grad) for node in _other_leaves(results, leaves)]
     try:

@@ -33,6 +33,15 @@ number = 3
 
 def broken(x):
     raise KeyError("mine")
+
+def forward(x, y):
+    return x * np.sin(y)
+
+def backward(g, x, y):
+    return g * np.sin(y), g * x * np.cos(y)
+
+def unfinished(g, x, y):
+    return g * np.sin(y), None
 """
 
 
@@ -95,6 +104,23 @@ def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, f
     options = options if "--shapes" in options else ["--shapes", "3", *options]
     assert status(target, *options) == 3
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backward", "options", "code", "said"),
+    [
+        ("backward", [], 0, "check_vjp of forward: agree (24 entries compared"),
+        ("backward", ["--samples", "5", "--dtype", "float32"], 0, "agree (10 of 24 entries"),
+        ("unfinished", [], 1, "unfinished returned None for an input of floats"),
+        ("backward", ["--order", "2"], 3, "--vjp is for functions of numpy arrays"),
+        ("backward", ["--framework", "torch"], 3, "--vjp is for functions of numpy arrays"),
+        ("backwards", [], 3, "did you mean backward?"),
+    ],
+)
+def test_a_pair_of_functions_is_checked(backward, options, code, said, file, capsys):
+    pair = f"{file}:forward", "--vjp", f"{file}:{backward}"
+    assert status(*pair, "--shapes", "3x4,3x4", *options) == code
+    assert said in "".join(capsys.readouterr())
 
 
 def test_shapes_must_be_given(file, capsys):
