@@ -62,7 +62,7 @@ def test_functions_and_modules_agree(torch, dtype, order):
     assert gradcheck(lambda x: {"a": x.sin(), "b": [x @ x.T, x > 0]}, x, order=order)
     report = gradcheck(torch.nn.Linear(3, 2, dtype=x.dtype), [x], order=order)
     assert report.verdict == "agree"
-    assert {c.operand for c in report.comparisons} >= {"input 0", "weight", "bias"}
+    assert {c.operand for c in report.comparisons} >= {"input", "weight", "bias"}
 
 
 def test_the_default_is_the_first_order(torch):
@@ -281,7 +281,7 @@ def test_errors_say_what_to_pass(torch):
         gradcheck(lambda x: x.detach().numpy(), [x])
     with pytest.raises(TypeError, match="no input is of floats"):
         gradcheck(torch.sum, [torch.tensor([1, 2])])
-    with pytest.raises(ValueError, match="writes to its input 0"):
+    with pytest.raises(ValueError, match="writes to x"):
         gradcheck(lambda x: x.detach().mul_(2) + x, [x])
     with pytest.raises(RuntimeError, match="mine") as caught:
         gradcheck(function(torch, torch.tanh, raising), [x])
@@ -365,7 +365,7 @@ def test_a_wrong_vjp_of_jax_is_found(jax, backward, reason):
     assert report.verdict == "disagree"
     assert reason in reasons(report)
     if not reason:
-        assert {entry.operand for entry in report.wrong} >= {"input 0"}
+        assert {entry.operand for entry in report.wrong} >= {"x"}
 
 
 def test_a_vjp_that_is_wrong_at_second_order_only(jax):
