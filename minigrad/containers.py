@@ -12,8 +12,8 @@ Module with its trainable parameters; all else is a leaf. None has no leaves, an
   because they may compute with the leaves or refuse them, and an attribute that is no field is
   missing from the result, where a stale value would be worse. A field with
   `metadata={"static": True}` is no leaf: it keeps its value.
-- An Owner keeps its parameters, so what is rebuilt in its place is a dict by their names.
-- The same object in two places makes two leaves, as two arguments of a function would be.
+- An Owner keeps its parameters, so what is rebuilt instead of it is a dict by their names.
+- The same object twice makes two leaves, as two arguments of a function would be.
 """
 
 from __future__ import annotations

@@ -408,7 +408,7 @@ class _Call:
                 )
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
-        """Return what f returns if `inputs` are in the place of the leaves."""
+        """Return what f returns for `inputs` instead of the leaves."""
         args = self._args.copy()
         for (i, structure), x in zip(self._structures.items(), inputs, strict=False):
             args[i] = x if self._flat else rebuild(structure, inputs, owners=True)

@@ -47,7 +47,7 @@ def gradcheck_error(message: str, kind: type[Exception] = TypeError) -> Exceptio
 
 
 class NoGradient(Exception):  # noqa: N818  # a finding, which the checker reports
-    """What is given as the gradient by an operand is none, whatever its numbers are."""
+    """Says that what a function gives as a gradient is none, whatever its numbers are."""
 
     def __init__(self, operand: str, reason: str) -> None:
         super().__init__(f"{operand}: {reason}")
@@ -56,7 +56,7 @@ class NoGradient(Exception):  # noqa: N818  # a finding, which the checker repor
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of the results of a function, besides their values."""
+    """The shapes and the dtype of the results of a function, without their values."""
 
     shapes: list[tuple[int, ...]]
     dtype: np.dtype[Any]  # in which it computes; the least exact one if there are several
