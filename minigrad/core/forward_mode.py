@@ -111,7 +111,7 @@ class ForwardMode(Observer):
         from_outside &= self._enabled
         if moving:
             before = grad_enabled, observers = mode.state
-            around = ()
+            around: tuple[Observer, ...] = ()
             if len(observers) > 1:
                 around = tuple(o for o in observers if not self._is_inside(o))
             runs = [self, *(o for o in around if isinstance(o, ForwardMode))]
