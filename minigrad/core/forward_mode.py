@@ -244,6 +244,12 @@ class _Derivative:
         if not terms:
             return None
         total = functools.reduce(operator.add, terms)
+        if np.shape(total) != self._result.shape:
+            raise ValueError(
+                f"`{op.name}` is marked as elementwise or linear, but its derivative in a "
+                f"direction has shape {np.shape(total)} by this, and its result "
+                f"{self._result.shape}; correct the VJP or the mark"
+            )
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
@@ -308,7 +314,10 @@ class _Derivative:
         return list(arrived.values())
 
     def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return a tensor u, and u^T J for each input with a node."""
+        """Return a tensor u, and u^T J for each input with a node.
+
+        u is not 0, because a VJP may leave out its work where a gradient is 0.
+        """
         op = self._op
         nodes = [x.node if isinstance(x, Tensor) else None for x in self._inputs]
         argnums = [i for i in self._vjps if nodes[i] is not None]

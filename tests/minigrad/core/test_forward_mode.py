@@ -454,6 +454,33 @@ def test_an_elementwise_op_with_a_joint_vjp():
     assert_allclose(hvp(lambda x: products(x, x).sum(), X, V).data, 2 * V, rtol=1e-15)
 
 
+def test_a_vjp_may_skip_gradients_of_zero():
+    @op
+    def doubled(x):
+        return x * 2
+
+    doubled.vjp("x", lambda g: g * 2 if (g != 0).any() else np.zeros(g.shape))
+    assert_array_equal(jvp(doubled, X, V)[1].data, 2 * V)
+
+
+def test_a_vjp_that_does_not_go_with_its_mark_is_an_error():
+    @op(elementwise=True)
+    def sign(x):
+        return np.sign(x)
+
+    @op(linear=("x",))
+    def first(x, count=None):
+        return x[:1] if count is None else x[:count]
+
+    sign.vjp("x", lambda g: 0.0)
+    first.vjp("x", lambda g, x_shape: g + np.zeros(x_shape))
+    first.vjp("count", lambda g: g)  # so it is left out
+    with pytest.raises(ValueError, match=r"`sign` is marked as elementwise or linear, .* \(\)"):
+        jvp(sign, X, V)
+    with pytest.raises(ValueError, match=r"has shape \(1,\) by this, and its result \(2,\)"):
+        jvp(lambda x: first(x, 2), X, V)
+
+
 def test_options_by_keyword_only():
     @op(linear=("x",))
     def scaled(x, *, by):

@@ -51,8 +51,20 @@ def with_checkpoint():
     minigrad.checkpoint(lambda x: (x * w).tanh(), x).sum().backward()
 
 
+def with_tangents():
+    x, v = drawn(3), drawn(3, seed=1)
+    f = lambda x: minigrad.softmax(x).tanh() * minigrad.logsumexp(x)
+    minigrad.jvp(lambda x: minigrad.jvp(f, x, v)[1] + minigrad.vjp(f, x).pullback(v)[0], x, v)
+    minigrad.hvp(lambda x: f(x).sum(), x, v)
+    minigrad.jacfwd(f)(x)
+
+
 @pytest.mark.parametrize(
-    "work", [walk_once_and_keep, second_derivative, forward_only, with_hooks, with_checkpoint]
+    "work",
+    [
+        *(walk_once_and_keep, second_derivative, forward_only, with_hooks, with_checkpoint),
+        with_tangents,
+    ],
 )
 def test_nothing_is_left_for_the_garbage_collector(work):
     work()
