@@ -261,7 +261,7 @@ def outputs(tree):
 
 @pytest.mark.parametrize("rows_per_column", [0, np.inf], ids=["columns", "rows"])
 def test_jacobians_of_containers_are_nested(rows_per_column, monkeypatch):
-    monkeypatch.setattr("minigrad.transforms.ROWS_PER_COLUMN", rows_per_column)
+    monkeypatch.setattr("minigrad.transforms.derivatives.ROWS_PER_COLUMN", rows_per_column)
     J = jacobian(outputs)(TREE)
     assert list(J) == ["square", "two"]
     assert J["two"][1][1] is None

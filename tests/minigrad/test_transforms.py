@@ -243,7 +243,7 @@ def test_a_jacobian_by_columns_is_that_by_rows(monkeypatch):
     with observe(Passes()) as by_columns:
         columns = jacobian(long, argnums=(0, 1))(*arguments)
         same = jacfwd(long, argnums=(0, 1))(*arguments)
-    monkeypatch.setattr("minigrad.transforms.ROWS_PER_COLUMN", np.inf)
+    monkeypatch.setattr("minigrad.transforms.derivatives.ROWS_PER_COLUMN", np.inf)
     with observe(Passes()) as by_rows:
         rows = jacobian(long, argnums=(0, 1))(*arguments)
     assert [J.shape for J in columns] == [(5, 2, 3, 2, 1), (5, 2, 3, 3)]

@@ -1,0 +1,355 @@
+"""The transforms: functions that make functions of derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad.containers import Structure, flatten_as, rebuild
+from minigrad.core.backward import initial_gradient
+from minigrad.core.forward_mode import Tangents, carried
+from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.tensor import Tensor
+from minigrad.ops import concatenate, reshape, transpose
+from minigrad.transforms.function_call import (
+    Argnums,
+    Call,
+    Function,
+    as_like,
+    checked_argnums,
+    described,
+)
+from minigrad.transforms.function_run import Run
+
+__all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
+__all__ += ["value_and_grad", "vjp"]
+
+# A Jacobian is computed by columns if it has so many times more rows: they take one more run of f.
+ROWS_PER_COLUMN = 1
+DIRECTIONS = 64  # of forward mode at once
+
+
+class ValueAndGrad(NamedTuple):
+    """The value of a function, or `(value, aux)` with `has_aux`, and its gradient."""
+
+    value: Any
+    gradient: Any
+
+
+class ValueAndPullback(NamedTuple):
+    """The value of a function, and the function v -> v^T J."""
+
+    value: Any
+    pullback: Callable[[Any], Any]
+
+
+class ValueAndTangent(NamedTuple):
+    """The value of a function, and its derivative J v in a direction v."""
+
+    value: Any
+    tangent: Any
+
+
+def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
+    """Return a function of f's arguments that returns `ValueAndGrad(f(x), df/dx)`.
+
+    Args:
+        f: a function that returns a Tensor of one element.
+        argnums: the position of the argument to differentiate by, a tensor or a container, of which
+            the gradient has the structure; for several positions, the gradient is a tuple.
+        has_aux: whether f returns `(value, aux)`; then the result is `((value, aux), gradient)`.
+            Tensors in `aux`, also within tuples, lists and dicts, are detached where `value` would
+            be.
+
+    Raises:
+        TypeError: if `argnums` are not ints; when called, if a leaf of the argument is not of
+            floats, or there is none, or f returns anything but a Tensor or a constant of floats.
+        ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
+            element, a container contains itself, or two Modules share a parameter.
+    """
+    return _named(_value_and_grad("value_and_grad", f, argnums, has_aux), "value_and_grad", f)
+
+
+def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
+    """Return a function of f's arguments that returns df/dx, the gradient of `value_and_grad`.
+
+        derivative = gradient(minigrad.tanh)(0.5)       # 1 - tanh(0.5)^2
+
+    With `has_aux`, f returns `(value, aux)`, and the result is `(gradient, aux)`.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: as `value_and_grad`.
+    """
+    both = _value_and_grad("gradient", f, argnums, has_aux)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the gradient of the named function, or `(gradient, aux)` with `has_aux`."""
+        value, gradient = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return _named(transformed, "gradient", f)
+
+
+def vjp(f: Function, *primals: Any) -> ValueAndPullback:
+    """Return the value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
+
+    f may return a container. `pullback(v)` takes v of the value's structure and shapes, and returns
+    a tuple, with the structure of each primal. It may be called any number of times, and keeps the
+    graph of f.
+
+        value, pullback = vjp(minigrad.tanh, x)
+        (gradient,) = pullback(minigrad.ones_like(value))
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: if there are no primals; in the pullback, if v has another shape.
+    """
+    call = Call("vjp", f, range(len(primals)), primals)
+    run = Run(call)
+    outs, structure = run.results()
+    wanted = run.can_be_differentiated(*outs)
+
+    def pullback(v: Any) -> Any:
+        """Return v^T J for a cotangent v, a tuple of one for each primal."""
+        leaves = flatten_as(structure, v, "vjp: the pullback's v")
+        cotangents = as_like(outs, leaves)
+        record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
+        record = record or carried(*cotangents) or (wanted and carried(*outs))
+        pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
+        return call.arranged(pulled)
+
+    value = rebuild(structure, outs if wanted else [out.detach() for out in outs])
+    return ValueAndPullback(value, pullback)
+
+
+def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
+    """Return f at `primals` and J v, its derivative in the direction of the tangents v.
+
+    A tuple or list of primals is one for each argument of f; anything else is the only argument.
+    Tangents have the structure of the primals, and for a Module they are a dict by the names of its
+    parameters. f may return a container. It runs once, in forward mode: each op passes on the
+    tangent of its result, and nothing is kept for a way back, so that memory does not grow with the
+    depth of f (see `minigrad.core.forward_mode`).
+
+        value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
+
+    Raises:
+        TypeError: as `value_and_grad`, or if one is a tuple and the other is not.
+        ValueError: if primals and tangents differ in number, keys or shape.
+    """
+    call, vs = _paired("jvp", f, primals, tangents)
+    run = Run(call, [[v] for v in vs])
+    outs, structure = run.results()
+    value = rebuild(structure, [run.detached(out) for out in outs])
+    return ValueAndTangent(value, rebuild(structure, [run.pushed(out)[0] for out in outs]))
+
+
+def hvp(f: Function, primals: Any, tangents: Any) -> Any:
+    """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
+
+    It is the derivative of df/dx in the direction v, forward mode over a backward pass, and costs a
+    few times what f does (Pearlmutter, 1994). Primals and tangents are as in `jvp`, and H v has
+    their structure; for a tuple or list it is a tuple.
+
+        curvature = (v * hvp(loss, x, v)).sum()
+
+    Raises:
+        TypeError: as `jvp`.
+        ValueError: as `jvp`, or if f returns more than one element.
+    """
+    several = type(primals) in (tuple, list)
+    gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
+    call, vs = _paired("hvp", gradients_of_f, primals, tangents)
+    run = Run(call, [[v] for v in vs])
+    gradients, _ = run.results()
+    products = call.arranged([run.pushed(gradient)[0] for gradient in gradients])
+    return products if several else products[0]
+
+
+def jacobian(f: Function, argnums: Argnums = 0) -> Function:
+    """Return a function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
+
+    For several `argnums` it returns a tuple, and for containers nested ones, f's outside: for f of
+    `{"w": (3,), "b": ()}` that returns `{"y": (2,)}`, `J["y"]["w"]` has shape (2, 3) and
+    `J["y"]["b"]` (2,). A row is a VJP; where x has far fewer elements than the value, J is computed
+    by columns instead, each a JVP.
+
+        J = jacobian(lambda x: A @ x)(x)        # A
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: when called, if `argnums` are repeated or out of range.
+    """
+    checked_argnums("jacobian", argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Jacobian of the named function: its results' structure, then argnums'."""
+        call = Call("jacobian", f, argnums, args, kwargs)
+        run = Run(call)
+        outs, structure = run.results()
+        if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+            return jacfwd(f, argnums)(*args, **kwargs)
+        record = run.can_be_differentiated(*outs)
+        blocks = [run.rows(out, run.inputs, record) for out in outs]
+        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
+
+    return _named(transformed, "jacobian", f)
+
+
+def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
+    """Return a function that returns the Jacobian as `jacobian` does, always by columns.
+
+    f runs in forward mode, in up to 64 directions at once, and so often that each element of the
+    arguments is one of them. No graph of f is in memory.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: when called, if `argnums` are repeated or out of range.
+        RuntimeError: if f gives another result when it runs again.
+    """
+    checked_argnums("jacfwd", argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Jacobian of the named function: its results' structure, then argnums'."""
+        call = Call("jacfwd", f, argnums, args, kwargs)
+        blocks, structure = _columns(call)
+        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
+
+    return _named(transformed, "jacfwd", f)
+
+
+def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:
+    """Compute the Jacobian of each leaf of the result by each leaf of the arguments, by columns.
+
+    f runs again for every so many directions, since their tangents are in memory at the same time.
+    """
+    sizes = [x.size for x in call.leaves]
+    *starts, total = accumulate(sizes, initial=0)
+    columns: list[list[Tensor]] = []
+    before: list[Tensor] = []
+    for first in range(0, max(1, total), DIRECTIONS):
+        count = min(DIRECTIONS, total - first)
+        pairs = zip(call.leaves, starts, strict=True)
+        run = Run(call, [_units(x, count, at - first) for x, at in pairs])
+        outs, structure = run.results()
+        before, columns = before or outs, columns or [[] for _ in outs]
+        for of_one, out, same in zip(columns, outs, before, strict=True):
+            if not np.array_equal(out._data, same._data, equal_nan=True):
+                raise RuntimeError(
+                    f"{call.name}: f gave another result when it ran again, for further columns; "
+                    f"does it draw random numbers? An rng that is made inside of f draws the same"
+                )
+            of_one += run.pushed(out)
+    blocks = []
+    for of_one, out in zip(columns, before, strict=True):
+        none = Tensor(np.zeros((0, *out.shape), out.dtype))  # for an input without elements
+        joined = concatenate([none, *(reshape(v, (1, *out.shape)) for v in of_one)])
+        turned = transpose(joined, (*range(1, joined.ndim), 0))
+        blocks.append(
+            [
+                reshape(turned[..., at : at + x.size], out.shape + x.shape).astype(x.dtype)
+                for x, at in zip(call.leaves, starts, strict=True)
+            ]
+        )
+    return blocks, structure
+
+
+def _units(x: Tensor, count: int, start: int) -> Tangents:
+    """Return tangents in `count` directions; from `start` on, one element after the other moves."""
+    tangents: Tangents = [None] * count
+    for k in range(max(0, start), min(count, start + x.size)):
+        v = np.zeros_like(x._data)
+        v.flat[k - start] = 1
+        tangents[k] = Tensor(v)
+    return tangents
+
+
+def hessian(f: Function, argnums: Argnums = 0) -> Function:
+    """Return a function of f's arguments that returns H[i, j] = d^2 f / dx_i dx_j.
+
+    H has the shape x's + x's.
+
+    It is the Jacobian of the gradient, by columns. For several `argnums` it returns a tuple of
+    tuples of blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it
+    is for containers: `H["w"]["b"]` has the shape of w + that of b.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: as `value_and_grad`.
+    """
+    gradients_of_f = _gradients_of("hessian", f, argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the Hessian of the named function: argnums' structure, twice."""
+        call = Call("hessian", gradients_of_f, argnums, args, kwargs)
+        blocks, _ = _columns(call)
+        return call.arranged([call.arranged(of_one) for of_one in blocks])
+
+    return _named(transformed, "hessian", f)
+
+
+def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:
+    checked_argnums(name, argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> ValueAndGrad:
+        """Return ValueAndGrad(value, gradient) of the named function, or ((value, aux), gradient).
+
+        The gradient has the structure of the argument at argnums, in a tuple if these are several.
+        """
+        run = Run(Call(name, f, argnums, args, kwargs))
+        out, aux = run.out, None
+        if has_aux:
+            if not (isinstance(out, tuple) and len(out) == 2):
+                raise TypeError(
+                    f"{name}: with has_aux, f must return (value, aux), not {out!r:.60}"
+                )
+            out, aux = out
+        out = run.checked(out)
+        if out.size != 1:
+            raise ValueError(
+                f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() "
+                f"or .mean(), or take the derivatives of all elements with `jacobian`"
+            )
+        record = run.can_be_differentiated(out)
+        value = out if record else out.detach()
+        one = initial_gradient(out, None, name, create_graph=True)
+        # `aux` may lie on the same graph, and must not find it freed.
+        gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
+        result = (value, run.detached(aux)) if has_aux else value
+        return ValueAndGrad(result, run.call.arranged(gradients))
+
+    return transformed
+
+
+def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
+    """Return a function of f's arguments that returns the tuple of gradients."""
+    both = _value_and_grad(name, f, checked_argnums(name, argnums))
+    return lambda *args, **kwargs: both(*args, **kwargs)[1]
+
+
+def _named(transformed: Function, name: str, f: Function) -> Function:
+    """Name a transformed function by what it computes, and let `help` show the arguments of f."""
+    inner = getattr(f, "__name__", type(f).__name__)
+    transformed.__name__ = transformed.__qualname__ = f"{name}({inner})"
+    transformed.__wrapped__ = f  # type: ignore[attr-defined]
+    return transformed
+
+
+def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[Call, list[Tensor]]:
+    """Return a call of f with primals, and the leaves of the tangents, checked against it."""
+    several = type(primals) in (tuple, list)
+    if several != (type(tangents) in (tuple, list)):
+        raise TypeError(
+            f"{name}: primals and tangents are one each or one tuple each, not "
+            f"{described(primals)} and {described(tangents)}"
+        )
+    if not several:
+        primals, tangents = [primals], [tangents]
+    if len(primals) != len(tangents):
+        raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
+    call = Call(name, f, range(len(primals)), primals)
+    return call, call.tangents(tangents)

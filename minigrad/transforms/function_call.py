@@ -1,0 +1,150 @@
+"""A call of a function: its arguments, checked, and the leaves that it is differentiated by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.containers import Container, Leaf, Structure, flatten, flatten_as, rebuild
+from minigrad.core.tensor import Tensor, assigned
+
+Function = Callable[..., Any]
+Argnums = int | Sequence[int]
+
+
+class Call:
+    """A call of f: its arguments, and the leaves among them that it is differentiated by."""
+
+    def __init__(
+        self,
+        name: str,
+        f: Function,
+        argnums: Argnums,
+        args: Sequence[Any],
+        kwargs: Any = None,
+    ) -> None:
+        if not callable(f):
+            raise TypeError(
+                f"{name}: f must be a function of tensors, not {described(f)}; "
+                f"minigrad.grad(output, input) differentiates a result"
+            )
+        numbers: Sequence[int] = argnums if isinstance(argnums, Sequence) else (argnums,)
+        count = len(args)
+        if not numbers or min(numbers) < -count or max(numbers) >= count:
+            raise ValueError(
+                f"{name}: argnums is {argnums}, and there are {count} positional arguments; name "
+                f"at least one of these (an argument passed by keyword is not one)"
+            )
+        positions = [n % count for n in numbers]
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"{name}: argnums {argnums} names an argument twice")
+        self.name, self._f, self._kwargs = name, f, kwargs or {}
+        self._several = numbers is argnums
+        self._args = list(args)
+        for i, x in enumerate(args):
+            if i not in positions and isinstance(x, np.ndarray) and x.dtype.kind == "f":
+                self._args[i] = Tensor(x)
+        self._structures: dict[int, Structure] = {}
+        leaves: list[Leaf] = []
+        for i in positions:
+            known, role = len(leaves), f"{name}: argument {i}"
+            if isinstance(args[i], (Tensor, np.ndarray)):  # the usual case, which is to be fast
+                self._structures[i] = known
+                leaves.append(Leaf(args[i], role))
+                continue
+            self._structures[i] = flatten(args[i], role, leaves)
+            if len(leaves) == known:
+                raise TypeError(
+                    f"{role} must be a Tensor, an array or a number, or a container of these, not "
+                    f"{described(args[i])} without any; a Module's are its parameters that "
+                    f"require a gradient"
+                )
+        self._flat = Container not in map(type, self._structures.values())
+        self.leaves = [as_tensor(leaf.value, leaf.path) for leaf in leaves]
+        self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
+        if self._of_modules:
+            self._check_one_place_each(leaves)
+
+    def _check_one_place_each(self, leaves: Sequence[Leaf]) -> None:
+        """Check that no two Modules share a parameter, which can be at one node only."""
+        paths: dict[int, str] = {}
+        for n, parameter in self._of_modules.items():
+            path = leaves[n].path
+            if (known := paths.setdefault(id(parameter), path)) != path:
+                raise ValueError(
+                    f"{known} and {path.removeprefix(self.name)[2:]} are the same parameter; "
+                    f"differentiate by one Module that contains both, for their sum, or by tensors"
+                )
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Return what f returns for `inputs` instead of the leaves."""
+        args = self._args.copy()
+        for (i, structure), x in zip(self._structures.items(), inputs, strict=False):
+            args[i] = x if self._flat else rebuild(structure, inputs, owners=True)
+        if not self._of_modules:
+            return self._f(*args, **self._kwargs)
+        with assigned((p, {"node": inputs[n].node}) for n, p in self._of_modules.items()):
+            return self._f(*args, **self._kwargs)
+
+    def arranged(self, results: Sequence[Any]) -> Any:
+        """Return results, one for each leaf, as the arguments: a tuple for several argnums."""
+        found = results
+        if not self._flat:
+            found = [rebuild(structure, results) for structure in self._structures.values()]
+        return tuple(found) if self._several else found[0]
+
+    def tangents(self, given: Sequence[Any]) -> list[Tensor]:
+        """Return the leaves of a tangent for each argument, checked against those of this call."""
+        leaves = []
+        for (i, structure), v in zip(self._structures.items(), given, strict=True):
+            leaves += flatten_as(structure, v, f"{self.name}: tangent {i}")
+        return as_like(self.leaves, leaves)
+
+
+def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
+    """Return `argnums` as a sequence of ints.
+
+    A Tensor here is mostly an argument of f: the message says how the call is meant.
+    """
+    numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
+        raise TypeError(
+            f"{name}: argnums is an int or a tuple of ints, not {argnums!r:.60}; the result is a "
+            f"function, as in {name}(f)(x)"
+        )
+    return numbers
+
+
+def as_like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:
+    """Return leaves as Tensors in the dtypes of others, checked for their shapes."""
+    pairs = zip(tensors, leaves, strict=True)
+    return [as_tensor(leaf.value, leaf.path, like=tensor) for tensor, leaf in pairs]
+
+
+def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
+    """Return `value` as a Tensor of floats; with `like`, checked for its shape, in its dtype."""
+    if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
+        raise TypeError(
+            f"{role} must be a Tensor, an array or a number, not {described(value)}; containers "
+            f"of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
+        )
+    tensor = value if isinstance(value, Tensor) else Tensor(value)
+    if like is None:
+        if tensor.dtype.kind != "f":
+            how = f"write {value}.0" if type(value) is int else "convert it, .astype('float32')"
+            raise TypeError(
+                f"{role} is of {tensor.dtype}, and only floats can be differentiated by; {how}, "
+                f"or differentiate by others only"
+            )
+    elif tensor.shape != like.shape:
+        raise ValueError(f"{role} must have shape {like.shape}, not {tensor.shape}")
+    elif tensor.dtype != like.dtype:
+        return tensor.astype(like.dtype)
+    return tensor
+
+
+def described(value: Any) -> str:
+    """Return what a value is, for a message."""
+    return value.describe() if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,169 @@
+"""A run of a function on inputs of its own, and the passes through the graph that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.containers import Leaf, Structure, flatten, is_container
+from minigrad.core.backward import propagate, take
+from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled
+from minigrad.core.node import Node, reachable
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import identity
+from minigrad.core.tensor import Tensor
+from minigrad.ops import clone, concatenate, reshape
+from minigrad.transforms.function_call import Call, described
+from minigrad.versions import clock
+
+_recorded = grad_mode(True)
+
+
+class _Departures(Observer):
+    """Notes whether the value of something newer than `start` left the graph.
+
+    A condition, `if x > 0`, is none: between its jumps, a function that asks for it is constant.
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start, self.found = start, False
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        node = tensor.node
+        self.found |= node is not None and node.order > self._start and how != "bool()"
+
+
+class Run:
+    """A run of f on inputs at nodes of their own, in forward mode if they are given tangents."""
+
+    def __init__(self, call: Call, tangents: Sequence[Tangents] | None = None) -> None:
+        self.call = call
+        self.enabled = is_grad_enabled()
+        self.start = next(clock)  # no older node depends on the inputs, so walks end there
+        if tangents is not None:
+            self.forward = ForwardMode(len(tangents[0]))
+            pairs = zip(call.leaves, tangents, strict=True)
+            self.inputs: list[Tensor] = [self.forward.start(x, vs) for x, vs in pairs]
+            with observe(self.forward):
+                self.out: Any = call.run(self.inputs)
+            return
+        self.inputs = []
+        with _recorded:
+            for x in call.leaves:
+                inner = identity(x) if x.requires_grad else x.detach().requires_grad_()
+                assert inner.node is not None
+                inner.node.forward_only = False  # also if nothing but a run around this sees x
+                self.inputs.append(inner)
+            self.out = call.run(self.inputs)
+
+    def results(self) -> tuple[list[Tensor], Structure]:
+        """Return the leaves of what f returned, checked to be Tensors, and the structure of it."""
+        if isinstance(self.out, Tensor):
+            return [self.checked(self.out)], 0
+        leaves: list[Leaf] = []
+        structure = flatten(self.out, "", leaves)
+        if not leaves:
+            self.checked(self.out)
+        return [self.checked(leaf.value, leaf.path) for leaf in leaves], structure
+
+    def checked(self, out: Any, path: str = "") -> Tensor:
+        """Return a result of f, checked to be a Tensor of floats or a constant."""
+        if isinstance(out, Tensor) and out.dtype.kind == "f":
+            return out
+        at, name = path and f" at {path}", self.call.name
+        if isinstance(out, (int, float, np.number, np.ndarray)):
+            if np.asarray(out).dtype.kind == "f" and self._is_constant():
+                return Tensor(out)
+            raise TypeError(
+                f"{name}: f must return a Tensor of floats{at}, not {described(out)}, which no "
+                f"gradient follows; compute it from the arguments with minigrad's functions, "
+                f"without float(), .item() or numpy (a constant of floats is right, such as 0.0)"
+            )
+        how = "; add its parts up, or return (value, aux) with has_aux" if is_container(out) else ""
+        raise TypeError(f"{name}: f must return a Tensor of floats{at}, not {described(out)}{how}")
+
+    def _is_constant(self) -> bool:
+        """Run f again, and return whether all that depends on the inputs stayed in the graph."""
+        departures = _Departures(self.start)
+        with _recorded, observe(departures):
+            self.call.run(self.inputs)
+        return not departures.found
+
+    def can_be_differentiated(self, *results: Tensor) -> bool:
+        """Return whether something outside can ask for the derivative of one of `results`."""
+        return self._is_in_graph(*results) or carried(*results)
+
+    def _is_in_graph(self, *results: Tensor) -> bool:
+        """Return whether one of `results` depends on an older node that requires a gradient."""
+        roots = [result.node for result in results if result.node is not None]
+        found = reachable(roots, oldest=self.start) if self.enabled else []
+        if not found or found[-1].order >= self.start:  # the oldest is the last
+            return False
+        return any(node.order < self.start and not node.forward_only for node in found)
+
+    def detached(self, value: Any) -> Any:
+        """Detach the Tensors in `value`, except where something outside can differentiate them."""
+        if isinstance(value, Tensor):
+            return value if self.can_be_differentiated(value) else value.detach()
+        if type(value) in (tuple, list):
+            return type(value)(map(self.detached, value))
+        return {k: self.detached(v) for k, v in value.items()} if type(value) is dict else value
+
+    def pull(
+        self,
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        record: bool,
+        retain: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Return the sum over `outputs` of v^T J for each input, recorded if `record` is set."""
+        pending: dict[Node, Any] = {}
+        for output, cotangent in zip(outputs, cotangents, strict=True):
+            if (node := output.node) is not None and node.order > self.start:
+                v = cotangent if record else cotangent._data
+                pending[node] = pending[node] + v if node in pending else v
+        ends: list[Any] = [x.node for x in inputs]
+        arrived = propagate(
+            pending,
+            wanted=set(ends),
+            oldest=self.start,
+            retain_graph=retain or record,
+            create_graph=record,
+            recorded=is_grad_enabled() and self._is_to_be_recorded(outputs, cotangents),
+        )
+        return tuple(
+            take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
+            for end in ends
+        )
+
+    def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
+        """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        around = running()
+        return (
+            not around
+            or any(forward.needs_grad_mode() for forward in around)
+            or any(v.node is not None and not v.node.forward_only for v in cotangents)
+            or self._is_in_graph(*outputs)
+        )
+
+    def pushed(self, out: Tensor) -> list[Tensor]:
+        """Return the tangents of `out`, one per direction, in memory of their own."""
+        return [clone(self.detached(v)) for v in self.forward.tangents(out)]
+
+    def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
+        """Return the Jacobian of `out` by each input, computed row by row."""
+        pulled = []
+        for i in range(out.size):
+            v = np.zeros_like(out._data)
+            v.flat[i] = 1
+            pulled.append(self.pull([out], [Tensor(v)], inputs, record, retain=True))
+        jacobians = []
+        for k, x in enumerate(inputs):
+            none = Tensor(np.zeros(0, x.dtype))  # for an output without elements
+            row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
+            jacobians.append(reshape(row_after_row, out.shape + x.shape))
+        return jacobians
