@@ -4,21 +4,27 @@ A tangent is the derivative of a value in a direction: with x + t v for the inpu
 t = 0. When an op has run, the tangent of its result follows from those of its inputs. Nothing has
 to be kept for a way back, so the memory does not grow with the depth of f.
 
-No op needs a derivative of its own for this. Its VJP, or the op itself, says all there is to know:
+No op needs a rule of its own for this. An op is one of four kinds:
 
-- An elementwise op multiplies each element by a number, its VJP by the same one: the VJP of the
-  tangent is the tangent.
-- A linear op is its own derivative, without its bias.
-- A fused op has the composition that it replaces, whose ops are again of these four kinds.
-- The VJP of any other op, u^T J, is linear in u. So it is recorded for some u, and transposed by a
-  pass back through the record, which gives J v (Townsend, 2017; for one op, not for all of f).
+- elementwise: it multiplies the gradient of each element by a number, and a tangent by the same
+  one. So its VJP is applied to the tangent.
+- linear: it is its own derivative. So it is called on the tangent, without its bias.
+- fused and replayed: it has the composition that it replaces. So that is run, op by op.
+- any other: its VJP is u -> J^T u, and <J^T u, v> = <u, J v>, so that J v is the derivative of
+  <J^T u, v> by u. So the VJP is recorded as a function of u, and the record is walked back with v
+  (Townsend, 2017, does so with all of f).
 
-Tangents belong to the nodes of values. A result whose inputs carry tangents, but do not require a
-gradient, gets a node without edges, `forward_only`. Where a gradient is required too, as in the
-gradient of f, the graph is recorded as ever, and the ops of its backward pass get tangents as well.
+Tangents belong to the nodes of values. A result whose inputs carry tangents, but require no
+gradient, gets a node without edges, which is `forward_only`. Where a gradient is required too, as
+when f is itself the gradient of something, the graph is recorded as ever, and the ops of its
+backward pass get tangents like all others.
 
 Runs may be nested. Each has tangents of its own, and computes them by ops that the runs around it
-see, so that these get the derivatives of tangents, while it does not see those of the others.
+see, so that these get the derivatives of tangents, while it does not see the ops of those.
+
+A tangent can also be differentiated in reverse. That is asked for if the op depends on something
+from outside of f that requires a gradient: a weight, or an input or a direction of this run. Then
+tangents are computed from Tensors and recorded, and else from arrays, which takes less time.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -43,6 +49,14 @@ from minigrad.versions import clock
 Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
 
 
+class _Known(NamedTuple):
+    """What a run knows about a node, as long as there is the node."""
+
+    tangents: Tangents | None  # None if it does not depend on the inputs of the run
+    from_outside: bool  # whether it depends on something outside of f that requires a gradient
+    end: ref[Node]  # which drops this when the node goes
+
+
 class ForwardMode(Observer):
     """The run of a function in forward mode, in one direction or several at once."""
 
@@ -51,10 +65,7 @@ class ForwardMode(Observer):
         self._start = next(clock)
         self._enabled = mode.grad_enabled
         self._no_grad_blocks = mode.no_grad_blocks
-        # By the order of a node, which no other has: its tangents, and whether it depends on
-        # something from outside that requires a gradient. Tangents are recorded then, so that they
-        # can be differentiated by it. An entry goes with its node.
-        self._known: dict[int, tuple[Tangents | None, bool, ref[Node]]] = {}
+        self._known: dict[int, _Known] = {}  # by the order of the node, which no other has
         self._weak = ref(self)
 
     def start(self, x: Tensor, tangents: Tangents) -> Tensor:
@@ -62,17 +73,34 @@ class ForwardMode(Observer):
         inner = identity(x)
         given = [x, *(v for v in tangents if v is not None)]
         from_outside = self._enabled and any(each.node is not None for each in given)
-        self._set(_node_for_tangents(identity, inner), tangents, from_outside)
+        self._set(_give_node(identity, inner), tangents, from_outside)
         return inner
 
     def _set(self, node: Node, tangents: Tangents | None, from_outside: bool) -> None:
         end = ref(node, functools.partial(_forget, self._weak, node.order))
-        self._known[node.order] = tangents, from_outside, end
+        self._known[node.order] = _Known(tangents, from_outside, end)
+
+    def _find(self, node: Node) -> _Known | None:
+        """Return what is known about a node.
+
+        Raises:
+            RuntimeError: if it depends on the inputs, but is the result of an op that was not seen.
+        """
+        known = self._known.get(node.order)
+        if known is None and node.order > self._start:
+            for edge in node.edges or ():
+                parent = self._known.get(edge[0].order)
+                if parent is not None and parent.tangents is not None:
+                    raise RuntimeError(
+                        f"forward mode has not seen the call of `{node.name}`, because another "
+                        f"thread made it; call it in the thread that differentiates"
+                    )
+        return known
 
     def _of(self, result: Tensor) -> Tangents | None:
         """Return the tangents of a result, or None if it does not depend on an input."""
-        known = self._known.get(result.node.order) if result.node is not None else None
-        return None if known is None else known[0]
+        known = None if result.node is None else self._find(result.node)
+        return None if known is None else known.tangents
 
     def tangents(self, result: Tensor) -> list[Tensor]:
         """Return the tangents of a result, one per direction."""
@@ -84,11 +112,11 @@ class ForwardMode(Observer):
         return self._of(result) is not None
 
     def is_running(self) -> bool:
-        """Return whether ops get tangents now; they get none in a `no_grad` inside the function."""
-        return mode.grad_enabled or not self.needs_grad_mode()
+        """Return whether ops get tangents now."""
+        return mode.grad_enabled or not self.is_in_no_grad_of_f()
 
-    def needs_grad_mode(self) -> bool:
-        """Return whether this is inside a `no_grad` of the function, and runs in grad mode only."""
+    def is_in_no_grad_of_f(self) -> bool:
+        """Return whether a `no_grad` inside the function is in force, unless grad mode is on."""
         return mode.no_grad_blocks != self._no_grad_blocks
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
@@ -101,13 +129,13 @@ class ForwardMode(Observer):
             node = x.node if isinstance(x, Tensor) else None
             if node is None:
                 continue
-            known = self._known.get(node.order)
+            known = self._find(node)
             if known is None:
                 from_outside |= node.order < self._start and not node.forward_only
                 continue
-            from_outside |= known[1]
-            if known[0] is not None:
-                moving[i] = known[0]
+            from_outside |= known.from_outside
+            if known.tangents is not None:
+                moving[i] = known.tangents
         from_outside &= self._enabled
         if moving:
             before = grad_enabled, observers = mode.state
@@ -115,13 +143,13 @@ class ForwardMode(Observer):
             if len(observers) > 1:
                 around = tuple(o for o in observers if not self._is_inside(o))
             runs = [self, *(o for o in around if isinstance(o, ForwardMode))]
-            needed = grad_enabled and any(forward.needs_grad_mode() for forward in runs)
+            needed = grad_enabled and any(forward.is_in_no_grad_of_f() for forward in runs)
             mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
             finally:
                 mode.state = before
-            self._set(_node_for_tangents(op, result), tangents, from_outside)
+            self._set(_give_node(op, result), tangents, from_outside)
         elif from_outside and result.node is not None:
             self._set(result.node, None, True)
 
@@ -139,7 +167,7 @@ class ForwardMode(Observer):
         missing = [op.input_name(i) for i in moving if i not in vjps]
         if missing:
             raise without_vjp(op, missing)
-        if op.replayed and not (op.elementwise and _is_on_arrays()):
+        if op.replayed and not (op.elementwise and _is_unwatched()):
             with observe(self):
                 composed = op.compose(*_converted(op, inputs, vjps, result.dtype))
                 if composed.dtype != result.dtype:
@@ -176,17 +204,16 @@ def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
         del forward._known[order]
 
 
-def _is_on_arrays() -> bool:
-    """Return whether no one can ask for the derivative of what is computed now.
+def _is_unwatched() -> bool:
+    """Return whether nobody can ask for the derivative of what is computed now, or look at it.
 
-    Tangents are then computed from arrays, as gradients are in an ordinary backward pass. Else they
-    are computed from Tensors, which have the nodes of the values in the graph.
+    Tangents are then computed from arrays, as gradients are in an ordinary backward pass.
     """
     return not mode.observers and not mode.grad_enabled
 
 
-def _node_for_tangents(op: Op[Any], result: Tensor) -> Node:
-    """Return the node of a result; edges that lead to nothing that requires a gradient go."""
+def _give_node(op: Op[Any], result: Tensor) -> Node:
+    """Give a result a node if it has none; edges to inputs that require no gradient go."""
     node = result.node
     if node is None:
         node = result.node = Node.of(op, (), result._data)
@@ -205,42 +232,42 @@ class _Derivative:
     ) -> None:
         self._op, self._result, self._vjps = op, result, vjps
         self._inputs = inputs
-        self._on_arrays = _is_on_arrays()
+        self._unwatched = _is_unwatched()
         values = _converted(op, inputs, vjps, result.dtype)
-        if self._on_arrays:
+        if self._unwatched:
             values = [x._data if isinstance(x, Tensor) else x for x in values]
         # One for each parameter of the op.
         self._values: list[Any] = values
         if isinstance(inputs, SequenceInputs):
             self._values = [values, *inputs.options]
-        self._slots = [*self._values, result._data if self._on_arrays else result, None]
+        self._slots = [*self._values, result._data if self._unwatched else result, None]
         self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
 
     def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
         """Return the derivative along tangents of some inputs; None stands for zero."""
         op = self._op
         terms: list[Any] = []
-        others: dict[int, Any] = {}
+        transposed: dict[int, Any] = {}
         for i, tangent in tangents.items():
             if tangent is None:
                 continue
-            v: Any = tangent._data if self._on_arrays else tangent
+            v: Any = tangent._data if self._unwatched else tangent
             if op.elementwise:
                 if v.shape != self._result.shape:
-                    spread = np.broadcast_to if self._on_arrays else Tensor.broadcast_to
+                    spread = np.broadcast_to if self._unwatched else Tensor.broadcast_to
                     v = spread(v, self._result.shape)
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 terms.append(self._of_linear(i, v))
             else:
-                others[i] = v
-        if others and op.takes_sequence and op.linear:
+                transposed[i] = v
+        if transposed and op.takes_sequence and op.linear:
             elements, *options = self._values
             zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
-            given = [others.get(i, zero) for i, zero in enumerate(zeros)]
+            given = [transposed.get(i, zero) for i, zero in enumerate(zeros)]
             terms.append(self._called([given, *options]))
-        elif others:
-            terms += self._by_transposition(others)
+        elif transposed:
+            terms += self._by_transposition(transposed)
         if not terms:
             return None
         total = functools.reduce(operator.add, terms)
@@ -271,12 +298,9 @@ class _Derivative:
 
     def _pulled_back(self, g: Any, argnums: Sequence[int]) -> list[Any]:
         """Return what the VJPs of some inputs make of a gradient of the result."""
-        op = self._op
-        if op.plain:
-            return [self._vjps[i].derivative(g, *self._saved(i)) for i in argnums]
-        needed = tuple(i in argnums for i in op.argnums)
-        joint = self._vjps[argnums[0]].derivative(g, needed, *self._saved(argnums[0]))
-        return [joint[op.argnums.index(i)] for i in argnums]
+        if not self._op.plain:
+            return self._op.run_joint_vjp(g, argnums, self._saved(argnums[0]))
+        return [self._vjps[i].derivative(g, *self._saved(i)) for i in argnums]
 
     def _saved(self, argnum: int) -> list[Any]:
         """Return what the VJP of an input takes after the gradient."""
@@ -303,7 +327,7 @@ class _Derivative:
             wanted={u.node},
             oldest=u.node.order,
             retain_graph=True,
-            create_graph=not self._on_arrays,
+            create_graph=not self._unwatched,
             recorded=mode.grad_enabled,
         )
         if not arrived and any(product._data.any() for product in products.values()):

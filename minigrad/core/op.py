@@ -314,10 +314,14 @@ class Op(OpLike, Generic[P]):
                 for _, _, vjp, *saved in edges
             ]
         vjp, saved = edges[0][2], edges[0][3:]
+        residuals = self.linked(node, vjp, saved, parents) if tracked else saved
+        return self.run_joint_vjp(g, wanted, residuals)
+
+    def run_joint_vjp(self, g: Any, wanted: Sequence[int], residuals: Sequence[Any]) -> list[Any]:
+        """Return the gradients by the inputs at the argnums `wanted`."""
         known = self.argnums
         needs_input_grad = tuple([argnum in wanted for argnum in known])
-        residuals = self.linked(node, vjp, saved, parents) if tracked else saved
-        results = vjp.derivative(g, needs_input_grad, *residuals)
+        results = self.vjps[0][1].derivative(g, needs_input_grad, *residuals)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
         return [results[known.index(argnum)] for argnum in wanted]

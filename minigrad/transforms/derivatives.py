@@ -175,8 +175,8 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
 
     For several `argnums` it returns a tuple, and for containers nested ones, f's outside: for f of
     `{"w": (3,), "b": ()}` that returns `{"y": (2,)}`, `J["y"]["w"]` has shape (2, 3) and
-    `J["y"]["b"]` (2,). A row is a VJP; where x has far fewer elements than the value, J is computed
-    by columns instead, each a JVP.
+    `J["y"]["b"]` (2,). A row is a VJP. Where the value has more elements than x, f runs again, and
+    J is computed by columns, each a JVP.
 
         J = jacobian(lambda x: A @ x)(x)        # A
 

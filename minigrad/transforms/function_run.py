@@ -145,7 +145,7 @@ class Run:
         around = running()
         return (
             not around
-            or any(forward.needs_grad_mode() for forward in around)
+            or any(forward.is_in_no_grad_of_f() for forward in around)
             or any(v.node is not None and not v.node.forward_only for v in cotangents)
             or self._is_in_graph(*outputs)
         )
