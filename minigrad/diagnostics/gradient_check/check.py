@@ -287,6 +287,7 @@ class _Comparison:
                     index = tuple(map(int, np.unravel_index(pick, shape)))
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
+                        report.slack = max(report.slack, judgements[0].slack)
                         compared[dtype].numeric[index] = judgements[0].numeric
                         compared[dtype].doubt[index] = max(DOUBT[j.verdict] for j in judgements)
                     bar.update()

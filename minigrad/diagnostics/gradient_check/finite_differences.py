@@ -296,17 +296,21 @@ def _by_quotients(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
         seen.append(now)
         if not math.isfinite(now.value):
             continue
+        if _is_below_last_digit(seen, line, allowed):
+            seen.pop()
+            break
         size = max(abs(analytic), abs(now.value)) if math.isfinite(analytic) else abs(now.value)
         distance = abs(analytic - now.value)
         before = seen[-2] if len(seen) > 1 and math.isfinite(seen[-2].value) else None
-        if distance <= now.noise + allowed.rounding + allowed.relative * size:
+        slack = now.noise + allowed.rounding + allowed.relative * size
+        if distance <= slack:
             rounding = tolerances.STRAIGHT_NOISE * max(now.noise, now.grain)
             straight = abs(now.bend) <= tolerances.STRAIGHT * size + rounding
             straight |= before is not None and not _bends(before, now)
             if straight and now.noise <= allowed.noise(size):
-                return Judgement("agree", now.value, now.error)
+                return Judgement("agree", now.value, now.error, slack=slack)
         elif len(seen) == 1 and distance <= now.grain and now.grain <= allowed.noise(size):
-            return Judgement("agree", now.value, now.grain)
+            return Judgement("agree", now.value, now.grain, slack=now.grain)
         elif before is not None and _is_contradicted(analytic, seen, allowed):
             if not _bends(before, now):
                 return Judgement("disagree", now.value, now.error)
@@ -315,6 +319,14 @@ def _by_quotients(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
             if judgement is not None:
                 return judgement
     return _undecided(analytic, seen, line, allowed)
+
+
+def _is_below_last_digit(seen: list[Quotient], line: Line, allowed: Tolerance) -> bool:
+    """Return whether f has few digits, and does not move because the last step is so small."""
+    now = seen[-1]
+    if line.dtype in (FLOAT64, FLOAT32) or now.noise or not any(q.noise for q in seen):
+        return False
+    return now.grain > allowed.noise(0.0) or now.step < float(finfo(line.dtype).eps) * line.x
 
 
 def _is_contradicted(analytic: float, seen: list[Quotient], allowed: Tolerance) -> bool:

@@ -41,6 +41,7 @@ class Judgement:
     error: float  # the error bar of `numeric`
     reason: str = ""  # why they cannot tell, or what else is to be said
     kink: bool = False  # whether the slopes on both sides differ
+    slack: float = 0.0  # where both agree: the difference up to which they count as equal
     analytic: float = math.nan  # what the VJPs say
     order: int = 1  # 1 for the gradient, 2 for the gradient of the gradient
     operand: str = ""  # the input, parameter or cotangent that was moved
@@ -94,6 +95,7 @@ class GradcheckReport:
         fewest: the least number of entries that were sampled of an operand; inf if all were taken.
         others: how many tensors f depends on that require a gradient, but were not passed in.
         dtype: that differences were taken in.
+        slack: the largest error that an entry which agrees may have.
         checker: the function that made the report.
     """
 
@@ -109,6 +111,7 @@ class GradcheckReport:
     fewest: float = math.inf
     others: int = 0
     dtype: str = "float64"
+    slack: float = 0.0
     checker: str = "gradcheck"
 
     @property
@@ -164,6 +167,12 @@ class GradcheckReport:
                 f"computed in {self.dtype}, in which differences can show relative errors of more "
                 f"than {self.tolerance:.2g}, and no smaller ones"
             )
+            if self.slack:
+                largest = largest_of([c.numeric for c in self.comparisons])
+                found[-1] += (
+                    f"; an entry that agrees may be off by {self.slack:.2g}, and the largest is "
+                    f"{largest:.2g}"
+                )
         if self.others:
             found.append(
                 f"not checked: {self.others} more tensor{'s' * (self.others > 1)} that f depends "

@@ -198,8 +198,18 @@ def test_kernels_of_one_dtype(dtype, resolved, factor):
     assert report.dtype == np.dtype(dtype).name
     assert report.tolerance < resolved
     assert f"computed in {report.dtype}, in which differences can show relative err" in repr(report)
+    assert f"an entry that agrees may be off by {report.slack:.2g}, and the largest" in repr(report)
     assert check_vjp(forward, backward(factor), inputs).verdict == "disagree"
     assert check_vjp(forward, backward(-1), inputs).verdict == "disagree"
+
+
+def test_a_step_below_the_last_digit_is_no_proof_of_a_gradient_of_0():
+    dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x = np.random.default_rng(0).standard_normal(5).astype(dtype)
+    assert check_vjp(only(dtype, lambda x: x**3), lambda g, x: g * x**2 * dtype(3), x)
+    report = check_vjp(only(dtype, lambda x: x**3), lambda g, x: 0 * g, x)
+    assert report.verdict != "agree"
+    assert np.all(report.comparisons[0].doubt[np.abs(x) > 0.5])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
