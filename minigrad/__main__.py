@@ -80,7 +80,10 @@ def check(options: argparse.Namespace) -> int:
             given = arrays_of(f, arrays, options.framework)
             report = gradcheck(f, given, options.order, **settings)
         elif options.order == 2 or options.framework:
-            raise ValueError("--vjp is for functions of numpy arrays, and the first derivative")
+            raise ValueError(
+                "--vjp is for a function of numpy arrays and its first derivative; leave out "
+                "--framework and --order"
+            )
         else:
             report = check_vjp(f, load(options.vjp), arrays, **settings)
     except (Exception, SystemExit) as error:  # what a script does on import is no verdict
@@ -97,7 +100,9 @@ def arrays_of(f: Any, arrays: list[Any], framework: str | None) -> list[Any]:
     framework = found.framework if found else framework
     if framework == "torch":
         torch = importlib.import_module("torch")
-        return [torch.from_numpy(x).requires_grad_() for x in arrays]
+        parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
+        dtype = next((p.dtype for p in parameters), None)  # which inputs of a Module have too
+        return [torch.from_numpy(x).to(dtype).requires_grad_() for x in arrays]
     if framework == "jax":
         jax = importlib.import_module("jax.numpy")
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
@@ -137,7 +142,10 @@ def load(target: str) -> Any:
             raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
-        what = "a class; name an instance of it" if isinstance(found, type) else repr(found)[:60]
+        of_class = (
+            f"a class; name {'its .apply' if hasattr(found, 'apply') else 'an instance of it'}"
+        )
+        what = of_class if isinstance(found, type) else repr(found)[:60]
         raise ValueError(f"{target} cannot be checked: it is {what}")
     return found
 
@@ -161,10 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--framework", choices=("minigrad", "torch", "jax"),
         help="of a plain function; that of a Module or an autograd.Function is found out",
     )  # fmt: skip
-    checked.add_argument("--order", type=int, choices=(1, 2), help="up to which (2; 1 for others)")
     checked.add_argument(
-        "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
+        "--order", type=int, choices=(1, 2), help="up to which (2, and 1 for other libraries)"
     )
+    checked.add_argument(
+        "--dtype", choices=("float64", "float32", "float16"), default="float64",
+        help="of the inputs; a Module of PyTorch takes its own (float64)",
+    )  # fmt: skip
     checked.add_argument(
         "--range", type=interval, metavar="LOW,HIGH",
         help="draw the inputs evenly from here, not from the normal distribution",
@@ -172,8 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checked.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
     checked.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
     checked.add_argument(
-        "--nondet-tol", type=float, default=0.0, help="relative difference of two calls (0)"
-    )
+        "--nondet-tol", type=float, default=0.0,
+        help="relative difference that two calls may have (0)",
+    )  # fmt: skip
     checked.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")

@@ -207,7 +207,7 @@ def _checked(
     function.nondet_tol = float(nondet_tol)
     report = GradcheckReport(function.name, tolerance, checker=function.checker)
     with np.errstate(all="ignore"), function.restored():  # what is not finite is in the report
-        with function.explained("with the inputs it was given"):
+        with function.explained(f"with the inputs it was given{function.given_as}"):
             start, again = (function.values(function.operands) for _ in range(2))
         function.check_unwritten("")
         report.reason = _instability(function, "two calls", start, again)

@@ -70,6 +70,7 @@ class CheckedFunction(ABC):
         checker: the function that the user called, for messages.
         layout: the name of another layout in memory that a cotangent may have, and what makes it.
         selects: whether a gradient can be asked for by some operands only.
+        given_as: what the inputs are when f is called, for messages.
         name: the name of the function.
         names: of the operands.
         operands: the inputs and parameters of floats, in the dtypes that they came in.
@@ -82,12 +83,14 @@ class CheckedFunction(ABC):
     checker: ClassVar[str] = "gradcheck"
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
     selects: ClassVar[bool] = False
+    given_as: ClassVar[str] = ""
 
     def __init__(self, f: Callable[..., Any]) -> None:
         if not callable(f):
             raise self.error(f"f must be a function or a Module, not {f!r:.60}")
         if isinstance(f, type):
-            raise self.error(f"f is the class {f.__name__}; pass an instance of it")
+            how = f"{f.__name__}.apply" if hasattr(f, "apply") else "an instance of it"
+            raise self.error(f"f is the class {f.__name__}; pass {how}")
         self.name: str = getattr(f, "__name__", type(f).__name__)
         self.shapes: list[tuple[int, ...]] = []
         self.unreached: dict[str, str] = {}

@@ -112,8 +112,8 @@ def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, f
         ("backward", [], 0, "check_vjp of forward: agree (24 entries compared"),
         ("backward", ["--samples", "5", "--dtype", "float32"], 0, "agree (10 of 24 entries"),
         ("unfinished", [], 1, "unfinished returned None for an input of floats"),
-        ("backward", ["--order", "2"], 3, "--vjp is for functions of numpy arrays"),
-        ("backward", ["--framework", "torch"], 3, "--vjp is for functions of numpy arrays"),
+        ("backward", ["--order", "2"], 3, "leave out --framework and --order"),
+        ("backward", ["--framework", "torch"], 3, "leave out --framework and --order"),
         ("backwards", [], 3, "did you mean backward?"),
     ],
 )
@@ -121,6 +121,25 @@ def test_a_pair_of_functions_is_checked(backward, options, code, said, file, cap
     pair = f"{file}:forward", "--vjp", f"{file}:{backward}"
     assert status(*pair, "--shapes", "3x4,3x4", *options) == code
     assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.peers
+def test_a_module_of_pytorch_gets_inputs_of_its_dtype(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    (tmp_path / "of_torch.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(3, 2)\n"
+        "class Mine(torch.autograd.Function):\n    pass\n"
+        "def f(x):\n    return torch.sin(x)\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = f"{tmp_path}/of_torch.py"
+    assert status(f"{file}:model", "--shapes", "4x3") == 0
+    assert "gradcheck of Linear: agree" in capsys.readouterr().out
+    assert status(f"{file}:Mine", "--shapes", "3") == 3
+    assert "name its .apply" in capsys.readouterr().err
+    assert status(f"{file}:f", "--shapes", "3", "--framework", "torch") == 0
+    assert status(f"{file}:f", "--shapes", "3") == 3
+    assert "a function of PyTorch or JAX is given arrays of theirs" in capsys.readouterr().err
 
 
 def test_shapes_must_be_given(file, capsys):
