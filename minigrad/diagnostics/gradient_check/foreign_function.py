@@ -61,8 +61,10 @@ class ForeignFunction(CheckedFunction):
         names = names_of_inputs(f, len(self._inputs))
         given = {names[i]: self._inputs[i] for i in self._positions} | self._parameters()
         if not given:
-            kinds = [type(x).__name__ for x in self._inputs]
-            raise self.error(f"no input is of floats of {self.framework}; they are {kinds}")
+            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}" for x in self._inputs]
+            raise self.error(
+                f"no input is of floats of {self.framework}; they are {kinds}; convert them first"
+            )
         self._given = list(given.values())  # the operands, as arrays of the framework
         self.take({name: copied(self._to_numpy(x)) for name, x in given.items()})
 
@@ -132,7 +134,8 @@ class ForeignFunction(CheckedFunction):
                 found = pull(seeds, recorded)
             for i in needed:
                 if found[i] is None:
-                    why = "gives no gradient: is the result computed under no_grad, or detached?"
+                    why = "gives no gradient: is the result computed under no_grad or detached, or "
+                    why += "does a backward return None?"
                     self.unreached.setdefault(self.names[i], f"{self.framework} {why}")
             return [
                 np.zeros(x.shape) if g is None else np.array(self._to_numpy(g), FLOAT64, order="C")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from minigrad.containers import Leaf, flatten
 from minigrad.core.backward import grad
 from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import grad_mode
@@ -44,6 +45,7 @@ class TensorFunction(CheckedFunction):
 
     layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
     selects = True
+    given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         super().__init__(f)
@@ -83,9 +85,10 @@ class TensorFunction(CheckedFunction):
         pairs = zip(self._parameters, floats, strict=True)
         with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
             result = self._f(*inputs)
-        found = list(_leaves(result))
-        results = [x for x in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
-        if not results or not all(isinstance(x, Tensor) for x in found):
+        found: list[Leaf] = []
+        flatten(result, f"{self.checker}: the result of f", found)
+        results = [x for x, *_ in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
+        if not results or not all(isinstance(x, Tensor) for x, *_ in found):
             what = result.describe() if isinstance(result, Tensor) else type(result).__name__
             raise self.error(
                 f"f must return a Tensor of floats, or a tuple, list or dict of Tensors, not {what}"
@@ -226,12 +229,3 @@ def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[N
     own = {x.node for x in leaves}
     nodes = reachable([x.node for x in results if x.node is not None])
     return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
-
-
-def _leaves(result: Any) -> Iterator[Any]:
-    """Yield what is in tuples, lists and dicts."""
-    if isinstance(result, (tuple, list, dict)):
-        for part in result.values() if isinstance(result, dict) else result:
-            yield from _leaves(part)
-    else:
-        yield result

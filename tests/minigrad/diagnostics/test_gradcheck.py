@@ -630,7 +630,8 @@ def test_an_exception_says_when_it_was_raised():
     with pytest.raises(KeyError, match="mine") as caught:
         gradcheck(f, X)
     assert caught.value.__notes__ == [
-        "raised while gradcheck called f with the inputs it was given"
+        "raised while gradcheck called f with the inputs it was given, as minigrad Tensors; "
+        "a function of PyTorch or JAX is given arrays of theirs"
     ]
 
     def bounded(bound):
