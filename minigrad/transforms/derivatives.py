@@ -61,8 +61,7 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
         argnums: the position of the argument to differentiate by, a tensor or a container, of which
             the gradient has the structure; for several positions, the gradient is a tuple.
         has_aux: whether f returns `(value, aux)`; then the result is `((value, aux), gradient)`.
-            Tensors in `aux`, also within tuples, lists and dicts, are detached where `value` would
-            be.
+            Tensors in `aux`, also within containers, are detached where `value` would be.
 
     Raises:
         TypeError: if `argnums` are not ints; when called, if a leaf of the argument is not of

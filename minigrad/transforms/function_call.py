@@ -126,9 +126,11 @@ def as_like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:
 def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
     """Return `value` as a Tensor of floats; with `like`, checked for its shape, in its dtype."""
     if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
+        how = "containers of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
+        if hasattr(value, "__dlpack__"):
+            how = "minigrad.from_dlpack(x) makes a Tensor of it"
         raise TypeError(
-            f"{role} must be a Tensor, an array or a number, not {described(value)}; containers "
-            f"of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
+            f"{role} must be a Tensor, an array or a number, not {described(value)}; {how}"
         )
     tensor = value if isinstance(value, Tensor) else Tensor(value)
     if like is None:
@@ -147,4 +149,8 @@ def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
 
 def described(value: Any) -> str:
     """Return what a value is, for a message."""
-    return value.describe() if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return value.describe()
+    library = type(value).__module__.partition(".")[0]
+    of = f" of {library}" if hasattr(value, "__dlpack__") and library != "numpy" else ""
+    return f"a {type(value).__name__}{of}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.containers import Leaf, Structure, flatten, is_container
+from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
 from minigrad.core.backward import propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled
@@ -64,10 +64,11 @@ class Run:
         if isinstance(self.out, Tensor):
             return [self.checked(self.out)], 0
         leaves: list[Leaf] = []
-        structure = flatten(self.out, "", leaves)
+        role = f"{self.call.name}: the result of f"
+        structure = flatten(self.out, role, leaves)
         if not leaves:
             self.checked(self.out)
-        return [self.checked(leaf.value, leaf.path) for leaf in leaves], structure
+        return [self.checked(x.value, x.path.removeprefix(role)) for x in leaves], structure
 
     def checked(self, out: Any, path: str = "") -> Tensor:
         """Return a result of f, checked to be a Tensor of floats or a constant."""
@@ -108,9 +109,10 @@ class Run:
         """Detach the Tensors in `value`, except where something outside can differentiate them."""
         if isinstance(value, Tensor):
             return value if self.can_be_differentiated(value) else value.detach()
-        if type(value) in (tuple, list):
-            return type(value)(map(self.detached, value))
-        return {k: self.detached(v) for k, v in value.items()} if type(value) is dict else value
+        leaves: list[Leaf] = []
+        structure = flatten(value, f"{self.call.name}: aux", leaves)
+        found = [self.detached(x) if isinstance(x, Tensor) else x for x, *_ in leaves]
+        return rebuild(structure, found, owners=True)
 
     def pull(
         self,

@@ -587,6 +587,24 @@ def test_results_that_have_no_derivative_are_named(name):
         ]()
 
 
+def test_a_result_that_contains_itself_is_named():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(
+        ValueError, match=r"jacobian: the result of f\[0\] is a container that cont"
+    ):
+        jacobian(lambda x: endless)(X)
+
+
+def test_tensors_in_any_container_beside_the_value_are_detached():
+    def f(x):
+        return (x * x).sum(), (Pair(x * 2, {"n": 3}), Affine(x * 3, "text"))
+
+    pair, affine = gradient(f, has_aux=True)(X)[1]
+    assert (pair[0].node, pair[1], affine.bias) == (None, {"n": 3}, "text")
+    assert affine.weight.node is None
+
+
 @pytest.mark.parametrize("transform", [value_and_grad, gradient, hessian])
 def test_a_scalar_function_that_returns_a_container_is_shown_the_way_out(transform):
     with pytest.raises(TypeError, match=r"not a dict; add its parts up, or .* has_aux"):
