@@ -255,7 +255,10 @@ class _Derivative:
             if op.elementwise:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._unwatched else Tensor.broadcast_to
-                    v = spread(v, self._result.shape)
+                    try:
+                        v = spread(v, self._result.shape)
+                    except ValueError as error:
+                        raise self._wrong_mark(v.shape) from error
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 terms.append(self._of_linear(i, v))
@@ -272,15 +275,18 @@ class _Derivative:
             return None
         total = functools.reduce(operator.add, terms)
         if np.shape(total) != self._result.shape:
-            raise ValueError(
-                f"`{op.name}` is marked as elementwise or linear, but its derivative in a "
-                f"direction has shape {np.shape(total)} by this, and its result "
-                f"{self._result.shape}; correct the VJP or the mark"
-            )
+            raise self._wrong_mark(np.shape(total))
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
         return Tensor.at(np.asarray(total, self._result.dtype), None)
+
+    def _wrong_mark(self, shape: tuple[int, ...]) -> ValueError:
+        return ValueError(
+            f"`{self._op.name}` is marked as elementwise or linear, but its derivative in a "
+            f"direction has shape {shape} by this, and its result {self._result.shape}; correct "
+            f"the VJP or the mark"
+        )
 
     def _of_linear(self, argnum: int, tangent: Any) -> Any:
         """Call the op on a tangent, without what is added to its product."""

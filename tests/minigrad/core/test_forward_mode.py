@@ -476,6 +476,14 @@ def test_a_vjp_that_does_not_go_with_its_mark_is_an_error():
     sign.vjp("x", lambda g: 0.0)
     first.vjp("x", lambda g, x_shape: g + np.zeros(x_shape))
     first.vjp("count", lambda g: g)  # so it is left out
+
+    @op(elementwise=True)
+    def total(x):
+        return x.sum()
+
+    total.vjp("x", lambda g, x: g * x)
+    with pytest.raises(ValueError, match=r"`total` is marked as elementwise .* has shape \(3,\)"):
+        jvp(total, X, V)
     with pytest.raises(ValueError, match=r"`sign` is marked as elementwise or linear, .* \(\)"):
         jvp(sign, X, V)
     with pytest.raises(ValueError, match=r"has shape \(1,\) by this, and its result \(2,\)"):
