@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.containers import Leaf, flatten
 from minigrad.diagnostics.gradient_check.checked_function import (
     RECORDING,
     Array,
@@ -85,10 +86,6 @@ class ForeignFunction(CheckedFunction):
         """Return an array of the framework, on the device of another one."""
 
     @abstractmethod
-    def _leaves(self, result: Any) -> list[Any]:
-        """Return what is in nested tuples, lists and dicts."""
-
-    @abstractmethod
     def _pulled_back(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], Pull]:
         """Call f, and return its results, and what computes a gradient or None by each array."""
 
@@ -102,7 +99,9 @@ class ForeignFunction(CheckedFunction):
         for i, x in zip(self._positions, arrays, strict=False):
             inputs[i] = x
         result = self._called(inputs, arrays[len(self._positions) :])
-        results = [x for x in self._leaves(result) if self._is_floats(x)]
+        leaves: list[Leaf] = []
+        flatten(result, "gradcheck: the result of f", leaves)
+        results = [x for x, *_ in leaves if self._is_floats(x)]
         if not results:
             raise self.error(
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
@@ -217,10 +216,6 @@ class TorchFunction(ForeignFunction):
         if x.dtype.kind == "V":  # bfloat16
             return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16).to(like.device)
         return self.torch.from_numpy(x).to(like.device)
-
-    def _leaves(self, result: Any) -> list[Any]:
-        found: list[Any] = self.torch.utils._pytree.tree_leaves(result)
-        return found
 
     def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
         """Call f; constants and a Module are of float64 if all operands are."""
@@ -349,10 +344,6 @@ class JaxFunction(ForeignFunction):
 
     def _from_numpy(self, x: Array, like: Any) -> Any:
         return self.jax.device_put(self.jax.numpy.array(x), next(iter(like.devices())))
-
-    def _leaves(self, result: Any) -> list[Any]:
-        found: list[Any] = self.jax.tree.leaves(result)
-        return found
 
     def _pulled_back(self, arrays: Foreign, needed: Positions = None) -> tuple[list[Any], Pull]:
         results, pull = self.jax.vjp(lambda *xs: self._call(xs), *arrays)
