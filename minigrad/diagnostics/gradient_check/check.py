@@ -391,7 +391,7 @@ class _Comparison:
             value = move.slope(narrow.arrays)
             judgement = judge_narrow(value, move, exact, problem, narrow)
             judged[str(narrow.dtype)] = [judgement]
-            if judgement is not exact:
+            if judgement is not exact and exact.verdict != "disagree":  # which says it already
                 self._note(judgement, move, value, str(narrow.dtype))
         return judged
 
