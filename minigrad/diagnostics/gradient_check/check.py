@@ -307,7 +307,7 @@ class _Comparison:
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
         report.others = problem.others
-        report.dtype = str(problem.dtype)
+        report.dtype, report.unsteady = str(problem.dtype), problem.function.unsteady
         report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
     def _compare_ties(self) -> None:

@@ -96,6 +96,7 @@ class GradcheckReport:
         others: how many tensors f depends on that require a gradient, but were not passed in.
         dtype: that differences were taken in.
         slack: the largest error that an entry which agrees may have.
+        unsteady: whether two calls differed, by what `nondet_tol` allows.
         checker: the function that made the report.
     """
 
@@ -112,6 +113,7 @@ class GradcheckReport:
     others: int = 0
     dtype: str = "float64"
     slack: float = 0.0
+    unsteady: bool = False
     checker: str = "gradcheck"
 
     @property
@@ -163,8 +165,9 @@ class GradcheckReport:
                 f"{self.directions} random directions were compared besides"
             )
         if self.dtype != "float64":
+            how = "other numbers in each call, so judged as in" if self.unsteady else "computed in"
             found.append(
-                f"computed in {self.dtype}, in which differences can show relative errors of more "
+                f"{how} {self.dtype}, in which differences can show relative errors of more "
                 f"than {self.tolerance:.2g}, and no smaller ones"
             )
             if self.slack:
