@@ -404,7 +404,7 @@ class _Comparison:
         few = self.problem.order == 1 and self.sure < tolerances.ENOUGH_WRONG
         if (judgement.kink or few) and self._is_a_limit(analytic, line):
             self.kinks = True
-            reason = judgement.reason or "a kink: slopes at points near this one are not the same"
+            reason = judgement.reason or "slopes nearby are not the same: a kink, or a curve"
             return replace(judgement, verdict="cannot tell", kink=True, reason=reason)
         self.sure += 1
         return judgement

@@ -10,6 +10,7 @@ of PyTorch and JAX (foreign_function).
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -281,6 +282,17 @@ class CheckedFunction(ABC):
                     f"that leaves its inputs alone, so compute a new tensor instead"
                 )
                 raise self.error(message, ValueError)
+
+
+def copied_module(module: Any) -> Any:
+    """Return a copy of a Module, whose parameters a check gives other values."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise gradcheck_error(
+            f"{type(module).__name__} cannot be copied ({error}), and it is left as it is; check a "
+            f"function that calls it with tensors instead of its parameters"
+        ) from error
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:

@@ -6,7 +6,6 @@ the module of their type.
 
 from __future__ import annotations
 
-import copy
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Pullback,
     as_seeds,
     copied,
+    copied_module,
     gradcheck_error,
     names_of_inputs,
 )
@@ -185,13 +185,7 @@ class TorchFunction(ForeignFunction):
         self._written = False  # whether a backward function writes to its gradient
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
         if isinstance(f, self.torch.nn.Module):
-            try:
-                self._modules = [copy.deepcopy(f), copy.deepcopy(f).double()]
-            except Exception as error:
-                name = type(f).__name__
-                raise gradcheck_error(
-                    f"{name} cannot be copied ({error}); check a function"
-                ) from error
+            self._modules = [copied_module(f), copied_module(f).double()]
         super().__init__(f, inputs)
 
     def _parameters(self) -> dict[str, Any]:

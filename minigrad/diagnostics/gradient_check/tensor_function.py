@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Pullback,
     as_seeds,
     copied,
+    copied_module,
     flat,
     names_of_inputs,
 )
@@ -64,14 +64,8 @@ class TensorFunction(CheckedFunction):
         names = names_of_inputs(f, len(self._inputs))
         arrays = dict(zip(names, self._inputs, strict=True))
         if isinstance(f, Module):
-            try:
-                f = copy.deepcopy(f)
-            except Exception as error:
-                raise self.error(
-                    f"{self.name} cannot be copied ({error}), and it is left as it is; check a "
-                    f"function that calls it with tensors instead of its parameters"
-                ) from error
-            for name, parameter in f.named_parameters():
+            f = module = copied_module(f)
+            for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     self._parameters.append(parameter)
                     arrays[name] = parameter.data.copy()
