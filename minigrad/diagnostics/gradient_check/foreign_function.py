@@ -62,7 +62,7 @@ class ForeignFunction(CheckedFunction):
         names = names_of_inputs(f, len(self._inputs))
         given = {names[i]: self._inputs[i] for i in self._positions} | self._parameters()
         if not given:
-            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}" for x in self._inputs]
+            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in self._inputs]
             raise self.error(
                 f"no input is of floats of {self.framework}; they are {kinds}; convert them first"
             )
@@ -103,9 +103,10 @@ class ForeignFunction(CheckedFunction):
         flatten(result, "gradcheck: the result of f", leaves)
         results = [x for x, *_ in leaves if self._is_floats(x)]
         if not results:
+            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x, *_ in leaves]
             raise self.error(
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
-                f"with one, not {type(result).__name__}"
+                f"with one, not {', '.join(kinds) or type(result).__name__}"
             )
         return results
 

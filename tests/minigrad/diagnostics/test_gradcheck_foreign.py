@@ -284,6 +284,8 @@ def test_errors_say_what_to_pass(torch):
     custom = function(torch, torch.tanh, raising).__self__
     with pytest.raises(TypeError, match=r"f is the class Custom; pass Custom.apply"):
         gradcheck(custom, [x])
+    with pytest.raises(TypeError, match=r"with one, not Tensor torch.complex128"):
+        gradcheck(torch.fft.rfft, [x])
     with pytest.raises(ValueError, match="writes to x"):
         gradcheck(lambda x: x.detach().mul_(2) + x, [x])
     with pytest.raises(RuntimeError, match="mine") as caught:
