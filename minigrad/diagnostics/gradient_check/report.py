@@ -87,7 +87,7 @@ class GradcheckReport:
         compared: how many elements were compared.
         total: how many there are; more than were compared if entries were sampled.
         tolerance: the allowed relative difference; larger than asked for outside of float64.
-        wrong: the entries that differ by more, worst first.
+        wrong: the entries that differ by more, worst first; each once, in float64 if seen there.
         undecided: the entries that differences cannot judge, each with the reason.
         reason: why nothing at all can be said.
         comparisons: the gradients by each operand, with all elements.
