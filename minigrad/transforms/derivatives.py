@@ -118,7 +118,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         cotangents = as_like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
         record = record or carried(*cotangents) or (wanted and carried(*outs))
-        pulled = run.pull(outs, cotangents, run.inputs, record, retain=True)
+        pulled = run.pull(outs, cotangents, record, retain=True)
         return call.arranged(pulled)
 
     value = rebuild(structure, outs if wanted else [out.detach() for out in outs])
@@ -193,7 +193,7 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
             return jacfwd(f, argnums)(*args, **kwargs)
         record = run.can_be_differentiated(*outs)
-        blocks = [run.rows(out, run.inputs, record) for out in outs]
+        blocks = [run.rows(out, record) for out in outs]
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "jacobian", f)
@@ -317,7 +317,7 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
         value = out if record else out.detach()
         one = initial_gradient(out, None, name, create_graph=True)
         # `aux` may lie on the same graph, and must not find it freed.
-        gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
+        gradients = run.pull([out], [one], record, retain=has_aux)
         result = (value, run.detached(aux)) if has_aux else value
         return ValueAndGrad(result, run.call.arranged(gradients))
 

@@ -65,9 +65,9 @@ class Call:
         self.leaves = [as_tensor(leaf.value, leaf.path) for leaf in leaves]
         self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
         if self._of_modules:
-            self._check_one_place_each(leaves)
+            self._check_not_shared(leaves)
 
-    def _check_one_place_each(self, leaves: Sequence[Leaf]) -> None:
+    def _check_not_shared(self, leaves: Sequence[Leaf]) -> None:
         """Check that no two Modules share a parameter, which can be at one node only."""
         paths: dict[int, str] = {}
         for n, parameter in self._of_modules.items():

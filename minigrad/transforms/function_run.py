@@ -118,7 +118,6 @@ class Run:
         self,
         outputs: Sequence[Tensor],
         cotangents: Sequence[Tensor],
-        inputs: Sequence[Tensor],
         record: bool,
         retain: bool = False,
     ) -> tuple[Tensor, ...]:
@@ -128,7 +127,7 @@ class Run:
             if (node := output.node) is not None and node.order > self.start:
                 v = cotangent if record else cotangent._data
                 pending[node] = pending[node] + v if node in pending else v
-        ends: list[Any] = [x.node for x in inputs]
+        ends: list[Any] = [x.node for x in self.inputs]
         arrived = propagate(
             pending,
             wanted=set(ends),
@@ -156,15 +155,15 @@ class Run:
         """Return the tangents of `out`, one per direction, in memory of their own."""
         return [clone(self.detached(v)) for v in self.forward.tangents(out)]
 
-    def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
+    def rows(self, out: Tensor, record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` by each input, computed row by row."""
         pulled = []
         for i in range(out.size):
             v = np.zeros_like(out._data)
             v.flat[i] = 1
-            pulled.append(self.pull([out], [Tensor(v)], inputs, record, retain=True))
+            pulled.append(self.pull([out], [Tensor(v)], record, retain=True))
         jacobians = []
-        for k, x in enumerate(inputs):
+        for k, x in enumerate(self.inputs):
             none = Tensor(np.zeros(0, x.dtype))  # for an output without elements
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))

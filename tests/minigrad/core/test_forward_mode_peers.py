@@ -5,7 +5,7 @@ vectors that later steps can use. A step calls a function of the table below, or
 program that sees all vectors so far, and so closes over the arguments of the functions around it.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +154,7 @@ def of_compositions(m):
     return m
 
 
+@contextmanager
 def torch_library():
     torch = pytest.importorskip("torch")
     names = "tanh sin cos exp log sqrt arctan2 sigmoid where maximum clip floor prod cumsum cumprod"
@@ -172,12 +173,12 @@ def torch_library():
     m.jacobian = lambda f: lambda x: torch.stack([func.vjp(f, x)[1](e)[0] for e in m.eye])
     m.hessian = lambda f: m.jacfwd(func.grad(f))
     m.hvp = lambda f, xs, vs: func.jvp(func.grad(f, (0, 1)), xs, vs)[1]
-    return m
+    yield m
 
 
+@contextmanager
 def jax_library():
     jax = pytest.importorskip("jax")
-    jax.config.update("jax_enable_x64", True)
     jnp = jax.numpy
     names = "tanh sin cos exp log sqrt arctan2 where maximum clip floor prod cumsum cumprod stack"
     names += " outer einsum concatenate"
@@ -191,7 +192,8 @@ def jax_library():
     m.jvp, m.vjp, m.gradient = jax.jvp, jax.vjp, jax.grad
     m.jacfwd, m.jacobian, m.hessian = jax.jacfwd, jax.jacrev, jax.hessian
     m.hvp = lambda f, xs, vs: jax.jvp(jax.grad(f, (0, 1)), xs, vs)[1]
-    return m
+    with jax.enable_x64(True):
+        yield m
 
 
 AROUND = [nullcontext, no_grad, lambda: observe(Observer())]
@@ -205,22 +207,24 @@ def test_random_programs_have_the_derivatives_of_other_libraries(library, progra
         f = lambda *xs: run(m, program, (*constants, *xs))
         return transformed(m, name, f, *inputs)
 
-    peer, ours = library(), our_library()
-    for seed in range(programs):
-        rng = np.random.default_rng(seed)
-        name, program = TRANSFORMS[seed % 7], random_program(rng, count=5 if programs > 5 else 2)
-        constants, inputs = rng.standard_normal((2, 3)), rng.standard_normal((4, 3))
-        given = [list(map(peer.as_vector, vectors)) for vectors in (constants, inputs)]
-        right = np.asarray(derivative(peer, name, program, *given))
-        for around in AROUND:
-            for closed_over in (False, True):
-                outside = [Tensor(x, requires_grad=closed_over) for x in constants]
-                with around():
-                    found = derivative(ours, name, program, outside, list(map(Tensor, inputs)))
-                assert_allclose(
-                    found.detach().data,
-                    right,
-                    rtol=1e-8,
-                    atol=1e-8 * (1 + np.abs(right).max()),
-                    err_msg=f"{name} of program {seed}: {program}",
-                )
+    ours = our_library()
+    with library() as peer:
+        for seed in range(programs):
+            rng = np.random.default_rng(seed)
+            name = TRANSFORMS[seed % 7]
+            program = random_program(rng, count=5 if programs > 5 else 2)
+            constants, inputs = rng.standard_normal((2, 3)), rng.standard_normal((4, 3))
+            given = [list(map(peer.as_vector, vectors)) for vectors in (constants, inputs)]
+            right = np.asarray(derivative(peer, name, program, *given))
+            for around in AROUND:
+                for closed_over in (False, True):
+                    outside = [Tensor(x, requires_grad=closed_over) for x in constants]
+                    with around():
+                        found = derivative(ours, name, program, outside, list(map(Tensor, inputs)))
+                    assert_allclose(
+                        found.detach().data,
+                        right,
+                        rtol=1e-8,
+                        atol=1e-8 * (1 + np.abs(right).max()),
+                        err_msg=f"{name} of program {seed}: {program}",
+                    )
