@@ -50,7 +50,7 @@ Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
 
 
 class _Known(NamedTuple):
-    """What a run knows about a node, as long as there is the node."""
+    """Facts that a run knows about a node, as long as there is the node."""
 
     tangents: Tangents | None  # None if it does not depend on the inputs of the run
     from_outside: bool  # whether it depends on something outside of f that requires a gradient
@@ -116,7 +116,7 @@ class ForwardMode(Observer):
         return mode.grad_enabled or not self.is_in_no_grad_of_f()
 
     def is_in_no_grad_of_f(self) -> bool:
-        """Return whether a `no_grad` inside the function is in force, unless grad mode is on."""
+        """Return whether this is in a `no_grad` inside the function, where only grad mode counts."""
         return mode.no_grad_blocks != self._no_grad_blocks
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
