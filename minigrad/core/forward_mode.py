@@ -116,7 +116,7 @@ class ForwardMode(Observer):
         return mode.grad_enabled or not self.is_in_no_grad_of_f()
 
     def is_in_no_grad_of_f(self) -> bool:
-        """Return whether this is in a `no_grad` inside the function, where only grad mode counts."""
+        """Return whether this is in a `no_grad` of the function, where only grad mode counts."""
         return mode.no_grad_blocks != self._no_grad_blocks
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
