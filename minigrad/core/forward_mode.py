@@ -140,10 +140,11 @@ class ForwardMode(Observer):
         if moving:
             before = grad_enabled, observers = mode.state
             around: tuple[Observer, ...] = ()
+            needed = grad_enabled and self.is_in_no_grad_of_f()
             if len(observers) > 1:
                 around = tuple(o for o in observers if not self._is_inside(o))
-            runs = [self, *(o for o in around if isinstance(o, ForwardMode))]
-            needed = grad_enabled and any(forward.is_in_no_grad_of_f() for forward in runs)
+                runs = (o for o in around if isinstance(o, ForwardMode))
+                needed |= grad_enabled and any(forward.is_in_no_grad_of_f() for forward in runs)
             mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
@@ -291,9 +292,8 @@ class _Derivative:
     def _of_linear(self, argnum: int, tangent: Any) -> Any:
         """Call the op on a tangent, without what is added to its product."""
         values = list(self._values)
-        for i in self._vjps:
-            if not self._op.is_required(i):
-                values[i] = None
+        for i in self._op.optional:
+            values[i] = None
         values[argnum] = tangent
         return self._called(values)
 

@@ -102,6 +102,7 @@ class Op(OpLike, Generic[P]):
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         vjp_of: the same as a dict.
         argnums: the argnums alone.
+        optional: those of inputs that can be left out, such as a bias.
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -124,6 +125,7 @@ class Op(OpLike, Generic[P]):
         self.vjps: list[tuple[int, VJP]] = []
         self.vjp_of: dict[int, VJP] = {}
         self.argnums: tuple[int, ...] = ()
+        self.optional: list[int] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in _RESERVED:
@@ -134,6 +136,8 @@ class Op(OpLike, Generic[P]):
                     f"parameter, a sequence, with a VJP that names `argnum`)"
                 )
         self.parameters = tuple(self.signature.parameters)
+        kinds = [parameter.kind for parameter in self.signature.parameters.values()]
+        self._by_position = sum(kind is not Parameter.KEYWORD_ONLY for kind in kinds)
         self.takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
         self.name = forward.__name__
@@ -231,6 +235,7 @@ class Op(OpLike, Generic[P]):
         self.vjps = vjps
         self.vjp_of = dict(vjps)
         self.argnums = tuple(argnum for argnum, _ in vjps)
+        self.optional = [argnum for argnum in self.argnums if not self.is_required(argnum)]
         self.call = self._first_call
 
     def _check_names(self, asked: Any, *others: str) -> None:
@@ -269,12 +274,10 @@ class Op(OpLike, Generic[P]):
         if text := instead_of_keyword(error):
             raise op_error(TypeError, self.name, text) from None
 
-    def passed(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return a value for each parameter as arguments by position and by keyword."""
-        kinds = [parameter.kind for parameter in self.signature.parameters.values()]
-        count = sum(kind is not Parameter.KEYWORD_ONLY for kind in kinds)
-        by_name = zip(self.parameters[count:], values[count:], strict=True)
-        return list(values[:count]), dict(by_name)
+        count = self._by_position
+        return values[:count], dict(zip(self.parameters[count:], values[count:], strict=True))
 
     def compose(self, *values: Any) -> Any:
         """Call the composition with a value for each parameter."""
