@@ -247,6 +247,15 @@ class SequenceInputs(list[Any]):
     options: tuple[Any, ...]
 
 
+def array_of(value: Any) -> Any:
+    """Return the array of a Tensor, and those of the Tensors in a list or tuple."""
+    if isinstance(value, Tensor):
+        return value._data
+    if type(value) in (list, tuple, SequenceInputs):
+        return (tuple if type(value) is tuple else list)(map(array_of, value))
+    return value
+
+
 _ARGNUM = object()  # stands for the argnum of an input until that is known
 
 

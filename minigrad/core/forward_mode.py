@@ -38,7 +38,7 @@ from weakref import ref
 import numpy as np
 
 from minigrad.core.backward import fit_to_input, propagate
-from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, shape, without_vjp
+from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, array_of, shape, without_vjp
 from minigrad.core.grad_mode import grad_mode, mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
@@ -313,7 +313,7 @@ class _Derivative:
         slots = self._slots
         slots[-1] = argnum
         return [
-            shape(_arrays(slots[slot])) if shape_only else slots[slot]
+            shape(array_of(slots[slot])) if shape_only else slots[slot]
             for slot, shape_only in self._vjps[argnum].slots
         ]
 
@@ -378,10 +378,3 @@ def _converted(
             array = as_array(x, dtype)
             values[i] = array if array.ndim else array.item()
     return values
-
-
-def _arrays(value: Any) -> Any:
-    """Return the array of a Tensor, or a list of those of several."""
-    if isinstance(value, list):
-        return [_arrays(x) for x in value]
-    return value._data if isinstance(value, Tensor) else value

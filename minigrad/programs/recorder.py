@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from minigrad.core.backward import contiguous_copy, fit_to_input
 from minigrad.core.checkpoint import CHECKPOINT
-from minigrad.core.codegen import SequenceInputs, agree, as_floats
+from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.node import Edge, Node
 from minigrad.core.observers import Observer
@@ -74,7 +74,7 @@ class StepRecorder(Observer):
                 "program are fixed; use minigrad.where, or multiply by the mask"
             )
         self._section = "forward"
-        called, out = [*map(_array_of, given)], result
+        called, out = [*map(array_of, given)], result
         saved: list[tuple[tuple[int, bool], Any]] = []  # slots of VJPs, and the values in them
         if isinstance(result, Tensor):
             for _, _, vjp, *values in (result.node and result.node.edges) or ():
@@ -145,7 +145,7 @@ class StepRecorder(Observer):
             return
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
-        call = self.names.call(function, [self.names.name(_array_of(each)) for each in arguments])
+        call = self.names.call(function, [self.names.name(array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
         self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
 
@@ -324,15 +324,6 @@ def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
         converts = op.floats and isinstance(value, np.ndarray)
         converted[i] = as_floats(op, value) if converts else value
     return converted
-
-
-def _array_of(value: Any) -> Any:
-    """Return the array of a Tensor, and those of the Tensors in a list or tuple."""
-    if isinstance(value, Tensor):
-        return value._data
-    if type(value) in (list, tuple, SequenceInputs):
-        return (tuple if type(value) is tuple else list)(map(_array_of, value))
-    return value
 
 
 def _flat(values: Any) -> Iterator[Any]:
