@@ -142,10 +142,10 @@ def load(target: str) -> Any:
             raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
-        of_class = (
-            f"a class; name {'its .apply' if hasattr(found, 'apply') else 'an instance of it'}"
-        )
-        what = of_class if isinstance(found, type) else repr(found)[:60]
+        what = repr(found)[:60]
+        if isinstance(found, type):
+            instead = "its .apply" if hasattr(found, "apply") else "an instance of it"
+            what = f"a class; name {instead}"
         raise ValueError(f"{target} cannot be checked: it is {what}")
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,11 @@ Foreign = Sequence[Any]  # arrays of a framework
 Pull = Callable[..., Foreign]  # computes a gradient or None by each array, for some cotangents
 
 
+def _kinds(values: Iterable[Any]) -> list[str]:
+    """Return the type and the dtype of each value, for messages."""
+    return [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in values]
+
+
 class ForeignFunction(CheckedFunction):
     """A function of another framework, which is asked for its gradients.
 
@@ -62,7 +67,7 @@ class ForeignFunction(CheckedFunction):
         names = names_of_inputs(f, len(self._inputs))
         given = {names[i]: self._inputs[i] for i in self._positions} | self._parameters()
         if not given:
-            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in self._inputs]
+            kinds = _kinds(self._inputs)
             raise self.error(
                 f"no input is of floats of {self.framework}; they are {kinds}; convert them first"
             )
@@ -103,10 +108,10 @@ class ForeignFunction(CheckedFunction):
         flatten(result, "gradcheck: the result of f", leaves)
         results = [x for x, *_ in leaves if self._is_floats(x)]
         if not results:
-            kinds = [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x, *_ in leaves]
+            kinds = ", ".join(_kinds(x for x, *_ in leaves))
             raise self.error(
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
-                f"with one, not {', '.join(kinds) or type(result).__name__}"
+                f"with one, not {kinds or type(result).__name__}"
             )
         return results
 
