@@ -7,6 +7,7 @@ They take Tensors, and also plain arrays, as ops do.
 """
 
 from minigrad.functional.composition import COMPOSITIONS
+from minigrad.functional.convolution import *
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *

@@ -17,6 +17,7 @@ tie, or no neighbourhood; such a row brings the derivative that the documentatio
 from tests.cases import (
     activation,
     arithmetic,
+    convolution,
     elementwise,
     indexing,
     linalg,
@@ -68,6 +69,7 @@ CASES: list[Case] = [
     *indexing.CASES,
     *products.CASES,
     *linalg.CASES,
+    *convolution.CASES,
     *neural.CASES,
     *losses.CASES,
 ]

@@ -208,6 +208,13 @@ def of_classes(name):
 
 
 PYTORCH = {
+    "convolution": another("conv2d", "nn", "functional"),
+    "convolution_input": lambda t, y, weight, size, **options: t.nn.grad.conv2d_input(
+        (len(y), weight.shape[1] * options.get("groups", 1), *size), weight, y, **options
+    ),
+    "convolution_weight": lambda t, y, x, size, **options: t.nn.grad.conv2d_weight(
+        x, (y.shape[1], x.shape[1] // options.get("groups", 1), *size), y, **options
+    ),
     "equal": another("eq"),
     "power": lambda t, a, b: t.pow(a, b),
     "maximum": lambda t, a, b: t.maximum(a, t.as_tensor(b, dtype=a.dtype)),
