@@ -41,9 +41,10 @@ def largest(x: Array, rows: Array, columns: Array) -> Array:
     for i, (top, bottom, down) in enumerate(rows):
         for j, (left, right, across) in enumerate(columns):
             window = planes[:, top:bottom:down, left:right:across]
-            count, window = window.shape[2], window.reshape(len(window), -1)
+            length, count = window.shape[1:]
+            window = window.reshape(len(planes), length * count)
             is_nan = window != window
-            last = window.shape[1] - 1 - np.argmax(is_nan[:, ::-1], 1)
+            last = length * count - 1 - np.argmax(is_nan[:, ::-1], 1)
             at = np.where(is_nan.any(1), last, np.argmax(window, 1))
             out[:, i, j] = (top + at // count * down) * width + left + at % count * across
     out += np.arange(len(planes))[:, None, None] * (height * width)

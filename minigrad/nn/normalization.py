@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from minigrad import ops
-from minigrad.checks import check_positive
+from minigrad import functional, ops
+from minigrad.checks import check_positive, check_range
+from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Buffer, Module, Parameter
+from minigrad.versions import mark_written
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm", "RMSNorm"]
 
 
 class LayerNorm(Module):
@@ -103,6 +106,151 @@ class RMSNorm(Module):
     def extra_repr(self) -> str:
         """The sizes, eps, and whether the weight is missing."""
         return _described(self)
+
+
+class BatchNorm1d(Module):
+    """(x - mean) / sqrt(var + eps) of each channel, times `weight`, plus `bias`.
+
+    From Ioffe and Szegedy, 2015: `(N, C)` or `(N, C, L)` stays. In training, mean and variance are
+    those of the batch, and go into the running ones; in evaluation they are the running ones.
+
+    Args:
+        num_features: C.
+        eps: a small number that keeps the root away from 0.
+        momentum: how much of a new mean goes into the running one; None for the mean of all.
+        affine: whether there are a weight and a bias.
+        track_running_stats: whether there are running means and variances; without, evaluation is
+            as training.
+        dtype: the dtype of parameters and buffers.
+
+    Attributes:
+        weight, bias: `(C,)`, ones and zeros at first, or None.
+        running_mean, running_var: buffers `(C,)`, zeros and ones at first, or None. The variances
+            are unbiased.
+        num_batches_tracked: a buffer, the number of batches that are in these, or None.
+
+    Raises:
+        ValueError: if C is not a positive integer, `eps` is negative, or the momentum is not in
+            [0, 1].
+    """
+
+    _axes: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        name = type(self).__name__
+        check_positive(f"{name}: num_features", num_features)
+        if momentum is not None:
+            check_range(f"{name}: momentum", momentum, 0, 1)
+        self.num_features, self.momentum = num_features, momentum
+        self.eps = _checked_eps(name, eps)
+        self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
+        tracks = track_running_stats
+        self.running_mean = Buffer(np.zeros(num_features, dtype)) if tracks else None
+        self.running_var = Buffer(np.ones(num_features, dtype)) if tracks else None
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracks else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised by `functional.batch_norm`.
+
+        Raises:
+            ValueError: if x has another number of axes or channels, or in training less than two
+                elements of a channel.
+        """
+        if x.ndim not in self._axes:
+            raise ValueError(f"{type(self).__name__}: x has {self._axes} axes, not {x.ndim}")
+        momentum, tracked = self.momentum, self.num_batches_tracked
+        if self.training and tracked is not None:
+            momentum = observed(count_batch, tracked._data, momentum)
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or tracked is None, momentum or 0.0, self.eps,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """The number of channels and the options, as PyTorch prints them."""
+        flags = self.weight is not None, self.running_mean is not None
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={flags[0]}, "
+            f"track_running_stats={flags[1]}"
+        )
+
+
+class BatchNorm2d(BatchNorm1d):
+    """The same for images, `(N, C, H, W)`."""
+
+    _axes = (4,)
+
+
+def count_batch(tracked: NDArray[Any], momentum: float | None) -> float:
+    """Add 1 to a number of batches, and return how much of the new one goes into the means."""
+    tracked += 1
+    mark_written(tracked)
+    return 1 / float(tracked) if momentum is None else momentum
+
+
+class GroupNorm(Module):
+    """(x - mean) / sqrt(var + eps) of each group of channels, times `weight`, plus `bias`.
+
+    From Wu and He, 2018: `(N, C, ...)` stays.
+
+    Args:
+        num_groups: the number of groups.
+        num_channels: C, a multiple of it.
+        eps: a small number that keeps the root away from 0.
+        affine: whether there are a weight and a bias.
+        dtype: the dtype of the parameters.
+
+    Attributes:
+        weight, bias: `(C,)`, ones and zeros at first, or None.
+
+    Raises:
+        ValueError: if a number is no positive integer, C is no multiple, or `eps` is negative.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        check_positive("GroupNorm: num_groups", num_groups)
+        check_positive("GroupNorm: num_channels", num_channels)
+        if num_channels % num_groups:
+            raise ValueError(
+                f"GroupNorm: {num_groups} groups do not divide {num_channels} channels"
+            )
+        self.num_groups, self.num_channels = num_groups, num_channels
+        self.eps = _checked_eps("GroupNorm", eps)
+        self.weight = Parameter(np.ones(num_channels, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(num_channels, dtype)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised by `functional.group_norm`.
+
+        Raises:
+            ValueError: if x has another number of channels.
+        """
+        if x.shape[1:2] != (self.num_channels,):
+            raise ValueError(f"GroupNorm: x has {self.num_channels} channels, unlike {x.shape}")
+        return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """The numbers of groups and channels, and the options."""
+        affine = self.weight is not None
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={affine}"
 
 
 def _checked_sizes(name: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
