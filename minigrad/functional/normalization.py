@@ -51,7 +51,7 @@ def channel_norm(
     num_groups: int | None = None, is_fixed: bool = False, eps: float = 1e-5,
 ) -> Array:  # fmt: skip
     """x normalised by moments, which are fixed or have been computed from x itself."""
-    return kernels.channel_norm.norm(x, moments, weight, bias, eps)
+    return kernels.channel_norm.norm(x, moments, weight, bias, eps, num_groups)
 
 
 def _gradients(

@@ -46,18 +46,21 @@ def moments(x: Array, num_groups: int | None) -> Array:
         mean, variance = of_rows.reshape(2, *rows.shape[:2])
     else:
         mean, variance = np.mean(rows, 2, np.float64), np.var(rows, 2, np.float64)
-    axis, shape = 0, mean.shape
+    shape, axis = (1, *mean.shape), 1
     if num_groups is not None:
-        axis, shape = 2, (len(x), num_groups, x.shape[1] // num_groups)
+        shape, axis = (len(x), num_groups, x.shape[1] // num_groups), 2
     mean, variance = mean.reshape(shape), variance.reshape(shape)
     common = np.mean(mean, axis, keepdims=True)
     variance = np.mean(variance + np.square(mean - common), axis, keepdims=True)
-    return np.stack([common, variance]).reshape(2, len(common), common.size // max(len(common), 1))
+    return np.stack([common, variance]).squeeze(axis + 1)
 
 
-def norm(x: Array, moments: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
+def norm(
+    x: Array, moments: Array, weight: Array | None, bias: Array | None, eps: float,
+    num_groups: int | None,
+) -> Array:  # fmt: skip
     """Compute `weight` standard + `bias`; these have shape `(C,)`, or are None for 1 and 0."""
-    rows = _rows(x, len(moments[0]) == 1)
+    rows = _rows(x, num_groups is None)
     mean, inverse = _of_rows(rows, moments, eps)
     scale = inverse if weight is None else inverse * weight
     pivot = mean.astype(x.dtype)
@@ -74,8 +77,7 @@ def norm_gradients(
 
     Unless the moments are fixed, they are functions of x, computed with this `num_groups`.
     """
-    by_channel = len(moments[0]) == 1
-    rows, gs = _rows(x, by_channel), _rows(g, by_channel)
+    rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
     mean, inverse = _of_rows(rows, moments, eps)
     scale = inverse if weight is None else inverse * weight
     pivot = mean.astype(x.dtype)
@@ -95,16 +97,18 @@ def norm_gradients(
 
 def _rows(x: Array, by_channel: bool) -> Array:
     """Return x as (N, C, inner), contiguous; or (1, C, N inner) if a mean is that of a channel."""
-    rows = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
-    if by_channel and rows.shape[2] < SHORT:
-        rows = np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(1, x.shape[1], -1)
-    return np.ascontiguousarray(rows)
+    count, channels, inner = *x.shape[:2], math.prod(x.shape[2:])
+    if by_channel and inner < SHORT:
+        joined = x.reshape(count, channels, inner).swapaxes(0, 1)
+        return np.ascontiguousarray(joined).reshape(1, channels, count * inner)
+    return np.ascontiguousarray(x).reshape(count, channels, inner)
 
 
 def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
     """Return what `_rows` has arranged in its own shape."""
     if len(rows) != shape[0]:
-        rows = np.ascontiguousarray(rows.reshape(shape[1], shape[0], -1).swapaxes(0, 1))
+        apart = rows.reshape(shape[1], shape[0], math.prod(shape[2:]))
+        rows = np.ascontiguousarray(apart.swapaxes(0, 1))
     return rows.reshape(shape)
 
 

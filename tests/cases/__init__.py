@@ -18,6 +18,7 @@ from tests.cases import (
     activation,
     arithmetic,
     elementwise,
+    images,
     indexing,
     linalg,
     losses,
@@ -69,5 +70,6 @@ CASES: list[Case] = [
     *products.CASES,
     *linalg.CASES,
     *neural.CASES,
+    *images.CASES,
     *losses.CASES,
 ]
