@@ -12,6 +12,8 @@ from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *
 from minigrad.functional.neural import *
+from minigrad.functional.normalization import *
+from minigrad.functional.pooling import *
 from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 

@@ -19,6 +19,7 @@ from tests.cases import (
     arithmetic,
     convolution,
     elementwise,
+    images,
     indexing,
     linalg,
     losses,
@@ -71,5 +72,6 @@ CASES: list[Case] = [
     *linalg.CASES,
     *convolution.CASES,
     *neural.CASES,
+    *images.CASES,
     *losses.CASES,
 ]

@@ -281,6 +281,41 @@ def normalised(*names):
     return draw
 
 
+def channels(**options):
+    """Operands of batch norm, and of group norm if there are groups."""
+
+    def draw(rng):
+        x_shape = shape(rng, int(rng.integers(2, 5)), smallest=2)
+        groups = {} if options else {"num_groups": int(rng.integers(1, 4))}
+        x_shape = (x_shape[0], x_shape[1] * groups.get("num_groups", 1), *x_shape[2:])
+        names = ("x", "weight", "bias")
+        return normal(x_shape, *[x_shape[1:2]] * 2), {**options, **groups}, names
+
+    return draw
+
+
+def pooled(dims, make=normal, **ranges):
+    """Operands and options of pooling."""
+
+    def draw(rng):
+        x_shape = shape(rng, int(rng.integers(1, 3)) + dims, smallest=8)
+        kernel = [int(k) for k in rng.integers(2, 5, dims)]
+        options = {"kernel_size": kernel, "stride": [int(s) for s in rng.integers(1, 4, dims)]}
+        options |= {"padding": [k // 2 for k in kernel], "ceil_mode": bool(rng.integers(2))}
+        options |= {name: int(rng.integers(1, n)) for name, n in ranges.items()}
+        return make(x_shape), options
+
+    return draw
+
+
+def adaptive(dims):
+    def draw(rng):
+        sizes = [int(n) if n else None for n in rng.integers(0, 25, dims)]
+        return normal(shape(rng, int(rng.integers(1, 3)) + dims)), {"output_size": sizes}
+
+    return draw
+
+
 def partly_forbidden(shape):
     return lambda rng: (np.where(rng.random(shape) < 0.5, rng.standard_normal(shape), -np.inf),)
 
@@ -411,6 +446,12 @@ RANDOM = {
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
+    "batch_norm": channels(running_mean=None, running_var=None, training=True),
+    "group_norm": channels(),
+    **{f"max_pool{n}d": pooled(n, distinct, dilation=3) for n in (1, 2)},
+    "avg_pool1d": pooled(1, count_include_pad=2),
+    "avg_pool2d": pooled(2, divisor_override=5),
+    **{f"adaptive_avg_pool{n}d": adaptive(n) for n in (1, 2)},
     "scaled_dot_product_attention": attended,
     "rope": rotated,
     "dropout": unary(training=False),

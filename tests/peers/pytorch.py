@@ -177,6 +177,11 @@ def attention(t, *operands, causal_offset=0, rng=None, **options):
     return t.nn.functional.scaled_dot_product_attention(*operands, **options)
 
 
+def of_images(name):
+    """A function of `torch.nn.functional`, whose first argument is called otherwise."""
+    return lambda t, x, **options: getattr(t.nn.functional, name)(x, **options)
+
+
 def rope(t, x, cos, sin):
     """With the function of transformers that exchanges the halves."""
     from transformers.models.llama.modeling_llama import rotate_half
@@ -263,6 +268,13 @@ PYTORCH = {
     "cholesky": another("cholesky", "linalg"),
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
+    **{
+        name: of_images(name)
+        for name in (
+            *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "batch_norm", "group_norm"),
+        )
+    },
     "dropout": without_generator("dropout"),
     "rope": rope,
     "scaled_dot_product_attention": attention,
@@ -380,6 +392,7 @@ DIFFERENT = {
         in (
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
+            *("avg_pool1d", "batch_norm", "group_norm"),
         )
     },
     "binary_cross_entropy_with_logits-pos_weight is learned": (PYTORCH_REFUSES, "a constant there"),
