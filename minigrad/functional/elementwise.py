@@ -11,6 +11,7 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import (
     abs,
+    astype,
     isinf,
     isnan,
     less_equal,
@@ -30,7 +31,8 @@ def xlogy(x: Array, y: Array) -> Tensor:
     A nan in y remains.
     """
     undefined = logical_and(x == 0, logical_or(less_equal(y, 0), isinf(y)))
-    return multiply(x, log(where(undefined, 1, y)))
+    one = astype(undefined, x.dtype)  # where it is chosen, and a number y does not set the dtype
+    return multiply(x, log(where(undefined, one, y)))
 
 
 @composition

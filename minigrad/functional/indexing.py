@@ -99,10 +99,11 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
     _check_smaller(taken, "x", x.shape, axis)
     if src.ndim:
         _check_smaller(taken, "src", src.shape)
-        src = getitem(src, tuple(slice(n) for n in taken.shape))
     if src.dtype.kind == "f" and x.dtype.kind != "f":
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
     places, sources, written = observed(last_written, taken, axis, x.shape)
+    if src.ndim:
+        src = getitem(src, tuple(slice(n) for n in taken.shape))
     values = astype(getitem(reshape(broadcast_to(src, taken.shape), -1), sources), x.dtype)
     return where(written, reshape(scatter_add(values, places, (x.size,)), x.shape), x)
 

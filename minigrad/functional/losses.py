@@ -262,17 +262,18 @@ def binary_cross_entropy_with_logits(
     check_reduction(reduction)
     t = _like(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
+    weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
     positive = t * softplus(-logits)
     if pos_weight is not None:
-        positive = positive * _factor("pos_weight", pos_weight, t)
+        positive = positive * pos_weight
     losses = positive + subtract(1, t) * softplus(logits)
-    if weight is not None:
-        losses = losses * _factor("weight", weight, t)
-    return _reduced(losses, reduction)
+    return _reduced(losses if weight is None else losses * weight, reduction)
 
 
 def _factor(name: str, weight: Array, t: Array) -> Array:
-    """Check a weight of losses with targets t, and return it in their dtype."""
+    """Check a weight of losses with targets t, and return it in their dtype; None is none."""
+    if weight is None:
+        return None
     if np.broadcast_shapes(weight.shape, t.shape) != t.shape:
         raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
     observed(check_not_negative, as_array(weight), f"{name} is not negative, unlike {{}}")

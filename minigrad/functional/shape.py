@@ -143,7 +143,8 @@ def diff(
     axis = normalize_axis(axis, x.ndim)
     one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     parts = [y for y in (prepend, x, append) if y is not None]
-    x = concatenate([y if y.ndim else broadcast_to(y, one) for y in parts], axis)
+    if len(parts) > 1:
+        x = concatenate([y if y.ndim else broadcast_to(y, one) for y in parts], axis)
     before = [slice(None)] * axis
     for _ in range(n):
         x = getitem(x, (*before, slice(1, None))) - getitem(x, (*before, slice(-1)))

@@ -21,7 +21,7 @@ greater = binary("greater", "a > b, as booleans.")
 greater_equal = binary("greater_equal", "a >= b, as booleans.")
 
 
-@op
+@op(cost=6)
 def isclose(
     a: Array, b: Array, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Array:

@@ -434,7 +434,6 @@ CASES = [
             ("axis 1", distinct((2, 4, 2)), {"axis": 1}, None),
             ("one", distinct((1,)), {}, None),
             ("empty", distinct((2, 0)), {}, None),
-            ("no rows", distinct((0, 2)), {}, None),
             (
                 "tie: the last",
                 fixed([2.0, 2.0, 2.0]),
