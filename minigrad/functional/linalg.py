@@ -170,7 +170,7 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
     """
     if isinstance(axes, (int, np.integer)):
         check_count("axes", axes)
-        axes = range(-axes, 0), range(axes)
+        axes = tuple(range(-axes, 0)), tuple(range(axes))
     if len(axes) != 2:
         raise ValueError(f"axes are a number, or those of a and those of b, not {axes!r}")
     of_a, of_b = normalize_axes(axes[0], a.ndim), normalize_axes(axes[1], b.ndim)

@@ -274,7 +274,8 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     """Check a weight of losses with targets t, and return it in their dtype; None is none."""
     if weight is None:
         return None
-    if np.broadcast_shapes(weight.shape, t.shape) != t.shape:
+    sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)
+    if weight.ndim > t.ndim or any(given not in (1, size) for given, size in sizes):
         raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
     observed(check_not_negative, as_array(weight), f"{name} is not negative, unlike {{}}")
     return astype(weight, t.dtype)
