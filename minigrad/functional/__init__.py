@@ -8,6 +8,7 @@ They take Tensors, and also plain arrays, as ops do.
 
 from minigrad.functional.composition import COMPOSITIONS
 from minigrad.functional.convolution import *
+from minigrad.functional.elementwise import *
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *
@@ -17,4 +18,4 @@ from minigrad.functional.pooling import *
 from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
-__all__ = ["TopK", *sorted(COMPOSITIONS)]
+__all__ = ["ValuesAndIndices", *sorted(COMPOSITIONS)]

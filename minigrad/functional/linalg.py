@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_count
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -137,10 +138,63 @@ def dot(a: Array, b: Array) -> Tensor:
         return multiply(a, b)
     if b.ndim <= 2:
         return matmul(a, b)
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(f"shapes {a.shape} and {b.shape} do not align")
-    columns = reshape(moveaxis(b, -2, 0), (b.shape[-2], -1))
-    return reshape(matmul(a, columns), (*a.shape[:-1], *b.shape[:-2], b.shape[-1]))
+    return tensordot(a, b, (-1, -2))
+
+
+@composition
+def inner(a: Array, b: Array) -> Tensor:
+    """The sum of products over the last axes of a and b: `(a, k)` and `(b, k)` give `(a, b)`.
+
+    With a number it is `a * b`.
+
+    Raises:
+        ValueError: if the sizes do not match.
+    """
+    return multiply(a, b) if 0 in (a.ndim, b.ndim) else tensordot(a, b, (-1, -1))
+
+
+@composition
+def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2) -> Tensor:
+    """The sum of products over some axes of a and b, as one matrix product.
+
+    The other axes of a come first in the result, then those of b.
+
+    Args:
+        a: the first array.
+        b: the second array.
+        axes: the axes of a and the axes of b, as in `((1, 0), (0, 1))` or `(-1, 0)`; a number n
+            stands for the last n of a and the first n of b.
+
+    Raises:
+        ValueError: if there are no such axes, or their sizes do not match.
+    """
+    if isinstance(axes, (int, np.integer)):
+        check_count("axes", axes)
+        axes = tuple(range(-axes, 0)), tuple(range(axes))
+    if len(axes) != 2:
+        raise ValueError(f"axes are a number, or those of a and those of b, not {axes!r}")
+    of_a, of_b = normalize_axes(axes[0], a.ndim), normalize_axes(axes[1], b.ndim)
+    sizes = [a.shape[i] for i in of_a]
+    if sizes != [b.shape[i] for i in of_b]:
+        raise ValueError(
+            f"axes {of_a} of shape {a.shape} and axes {of_b} of shape {b.shape} do not align"
+        )
+    rest_a = [i for i in range(a.ndim) if i not in of_a]
+    rest_b = [i for i in range(b.ndim) if i not in of_b]
+    rows, columns = [a.shape[i] for i in rest_a], [b.shape[i] for i in rest_b]
+    left = reshape(transpose(a, [*rest_a, *of_a]), (math.prod(rows), math.prod(sizes)))
+    right = reshape(transpose(b, [*of_b, *rest_b]), (math.prod(sizes), math.prod(columns)))
+    return reshape(matmul(left, right), [*rows, *columns])
+
+
+@composition
+def kron(a: Array, b: Array) -> Tensor:
+    """The Kronecker product: a copy of b, times it, for each element of a."""
+    count = np.maximum(a.ndim, b.ndim)
+    sizes = [[1] * (count - x.ndim) + list(x.shape) for x in (a, b)]
+    left = reshape(a, [n for size in sizes[0] for n in (size, 1)])
+    right = reshape(b, [n for size in sizes[1] for n in (1, size)])
+    return reshape(multiply(left, right), [m * n for m, n in zip(*sizes, strict=True)])
 
 
 @composition

@@ -113,6 +113,22 @@ def placed(rng):
     return joined(normal(x_shape), below(x_shape[axis], tuple(sizes))), {"axis": axis}
 
 
+def gathered(rng):
+    x_shape = shape(rng, rng.integers(1, 4))
+    axis = an_axis(rng, x_shape)
+    sizes = [int(rng.integers(1, size + 1)) for size in x_shape]
+    return normal(x_shape), {"axis": axis, "indices": rng.integers(x_shape[axis], size=sizes)}
+
+
+def scattered(rng):
+    """No place is written to twice: which one wins is not said there."""
+    x_shape = shape(rng, rng.integers(1, 4))
+    axis = an_axis(rng, x_shape)
+    order = np.argsort(rng.random(x_shape), axis)
+    corner = tuple(slice(int(rng.integers(1, size + 1))) for size in x_shape)
+    return normal(x_shape, x_shape), {"axis": axis, "indices": order[corner]}
+
+
 def reshaped(rng):
     a, b, c = shape(rng, 3)
     return normal((a, b, c)), {"shape": [(a * b, c), (-1,), (c, 1, b, a), (b, -1)][rng.integers(4)]}
@@ -219,6 +235,21 @@ def contracted(rng):
     return normal(
         *[[(m, k), (k, n)], [(b, m, k), (b, k, n)], [(k,), (b, k, n)]][rng.integers(3)]
     ), {}
+
+
+def inner(rng):
+    k, *rest = shape(rng, 4)
+    return normal((*rest[:2], k), (rest[2], k)), {}
+
+
+def over_axes(rng):
+    m, k, n, b = shape(rng, 4)
+    return normal((m, k, b), (b, n, k)), {"axes": ((1, -1), (2, 0))}
+
+
+def rows_and_more(rng):
+    rows, columns = shape(rng, 2)
+    return normal(*[(rows, columns)] * 3), {}
 
 
 def layer(rng):
@@ -360,7 +391,8 @@ def errors(rng):
 def chances(rng):
     x_shape = shape(rng, 2)
     return joined(normal(x_shape), fractions(x_shape)), {
-        "pos_weight": positive(x_shape[-1:])(rng)[0]
+        "weight": positive(x_shape)(rng)[0],
+        "pos_weight": positive(x_shape[-1:])(rng)[0],
     }
 
 
@@ -389,16 +421,20 @@ RANDOM = {
             *("negative", "abs", "square", "reciprocal", "exp", "expm1", "erf", "sign", "clone"),
             *("floor", "ceil", "round", "sin", "cos", "tan", "arctan", "sinh", "cosh", "tanh"),
             *("normal_cdf", "sigmoid", "relu", "leaky_relu", "elu", "silu", "gelu"),
+            *("trunc", "exp2", "arcsinh", "sinc", "nan_to_num", "ravel"),
         )
     },
     "softplus": unary(beta=1.5),
     **{name: unary(positive) for name in ("sqrt", "rsqrt", "log", "log1p", "log2", "log10")},
-    **{name: unary(inside) for name in ("arcsin", "arccos")},
+    **{name: unary(inside) for name in ("arcsin", "arccos", "arctanh")},
+    "arccosh": unary(lambda *shapes: lambda rng: tuple(1 + x for x in positive(*shapes)(rng))),
     **{name: unary(steps) for name in ("isfinite", "isinf", "isnan")},
     "logical_not": unary(booleans),
     "astype": unary(normal, dtype=np.float32),
     **{name: binary() for name in ("add", "subtract", "multiply", "divide", "remainder")},
-    "arctan2": binary(),
+    **{name: binary() for name in ("arctan2", "fmod", "copysign", "hypot", "logaddexp", "kron")},
+    "xlogy": binary(positive),
+    "isclose": binary(steps),
     "floor_divide": binary(lambda *shapes: lambda rng: [x + 9 for x in below(9, *shapes)(rng)]),
     "power": binary(positive),
     **{name: binary(distinct) for name in ("maximum", "minimum")},
@@ -420,7 +456,12 @@ RANDOM = {
     **{name: along_an_axis(distinct) for name in ("argmax", "argmin", "sort")},
     "argsort": along_an_axis(steps, descending=True),
     "topk": largest,
+    **{name: along_an_axis(distinct) for name in ("max_with_indices", "min_with_indices")},
+    **{name: along_an_axis(distinct) for name in ("cummax", "cummin")},
+    "nonzero": lambda rng: (steps(shape(rng, 2)), {}),
     "take_along_axis": placed,
+    "gather": gathered,
+    "scatter": scattered,
     "reshape": reshaped,
     **{name: permuted(name) for name in ("transpose", "swapaxes", "moveaxis")},
     "broadcast_to": widened,
@@ -428,7 +469,10 @@ RANDOM = {
     "roll": rolled,
     "concatenate": pieces,
     "stack": alike,
-    "split": cut,
+    **dict.fromkeys(("split", "array_split"), cut),
+    **dict.fromkeys(("vstack", "hstack", "column_stack"), rows_and_more),
+    "meshgrid": lambda rng: (normal(*((n,) for n in shape(rng, 3))), {"indexing": "ij"}),
+    "diff": lambda rng: (normal(shape(rng, 2)), {"n": int(rng.integers(3)), "axis": -1}),
     "tile": tiled,
     "repeat": repeated,
     "pad": padded,
@@ -438,6 +482,8 @@ RANDOM = {
     "matmul": product,
     "outer": binary(),
     "dot": contracted,
+    "inner": inner,
+    "tensordot": over_axes,
     "linear": layer,
     "lora_linear": adapted,
     "nf4_linear": in_few_bits(lambda w, rng: NF4Matrix.of(w, int(rng.integers(1, 25)))),
@@ -468,7 +514,17 @@ CALLS = {
     "concatenate": lambda f, *xs, **options: f(xs, **options),
     "stack": lambda f, *xs, **options: f(xs, **options),
     "split": lambda f, x, **options: f(x, **options)[1],
-    "topk": lambda f, x, **options: f(x, **options)[0],
+    **{
+        name: lambda f, x, **options: f(x, **options)[0]
+        for name in (
+            *("topk", "max_with_indices", "min_with_indices", "cummax", "cummin"),
+            *("array_split", "nonzero"),
+        )
+    },
+    **{name: lambda f, *xs: f(xs) for name in ("vstack", "hstack", "column_stack")},
+    "meshgrid": lambda f, *xs, **options: sum(f(*xs, **options)),
+    "gather": lambda f, x, axis, indices: f(x, axis, indices),
+    "scatter": lambda f, x, src, axis, indices: f(x, axis, indices, src),
     "einsum": lambda f, *xs, subscripts: f(subscripts, *xs),
 }
 

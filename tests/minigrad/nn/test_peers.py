@@ -236,6 +236,7 @@ WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
         ("HuberLoss", {"delta": 2.5}, X[1]),
         ("BCEWithLogitsLoss", {}, SHARES),
         ("BCEWithLogitsLoss", {"pos_weight": WEIGHTS}, SHARES),
+        ("BCEWithLogitsLoss", {"weight": WEIGHTS, "pos_weight": WEIGHTS[::-1].copy()}, SHARES),
         ("NLLLoss", {}, CLASSES),
         ("NLLLoss", {"weight": WEIGHTS, "ignore_index": 0}, CLASSES),
         ("CrossEntropyLoss", {}, CLASSES),

@@ -64,7 +64,13 @@ OF_ONE_AXIS = {
     **{name: following(name) for name in ("argmax", "argmin", "argsort", "sort")},
     **{name: following(name) for name in ("cumsum", "cumprod")},
     "repeat": following("repeat", 2),
+    **{name: following(name) for name in ("max_with_indices", "min_with_indices")},
+    **{name: following(name) for name in ("cummax", "cummin")},
+    "diff": following("diff", 1),
+    "gather": lambda x, axis: minigrad.gather(x, axis, np.array([[0, 1, 0]])),
+    "scatter": lambda x, axis: minigrad.scatter(x, axis, np.array([[0, 1, 0]]), 1.0),
     "split": following("split", 1),
+    "array_split": following("array_split", 1),
     "topk": following("topk", 1),
     "take_along_axis": following("take_along_axis", np.array([[0, 1, 0]])),
     "stack": lambda x, axis: minigrad.stack([x, x], axis),
@@ -172,13 +178,23 @@ SHAPES = [
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
     bad("triu", (ROW,), ValueError, "(3,)"),
-    bad("concatenate", ([],), ValueError),
+    *[bad(name, ([],), ValueError) for name in ("concatenate", "vstack", "hstack", "column_stack")],
+    bad("vstack", ([X, np.ones(2)],), ValueError, "(2, 3)", "(1, 2)"),
+    bad("hstack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
+    bad("column_stack", ([X, ROW],), ValueError, "(2, 3)", "(3, 1)"),
+    bad("meshgrid", (X,), ValueError, "(2, 3)"),
+    bad("meshgrid", (ROW,), ValueError, "'yx'", "'xy'", indexing="yx"),
+    bad("diff", (X, -1), ValueError, "-1"),
+    bad("diff", (X, 1.5), ValueError, "1.5"),
+    bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
+    bad("nonzero", (NUMBER,), ValueError, "0d"),
     bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),
     bad("concatenate", ([X, X], None), ValueError, "None"),
     bad("stack", ([],), ValueError, "none"),
     bad("stack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("split", (X, 2, 1), ValueError, "3", "2"),
+    *[bad("array_split", (X, parts), ValueError, str(parts)) for parts in (0, -1, 1.5)],
     bad("split", (X, 0), ValueError, "0"),
     bad("split", (X, -1), ValueError, "-1"),
     bad("split", (X, 1.5), TypeError),
@@ -216,6 +232,16 @@ PLACES = [
     bad("take_along_axis", (X, places([0], [0], [0]), 1), ValueError, "(2, 3)", "(3, 1)"),
     bad("take_along_axis", (X, np.zeros((2, 1)), 1), TypeError, "float64"),
     bad("take_along_axis", (X, np.zeros((2, 1), bool), 1), TypeError, "bool"),
+    bad("gather", (X, 1, places([3])), IndexError, "3"),
+    bad("gather", (X, 1, places(0)), ValueError, "(2, 3)", "(1,)"),
+    bad("gather", (X, 1, places([0], [0], [0])), ValueError, "(2, 3)", "(3, 1)"),
+    bad("gather", (X, 1, np.zeros((2, 1))), TypeError, "float64"),
+    *[bad("scatter", (X, 1, places([i]), X), IndexError, str(i), "axis 1") for i in (3, -4)],
+    bad("scatter", (X, 1, places([0], [0], [0]), X), ValueError, "(2, 3)", "(3, 1)"),
+    bad("scatter", (X, 1, places([0, 0]), X[:, :1]), ValueError, "src", "(2, 1)", "(1, 2)"),
+    bad("scatter", (X, 1, places([0]), ROW), ValueError, "src", "(3,)"),
+    bad("scatter", (X, 1, np.zeros((1, 1)), X), TypeError, "float64"),
+    bad("scatter", (places(1, 2), 0, places(0), 0.5), TypeError, "int64", "astype"),
     bad("topk", (X, 4), ValueError, "4", "(2, 3)", "axis 1"),
     bad("topk", (X, -1), ValueError, "-1"),
     bad("topk", (X, 1.5), TypeError, "1.5"),
@@ -238,7 +264,10 @@ NUMBERS = [
     bad("add", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
     bad("where", (X > 0, np.zeros((2, 3), np.int8), 300), ValueError, "300"),
     bad("where", (X > 0, X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
-    bad("arctan2", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    *[
+        bad(name, (X, np.ones(4)), ValueError, "(4,)")
+        for name in ("arctan2", "logaddexp", "hypot", "copysign", "fmod", "xlogy", "isclose")
+    ],
     bad("clip", (X,), ValueError, "min", "max"),
     bad("clip", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
     bad("round", (X, 1.5), TypeError, "1.5"),
@@ -270,6 +299,19 @@ PRODUCTS = [
     bad("linear", (X, SQUARE[None]), ValueError, "(1, 3, 3)"),
     bad("dot", (X, X), ValueError, "(2, 3) and (2, 3)"),
     bad("dot", (X, STACK), ValueError, "(2, 3)", "(2, 2, 2)"),
+    bad("inner", (X, np.ones(2)), ValueError, "(2, 3)", "(2,)"),
+    *[
+        bad("tensordot", (X, X, axes), ValueError, *words)
+        for axes, words in [
+            (1, ["(2, 3)", "do not align"]),
+            (3, ["(-3, -2, -1)"]),
+            (-1, ["-1"]),
+            ((0, 5), ["5"]),
+            ((0, (0, 1)), ["(0,)", "(0, 1)"]),
+            (((0, 0), (0, 1)), ["(0, 0)", "repeated"]),
+            ((0,), ["(0,)"]),
+        ]
+    ],
     *[
         bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), *words)
         for subscripts, operands, words in [
@@ -405,7 +447,11 @@ LOSSES = [
         bad(BCE, (X, target + 0 * X), ValueError, str(target), reduction=reduction)
         for target, reduction in [(1.5, "mean"), (-0.5, "sum"), (math.nan, "none")]
     ],
-    bad(BCE, (X, np.ones((2, 3))), ValueError, "(4,)", "(2, 3)", pos_weight=np.ones(4)),
+    *[
+        bad(BCE, (X, np.ones((2, 3))), ValueError, name, *words, **{name: value})
+        for name in ("weight", "pos_weight")
+        for value, words in [(np.ones(4), ["(4,)", "(2, 3)"]), (np.array([-1.5]), ["-1.5"])]
+    ],
 ]
 
 

@@ -24,9 +24,11 @@ def operands(name, dtype):
     x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
     if name == "rope":
         x = x[:, :2]
-    if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
+    if name in ("log", "log2", "log10", "rsqrt", "reciprocal", "arccosh"):
         x = np.ones((2, 3), dtype)
-    return [x, x] if name == "arctan2" else [x]
+    if name == "arctanh":
+        x = np.zeros((2, 3), dtype)
+    return [x, x] if name in ("arctan2", "logaddexp", "hypot", "copysign") else [x]
 
 
 def options(name):

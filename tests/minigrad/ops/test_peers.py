@@ -115,7 +115,7 @@ def compare(case, seed=1):
                 right, [x for x in ts if x.requires_grad], torch.from_numpy(v)
             )
     pairs = zip(found, exact, strict=True)
-    return Difference(value, max(relative(x.data, y.numpy()) for x, y in pairs))
+    return Difference(value, max(relative(x.data, y.detach().numpy()) for x, y in pairs))
 
 
 # --------------------------------------------------------------------------------------------------
