@@ -30,16 +30,18 @@ from minigrad.ops import (
     logical_or,
     matmul,
     reshape,
-    sign,
     sum,
     where,
 )
+from minigrad.ops.hints import Undefined
 from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
 from minigrad.ops.products import swap_last
 
 _UNDEFINED = {
-    "the derivative needs the vectors of two equal values, or of one that is 0, and has none "
-    "there": lambda gradient: np.isnan(gradient)
+    Undefined(
+        "the derivative is undefined: it needs a vector of two equal values, or of a singular "
+        "value of 0"
+    ): lambda gradient: np.isnan(gradient)
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -59,9 +61,8 @@ def eigh(a: Array) -> Eigh:
 
     They are those of (A + A^T) / 2 = V diag(w) V^T, so both triangles of A count, and share the
     gradient. The sign of an eigenvector is arbitrary, and the derivative is that of functions that
-    do not depend on it (Giles, 2008, section 3.1). Where two eigenvalues are equal, so is the
-    choice of their eigenvectors, and a derivative that needs one of them is nan; that of the
-    eigenvalues themselves, and of the other eigenvectors, is as ever.
+    do not depend on it (Giles, 2008, section 3.1). Equal eigenvalues share their gradient evenly;
+    their eigenvectors are any basis, and a derivative that needs one of them is nan.
 
     Raises:
         ValueError: if the matrices are not square, or one has a nan or an inf.
@@ -98,9 +99,9 @@ def eigenvalues(a: Array, found: Any) -> Array:
 
 
 @eigenvalues.vjp("a")
-def _eigenvalues_a(g: Array, a: Array, found: Any) -> Array:
+def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     v = eigenvectors(a, found)
-    return matmul(v * _as_row(g), swap_last(v))
+    return matmul(v * _as_row(_shared(g, out)), swap_last(v))
 
 
 @op(
@@ -135,9 +136,20 @@ def _over(numerator: tuple[Array, Array], difference: Array, values: Array) -> A
     Where it is not needed the numerator is 0, and so is the quotient.
     """
     x, is_needed = numerator
-    limit = 10 * np.finfo(values.dtype).eps * sum(abs(values), -1)
-    near = abs(difference) <= _as_row(reshape(limit, (*limit.shape, 1)))
+    near = _is_rounding(difference, values)
     return x / where(logical_and(near, is_needed), nan, where(near, 1.0, difference))
+
+
+def _shared(g: Array, values: Array) -> Array:
+    """Return the gradient of values, with the mean of it for those that are equal."""
+    equal = astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
+    return sum(equal * _as_row(g), -1) / sum(equal, -1)
+
+
+def _is_rounding(differences: Array, values: Array) -> Array:
+    """Return which differences of eigenvalues or singular values may be 0 but for rounding."""
+    limit = 10 * np.finfo(values.dtype).eps * sum(abs(values), -1)
+    return abs(differences) <= reshape(limit, (*limit.shape, 1, 1))
 
 
 def _as_row(x: Array) -> Array:
@@ -168,9 +180,9 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 
     The sign that a column of U and the row of Vh have in common is arbitrary, and further columns
     and rows are any basis of what is left. The derivative is that of functions that do not depend
-    on the choice (Townsend, 2016). Where two singular values are equal, a derivative that needs one
-    of their vectors is nan; so it is where one is 0, for U if m > n and for Vh if m < n. That of
-    the singular values themselves, and of the other vectors, is as ever.
+    on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and one of 0
+    has none, as an absolute value; a derivative that needs a vector of equal ones is nan, and so is
+    one that needs a vector of 0, in U if m > n and in Vh if m < n.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
@@ -185,8 +197,8 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 def svdvals(a: Array) -> Tensor:
     """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
 
-    The derivative of S_i is u_i v_i^T, also where several are equal, and 0 where S_i is 0, as that
-    of an absolute value.
+    The derivative of S_i is u_i v_i^T. Where several are equal they share the gradient evenly; where
+    one is 0 its gradient is 0, as that of an absolute value.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
@@ -218,7 +230,8 @@ def singular_values(a: Array, found: Any) -> Array:
 @singular_values.vjp("a")
 def _singular_values_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     u, v = _thin(a, found), _thin(swap_last(a), found[::-1])
-    return matmul(u * _as_row(g * sign(out)), swap_last(v))
+    row = where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
+    return matmul(u * row, swap_last(v))
 
 
 @op(
