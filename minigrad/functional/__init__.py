@@ -7,6 +7,7 @@ They take Tensors, and also plain arrays, as ops do.
 """
 
 from minigrad.functional.composition import COMPOSITIONS
+from minigrad.functional.decompositions import *
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *
@@ -14,4 +15,4 @@ from minigrad.functional.neural import *
 from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
-__all__ = ["TopK", *sorted(COMPOSITIONS)]
+__all__ = ["SVD", "Eigh", "Slogdet", "TopK", *sorted(COMPOSITIONS)]

@@ -7,6 +7,7 @@ of the eigenvalues alone then never meets that of the eigenvectors, which divide
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import nan
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ from minigrad.ops import (
     inv,
     isinf,
     logical_and,
-    logical_not,
     logical_or,
     matmul,
     reshape,
@@ -37,7 +37,7 @@ from minigrad.ops.hints import Undefined
 from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
 from minigrad.ops.products import swap_last
 
-_UNDEFINED = {
+_UNDEFINED: dict[str, Callable[..., Any]] = {
     Undefined(
         "the derivative is undefined: it needs a vector of two equal values, or of a singular "
         "value of 0"
@@ -197,8 +197,8 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 def svdvals(a: Array) -> Tensor:
     """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
 
-    The derivative of S_i is u_i v_i^T. Where several are equal they share the gradient evenly; where
-    one is 0 its gradient is 0, as that of an absolute value.
+    The derivative of S_i is u_i v_i^T. Equal ones share their gradient evenly, and one of 0 has
+    none, as an absolute value.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.

@@ -44,8 +44,8 @@ def cause_of_gradient(
     """
     hint = op.gradient_hint or (of_product_gradient if op.product else None)
     known = _asked(hint, {**values, "g": g, "gradient": gradient})
-    explains = known is None or isinstance(known, Undefined) or hint is of_product_gradient
-    if not explains and np.isnan(gradient).any():
+    complete = isinstance(known, Undefined) or hint is of_product_gradient
+    if known is not None and not complete and np.isnan(gradient).any():
         known += (
             "; a gradient of 0 times it is NaN, so a `where` after the op does not help: choose a "
             "harmless input by a `where` before the op as well"

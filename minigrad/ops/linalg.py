@@ -37,10 +37,10 @@ def _inv_a(g: Array, out: Array) -> Array:
     return -matmul(matmul(transposed, g), transposed)
 
 
-def _solve_cost(a: Array, b: Array, out: Array) -> int:
+def _solve_cost(a: Array, b: Array, left: bool, out: Array) -> int:
     n: int = a.shape[-1]
     size: int = out.size
-    columns = 1 if len(b.shape) == 1 else b.shape[-1]
+    columns = 1 if len(b.shape) == 1 else b.shape[-1 if left else -2]
     return size // max(1, n * columns) * (2 * n**3 // 3) + 2 * size * n
 
 
@@ -54,42 +54,56 @@ def _solve_cost(a: Array, b: Array, out: Array) -> int:
         else a.shape[:-1]
     ),
 )
-def solve(a: Array, b: Array) -> Array:
+def solve(a: Array, b: Array, *, left: bool = True) -> Array:
     """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
-    Leading axes are broadcast. As in numpy, b is a vector only if it has one axis.
+    With `left=False` it is that of x a = b, for b of shape `(..., k, n)` or `(n,)`. Leading axes
+    are broadcast. As in numpy 2, b is a vector only if it has one axis, whatever the shape of a; of
+    a stack of vectors make columns, `b[..., None]`.
 
     Raises:
         ValueError: if the matrices are not square, one is singular, or the sizes do not match.
     """
     a, b = np.asarray(a), np.asarray(b)
-    if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
-        raise ValueError("a does not go with b; shapes are (..., n, n) and (..., n, k) or (n,)")
-    return _regular(np.linalg.solve, a, b)
+    vector = b.ndim == 1
+    if b.ndim == 0 or a.ndim < 2 or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
+        text = "(..., n, k)" if left else "(..., k, n)"
+        text = f"a does not go with b; shapes are (..., n, n) and {text} or (n,)"
+        if b.shape == a.shape[:-1]:
+            text += f"; b[..., {'None' if left else 'None, :'}] is a stack of vectors"
+        raise ValueError(text)
+    if left:
+        return _regular(np.linalg.solve, a, b)
+    x = _regular(np.linalg.solve, np.swapaxes(a, -1, -2), b if vector else np.swapaxes(b, -1, -2))
+    return x if vector else np.swapaxes(x, -1, -2)
 
 
-solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
+solve.vjp("b", lambda g, a, b_shape, left: _solved_for(swap_last(a), g, left, len(b_shape) == 1))
 
 
 @solve.vjp("a")
-def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
+def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], left: bool, out: Array) -> Array:
     vector = len(b_shape) == 1
-    adjoint = _solved_for(swap_last(a), g, vector)
+    adjoint = _solved_for(swap_last(a), g, left, vector)
     if vector:
         adjoint, out = (reshape(v, (*v.shape, 1)) for v in (adjoint, out))
-    return -matmul(adjoint, swap_last(out))
+    if vector or left:
+        product = matmul(adjoint, swap_last(out))
+        return -(product if left else swap_last(product))
+    return -matmul(swap_last(out), adjoint)
 
 
-def _solved_for(a: Array, b: Array, vector: bool) -> Array:
-    """Solve a x = b, where b is a stack of vectors if the op was called with a vector."""
+def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
+    """Solve a x = b or x a = b, for a stack of vectors if the op was called with a vector."""
     if not vector:
-        return solve(a, b)
-    solution = solve(a, reshape(b, (*b.shape, 1)))
+        return solve(a, b, left=left)
+    solution = solve(a if left else swap_last(a), reshape(b, (*b.shape, 1)))
     return reshape(solution, solution.shape[:-1])
 
 
 def _pinv_cost(a: Array, out: Array) -> int:
-    return 13 * int(out.size) * min(a.shape[-2:])  # of singular values, their vectors, a product
+    size: int = out.size
+    return 13 * size * int(min(a.shape[-2:]))  # of singular values, their vectors and a product
 
 
 @op(

@@ -11,10 +11,12 @@ from tests.cases import (
     distinct,
     fractions,
     joined,
+    linalg,
     nonzero,
     normal,
     positive,
 )
+from tests.cases.linalg import separated
 
 
 def shape(rng, ndim=None, smallest=1):
@@ -272,6 +274,16 @@ def matrices(name):
     return draw
 
 
+def apart(square=False, **options):
+    """Matrices for which decompositions are well-conditioned."""
+
+    def draw(rng):
+        m, n = shape(rng, 2)
+        return separated((*shape(rng, rng.integers(0, 2)), n if square else m, n)), options
+
+    return draw
+
+
 def normalised(*names):
     def draw(rng):
         x_shape = shape(rng, 3, smallest=2)
@@ -409,6 +421,10 @@ RANDOM = {
     "bfloat16_linear": in_few_bits(lambda w, _rng: BFloat16Matrix.of(w)),
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
+    **{name: apart() for name in ("pinv", "svdvals")},
+    "svd": apart(full_matrices=False),
+    **{name: apart(square=True) for name in ("eigh", "eigvalsh", "slogdet")},
+    "matrix_power": apart(square=True, n=3),
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
     "scaled_dot_product_attention": attended,
@@ -429,6 +445,10 @@ CALLS = {
     "split": lambda f, x, **options: f(x, **options)[1],
     "topk": lambda f, x, **options: f(x, **options)[0],
     "einsum": lambda f, *xs, subscripts: f(subscripts, *xs),
+    "eigh": linalg.of_symmetric(linalg.composed),
+    "eigvalsh": linalg.of_symmetric(lambda w: w),
+    "svd": linalg.product,
+    "slogdet": linalg.second,
 }
 
 
