@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -68,7 +67,7 @@ def eigh(a: Array) -> Eigh:
         ValueError: if the matrices are not square, or one has a nan or an inf.
     """
     a = symmetric_part(check_square(a))
-    found = observed(eigen_of, as_array(widened(a)), True)
+    found = observed(eigen_of, as_array(widened(a)))
     return Eigh(eigenvalues(a, found), eigenvectors(a, found))
 
 
@@ -80,14 +79,12 @@ def eigvalsh(a: Array) -> Tensor:
         ValueError: if the matrices are not square, or one has a nan or an inf.
     """
     a = symmetric_part(check_square(a))
-    return eigenvalues(a, observed(eigen_of, as_array(widened(a)), is_differentiated(a)))
+    return eigenvalues(a, observed(eigen_of, as_array(widened(a))))
 
 
-def eigen_of(a: Any, vectors: bool) -> tuple[Any, Any]:
-    """Return w and V of symmetric matrices; V is None unless it is asked for."""
+def eigen_of(a: Any) -> tuple[Any, Any]:
+    """Return w and V of symmetric matrices."""
     check_finite(a)
-    if not vectors:
-        return np.linalg.eigvalsh(a), None
     w, v = np.linalg.eigh(a)
     return w, v
 
@@ -188,7 +185,7 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
     """
     check_matrices(a)
-    found = observed(singular_of, as_array(widened(a)), True, full_matrices)
+    found = observed(singular_of, as_array(widened(a)), full_matrices)
     v = singular_vectors(swap_last(a), found[::-1])
     return SVD(singular_vectors(a, found), singular_values(a, found), swap_last(v))
 
@@ -204,15 +201,12 @@ def svdvals(a: Array) -> Tensor:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
     """
     check_matrices(a)
-    vectors = is_differentiated(a)
-    return singular_values(a, observed(singular_of, as_array(widened(a)), vectors, False))
+    return singular_values(a, observed(singular_of, as_array(widened(a)), False))
 
 
-def singular_of(a: Any, vectors: bool, full_matrices: bool) -> tuple[Any, Any, Any]:
-    """Return U, S and V of matrices; U and V are None unless they are asked for."""
+def singular_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
+    """Return U, S and V of matrices."""
     check_finite(a)
-    if not vectors:
-        return None, np.linalg.svd(a, compute_uv=False), None
     u, s, vh = np.linalg.svd(a, full_matrices)
     return u, s, np.swapaxes(vh, -1, -2)
 

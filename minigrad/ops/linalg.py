@@ -54,7 +54,7 @@ def _solve_cost(a: Array, b: Array, left: bool, out: Array) -> int:
         else a.shape[:-1]
     ),
 )
-def solve(a: Array, b: Array, *, left: bool = True) -> Array:
+def solve(a: Array, b: Array, left: bool = True) -> Array:
     """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
     With `left=False` it is that of x a = b, for b of shape `(..., k, n)` or `(n,)`. Leading axes
@@ -96,7 +96,7 @@ def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], left: bool, out: Arra
 def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
     """Solve a x = b or x a = b, for a stack of vectors if the op was called with a vector."""
     if not vector:
-        return solve(a, b, left=left)
+        return solve(a, b, left)
     solution = solve(a if left else swap_last(a), reshape(b, (*b.shape, 1)))
     return reshape(solution, solution.shape[:-1])
 
@@ -128,7 +128,7 @@ def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array
     """
     check_finite(check_matrices(a))
     if hermitian:
-        a = symmetric_part(check_square(a))
+        a = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     if rcond is None:
         rcond = max(a.shape[-2:]) * np.finfo(a.dtype).eps
     return np.linalg.pinv(a, rcond, hermitian)
@@ -214,7 +214,7 @@ def cholesky(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is not positive definite.
     """
-    symmetric = symmetric_part(check_square(a))
+    symmetric = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     try:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:

@@ -310,7 +310,27 @@ DIFFERENT = {
         f"det-singular{row}": (DIFFERS, "the matrix of cofactors, where PyTorch gives 0")
         for row in (": zero column", ": equal rows", " and regular ones")
     },
-    "cholesky-not symmetric": (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    **dict.fromkeys(
+        ("cholesky-not symmetric", "eigvalsh-not symmetric"),
+        (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    ),
+    **dict.fromkeys(
+        ("eigvalsh-equal ones share", "svdvals-equal ones share"),
+        (DIFFERS, "PyTorch gives each to a vector that LAPACK happens to choose"),
+    ),
+    **dict.fromkeys(
+        (
+            *("svdvals-of 0: none", "svdvals-of low rank"),
+            *(f"norm-matrix norm {ord} at 0: 0" for ord in ("nuc", 2, -2)),
+        ),
+        (DIFFERS, "a singular value of 0 has no gradient; PyTorch takes any of its subgradients"),
+    ),
+    **{
+        f"svd-the rest of {part}": (DIFFERS, "PyTorch leaves the other vectors out of account")
+        for part in ("U", "Vh")
+    },
+    "slogdet-signs": (DIFFERS, "a sign is a constant"),
+    "slogdet-singular": (DIFFERS, "the derivative is nan, where PyTorch has infinities"),
     "max-the method of one axis": (DIFFERS, "ties share, as in PyTorch's amax"),
     "topk-ties: the first": (DIFFERS, "PyTorch does not say which of equals it takes"),
     "topk-places, True": (DIFFERS, "PyTorch does not say which of equals it takes"),
@@ -359,6 +379,14 @@ DIFFERENT = {
             "7,mode=wrap",
         )
     },
+    **{
+        f"norm-{row}": (PYTORCH_REFUSES, "it loses the derivative of a count, which is 0")
+        for row in ("ord=0,axis=1", "ord 0 at 0: 0")
+    },
+    **{
+        f"solve-x a = b, {row}": (PYTORCH_REFUSES, "takes vectors from the left only")
+        for row in ("vector", "batch and vector")
+    },
     "getitem-negative step": (PYTORCH_REFUSES, "no negative steps"),
     "getitem-small integers": (PYTORCH_REFUSES, "bytes are masks there, integers in numpy"),
     "take_along_axis-bytes": (PYTORCH_REFUSES, "int64 only"),
@@ -372,6 +400,7 @@ DIFFERENT = {
         in (
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
+            *("pinv", "eigvalsh", "svdvals"),
         )
     },
     "binary_cross_entropy_with_logits-pos_weight is learned": (PYTORCH_REFUSES, "a constant there"),
