@@ -11,10 +11,12 @@ from tests.cases import (
     distinct,
     fractions,
     joined,
+    linalg,
     nonzero,
     normal,
     positive,
 )
+from tests.cases.linalg import separated
 
 
 def shape(rng, ndim=None, smallest=1):
@@ -303,6 +305,16 @@ def matrices(name):
     return draw
 
 
+def apart(square=False, **options):
+    """Matrices for which decompositions are well-conditioned."""
+
+    def draw(rng):
+        m, n = shape(rng, 2)
+        return separated((*shape(rng, rng.integers(0, 2)), n if square else m, n)), options
+
+    return draw
+
+
 def normalised(*names):
     def draw(rng):
         x_shape = shape(rng, 3, smallest=2)
@@ -490,6 +502,10 @@ RANDOM = {
     "bfloat16_linear": in_few_bits(lambda w, _rng: BFloat16Matrix.of(w)),
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
+    **{name: apart() for name in ("pinv", "svdvals")},
+    "svd": apart(full_matrices=False),
+    **{name: apart(square=True) for name in ("eigh", "eigvalsh", "slogdet")},
+    "matrix_power": apart(square=True, n=3),
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
     "batch_norm": channels(running_mean=None, running_var=None, training=True),
@@ -526,6 +542,10 @@ CALLS = {
     "gather": lambda f, x, axis, indices: f(x, axis, indices),
     "scatter": lambda f, x, src, axis, indices: f(x, axis, indices, src),
     "einsum": lambda f, *xs, subscripts: f(subscripts, *xs),
+    "eigh": linalg.of_symmetric(linalg.composed),
+    "eigvalsh": linalg.of_symmetric(lambda w: w),
+    "svd": linalg.product,
+    "slogdet": linalg.second,
 }
 
 

@@ -309,8 +309,7 @@ PYTORCH = {
     "outer": outer,
     "tensordot": lambda t, a, b, axes=2: t.tensordot(a, b, in_lists(axes)),
     "dot": dot,
-    "solve": another("solve", "linalg"),
-    "cholesky": another("cholesky", "linalg"),
+    **{name: another(name, "linalg") for name in ("solve", "cholesky", "svd", "pinv")},
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     **{
@@ -381,7 +380,27 @@ DIFFERENT = {
     "hypot-at the origin: 0": (DIFFERS, "PyTorch divides 0 by 0"),
     "xlogy-x is 0, and no logarithm: 0": (DIFFERS, "PyTorch divides 0 by 0"),
     "scatter-repeated": (DIFFERS, "to what was written last; PyTorch says that theirs is wrong"),
-    "cholesky-not symmetric": (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    **dict.fromkeys(
+        ("cholesky-not symmetric", "eigvalsh-not symmetric"),
+        (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    ),
+    **dict.fromkeys(
+        ("eigvalsh-equal ones share", "svdvals-equal ones share"),
+        (DIFFERS, "PyTorch gives each to a vector that LAPACK happens to choose"),
+    ),
+    **dict.fromkeys(
+        (
+            *("svdvals-of 0: none", "svdvals-of low rank"),
+            *(f"norm-matrix norm {ord} at 0: 0" for ord in ("nuc", 2, -2)),
+        ),
+        (DIFFERS, "a singular value of 0 has no gradient; PyTorch takes any of its subgradients"),
+    ),
+    **{
+        f"svd-the rest of {part}": (DIFFERS, "PyTorch leaves the other vectors out of account")
+        for part in ("U", "Vh")
+    },
+    "slogdet-signs": (DIFFERS, "a sign is a constant"),
+    "slogdet-singular": (DIFFERS, "the derivative is nan, where PyTorch has infinities"),
     "max-the method of one axis": (DIFFERS, "ties share, as in PyTorch's amax"),
     "topk-ties: the first": (DIFFERS, "PyTorch does not say which of equals it takes"),
     "topk-places, True": (DIFFERS, "PyTorch does not say which of equals it takes"),
@@ -430,6 +449,14 @@ DIFFERENT = {
             "7,mode=wrap",
         )
     },
+    **{
+        f"norm-{row}": (PYTORCH_REFUSES, "it loses the derivative of a count, which is 0")
+        for row in ("ord=0,axis=1", "ord 0 at 0: 0")
+    },
+    **{
+        f"solve-x a = b, {row}": (PYTORCH_REFUSES, "takes vectors from the left only")
+        for row in ("vector", "batch and vector")
+    },
     "getitem-negative step": (PYTORCH_REFUSES, "no negative steps"),
     "getitem-small integers": (PYTORCH_REFUSES, "bytes are masks there, integers in numpy"),
     "gather-negative": (PYTORCH_REFUSES, "no negative places"),
@@ -447,6 +474,7 @@ DIFFERENT = {
             *("logaddexp", "hypot"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
             *("avg_pool1d", "batch_norm", "group_norm"),
+            *("pinv", "eigvalsh", "svdvals"),
         )
     },
     **{

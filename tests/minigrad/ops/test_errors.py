@@ -15,6 +15,7 @@ NONE = np.zeros((0, 3))
 STACK = np.ones((2, 2, 2))
 SQUARE = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]])
 SINGULAR = np.ones((3, 3))
+NOT_FINITE = np.stack([SQUARE, np.where(SQUARE == 4, np.nan, SQUARE)])
 
 
 def tensors(value):
@@ -279,11 +280,11 @@ NUMBERS = [
     bad("dropout", (X, math.nan), ValueError, "nan"),
     *[
         bad("norm", (ROW, ord), ValueError, repr(ord), "vectors")
-        for ord in (0, 0.5, -1, math.nan, "fro")
+        for ord in (math.nan, "fro", "nuc")
     ],
     *[
         bad("norm", (X, ord), ValueError, repr(ord), "matrices")
-        for ord in (2, 3, 0, math.nan, "nuc")
+        for ord in (3, -3, 0, 0.5, math.nan, "trace")
     ],
     bad("norm", (STACK, 1), ValueError, "3 axes", "(2, 2, 2)"),
     bad("norm", (NONE, math.inf, 0), ValueError, "(0, 3)"),
@@ -339,7 +340,7 @@ PRODUCTS = [
 MATRICES = [
     *[
         bad(name, (a,), ValueError, str(a.shape))
-        for name in ("inv", "det", "cholesky")
+        for name in ("inv", "det", "cholesky", "eigh", "eigvalsh", "slogdet")
         for a in (X, ROW, NONE)
     ],
     bad("solve", (X, ROW), ValueError, "(2, 3)"),
@@ -350,6 +351,23 @@ MATRICES = [
     bad("inv", (SINGULAR,), ValueError, "singular"),
     bad("inv", (np.stack([SQUARE, SINGULAR]),), ValueError, "(1,)", "singular"),
     bad("solve", (SINGULAR, ROW), ValueError, "singular"),
+    bad("solve", (np.stack([SQUARE] * 2), X), ValueError, "b[..., None] is a stack of vectors"),
+    bad("solve", (SQUARE, X.T), ValueError, "(..., k, n)", "(3, 2)", left=False),
+    bad("matrix_power", (X, 2), ValueError, "(2, 3)"),
+    bad("matrix_power", (SQUARE, 0.5), TypeError, "float"),
+    bad("matrix_power", (SINGULAR, -1), ValueError, "singular"),
+    *[
+        bad(name, args, ValueError, *words)
+        for name in ("svd", "svdvals", "pinv")
+        for args, words in [((ROW,), ["(3,)"]), ((NOT_FINITE,), ["(1,)", "nan or an inf"])]
+    ],
+    *[
+        bad(name, (NOT_FINITE,), ValueError, "(1,)", "nan or an inf")
+        for name in ("eigh", "eigvalsh")
+    ],
+    bad("pinv", (X,), ValueError, "(2, 3)", hermitian=True),
+    bad("svd", (X,), TypeError, "minigrad.svdvals", compute_uv=False),
+    bad("eigh", (SQUARE,), TypeError, "both triangles", UPLO="U"),
     bad("cholesky", (-np.eye(2),), ValueError, "positive definite", "-1"),
     bad("cholesky", (np.stack([SQUARE, -SQUARE]),), ValueError, "(1,)", "positive definite"),
     bad("cholesky", (np.zeros((4, 4)),), ValueError, "positive definite", "0"),

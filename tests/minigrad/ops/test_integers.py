@@ -13,7 +13,13 @@ from minigrad import OPS, Tensor
 
 NARROW = [np.bool_, np.int8, np.uint8, np.int16, np.int64]
 OF_FLOATS = sorted(name for name, op in OPS.items() if op.floats)
-MATRICES = {"inv": 1, "det": 1, "cholesky": 1, "solve": 2}  # by how many operands they have
+MATRICES = {
+    "inv": 1,
+    "det": 1,
+    "cholesky": 1,
+    "pinv": 1,
+    "solve": 2,
+}  # by how many operands they have
 PLAIN = ["negative", "square", "abs", "relu", "maximum", "max", "sum", "cumsum", "flip", "where"]
 
 
