@@ -38,11 +38,9 @@ SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
 
 
 class Cell(NamedTuple):
-    """A kind of cell: its sizes, in vectors as long as h, and its loops."""
+    """The loops of a kind of cell."""
 
-    gates: int  # in x and W
-    states: int  # in a state: h, or h and c
-    saved: int  # for the backward pass
+    saved: int  # vectors as long as h, of a step for the backward pass
     apart: bool  # whether x and W h + b of the last gate are not just added
     forward: Any
     backward: Any
@@ -64,7 +62,7 @@ def forward(
     kernel = kernel_for(cell.forward, x, state, weight, bias)
     if kernel is None:
         return None
-    out = np.empty((L, N, cell.states * size), x.dtype)
+    out = np.empty((L, N, state.shape[1]), x.dtype)
     gates = np.empty((L * N, cell.saved * size), x.dtype)
     kernel(
         SECONDS * x.size * size,
@@ -206,7 +204,12 @@ def _slopes_gru(
         _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
         _block(gates, 3, size),
     )  # fmt: skip
-    dr, dz, dn, dp = _block(dx, 0, size), _block(dx, 1, size), _block(dx, 2, size), _block(dproduct, 2, size)
+    dr, dz, dn, dp = (
+        _block(dx, 0, size),
+        _block(dx, 1, size),
+        _block(dx, 2, size),
+        _block(dproduct, 2, size),
+    )
     one = d.dtype.type(1)
     for j in range(size):
         dn[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
@@ -246,8 +249,18 @@ def _slopes_lstm(
         _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
         _block(gates, 3, size),
     )  # fmt: skip
-    di, df, dg, do = _block(dx, 0, size), _block(dx, 1, size), _block(dx, 2, size), _block(dx, 3, size)
-    c_before, c, dh, dc = _block(before, 1, size), _block(after, 1, size), _block(d, 0, size), _block(d, 1, size)
+    di, df, dg, do = (
+        _block(dx, 0, size),
+        _block(dx, 1, size),
+        _block(dx, 2, size),
+        _block(dx, 3, size),
+    )
+    c_before, c, dh, dc = (
+        _block(before, 1, size),
+        _block(after, 1, size),
+        _block(d, 0, size),
+        _block(d, 1, size),
+    )
     one = d.dtype.type(1)
     for j in range(size):
         t = _tanh(c[j])
@@ -348,15 +361,17 @@ def _loops(
                     _row(dproduct, now),
                 )  # fmt: skip
             products = _rows(dproduct, step + batch.start)
-            _multiply(t, len(batch), size, height, products, panels, _rows(dstate, batch.start), apart)
+            _multiply(
+                t, len(batch), size, height, products, panels, _rows(dstate, batch.start), apart
+            )
 
     return forward_loop, backward_loop
 
 
 CELLS = {
-    "rnn_tanh": Cell(1, 1, 1, False, *_loops(_activate_tanh, _slopes_tanh, False)),
-    "rnn_relu": Cell(1, 1, 1, False, *_loops(_activate_relu, _slopes_relu, False)),
-    "gru": Cell(3, 1, 4, True, *_loops(_activate_gru, _slopes_gru, True)),
-    "lstm": Cell(4, 2, 4, False, *_loops(_activate_lstm, _slopes_lstm, False)),
+    "rnn_tanh": Cell(1, False, *_loops(_activate_tanh, _slopes_tanh, False)),
+    "rnn_relu": Cell(1, False, *_loops(_activate_relu, _slopes_relu, False)),
+    "gru": Cell(4, True, *_loops(_activate_gru, _slopes_gru, True)),
+    "lstm": Cell(4, False, *_loops(_activate_lstm, _slopes_lstm, False)),
 }
 """The cells by name."""
