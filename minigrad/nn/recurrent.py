@@ -144,8 +144,11 @@ class _Layers(_Recurrent):
             TypeError: if the state of an LSTM is no pair.
         """
         batched = self._check_input(x, 3)
-        batch_axis = 0 if batched and self.batch_first else 1
-        x = functional.swapaxes(x, 0, batch_axis) if batched else functional.expand_dims(x, 1)
+        swapped = batched and self.batch_first
+        if swapped:
+            x = functional.swapaxes(x, 0, 1)
+        elif not batched:
+            x = functional.expand_dims(x, 1)
         if len(x) == 0:
             raise ValueError(f"{type(self).__name__}: a sequence has at least one step")
         D = self.num_layers * len(self._directions)
@@ -162,7 +165,10 @@ class _Layers(_Recurrent):
                 h = ops.getitem(states, (..., slice(self.hidden_size)))
                 outputs.append(ops.flip(h, 0) if direction else h)
             x = ops.concatenate(outputs, -1) if self.bidirectional else outputs[0]
-        x = functional.swapaxes(x, 0, batch_axis) if batched else ops.getitem(x, (slice(None), 0))
+        if swapped:
+            x = functional.swapaxes(x, 0, 1)
+        elif not batched:
+            x = ops.getitem(x, (slice(None), 0))
         return x, self._apart(functional.stack(last), batched)
 
     def extra_repr(self) -> str:
