@@ -80,11 +80,14 @@ def forward(
 def backward(
     g: Array, state: Array, weight: Array, out: Array, gates: Array, kind: str, wants_weight: bool
 ) -> tuple[Array, Array, Array | None, Array]:
-    """Compute the gradients of `forward` by x, state, W (if it is wanted) and W h + b."""
+    """Compute the gradients of `forward` by x, state, W (if it is wanted) and b.
+
+    That of b is still to be summed over the batch: `(N, gates H)`.
+    """
     cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
     before, states = np.ascontiguousarray(state), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
-    dproduct = np.empty_like(dx) if cell.apart else dx
+    dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
     cell.backward[out.dtype](
         SECONDS * dx.size * size,
         np.ascontiguousarray(g).reshape(L * N, width),
@@ -95,13 +98,14 @@ def backward(
         PRODUCTS[out.dtype].plans[0],
         dx,
         dproduct,
+        dbias,
         dstate,
     )
     dweight = None
     if wants_weight:
         dweight = matmul(dproduct[:N].T, before[:, :size])
         matmul(dproduct[N:].T, states[:-N, :size], out=dweight, add=True)
-    return dx.reshape(L, N, height), dstate, dweight, dproduct.reshape(L, N, height)
+    return dx.reshape(L, N, height), dstate, dweight, dbias
 
 
 # --------------------------------------------------------------------------------------------------
@@ -344,7 +348,8 @@ def _loops(
     @for_each_dtype(pieces=0)
     def backward_loop(
         piece: int, pieces: int, g: Read.D2, state: Read.D2, weight: Read.D2, out: Read.D2,
-        gates: Read.D2, plan: Integers, dx: Written.D2, dproduct: Written.D2, dstate: Written.D2,
+        gates: Read.D2, plan: Integers, dx: Written.D2, dproduct: Written.D2, dbias: Written.D2,
+        dstate: Written.D2,
     ) -> None:  # fmt: skip
         (height, size), N, t = weight.shape, len(state), blocks_of(plan, g)
         batch = span(piece, pieces, N)
@@ -360,6 +365,9 @@ def _loops(
                     size, _row(gates, now), previous, _row(out, now), d, _row(dx, now),
                     _row(dproduct, now),
                 )  # fmt: skip
+                slope, total = _row(dproduct, now), _row(dbias, n)
+                for j in range(height):
+                    total[j] += slope[j]
             products = _rows(dproduct, step + batch.start)
             _multiply(
                 t, len(batch), size, height, products, panels, _rows(dstate, batch.start), apart

@@ -52,6 +52,8 @@ class _Recurrent(Module):
     def _run(self, x: Tensor, state: Array, suffix: str) -> Tensor:
         """Return the states after each step of x, `(L, N, ...)`."""
         w_ih, w_hh, b_ih, b_hh = (getattr(self, name + suffix) for name in PARAMETERS)
+        if self.bias and self.cell != "gru":  # which multiplies b_hh by r: elsewhere both are added
+            b_ih, b_hh = None, b_ih + b_hh
         return ops.recurrence(ops.linear(x, w_ih, b_ih), state, w_hh, b_hh, self.cell)
 
     def _check_input(self, x: Tensor, axes: int) -> bool:
