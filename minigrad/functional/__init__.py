@@ -8,8 +8,8 @@ They take Tensors, and also plain arrays, as ops do.
 
 from minigrad.functional.composition import COMPOSITIONS
 from minigrad.functional.convolution import *
-from minigrad.functional.elementwise import *
 from minigrad.functional.decompositions import *
+from minigrad.functional.elementwise import *
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *

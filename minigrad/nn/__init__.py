@@ -14,6 +14,7 @@ from minigrad.nn import (
     module,
     normalization,
     pooling,
+    recurrent,
 )
 from minigrad.nn.activations import *
 from minigrad.nn.attention import *
@@ -23,10 +24,12 @@ from minigrad.nn.losses import *
 from minigrad.nn.module import *
 from minigrad.nn.normalization import *
 from minigrad.nn.pooling import *
+from minigrad.nn.recurrent import *
 
 __all__ = ["init"]
 __all__ += activations.__all__ + attention.__all__ + convolution.__all__ + layers.__all__
 __all__ += losses.__all__ + module.__all__ + normalization.__all__ + pooling.__all__
+__all__ += recurrent.__all__
 
 if not TYPE_CHECKING:
 

@@ -10,6 +10,7 @@ from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *
 from minigrad.ops.position import *
 from minigrad.ops.products import *
+from minigrad.ops.recurrent import *
 from minigrad.ops.reduction import *
 from minigrad.ops.shape import *
 

@@ -13,6 +13,7 @@ from tests.benchmarks.workloads import (
     neural,
     optim,
     process,
+    recurrent,
     roof,
 )
 
@@ -20,6 +21,7 @@ WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
     **matmul.WORKLOADS,
     **neural.WORKLOADS,
+    **recurrent.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
     **capture.WORKLOADS,
