@@ -3,6 +3,7 @@
 from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import (
     capture,
+    convolution,
     engine,
     files,
     forward,
@@ -21,6 +22,7 @@ WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
     **matmul.WORKLOADS,
     **neural.WORKLOADS,
+    **convolution.WORKLOADS,
     **recurrent.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
