@@ -735,6 +735,17 @@ def test_parameters_that_cannot_be_trained_are_errors(make, parameters, error, m
         *((Adam, {"eps": eps}) for eps in (-1e-8, math.nan, math.inf)),
         *((Adam, {"betas": b}) for b in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan)]),
         *((AdamW, {"betas": b}) for b in [(0.9,), (0.9, 0.9, 0.9)]),
+        *((RMSprop, {"alpha": alpha}) for alpha in (-0.1, 1.1, math.nan)),
+        *(
+            (RMSprop, {name: value})
+            for name in ("lr", "eps", "weight_decay", "momentum")
+            for value in (-0.1, math.inf)
+        ),
+        *(
+            (Adagrad, {name: value})
+            for name in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+            for value in (-0.1, math.nan)
+        ),
     ],
 )
 def test_impossible_options_are_errors(cls, options):
@@ -742,6 +753,12 @@ def test_impossible_options_are_errors(cls, options):
         cls([leaf], **options)
     with pytest.raises(ValueError, match="|".join(options)):
         cls([{"params": [leaf], **options}])
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW, RMSprop, Adagrad])
+def test_maximize_is_true_or_false(cls):
+    with pytest.raises(TypeError, match="maximize must be True or False, not 1"):
+        cls([leaf], maximize=1)
 
 
 @pytest.mark.parametrize("cls", [Adam, AdamW])
