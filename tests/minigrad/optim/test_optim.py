@@ -217,14 +217,14 @@ def test_centered_rmsprop_divides_by_the_root_of_the_variance():
     np.testing.assert_allclose(first, [1 - 0.1 * 4 / math.sqrt(8 - 2**2)], rtol=1e-14)
 
 
-def test_a_variance_that_is_rounded_below_0_makes_no_nan():
-    p = parameter([1.0], dtype=np.float32)
+def test_a_variance_that_is_rounded_below_0_makes_no_nan(rng):
+    p = parameter(np.ones(1000), dtype=np.float32)
     optimizer = RMSprop([p], lr=1e-3, alpha=0.7, centered=True)
-    for _ in range(200):
-        p.grad = minigrad.tensor(np.float32([1.1]))
+    p.grad = minigrad.tensor(rng.standard_normal(1000).astype(np.float32))
+    for _ in range(100):
         optimizer.step()
     state = optimizer.state_dict()["state"][0]
-    assert state["square_avg"] - state["grad_avg"] ** 2 < 1e-6
+    assert (state["square_avg"] < state["grad_avg"] ** 2).any()
     assert np.isfinite(p.data).all()
 
 
