@@ -163,7 +163,7 @@ CASES = [
     *[
         Case(name, normal(shape), reference, note=note)
         for name, reference in [("softmax", softmax), ("log_softmax", log_softmax)]
-        for note, shape in {"of one": (2, 1), "no rows": (0, 3), "empty rows": (3, 0)}.items()
+        for note, shape in {"of one": (2, 1), "no rows": (0, 3)}.items()
     ],
     Case("softmax", fixed(HUGE), softmax, note="far out", derivative=softmax_derivative),
     Case(
