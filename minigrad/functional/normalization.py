@@ -28,8 +28,10 @@ def _channel_norm(
         average, variance = (reshape(m, _beside(x)) for m in moments)
         deviation = x - average
     else:
-        y = x if num_groups is None else reshape(x, (x.shape[0], num_groups, -1))
-        axes = (0, *range(2, x.ndim)) if num_groups is None else (2,)
+        y, axes = x, (0, *range(2, x.ndim))
+        if num_groups is not None:
+            size = math.prod(x.shape[1:]) // num_groups
+            y, axes = reshape(x, (x.shape[0], num_groups, size)), (2,)
         deviation = y - mean(y, axes, keepdims=True)
         variance = mean(deviation * deviation, axes, keepdims=True)
     out = reshape(deviation * rsqrt(variance + eps), x.shape)

@@ -92,7 +92,7 @@ def batch_norm(
 
 
 def group_norm(x, num_groups, weight=1.0, bias=0.0, eps=1e-5):
-    groups = x.reshape(len(x), num_groups, -1)
+    groups = x.reshape(len(x), num_groups, np.prod(x.shape[1:]) // num_groups)
     return affine(standardised(groups, 2, eps).reshape(x.shape), weight, bias)
 
 

@@ -385,8 +385,11 @@ DIFFERENT = {
         in (
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
-            *("avg_pool1d", "batch_norm", "group_norm"),
+            *("batch_norm", "group_norm"),
         )
     },
+    "avg_pool1d-integers give float32": (DIFFERS, "integers stay integers there"),
+    "max_pool1d-ints": (PYTORCH_REFUSES, "floats only"),
+    "adaptive_avg_pool2d-to none": (PYTORCH_REFUSES, "it has no derivative there"),
     "binary_cross_entropy_with_logits-pos_weight is learned": (PYTORCH_REFUSES, "a constant there"),
 }
