@@ -31,7 +31,7 @@ def pooled(x, axes, reduce):
 
 def options_of(dims, *options):
     """Each option for each axis."""
-    return zip(*(np.broadcast_to(option, dims).tolist() for option in options), strict=True)
+    return zip(*(np.broadcast_to(option, dims) for option in options), strict=True)
 
 
 def max_pool(dims):
