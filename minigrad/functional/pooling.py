@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -23,8 +24,25 @@ from minigrad.functional.composition import composition
 from minigrad.ops import getitem, reshape
 
 Sizes = int | Sequence[int]
-Windows = NDArray[np.int64]  # of an axis: for each its start, its end, and its step or divisor
 
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Windows:
+    """The windows of an axis; `bounds` has for each its start, its end, and its step or divisor."""
+
+    bounds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    @classmethod
+    def of(cls, *columns: Any) -> Windows:
+        """Make windows of the columns of their bounds, of which some may be one number for all."""
+        return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
+
+
+_WHOLE = Windows.of(0, [1], 1)
+"""The only window of an axis of size 1."""
 
 # --------------------------------------------------------------------------------------------------
 # The largest elements
@@ -85,12 +103,12 @@ def _max_pool(
     shape = x.shape[:-axes]
     if axes == 1:
         x = reshape(x, (*shape, 1, *sizes))
-    places = observed(kernels.pooling.largest, as_array(x), rows, columns)
+    places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
     out = getitem(reshape(x, -1), places)
     return out if axes == 2 else reshape(out, (*shape, len(columns)))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _max_windows(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> Windows:
@@ -104,7 +122,7 @@ def _max_windows(
             f"a window has no element, with padding = {padding} and dilation = {dilation} on an "
             f"axis of size {size}"
         )
-    return _as_windows(starts, ends, dilation)
+    return Windows.of(starts, ends, dilation)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -114,8 +132,9 @@ def _max_windows(
 
 def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
     """The FLOPs of a sum of all windows, and of their divisions, in all planes."""
-    sizes = ((windows[:, 1] - windows[:, 0]).sum() for windows in (rows, columns))
-    return math.prod(shape[:-2]) * int(math.prod(sizes) + len(rows) * len(columns))
+    starts, ends, _ = zip(rows.bounds.sum(0).tolist(), columns.bounds.sum(0).tolist(), strict=True)
+    elements = (ends[0] - starts[0]) * (ends[1] - starts[1])
+    return math.prod(shape[:-2]) * int(elements + len(rows) * len(columns))
 
 
 @op(
@@ -126,7 +145,7 @@ def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
 )
 def window_means(x: Array, rows: Windows, columns: Windows) -> Array:
     """The sums of windows of `(..., H, W)`, divided by the divisors of their rows and columns."""
-    return kernels.pooling.means(x, rows, columns)
+    return kernels.pooling.means(x, rows.bounds, columns.bounds)
 
 
 @window_means.vjp("x")
@@ -142,7 +161,7 @@ def _window_means_x(g: Array, rows: Windows, columns: Windows, x_shape: tuple[in
 )
 def spread_means(means: Array, rows: Windows, columns: Windows, shape: tuple[int, ...]) -> Array:
     """The transpose of `window_means`, for x of this shape."""
-    return kernels.pooling.spread(means, rows, columns, shape)
+    return kernels.pooling.spread(means, rows.bounds, columns.bounds, shape)
 
 
 spread_means.vjp("means", lambda g, rows, columns: window_means(g, rows, columns))
@@ -203,7 +222,7 @@ def _avg_pool(
     return _means(x, [*map(_mean_windows, _sizes(x, axes), *options, *flags, divisors)])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _mean_windows(
     size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, with_padding: bool,
     divisor: int | None,
@@ -213,7 +232,7 @@ def _mean_windows(
     ends = np.minimum(starts + kernel, size + padding)
     inside = np.maximum(starts, 0), np.minimum(ends, size)
     counted = ends - starts if with_padding else inside[1] - inside[0]
-    return _as_windows(*inside, counted if divisor is None else divisor)
+    return Windows.of(*inside, counted if divisor is None else divisor)
 
 
 @composition
@@ -250,11 +269,11 @@ def _adaptive_avg_pool(
     return _means(x, [*map(_adaptive_windows, sizes, counts)])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _adaptive_windows(size: int, count: int) -> Windows:
     places = np.arange(count)
     starts, ends = places * size // max(count, 1), -(-(places + 1) * size // max(count, 1))
-    return _as_windows(starts, ends, ends - starts)
+    return Windows.of(starts, ends, ends - starts)
 
 
 def _means(x: Array, windows: Sequence[Windows]) -> Tensor:
@@ -299,7 +318,7 @@ def _options(
     return [kernels, strides, _each("padding", padding, axes, check_count)]
 
 
-def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> Windows:
+def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:
     """Return where windows that reach so far begin on an axis of this size."""
     if padding > reach // 2:
         raise ValueError(f"padding = {padding} is more than half a window, which spans {reach}")
@@ -313,11 +332,3 @@ def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -
             + (f" with padding {padding} at both ends" if padding else "")
         )
     return np.arange(count) * stride - padding
-
-
-def _as_windows(*columns: Any) -> Windows:
-    return np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64)
-
-
-_WHOLE = _as_windows(0, [1], 1)
-"""The only window of an axis of size 1."""

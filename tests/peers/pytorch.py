@@ -473,10 +473,12 @@ DIFFERENT = {
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
             *("logaddexp", "hypot"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
-            *("avg_pool1d", "batch_norm", "group_norm"),
-            *("pinv", "eigvalsh", "svdvals"),
+            *("batch_norm", "group_norm", "pinv", "eigvalsh", "svdvals"),
         )
     },
+    "avg_pool1d-integers give float32": (DIFFERS, "integers stay integers there"),
+    "max_pool1d-ints": (PYTORCH_REFUSES, "floats only"),
+    "adaptive_avg_pool2d-to none": (PYTORCH_REFUSES, "it has no derivative there"),
     **{
         f"binary_cross_entropy_with_logits-{name} is learned": (PYTORCH_REFUSES, "a constant there")
         for name in ("weight", "pos_weight")
