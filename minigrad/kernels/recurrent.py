@@ -25,6 +25,7 @@ from numba import types
 from numba.extending import overload
 
 from minigrad.kernels import vector_math
+from minigrad.kernels.fused import rows_of
 from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.gemm.macrokernel import Panels, first_line, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
@@ -66,10 +67,10 @@ def forward(
     gates = np.empty((L * N, cell.saved * size), x.dtype)
     kernel(
         SECONDS * x.size * size,
-        x.reshape(L * N, width),
-        np.ascontiguousarray(state),
-        np.ascontiguousarray(weight),
-        np.zeros(width, x.dtype) if bias is None else np.ascontiguousarray(bias),
+        rows_of(x, width),
+        rows_of(state, state.shape[1]),
+        rows_of(weight, size),
+        np.zeros(width, x.dtype) if bias is None else bias.ravel(),
         PRODUCTS[x.dtype].plans[0],
         gates,
         out.reshape(L * N, -1),
@@ -85,14 +86,14 @@ def backward(
     That of b is still to be summed over the batch: `(N, gates H)`.
     """
     cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
-    before, states = np.ascontiguousarray(state), out.reshape(L * N, width)
+    before, states = rows_of(state, width), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
     dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
     cell.backward[out.dtype](
         SECONDS * dx.size * size,
-        np.ascontiguousarray(g).reshape(L * N, width),
+        rows_of(g, width),
         before,
-        np.ascontiguousarray(weight),
+        rows_of(weight, size),
         states,
         gates,
         PRODUCTS[out.dtype].plans[0],

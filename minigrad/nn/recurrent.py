@@ -163,7 +163,7 @@ class _Layers(_Recurrent):
             for direction in self._directions:
                 steps = ops.flip(x, 0) if direction else x
                 states = self._run(steps, ops.getitem(first, len(last)), f"_l{layer}{direction}")
-                last.append(ops.getitem(states, -1))
+                last.append(ops.getitem(states, slice(-1, None)))
                 h = ops.getitem(states, (..., slice(self.hidden_size)))
                 outputs.append(ops.flip(h, 0) if direction else h)
             x = ops.concatenate(outputs, -1) if self.bidirectional else outputs[0]
@@ -171,7 +171,8 @@ class _Layers(_Recurrent):
             x = functional.swapaxes(x, 0, 1)
         elif not batched:
             x = ops.getitem(x, (slice(None), 0))
-        return x, self._apart(functional.stack(last), batched)
+        final = ops.concatenate(last) if len(last) > 1 else last[0]
+        return x, self._apart(final, batched)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that are not the usual ones."""

@@ -23,6 +23,7 @@ from tests.cases import (
     losses,
     neural,
     products,
+    recurrent,
     reduction,
     shape,
 )
@@ -69,5 +70,6 @@ CASES: list[Case] = [
     *products.CASES,
     *linalg.CASES,
     *neural.CASES,
+    *recurrent.CASES,
     *losses.CASES,
 ]
