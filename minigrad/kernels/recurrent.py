@@ -86,6 +86,8 @@ def backward(
     That of b is still to be summed over the batch: `(N, gates H)`.
     """
     cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
+    # Numbers in half precision come as they were, although the forward computed with wider ones.
+    g, state, weight, out = (a.astype(gates.dtype, copy=False) for a in (g, state, weight, out))
     before, states = rows_of(state, width), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
     dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
