@@ -179,24 +179,25 @@ def test_forward_mode_and_reverse_mode_agree(rng, kind):
 
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize(("steps", "batch", "size"), [(3, 40, 33), (2, 17, 40), (4, 1, 64)])
-def test_float32_is_float64_rounded(rng, steps, batch, size, cell):
+def test_a_kernel_does_what_the_composition_does(rng, steps, batch, size, cell):
     """Sizes around those of the register tile, on one thread and on two."""
     gates, states = GATES[cell], 1 + (cell == "lstm")
     shapes = (steps, batch, gates * size), (batch, states * size), (gates * size, size)
-    wide = [rng.standard_normal(shape) for shape in (*shapes, (gates * size,))]
-    wide[2] /= size**0.5
+    arrays = [rng.standard_normal(shape) for shape in (*shapes, (gates * size,))]
+    arrays[2] /= size**0.5
     g = rng.standard_normal((steps, batch, states * size))
 
-    def run(dtype):
-        leaves = [mg.tensor(a.astype(dtype), requires_grad=True) for a in wide]
-        out = mg.recurrence(*leaves, cell=cell)
+    def run(dtype, function=mg.recurrence):
+        leaves = [mg.tensor(a.astype(dtype), requires_grad=True) for a in arrays]
+        out = function(*leaves, cell)
         return [y.data for y in (out, *grad(out, leaves, g.astype(dtype)))]
 
-    expected, found = run(np.float64), run(np.float32)
-    assert_allclose(expected[0], recurrence(*wide, cell=cell), rtol=1e-12, atol=1e-14)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == np.float32
-        assert_allclose(one, other, rtol=0, atol=2e-6 * (1 + abs(other).max()))
+    expected = run(np.float64, mg.recurrence.compose)
+    for dtype, rounding in ((np.float64, 1e-14), (np.float32, 2e-6)):
+        found = run(dtype)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            assert_allclose(one, other, rtol=0, atol=rounding * (1 + abs(other).max()))
     threads = mg.get_num_threads()
     mg.set_num_threads(1)
     try:
