@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
-from minigrad import grad, gradcheck, nn
+from minigrad import grad, gradcheck, nn, receipt
 from minigrad.io import load_state, save_state
 from tests.cases.recurrent import GATES, recurrence
 from tests.minigrad.nn.test_layers import scatter
@@ -223,6 +223,20 @@ def test_what_needs_no_gradient_gets_none(rng, frozen):
     assert frozen not in some
     for name, found in some.items():
         assert_array_equal(found.data, all_of_them[name].data)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_a_receipt_counts_what_the_composition_takes(cell):
+    gates, states = GATES[cell], 1 + (cell == "lstm")
+    shapes = (4, 8, gates * 32), (8, states * 32), (gates * 32, 32), (gates * 32,)
+    flops = []
+    for function in (mg.recurrence, mg.recurrence.compose):
+        leaves = [mg.tensor(np.ones(shape), requires_grad=True) for shape in shapes]
+        with receipt() as r:
+            function(*leaves, cell).sum().backward()
+        flops.append((r.forward_flops, r.backward_flops))
+    assert flops[0][0] == flops[1][0]
+    assert flops[0][1] == pytest.approx(flops[1][1], rel=0.1)
 
 
 def test_mixed_dtypes_are_computed_without_a_kernel(rng):
