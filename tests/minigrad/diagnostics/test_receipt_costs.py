@@ -34,6 +34,7 @@ KERNELS = (
     "linear_cross_entropy",
     "gelu-approximate",
     "gelu-tails",
+    "recurrence",
 )
 # VJPs that are replayed: the recorded pass runs the forward again, and then does the same.
 REPLAYED = ("gelu", "lora_linear")
