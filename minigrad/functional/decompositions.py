@@ -103,7 +103,7 @@ def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
 
 @op(
     floats=True,
-    cost=lambda a: cubes(a, 23, 3),
+    cost=lambda a: cubes(a, 23, 3),  # with the eigenvalues it is 9 n^3
     shape=lambda a: a.shape,
     gradient_hint=_UNDEFINED,
 )
@@ -244,19 +244,19 @@ def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     s, v = singular_values(a, found), _thin(swap_last(a), found[::-1])
     *_, m, n = a.shape
     count, rank = out.shape[-1], min(m, n)
-    turns, is_needed = _turns(matmul(swap_last(out), g))
+    projected = matmul(swap_last(out), g)
+    turns, is_needed = _turns(projected)
     turns, is_needed = (getitem(x, (..., slice(rank))) for x in (turns, is_needed))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
     others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
     row, column = _as_row(s), _as_column(concatenate([s, others], -1))
     total = row + column
     weights = row / where(total == 0, 1.0, total)
-    inner = _over((turns, is_needed), row - column, s) * weights
-    out_a = matmul(out, inner)
+    left = matmul(out, _over((turns, is_needed), row - column, s) * weights)
     if count < m:  # the vectors may also turn to where none of them is
-        rest = g - matmul(out, matmul(swap_last(out), g))
-        out_a = out_a + _over((rest, rest != 0), row, s)
-    return matmul(out_a, swap_last(v))
+        rest = g - matmul(out, projected)
+        left = left + _over((rest, rest != 0), row, s)
+    return matmul(left, swap_last(v))
 
 
 def _thin(a: Array, found: Any) -> Array:
@@ -297,7 +297,12 @@ def logarithm_of(a: Any) -> tuple[Any, Any]:
     return np.asarray(signs), np.asarray(logarithms)
 
 
-@op(floats=True, cost=lambda a: cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
+@op(
+    floats=True,
+    cost=lambda a: cubes(a, 2, 3),
+    shape=lambda a: a.shape[:-2],
+    nonfinite_hint={"the logarithm of 0: a matrix is singular": lambda out: np.isinf(out)},
+)
 def log_determinant(a: Array, found: Any) -> Array:
     """log |det(A)|, of which `logarithm_of` has found the sign and the value."""
     return found[1].copy()
