@@ -175,11 +175,11 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
     With k = min(m, n), S has shape `(..., k)`. U is `(..., m, m)` and Vh `(..., n, n)`; without
     `full_matrices` they have only the k columns and rows that belong to a singular value.
 
-    The sign that a column of U and the row of Vh have in common is arbitrary, and the derivative is
-    that of functions that do not depend on it (Townsend, 2016). Equal singular values share their
-    gradient evenly, and one of 0 has none, as an absolute value. Vectors of equal ones are any
-    basis of their space, and so are the further columns and rows, together with those of 0; a
-    derivative that needs one of them, and not only the space of all further ones, is nan.
+    The sign that a column of U and the row of Vh have in common is arbitrary, and the further
+    columns and rows are any basis of what is left. The derivative is that of functions that do not
+    depend on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and
+    one of 0 has none, as an absolute value. A derivative that needs a vector of equal ones is nan,
+    and so is one that needs a vector of 0 in U if m > n, or in Vh if m < n.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
@@ -244,16 +244,10 @@ def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     s, v = singular_values(a, found), _thin(swap_last(a), found[::-1])
     count, rank = out.shape[-1], s.shape[-1]
     projected = matmul(swap_last(out), g)
-    turns, is_needed = _turns(projected)
+    turns, is_needed = (getitem(x, (..., slice(rank))) for x in _turns(projected))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
-    s, v = (_padded(x, count - rank) for x in (s, v))
-    if count > rank:  # what depends on the space of these only, does not need them
-        noise = (
-            sum(abs(projected), (-2, -1), keepdims=True) * np.sqrt(np.finfo(g.dtype).eps) / count
-        )
-        extra = np.arange(count) >= rank
-        is_needed = where(np.logical_and.outer(extra, extra), abs(turns) > noise, is_needed)
-    row, column = _as_row(s), _as_column(s)
+    others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
+    row, column = _as_row(s), _as_column(concatenate([s, others], -1))
     total = row + column
     weights = row / where(total == 0, 1.0, total)
     left = matmul(out, _over((turns, is_needed), row - column, s) * weights)
@@ -261,11 +255,6 @@ def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
         rest = g - matmul(out, projected)
         left = left + _over((rest, rest != 0), row, s)
     return matmul(left, swap_last(v))
-
-
-def _padded(x: Array, count: int) -> Array:
-    """Return x with `count` zeros at the end of its last axis."""
-    return concatenate([x, np.zeros((*x.shape[:-1], count), x.dtype)], -1) if count else x
 
 
 def _thin(a: Array, found: Any) -> Array:
