@@ -311,7 +311,7 @@ DIFFERENT = {
         for row in (": zero column", ": equal rows", " and regular ones")
     },
     **dict.fromkeys(
-        ("cholesky-not symmetric", "eigvalsh-not symmetric"),
+        ("cholesky-not symmetric", "eigvalsh-not symmetric", "pinv-not symmetric"),
         (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
     ),
     **dict.fromkeys(
