@@ -243,6 +243,13 @@ CASES = [
     ),
     Case(
         "pinv",
+        separated((3, 3)),
+        lambda a, hermitian: np.linalg.pinv((a + a.T) / 2),
+        {"hermitian": True},
+        note="not symmetric",
+    ),
+    Case(
+        "pinv",
         normal((4, 2), (2, 3)),
         np.linalg.pinv,
         {"rcond": 1e-2},
