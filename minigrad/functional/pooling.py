@@ -7,7 +7,7 @@ sequence, the axis of rows is one of size 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_positive
+from minigrad.checks import for_each_axis
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -97,7 +97,7 @@ def _max_pool(
 ) -> Tensor:  # fmt: skip
     sizes = _sizes(x, axes)
     options = _options(axes, kernel_size, stride, padding)
-    dilations = _each("dilation", dilation, axes, check_positive)
+    dilations = for_each_axis("dilation", dilation, axes)
     windows = [*map(_max_windows, sizes, *options, dilations, [bool(ceil_mode)] * axes)]
     rows, columns = windows if axes == 2 else (_WHOLE, *windows)
     shape = x.shape[:-axes]
@@ -265,7 +265,7 @@ def _adaptive_avg_pool(
     given = output_size if isinstance(output_size, Sequence) else [output_size] * axes
     if len(given) == axes:
         given = [size if n is None else n for n, size in zip(given, sizes, strict=True)]
-    counts = _each("output_size", given, axes, check_count)  # type: ignore[arg-type]
+    counts = for_each_axis("output_size", given, axes, least=0)
     return _means(x, [*map(_adaptive_windows, sizes, counts)])
 
 
@@ -299,23 +299,13 @@ def _sizes(x: Array, axes: int) -> tuple[int, ...]:
     return shape[-axes:]
 
 
-def _each(name: str, value: Sizes, axes: int, check: Callable[[str, Any], None]) -> tuple[int, ...]:
-    """Return an option for each axis, given as one number or as several."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} is a number, or {axes} of them, not {value!r:.60}")
-    for number in values:
-        check(name, number)
-    return tuple(map(int, values))
-
-
 def _options(
     axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
 ) -> list[tuple[int, ...]]:
     """Return kernel_size, stride and padding for each axis."""
-    kernels = _each("kernel_size", kernel_size, axes, check_positive)
-    strides = kernels if stride is None else _each("stride", stride, axes, check_positive)
-    return [kernels, strides, _each("padding", padding, axes, check_count)]
+    kernels = for_each_axis("kernel_size", kernel_size, axes)
+    strides = kernels if stride is None else for_each_axis("stride", stride, axes)
+    return [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
 
 
 def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:

@@ -401,7 +401,7 @@ NETWORKS = [
             (2, (IMAGES, (4, 8)), ["spans 8", "size 5", "padding 1"], {"padding": (0, 1)}),
             (2, (IMAGES, 2, 0), ["stride", "0"], {}),
             (2, (IMAGES, 2.0), ["kernel_size", "2.0"], {}),
-            (2, (IMAGES, (2, 2, 2)), ["kernel_size is a number, or 2", "(2, 2, 2)"], {}),
+            (2, (IMAGES, (2, 2, 2)), ["kernel_size is one number, or 2 of them", "(2, 2, 2)"], {}),
             (1, (X, 2, 1), ["padding = 2", "more than half"], {"padding": 2}),
             (1, (X, 2, 1), ["padding", "-1"], {"padding": -1}),
         ]
