@@ -411,7 +411,7 @@ NETWORKS = [
     bad("max_pool1d", (X[:, :1], 2, 1, 1, 2), ValueError, "no element", "size 1"),
     bad("avg_pool2d", (IMAGES, 2), ValueError, "divisor_override", divisor_override=0),
     bad("adaptive_avg_pool2d", (IMAGES, -1), ValueError, "output_size", "-1"),
-    bad("adaptive_avg_pool2d", (IMAGES, (1,)), ValueError, "a number, or 2", "1"),
+    bad("adaptive_avg_pool2d", (IMAGES, (1,)), ValueError, "one number, or 2", "1"),
     bad("adaptive_avg_pool2d", (IMAGES[:, :, :0], 1), ValueError, "(1, 2, 0, 5)"),
     bad("batch_norm", (X, None, None), ValueError, "running_mean and running_var"),
     bad("batch_norm", (X[:1], None, None), ValueError, "(1, 3)", training=True),
