@@ -69,6 +69,12 @@ def test_half_precision_is_computed_with_in_single(name):
         assert_allclose(found.data, right.data.astype(np.float16))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pinv_takes_singular_values_that_rounding_leaves_for_0(dtype):
+    a = with_singular_values((4, 3), 2.0, 1.0).astype(dtype)
+    assert_allclose(minigrad.pinv(a), np.linalg.pinv(a, 1e-5), atol=1e-5)
+
+
 # Equal values, and values of 0
 
 
