@@ -180,6 +180,13 @@ def _block(row: Any, block: int, size: int) -> Any:
 
 
 @jit()
+def _four(row: Any, size: int) -> Any:
+    """Return all blocks of a row with four."""
+    first, second = _block(row, 0, size), _block(row, 1, size)
+    return first, second, _block(row, 2, size), _block(row, 3, size)
+
+
+@jit()
 def _row(x: Any, row: int) -> Any:
     """Return a row of an array, likewise."""
     return elements(address_of(x) + row * x.strides[0], 0, x.shape[1], x)
@@ -226,10 +233,7 @@ def _slopes_relu(
 
 @jit(inline="always")
 def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> None:
-    r, z, p, n = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
+    r, z, p, n = _four(gates, size)
     x_n = _block(x, 2, size)
     _apply_sigmoid(_block(gates, 0, 2 * size))
     for j in range(size):
@@ -243,16 +247,9 @@ def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> Non
 def _slopes_gru(
     size: int, gates: Any, before: Any, _after: Any, d: Any, dx: Any, dproduct: Any
 ) -> None:
-    r, z, p, n = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
-    dr, dz, dn, dp = (
-        _block(dx, 0, size),
-        _block(dx, 1, size),
-        _block(dx, 2, size),
-        _block(dproduct, 2, size),
-    )
+    r, z, p, n = _four(gates, size)
+    dr, dz, dn = _block(dx, 0, size), _block(dx, 1, size), _block(dx, 2, size)
+    dp = _block(dproduct, 2, size)
     one = d.dtype.type(1)
     for j in range(size):
         dn[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
@@ -267,10 +264,7 @@ def _slopes_gru(
 
 @jit(inline="always")
 def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> None:
-    i, f, g, o = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
+    i, f, g, o = _four(gates, size)
     h, c, c_before = _block(after, 0, size), _block(after, 1, size), _block(before, 1, size)
     _apply_sigmoid(_block(gates, 0, 2 * size))
     _apply_tanh(g)
@@ -287,22 +281,10 @@ def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> N
 def _slopes_lstm(
     size: int, gates: Any, before: Any, after: Any, d: Any, dx: Any, _dproduct: Any
 ) -> None:
-    i, f, g, o = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
-    di, df, dg, do = (
-        _block(dx, 0, size),
-        _block(dx, 1, size),
-        _block(dx, 2, size),
-        _block(dx, 3, size),
-    )
-    c_before, c, dh, dc = (
-        _block(before, 1, size),
-        _block(after, 1, size),
-        _block(d, 0, size),
-        _block(d, 1, size),
-    )
+    i, f, g, o = _four(gates, size)
+    di, df, dg, do = _four(dx, size)
+    c, c_before = _block(after, 1, size), _block(before, 1, size)
+    dh, dc = _block(d, 0, size), _block(d, 1, size)
     one = d.dtype.type(1)
     _copy(c, do)
     _apply_tanh(do)
