@@ -30,7 +30,7 @@ def draw_readers(results: Sequence[Readers], out: str | Path) -> None:
     median = sorted(results, key=lambda each: gains([each], UPRIGHT)[0])[len(results) // 2]
     figure = Figure(figsize=(12, 6.8), layout="constrained")
     figure.suptitle("A CNN and an MLP train for the same time. The CNN reads more", size="xx-large")
-    grid = figure.add_gridspec(2, 3, width_ratios=[2.3, 1.5, 3.4], height_ratios=[1, 2.2])
+    grid = figure.add_gridspec(2, 3, width_ratios=[2.2, 1.6, 3.4], height_ratios=[1, 2.2])
     draw_features(figure.add_subplot(grid[0, :]), median[CNN])
     draw_curves(figure.add_subplot(grid[1, 0]), results)
     draw_accuracies(figure.add_subplot(grid[1, 1]), results)
@@ -111,9 +111,10 @@ def draw_misread(axes: Axes, readers: Readers) -> None:
             draw_image(axes, test.x[index].reshape(8, 8), left, bottom, 0.95, -1, 1)
             text = f"{test.y[index]} → {readers[name].answers[index]}"
             axes.text(left + 0.475, bottom - 0.05, text, ha="center", va="top")
-        text = f"The {name} misreads {len(wrong)} of {len(test.y)} test digits"
+        some = f" ({MISREAD} of them)" if len(wrong) > MISREAD else ""
+        text = f"The {name} misreads {len(wrong)} of {len(test.y)} test digits{some}"
         axes.text(0, top + 0.1, text, color=color, size="large", va="bottom")
-    text = "9 → 1 is a nine that is read as a one; of the split with the median difference"
-    axes.text(0, 0.4 - 2 * block, text)
+    text = "9 → 1 is a nine that is read as a one. (This is the split\nwith the median difference.)"
+    axes.text(0, 0.7 - 2 * block, text, va="top")
     axes.set(xlim=(-0.05, 1.1 * columns), ylim=(0.3 - 2 * block, 0.7), aspect="equal")
     axes.axis("off")
