@@ -6,4 +6,7 @@ from examples import digits
 from examples.command_line import Parser, run
 
 if __name__ == "__main__":
-    run(digits.main, Parser("digits", digits.__doc__).with_capture())
+    parser = Parser("digits", digits.__doc__).with_capture()
+    words = "train a CNN and an MLP in equal time instead"
+    parser.add_argument("--cnn", action="store_true", help=words)
+    run(digits.main, parser)

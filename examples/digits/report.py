@@ -70,7 +70,7 @@ def adapter_bytes(model: Module, adapter: str) -> int:
         return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
-def shares(results: Sequence[Result], name: str, kind: str) -> NDArray[np.float64]:
+def shares(results: Sequence[Mapping[str, Network]], name: str, kind: str) -> NDArray[np.float64]:
     """Return the accuracy of a network with each split."""
     return np.array([result[name].accuracy[kind] for result in results])
 
