@@ -1,0 +1,319 @@
+"""PyTorch's own database of ops, with its sample inputs, run through ours.
+
+    python -m tests.peers.op_database [--verbose] [--every] [name ...]
+
+prints how many samples agree in value, first and second derivatives, what we refuse and why, and
+which entries have no counterpart. `tests.peers.op_rows` is the table of counterparts.
+
+A sample is called in both libraries, in float64. The first derivatives are those of the sum of all
+outputs times fixed random numbers; the second ones those of the sum of all first ones times others.
+"""
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import minigrad
+from minigrad import Tensor, grad
+from minigrad.errors import op_of
+from tests.peers.differences import relative
+from tests.peers.op_rows import OUT_OF_SCOPE, ROWS, SkippedError
+
+# Half of float64's 16 digits may go where a sum cancels or a matrix is badly conditioned. Few samples
+# have operands or results in float32.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+FLOOR = 1e-3  # elements below this much of the largest one are what cancellation left
+
+# Of entries with more samples than this, so many are taken, at equal distances; --every takes all.
+ENOUGH = 60
+
+VALUE = "the value"
+PLACES = {1: "a first derivative", 2: "a second derivative"}
+AGREES, DIFFERS, REFUSED, RAW, ABSENT, SKIPPED = (
+    *("agrees", "differs", "refused", "raw error", "absent", "skipped"),
+)
+
+
+class AbsentError(Exception):
+    """A function that a row calls does not exist here."""
+
+
+class Ours:
+    """`minigrad`, where a name that does not exist says so."""
+
+    def __getattr__(self, name):
+        if not hasattr(minigrad, name):
+            raise AbsentError(name)
+        return getattr(minigrad, name)
+
+
+@dataclass
+class Sample:
+    """What came of one sample: a kind from above, and the reason or the place of a difference."""
+
+    kind: str
+    reason: str = ""
+    order: int = 0  # up to which order of derivatives both were compared
+    difference: float = 0.0
+    text: str = ""
+
+
+@dataclass
+class Entry:
+    """What came of all samples of one entry."""
+
+    name: str
+    samples: list[Sample] = field(default_factory=list)
+
+    def of_kind(self, kind):
+        return [sample for sample in self.samples if sample.kind == kind]
+
+
+@cache
+def database():
+    """PyTorch's entries by name, with the variant after a slash."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.testing._internal.common_methods_invocations import op_db
+    return {"/".join(filter(None, (op.name, op.variant_test_name))): op for op in op_db}
+
+
+# --------------------------------------------------------------------------------------------------
+# One sample in both libraries
+# --------------------------------------------------------------------------------------------------
+
+
+def in_ours(torch, value, pairs):
+    """A sample's arguments as ours; `pairs` collects the tensors to differentiate by, in both."""
+    if isinstance(value, torch.Tensor):
+        if value.dtype in (torch.complex64, torch.complex128):
+            raise SkippedError("complex numbers")
+        ours = Tensor(np.array(value.detach().numpy()), requires_grad=value.requires_grad)
+        if value.requires_grad:
+            pairs.append((ours, value))
+        return ours
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)([in_ours(torch, part, pairs) for part in value])
+    if isinstance(value, dict):
+        return {key: in_ours(torch, part, pairs) for key, part in value.items()}
+    if isinstance(value, torch.dtype) and value not in (torch.bfloat16, torch.complex128):
+        return str(value).removeprefix("torch.")
+    return value
+
+
+def flat(out):
+    """All outputs of a call in a row: tensors, arrays and numbers."""
+    if isinstance(out, (tuple, list)):
+        return [part for each in out for part in flat(each)]
+    return [out]
+
+
+def array(torch, x):
+    if isinstance(x, torch.Tensor):
+        return x.numpy(force=True)
+    return np.asarray(x.data if isinstance(x, Tensor) else x)
+
+
+def compare(name, opinfo, sample):
+    """Call both with one sample, and compare values and derivatives."""
+    import torch
+
+    text = describe(torch, sample)
+    pairs = []
+    try:
+        arguments = in_ours(torch, (sample.input, *sample.args), pairs)
+        options = in_ours(torch, dict(sample.kwargs), pairs)
+    except SkippedError as error:
+        return Sample(SKIPPED, str(error), text=text)
+    row = ROWS[name]
+    orders = 1 + opinfo.supports_gradgrad
+    try:
+        with np.errstate(all="ignore"):
+            ours = row.call(Ours(), *arguments, **options)
+        theirs = opinfo.op(sample.input, *sample.args, **sample.kwargs)
+        if row.outputs is not None:
+            ours, theirs = row.outputs(ours), row.outputs(theirs)
+        kind, order, worst = differences(torch, flat(ours), flat(theirs), pairs, orders)
+    except AbsentError as error:
+        return Sample(ABSENT, str(error), text=text)
+    except SkippedError as error:
+        return Sample(SKIPPED, str(error), text=text)
+    except Exception as error:
+        kind = REFUSED if is_clear(error) else RAW
+        return Sample(kind, f"{type(error).__name__}: {error}", text=text)
+    return Sample(DIFFERS if kind else AGREES, kind, order, worst, text)
+
+
+def describe(torch, sample):
+    """The arguments of a sample in a line, with shapes for tensors."""
+
+    def short(v):
+        if isinstance(v, torch.Tensor):
+            return f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}"
+        if isinstance(v, (list, tuple)):
+            return f"({', '.join(map(short, v))})"
+        return repr(v)[:60]
+
+    parts = [short(v) for v in (sample.input, *sample.args)]
+    return ", ".join([*parts, *(f"{key}={short(v)}" for key, v in sample.kwargs.items())])
+
+
+def differences(torch, ours, theirs, pairs, orders):
+    """Return what differs, "" if nothing does, the order compared, and the largest difference.
+
+    The largest is relative to what is allowed. `orders` is how often PyTorch can differentiate.
+    """
+    if len(ours) != len(theirs):
+        return f"{len(ours)} outputs, not {len(theirs)}", 0, np.inf
+    worst = max((apart(torch, x, y) for x, y in zip(ours, theirs, strict=True)), default=0.0)
+    if worst > 1:
+        return VALUE, 0, worst
+    recorded = [isinstance(y, torch.Tensor) and y.requires_grad for y in theirs]
+    if not any(recorded):
+        return "", 0, worst
+    xs, ys = zip(*pairs, strict=True)
+    ours = [x for x, there in zip(ours, recorded, strict=True) if there]
+    theirs = [y for y, there in zip(theirs, recorded, strict=True) if there]
+    rng, kept = np.random.default_rng(0), []
+    for order in range(1, orders + 1):
+        kept.append((ours, theirs))  # a gradient of what depends on them frees no graph
+        factors = [rng.standard_normal(y.shape) for y in theirs]
+        try:
+            exact = their_gradients(torch, theirs, factors, ys)
+        except RuntimeError:  # there is no derivative of this order
+            return "", order - 1, worst
+        with np.errstate(all="ignore"):
+            found = our_gradients(ours, factors, xs)
+        worst = max(worst, *(apart(torch, x, y) for x, y in zip(found, exact, strict=True)))
+        if worst > 1:
+            return PLACES[order], order, worst
+        ours, theirs = found, exact
+    return "", orders, worst
+
+
+def their_gradients(torch, outputs, factors, inputs):
+    """The gradients of the sum of outputs times factors; zeros where they do not depend."""
+    total = sum(
+        (y * torch.as_tensor(v, dtype=y.dtype)).sum()
+        for y, v in zip(outputs, factors, strict=True)
+        if y.requires_grad
+    )
+    found = [None] * len(inputs)
+    if isinstance(total, torch.Tensor):
+        found = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def our_gradients(outputs, factors, inputs):
+    """The same in ours."""
+    recorded = [
+        (y, v.astype(y.dtype))
+        for y, v in zip(outputs, factors, strict=True)
+        if isinstance(y, Tensor) and y.requires_grad
+    ]
+    if not recorded:
+        return [minigrad.zeros_like(x) for x in inputs]
+    ys, vs = zip(*recorded, strict=True)
+    return grad(list(ys), list(inputs), list(vs), create_graph=True, allow_unused=True)
+
+
+def apart(torch, x, y):
+    """How far two outputs are apart, relative to what is allowed for their dtype."""
+    x, y = array(torch, x), array(torch, y)
+    if "f" not in (x.dtype.kind, y.dtype.kind):  # integers may be of another width
+        x, y = x.astype(np.float64), y.astype(np.float64)
+    return relative(x, y, FLOOR) / TOLERANCE.get(str(x.dtype), 1e-2)
+
+
+def is_clear(error):
+    """Whether an error says what is wrong with the call.
+
+    It names the function, is a `raise` of ours, or is Python's own about a keyword.
+    """
+    if op_of(error) is not None or "unexpected keyword argument" in str(error):
+        return True
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "minigrad" in Path(frame.filename).parts and (frame.line or "").startswith("raise")
+
+
+# --------------------------------------------------------------------------------------------------
+# All samples of an entry
+# --------------------------------------------------------------------------------------------------
+
+
+def run(name, every=False):
+    """Compare the samples of one entry; at most ENOUGH of them unless `every` is true."""
+    import torch
+
+    opinfo = database()[name]
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dtype = torch.float64 if torch.float64 in opinfo.dtypes else torch.int64
+        differentiable = opinfo.supports_autograd and dtype == torch.float64
+        samples = list(opinfo.sample_inputs("cpu", dtype, requires_grad=differentiable))
+        if not every and len(samples) > ENOUGH:
+            picked = np.linspace(0, len(samples) - 1, ENOUGH).round().astype(int)
+            samples = [samples[i] for i in picked]
+        return Entry(name, [compare(name, opinfo, sample) for sample in samples])
+
+
+def main():
+    """Print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="entries, as nn.functional.relu or div/no_rounding_mode")
+    parser.add_argument("--verbose", action="store_true", help="a line for each entry")
+    parser.add_argument("--every", action="store_true", help="all samples of entries with many")
+    options = parser.parse_args()
+    known = database()
+    entries = []
+    for name in options.names or ROWS:
+        entry = run(name, options.every)
+        entries.append(entry)
+        if options.verbose:
+            counts = Counter(sample.kind for sample in entry.samples)
+            orders = Counter(s.order for s in entry.of_kind(AGREES))
+            print(name.ljust(52), dict(counts), {k: orders[k] for k in sorted(orders)}, flush=True)
+    report(entries)
+    absent(known)
+
+
+def report(entries):
+    samples = [sample for entry in entries for sample in entry.samples]
+    here = [e for e in entries if not e.samples or not all(s.kind == ABSENT for s in e.samples)]
+    print(f"\n{len(here)} entries, {sum(len(e.samples) for e in here)} samples")
+    agreeing = [s for s in samples if s.kind == AGREES]
+    print(f"{len(agreeing)} agree: {sum(s.order == 2 for s in agreeing)} to second order, "
+          f"{sum(s.order == 1 for s in agreeing)} to first order, "
+          f"{sum(s.order == 0 for s in agreeing)} in value, which is all PyTorch has there")
+    for kind in (DIFFERS, RAW, REFUSED, SKIPPED, ABSENT):
+        print(f"{sum(s.kind == kind for s in samples)} {kind}")
+        groups = defaultdict(list)
+        for entry in entries:
+            for s in entry.of_kind(kind):
+                groups[entry.name, s.reason].append(s)
+        for (name, reason), group in groups.items():
+            difference = f" by {max(s.difference for s in group):.1e}" if kind == DIFFERS else ""
+            print(f"   {len(group):4} {name}: {reason[:150]}{difference}    [{group[0].text[:110]}]")
+
+
+def absent(known):
+    """Print the entries that have no row, and why."""
+    out = {name for names in OUT_OF_SCOPE.values() for name in names}
+    missing = [name for name in known if name not in ROWS and name not in out]
+    print(f"\n{len(known)} entries in the database: {len(ROWS)} have a row, "
+          f"{len(out)} are out of scope, {len(missing)} are absent here:")
+    print("   " + ", ".join(missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
