@@ -938,6 +938,8 @@ def places(index, dim):
 
 def gather(m, x, dim, index):
     rows, where = vector(m, x), vector(m, index)
+    if not index.size:
+        return m.zeros(index.shape, dtype=x.dtype)
     return m.reshape(rows[places(where, axis_of(rows, dim))], index.shape)
 
 
@@ -964,12 +966,24 @@ def scatter(m, x, dim, index, src, reduce=None):
     return m.reshape(out, x.shape)
 
 
-def scatter_reduce_sum(m, x, dim, index, src, reduce, include_self=True):
+def reduce_at(m, rows, where, values, include_self, mean):
+    """The sum or the mean of all that comes to a place, also of what is there if it counts."""
+    out = add_at(m, rows if include_self else put_at(m, rows, where, 0.0), where, values)
+    if not mean:
+        return out
+    came = m.scatter_add(np.ones(values.shape), where, rows.shape)
+    return out / np.maximum(came + include_self, 1.0)
+
+
+def scatter_reduce(m, x, dim, index, src, reduce, include_self=True):
     rows, index = vector(m, x), vector(m, index)
-    where = places(index, axis_of(rows, dim))
-    base = rows if include_self else put_at(m, rows, where, 0.0)
     src = vector(m, src)[tuple(slice(n) for n in index.shape)]
-    return m.reshape(add_at(m, base, where, src), x.shape)
+    where = places(index, axis_of(rows, dim))
+    return m.reshape(reduce_at(m, rows, where, src, include_self, reduce == "mean"), x.shape)
+
+
+def index_reduce(m, rows, where, source, reduce, include_self=True):
+    return reduce_at(m, rows, where, source, include_self, reduce == "mean")
 
 
 def along_dim(function):
@@ -1061,7 +1075,9 @@ INDICES = {
     "gather": gather,
     "scatter": scatter,
     "scatter_add": lambda m, x, dim, index, src: scatter(m, x, dim, index, src, "add"),
-    "scatter_reduce/sum": scatter_reduce_sum,
+    "scatter_reduce/sum": scatter_reduce,
+    "scatter_reduce/mean": scatter_reduce,
+    "index_reduce/mean": along_dim(index_reduce),
     "index_add": along_dim(lambda m, x, where, source, alpha=1: add_at(m, x, where, alpha * source)),
     "index_copy": along_dim(put_at),
     "index_fill": index_fill,
@@ -1398,7 +1414,22 @@ def masked_norm(m, x, ord=2.0, dim=None, *, mask=None, keepdim=False, dtype=None
     return vector_norm(m, kept(m, x, mask, other), ord, None if dim == () else dim, keepdim)
 
 
+def masked_var(m, x, dim=None, unbiased=True, *, mask=None, correction=None, keepdim=False, dtype=None):
+    ddof = int(unbiased) if correction is None else correction
+    dim = None if dim == () else dim
+    counted = m.astype(kept(m, m.full(x.shape, True), mask, False), x.dtype)
+    mean = masked_mean(m, x, dim, mask=mask, keepdim=True)
+    count = m.sum(counted, dim, keepdim) - ddof
+    return m.sum(counted * (x - mean) ** 2, dim, keepdim) / m.clip(count, 0.0)
+
+
+def masked_std(m, x, *args, **options):
+    return m.sqrt(masked_var(m, x, *args, **options))
+
+
 MASKED = {
+    "masked.var": masked_var,
+    "masked.std": masked_std,
     "masked.sum": masked(all_dims("sum"), 0.0),
     "masked.prod": masked(all_dims("prod"), 1.0),
     "masked.amax": masked(all_dims("max"), -math.inf),
@@ -1435,4 +1466,66 @@ def rows():
 
 ROWS = rows()
 
-OUT_OF_SCOPE = {}
+# --------------------------------------------------------------------------------------------------
+# What is otherwise, and why: entries, and a part of the error or the place of the difference
+# --------------------------------------------------------------------------------------------------
+
+ON_PURPOSE = [
+    # Who is right, where both give numbers
+    (("linalg.norm/subgradients_at_zero",), "a second derivative",
+     "where the norm is 0, so are all derivatives, of which PyTorch's second ones are nan"),
+    (("cholesky_inverse", "cholesky_solve"), "a first derivative",
+     "one triangle counts, and PyTorch has gradients in the other one too"),
+    (("cov",), "a second derivative", "weights in float32 lose digits where a variance is of two"),
+    (("nn.functional.hardsigmoid",), "a first derivative", "PyTorch's 1 / 6 is one of float32"),
+    (("nn.functional.linear_cross_entropy/chunked", "nn.functional.linear_cross_entropy/chunked_none"),
+     "a second derivative", "PyTorch has none here, and gives 0 instead of an error"),
+    # What is refused
+    (("nn.functional.layer_norm", "nn.functional.rms_norm", "native_layer_norm"),
+     "eps is not negative", "the root of a negative number is nan, and PyTorch does not look"),
+    (("nn.functional.cross_entropy", "nn.functional.nll_loss",
+      "nn.functional.linear_cross_entropy"), "weights of classes are not negative",
+     "PyTorch maximises the loss of such a class"),
+]  # fmt: skip
+
+# --------------------------------------------------------------------------------------------------
+# What is not to be here, as patterns
+# --------------------------------------------------------------------------------------------------
+
+OUT_OF_SCOPE = {
+    "complex numbers": (
+        "angle", "cdouble", "cfloat", "chalf", "complex", "conj*", "imag", "isreal", "linalg.eig",
+        "linalg.eigvals", "nn.functional.silu/complex", "polar", "real", "resolve_*", "view_as_complex",
+        "view_as_real",
+    ),
+    "Fourier transforms and their windows": ("fft.*", "istft", "stft", "signal.windows.*"),
+    "transposed convolution": ("nn.functional.conv_transpose*", "nn.functional.max_unpool*"),
+    "interpolation": (
+        "_upsample*", "grid_sampler_*", "nn.functional.grid_sample", "nn.functional.interpolate/*",
+        "nn.functional.upsample_*",
+    ),
+    "operations on integers": (
+        "__rand__", "__ror__", "__rxor__", "bitwise_*", "gcd", "lcm", "tril_indices", "triu_indices",
+        "unravel_index",
+    ),
+    "sparse and quantized matrices": ("sparse.*", "to_sparse", "torch._scaled_mm*"),
+    "random numbers": (
+        "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial",
+        "native_dropout_backward", "nn.functional.*alpha_dropout*", "nn.functional.fractional_*",
+        "normal*", "pca_lowrank", "rand*", "svd_lowrank", "uniform",
+    ),
+    "makes a tensor of none": (
+        "arange", "broadcast_shapes", "empty*", "eye", "full", "linspace*", "logspace*", "new_*",
+        "ones", "scalar_tensor", "zeros",
+    ),
+    "writes in place, or is about memory": ("as_strided*", "resize_*", "zero_"),
+    "no derivative, which numpy.* does on arrays": (
+        "bincount", "bucketize", "frexp", "hash_tensor", "histc", "histogram*", "linalg.ldl_*",
+        "nextafter", "searchsorted", "unique*", "geqrf",
+    ),
+    "for PyTorch alone: its backends, and what others are made of": (
+        "_chunk_cat", "_segment_reduce/*", "_unsafe_*", "jiterator_*", "max_pool2d_with_*",
+        "nn.functional.batch_norm/without_cudnn", "nonzero_static", "torch.ops.aten.*",
+    ),
+    "a dtype that numpy does not have": ("bfloat16",),
+}
