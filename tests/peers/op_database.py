@@ -17,7 +17,7 @@ import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -93,22 +93,37 @@ def database():
 # --------------------------------------------------------------------------------------------------
 
 
-def in_ours(torch, value, pairs):
-    """A sample's arguments as ours; `pairs` collects the tensors to differentiate by, in both."""
+def mapped(function, value):
+    """A sample's arguments with a function applied to all that is no container."""
+    if isinstance(value, (tuple, list)):
+        kind = list if isinstance(value, list) else tuple  # a torch.Size is a tuple
+        return kind(mapped(function, part) for part in value)
+    if isinstance(value, dict):
+        return {key: mapped(function, part) for key, part in value.items()}
+    return function(value)
+
+
+def leaf(value):
+    """A tensor of PyTorch's as one that nothing else has a hold on."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def in_ours(value, pairs):
+    """PyTorch's tensor or dtype as ours; `pairs` collects the tensors to differentiate by."""
+    import torch
+
     if isinstance(value, torch.Tensor):
-        if value.dtype in (torch.complex64, torch.complex128):
+        if value.is_complex():
             raise SkippedError("complex numbers")
         ours = Tensor(np.array(value.detach().numpy()), requires_grad=value.requires_grad)
         if value.requires_grad:
             pairs.append((ours, value))
         return ours
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, (tuple, list)):
-        return type(value)([in_ours(torch, part, pairs) for part in value])
-    if isinstance(value, dict):
-        return {key: in_ours(torch, part, pairs) for key, part in value.items()}
-    if isinstance(value, torch.dtype) and value not in (torch.bfloat16, torch.complex128):
+    if isinstance(value, torch.dtype) and value != torch.bfloat16:
         return str(value).removeprefix("torch.")
     return value
 
@@ -131,18 +146,15 @@ def compare(name, opinfo, sample):
     import torch
 
     text = describe(torch, sample)
+    given = mapped(leaf, (sample.input, *sample.args)), mapped(leaf, dict(sample.kwargs))
     pairs = []
-    try:
-        arguments = in_ours(torch, (sample.input, *sample.args), pairs)
-        options = in_ours(torch, dict(sample.kwargs), pairs)
-    except SkippedError as error:
-        return Sample(SKIPPED, str(error), text=text)
     row = ROWS[name]
     orders = 1 + opinfo.supports_gradgrad
     try:
+        arguments, options = mapped(partial(in_ours, pairs=pairs), given)
         with np.errstate(all="ignore"):
             ours = row.call(Ours(), *arguments, **options)
-        theirs = opinfo.op(sample.input, *sample.args, **sample.kwargs)
+        theirs = opinfo.op(*given[0], **given[1])
         if row.outputs is not None:
             ours, theirs = row.outputs(ours), row.outputs(theirs)
         kind, order, worst = differences(torch, flat(ours), flat(theirs), pairs, orders)
