@@ -28,8 +28,8 @@ from minigrad.errors import op_of
 from tests.peers.differences import relative
 from tests.peers.op_rows import ON_PURPOSE, OUT_OF_SCOPE, ROWS, SkippedError
 
-# Half of float64's 16 digits may go where a sum cancels or a matrix is badly conditioned. Few samples
-# have operands or results in float32.
+# Half of the 16 digits of float64 may go where a sum cancels or a matrix is badly conditioned. Few
+# samples have operands or results in float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 FLOOR = 1e-3  # elements below this much of the largest one are what cancellation left
 
@@ -192,7 +192,9 @@ def differences(torch, ours, theirs, pairs, orders):
     tensors = [t for t in (*theirs, *(y for _, y in pairs)) if isinstance(t, torch.Tensor)]
     narrow = any(t.dtype in (torch.float16, torch.float32) for t in tensors)
     allowed = TOLERANCE["float32" if narrow else "float64"]
-    worst = max((apart(torch, x, y, allowed) for x, y in zip(ours, theirs, strict=True)), default=0.0)
+    worst = max(
+        (apart(torch, x, y, allowed) for x, y in zip(ours, theirs, strict=True)), default=0.0
+    )
     if worst > 1:
         return VALUE, 0, worst
     recorded = [isinstance(y, torch.Tensor) and y.requires_grad for y in theirs]
@@ -211,7 +213,9 @@ def differences(torch, ours, theirs, pairs, orders):
             return "", order - 1, worst
         with np.errstate(all="ignore"):
             found = our_gradients(ours, factors, xs)
-        worst = max(worst, *(apart(torch, x, y, allowed) for x, y in zip(found, exact, strict=True)))
+        worst = max(
+            worst, *(apart(torch, x, y, allowed) for x, y in zip(found, exact, strict=True))
+        )
         if worst > 1:
             return PLACES[order], order, worst
         ours, theirs = found, exact
@@ -297,7 +301,9 @@ def purpose(name, sample):
 def main():
     """Print the summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help="entries, as nn.functional.relu or div/no_rounding_mode")
+    parser.add_argument(
+        "names", nargs="*", help="entries, as nn.functional.relu or div/no_rounding_mode"
+    )
     parser.add_argument("--verbose", action="store_true", help="a line for each entry")
     parser.add_argument("--every", action="store_true", help="all samples of entries with many")
     options = parser.parse_args()
