@@ -54,7 +54,7 @@ _OPS: tuple[Op[Any], ...] = (
     *(ops.softmax, ops.log_softmax, ops.logsumexp, ops.broadcast_to),
 )
 _COMPOSITIONS: tuple[Callable[..., Tensor], ...] = (
-    *(functional.std, functional.var, functional.repeat, functional.diagonal),
+    *(functional.std, functional.var, functional.repeat, functional.ravel, functional.diagonal),
     *(functional.trace, functional.swapaxes, functional.expand_dims, functional.squeeze),
 )
 

@@ -29,7 +29,7 @@ from minigrad.kernels.elementwise import add_rows, where
 from minigrad.kernels.gemm import dispatch, matmul, prepacked
 from minigrad.kernels.launch import KERNELS
 from minigrad.kernels.nf4 import NF4Matrix
-from minigrad.optim import EMA, SGD, Adam
+from minigrad.optim import EMA, SGD, Adagrad, Adam, RMSprop
 from minigrad.optim.clip import clip_grad_norm
 from tests.cases import CASES
 
@@ -104,6 +104,12 @@ def updates(dtype):
         "nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True),
         "adam": lambda p: Adam(p, lr=0.1),
         "amsgrad": lambda p: Adam(p, lr=0.1, amsgrad=True),
+        "adagrad": lambda p: Adagrad(p, lr=0.1),
+        **{
+            f"rmsprop, {m}, {c}": lambda p, m=m, c=c: RMSprop(p, lr=0.1, momentum=m, centered=c)
+            for m in (0.0, 0.9)
+            for c in (False, True)
+        },
     }
 
     def train(make):

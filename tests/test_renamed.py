@@ -125,8 +125,8 @@ ONE = minigrad.tensor([1.0, 2.0], requires_grad=True)
         (lambda: minigrad.tensor([[1.0, ONE[0]]]), r"minigrad\.stack makes one tensor"),
         (lambda: ONE + [ONE] * 2, r"minigrad\.stack makes one tensor"),
         (
-            lambda: np.tensordot(ONE, ONE, 1),
-            r"numpy\.tensordot does .*; use .*minigrad\.einsum, or",
+            lambda: np.vdot(ONE, ONE),
+            r"numpy\.vdot does .*; use .*minigrad\.einsum, or",
         ),
         (lambda: minigrad.grad(lambda x: x, ONE), r"not a function; minigrad\.gradient\(f\)"),
         (lambda: minigrad.grad(lambda x: x), r"not a function; minigrad\.gradient\(f\)"),

@@ -488,7 +488,7 @@ class Tensor:
 
         def _unary(self) -> Tensor: ...
 
-        __neg__ = __pos__ = __abs__ = __invert__ = abs = clone = flatten = _unary
+        __neg__ = __pos__ = __abs__ = __invert__ = abs = clone = flatten = ravel = _unary
         square = exp = log = sqrt = rsqrt = sin = cos = tanh = sigmoid = relu = silu = _unary
 
         def _reduction(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...

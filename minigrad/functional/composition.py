@@ -31,7 +31,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     parameters = list(inspect.signature(function).parameters.values())
     arrays = {p.name for p in parameters if p.annotation == "Array"}
     positions = [i for i, p in enumerate(parameters) if p.name in arrays]
-    more = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL and parameters[-1].name in arrays
+    more = any(p.kind is p.VAR_POSITIONAL for p in parameters if p.name in arrays)
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:

@@ -9,8 +9,26 @@ import numpy as np
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.ops import argsort, getitem, reshape
+from minigrad.functional.shape import squeeze
+from minigrad.ops import (
+    argmax,
+    argmin,
+    argsort,
+    astype,
+    broadcast_to,
+    getitem,
+    reshape,
+    scatter_add,
+    where,
+)
 from minigrad.ops.shape import normalize_axis
+
+
+# Types as they are: annotations would be texts here, which the reference cannot look up.
+class ValuesAndIndices(NamedTuple("ValuesAndIndices", [("values", Tensor), ("indices", Tensor)])):
+    """Elements that were chosen along an axis, as by `topk`, and their indices there."""
+
+    __slots__ = ()
 
 
 @composition
@@ -42,6 +60,89 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
 
 
 @composition
+def gather(x: Array, axis: int, indices: Array) -> Tensor:
+    """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, for the places of `indices`.
+
+    As PyTorch's, it broadcasts nothing, and `indices` may be smaller than x along the other axes.
+
+    Raises:
+        ValueError: if the numbers of axes differ, or the indices are larger along another axis.
+        TypeError: if the indices are not integers.
+        IndexError: if one is out of range.
+    """
+    axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
+    _check_smaller(taken, "x", x.shape, axis)
+    corner = [slice(n) for n in taken.shape]
+    corner[axis] = slice(None)
+    return take_along_axis(getitem(x, tuple(corner)), indices, axis)
+
+
+@composition
+def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
+    """x with out[i, indices[i, j, k], k] = src[i, j, k] for `axis=1`, for the places of `indices`.
+
+    As in PyTorch, `indices` may be smaller than `src`, and than x along the other axes. Where an
+    index is repeated, the last one counts. The gradient goes to what is in the result.
+
+    Args:
+        x: the array, which itself is not changed.
+        axis: the axis of x that the indices are for.
+        indices: integers, with as many axes as x.
+        src: an array with as many axes, or a number; it is converted to the dtype of x.
+
+    Raises:
+        ValueError: if the shapes do not match.
+        TypeError: if the indices are not integers, or floats would be written to integers.
+        IndexError: if an index is out of range.
+    """
+    axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
+    _check_smaller(taken, "x", x.shape, axis)
+    if src.ndim:
+        _check_smaller(taken, "src", src.shape)
+    if src.dtype.kind == "f" and x.dtype.kind != "f":
+        raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
+    places, sources, written = observed(last_written, taken, axis, x.shape)
+    if src.ndim:
+        src = getitem(src, tuple(slice(n) for n in taken.shape))
+    values = astype(getitem(reshape(broadcast_to(src, taken.shape), -1), sources), x.dtype)
+    return where(written, reshape(scatter_add(values, places, (x.size,)), x.shape), x)
+
+
+def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Return where `scatter` writes, the places counted through; which value; and a mask of both.
+
+    Raises:
+        IndexError: if an index is out of range.
+    """
+    size = shape[axis]
+    if indices.size and not (indices.min() >= -size and indices.max() < size):
+        raise IndexError(
+            f"indices run from {indices.min()} to {indices.max()}, which is out of bounds for "
+            f"axis {axis} of shape {shape}"
+        )
+    source = np.full(shape, -1)
+    index: list[Any] = list(np.indices(indices.shape, sparse=True))
+    index[axis] = indices
+    source[tuple(index)] = np.arange(indices.size).reshape(indices.shape)  # the last one remains
+    written = source >= 0
+    return np.flatnonzero(written), source[written], written
+
+
+def _check_smaller(
+    indices: Any, name: str, shape: tuple[int, ...], axis: int | None = None
+) -> None:
+    """Raise a ValueError unless indices go with an array, and not beyond it but along `axis`."""
+    if indices.ndim != len(shape) or any(
+        i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
+    ):
+        beside = "" if axis is None else f" but along axis {axis}"
+        raise ValueError(
+            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they have "
+            f"as many axes, and are not larger{beside}"
+        )
+
+
+@composition
 def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis` from small to large, each with its gradient.
 
@@ -50,15 +151,8 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     return take_along_axis(x, argsort(x, axis, descending), axis)
 
 
-# Types as they are: annotations would be texts here, which the reference cannot look up.
-class TopK(NamedTuple("TopK", [("values", Tensor), ("indices", Tensor)])):
-    """The result of `topk`: the elements, and their indices along the axis."""
-
-    __slots__ = ()
-
-
 @composition
-def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
+def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndIndices:
     """The k largest (or smallest) elements along `axis`, in order, and their indices.
 
     The gradient goes to the elements that were taken; of equal elements, to the first.
@@ -73,7 +167,80 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
         raise ValueError(f"k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
     order = argsort(x, axis, descending=largest)
     indices = getitem(order, (*[slice(None)] * axis, slice(k)))
-    return TopK(take_along_axis(x, indices, axis), indices)
+    return ValuesAndIndices(take_along_axis(x, indices, axis), indices)
+
+
+@composition
+def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> ValuesAndIndices:
+    """The largest elements along `axis`, and their indices.
+
+    The gradient goes to the elements that were taken: of equals the first, and a nan if there is
+    one. (Of `max`, equals share it.)
+
+    Raises:
+        ValueError: if there is nothing to choose from.
+    """
+    return _chosen(x, argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+
+
+@composition
+def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> ValuesAndIndices:
+    """The smallest elements along `axis`, and their indices, as `max_with_indices`.
+
+    Raises:
+        ValueError: if there is nothing to choose from.
+    """
+    return _chosen(x, argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+
+
+def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIndices:
+    values = take_along_axis(x, indices, axis)
+    if keepdims:
+        return ValuesAndIndices(values, indices)
+    return ValuesAndIndices(squeeze(values, axis), squeeze(indices, axis))
+
+
+@composition
+def cummax(x: Array, axis: int = -1) -> ValuesAndIndices:
+    """The largest of all elements up to each one along `axis`, and their indices.
+
+    The gradient goes to the elements that were taken: of equals the last, and a nan if there is
+    one, as in PyTorch.
+    """
+    return _running(x, axis, largest=True)
+
+
+@composition
+def cummin(x: Array, axis: int = -1) -> ValuesAndIndices:
+    """The smallest of all elements up to each one along `axis`, and their indices, as `cummax`."""
+    return _running(x, axis, largest=False)
+
+
+def _running(x: Array, axis: int, largest: bool) -> ValuesAndIndices:
+    axis = normalize_axis(axis, x.ndim)
+    indices: Any = observed(running_indices, as_array(x), axis, largest)
+    indices = Tensor(indices) if isinstance(x, Tensor) else indices
+    return ValuesAndIndices(take_along_axis(x, indices, axis), indices)
+
+
+def running_indices(x: Any, axis: int, largest: bool) -> Any:
+    """Return the index of the largest (or smallest) element up to each one along an axis."""
+    extremes = (np.maximum if largest else np.minimum).accumulate(x, axis)
+    steps = np.arange(x.shape[axis]).reshape(-1, *[1] * (x.ndim - axis - 1))
+    return np.maximum.accumulate(np.where((x == extremes) | (x != x), steps, 0), axis)
+
+
+@composition
+def nonzero(x: Array) -> tuple[Tensor, ...]:
+    """The indices of the elements that are not 0, in row-major order: an array for each axis.
+
+    They are integers, and have no derivative. `x[nonzero(x)]` has these elements.
+
+    Raises:
+        ValueError: if x is a number.
+    """
+    found = observed(np.nonzero, as_array(x))
+    return tuple(Tensor(index) for index in found) if isinstance(x, Tensor) else found  # type: ignore[return-value]
 
 
 @composition

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_count
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.shape import moveaxis
+from minigrad.functional.decompositions import svdvals
+from minigrad.functional.shape import expand_dims, moveaxis
 from minigrad.functional.statistics import root
 from minigrad.ops import (
     abs,
+    any,
     broadcast_to,
     getitem,
+    inv,
     matmul,
     max,
     min,
     multiply,
     reshape,
     scatter_add,
+    sign,
     square,
     sum,
     transpose,
+    where,
 )
+from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import normalize_axes
 
 
@@ -36,36 +44,75 @@ def norm(
 ) -> Tensor:
     """The norm of vectors along one axis, or of matrices along two.
 
-    Of a vector: (sum |x|^p)^(1/p) for `ord` = p >= 1, the largest |x| for inf, the smallest for
-    -inf; of a matrix: the largest (smallest) sum of |x| over a column for 1 (-1), over a row for
-    inf (-inf). None is the root of the sum of squares of either; for a matrix it is also called
-    "fro". With `axis=None`, x itself is the vector or the matrix; with `ord=None` too, x may have
-    any shape. Where the norm is 0, so is the gradient.
+    Of a vector: (sum |x|^p)^(1/p) for `ord` = p, the largest |x| for inf, the smallest for -inf,
+    and for 0 the number of elements that are not 0; p < 1 is no norm in the strict sense. Of a
+    matrix: the largest (smallest) sum of |x| over a column for 1 (-1), over a row for inf (-inf);
+    the largest (smallest) singular value for 2 (-2), and the sum of all of them for "nuc". None is
+    the root of the sum of squares of either; for a matrix it is also called "fro".
+
+    With `axis=None`, x itself is the vector or the matrix; with `ord=None` too, x may have any
+    shape. Where the norm is 0, so is the gradient; so is that of an element of 0 for p < 1, where
+    the slope is infinite.
 
     Raises:
-        ValueError: for another order, such as those of a matrix that need singular values.
+        ValueError: for another order, or more than two axes.
     """
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
     euclidean = (count, ord) in ((1, 2), (2, "fro"))
     if euclidean or (ord is None and (axis is None or count in (1, 2))):
         return root(sum(square(x), axes, keepdims))
-    known = {1: "p >= 1, inf, -inf or None", 2: "1, -1, inf, -inf, 'fro' or None"}
-    if count not in known:
+    if count not in (1, 2):
         raise ValueError(f"takes vectors or matrices, not {count} axes of shape {x.shape}")
-    if ord is not None and not isinstance(ord, str):
-        extreme = max if ord > 0 else min
-        if count == 1 and np.isinf(ord):
-            return extreme(abs(x), axes, keepdims)
-        if count == 1 and ord >= 1:
-            return root(sum(abs(x) ** ord, axes, keepdims), ord)
-        if count == 2 and ord in (1, -1, np.inf, -np.inf):
-            row, column = axes
-            sums = sum(abs(x), row if np.abs(ord) == 1 else column, keepdims=True)
-            return extreme(sums, axes, keepdims)
-    raise ValueError(
-        f"ord is {known[count]} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}"
-    )
+    if count == 1 and isinstance(ord, (int, float, np.number)) and ord == ord:  # no nan
+        return _of_vectors(x, ord, axes, keepdims)
+    if count == 2 and ord in (1, -1, np.inf, -np.inf):
+        row, column = axes
+        sums = sum(abs(x), row if np.abs(ord) == 1 else column, keepdims=True)
+        return (max if ord > 0 else min)(sums, axes, keepdims)
+    if count == 2 and ord in (2, -2, "nuc"):
+        values = svdvals(moveaxis(x, axes, (-2, -1)))
+        out = sum(values, -1) if ord == "nuc" else (max if ord == 2 else min)(values, -1)
+        return expand_dims(out, axes) if keepdims else out
+    known = "a number or None" if count == 1 else "1, -1, 2, -2, inf, -inf, 'fro', 'nuc' or None"
+    raise ValueError(f"ord is {known} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}")
+
+
+def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    size = abs(x)
+    if np.isinf(p):
+        return (max if p > 0 else min)(size, axes, keepdims)
+    if p >= 1:
+        return root(sum(size**p, axes, keepdims), p)
+    if p == 0:
+        return root(sum(sign(size), axes, keepdims), 1)
+    zero = size == 0
+    total = sum(where(zero, 0.0, where(zero, 1.0, size) ** p), axes, keepdims)
+    if p < 0:  # one element of 0 makes the sum infinite, and the norm 0
+        total = where(any(zero, axes, keepdims), 0.0, total)
+    return root(total, p)
+
+
+@composition
+def matrix_power(a: Array, n: int) -> Tensor:
+    """The product of n factors A for `(..., m, m)`; the identity for n = 0, and of A^-1 for n < 0.
+
+    Raises:
+        ValueError: if the matrices are not square, or one is singular and n < 0.
+    """
+    check_square(a)
+    power = operator.index(n)
+    if power == 0:
+        return where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
+    if power < 0:
+        a, power = inv(a), -power
+    while power % 2 == 0:
+        a, power = matmul(a, a), power // 2
+    out: Tensor = a
+    while power := power // 2:
+        a = matmul(a, a)
+        out = matmul(out, a) if power % 2 else out
+    return out
 
 
 @composition
@@ -137,10 +184,63 @@ def dot(a: Array, b: Array) -> Tensor:
         return multiply(a, b)
     if b.ndim <= 2:
         return matmul(a, b)
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(f"shapes {a.shape} and {b.shape} do not align")
-    columns = reshape(moveaxis(b, -2, 0), (b.shape[-2], -1))
-    return reshape(matmul(a, columns), (*a.shape[:-1], *b.shape[:-2], b.shape[-1]))
+    return tensordot(a, b, (-1, -2))
+
+
+@composition
+def inner(a: Array, b: Array) -> Tensor:
+    """The sum of products over the last axes of a and b: `(a, k)` and `(b, k)` give `(a, b)`.
+
+    With a number it is `a * b`.
+
+    Raises:
+        ValueError: if the sizes do not match.
+    """
+    return multiply(a, b) if 0 in (a.ndim, b.ndim) else tensordot(a, b, (-1, -1))
+
+
+@composition
+def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2) -> Tensor:
+    """The sum of products over some axes of a and b, as one matrix product.
+
+    The other axes of a come first in the result, then those of b.
+
+    Args:
+        a: the first array.
+        b: the second array.
+        axes: the axes of a and the axes of b, as in `((1, 0), (0, 1))` or `(-1, 0)`; a number n
+            stands for the last n of a and the first n of b.
+
+    Raises:
+        ValueError: if there are no such axes, or their sizes do not match.
+    """
+    if isinstance(axes, (int, np.integer)):
+        check_count("axes", axes)
+        axes = tuple(range(-axes, 0)), tuple(range(axes))
+    if len(axes) != 2:
+        raise ValueError(f"axes are a number, or those of a and those of b, not {axes!r}")
+    of_a, of_b = normalize_axes(axes[0], a.ndim), normalize_axes(axes[1], b.ndim)
+    sizes = [a.shape[i] for i in of_a]
+    if sizes != [b.shape[i] for i in of_b]:
+        raise ValueError(
+            f"axes {of_a} of shape {a.shape} and axes {of_b} of shape {b.shape} do not align"
+        )
+    rest_a = [i for i in range(a.ndim) if i not in of_a]
+    rest_b = [i for i in range(b.ndim) if i not in of_b]
+    rows, columns = [a.shape[i] for i in rest_a], [b.shape[i] for i in rest_b]
+    left = reshape(transpose(a, [*rest_a, *of_a]), (math.prod(rows), math.prod(sizes)))
+    right = reshape(transpose(b, [*of_b, *rest_b]), (math.prod(sizes), math.prod(columns)))
+    return reshape(matmul(left, right), [*rows, *columns])
+
+
+@composition
+def kron(a: Array, b: Array) -> Tensor:
+    """The Kronecker product: a copy of b, times it, for each element of a."""
+    count = np.maximum(a.ndim, b.ndim)
+    sizes = [[1] * (count - x.ndim) + list(x.shape) for x in (a, b)]
+    left = reshape(a, [n for size in sizes[0] for n in (size, 1)])
+    right = reshape(b, [n for size in sizes[1] for n in (1, size)])
+    return reshape(multiply(left, right), [m * n for m, n in zip(*sizes, strict=True)])
 
 
 @composition

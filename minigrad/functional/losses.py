@@ -238,7 +238,12 @@ def nll(
 
 @composition
 def binary_cross_entropy_with_logits(
-    logits: Array, target: Array, reduction: Reduction = "mean", *, pos_weight: Array = None
+    logits: Array,
+    target: Array,
+    reduction: Reduction = "mean",
+    *,
+    weight: Array = None,
+    pos_weight: Array = None,
 ) -> Tensor:
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits): its mean, its sum, or each.
 
@@ -248,23 +253,32 @@ def binary_cross_entropy_with_logits(
         logits: of any shape.
         target: t, of the same shape, in [0, 1].
         reduction: "mean", "sum" or "none".
+        weight: a factor for each loss, broadcast; the mean divides by their number all the same.
         pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
 
     Raises:
-        ValueError: if the shapes differ, or a target is not in [0, 1].
+        ValueError: if the shapes differ, a weight is negative, or a target is not in [0, 1].
     """
     check_reduction(reduction)
     t = _like(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
-    if pos_weight is not None:
-        if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
-            raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
-        observed(check_not_negative, as_array(pos_weight), "pos_weight is not negative, unlike {}")
-        pos_weight = astype(pos_weight, t.dtype)
+    weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
     positive = t * softplus(-logits)
     if pos_weight is not None:
         positive = positive * pos_weight
-    return _reduced(positive + subtract(1, t) * softplus(logits), reduction)
+    losses = positive + subtract(1, t) * softplus(logits)
+    return _reduced(losses if weight is None else losses * weight, reduction)
+
+
+def _factor(name: str, weight: Array, t: Array) -> Array:
+    """Check a weight of losses with targets t, and return it in their dtype; None is none."""
+    if weight is None:
+        return None
+    sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)
+    if weight.ndim > t.ndim or any(given not in (1, size) for given, size in sizes):
+        raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
+    observed(check_not_negative, as_array(weight), f"{name} is not negative, unlike {{}}")
+    return astype(weight, t.dtype)
 
 
 def _label_losses(

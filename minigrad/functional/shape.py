@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_count, check_positive
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
@@ -80,6 +81,77 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
 
 
 @composition
+def ravel(x: Array) -> Tensor:
+    """All elements in one axis, in row-major order."""
+    return reshape(x, -1)
+
+
+@composition
+def vstack(arrays: Sequence[Array]) -> Tensor:
+    """Several arrays joined along axis 0, of which vectors become rows."""
+    return concatenate([reshape(x, (1, -1)) if np.ndim(x) < 2 else x for x in arrays])
+
+
+@composition
+def hstack(arrays: Sequence[Array]) -> Tensor:
+    """Several arrays joined along axis 1, or vectors and numbers along their only one."""
+    arrays = [reshape(x, -1) if np.ndim(x) == 0 else x for x in arrays]
+    return concatenate(arrays, 1 if arrays and np.ndim(arrays[0]) > 1 else 0)
+
+
+@composition
+def column_stack(arrays: Sequence[Array]) -> Tensor:
+    """Several arrays joined along axis 1, of which vectors become columns."""
+    return concatenate([reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
+
+
+@composition
+def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
+    """Vectors repeated to one grid: with `indexing="ij"`, the i-th varies along axis i.
+
+    With "xy", the first two axes are exchanged, so that the first vector varies along rows.
+
+    Raises:
+        ValueError: for another indexing, or an array of more than one axis.
+    """
+    if indexing not in ("xy", "ij"):
+        raise ValueError(f"indexing is 'xy' or 'ij', not {indexing!r}")
+    if any(x.ndim > 1 for x in xi):
+        raise ValueError(f"takes vectors, not arrays of shapes {[x.shape for x in xi]}")
+    axes = list(range(len(xi)))
+    if indexing == "xy":
+        axes[:2] = axes[:2][::-1]
+    shape = [xi[axis].size for axis in axes]
+    return [
+        broadcast_to(reshape(x, [-1 if i == axis else 1 for i in range(len(xi))]), shape)
+        for axis, x in zip(axes, xi, strict=True)
+    ]
+
+
+@composition
+def diff(
+    x: Array, n: int = 1, axis: int = -1, prepend: Array = None, append: Array = None
+) -> Tensor:
+    """The differences x[i + 1] - x[i] along `axis`, taken `n` times.
+
+    `prepend` and `append` are put before and behind x first: arrays, or numbers for one element.
+
+    Raises:
+        ValueError: if `n` is negative, or the shapes do not match.
+    """
+    check_count("n", n)
+    axis = normalize_axis(axis, x.ndim)
+    one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    parts = [y for y in (prepend, x, append) if y is not None]
+    if len(parts) > 1:
+        x = concatenate([y if y.ndim else broadcast_to(y, one) for y in parts], axis)
+    before = [slice(None)] * axis
+    for _ in range(n):
+        x = getitem(x, (*before, slice(1, None))) - getitem(x, (*before, slice(-1)))
+    return x  # type: ignore[no-any-return]
+
+
+@composition
 def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """The parts of x along `axis`: a number of equal parts, or those between the given indices.
 
@@ -87,15 +159,28 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
         ValueError: if x cannot be divided into that number of equal parts.
     """
     axis = normalize_axis(axis, x.ndim)
-    size = x.shape[axis]
+    if np.ndim(indices_or_sections) != 1:
+        size, count = x.shape[axis], operator.index(indices_or_sections)  # type: ignore[arg-type]
+        if count <= 0 or size % count:
+            raise ValueError(f"{size} elements cannot be divided into {count} equal parts")
+    return array_split(x, indices_or_sections, axis)
+
+
+@composition
+def array_split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """The parts of x along `axis`, as `split`, but the first may have an element more than others.
+
+    Raises:
+        ValueError: if the number of parts is not positive.
+    """
+    axis = normalize_axis(axis, x.ndim)
     given: Any = indices_or_sections
     if np.ndim(given) == 1:
         bounds = [operator.index(i) for i in given]
     else:
-        count = operator.index(given)
-        if count <= 0 or size % count:
-            raise ValueError(f"{size} elements cannot be divided into {count} equal parts")
-        bounds = [size // count * i for i in range(1, count)]
+        check_positive("the number of parts", given)
+        size, more = divmod(x.shape[axis], operator.index(given))
+        bounds = [size * i + min(i, more) for i in range(1, given)]
     edges = zip([None, *bounds], [*bounds, None], strict=True)
     return [getitem(x, (*[slice(None)] * axis, slice(start, stop))) for start, stop in edges]
 

@@ -266,6 +266,7 @@ class Read:
 
     D1 = Annotated[Any, read, 1]
     D2 = Annotated[Any, read, 2]
+    D3 = Annotated[Any, read, 3]
 
 
 class Written:

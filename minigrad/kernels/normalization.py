@@ -176,13 +176,13 @@ def _sums_of_row(with_slopes: bool) -> Any:
     return sums_of_row
 
 
-_about_pivot, _about_pivot_with_slopes = _sums_of_row(False), _sums_of_row(True)
+about_pivot, _about_pivot_with_slopes = _sums_of_row(False), _sums_of_row(True)
 
 
 @external(fastmath={"contract"})
 def _moments(x: Any, eps: float, centred: bool) -> Any:
     """Return the numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
-    pivot, off, variance, _, _ = _about_pivot(x, centred, x, x)
+    pivot, off, variance, _, _ = about_pivot(x, centred, x, x)
     scale = _scale(variance, eps)
     return pivot, x.dtype.type(scale), x.dtype.type(off * scale)
 

@@ -34,7 +34,7 @@ from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written,
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
 
-__all__ = ["Tables", "adam", "ema", "scale", "sgd", "square_sums"]
+__all__ = ["Tables", "adagrad", "adam", "ema", "rmsprop", "scale", "sgd", "square_sums"]
 
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
@@ -327,6 +327,92 @@ def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: An
     second = options[4] * v + options[5] * (gradient * gradient)
     highest = np.maximum(highest, second)
     return options[0] * x - own[0] * first / (np.sqrt(highest) + own[1]), first, second, highest
+
+
+# --------------------------------------------------------------------------------------------------
+# RMSprop and Adagrad
+# --------------------------------------------------------------------------------------------------
+
+
+def rmsprop(
+    tables: Tables,
+    gradients: Column,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    centered: bool,
+) -> None:
+    """Do one step of RMSprop in place.
+
+    The columns are x, v, the mean of the gradients if it is centered, and the velocity with
+    momentum.
+    """
+    plain, with_momentum = (_centered, _centered_momentum) if centered else (_rms, _rms_momentum)
+    update = with_momentum if momentum > 0 else plain
+    update(tables, gradients, (lr, alpha, 1 - alpha, eps, weight_decay, momentum))
+
+
+@MultiTensor
+def _rms(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
+    """Do a step without momentum."""
+    gradient = g + options[4] * x
+    square = options[1] * v + options[2] * (gradient * gradient)
+    return x - options[0] * gradient / (np.sqrt(square) + options[3]), square
+
+
+@MultiTensor
+def _rms_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
+    """Do a step with momentum."""
+    gradient = g + options[4] * x
+    square = options[1] * v + options[2] * (gradient * gradient)
+    speed = options[5] * velocity + gradient / (np.sqrt(square) + options[3])
+    return x - options[0] * speed, square, speed
+
+
+# Rounding can leave a variance a little below 0, whose root would be nan: hence the absolute value.
+
+
+@MultiTensor
+def _centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
+    """Do a step by the variance, without momentum."""
+    gradient = g + options[4] * x
+    square = options[1] * v + options[2] * (gradient * gradient)
+    mean = options[1] * m + options[2] * gradient
+    root = np.sqrt(np.abs(square - mean * mean))
+    return x - options[0] * gradient / (root + options[3]), square, mean
+
+
+@MultiTensor
+def _centered_momentum(
+    g: Any, x: Any, v: Any, m: Any, velocity: Any, _own: Any, options: Any
+) -> Any:
+    """Do a step by the variance, with momentum."""
+    gradient = g + options[4] * x
+    square = options[1] * v + options[2] * (gradient * gradient)
+    mean = options[1] * m + options[2] * gradient
+    root = np.sqrt(np.abs(square - mean * mean))
+    speed = options[5] * velocity + gradient / (root + options[3])
+    return x - options[0] * speed, square, mean, speed
+
+
+def adagrad(
+    tables: Tables, gradients: Column, rates: Sequence[float], weight_decay: float, eps: float
+) -> None:
+    """Do one step of Adagrad in place; the columns are x and the sum of squares.
+
+    `rates` has the step size of each row.
+    """
+    _adagrad(tables, gradients, (weight_decay, eps), [(rate, 0.0) for rate in rates])
+
+
+@MultiTensor
+def _adagrad(g: Any, x: Any, total: Any, own: Any, options: Any) -> Any:
+    """Do a step of Adagrad."""
+    gradient = g + options[0] * x
+    total = total + gradient * gradient
+    return x - own[0] * gradient / (np.sqrt(total) + options[1]), total
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
-from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
+from minigrad.nn.layers import MLP, Dropout, Linear
 from minigrad.nn.module import Module
+from minigrad.nn.normalization import LayerNorm, RMSNorm
 from minigrad.random import Rng
 from minigrad.versions import mark_written
 

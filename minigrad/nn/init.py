@@ -1,9 +1,9 @@
 """The initial values of weights: each function fills a tensor in place, and returns it.
 
-`fan_in` and `fan_out` of a weight `(d_out, d_in)` are d_in and d_out. A layer keeps the variance of
-its input if the variance of its weights is gain^2 / fan_in (Kaiming; He et al., 2015), and of the
-gradient too, as well as one number can, with 2 gain^2 / (fan_in + fan_out) (Xavier; Glorot and
-Bengio, 2010).
+`fan_in` and `fan_out` of a weight `(d_out, d_in)` are d_in and d_out, times the size of the kernel
+for filters `(d_out, d_in, h, w)`. A layer keeps the variance of its input if the variance of its
+weights is gain^2 / fan_in (Kaiming; He et al., 2015), and of the gradient too, as well as one
+number can, with 2 gain^2 / (fan_in + fan_out) (Xavier; Glorot and Bengio, 2010).
 """
 
 from __future__ import annotations
@@ -248,8 +248,10 @@ def _fan(tensor: Tensor, mode: Mode) -> int:
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:
-    if tensor.ndim != 2 or 0 in tensor.shape:
+    if tensor.ndim < 2 or 0 in tensor.shape:
         raise ValueError(
-            f"fan in and fan out are those of a weight (d_out, d_in), not of {tensor.describe()}"
+            f"fan in and fan out are those of a weight (d_out, d_in), or of filters "
+            f"(d_out, d_in, ...), not of {tensor.describe()}"
         )
-    return tensor.shape[1], tensor.shape[0]
+    size = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * size, tensor.shape[0] * size

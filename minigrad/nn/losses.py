@@ -55,11 +55,13 @@ class BCEWithLogitsLoss(Loss):
 
     Args:
         reduction: "mean", "sum" or "none".
+        weight: a factor for each loss, broadcast.
         pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
     """
 
     function = functional.binary_cross_entropy_with_logits
     _: KW_ONLY
+    weight: Array = field(default=None, repr=False)
     pos_weight: Array = field(default=None, repr=False)
 
 

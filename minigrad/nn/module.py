@@ -31,7 +31,7 @@ from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.renamed import missing
 
-__all__ = ["Module", "Parameter"]
+__all__ = ["Buffer", "Module", "Parameter"]
 
 M = TypeVar("M", bound="Module")
 
@@ -66,6 +66,18 @@ class Parameter(Tensor):
         parameter._data = tensor._data
         parameter.node = None
         return parameter
+
+
+class Buffer(Tensor):
+    """A tensor that belongs to the state of a module, and that no optimiser changes.
+
+    It copies the data. Running means are an example: the module itself writes to them in training.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, dtype: DTypeLike | None = None) -> None:
+        super().__init__(observed(np.array, as_array(data, dtype)))
 
 
 class Module(Owner):
@@ -117,13 +129,28 @@ class Module(Owner):
         Raises:
             ValueError: if two have one name, as with the keys 1 and "1" of a dict.
         """
+        return self._named(Parameter, prefix)
+
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
+        """List all buffers, each once, with its dotted path, as `named_parameters` does."""
+        return self._named(Buffer, prefix)
+
+    def named_state(self, prefix: str = "") -> Iterator[tuple[str, Parameter | Buffer]]:
+        """List all parameters and buffers, which make up the state, each once, by its path."""
+        return self._named((Parameter, Buffer), prefix)
+
+    def _named(self, kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         names: set[str] = set()
         for name, value in walk(self, prefix, set()):
-            if isinstance(value, Parameter):
+            if isinstance(value, kind):
                 if name in names:
                     raise ValueError(f"two parameters have the name {name!r}; rename a key")
                 names.add(name)
                 yield name, value
+
+    def buffers(self) -> Iterator[Buffer]:
+        """List all buffers."""
+        return (buffer for _, buffer in self.named_buffers())
 
     def parameters(self) -> Iterator[Parameter]:
         """List all parameters, trainable or frozen."""
@@ -163,15 +190,18 @@ class Module(Owner):
             parameter.zero_grad()
 
     def astype(self: M, dtype: DTypeLike) -> M:
-        """Convert all parameters to a float dtype, dropping their gradients; return the module.
+        """Convert all parameters and buffers of floats to a float dtype; return the module.
+
+        Their gradients are dropped.
 
         Raises:
             TypeError: if it is not a float dtype.
         """
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"parameters are floats, and cannot become {np.dtype(dtype)}")
-        for parameter in self.parameters():
-            parameter.data = parameter.data.astype(dtype)
+        for _, tensor in self.named_state():
+            if tensor.dtype.kind == "f":
+                tensor.data = tensor.data.astype(dtype)
         return self
 
     # ----------------------------------------------------------------------------------------------
@@ -179,11 +209,11 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return a copy of every parameter's value, by name."""
-        return {name: observed(p._data.copy) for name, p in self.named_parameters()}
+        """Return a copy of every parameter's and buffer's value, by name."""
+        return {name: observed(tensor._data.copy) for name, tensor in self.named_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Write the values of `state` into the parameters of the same names.
+        """Write the values of `state` into the parameters and buffers of the same names.
 
         Nothing is changed unless everything fits.
 
@@ -192,7 +222,7 @@ class Module(Owner):
                 the message lists all such values.
             TypeError: if the state is no dict.
         """
-        load_values(dict(self.named_parameters()), state, type(self).__name__)
+        load_values(dict(self.named_state()), state, type(self).__name__)
 
     # ----------------------------------------------------------------------------------------------
     # Printing
@@ -244,33 +274,33 @@ class FunctionModule(Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
-def load_values(parameters: Mapping[str, Parameter], state: Mapping[str, Any], owner: str) -> None:
-    """Write the values of a state into parameters of the same names, as `load_state_dict` does."""
+def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: str) -> None:
+    """Write the values of a state into tensors of the same names, as `load_state_dict` does."""
     if not isinstance(state, Mapping):
         raise TypeError(f"load_state_dict: the state is a dict of arrays, not {state!r:.60}")
     problems = []
     values = {}
-    for name, parameter in parameters.items():
+    for name, tensor in tensors.items():
         if name not in state:
-            problems.append(f"missing: {name} {parameter.shape}")
+            problems.append(f"missing: {name} {tensor.shape}")
             continue
         try:
             values[name] = as_array(state[name])
         except (TypeError, ValueError) as error:
             problems.append(f"unusable: {name}: {error}")
             continue
-        if values[name].shape != parameter.shape:
+        if values[name].shape != tensor.shape:
             problems.append(
                 f"mis-shaped: {name} is {values[name].shape} in the state, "
-                f"{parameter.shape} in the module"
+                f"{tensor.shape} in the module"
             )
     for name in state:
-        if name not in parameters:
-            problems.append(f"unexpected: {name}{nearest(name, parameters)}")
+        if name not in tensors:
+            problems.append(f"unexpected: {name}{nearest(name, tensors)}")
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
-        parameters[name].copy_(value)
+        tensors[name].copy_(value)
 
 
 @cache
@@ -282,7 +312,7 @@ def _options_of(cls: Any) -> tuple[str, ...]:
 def walk(
     value: Any, name: str, seen: set[int], every_path: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """List `value` and all modules and parameters inside it, each once, with dotted paths.
+    """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
     With `every_path`, modules only are listed once, and a parameter by each of its paths in them.
     """
@@ -300,7 +330,7 @@ def walk(
     else:
         return
     for key, child in children:
-        if isinstance(child, (Module, Parameter, list, tuple, dict)):
+        if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
 
 

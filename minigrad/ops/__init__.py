@@ -4,11 +4,13 @@ from minigrad.core.op import OPS
 from minigrad.ops.activation import *
 from minigrad.ops.arithmetic import *
 from minigrad.ops.comparison import *
+from minigrad.ops.convolution import *
 from minigrad.ops.elementwise import *
 from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *
 from minigrad.ops.position import *
 from minigrad.ops.products import *
+from minigrad.ops.recurrent import *
 from minigrad.ops.reduction import *
 from minigrad.ops.shape import *
 

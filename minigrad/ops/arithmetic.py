@@ -8,7 +8,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
-from minigrad.ops.elementwise import flat, log, where
+from minigrad.ops.elementwise import flat, log, round, where
 from minigrad.ops.of_numpy import binary, unary
 
 _DIFFERENCE_HINTS = {
@@ -66,6 +66,14 @@ remainder = binary(
 )
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
+
+fmod = binary(
+    "fmod",
+    "a - b trunc(a / b), broadcast: the remainder with the sign of a. The derivatives are 1 in a "
+    "and -trunc(a / b) in b, also at the jumps.",
+)
+fmod.vjp("a", lambda g: g)
+fmod.vjp("b", lambda g, a, b, out: -g * round((a - out) / b))
 
 negative = unary("negative", "-x.")
 negative.vjp("x", lambda g: -g)

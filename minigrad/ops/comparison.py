@@ -19,6 +19,16 @@ less = binary("less", "a < b, as booleans.")
 less_equal = binary("less_equal", "a <= b, as booleans.")
 greater = binary("greater", "a > b, as booleans.")
 greater_equal = binary("greater_equal", "a >= b, as booleans.")
+
+
+@op(cost=6)
+def isclose(
+    a: Array, b: Array, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Array:
+    """|a - b| <= atol + rtol |b|, as booleans; with `equal_nan`, also where both are nan."""
+    return np.isclose(a, b, rtol, atol, equal_nan)
+
+
 isfinite = unary("isfinite", "True where x is neither infinite nor nan.")
 isinf = unary("isinf", "True where x is infinite.")
 isnan = unary("isnan", "True where x is nan, not a number.")

@@ -10,8 +10,8 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
-from minigrad.ops.comparison import logical_and, logical_or
-from minigrad.ops.of_numpy import binary, curve, unary
+from minigrad.ops.comparison import isinf, logical_and, logical_or
+from minigrad.ops.of_numpy import binary, curve, of_two, unary
 
 # --------------------------------------------------------------------------------------------------
 # Choices
@@ -119,6 +119,9 @@ ceil = unary(
 )
 ceil.vjp("x", flat)
 
+trunc = unary("trunc", "x without its decimals, the integer next to it towards 0; of derivative 0.")
+trunc.vjp("x", flat)
+
 
 @op(elementwise=True)
 def round(x: Array, decimals: int = 0) -> Array:
@@ -127,6 +130,13 @@ def round(x: Array, decimals: int = 0) -> Array:
 
 
 round.vjp("x", flat)
+
+copysign = of_two(
+    "copysign",
+    "|a| with the sign of b, broadcast; of derivative +-1 in a, 0 at a = 0, and 0 in b.",
+)
+copysign.vjp("a", lambda g, a, b: g * sign(a) * copysign(1.0, b))
+copysign.vjp("b", flat)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -189,6 +199,9 @@ exp.vjp("x", lambda g, out: g * out)
 expm1 = curve("expm1", "e^x - 1, exact also near 0, with derivative e^x.", nonfinite_hint=_exp_hint)
 expm1.vjp("x", lambda g, x: g * exp(x))
 
+exp2 = curve("exp2", "2^x, with derivative 2^x log 2.")
+exp2.vjp("x", lambda g, out: g * out * math.log(2))
+
 _LOG: dict[str, Any] = {
     "nonfinite_hint": {
         "the logarithm of a negative number is NaN": lambda x: x < 0,
@@ -218,6 +231,21 @@ log2.vjp("x", lambda g, x: g / (x * math.log(2)))
 
 log10 = curve("log10", "The logarithm to base 10, with derivative 1 / (x log 10).", **_LOG)
 log10.vjp("x", lambda g, x: g / (x * math.log(10)))
+
+logaddexp = of_two(
+    "logaddexp",
+    "log(e^a + e^b), broadcast, without overflow; the derivatives are the shares of e^a and of e^b "
+    "in the sum, a half each where both are the same infinity.",
+)
+logaddexp.vjp("a", lambda g, a, b: g * _share(a, b))
+logaddexp.vjp("b", lambda g, a, b: g * _share(b, a))
+
+
+def _share(a: Array, b: Array) -> Array:
+    """Compute e^a / (e^a + e^b)."""
+    undefined = logical_and(a == b, isinf(a))  # their difference is
+    difference = where(undefined, 0.0, b) - where(undefined, 0.0, a)
+    return exp(-logaddexp(difference, 0.0))
 
 
 @op(elementwise=True, floats=True, cost=1)
@@ -303,6 +331,20 @@ def _over_square(a: Array, b: Array) -> Array:
     return where(origin, sqrt(square), u / where(origin, 1.0, square) / scale)
 
 
+hypot = of_two(
+    "hypot",
+    "sqrt(a^2 + b^2), broadcast, also where the squares leave the range; the derivatives are "
+    "a / out and b / out, and 0 at the origin, where they have none.",
+)
+hypot.vjp("a", lambda g, a, out: g * _cosine(a, out))
+hypot.vjp("b", lambda g, b, out: g * _cosine(b, out))
+
+
+def _cosine(a: Array, length: Array) -> Array:
+    """Compute a / length, 0 where that is 0."""
+    return where(length == 0, 0.0, a / where(length == 0, 1.0, length))
+
+
 sinh = curve("sinh", "The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x).")
 cosh = curve("cosh", "The hyperbolic cosine (e^x + e^-x) / 2, with derivative sinh(x).")
 sinh.vjp("x", lambda g, x: g * cosh(x))
@@ -316,3 +358,25 @@ def _tanh_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return g * (1 - out * out)
     return kernels.activation.tanh_gradient(g, out)
+
+
+arcsinh = curve(
+    "arcsinh", "The number with hyperbolic sine x; the derivative is 1 / sqrt(x^2 + 1)."
+)
+arcsinh.vjp("x", lambda g, x: g / hypot(x, 1.0))
+
+arccosh = curve(
+    "arccosh",
+    "The number >= 0 with hyperbolic cosine x; the derivative 1 / sqrt(x^2 - 1) is inf at 1.",
+    nonfinite_hint={"it is defined from 1 on only": lambda x: x < 1},
+    gradient_hint={"the slope is infinite at 1": lambda x: x == 1},
+)
+arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
+
+arctanh = curve(
+    "arctanh",
+    "The number with hyperbolic tangent x; it and the derivative 1 / (1 - x^2) are inf at +-1.",
+    nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
+    gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
+)
+arctanh.vjp("x", lambda g, x: g / ((1.0 - x) * (1.0 + x)))

@@ -14,14 +14,14 @@ from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import getitem, reshape, scatter_add
 
 
-def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
+def cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
     """The leading terms of LAPACK's FLOPs: multiples of n^3 and of n^2 for each matrix."""
     n: int = a.shape[-1]
     matrices: int = math.prod(a.shape[:-2])
     return matrices * (numerator * n**3 // denominator + squares * n**2)
 
 
-@op(floats=True, cost=lambda a: _cubes(a, 2))
+@op(floats=True, cost=lambda a: cubes(a, 2))
 def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
@@ -37,10 +37,10 @@ def _inv_a(g: Array, out: Array) -> Array:
     return -matmul(matmul(transposed, g), transposed)
 
 
-def _solve_cost(a: Array, b: Array, out: Array) -> int:
+def _solve_cost(a: Array, b: Array, left: bool, out: Array) -> int:
     n: int = a.shape[-1]
     size: int = out.size
-    columns = 1 if len(b.shape) == 1 else b.shape[-1]
+    columns = 1 if len(b.shape) == 1 else b.shape[-1 if left else -2]
     return size // max(1, n * columns) * (2 * n**3 // 3) + 2 * size * n
 
 
@@ -54,41 +54,99 @@ def _solve_cost(a: Array, b: Array, out: Array) -> int:
         else a.shape[:-1]
     ),
 )
-def solve(a: Array, b: Array) -> Array:
+def solve(a: Array, b: Array, left: bool = True) -> Array:
     """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
-    Leading axes are broadcast. As in numpy, b is a vector only if it has one axis.
+    With `left=False` it is that of x a = b, for b of shape `(..., k, n)` or `(n,)`. Leading axes
+    are broadcast. As in numpy 2, b is a vector only if it has one axis, whatever the shape of a; of
+    a stack of vectors make columns, `b[..., None]`.
 
     Raises:
         ValueError: if the matrices are not square, one is singular, or the sizes do not match.
     """
     a, b = np.asarray(a), np.asarray(b)
-    if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
-        raise ValueError("a does not go with b; shapes are (..., n, n) and (..., n, k) or (n,)")
-    return _regular(np.linalg.solve, a, b)
+    vector = b.ndim == 1
+    if b.ndim == 0 or a.ndim < 2 or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
+        text = "(..., n, k)" if left else "(..., k, n)"
+        text = f"a does not go with b; shapes are (..., n, n) and {text} or (n,)"
+        if b.shape == a.shape[:-1]:
+            text += f"; b[..., {'None' if left else 'None, :'}] is a stack of vectors"
+        raise ValueError(text)
+    if left:
+        return _regular(np.linalg.solve, a, b)
+    x = _regular(np.linalg.solve, np.swapaxes(a, -1, -2), b if vector else np.swapaxes(b, -1, -2))
+    return x if vector else np.swapaxes(x, -1, -2)
 
 
-solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
+solve.vjp("b", lambda g, a, b_shape, left: _solved_for(swap_last(a), g, left, len(b_shape) == 1))
 
 
 @solve.vjp("a")
-def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
+def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], left: bool, out: Array) -> Array:
     vector = len(b_shape) == 1
-    adjoint = _solved_for(swap_last(a), g, vector)
+    adjoint = _solved_for(swap_last(a), g, left, vector)
     if vector:
         adjoint, out = (reshape(v, (*v.shape, 1)) for v in (adjoint, out))
-    return -matmul(adjoint, swap_last(out))
+    if vector or left:
+        product = matmul(adjoint, swap_last(out))
+        return -(product if left else swap_last(product))
+    return -matmul(swap_last(out), adjoint)
 
 
-def _solved_for(a: Array, b: Array, vector: bool) -> Array:
-    """Solve a x = b, where b is a stack of vectors if the op was called with a vector."""
+def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
+    """Solve a x = b or x a = b, for a stack of vectors if the op was called with a vector."""
     if not vector:
-        return solve(a, b)
-    solution = solve(a, reshape(b, (*b.shape, 1)))
+        return solve(a, b, left)
+    solution = solve(a if left else swap_last(a), reshape(b, (*b.shape, 1)))
     return reshape(solution, solution.shape[:-1])
 
 
-@op(floats=True, cost=lambda a: _cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
+def _pinv_cost(a: Array, out: Array) -> int:
+    size: int = out.size
+    return 13 * size * int(min(a.shape[-2:]))  # of singular values, their vectors and a product
+
+
+@op(
+    floats=True,
+    cost=_pinv_cost,
+    shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]),
+)
+def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array:
+    """The pseudoinverse P of each matrix in `(..., m, n)` (Moore and Penrose): `(..., n, m)`.
+
+    Its derivative is that where the rank stays the same, and divides by no difference of singular
+    values: -P dA P + P P^T dA^T (I - A P) + (I - P A) dA^T P^T P (Golub and Pereyra, 1973).
+
+    Args:
+        a: the matrices.
+        rcond: singular values up to `rcond` times the largest count as 0. None is max(m, n) times
+            the precision of the dtype.
+        hermitian: compute it of (A + A^T) / 2, faster.
+
+    Raises:
+        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+    """
+    check_finite(check_matrices(a))
+    if hermitian:
+        a = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
+    if rcond is None:
+        rcond = max(a.shape[-2:]) * np.finfo(a.dtype).eps
+    return np.linalg.pinv(a, rcond, hermitian)
+
+
+@pinv.vjp("a")
+def _pinv_a(g: Array, a: Array, hermitian: bool, out: Array) -> Array:
+    if hermitian:
+        a = symmetric_part(a)
+    h, transposed = swap_last(g), swap_last(out)
+    right = matmul(matmul(h, out), transposed)
+    left = matmul(transposed, matmul(out, h))
+    total = right - matmul(a, matmul(out, right)) + left - matmul(matmul(left, out), a)
+    total = total - matmul(matmul(transposed, g), transposed)
+    return symmetric_part(total) if hermitian else total
+
+
+@op(floats=True, cost=lambda a: cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
@@ -99,10 +157,10 @@ def det(a: Array) -> Array:
         ValueError: if the matrices are not square; in the backward pass, if one is singular and
             larger than that.
     """
-    return np.linalg.det(_square(a))
+    return np.linalg.det(check_square(a))
 
 
-@det.vjp("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
+@det.vjp("a", cost=lambda a, out: cubes(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
@@ -146,7 +204,7 @@ def _cofactors(a: Array) -> Array:
     return det(minors) * signs.astype(a.dtype)
 
 
-@op(floats=True, cost=lambda a: _cubes(a, 1, 3, squares=2))
+@op(floats=True, cost=lambda a: cubes(a, 1, 3, squares=2))
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 
@@ -156,8 +214,7 @@ def cholesky(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is not positive definite.
     """
-    a = _square(a)
-    symmetric = 0.5 * (a + np.swapaxes(a, -1, -2))
+    symmetric = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     try:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
@@ -176,23 +233,42 @@ def _cholesky_a(g: Array, out: Array) -> Array:
     inner = matmul(transposed, g * lower) * (lower - 0.5 * np.eye(n, dtype=out.dtype))
     half = swap_last(solve(transposed, inner))  # of L^-T inner L^-1, the left side is done
     full = solve(transposed, half)
-    return 0.5 * (full + swap_last(full))
+    return symmetric_part(full)
+
+
+def symmetric_part(a: Array) -> Array:
+    """Return (A + A^T) / 2."""
+    return 0.5 * (a + swap_last(a))
 
 
 def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
     """Apply a function of numpy's to square matrices; raise an error if one is singular."""
-    a = _square(a)
+    a = check_square(a)
     try:
         return function(a, *others)
     except np.linalg.LinAlgError:
         raise ValueError(f"{_the_matrix(np.linalg.slogdet(a)[1])} is singular") from None
 
 
-def _square(a: Array) -> Array:
-    a = np.asarray(a)
+def check_square(a: Array) -> Array:
+    """Raise an error if these are not square matrices; return them."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"takes square matrices (..., n, n), not an array of {a.shape}")
     return a
+
+
+def check_matrices(a: Array) -> Array:
+    """Raise an error if these are no matrices; return them."""
+    if a.ndim < 2:
+        raise ValueError(f"takes matrices (..., m, n), not an array of {a.shape}")
+    return a
+
+
+def check_finite(a: Array) -> None:
+    """Raise an error if a matrix has a nan or an inf, of which LAPACK makes anything."""
+    finite = np.isfinite(a).all((-2, -1))
+    if not finite.all():
+        raise ValueError(f"{_the_matrix(finite)} has a nan or an inf")
 
 
 def _the_matrix(values: Array) -> str:

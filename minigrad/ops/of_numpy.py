@@ -72,6 +72,7 @@ def _index(x: Array, axis: int | None = None, keepdims: bool = False) -> Array: 
 unary = of_numpy(_unary, "np.{name}(x)", elementwise=True)
 curve = of_numpy(_unary, "np.{name}(x)", elementwise=True, floats=True)
 binary = of_numpy(_binary, "np.{name}(a, b)", elementwise=True)
+of_two = of_numpy(_binary, "np.{name}(a, b)", elementwise=True, floats=True)
 logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
 # np.max and the like are wrappers of these, which take longer than a small array does.
 reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")

@@ -235,13 +235,16 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
     sizes = shape[: len(parts)]
     checked = []
     for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        if part.size and not (part.min() >= -size and part.max() < size):
+        least, most = (part.min(), part.max()) if part.size else (0, -1)
+        if not (least >= -size and most < size):
             raise IndexError(
-                f"indices run from {part.min()} to {part.max()}, which is out of "
+                f"indices run from {least} to {most}, which is out of "
                 f"bounds for axis {axis} of shape {shape}"
             )
         part = part.astype(np.intp, copy=False)  # bytes have no room for a position beyond 255
-        checked.append(np.where(part < 0, part + size, part))
+        checked.append(np.where(part < 0, part + size, part) if least < 0 else part)
+    if len(checked) == 1:
+        return checked[0], 1
     return np.ravel_multi_index(tuple(np.broadcast_arrays(*checked)), sizes), len(parts)
 
 

@@ -1,4 +1,7 @@
-"""Gradient descent: SGD; Adam; and AdamW, whose weight decay is separate from the gradient."""
+"""Gradient descent: SGD; Adam, AdamW, RMSprop and Adagrad, with a rate for each element.
+
+All results are those of PyTorch's optimisers of these names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from minigrad import kernels
 from minigrad.checks import check_flag, check_range
 from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 
 class SGD(Optimizer):
@@ -22,7 +25,7 @@ class SGD(Optimizer):
         b <- momentum b + (1 - dampening) g        (b <- g in the first step)
         x <- x - lr b                              (Nesterov: x - lr (g + momentum b))
 
-    The results are those of PyTorch's SGD: lr is not part of the velocity b.
+    The rate lr is not part of the velocity b.
 
     Args:
         params: tensors, or groups of them.
@@ -31,6 +34,7 @@ class SGD(Optimizer):
         dampening: the share of the gradient that is not added to the velocity.
         weight_decay: the strength of an L2 penalty.
         nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
+        maximize: whether to climb instead, with -g for g.
 
     Raises:
         ValueError: for an impossible value, or `nesterov` without momentum or with dampening.
@@ -44,17 +48,19 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        maximize: bool = False,
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "dampening": dampening}
-        super().__init__(params, options | {"weight_decay": weight_decay, "nesterov": nesterov})
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize,
+        })  # fmt: skip
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        for name in ("lr", "momentum", "weight_decay"):
-            check_range(name, group[name], 0.0, np.inf)
+        check_not_negative(group, "lr", "momentum", "weight_decay")
         if not math.isfinite(group["dampening"]):
             raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
-        check_flag("nesterov", group["nesterov"])
+        check_flags(group, "nesterov", "maximize")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
@@ -80,9 +86,8 @@ class Adam(Optimizer):
         v <- beta2 v + (1 - beta2) g^2
         x <- x - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    The results are those of PyTorch's Adam; eps is added to the corrected root. With `amsgrad`
-    (Reddi et al., 2018) the highest v that an element has had so far replaces v in the last line,
-    with the same correction: a large gradient is not forgotten.
+    With `amsgrad` (Reddi et al., 2018) the highest v that an element has had so far replaces v in
+    the last line, with the same correction: a large gradient is not forgotten.
 
     Args:
         params: tensors, or groups of them.
@@ -91,6 +96,7 @@ class Adam(Optimizer):
         eps: a small number that keeps the division finite.
         weight_decay: the strength of an L2 penalty.
         amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
+        maximize: whether to climb instead, with -g for g.
 
     Raises:
         ValueError: if an option has an impossible value.
@@ -107,15 +113,15 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
         pair = tuple(betas) if isinstance(betas, Iterable) else betas
         options = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options | {"amsgrad": amsgrad})
+        super().__init__(params, options | {"amsgrad": amsgrad, "maximize": maximize})
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        for name in ("lr", "eps", "weight_decay"):
-            check_range(name, group[name], 0.0, np.inf)
+        check_not_negative(group, "lr", "eps", "weight_decay")
         betas = group["betas"]
         is_pair = isinstance(betas, (tuple, list))
         if not is_pair or len(betas) != 2:
@@ -123,7 +129,7 @@ class Adam(Optimizer):
             raise ValueError(message) if is_pair else TypeError(message)
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
-        check_flag("amsgrad", group["amsgrad"])
+        check_flags(group, "amsgrad", "maximize")
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
         """Return the names of the step, of the two moments and, with amsgrad, of the highest v."""
@@ -140,13 +146,7 @@ class Adam(Optimizer):
                     raise ValueError(
                         "amsgrad cannot be switched after a step; make a new optimiser"
                     )
-            for state in last.states:
-                state.setdefault("step", 0)
-        steps = []
-        for state in last.states:
-            state["step"] += 1
-            steps.append(state["step"])
-        gradients = [g for _, g, _ in parameters]
+        gradients, steps = [g for _, g, _ in parameters], last.count_step()
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
         kernels.optim.adam(last.tables(moments), gradients, steps, *options, self.decoupled)
 
@@ -168,5 +168,131 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)
+
+
+class RMSprop(Optimizer):
+    """Gradient descent by the root of a running mean of squares (Hinton, 2012, lecture 6e).
+
+        g <- g + weight_decay x
+        v <- alpha v + (1 - alpha) g^2
+        x <- x - lr g / (sqrt(v) + eps)            (momentum: b <- momentum b + g / ..., x - lr b)
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        alpha: the decay rate of the means.
+        eps: a small number that keeps the division finite.
+        weight_decay: the strength of an L2 penalty.
+        momentum: the share of the velocity b that stays in each step.
+        centered: whether to divide by the root of the variance, v - m^2 with m the mean of g.
+        maximize: whether to climb instead, with -g for g.
+
+    Raises:
+        ValueError: if an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, {
+            "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay,
+            "momentum": momentum, "centered": centered, "maximize": maximize,
+        })  # fmt: skip
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise an error if an option has an impossible value."""
+        check_not_negative(group, "lr", "eps", "weight_decay", "momentum")
+        check_range("alpha", group["alpha"], 0.0, 1.0)
+        check_flags(group, "centered", "maximize")
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """Return the names of v, of m if it is centered, and of the velocity with momentum."""
+        return set(self._columns(group))
+
+    def _columns(self, group: Mapping[str, Any]) -> list[str]:
+        more = ["grad_avg"] * group["centered"] + ["momentum_buffer"] * (group["momentum"] > 0)
+        return ["square_avg", *more]
+
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """Step the parameters of a group."""
+        tables = self.last_step(group).tables(self._columns(group))
+        names = "lr", "alpha", "eps", "weight_decay", "momentum", "centered"
+        kernels.optim.rmsprop(tables, [g for _, g, _ in parameters], *(group[n] for n in names))
+
+
+class Adagrad(Optimizer):
+    """Gradient descent by the root of a sum of squares (Duchi et al., 2011).
+
+        g <- g + weight_decay x
+        s <- s + g^2                               (s is initial_accumulator_value at first)
+        x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        lr_decay: how fast it falls with the number t of the step.
+        weight_decay: the strength of an L2 penalty.
+        initial_accumulator_value: the sum before the first step.
+        eps: a small number that keeps the division finite.
+        maximize: whether to climb instead, with -g for g.
+
+    Raises:
+        ValueError: if an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, {
+            "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value, "eps": eps,
+            "maximize": maximize,
+        })  # fmt: skip
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise an error if an option has an impossible value."""
+        numbers = "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"
+        check_not_negative(group, *numbers)
+        check_flags(group, "maximize")
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """Return the names of the step and of the sum of squares."""
+        return {"step", "sum"}
+
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """Step the parameters of a group."""
+        last = self.last_step(group)
+        rates = [group["lr"] / (1 + (t - 1) * group["lr_decay"]) for t in last.count_step()]
+        tables = last.tables(["sum"], group["initial_accumulator_value"])
+        gradients = [g for _, g, _ in parameters]
+        kernels.optim.adagrad(tables, gradients, rates, group["weight_decay"], group["eps"])
+
+
+def check_not_negative(group: Mapping[str, Any], *names: str) -> None:
+    """Raise an error unless these options of a group are finite numbers of at least 0."""
+    for name in names:
+        check_range(name, group[name], 0.0, np.inf)
+
+
+def check_flags(group: Mapping[str, Any], *names: str) -> None:
+    """Raise a TypeError unless these options of a group are True or False."""
+    for name in names:
+        check_flag(name, group[name])

@@ -38,11 +38,19 @@ class LastStep:
         self.names: list[str] | None = None
         self._tables: Any = None
 
-    def tables(self, names: list[str]) -> Any:
-        """Return the tables of the values, and of these arrays of the states, at first zeros."""
+    def count_step(self) -> list[int]:
+        """Return the number of this step for each parameter, which is kept in its state."""
+        steps = []
+        for state in self.states:
+            state["step"] = step = state.get("step", 0) + 1
+            steps.append(step)
+        return steps
+
+    def tables(self, names: list[str], start: float = 0.0) -> Any:
+        """Return the tables of the values, and of these arrays of the states, at first `start`."""
         if names != self.names:
             for x, state in zip(self.xs, self.states, strict=True):
-                state.update({name: np.zeros_like(x) for name in names if name not in state})
+                state.update({name: np.full_like(x, start) for name in names if name not in state})
             columns = [self.xs, *([state[name] for state in self.states] for name in names)]
             self._tables, self.names = kernels.optim.Tables(columns), names
         return self._tables
@@ -210,6 +218,8 @@ class Optimizer(ABC):
         ):
             states = [*map(self._state_of, parameters)]
             self._last[id(group)] = LastStep(xs, states)
+        if group.get("maximize"):
+            gradients = [np.negative(g, out=np.empty_like(g)) for g in gradients]
         self.update_all([*zip(xs, gradients, states, strict=True)], group)
         mark_written(*xs)
 

@@ -35,7 +35,7 @@ from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
-from minigrad.nn.module import Module, Parameter, load_values
+from minigrad.nn.module import Buffer, Module, Parameter, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
@@ -731,14 +731,17 @@ class Trainer:
         self._epochs_since_best = state["epochs_since_best"]
         self.history, self._pass = history, begun
 
-    def _saved(self) -> dict[str, Parameter]:
-        """Return the parameters that are saved, by name."""
-        optimized = self._optimized()
-        every = self.model.named_parameters()
-        return {name: p for name, p in every if self.save_frozen or id(p) in optimized}
+    def _saved(self) -> dict[str, Parameter | Buffer]:
+        """Return the parameters that are saved, and all buffers, by name."""
+        saved, every = self._optimized(), self.model.named_state()
+        return {
+            name: tensor
+            for name, tensor in every
+            if self.save_frozen or isinstance(tensor, Buffer) or id(tensor) in saved
+        }
 
     def _weights(self) -> dict[str, NDArray[Any]]:
-        return {name: parameter._data.copy() for name, parameter in self._saved().items()}
+        return {name: tensor._data.copy() for name, tensor in self._saved().items()}
 
     def _set_weights(self, weights: Mapping[str, Any]) -> None:
         load_values(self._saved(), weights, type(self.model).__name__)

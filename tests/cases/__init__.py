@@ -17,7 +17,9 @@ tie, or no neighbourhood; such a row brings the derivative that the documentatio
 from tests.cases import (
     activation,
     arithmetic,
+    convolution,
     elementwise,
+    images,
     indexing,
     linalg,
     losses,
@@ -68,6 +70,8 @@ CASES: list[Case] = [
     *indexing.CASES,
     *products.CASES,
     *linalg.CASES,
+    *convolution.CASES,
     *neural.CASES,
+    *images.CASES,
     *losses.CASES,
 ]

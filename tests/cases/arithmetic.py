@@ -29,6 +29,8 @@ def clip(x, min=None, max=None):
     return np.clip(x, min, max)
 
 
+DIVISIONS = [("floor_divide", np.floor_divide), ("remainder", np.remainder), ("fmod", np.fmod)]
+
 CASES = [
     # Sums and products
     Case("add", normal((2, 3), (2, 3)), np.add),
@@ -62,7 +64,7 @@ CASES = [
     # Division with rest: a staircase, and what lies above it
     *[
         Case(name, make, getattr(np, name), note=note)
-        for name in ("floor_divide", "remainder")
+        for name in ("floor_divide", "remainder", "fmod")
         for note, make in {
             "both signs": nonzero((2, 3), (2, 3)),
             "each sign": fixed([7.0, -7.0, 7.0, -7.0], [3.0, 3.0, -3.0, -3.0]),
@@ -71,12 +73,12 @@ CASES = [
     ],
     *[
         Case(name, fixed([7.0, -7.0, 0.5]), lambda a, b, f=f: f(a, b), {"b": b}, note=f"by {b}")
-        for name, f in [("floor_divide", np.floor_divide), ("remainder", np.remainder)]
+        for name, f in DIVISIONS
         for b in (3, -3, 1.5)
     ],
     *[
         Case(name, fixed([7, -7, 7, -7], [3, 3, -3, -3]), f, order=0, note="integers")
-        for name, f in [("floor_divide", np.floor_divide), ("remainder", np.remainder)]
+        for name, f in DIVISIONS
     ],
     *[
         Case(
@@ -87,7 +89,7 @@ CASES = [
             note="by zero",
             quiet="there is no such number: inf or nan",
         )
-        for name, f in [("floor_divide", np.floor_divide), ("remainder", np.remainder)]
+        for name, f in DIVISIONS
     ],
     Case(
         "floor_divide",
@@ -100,6 +102,13 @@ CASES = [
         "remainder",
         fixed([6.0, -6.0], [3.0, 3.0]),
         np.remainder,
+        note="at a jump: 1 in a",
+        derivative=lambda g, a, b: (g, g * [-2, 2]),
+    ),
+    Case(
+        "fmod",
+        fixed([6.0, -6.0], [3.0, 3.0]),
+        np.fmod,
         note="at a jump: 1 in a",
         derivative=lambda g, a, b: (g, g * [-2, 2]),
     ),
@@ -189,6 +198,17 @@ CASES = [
             "broadcast": fixed([[1.0], [2.0]], [1.0, 2.0, 3.0]),
             "integers": fixed([1, 2, 3], [1, 3, 2]),
         }.items()
+    ],
+    *[
+        Case("isclose", fixed(a, b), np.isclose, options, order=0, note=note)
+        for note, a, b, options in [
+            ("", [1.0, 1.0, 0.0], [1.0 + 1e-6, 1.1, 1e-9], {}),
+            ("tolerances", [1.0, 3.0], [1.2, 3.5], {"rtol": 0.1, "atol": 0.1}),
+            ("nan and inf", [NAN, NAN, INF, INF], [NAN, 1.0, INF, -INF], {}),
+            ("nan is nan", [NAN, NAN], [NAN, 1.0], {"equal_nan": True}),
+            ("broadcast", [[1.0], [2.0]], [1.0, 2.0, 3.0], {}),
+            ("integers", [1, 2], [1, 3], {}),
+        ]
     ],
     *[
         Case(name, fixed([1.0, NAN, INF, -INF, 0.0]), getattr(np, name), order=0)

@@ -77,6 +77,71 @@ def embedding_derivative(without):
     return derivative
 
 
+def gather(x, axis, indices):
+    """Element by element."""
+    out = np.zeros(indices.shape, x.dtype)
+    for place in np.ndindex(*indices.shape):
+        source = list(place)
+        source[axis] = indices[place]
+        out[place] = x[tuple(source)]
+    return out
+
+
+def overwritten(x, axis, indices, src):
+    """Element by element, and where in `src` each element of the result is from."""
+    out, source = x.copy(), {}
+    for place in np.ndindex(*indices.shape):
+        target = list(place)
+        target[axis] = indices[place] % x.shape[axis]
+        out[tuple(target)] = src if np.ndim(src) == 0 else src[place]
+        source[tuple(target)] = place
+    return out, source
+
+
+def at(axis, indices):
+    indices = np.array(indices)
+    return lambda f, x, src: f(x, axis, indices, src)
+
+
+def scatter_back(axis, indices):
+    def derivative(g, x, src):
+        _, source = overwritten(x, axis, np.array(indices), src)
+        of_x, of_src = g.copy(), np.zeros(src.shape)
+        for target, place in source.items():
+            of_x[target] = 0
+            of_src[place] = g[target]
+        return of_x, of_src
+
+    return derivative
+
+
+def extreme_with_indices(name):
+    def call(x, axis=-1, keepdims=False):
+        indices = getattr(np, f"arg{name}")(x, axis, keepdims=True)
+        out = np.take_along_axis(x, indices, axis), indices
+        return out if keepdims else tuple(np.squeeze(part, axis) for part in out)
+
+    return call
+
+
+def running(better):
+    """Row by row; a nan stays."""
+
+    def of_row(row, k):
+        best, found = 0, []
+        for i, v in enumerate(row):
+            if np.isnan(v) or (not np.isnan(row[best]) and better(v, row[best])):
+                best = i
+            found.append(best)
+        return row[found] if k == 0 else np.array(found, np.int64)
+
+    return lambda x, axis=-1: tuple(np.apply_along_axis(of_row, axis, x, k) for k in (0, 1))
+
+
+def part(k):
+    return lambda f, x, **options: f(x, **options)[k]
+
+
 TWICE = [[1.0, 2.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]]
 
 CASES = [
@@ -178,6 +243,61 @@ CASES = [
             ("bytes", (2, 3), np.array([[2, 0]], np.uint8), 1),
         ]
     ],
+    *[
+        Case(
+            "gather", normal(shape), gather, {"axis": axis, "indices": np.array(indices)}, note=note
+        )
+        for note, shape, axis, indices in [
+            ("last", (2, 3), 1, [[2, 0], [1, 1]]),
+            ("first", (3, 2), 0, [[2, 0], [1, 1], [0, 0], [2, 1]]),
+            ("smaller", (3, 4), 1, [[3, 0, 3, 3, 1]]),
+            ("smaller in both", (2, 3, 4), -2, [[[2, 1], [0, 0]]]),
+            ("row", (3,), 0, [1, 1, 2]),
+            ("negative", (3,), 0, [-1, 0, -3]),
+            ("nowhere", (2, 3), 1, np.zeros((0, 2), int)),
+            ("of one", (1,), 0, [0]),
+        ]
+    ],
+    Case("gather", below(9, (3,)), gather, {"axis": 0, "indices": np.array([2, 0])}, order=0),
+    *[
+        Case(
+            "scatter",
+            normal(shape, source),
+            lambda *args: overwritten(*args)[0],
+            function=at(axis, indices),
+            note=note,
+            derivative=scatter_back(axis, indices) if note in ("repeated", "negative") else None,
+        )
+        for note, shape, source, axis, indices in [
+            ("last", (2, 3), (2, 2), 1, [[2, 0], [1, 2]]),
+            ("first", (3, 2), (2, 2), 0, [[2, 0], [1, 1]]),
+            ("smaller", (3, 4), (3, 3), 1, [[3, 0]]),
+            ("smaller in both", (2, 3, 4), (2, 2, 3), -2, [[[2, 1], [0, 0]]]),
+            ("repeated", (2, 3), (2, 3), 1, [[1, 1, 0], [2, 2, 2]]),
+            ("negative", (3,), (2,), 0, [-1, 0]),
+            ("number", (2, 3), (), 1, [[2, 0], [1, 0]]),
+            ("nothing", (2, 3), (1, 2), 1, np.zeros((0, 2), int)),
+            ("of none", (0, 3), (0, 3), 1, np.zeros((0, 2), int)),
+        ]
+    ],
+    Case(
+        "scatter",
+        below(9, (3,), (2,)),
+        lambda *args: overwritten(*args)[0],
+        function=at(0, [2, 0]),
+        order=0,
+        note="of integers",
+    ),
+    *[
+        Case("nonzero", fixed(values), np.nonzero, order=0, function=part(k), note=f"{note} {k}")
+        for note, values, axes in [
+            ("floats", [[0.0, 2.0, NAN], [-1.0, 0.0, 0.0]], 2),
+            ("booleans", MASK, 2),
+            ("one", [3], 1),
+            ("empty", np.zeros((2, 0)), 2),
+        ]
+        for k in range(axes)
+    ],
     # By size
     *[
         Case(name, distinct((2, 3, 2)), reference, options, order=order)
@@ -262,6 +382,76 @@ CASES = [
             order=0,
         )
         for biggest in (True, False)
+    ],
+    *[
+        Case(
+            f"{name}_with_indices",
+            make,
+            extreme_with_indices(name),
+            options,
+            order=order,
+            function=part(k),
+            note=f"{note}, part {k}",
+            derivative=derivative if order else None,
+        )
+        for name in ("max", "min")
+        for note, make, options, derivative in [
+            ("", distinct((2, 3)), {}, None),
+            ("axis 0, kept", distinct((2, 3)), {"axis": 0, "keepdims": True}, None),
+            ("axis 1", distinct((2, 3, 2)), {"axis": 1}, None),
+            ("one", distinct((1,)), {}, None),
+            ("of none along a full axis", distinct((0, 3)), {}, None),
+            (
+                "tie: the first",
+                fixed([[2.0, 2.0], [1.0, 1.0]]),
+                {},
+                lambda g, x: g[:, None] * [[1, 0], [1, 0]],
+            ),
+            (
+                "nan: the first",
+                fixed([1.0, NAN, 3.0, NAN]),
+                {},
+                lambda g, x: g * [0, 1, 0, 0],
+            ),
+        ]
+        for k, order in ((0, 2), (1, 0))
+    ],
+    *[
+        Case(
+            name,
+            make,
+            running(better),
+            options,
+            order=order,
+            function=part(k),
+            note=f"{note}, part {k}",
+            derivative=derivative if order else None,
+        )
+        for name, better in [("cummax", np.greater_equal), ("cummin", np.less_equal)]
+        for note, make, options, derivative in [
+            ("", distinct((2, 3)), {}, None),
+            ("axis 0", distinct((4, 3)), {"axis": 0}, None),
+            ("axis 1", distinct((2, 4, 2)), {"axis": 1}, None),
+            ("one", distinct((1,)), {}, None),
+            ("empty", distinct((2, 0)), {}, None),
+            (
+                "tie: the last",
+                fixed([2.0, 2.0, 2.0]),
+                {},
+                lambda g, x: g,
+            ),
+            (
+                "nan stays",
+                fixed([1.0, NAN, 3.0, NAN, 0.0]),
+                {},
+                lambda g, x: np.array([g[0], g[1] + g[2], 0, g[3] + g[4], 0]),
+            ),
+        ]
+        for k, order in ((0, 2), (1, 0))
+    ],
+    *[
+        Case(name, below(9, (2, 3)), running(better), order=0, function=part(0), note="integers")
+        for name, better in [("cummax", np.greater_equal), ("cummin", np.less_equal)]
     ],
     # By class
     *[

@@ -86,9 +86,10 @@ def soft_cross_entropy(logits, target, reduction="mean", weight=None, label_smoo
     return reduced(losses, reduction)
 
 
-def binary_cross_entropy(logits, target, reduction="mean", pos_weight=1.0):
+def binary_cross_entropy(logits, target, reduction="mean", weight=1.0, pos_weight=1.0):
     s = logistic(logits)
-    return reduced(-pos_weight * target * np.log(s) - (1 - target) * np.log(1 - s), reduction)
+    losses = -pos_weight * target * np.log(s) - (1 - target) * np.log(1 - s)
+    return reduced(weight * losses, reduction)
 
 
 def far_out(g, x, target, pos_weight=1.0):
@@ -301,16 +302,24 @@ CASES = [
             "": {},
             "pos_weight": {"pos_weight": 2.5},
             "pos_weight of each": {"pos_weight": np.float32([0.5, 2, 1])},
+            "weight": {"weight": 2.5},
+            "both weights": {
+                "weight": np.array([[0.5], [3]]),
+                "pos_weight": np.float32([0.5, 2, 1]),
+            },
         }.items()
         for reduction in REDUCTIONS
     ],
-    Case(
-        "binary_cross_entropy_with_logits",
-        joined(normal((2, 3)), fractions((2, 3)), positive((3,))),
-        binary_cross_entropy,
-        names=("logits", "target", "pos_weight"),
-        note="pos_weight is learned",
-    ),
+    *[
+        Case(
+            "binary_cross_entropy_with_logits",
+            joined(normal((2, 3)), fractions((2, 3)), positive((3,))),
+            binary_cross_entropy,
+            names=("logits", "target", name),
+            note=f"{name} is learned",
+        )
+        for name in ("weight", "pos_weight")
+    ],
     Case(
         "binary_cross_entropy_with_logits",
         normal((4,)),

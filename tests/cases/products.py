@@ -164,6 +164,35 @@ CASES = [
         ]
     ],
     *[
+        Case("tensordot", normal(x, y), np.tensordot, options, note=note)
+        for note, x, y, options in [
+            ("two axes", (2, 3, 4), (3, 4, 2), {}),
+            ("one axis", (2, 3), (3, 2), {"axes": 1}),
+            ("no axis", (2,), (3, 2), {"axes": 0}),
+            ("an axis of each", (2, 3), (2, 4), {"axes": (0, 0)}),
+            ("negative", (2, 3), (4, 3), {"axes": (-1, -1)}),
+            ("in another order", (2, 3, 4), (4, 2, 2), {"axes": ([0, 2], [1, 0])}),
+            ("all", (2, 3), (2, 3), {}),
+            ("numbers", (), (), {"axes": 0}),
+            ("sum of nothing", (2, 0), (0, 3), {"axes": 1}),
+            ("empty", (0, 2), (2, 3), {"axes": 1}),
+        ]
+    ],
+    *[
+        Case(name, normal(x, y), getattr(np, name), note=f"{x} {y}")
+        for name, shapes in {
+            "inner": [
+                *[((3,), (3,)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 2, 3), (4, 3))],
+                *[((), (2, 3)), ((2,), ()), ((), ()), ((2, 0), (3, 0)), ((0, 2), (2,))],
+            ],
+            "kron": [
+                *[((2,), (3,)), ((2, 3), (3, 1)), ((2,), (2, 2)), ((2, 1, 2), (2, 3))],
+                *[((), (2, 2)), ((), ()), ((1,), (1,)), ((0, 2), (2, 2))],
+            ],
+        }.items()
+        for x, y in shapes
+    ],
+    *[
         Case("outer", normal(x, y), np.outer, note=note)
         for note, x, y in [
             ("", (2,), (3,)),

@@ -247,16 +247,16 @@ CASES = [
     ],
     *[
         Case("norm", fixed(SIZES), np.linalg.norm, {"ord": ord, "axis": 1})
-        for ord in (1, 1.5, 2, 3, INF, -INF)
+        for ord in (1, 1.5, 2, 3, INF, -INF, 0, 0.5, -1, -2.5)
     ],
     Case("norm", fixed(SIZES[0]), np.linalg.norm, {"ord": 2.5}),
     *[
         Case("norm", fixed(SIZES), np.linalg.norm, {"ord": ord})
-        for ord in ("fro", 1, -1, INF, -INF)
+        for ord in ("fro", "nuc", 1, -1, 2, -2, INF, -INF)
     ],
     *[
         Case("norm", fixed([SIZES, SIZES]), np.linalg.norm, {"ord": ord, "axis": (-1, 1)})
-        for ord in ("fro", 1, -1, INF, -INF)
+        for ord in ("fro", "nuc", 1, -1, 2, -2, INF, -INF)
     ],
     Case(
         "norm",
@@ -264,6 +264,7 @@ CASES = [
         np.linalg.norm,
         {"ord": 1, "axis": (0, 2), "keepdims": True},
     ),
+    Case("norm", nonzero((2, 3, 2)), np.linalg.norm, {"ord": 2, "axis": (2, 0), "keepdims": True}),
     *[
         Case(
             "norm",
@@ -272,9 +273,9 @@ CASES = [
             {"ord": ord},
             note=f"ord {ord} at 0: 0",
             derivative=lambda g, x: 0 * x,
-            quiet="its curvature is infinite" if ord == 1.5 else "",
+            quiet={1.5: "its curvature is infinite", -1: "1 / 0 in numpy"}.get(ord, ""),
         )
-        for ord in (None, 1, 1.5, 2, 3, INF, -INF)
+        for ord in (None, 1, 1.5, 2, 3, INF, -INF, 0, 0.5, -1)
     ],
     *[
         Case(
@@ -285,8 +286,37 @@ CASES = [
             note=f"matrix norm {ord} at 0: 0",
             derivative=lambda g, x: 0 * x,
         )
-        for ord in (None, "fro", 1, -1, INF, -INF)
+        for ord in (None, "fro", "nuc", 1, -1, 2, -2, INF, -INF)
     ],
+    *[
+        Case(
+            "norm",
+            fixed(2.0 * np.eye(2)),
+            np.linalg.norm,
+            {"ord": ord},
+            note=f"equal singular values, {ord}",
+            order=1,
+            derivative=lambda g, x, c=c: g * c * np.eye(2),
+        )
+        for ord, c in {"nuc": 1, 2: 0.5, -2: 0.5}.items()
+    ],
+    Case(
+        "norm",
+        fixed([1.0, 0.0, 4.0]),
+        np.linalg.norm,
+        {"ord": 0.5},
+        note="ord 0.5 beside 0: infinite, and 0 there",
+        derivative=lambda g, x: g * [3.0, 0.0, 1.5],
+    ),
+    Case(
+        "norm",
+        fixed([[1.0, 0.0, 4.0], [1.0, 1.0, 1.0]]),
+        np.linalg.norm,
+        {"ord": -1, "axis": 1},
+        note="ord -1 with an element of 0: 0",
+        derivative=lambda g, x: g[:, None] * [[0, 0, 0], [1 / 9, 1 / 9, 1 / 9]],
+        quiet="1 / 0 in numpy",
+    ),
     Case(
         "norm",
         fixed([[0.0, 0.0], [3.0, 4.0]]),

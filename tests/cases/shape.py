@@ -9,6 +9,11 @@ def reshape(x, shape):
     return np.reshape(x, shape)  # numpy 2.0 does not know its keyword `shape` yet
 
 
+def all_parts(f, *xs, **options):
+    """A sum of all results of `meshgrid`, each of which depends on one operand."""
+    return sum((k + 1) * part for k, part in enumerate(f(*xs, **options)))
+
+
 CASES = [
     Case("reshape", normal((2, 3)), reshape, {"shape": (3, 2)}),
     Case("reshape", normal((2, 3)), reshape, {"shape": -1}),
@@ -16,6 +21,9 @@ CASES = [
     Case("reshape", normal((1, 1)), reshape, {"shape": ()}),
     Case("reshape", normal(()), reshape, {"shape": (1, 1)}, note="0-d"),
     Case("reshape", normal((0, 3)), reshape, {"shape": (3, 0)}, note="empty"),
+    Case("ravel", normal((2, 3)), np.ravel),
+    Case("ravel", normal(()), np.ravel, note="0-d"),
+    Case("ravel", normal((0, 3)), np.ravel, note="empty"),
     Case("transpose", normal((2, 3)), np.transpose),
     Case("transpose", normal((2, 3, 4)), np.transpose, {"axes": (1, 2, 0)}),
     Case("transpose", normal((2, 3, 4)), np.transpose, {"axes": (-1, 0, -2)}),
@@ -84,6 +92,30 @@ CASES = [
             ("stack", 1, " of empty ones", [(0, 2), (0, 2)]),
         ]
     ],
+    *[
+        Case(
+            name,
+            normal(*shapes),
+            getattr(np, name),
+            function=lambda f, *arrays: f(arrays),
+            note=f"{shapes}",
+        )
+        for name, shapes in [
+            ("vstack", [(3,), (2, 3)]),
+            ("vstack", [(2, 3, 2), (1, 3, 2)]),
+            ("vstack", [(), ()]),
+            ("vstack", [(0,), (2, 0)]),
+            ("hstack", [(3,), (2,)]),
+            ("hstack", [(), (2,)]),
+            ("hstack", [(2, 1), (2, 3)]),
+            ("hstack", [(2, 1, 2), (2, 2, 2)]),
+            ("hstack", [(0,)]),
+            ("column_stack", [(3,), (3, 2), (3,)]),
+            ("column_stack", [(2, 1, 2), (2, 2, 2)]),
+            ("column_stack", [(), ()]),
+            ("column_stack", [(0,), (0, 2)]),
+        ]
+    ],
     Case(
         "stack",
         normal((3,)),
@@ -117,6 +149,58 @@ CASES = [
             ((0, 2), 2, {}, 1),
         ]
     ],
+    *[
+        Case(
+            "array_split",
+            normal(shape),
+            np.array_split,
+            {"indices_or_sections": parts, **options},
+            function=lambda f, x, k=k, **options: f(x, **options)[k],
+            note=f"{shape} into {parts}, part {k}",
+        )
+        for shape, parts, options, k in [
+            *(((7, 2), 3, {}, k) for k in range(3)),
+            ((2, 8), 3, {"axis": -1}, 1),
+            ((2,), 3, {}, 2),
+            ((5,), [1, 3], {}, 1),
+            ((0, 2), 2, {}, 1),
+        ]
+    ],
+    *[
+        Case(
+            "meshgrid",
+            normal(*shapes),
+            np.meshgrid,
+            {"indexing": indexing},
+            function=all_parts,
+            note=f"{shapes} {indexing}",
+        )
+        for indexing in ("xy", "ij")
+        for shapes in [[(2,), (3,)], [(2,), (3,), (4,)], [(3,)], [(), (2,)], [(0,), (2,)]]
+    ],
+    # Differences
+    *[
+        Case("diff", normal(shape), np.diff, options, note=f"{shape} {options}")
+        for shape, options in [
+            ((4,), {}),
+            ((2, 4), {"n": 2}),
+            ((3, 2), {"axis": 0}),
+            ((3, 2), {"n": 3, "axis": 0}),
+            ((3, 2), {"n": 5, "axis": 0}),
+            ((3,), {"n": 0}),
+            ((1,), {}),
+            ((0, 2), {}),
+            ((3,), {"prepend": 0.5, "append": 2.0}),
+        ]
+    ],
+    Case(
+        "diff",
+        normal((2, 3), (2, 1), (2, 2)),
+        np.diff,
+        function=lambda f, x, *ends: f(x, 2, 1, *ends),
+        note="with arrays at the ends",
+    ),
+    Case("diff", below(9, (4,)), np.diff, order=0, note="integers"),
     # Repeated and padded
     *[
         Case("tile", normal(shape), np.tile, {"reps": reps}, note=f"{shape} {reps}")

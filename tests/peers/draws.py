@@ -11,10 +11,12 @@ from tests.cases import (
     distinct,
     fractions,
     joined,
+    linalg,
     nonzero,
     normal,
     positive,
 )
+from tests.cases.linalg import separated
 
 
 def shape(rng, ndim=None, smallest=1):
@@ -111,6 +113,22 @@ def placed(rng):
     sizes = list(x_shape)
     sizes[axis] = int(rng.integers(1, 10))
     return joined(normal(x_shape), below(x_shape[axis], tuple(sizes))), {"axis": axis}
+
+
+def gathered(rng):
+    x_shape = shape(rng, rng.integers(1, 4))
+    axis = an_axis(rng, x_shape)
+    sizes = [int(rng.integers(1, size + 1)) for size in x_shape]
+    return normal(x_shape), {"axis": axis, "indices": rng.integers(x_shape[axis], size=sizes)}
+
+
+def scattered(rng):
+    """No place is written to twice: which one wins is not said there."""
+    x_shape = shape(rng, rng.integers(1, 4))
+    axis = an_axis(rng, x_shape)
+    order = np.argsort(rng.random(x_shape), axis)
+    corner = tuple(slice(int(rng.integers(1, size + 1))) for size in x_shape)
+    return normal(x_shape, x_shape), {"axis": axis, "indices": order[corner]}
 
 
 def reshaped(rng):
@@ -221,6 +239,21 @@ def contracted(rng):
     ), {}
 
 
+def inner(rng):
+    k, *rest = shape(rng, 4)
+    return normal((*rest[:2], k), (rest[2], k)), {}
+
+
+def over_axes(rng):
+    m, k, n, b = shape(rng, 4)
+    return normal((m, k, b), (b, n, k)), {"axes": ((1, -1), (2, 0))}
+
+
+def rows_and_more(rng):
+    rows, columns = shape(rng, 2)
+    return normal(*[(rows, columns)] * 3), {}
+
+
 def layer(rng):
     d_in, d_out = shape(rng, 2)
     return normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out, d_in), (d_out,)), {}
@@ -272,11 +305,56 @@ def matrices(name):
     return draw
 
 
+def apart(square=False, **options):
+    """Matrices for which decompositions are well-conditioned."""
+
+    def draw(rng):
+        m, n = shape(rng, 2)
+        return separated((*shape(rng, rng.integers(0, 2)), n if square else m, n)), options
+
+    return draw
+
+
 def normalised(*names):
     def draw(rng):
         x_shape = shape(rng, 3, smallest=2)
         sizes = x_shape[-int(rng.integers(1, 3)) :]
         return normal(x_shape, *[sizes] * (len(names) - 1)), {"normalized_shape": sizes}, names
+
+    return draw
+
+
+def channels(**options):
+    """Operands of batch norm, and of group norm if there are groups."""
+
+    def draw(rng):
+        x_shape = shape(rng, int(rng.integers(2, 5)), smallest=2)
+        groups = {} if options else {"num_groups": int(rng.integers(1, 4))}
+        x_shape = (x_shape[0], x_shape[1] * groups.get("num_groups", 1), *x_shape[2:])
+        names = ("x", "weight", "bias")
+        return normal(x_shape, *[x_shape[1:2]] * 2), {**options, **groups}, names
+
+    return draw
+
+
+def pooled(dims, make=normal, **ranges):
+    """Operands and options of pooling."""
+
+    def draw(rng):
+        x_shape = shape(rng, int(rng.integers(1, 3)) + dims, smallest=8)
+        kernel = [int(k) for k in rng.integers(2, 5, dims)]
+        options = {"kernel_size": kernel, "stride": [int(s) for s in rng.integers(1, 4, dims)]}
+        options |= {"padding": [k // 2 for k in kernel], "ceil_mode": bool(rng.integers(2))}
+        options |= {name: int(rng.integers(1, n)) for name, n in ranges.items()}
+        return make(x_shape), options
+
+    return draw
+
+
+def adaptive(dims):
+    def draw(rng):
+        sizes = [int(n) if n else None for n in rng.integers(0, 25, dims)]
+        return normal(shape(rng, int(rng.integers(1, 3)) + dims)), {"output_size": sizes}
 
     return draw
 
@@ -325,7 +403,8 @@ def errors(rng):
 def chances(rng):
     x_shape = shape(rng, 2)
     return joined(normal(x_shape), fractions(x_shape)), {
-        "pos_weight": positive(x_shape[-1:])(rng)[0]
+        "weight": positive(x_shape)(rng)[0],
+        "pos_weight": positive(x_shape[-1:])(rng)[0],
     }
 
 
@@ -354,16 +433,20 @@ RANDOM = {
             *("negative", "abs", "square", "reciprocal", "exp", "expm1", "erf", "sign", "clone"),
             *("floor", "ceil", "round", "sin", "cos", "tan", "arctan", "sinh", "cosh", "tanh"),
             *("normal_cdf", "sigmoid", "relu", "leaky_relu", "elu", "silu", "gelu"),
+            *("trunc", "exp2", "arcsinh", "sinc", "nan_to_num", "ravel"),
         )
     },
     "softplus": unary(beta=1.5),
     **{name: unary(positive) for name in ("sqrt", "rsqrt", "log", "log1p", "log2", "log10")},
-    **{name: unary(inside) for name in ("arcsin", "arccos")},
+    **{name: unary(inside) for name in ("arcsin", "arccos", "arctanh")},
+    "arccosh": unary(lambda *shapes: lambda rng: tuple(1 + x for x in positive(*shapes)(rng))),
     **{name: unary(steps) for name in ("isfinite", "isinf", "isnan")},
     "logical_not": unary(booleans),
     "astype": unary(normal, dtype=np.float32),
     **{name: binary() for name in ("add", "subtract", "multiply", "divide", "remainder")},
-    "arctan2": binary(),
+    **{name: binary() for name in ("arctan2", "fmod", "copysign", "hypot", "logaddexp", "kron")},
+    "xlogy": binary(positive),
+    "isclose": binary(steps),
     "floor_divide": binary(lambda *shapes: lambda rng: [x + 9 for x in below(9, *shapes)(rng)]),
     "power": binary(positive),
     **{name: binary(distinct) for name in ("maximum", "minimum")},
@@ -385,7 +468,12 @@ RANDOM = {
     **{name: along_an_axis(distinct) for name in ("argmax", "argmin", "sort")},
     "argsort": along_an_axis(steps, descending=True),
     "topk": largest,
+    **{name: along_an_axis(distinct) for name in ("max_with_indices", "min_with_indices")},
+    **{name: along_an_axis(distinct) for name in ("cummax", "cummin")},
+    "nonzero": lambda rng: (steps(shape(rng, 2)), {}),
     "take_along_axis": placed,
+    "gather": gathered,
+    "scatter": scattered,
     "reshape": reshaped,
     **{name: permuted(name) for name in ("transpose", "swapaxes", "moveaxis")},
     "broadcast_to": widened,
@@ -393,7 +481,10 @@ RANDOM = {
     "roll": rolled,
     "concatenate": pieces,
     "stack": alike,
-    "split": cut,
+    **dict.fromkeys(("split", "array_split"), cut),
+    **dict.fromkeys(("vstack", "hstack", "column_stack"), rows_and_more),
+    "meshgrid": lambda rng: (normal(*((n,) for n in shape(rng, 3))), {"indexing": "ij"}),
+    "diff": lambda rng: (normal(shape(rng, 2)), {"n": int(rng.integers(3)), "axis": -1}),
     "tile": tiled,
     "repeat": repeated,
     "pad": padded,
@@ -403,14 +494,26 @@ RANDOM = {
     "matmul": product,
     "outer": binary(),
     "dot": contracted,
+    "inner": inner,
+    "tensordot": over_axes,
     "linear": layer,
     "lora_linear": adapted,
     "nf4_linear": in_few_bits(lambda w, rng: NF4Matrix.of(w, int(rng.integers(1, 25)))),
     "bfloat16_linear": in_few_bits(lambda w, _rng: BFloat16Matrix.of(w)),
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
+    **{name: apart() for name in ("pinv", "svdvals")},
+    "svd": apart(full_matrices=False),
+    **{name: apart(square=True) for name in ("eigh", "eigvalsh", "slogdet")},
+    "matrix_power": apart(square=True, n=3),
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
+    "batch_norm": channels(running_mean=None, running_var=None, training=True),
+    "group_norm": channels(),
+    **{f"max_pool{n}d": pooled(n, distinct, dilation=3) for n in (1, 2)},
+    "avg_pool1d": pooled(1, count_include_pad=2),
+    "avg_pool2d": pooled(2, divisor_override=5),
+    **{f"adaptive_avg_pool{n}d": adaptive(n) for n in (1, 2)},
     "scaled_dot_product_attention": attended,
     "rope": rotated,
     "dropout": unary(training=False),
@@ -427,8 +530,22 @@ CALLS = {
     "concatenate": lambda f, *xs, **options: f(xs, **options),
     "stack": lambda f, *xs, **options: f(xs, **options),
     "split": lambda f, x, **options: f(x, **options)[1],
-    "topk": lambda f, x, **options: f(x, **options)[0],
+    **{
+        name: lambda f, x, **options: f(x, **options)[0]
+        for name in (
+            *("topk", "max_with_indices", "min_with_indices", "cummax", "cummin"),
+            *("array_split", "nonzero"),
+        )
+    },
+    **{name: lambda f, *xs: f(xs) for name in ("vstack", "hstack", "column_stack")},
+    "meshgrid": lambda f, *xs, **options: sum(f(*xs, **options)),
+    "gather": lambda f, x, axis, indices: f(x, axis, indices),
+    "scatter": lambda f, x, src, axis, indices: f(x, axis, indices, src),
     "einsum": lambda f, *xs, subscripts: f(subscripts, *xs),
+    "eigh": linalg.of_symmetric(linalg.composed),
+    "eigvalsh": linalg.of_symmetric(lambda w: w),
+    "svd": linalg.product,
+    "slogdet": linalg.second,
 }
 
 

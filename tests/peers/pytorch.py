@@ -98,6 +98,33 @@ def scatter_add(t, values, index, shape):
     return zeros.index_add(0, places.reshape(-1), values.reshape(-1)).reshape(shape)
 
 
+def scatter(t, x, axis, indices, src):
+    """Their gradient needs a source of the shape of the indices."""
+    corner = tuple(slice(n) for n in indices.shape)
+    src = src[corner] if src.ndim else src.expand(indices.shape)
+    return t.scatter(x, axis, t.as_tensor(indices), src)
+
+
+def of_two_tensors(name):
+    return lambda t, a, b: getattr(t, name)(a, t.as_tensor(b, dtype=a.dtype))
+
+
+def meshgrid(t, *xs, indexing="xy"):
+    return t.meshgrid(*xs, indexing=indexing)
+
+
+def diff(t, x, n=1, axis=-1, prepend=None, append=None):
+    """With arrays for numbers at the ends."""
+    ends = (
+        t.full((1,), v, dtype=x.dtype) if isinstance(v, float) else v for v in (prepend, append)
+    )
+    return t.diff(x, n, axis, *ends)
+
+
+def in_lists(axes):
+    return axes if isinstance(axes, int) else [np.atleast_1d(part).tolist() for part in axes]
+
+
 def clip(t, x, min=None, max=None):
     """PyTorch takes two numbers or two tensors."""
     if isinstance(min, t.Tensor) or isinstance(max, t.Tensor):
@@ -177,6 +204,11 @@ def attention(t, *operands, causal_offset=0, rng=None, **options):
     return t.nn.functional.scaled_dot_product_attention(*operands, **options)
 
 
+def of_images(name):
+    """A function of `torch.nn.functional`, whose first argument is called otherwise."""
+    return lambda t, x, **options: getattr(t.nn.functional, name)(x, **options)
+
+
 def rope(t, x, cos, sin):
     """With the function of transformers that exchanges the halves."""
     from transformers.models.llama.modeling_llama import rotate_half
@@ -191,11 +223,10 @@ def one_hot(t, labels, num_classes=-1):
     return t.nn.functional.one_hot(labels.long(), num_classes)
 
 
-def binary_cross_entropy(t, logits, target, reduction="mean", pos_weight=None):
-    if pos_weight is not None:
-        pos_weight = t.as_tensor(pos_weight, dtype=logits.dtype)
+def binary_cross_entropy(t, logits, target, reduction="mean", **weights):
+    weights = {name: t.as_tensor(w, dtype=logits.dtype) for name, w in weights.items()}
     return t.nn.functional.binary_cross_entropy_with_logits(
-        logits, target, reduction=reduction, pos_weight=pos_weight
+        logits, target, reduction=reduction, **weights
     )
 
 
@@ -208,11 +239,24 @@ def of_classes(name):
 
 
 PYTORCH = {
+    "convolution": another("conv2d", "nn", "functional"),
+    "convolution_input": lambda t, y, weight, size, **options: t.nn.grad.conv2d_input(
+        (len(y), weight.shape[1] * options.get("groups", 1), *size), weight, y, **options
+    ),
+    "convolution_weight": lambda t, y, x, size, **options: t.nn.grad.conv2d_weight(
+        x, (y.shape[1], x.shape[1] // options.get("groups", 1), *size), y, **options
+    ),
     "equal": another("eq"),
     "power": lambda t, a, b: t.pow(a, b),
     "maximum": lambda t, a, b: t.maximum(a, t.as_tensor(b, dtype=a.dtype)),
     "minimum": lambda t, a, b: t.minimum(a, t.as_tensor(b, dtype=a.dtype)),
     "arctan2": lambda t, y, x: t.arctan2(y, t.as_tensor(x, dtype=y.dtype)),
+    **{name: of_two_tensors(name) for name in ("logaddexp", "hypot", "copysign")},
+    "isclose": another("isclose"),
+    "xlogy": lambda t, x, y: t.xlogy(x, y),
+    "nan_to_num": lambda t, x, nan=0.0, posinf=None, neginf=None: t.nan_to_num(
+        x, nan, posinf, neginf
+    ),
     "where": lambda t, condition, x, y: t.where(t.as_tensor(condition), x, y),
     "clip": clip,
     "max": lambda t, x, axis=None, keepdims=False: t.amax(x, dims(x, axis), keepdims),
@@ -228,6 +272,13 @@ PYTORCH = {
     ),
     "sort": lambda t, x, axis=-1, **options: in_a_row("sort")(t, x, axis, **options)[0],
     "topk": lambda t, x, k, axis=-1, largest=True: t.topk(x, k, axis, largest),
+    "max_with_indices": lambda t, x, axis=-1, keepdims=False: t.max(x, axis, keepdims),
+    "min_with_indices": lambda t, x, axis=-1, keepdims=False: t.min(x, axis, keepdims),
+    "cummax": lambda t, x, axis=-1: t.cummax(x, axis),
+    "cummin": lambda t, x, axis=-1: t.cummin(x, axis),
+    "nonzero": lambda t, x: t.nonzero(x, as_tuple=True),
+    "gather": lambda t, x, axis, indices: t.gather(x, axis, t.as_tensor(indices)),
+    "scatter": scatter,
     "softmax": lambda t, x, axis=-1: t.softmax(x, axis),
     "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
     "norm": norm,
@@ -241,6 +292,11 @@ PYTORCH = {
     "squeeze": lambda t, x, axis=None: t.squeeze(x) if axis is None else t.squeeze(x, axis),
     "flip": lambda t, x, axis=None: t.flip(x, np.atleast_1d(dims(x, axis)).tolist()),
     "split": lambda t, x, indices_or_sections, axis=0: t.tensor_split(x, indices_or_sections, axis),
+    "array_split": lambda t, x, indices_or_sections, axis=0: t.tensor_split(
+        x, indices_or_sections, axis
+    ),
+    "meshgrid": meshgrid,
+    "diff": diff,
     "tile": tile,
     "repeat": repeat,
     "roll": roll,
@@ -251,11 +307,18 @@ PYTORCH = {
     "take_along_axis": another("take_along_dim"),
     "trace": lambda t, x, offset=0, axis1=0, axis2=1: t.diagonal(x, offset, axis1, axis2).sum(-1),
     "outer": outer,
+    "tensordot": lambda t, a, b, axes=2: t.tensordot(a, b, in_lists(axes)),
     "dot": dot,
-    "solve": another("solve", "linalg"),
-    "cholesky": another("cholesky", "linalg"),
+    **{name: another(name, "linalg") for name in ("solve", "cholesky", "svd", "pinv")},
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
+    **{
+        name: of_images(name)
+        for name in (
+            *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "batch_norm", "group_norm"),
+        )
+    },
     "dropout": without_generator("dropout"),
     "rope": rope,
     "scaled_dot_product_attention": attention,
@@ -311,7 +374,33 @@ DIFFERENT = {
         f"det-singular{row}": (DIFFERS, "the matrix of cofactors, where PyTorch gives 0")
         for row in (": zero column", ": equal rows", " and regular ones")
     },
-    "cholesky-not symmetric": (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    "fmod-by zero": (DIFFERS, "nan, as the value; PyTorch gives inf"),
+    "sinc-near 0": (DIFFERS, "a series; in PyTorch's formula the digits cancel"),
+    "logaddexp-infinite": (DIFFERS, "a half each of two equal infinities; PyTorch gives nan"),
+    "hypot-at the origin: 0": (DIFFERS, "PyTorch divides 0 by 0"),
+    "xlogy-x is 0, and no logarithm: 0": (DIFFERS, "PyTorch divides 0 by 0"),
+    "scatter-repeated": (DIFFERS, "to what was written last; PyTorch says that theirs is wrong"),
+    **dict.fromkeys(
+        ("cholesky-not symmetric", "eigvalsh-not symmetric"),
+        (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    ),
+    **dict.fromkeys(
+        ("eigvalsh-equal ones share", "svdvals-equal ones share"),
+        (DIFFERS, "PyTorch gives each to a vector that LAPACK happens to choose"),
+    ),
+    **dict.fromkeys(
+        (
+            *("svdvals-of 0: none", "svdvals-of low rank"),
+            *(f"norm-matrix norm {ord} at 0: 0" for ord in ("nuc", 2, -2)),
+        ),
+        (DIFFERS, "a singular value of 0 has no gradient; PyTorch takes any of its subgradients"),
+    ),
+    **{
+        f"svd-the rest of {part}": (DIFFERS, "PyTorch leaves the other vectors out of account")
+        for part in ("U", "Vh")
+    },
+    "slogdet-signs": (DIFFERS, "a sign is a constant"),
+    "slogdet-singular": (DIFFERS, "the derivative is nan, where PyTorch has infinities"),
     "max-the method of one axis": (DIFFERS, "ties share, as in PyTorch's amax"),
     "topk-ties: the first": (DIFFERS, "PyTorch does not say which of equals it takes"),
     "topk-places, True": (DIFFERS, "PyTorch does not say which of equals it takes"),
@@ -360,8 +449,18 @@ DIFFERENT = {
             "7,mode=wrap",
         )
     },
+    **{
+        f"norm-{row}": (PYTORCH_REFUSES, "it loses the derivative of a count, which is 0")
+        for row in ("ord=0,axis=1", "ord 0 at 0: 0")
+    },
+    **{
+        f"solve-x a = b, {row}": (PYTORCH_REFUSES, "takes vectors from the left only")
+        for row in ("vector", "batch and vector")
+    },
     "getitem-negative step": (PYTORCH_REFUSES, "no negative steps"),
     "getitem-small integers": (PYTORCH_REFUSES, "bytes are masks there, integers in numpy"),
+    "gather-negative": (PYTORCH_REFUSES, "no negative places"),
+    "scatter-negative": (PYTORCH_REFUSES, "no negative places"),
     "take_along_axis-bytes": (PYTORCH_REFUSES, "int64 only"),
     "embedding-bytes": (PYTORCH_REFUSES, "int32 and int64 only"),
     "einsum-with integers": (PYTORCH_REFUSES, "one dtype only"),
@@ -372,8 +471,14 @@ DIFFERENT = {
         if case.name
         in (
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
+            *("logaddexp", "hypot"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
+            *("avg_pool1d", "batch_norm", "group_norm"),
+            *("pinv", "eigvalsh", "svdvals"),
         )
     },
-    "binary_cross_entropy_with_logits-pos_weight is learned": (PYTORCH_REFUSES, "a constant there"),
+    **{
+        f"binary_cross_entropy_with_logits-{name} is learned": (PYTORCH_REFUSES, "a constant there")
+        for name in ("weight", "pos_weight")
+    },
 }

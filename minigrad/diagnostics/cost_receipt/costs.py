@@ -37,7 +37,7 @@ from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
 from minigrad.ops.products import shape_of_product
 from minigrad.ops.shape import reduced
-from minigrad.optim import SGD, Adam, AdamW
+from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 Shape = tuple[int, ...]
 
@@ -331,5 +331,16 @@ def _adam(group: Mapping[str, Any]) -> int:
     return 14 + bool(group["amsgrad"]) + 2 * bool(group["weight_decay"])
 
 
-STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
+def _rmsprop(group: Mapping[str, Any]) -> int:
+    more = bool(group["momentum"]) + bool(group["weight_decay"]) + 3 * bool(group["centered"])
+    return 9 + 2 * more
+
+
+def _adagrad(group: Mapping[str, Any]) -> int:
+    return 7 + 2 * bool(group["weight_decay"])
+
+
+STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
+    **{SGD: _sgd, Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad}
+}
 """The FLOPs of an optimiser's step for each parameter, given the options of its group."""

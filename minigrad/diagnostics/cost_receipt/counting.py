@@ -262,8 +262,12 @@ class _ReceiptRecorder(Recorder):
     def on_step(self, optimizer: Optimizer) -> None:
         """Count a step by its formula, and the state that it leaves."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
-        stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        flops = cost and sum(p.size * cost(group) for p, group in stepped if p.grad is not None)
+        flops: int | None = None
+        if cost is not None:
+            flops = 0
+            for group in optimizer.param_groups:
+                each = cost(group) + bool(group["maximize"])
+                flops += each * sum(p.size for p in group["params"] if p.grad is not None)
         unknown = f"step of {name}, which STEP_COSTS does not have"
         self._count("optimizer", name, "", flops, unknown)
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1

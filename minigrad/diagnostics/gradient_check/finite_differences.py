@@ -399,6 +399,8 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         if not math.isfinite(analytic):
             reason = f"the analytic gradient is not finite, and f is {reason}"
         return Judgement("cannot tell", finite[-1].value, math.inf, reason)
+    if math.isnan(analytic) and line.problem.undefined:
+        return Judgement("cannot tell", best.value, best.error, line.problem.undefined)
     if not math.isfinite(analytic):
         return Judgement("disagree", best.value, best.error, "the analytic gradient is not finite")
     unresolved = f"below what {line.dtype} can resolve here"

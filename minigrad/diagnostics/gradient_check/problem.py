@@ -41,6 +41,7 @@ from minigrad.diagnostics.gradient_check.tolerances import (
     least_exact,
 )
 from minigrad.errors import op_of
+from minigrad.ops.hints import Undefined, cause_of_gradient
 
 NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
 
@@ -89,7 +90,10 @@ class GradientProblem:
             self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
             if any(x.dtype != dtype for x, dtype in zip(point, dtypes, strict=True)):
                 self.narrow = _rounded(at(given), least_exact(dtypes), at, given, rng)
-        self.repeated = self.gradients_at(point)  # the gradient once more
+        undefined = _UndefinedGradients()
+        with observe(undefined):
+            self.repeated = self.gradients_at(point)  # the gradient once more
+        self.undefined = undefined.hint  # why a gradient of nan is no fault, or nothing
         # What is wrong with gradients as arrays: the operand and the reason.
         self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point
@@ -233,6 +237,19 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
     up = sign if rng is None else sign * (rng.random(x.shape) - 0.5)
     out[...] = np.nextafter(x, np.where(np.greater(up, 0), np.inf, -np.inf).astype(x.dtype))
     return out
+
+
+class _UndefinedGradients(Observer):
+    """An observer that finds a nan that the documentation of an op says it gives."""
+
+    hint = ""
+
+    def on_vjp(self, node: Any, parent: Any, gradient: Any, result: Any) -> None:
+        x, g = (y._data if isinstance(y, Tensor) else y for y in (result, gradient))
+        if not self.hint and np.isnan(x).any() and np.isfinite(g).all():
+            hint = cause_of_gradient(node.op, {}, g, x)
+            if isinstance(hint, Undefined):
+                self.hint = f"{hint} (`{node.op.name}`)"
 
 
 class _Rounding(Observer):

@@ -24,12 +24,14 @@ A compiler does not find this tile by itself, so it is emitted as LLVM code (see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 
+from minigrad.kernels.jit import jit
 from minigrad.kernels.vector import (
     ADDRESS,
     Emitter,
@@ -77,6 +79,7 @@ class _Operands(NamedTuple):
     c: Any
     c_row: Any
     add: Any  # whether the sums are added to C
+    table: Any = None  # the address of the bytes from b to the row of each k, in place of b_k
 
 
 def _emit_tile(
@@ -96,33 +99,15 @@ def _emit_tile(
     for row in rows:
         for byte in range(0, vectors * e.vector_bytes, CACHE_LINE):
             e.prefetch(builder.add(row, ADDRESS(byte)), to_write=True)  # while the loop runs
-    # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
-    bases = [e.step(x.a, x.a_row, i) for i in range(0, height, 3)]
 
-    def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
-        left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
+    def load_row(b_now: Any) -> list[Any]:
         *full, last = (e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors))
-        if ahead is not None:
-            for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
-                for byte in range(0, size, CACHE_LINE):
-                    soon = ADDRESS(AHEAD * size + byte)
-                    e.prefetch(builder.add(panel, soon), to_write=False)
-        row = [e.load(address, e.vector) for address in full]
+        loaded = [e.load(address, e.vector) for address in full]
         # Where masks are dear, B is always packed, and there is no end to be read over.
         some = mask is not None and masks_are_cheap()
-        row += [e.load_some(last, mask) if some else e.load(last, e.vector)]
-        new_sums = []
-        for i in range(height):
-            number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
-            column = e.broadcast(number)
-            for j in range(vectors):
-                new_sums.append(e.multiply_add(column, row[j], sums[i * vectors + j]))
-        left = builder.sub(left, ADDRESS(1))
-        moved = [builder.add(b_now, x.b_k), *(builder.add(p, x.a_k) for p in a_now)]
-        return [left, *moved, *new_sums], builder.icmp_signed(">", left, ADDRESS(0))
+        return [*loaded, e.load_some(last, mask) if some else e.load(last, e.vector)]
 
-    zeros = [ir.Constant(e.vector, None)] * (height * vectors)
-    sums = e.loop([x.depth, x.b, *bases, *zeros], step_of_k)[2 + len(bases) :]
+    sums = _emit_sums(e, height, vectors, x, load_row, ahead)
     addresses = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
     if mask is None:
         e.store_or_add(sums, addresses, x.add)
@@ -136,11 +121,46 @@ def _emit_tile(
             e.store_or_add(sums, addresses, x.add, masks)
 
 
-def _emit_heights(e: Emitter, vectors: int, rows: Any, x: _Operands, cols: Any = None) -> list[Any]:
+def _emit_sums(
+    e: Emitter, height: int, vectors: int, x: _Operands, load_row: Callable[[Any], list[Any]],
+    ahead: tuple[int, int] | None = None,
+) -> list[Any]:  # fmt: skip
+    """Emit the loop over k and return the sums: `height` times `vectors`.
+
+    `load_row` loads the vectors of a row of B at an address; for `ahead` see `_emit_tile`.
+    """
+    builder = e.builder
+    # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
+    bases = [e.step(x.a, x.a_row, i) for i in range(0, height, 3)]
+
+    def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
+        left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
+        if ahead is not None:
+            for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
+                for byte in range(0, size, CACHE_LINE):
+                    soon = ADDRESS(AHEAD * size + byte)
+                    e.prefetch(builder.add(panel, soon), to_write=False)
+        row = load_row(b_now if x.table is None else builder.add(x.b, e.load(b_now, ADDRESS)))
+        new_sums = []
+        for i in range(height):
+            number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
+            column = e.broadcast(number)
+            for j in range(vectors):
+                new_sums.append(e.multiply_add(column, row[j], sums[i * vectors + j]))
+        left = builder.sub(left, ADDRESS(1))
+        moved = [builder.add(b_now, x.b_k), *(builder.add(p, x.a_k) for p in a_now)]
+        return [left, *moved, *new_sums], builder.icmp_signed(">", left, ADDRESS(0))
+
+    zeros = [ir.Constant(e.vector, None)] * (height * vectors)
+    first = x.b if x.table is None else x.table
+    return e.loop([x.depth, first, *bases, *zeros], step_of_k)[2 + len(bases) :]
+
+
+def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
     """Emit tiles of all heights and the choice among them; return the height, as one value."""
 
     def emit(height: int) -> list[Any]:
-        _emit_tile(e, height, vectors, x, cols)
+        emit_tile(height)
         return [ADDRESS(height)]
 
     return e.choose(
@@ -176,7 +196,7 @@ def tile_strided(
     The operands may be unpacked, with any steps, but a row of B is NR adjacent numbers.
     """
     x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
-    return _emit_heights(e, NV, rows, x)[0]
+    return _emit_heights(e, rows, lambda height: _emit_tile(e, height, NV, x))[0]
 
 
 @instruction(types.intp)
@@ -192,11 +212,84 @@ def tile_at_edge(
     widths = [(e, vectors) for vectors in range(1, NV + 1)]
     if e.lanes >= 8:  # half a vector takes some machines half the time
         widths.insert(0, (e.of_lanes(e.lanes // 2), 1))
+
+    def emit(width: Emitter, vectors: int) -> list[Any]:
+        tile = lambda height: _emit_tile(width, height, vectors, x, cols)  # noqa: E731
+        return _emit_heights(width, rows, tile)
+
     cases = [
         (
             e.builder.icmp_signed("<=", cols, ADDRESS(vectors * width.lanes)),
-            partial(_emit_heights, width, vectors, rows, x, cols),
+            partial(emit, width, vectors),
         )
         for width, vectors in widths
     ]
     return e.choose(cases[:-1], cases[-1][1])[0]
+
+
+@instruction(types.intp)
+def tile_over_taps(
+    e: Emitter, rows: Any, lines: Any, cols: Any, a: Any, a_row: Any, b: Any, b_line: Any,
+    table: Any, depth: Any, c: Any, c_row: Any, c_line: Any, add: Any, _zero: Any,
+) -> Any:  # fmt: skip
+    """Compute a tile in which row k of B lies as many bytes after b as number k of a table.
+
+    This is a convolution: a row of B is a line of an image, shifted. Rows of A are contiguous.
+    Where `cols` columns fill one vector or a half at most, the tile takes two or four lines of the
+    image at once (`lines_in_tile`), of which `lines` exist: C has one `c_line` bytes after another.
+    The height is returned.
+    """
+    x = _Operands(a, a_row, ADDRESS(e.item), b, ADDRESS(8), depth, c, c_row, add, table)
+    line_of_vector = partial(_emit_lines, e, 1, x, lines, cols, b_line, c_line)
+    cases = [(e.lanes, partial(_emit_heights, e, rows, line_of_vector))]
+    if e.lanes >= 8:
+        line_of_half = partial(_emit_lines, e, 2, x, lines, cols, b_line, c_line)
+        cases.insert(0, (e.lanes // 2, partial(_emit_heights, e, rows, line_of_half)))
+    found = e.choose(
+        [(e.builder.icmp_signed("<=", cols, ADDRESS(most)), emit) for most, emit in cases],
+        lambda: _emit_heights(e, rows, lambda height: _emit_tile(e, height, NV, x, cols)),
+    )
+    return found[0]
+
+
+@jit(inline="always")
+def lines_in_tile(lanes: int, cols: int) -> int:
+    """Return how many lines of `cols` columns `tile_over_taps` takes at once."""
+    if cols > lanes:
+        return 1
+    return 2 * NV if lanes >= 8 and 2 * cols <= lanes else NV
+
+
+def _emit_lines(
+    e: Emitter, parts: int, x: _Operands, lines: Any, cols: Any, b_line: Any, c_line: Any,
+    height: int,
+) -> None:  # fmt: skip
+    """Emit a tile over taps of NV vectors, each with a line of `cols` columns in each of its parts.
+
+    A line that does not exist is the last one once more: the same sums are written there twice.
+    """
+    builder, part = e.builder, e.of_lanes(e.lanes // parts)
+    mask, last = part.first_lanes(cols), builder.sub(lines, ADDRESS(1))
+    indices = [
+        builder.select(builder.icmp_signed("<", ADDRESS(i), last), ADDRESS(i), last)
+        for i in range(NV * parts)
+    ]
+    steps = [builder.mul(b_line, index) for index in indices]
+
+    def load_row(b_now: Any) -> list[Any]:
+        at = [builder.add(b_now, step) for step in steps]
+        cheap = masks_are_cheap()
+        loaded = [part.load_some(p, mask) if cheap else part.load(p, part.vector) for p in at]
+        if parts == 1:
+            return loaded
+        pairs = zip(loaded[::2], loaded[1::2], strict=True)
+        return [e.shuffle(x, y, list(range(e.lanes))) for x, y in pairs]
+
+    sums = _emit_sums(e, height, NV, x, load_row)
+    if parts == 2:
+        halves = [list(range(part.lanes)), list(range(part.lanes, e.lanes))]
+        sums = [e.shuffle(total, total, half) for total in sums for half in halves]
+    places = [builder.mul(c_line, index) for index in indices]
+    rows = [e.step(x.c, x.c_row, i) for i in range(height)]
+    addresses = [builder.add(row, place) for row in rows for place in places]
+    part.store_or_add(sums, addresses, x.add, [mask] * len(sums))

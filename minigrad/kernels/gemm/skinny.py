@@ -80,6 +80,7 @@ def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
             other = e.shuffle(vectors[0], vectors[0], [lane ^ d for lane in lanes])
             vectors = [builder.fadd(vectors[0], other)]
         else:
+            vectors = vectors + vectors[-1:] * (len(vectors) % 2)
             keep = [e.lanes + lane if lane & d else lane for lane in lanes]
             cross = [(e.lanes if lane & d else 0) + (lane ^ d) for lane in lanes]
             vectors = [

@@ -3,6 +3,7 @@
 from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import (
     capture,
+    convolution,
     engine,
     files,
     forward,
@@ -13,6 +14,7 @@ from tests.benchmarks.workloads import (
     neural,
     optim,
     process,
+    recurrent,
     roof,
 )
 
@@ -20,6 +22,8 @@ WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
     **matmul.WORKLOADS,
     **neural.WORKLOADS,
+    **convolution.WORKLOADS,
+    **recurrent.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
     **capture.WORKLOADS,

@@ -322,7 +322,7 @@ def test_indices_shapes_and_statistics(call, as_tensor):
 
         def step(x, order):
             out = call(x, order)
-            minigrad.exp(out.values if isinstance(out, minigrad.TopK) else out)
+            minigrad.exp(out.values if isinstance(out, minigrad.ValuesAndIndices) else out)
 
         return step, (logits_of(variant, 4, 3), Tensor(order) if as_tensor else order)
 

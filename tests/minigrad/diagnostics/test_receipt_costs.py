@@ -12,7 +12,7 @@ from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.functional.losses import label_loss, linear_label_loss, squared_error
 from minigrad.functional.neural import fused_attention
-from minigrad.optim import SGD, Adam, AdamW
+from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from tests.cases import CASES
 
 DIFFERENTIABLE = [case for case in CASES if case.order]
@@ -266,6 +266,11 @@ def test_a_cost_that_names_what_there_is_not_is_an_error():
         (lambda p: Adam(p, weight_decay=0.1, amsgrad=True), 17),
         (lambda p: AdamW(p), 16),
         (lambda p: AdamW(p, weight_decay=0.0), 14),
+        (lambda p: RMSprop(p), 9),
+        (lambda p: RMSprop(p, centered=True, momentum=0.9, weight_decay=0.1), 19),
+        (lambda p: Adagrad(p), 7),
+        (lambda p: Adagrad(p, weight_decay=0.1), 9),
+        (lambda p: SGD(p, maximize=True), 3),
     ],
 )
 def test_a_step_costs_its_formula_for_each_number_with_a_gradient(make, each):
@@ -275,7 +280,7 @@ def test_a_step_costs_its_formula_for_each_number_with_a_gradient(make, each):
     with receipt() as r:
         optimizer.step()
     assert r.optimizer_flops == r.flops == 7 * each
-    assert set(STEP_COSTS) == {SGD, Adam, AdamW}
+    assert set(STEP_COSTS) == {SGD, Adam, AdamW, RMSprop, Adagrad}
 
 
 def test_an_optimiser_of_ones_own_is_listed_and_its_state_is_counted():

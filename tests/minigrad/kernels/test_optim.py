@@ -49,11 +49,21 @@ STEPS = {
     "adam": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, False)),
     "adamw": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
     "amsgrad": (4, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
+    "rmsprop": (2, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.0, False)),
+    "rmsprop, momentum": (3, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.7, False)),
+    "rmsprop, centered": (3, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.0, True)),
+    "rmsprop, both": (4, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.7, True)),
+    "adagrad": (2, lambda g, xs: kernels.adagrad(xs, g, shares(g), 0.3, 1e-8)),
     "ema": (1, lambda x, averages: kernels.ema(averages, x, (0.1,))),
     "scale": (1, lambda x, targets: kernels.scale(targets, x, (0.3,))),
 }
 SGD = (0.1, 0.7, 0.3)
 ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
+RMS = (0.1, 0.9, 0.1, 0.3)
+SQUARES = {
+    **dict.fromkeys(("adam", "adamw", "amsgrad"), slice(2, None)),
+    **dict.fromkeys(("rmsprop", "adagrad"), slice(1, 2)),
+}
 
 
 def tables_of(rows):
@@ -79,10 +89,12 @@ def step(request):
 
 
 def made_ready(name, rows):
-    """Second moments are not negative."""
+    """Second moments are not negative, and those of RMSprop larger than the square of a mean."""
+    kind = name.partition(",")[0]
     for _, others in rows:
-        for array in others[2:] if name in ("adam", "adamw", "amsgrad") else ():
+        for array in others[SQUARES.get(kind, slice(0))]:
             np.square(array, out=array)
+            array += 20 * (kind == "rmsprop")
     return rows
 
 
@@ -140,12 +152,12 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
         *Guarded(rng, np.float64, count).rows,
         *Guarded(rng, np.float16, count, [(4,)]).rows,
     ]
-    rows = made_ready(step, rows)
     rows.append((rng.standard_normal((3, 4)), tuple(np.ones((4, 3)).T for _ in range(count))))
     frozen = rng.standard_normal(7)
     frozen.flags.writeable = False
     rows.append((frozen, tuple(np.ones(7) for _ in range(count))))
     rows.append((rng.standard_normal((4, 3)).T, tuple(np.ones((3, 4)) for _ in range(count))))
+    rows = made_ready(step, rows)
     expected = by_references(step, rows, monkeypatch)
     run(step, rows)
     for row, right in zip(rows, expected, strict=True):

@@ -236,6 +236,7 @@ WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
         ("HuberLoss", {"delta": 2.5}, X[1]),
         ("BCEWithLogitsLoss", {}, SHARES),
         ("BCEWithLogitsLoss", {"pos_weight": WEIGHTS}, SHARES),
+        ("BCEWithLogitsLoss", {"weight": WEIGHTS, "pos_weight": WEIGHTS[::-1].copy()}, SHARES),
         ("NLLLoss", {}, CLASSES),
         ("NLLLoss", {"weight": WEIGHTS, "ignore_index": 0}, CLASSES),
         ("CrossEntropyLoss", {}, CLASSES),
@@ -284,3 +285,39 @@ def test_first_weights_have_the_moments_of_pytorchs(torch, name, options):
     for statistic in (np.mean, np.std, lambda x: (x == 0).mean(), lambda x: (x**4).mean()):
         one, other = statistic(ours.data), statistic(theirs.numpy())
         assert one == pytest.approx(other, rel=0.03, abs=0.01)
+
+
+CONVOLUTIONS = {
+    "plain": (nn.Conv2d, "Conv2d", (2, 4, 3), {}, (3, 2, 6, 5)),
+    "options": (
+        nn.Conv2d,
+        "Conv2d",
+        (4, 6, (3, 2)),
+        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2, "bias": False},
+        (2, 4, 8, 7),
+    ),
+    "same": (nn.Conv2d, "Conv2d", (2, 3, 3), {"padding": "same"}, (1, 2, 4, 5)),
+    "one image": (nn.Conv2d, "Conv2d", (2, 3, 2), {}, (2, 4, 5)),
+    "sequences": (nn.Conv1d, "Conv1d", (3, 4, 3), {"stride": 2, "padding": 1}, (2, 3, 9)),
+    "one sequence": (nn.Conv1d, "Conv1d", (2, 4, 2), {"groups": 2, "dilation": 2}, (2, 7)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(torch, name):
+    ours, theirs, sizes, options, shape = CONVOLUTIONS[name]
+    layer = ours(*sizes, **options, dtype=np.float64)
+    other = scattered(torch, getattr(torch.nn, theirs)(*sizes, **options))
+    compare(torch, layer, other, [np.random.default_rng(0).standard_normal(shape)])
+
+
+def test_convolutions_begin_as_pytorch_does(torch):
+    ours = nn.Conv2d(8, 64, 5, groups=2, rng=np.random.default_rng(0))
+    theirs = torch.nn.Conv2d(8, 64, 5, groups=2)
+    for name, parameter in ours.named_parameters():
+        x, y = parameter.data, dict(theirs.named_parameters())[name].detach().numpy()
+        bound = 1 / np.sqrt(4 * 25)
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        assert 0.9 * bound < np.abs(x).max() <= bound
+        assert 0.9 * bound < np.abs(y).max() <= bound

@@ -15,6 +15,7 @@ NONE = np.zeros((0, 3))
 STACK = np.ones((2, 2, 2))
 SQUARE = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]])
 SINGULAR = np.ones((3, 3))
+NOT_FINITE = np.stack([SQUARE, np.where(SQUARE == 4, np.nan, SQUARE)])
 
 
 def tensors(value):
@@ -64,7 +65,13 @@ OF_ONE_AXIS = {
     **{name: following(name) for name in ("argmax", "argmin", "argsort", "sort")},
     **{name: following(name) for name in ("cumsum", "cumprod")},
     "repeat": following("repeat", 2),
+    **{name: following(name) for name in ("max_with_indices", "min_with_indices")},
+    **{name: following(name) for name in ("cummax", "cummin")},
+    "diff": following("diff", 1),
+    "gather": lambda x, axis: minigrad.gather(x, axis, np.array([[0, 1, 0]])),
+    "scatter": lambda x, axis: minigrad.scatter(x, axis, np.array([[0, 1, 0]]), 1.0),
     "split": following("split", 1),
+    "array_split": following("array_split", 1),
     "topk": following("topk", 1),
     "take_along_axis": following("take_along_axis", np.array([[0, 1, 0]])),
     "stack": lambda x, axis: minigrad.stack([x, x], axis),
@@ -172,13 +179,23 @@ SHAPES = [
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
     bad("triu", (ROW,), ValueError, "(3,)"),
-    bad("concatenate", ([],), ValueError),
+    *[bad(name, ([],), ValueError) for name in ("concatenate", "vstack", "hstack", "column_stack")],
+    bad("vstack", ([X, np.ones(2)],), ValueError, "(2, 3)", "(1, 2)"),
+    bad("hstack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
+    bad("column_stack", ([X, ROW],), ValueError, "(2, 3)", "(3, 1)"),
+    bad("meshgrid", (X,), ValueError, "(2, 3)"),
+    bad("meshgrid", (ROW,), ValueError, "'yx'", "'xy'", indexing="yx"),
+    bad("diff", (X, -1), ValueError, "-1"),
+    bad("diff", (X, 1.5), ValueError, "1.5"),
+    bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
+    bad("nonzero", (NUMBER,), ValueError, "0d"),
     bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),
     bad("concatenate", ([X, X], None), ValueError, "None"),
     bad("stack", ([],), ValueError, "none"),
     bad("stack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("split", (X, 2, 1), ValueError, "3", "2"),
+    *[bad("array_split", (X, parts), ValueError, str(parts)) for parts in (0, -1, 1.5)],
     bad("split", (X, 0), ValueError, "0"),
     bad("split", (X, -1), ValueError, "-1"),
     bad("split", (X, 1.5), TypeError),
@@ -216,6 +233,16 @@ PLACES = [
     bad("take_along_axis", (X, places([0], [0], [0]), 1), ValueError, "(2, 3)", "(3, 1)"),
     bad("take_along_axis", (X, np.zeros((2, 1)), 1), TypeError, "float64"),
     bad("take_along_axis", (X, np.zeros((2, 1), bool), 1), TypeError, "bool"),
+    bad("gather", (X, 1, places([3])), IndexError, "3"),
+    bad("gather", (X, 1, places(0)), ValueError, "(2, 3)", "(1,)"),
+    bad("gather", (X, 1, places([0], [0], [0])), ValueError, "(2, 3)", "(3, 1)"),
+    bad("gather", (X, 1, np.zeros((2, 1))), TypeError, "float64"),
+    *[bad("scatter", (X, 1, places([i]), X), IndexError, str(i), "axis 1") for i in (3, -4)],
+    bad("scatter", (X, 1, places([0], [0], [0]), X), ValueError, "(2, 3)", "(3, 1)"),
+    bad("scatter", (X, 1, places([0, 0]), X[:, :1]), ValueError, "src", "(2, 1)", "(1, 2)"),
+    bad("scatter", (X, 1, places([0]), ROW), ValueError, "src", "(3,)"),
+    bad("scatter", (X, 1, np.zeros((1, 1)), X), TypeError, "float64"),
+    bad("scatter", (places(1, 2), 0, places(0), 0.5), TypeError, "int64", "astype"),
     bad("topk", (X, 4), ValueError, "4", "(2, 3)", "axis 1"),
     bad("topk", (X, -1), ValueError, "-1"),
     bad("topk", (X, 1.5), TypeError, "1.5"),
@@ -238,7 +265,10 @@ NUMBERS = [
     bad("add", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
     bad("where", (X > 0, np.zeros((2, 3), np.int8), 300), ValueError, "300"),
     bad("where", (X > 0, X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
-    bad("arctan2", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    *[
+        bad(name, (X, np.ones(4)), ValueError, "(4,)")
+        for name in ("arctan2", "logaddexp", "hypot", "copysign", "fmod", "xlogy", "isclose")
+    ],
     bad("clip", (X,), ValueError, "min", "max"),
     bad("clip", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
     bad("round", (X, 1.5), TypeError, "1.5"),
@@ -250,11 +280,11 @@ NUMBERS = [
     bad("dropout", (X, math.nan), ValueError, "nan"),
     *[
         bad("norm", (ROW, ord), ValueError, repr(ord), "vectors")
-        for ord in (0, 0.5, -1, math.nan, "fro")
+        for ord in (math.nan, "fro", "nuc")
     ],
     *[
         bad("norm", (X, ord), ValueError, repr(ord), "matrices")
-        for ord in (2, 3, 0, math.nan, "nuc")
+        for ord in (3, -3, 0, 0.5, math.nan, "trace")
     ],
     bad("norm", (STACK, 1), ValueError, "3 axes", "(2, 2, 2)"),
     bad("norm", (NONE, math.inf, 0), ValueError, "(0, 3)"),
@@ -270,6 +300,19 @@ PRODUCTS = [
     bad("linear", (X, SQUARE[None]), ValueError, "(1, 3, 3)"),
     bad("dot", (X, X), ValueError, "(2, 3) and (2, 3)"),
     bad("dot", (X, STACK), ValueError, "(2, 3)", "(2, 2, 2)"),
+    bad("inner", (X, np.ones(2)), ValueError, "(2, 3)", "(2,)"),
+    *[
+        bad("tensordot", (X, X, axes), ValueError, *words)
+        for axes, words in [
+            (1, ["(2, 3)", "do not align"]),
+            (3, ["(-3, -2, -1)"]),
+            (-1, ["-1"]),
+            ((0, 5), ["5"]),
+            ((0, (0, 1)), ["(0,)", "(0, 1)"]),
+            (((0, 0), (0, 1)), ["(0, 0)", "repeated"]),
+            ((0,), ["(0,)"]),
+        ]
+    ],
     *[
         bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), *words)
         for subscripts, operands, words in [
@@ -297,7 +340,7 @@ PRODUCTS = [
 MATRICES = [
     *[
         bad(name, (a,), ValueError, str(a.shape))
-        for name in ("inv", "det", "cholesky")
+        for name in ("inv", "det", "cholesky", "eigh", "eigvalsh", "slogdet")
         for a in (X, ROW, NONE)
     ],
     bad("solve", (X, ROW), ValueError, "(2, 3)"),
@@ -308,6 +351,23 @@ MATRICES = [
     bad("inv", (SINGULAR,), ValueError, "singular"),
     bad("inv", (np.stack([SQUARE, SINGULAR]),), ValueError, "(1,)", "singular"),
     bad("solve", (SINGULAR, ROW), ValueError, "singular"),
+    bad("solve", (np.stack([SQUARE] * 2), X), ValueError, "b[..., None] is a stack of vectors"),
+    bad("solve", (SQUARE, X.T), ValueError, "(..., k, n)", "(3, 2)", left=False),
+    bad("matrix_power", (X, 2), ValueError, "(2, 3)"),
+    bad("matrix_power", (SQUARE, 0.5), TypeError, "float"),
+    bad("matrix_power", (SINGULAR, -1), ValueError, "singular"),
+    *[
+        bad(name, args, ValueError, *words)
+        for name in ("svd", "svdvals", "pinv")
+        for args, words in [((ROW,), ["(3,)"]), ((NOT_FINITE,), ["(1,)", "nan or an inf"])]
+    ],
+    *[
+        bad(name, (NOT_FINITE,), ValueError, "(1,)", "nan or an inf")
+        for name in ("eigh", "eigvalsh")
+    ],
+    bad("pinv", (X,), ValueError, "(2, 3)", hermitian=True),
+    bad("svd", (X,), TypeError, "minigrad.svdvals", compute_uv=False),
+    bad("eigh", (SQUARE,), TypeError, "both triangles", UPLO="U"),
     bad("cholesky", (-np.eye(2),), ValueError, "positive definite", "-1"),
     bad("cholesky", (np.stack([SQUARE, -SQUARE]),), ValueError, "(1,)", "positive definite"),
     bad("cholesky", (np.zeros((4, 4)),), ValueError, "positive definite", "0"),
@@ -405,7 +465,11 @@ LOSSES = [
         bad(BCE, (X, target + 0 * X), ValueError, str(target), reduction=reduction)
         for target, reduction in [(1.5, "mean"), (-0.5, "sum"), (math.nan, "none")]
     ],
-    bad(BCE, (X, np.ones((2, 3))), ValueError, "(4,)", "(2, 3)", pos_weight=np.ones(4)),
+    *[
+        bad(BCE, (X, np.ones((2, 3))), ValueError, name, *words, **{name: value})
+        for name in ("weight", "pos_weight")
+        for value, words in [(np.ones(4), ["(4,)", "(2, 3)"]), (np.array([-1.5]), ["-1.5"])]
+    ],
 ]
 
 

@@ -267,6 +267,7 @@ X, T = np.ones((2, 3)), np.array([0, 1])
         lambda x: minigrad.cross_entropy(x, X, ignore_index=0),
         lambda x: minigrad.cross_entropy(x, np.array([-100, -100])),
         lambda x: minigrad.binary_cross_entropy_with_logits(x, X, pos_weight=np.ones(4)),
+        lambda x: minigrad.binary_cross_entropy_with_logits(x, X, weight=-X),
         lambda x: minigrad.embedding(T, x, padding_idx=2),
         lambda x: minigrad.pad(x, 1, constant_values=(5, 6)),
         lambda x: minigrad.pad(x, 1, "edge", constant_values=3.0),
@@ -279,6 +280,12 @@ X, T = np.ones((2, 3)), np.array([0, 1])
         lambda x: minigrad.split(x, 2, None),
         lambda x: minigrad.swapaxes(x, (0, 1), 1),
         lambda x: minigrad.stack([x, x], None),
+        lambda x: minigrad.array_split(x, 0),
+        lambda x: minigrad.meshgrid(x),
+        lambda x: minigrad.diff(x, -1),
+        lambda x: minigrad.tensordot(x, x, (0, 1)),
+        lambda x: minigrad.scatter(x, 0, np.array([[0], [0], [0]]), x),
+        lambda x: minigrad.gather(x, 0, T),
     ],
 )
 def test_bad_input_is_refused_before_any_op_has_run(call):

@@ -13,7 +13,13 @@ from minigrad import OPS, Tensor
 
 NARROW = [np.bool_, np.int8, np.uint8, np.int16, np.int64]
 OF_FLOATS = sorted(name for name, op in OPS.items() if op.floats)
-MATRICES = {"inv": 1, "det": 1, "cholesky": 1, "solve": 2}  # by how many operands they have
+MATRICES = {
+    "inv": 1,
+    "det": 1,
+    "cholesky": 1,
+    "pinv": 1,
+    "solve": 2,
+}  # by how many operands they have
 PLAIN = ["negative", "square", "abs", "relu", "maximum", "max", "sum", "cumsum", "flip", "where"]
 
 
@@ -24,9 +30,11 @@ def operands(name, dtype):
     x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
     if name == "rope":
         x = x[:, :2]
-    if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
+    if name in ("log", "log2", "log10", "rsqrt", "reciprocal", "arccosh"):
         x = np.ones((2, 3), dtype)
-    return [x, x] if name == "arctan2" else [x]
+    if name == "arctanh":
+        x = np.zeros((2, 3), dtype)
+    return [x, x] if name in ("arctan2", "logaddexp", "hypot", "copysign") else [x]
 
 
 def options(name):

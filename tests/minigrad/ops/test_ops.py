@@ -344,7 +344,8 @@ def check_layout(case, layout):
 
 def is_regular(case):
     """Whether it wants a matrix that is not singular, as one with equal rows is."""
-    return case.name in ("inv", "solve", "cholesky") and case.operands()[0].ndim == 2
+    names = "inv", "solve", "cholesky", "matrix_power"
+    return case.name in names and case.operands()[0].ndim == 2
 
 
 @check([case for case in SMOOTH if not is_regular(case)])

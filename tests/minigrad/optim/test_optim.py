@@ -13,9 +13,11 @@ import minigrad
 from minigrad.nn import MLP, Parameter
 from minigrad.optim import (
     SGD,
+    Adagrad,
     Adam,
     AdamW,
     Optimizer,
+    RMSprop,
     clip_grad_norm,
     clip_grad_value,
     grad_norm,
@@ -35,6 +37,10 @@ OPTIMIZERS = {
     "adam": lambda p: Adam(p, lr=0.1, weight_decay=0.1),
     "adamw": lambda p: AdamW(p, lr=0.1),
     "amsgrad": lambda p: AdamW(p, lr=0.1, amsgrad=True),
+    "rmsprop": lambda p: RMSprop(p, lr=0.1, weight_decay=0.1),
+    "centered": lambda p: RMSprop(p, lr=0.1, centered=True, momentum=0.5),
+    "adagrad": lambda p: Adagrad(p, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.5),
+    "uphill": lambda p: SGD(p, lr=0.1, momentum=0.9, maximize=True),
 }
 
 
@@ -72,7 +78,7 @@ def trajectory(optimizer_name, options, dtype):
     names = ("w", "b", "v", "scale", "late")
     parameters = [parameter(REFERENCE[name], dtype=dtype) for name in names]
     w, b, v, scale, late = parameters
-    optimizer = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW}[optimizer_name](parameters, **options)
+    optimizer = getattr(minigrad.optim, optimizer_name)(parameters, **options)
     rows = []
     for step in range(1, SNAPSHOTS[-1] + 1):
         optimizer.zero_grad()
@@ -192,6 +198,57 @@ def test_amsgrad_divides_by_the_highest_moment():
     np.testing.assert_allclose(highest, [8.0, 8.25], rtol=1e-14)
 
 
+def test_rmsprop_by_hand():
+    p = parameter([1.0])
+    first, second = two_steps(RMSprop([p], lr=0.1, alpha=0.5, eps=1.0), p, [4.0])
+    np.testing.assert_allclose(first, [1 - 0.1 * 4 / (math.sqrt(8) + 1)], rtol=1e-14)
+    np.testing.assert_allclose(second - first, [-0.1 * 4 / (math.sqrt(12) + 1)], rtol=1e-14)
+
+
+def test_momentum_of_rmsprop_adds_up_what_was_divided():
+    p = parameter([1.0])
+    first, second = two_steps(RMSprop([p], lr=0.1, alpha=0.0, eps=0.0, momentum=0.5), p, [4.0])
+    np.testing.assert_allclose([*first, *second], [0.9, 0.9 - 0.15], rtol=1e-14)
+
+
+def test_centered_rmsprop_divides_by_the_root_of_the_variance():
+    p = parameter([1.0])
+    first, _ = two_steps(RMSprop([p], lr=0.1, alpha=0.5, eps=0.0, centered=True), p, [4.0])
+    np.testing.assert_allclose(first, [1 - 0.1 * 4 / math.sqrt(8 - 2**2)], rtol=1e-14)
+
+
+def test_a_variance_that_is_rounded_below_0_makes_no_nan():
+    p = parameter([1.0], dtype=np.float32)
+    optimizer = RMSprop([p], lr=1e-3, alpha=0.7, centered=True)
+    for _ in range(200):
+        p.grad = minigrad.tensor(np.float32([1.1]))
+        optimizer.step()
+    state = optimizer.state_dict()["state"][0]
+    assert state["square_avg"] - state["grad_avg"] ** 2 < 1e-6
+    assert np.isfinite(p.data).all()
+
+
+def test_adagrad_by_hand():
+    p = parameter([1.0])
+    optimizer = Adagrad([p], lr=0.1, lr_decay=0.5, initial_accumulator_value=9.0, eps=0.0)
+    first, second = two_steps(optimizer, p, [4.0])
+    np.testing.assert_allclose(first, [1 - 0.1 * 4 / 5], rtol=1e-14)
+    np.testing.assert_allclose(second - first, [-0.1 / 1.5 * 4 / math.sqrt(41)], rtol=1e-14)
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW, RMSprop, Adagrad])
+def test_maximize_climbs_as_the_negative_gradient_would(rng, cls):
+    p = parameter(rng.standard_normal(3))
+    q = parameter(p.data.copy())
+    up, down = cls([p], weight_decay=0.1, maximize=True), cls([q], weight_decay=0.1)
+    for _ in range(3):
+        give_gradients([p], rng)
+        q.grad = -p.grad
+        up.step()
+        down.step()
+    assert np.array_equal(p.data, q.data)
+
+
 @pytest.mark.parametrize("gradients", [(math.nan, 1.0), (1.0, math.nan)])
 def test_a_nan_stays_in_the_highest_moment(gradients):
     p = parameter([0.0])
@@ -211,11 +268,18 @@ def test_eps_zero_divides_as_numpy_does():
 
 def test_defaults_are_those_of_pytorch():
     p = parameter([1.0])
-    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}
+    adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}
     sgd = {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
-    assert SGD([p]).param_groups == [{"params": [p], **sgd}]
-    assert Adam([p]).param_groups == [{"params": [p], **options, "weight_decay": 0}]
-    assert AdamW([p]).param_groups == [{"params": [p], **options, "weight_decay": 1e-2}]
+    rmsprop = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0}
+    adagrad = {"lr": 1e-2, "lr_decay": 0, "weight_decay": 0, "eps": 1e-10}
+    for optimizer, options in [
+        (SGD, sgd),
+        (Adam, adam | {"weight_decay": 0}),
+        (AdamW, adam | {"weight_decay": 1e-2}),
+        (RMSprop, rmsprop | {"centered": False}),
+        (Adagrad, adagrad | {"initial_accumulator_value": 0}),
+    ]:
+        assert optimizer([p]).param_groups == [{"params": [p], **options, "maximize": False}]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -352,7 +416,7 @@ def test_any_iterable_of_tensors_will_do(make):
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW, RMSprop, Adagrad])
 def test_groups_step_as_optimisers_of_their_own(rng, cls):
     p, q = parameter(rng.standard_normal(3)), parameter(rng.standard_normal(4))
     p2, q2 = copy.deepcopy((p, q))

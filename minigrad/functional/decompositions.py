@@ -1,0 +1,310 @@
+"""Eigenvalues, singular values and their vectors, and the logarithm of a determinant.
+
+An op has one output, and a decomposition has several. So LAPACK runs once, outside of ops, and each
+part of the result is an op of the matrix that is handed what LAPACK found. The derivative of a loss
+of the eigenvalues alone then never meets that of the eigenvectors, which divides by differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import nan
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad.core.grad_mode import observed
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor, as_array
+from minigrad.functional.composition import composition
+from minigrad.functional.statistics import widened
+from minigrad.ops import (
+    abs,
+    astype,
+    concatenate,
+    getitem,
+    inv,
+    isinf,
+    logical_and,
+    logical_or,
+    matmul,
+    reshape,
+    sum,
+    where,
+)
+from minigrad.ops.hints import Undefined
+from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
+from minigrad.ops.products import swap_last
+
+_UNDEFINED: dict[str, Callable[..., Any]] = {
+    Undefined(
+        "the derivative is undefined: it needs a vector of two equal values, or of a singular "
+        "value of 0"
+    ): lambda gradient: np.isnan(gradient)
+}
+
+# --------------------------------------------------------------------------------------------------
+# Eigenvalues of symmetric matrices
+# --------------------------------------------------------------------------------------------------
+
+
+class Eigh(NamedTuple("Eigh", [("eigenvalues", Tensor), ("eigenvectors", Tensor)])):
+    """The result of `eigh`: the eigenvalues, and the eigenvectors as columns."""
+
+    __slots__ = ()
+
+
+@composition
+def eigh(a: Array) -> Eigh:
+    """The eigenvalues w, from small to large, and eigenvectors V of symmetric `(..., n, n)`.
+
+    They are those of (A + A^T) / 2 = V diag(w) V^T, so both triangles of A count, and share the
+    gradient. The sign of an eigenvector is arbitrary, and the derivative is that of functions that
+    do not depend on it (Giles, 2008, section 3.1). Equal eigenvalues share their gradient evenly;
+    their eigenvectors are any basis, and a derivative that needs one of them is nan.
+
+    Raises:
+        ValueError: if the matrices are not square, or one has a nan or an inf.
+    """
+    a = symmetric_part(check_square(a))
+    found = observed(eigen_of, as_array(widened(a)))
+    return Eigh(eigenvalues(a, found), eigenvectors(a, found))
+
+
+@composition
+def eigvalsh(a: Array) -> Tensor:
+    """The eigenvalues of symmetric `(..., n, n)`, from small to large, as of `eigh`.
+
+    Raises:
+        ValueError: if the matrices are not square, or one has a nan or an inf.
+    """
+    a = symmetric_part(check_square(a))
+    return eigenvalues(a, observed(eigen_of, as_array(widened(a))))
+
+
+def eigen_of(a: Any) -> tuple[Any, Any]:
+    """Return w and V of symmetric matrices."""
+    check_finite(a)
+    w, v = np.linalg.eigh(a)
+    return w, v
+
+
+@op(floats=True, cost=lambda a: cubes(a, 4, 3), shape=lambda a: a.shape[:-1])
+def eigenvalues(a: Array, found: Any) -> Array:
+    """The eigenvalues of symmetric matrices, of which `eigen_of` has found w and V."""
+    return found[0].copy()
+
+
+@eigenvalues.vjp("a")
+def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
+    v = eigenvectors(a, found)
+    return matmul(v * _as_row(_shared(g, out)), swap_last(v))
+
+
+@op(
+    floats=True,
+    cost=lambda a: cubes(a, 23, 3),
+    shape=lambda a: a.shape,
+    gradient_hint=_UNDEFINED,
+)
+def eigenvectors(a: Array, found: Any) -> Array:
+    """The eigenvectors of symmetric matrices, of which `eigen_of` has found w and V."""
+    return found[1].copy()
+
+
+@eigenvectors.vjp("a")
+def _eigenvectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
+    w = eigenvalues(a, found)
+    transposed = swap_last(out)
+    turns = _over(_turns(matmul(transposed, g)), _as_row(w) - _as_column(w), w)
+    return matmul(matmul(out, 0.5 * turns), transposed)
+
+
+def _turns(x: Array) -> tuple[Array, Array]:
+    """Return X - X^T: the derivative when one vector turns to another; and where it is needed."""
+    transposed = swap_last(x)
+    different = ~np.eye(x.shape[-1], dtype=bool)
+    return x - transposed, logical_and(logical_or(x != 0, transposed != 0), different)
+
+
+def _over(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
+    """Return a quotient: where the difference is only what rounding leaves of 0, nan if needed.
+
+    Where it is not needed the numerator is 0, and so is the quotient.
+    """
+    x, is_needed = numerator
+    near = _is_rounding(difference, values)
+    return x / where(logical_and(near, is_needed), nan, where(near, 1.0, difference))
+
+
+def _shared(g: Array, values: Array) -> Array:
+    """Return the gradient of values, with the mean of it for those that are equal."""
+    equal = astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
+    return sum(equal * _as_row(g), -1) / sum(equal, -1)
+
+
+def _is_rounding(differences: Array, values: Array) -> Array:
+    """Return which differences of eigenvalues or singular values may be 0 but for rounding."""
+    limit = 10 * np.finfo(values.dtype).eps * sum(abs(values), -1)
+    return abs(differences) <= reshape(limit, (*limit.shape, 1, 1))
+
+
+def _as_row(x: Array) -> Array:
+    return reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
+
+
+def _as_column(x: Array) -> Array:
+    return reshape(x, (*x.shape, 1))
+
+
+# --------------------------------------------------------------------------------------------------
+# Singular values
+# --------------------------------------------------------------------------------------------------
+
+
+class SVD(NamedTuple("SVD", [("U", Tensor), ("S", Tensor), ("Vh", Tensor)])):
+    """The result of `svd`: singular vectors as columns, singular values, and vectors as rows."""
+
+    __slots__ = ()
+
+
+@composition
+def svd(a: Array, full_matrices: bool = True) -> SVD:
+    """The factors of A = U diag(S) Vh, for `(..., m, n)`; the values S from large to small.
+
+    With k = min(m, n), S has shape `(..., k)`. U is `(..., m, m)` and Vh `(..., n, n)`; without
+    `full_matrices` they have only the k columns and rows that belong to a singular value.
+
+    The sign that a column of U and the row of Vh have in common is arbitrary, and further columns
+    and rows are any basis of what is left. The derivative is that of functions that do not depend
+    on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and one of 0
+    has none, as an absolute value; a derivative that needs a vector of equal ones is nan, and so is
+    one that needs a vector of 0, in U if m > n and in Vh if m < n.
+
+    Raises:
+        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+    """
+    check_matrices(a)
+    found = observed(singular_of, as_array(widened(a)), full_matrices)
+    v = singular_vectors(swap_last(a), found[::-1])
+    return SVD(singular_vectors(a, found), singular_values(a, found), swap_last(v))
+
+
+@composition
+def svdvals(a: Array) -> Tensor:
+    """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
+
+    The derivative of S_i is u_i v_i^T. Equal ones share their gradient evenly, and one of 0 has
+    none, as an absolute value.
+
+    Raises:
+        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+    """
+    check_matrices(a)
+    return singular_values(a, observed(singular_of, as_array(widened(a)), False))
+
+
+def singular_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
+    """Return U, S and V of matrices."""
+    check_finite(a)
+    u, s, vh = np.linalg.svd(a, full_matrices)
+    return u, s, np.swapaxes(vh, -1, -2)
+
+
+@op(
+    floats=True,
+    cost=lambda a, out: 4 * a.size * out.shape[-1],
+    shape=lambda a: (*a.shape[:-2], min(a.shape[-2:])),
+)
+def singular_values(a: Array, found: Any) -> Array:
+    """The singular values of matrices, of which `singular_of` has found U, S and V."""
+    return found[1].copy()
+
+
+@singular_values.vjp("a")
+def _singular_values_a(g: Array, a: Array, found: Any, out: Array) -> Array:
+    u, v = _thin(a, found), _thin(swap_last(a), found[::-1])
+    row = where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
+    return matmul(u * row, swap_last(v))
+
+
+@op(
+    floats=True,
+    cost=lambda a, out: 9 * a.size * out.shape[-1],
+    shape=lambda found: found[0].shape,
+    gradient_hint=_UNDEFINED,
+)
+def singular_vectors(a: Array, found: Any) -> Array:
+    """U of A = U diag(S) V^T, of which `singular_of` has found U, S and V."""
+    return found[0].copy()
+
+
+@singular_vectors.vjp("a")
+def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
+    s, v = singular_values(a, found), _thin(swap_last(a), found[::-1])
+    *_, m, n = a.shape
+    count, rank = out.shape[-1], min(m, n)
+    turns, is_needed = _turns(matmul(swap_last(out), g))
+    turns, is_needed = (getitem(x, (..., slice(rank))) for x in (turns, is_needed))
+    # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
+    others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
+    row, column = _as_row(s), _as_column(concatenate([s, others], -1))
+    total = row + column
+    weights = row / where(total == 0, 1.0, total)
+    inner = _over((turns, is_needed), row - column, s) * weights
+    out_a = matmul(out, inner)
+    if count < m:  # the vectors may also turn to where none of them is
+        rest = g - matmul(out, matmul(swap_last(out), g))
+        out_a = out_a + _over((rest, rest != 0), row, s)
+    return matmul(out_a, swap_last(v))
+
+
+def _thin(a: Array, found: Any) -> Array:
+    """Return the columns of U that belong to a singular value."""
+    return getitem(singular_vectors(a, found), (..., slice(min(a.shape[-2:]))))
+
+
+# --------------------------------------------------------------------------------------------------
+# The logarithm of a determinant
+# --------------------------------------------------------------------------------------------------
+
+
+class Slogdet(NamedTuple("Slogdet", [("sign", Tensor), ("logabsdet", Tensor)])):
+    """The result of `slogdet`: the sign of a determinant, and the logarithm of its size."""
+
+    __slots__ = ()
+
+
+@composition
+def slogdet(a: Array) -> Slogdet:
+    """The sign and the logarithm of the absolute value of the determinant, for `(..., n, n)`.
+
+    It neither overflows nor vanishes, as `det` may. The derivative of the logarithm is A^-T. Of a
+    singular matrix the sign is 0 and the logarithm -inf, and the derivative nan.
+
+    Raises:
+        ValueError: if the matrices are not square.
+    """
+    found = observed(logarithm_of, as_array(widened(check_square(a))))
+    logarithm = log_determinant(a, found)
+    found_sign = Tensor(found[0]) if isinstance(a, Tensor) else found[0]
+    return Slogdet(astype(found_sign, logarithm.dtype), logarithm)
+
+
+def logarithm_of(a: Any) -> tuple[Any, Any]:
+    """Return the signs of determinants, and the logarithms of their absolute values."""
+    signs, logarithms = np.linalg.slogdet(a)
+    return np.asarray(signs), np.asarray(logarithms)
+
+
+@op(floats=True, cost=lambda a: cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
+def log_determinant(a: Array, found: Any) -> Array:
+    """log |det(A)|, of which `logarithm_of` has found the sign and the value."""
+    return found[1].copy()
+
+
+@log_determinant.vjp("a")
+def _log_determinant_a(g: Array, a: Array, out: Array) -> Array:
+    g, singular = (reshape(x, (*x.shape, 1, 1)) for x in (g, isinf(out)))
+    regular = where(singular, np.eye(a.shape[-1], dtype=a.dtype), a)
+    return g * where(singular, nan, swap_last(inv(regular)))

@@ -1,0 +1,68 @@
+"""Functions of each element by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minigrad.core.tensor import Array, Tensor
+from minigrad.functional.composition import composition
+from minigrad.ops import (
+    abs,
+    astype,
+    isinf,
+    isnan,
+    less_equal,
+    log,
+    logical_and,
+    logical_or,
+    multiply,
+    sin,
+    where,
+)
+
+
+@composition
+def xlogy(x: Array, y: Array) -> Tensor:
+    """x log(y), broadcast, and 0 with gradients of 0 where x = 0 and log(y) is not finite.
+
+    A nan in y remains.
+    """
+    undefined = logical_and(x == 0, logical_or(less_equal(y, 0), isinf(y)))
+    one = astype(undefined, x.dtype)  # where it is chosen, and a number y does not set the dtype
+    return multiply(x, log(where(undefined, one, y)))
+
+
+@composition
+def sinc(x: Array) -> Tensor:
+    """sin(pi x) / (pi x), and 1 at 0; the derivatives of any order are exact also near 0."""
+    u = math.pi * x
+    near = abs(u) < 0.5  # there the Taylor series: differences of the quotient would cancel
+    square = where(near, u * u, 0.0)
+    series: Any = 1.0
+    for k in range(9, 0, -1):
+        series = 1.0 - square / (2 * k * (2 * k + 1)) * series
+    u = where(near, 1.0, u)
+    return where(near, series, sin(u) / u)
+
+
+@composition
+def nan_to_num(
+    x: Array, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
+    """x with numbers for what is none, where the gradient is 0.
+
+    Args:
+        x: the array; integers remain as they are.
+        nan: what stands for nan.
+        posinf: what stands for inf; None is the largest number of the dtype.
+        neginf: what stands for -inf; None is the lowest number of the dtype.
+    """
+    if x.dtype.kind != "f":
+        return x  # type: ignore[no-any-return]
+    limits = np.finfo(x.dtype)
+    x = where(x == math.inf, float(limits.max) if posinf is None else posinf, x)
+    x = where(x == -math.inf, float(limits.min) if neginf is None else neginf, x)
+    return where(isnan(x), nan, x)

@@ -1,0 +1,168 @@
+"""Batch norm and group norm: normalisation of channels, axis 1 of an image or a sequence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels
+from minigrad.checks import check_positive
+from minigrad.core.grad_mode import observed
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor, as_array
+from minigrad.functional.composition import composition
+from minigrad.ops import hints, mean, reshape, rsqrt
+from minigrad.versions import mark_written
+
+
+def _channel_norm(
+    x: Array, weight: Array = None, bias: Array = None, moments: Any = None,
+    num_groups: int | None = None, is_fixed: bool = False, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Compute what `channel_norm` does, with the moments of x itself unless they are fixed."""
+    if is_fixed:
+        average, variance = (reshape(m, _beside(x)) for m in moments)
+        deviation = x - average
+    else:
+        y = x if num_groups is None else reshape(x, (x.shape[0], num_groups, -1))
+        axes = (0, *range(2, x.ndim)) if num_groups is None else (2,)
+        deviation = y - mean(y, axes, keepdims=True)
+        variance = mean(deviation * deviation, axes, keepdims=True)
+    out = reshape(deviation * rsqrt(variance + eps), x.shape)
+    out = out if weight is None else out * reshape(weight, _beside(x))
+    return out if bias is None else out + reshape(bias, _beside(x))
+
+
+def _beside(x: Array) -> tuple[int, ...]:
+    """Return the shape of a number for each channel that goes with x."""
+    return (-1, *[1] * (x.ndim - 2))
+
+
+@op(
+    composition=_channel_norm, replayed=True, floats=True, fresh=("moments",),
+    nonfinite_hint=hints.of_norm,
+)  # fmt: skip
+def channel_norm(
+    x: Array, weight: Array = None, bias: Array = None, moments: Any = None,
+    num_groups: int | None = None, is_fixed: bool = False, eps: float = 1e-5,
+) -> Array:  # fmt: skip
+    """x normalised by moments, which are fixed or have been computed from x itself."""
+    return kernels.channel_norm.norm(x, moments, weight, bias, eps, num_groups)
+
+
+def _gradients(
+    g: Array, needs_input_grad: Sequence[bool], x: Array, weight: Array, moments: Any,
+    num_groups: int | None, is_fixed: bool, eps: float,
+) -> Sequence[Array]:  # fmt: skip
+    return kernels.channel_norm.norm_gradients(
+        g, x, moments, weight, eps, num_groups, is_fixed, needs_input_grad
+    )
+
+
+channel_norm.joint_vjp(
+    ("x", "weight", "bias"), _gradients, cost={"x": 5, "shared": lambda out: 4 * out.size}
+)
+
+
+@composition
+def batch_norm(
+    x: Array,
+    running_mean: Any,
+    running_var: Any,
+    weight: Array = None,
+    bias: Array = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) of each channel, times `weight`, plus `bias`.
+
+    From Ioffe and Szegedy, 2015. In training, mean and variance are those of x, and the running
+    ones become (1 - momentum) running + momentum new, where the new variance is the unbiased one.
+    In evaluation they are the running ones.
+
+    Args:
+        x: `(N, C, ...)`.
+        running_mean: a Tensor or an array `(C,)`, or None in training.
+        running_var: the same for the variance.
+        weight: `(C,)`, or None.
+        bias: `(C,)`, or None.
+        training: whether x is normalised by its own mean and variance.
+        momentum: how much of the new mean and variance goes into the running ones.
+        eps: a small number, added so that the root is not 0.
+
+    Raises:
+        ValueError: if shapes do not match, eps is negative, there is less than two elements of a
+            channel in training, or nothing to normalise by in evaluation.
+    """
+    _check(x, eps, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("running_mean and running_var are needed if training is not True")
+        fixed = observed(joined, *map(as_array, (running_mean, running_var)))
+        return channel_norm(x, weight, bias, fixed, None, True, eps)
+    count = math.prod(x.shape) // x.shape[1]
+    if count < 2:
+        raise ValueError(f"more than one value per channel is needed in training, unlike {x.shape}")
+    moments = observed(kernels.channel_norm.moments, as_array(x), None)
+    running = [r if r is None else as_array(r) for r in (running_mean, running_var)]
+    observed(update_running, *running, moments, momentum, count)
+    return channel_norm(x, weight, bias, moments, eps=eps)
+
+
+def joined(running_mean: Any, running_var: Any) -> NDArray[Any]:
+    """Return running moments as `channel_norm` takes them."""
+    return np.stack([running_mean, running_var]).astype(np.float64)[:, None]
+
+
+def update_running(
+    running_mean: Any, running_var: Any, moments: NDArray[Any], momentum: float, count: int
+) -> None:
+    """Move the running mean and variance towards those of `count` elements of each channel."""
+    unbiased = moments[1, 0] * (count / (count - 1))
+    for running, new in ((running_mean, moments[0, 0]), (running_var, unbiased)):
+        if running is not None:
+            running *= 1 - momentum
+            running += momentum * new
+            mark_written(running)
+
+
+@composition
+def group_norm(
+    x: Array, num_groups: int, weight: Array = None, bias: Array = None, eps: float = 1e-5
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) of each group of channels, times `weight`, plus `bias`.
+
+    From Wu and He, 2018. Mean and variance are those of one element of the batch.
+
+    Args:
+        x: `(N, C, ...)`.
+        num_groups: the number of groups, which divides C.
+        weight: `(C,)`, or None.
+        bias: `(C,)`, or None.
+        eps: a small number, added so that the root is not 0.
+
+    Raises:
+        ValueError: if shapes do not match, `num_groups` does not divide C, or eps is negative.
+    """
+    _check(x, eps, weight=weight, bias=bias)
+    check_positive("num_groups", num_groups)
+    if x.shape[1] % num_groups:
+        raise ValueError(f"num_groups = {num_groups} does not divide {x.shape[1]} channels")
+    moments = observed(kernels.channel_norm.moments, as_array(x), num_groups)
+    return channel_norm(x, weight, bias, moments, num_groups, eps=eps)
+
+
+def _check(x: Array, eps: float, **of_channels: Any) -> None:
+    """Raise a ValueError if a shape is not the one that it is to be, or eps is negative."""
+    if not eps >= 0:
+        raise ValueError(f"eps is not negative, unlike {eps!r}")
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"x has shape (N, C, ...), where only N may be 0, not {x.shape}")
+    for name, value in of_channels.items():
+        if value is not None and np.shape(value) != x.shape[1:2]:
+            raise ValueError(f"{name} has shape {x.shape[1:2]}, not {np.shape(value)}")

@@ -1,0 +1,231 @@
+"""Batch norm and group norm: moments of channels, the result, and the gradients.
+
+x is seen as (N, C, inner), a stack of rows, one for each channel of each element of the batch. The
+loops over memory know rows only: what rows have in common is computed from one number for each, in
+float64. With m the number of elements that share a mean and a variance,
+
+    standard = (x - mean) inverse,   inverse = 1 / sqrt(variance + eps),   d = g weight
+    dx = inverse (d - sum(d) / m - standard sum(d standard) / m)
+    dweight = sum over all rows of the channel of g standard,   dbias = sum of g
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from numba import types
+
+from minigrad.kernels.jit import Array, Read, Written, jit
+from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.normalization import STRETCH, about_pivot
+
+SECONDS = 1.5e-10  # that an element takes in one pass, about
+SHORT = 16  # elements of a row, below which those of all rows of a channel become one
+
+Doubles = Annotated[Written.D2, types.float64]
+
+
+def moments(x: Array, num_groups: int | None) -> Array:
+    """Compute mean and variance of each channel, or of each group in each element of the batch.
+
+    Args:
+        x: `(N, C, ...)`, not of size 0.
+        num_groups: the number of groups, or None for one mean of each channel.
+
+    Returns:
+        `(2, 1, C)`, or `(2, N, num_groups)`.
+    """
+    rows = _rows(x, num_groups is None)
+    kernel = kernel_for(_moments_loop, rows)
+    if kernel is not None:
+        of_rows = np.empty((2, rows.shape[0] * rows.shape[1]))
+        kernel(x.size * SECONDS, rows.reshape(-1, rows.shape[2]), of_rows)
+        mean, variance = of_rows.reshape(2, *rows.shape[:2])
+    else:
+        mean, variance = np.mean(rows, 2, np.float64), np.var(rows, 2, np.float64)
+    shape, axis = (1, *mean.shape), 1
+    if num_groups is not None:
+        shape, axis = (len(x), num_groups, x.shape[1] // num_groups), 2
+    mean, variance = mean.reshape(shape), variance.reshape(shape)
+    common = np.mean(mean, axis, keepdims=True)
+    variance = np.mean(variance + np.square(mean - common), axis, keepdims=True)
+    return np.stack([common, variance]).squeeze(axis + 1)
+
+
+def norm(
+    x: Array, moments: Array, weight: Array | None, bias: Array | None, eps: float,
+    num_groups: int | None,
+) -> Array:  # fmt: skip
+    """Compute `weight` standard + `bias`; these have shape `(C,)`, or are None for 1 and 0."""
+    rows = _rows(x, num_groups is None)
+    mean, inverse = _of_rows(rows, moments, eps)
+    scale = inverse if weight is None else inverse * weight
+    pivot = mean.astype(x.dtype)
+    shift = (pivot - mean) * scale  # of the digits that the mean has lost
+    shift = shift if bias is None else shift + bias
+    return _from_rows(_scaled(rows, pivot, scale, shift), x.shape)
+
+
+def norm_gradients(
+    g: Array, x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None,
+    is_fixed: bool, needs_input_grad: Sequence[bool],
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """Compute the gradients of `norm` by x, weight and bias, where they are needed.
+
+    Unless the moments are fixed, they are functions of x, computed with this `num_groups`.
+    """
+    rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
+    mean, inverse = _of_rows(rows, moments, eps)
+    scale = inverse if weight is None else inverse * weight
+    pivot = mean.astype(x.dtype)
+    total, products = _slopes(gs, rows, pivot)
+    products = (products + (pivot - mean) * total) * inverse
+    dx = None
+    if needs_input_grad[0] and is_fixed:
+        dx = _scaled(gs, np.zeros_like(pivot), scale, np.zeros_like(pivot))
+    elif needs_input_grad[0]:
+        factor = 1.0 if weight is None else weight
+        bend = inverse * inverse * _shared(products * factor, rows, num_groups)
+        level = inverse * _shared(total * factor, rows, num_groups) + (pivot - mean) * bend
+        dx = _bent(gs, rows, pivot, scale, bend, level)
+    dx = dx if dx is None else _from_rows(dx, x.shape)
+    return dx, products.sum(0).astype(x.dtype), total.sum(0).astype(x.dtype)
+
+
+def _rows(x: Array, by_channel: bool) -> Array:
+    """Return x as (N, C, inner), contiguous; or (1, C, N inner) if a mean is that of a channel."""
+    count, channels, inner = *x.shape[:2], math.prod(x.shape[2:])
+    if by_channel and inner < SHORT:
+        joined = x.reshape(count, channels, inner).swapaxes(0, 1)
+        return np.ascontiguousarray(joined).reshape(1, channels, count * inner)
+    return np.ascontiguousarray(x).reshape(count, channels, inner)
+
+
+def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
+    """Return what `_rows` has arranged in its own shape."""
+    if len(rows) != shape[0]:
+        apart = rows.reshape(shape[1], shape[0], math.prod(shape[2:]))
+        rows = np.ascontiguousarray(apart.swapaxes(0, 1))
+    return rows.reshape(shape)
+
+
+def _of_rows(rows: Array, moments: Array, eps: float) -> tuple[Array, Array]:
+    """Return the mean and 1 / sqrt(variance + eps) of each row, `(N or 1, C)`."""
+    mean, variance = np.repeat(moments, rows.shape[1] // moments.shape[2], 2)
+    return mean, 1 / np.sqrt(variance + eps)
+
+
+def _shared(values: Array, rows: Array, num_groups: int | None) -> Array:
+    """Return the sums of values of rows that share a mean, divided by their elements."""
+    if num_groups is None:
+        shared: Array = values.sum(0, keepdims=True) / (rows.shape[0] * rows.shape[2])
+        return shared
+    count = values.shape[1] // num_groups
+    groups = values.reshape(len(values), num_groups, count)
+    return np.repeat(groups.sum(2) / (count * rows.shape[2]), count, 1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Passes over memory, with numbers for each row
+# --------------------------------------------------------------------------------------------------
+
+
+def _scaled(x: Array, pivot: Array, scale: Array, shift: Array) -> Array:
+    """Return (x - pivot) scale + shift."""
+    kernel, out = kernel_for(_scaled_loop, x), np.empty_like(x)
+    if kernel is None:
+        pivot, scale, shift = (y[..., None] for y in (pivot, scale, shift))
+        np.copyto(out, (x - pivot) * scale + shift, "same_kind")
+        return out
+    kernel(2 * x.size * SECONDS, _flat(x), _numbers(x, pivot, scale, shift), _flat(out))
+    return out
+
+
+def _slopes(g: Array, x: Array, pivot: Array) -> Array:
+    """Return the sums of g and of g (x - pivot) in each row."""
+    kernel = kernel_for(_slopes_loop, x, g)
+    if kernel is None:
+        products = (g * (x - pivot[..., None])).sum(2, np.float64)
+        return np.stack([g.sum(2, np.float64), products])
+    out = np.empty((2, x.shape[0] * x.shape[1]))
+    kernel(2 * x.size * SECONDS, _flat(g), _flat(x), _numbers(x, pivot), out)
+    return out.reshape(2, *x.shape[:2])
+
+
+def _bent(g: Array, x: Array, pivot: Array, scale: Array, bend: Array, level: Array) -> Array:
+    """Return g scale - (x - pivot) bend - level."""
+    kernel, out = kernel_for(_bent_loop, x, g), np.empty_like(x)
+    if kernel is None:
+        pivot, scale, bend, level = (y[..., None] for y in (pivot, scale, bend, level))
+        np.copyto(out, g * scale - (x - pivot) * bend - level, "same_kind")
+        return out
+    numbers = _numbers(x, pivot, scale, bend, level)
+    kernel(3 * x.size * SECONDS, _flat(g), _flat(x), numbers, _flat(out))
+    return out
+
+
+def _flat(rows: Array) -> Array:
+    return rows.reshape(-1, rows.shape[2])
+
+
+def _numbers(x: Array, *values: Array) -> Array:
+    """Return values for each row of x: `(rows, len(values))`."""
+    out = np.empty((*x.shape[:2], len(values)), x.dtype)
+    for i, value in enumerate(values):
+        out[..., i] = value
+    return out.reshape(-1, len(values))
+
+
+@for_each_dtype()
+def _moments_loop(piece: int, pieces: int, x: Read.D2, out: Doubles) -> None:
+    for row in span(piece, pieces, len(x)):
+        pivot, off, variance, _, _ = about_pivot(x[row], True, x[row], x[row])
+        out[0, row] = pivot + off
+        out[1, row] = 0.0 if variance < 0 else variance  # by rounding
+
+
+@for_each_dtype()
+def _scaled_loop(piece: int, pieces: int, x: Read.D2, numbers: Read.D2, out: Written.D2) -> None:
+    for row in span(piece, pieces, len(x)):
+        xs, outs = x[row], out[row]
+        pivot, scale, shift = numbers[row, 0], numbers[row, 1], numbers[row, 2]
+        for i in range(xs.size):
+            outs[i] = (xs[i] - pivot) * scale + shift
+
+
+@for_each_dtype()
+def _bent_loop(
+    piece: int, pieces: int, g: Read.D2, x: Read.D2, numbers: Read.D2, out: Written.D2
+) -> None:
+    for row in span(piece, pieces, len(x)):
+        gs, xs, outs, of_row = g[row], x[row], out[row], numbers[row]
+        pivot, scale, bend, level = of_row[0], of_row[1], of_row[2], of_row[3]
+        for i in range(xs.size):
+            outs[i] = gs[i] * scale - (xs[i] - pivot) * bend - level
+
+
+@jit(fastmath={"reassoc", "contract"})
+def _slopes_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
+    total = products = x.dtype.type(0)
+    for i in range(x.size):
+        total += g[i]
+        products += g[i] * (x[i] - pivot)
+    return total, products
+
+
+@for_each_dtype()
+def _slopes_loop(
+    piece: int, pieces: int, g: Read.D2, x: Read.D2, pivots: Read.D2, out: Doubles
+) -> None:
+    for row in span(piece, pieces, len(x)):
+        total, products = 0.0, 0.0
+        for start in range(0, x.shape[1], STRETCH):
+            end = start + STRETCH
+            sums = _slopes_of_stretch(g[row, start:end], x[row, start:end], pivots[row, 0])
+            total += sums[0]
+            products += sums[1]
+        out[0, row] = total
+        out[1, row] = products

@@ -1,0 +1,132 @@
+"""Copying lines, and the loop of the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.convolution.plan import Lines
+from minigrad.kernels.gemm.microkernel import lines_in_tile, tile_over_taps
+from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.jit import Integers, Read, Written, external, jit
+from minigrad.kernels.launch import for_each_dtype, span
+from minigrad.kernels.vector import (
+    address_of,
+    copy_some,
+    copy_vector,
+    keep_alive,
+    vector_registers,
+)
+
+NEAR = 24 * 1024  # bytes that stay in the level-1 cache while others pass by
+VECTOR = vector_registers()[0]  # bytes
+HEAD = 11  # block sizes at the head of a plan
+
+
+@jit(inline="always")
+def lines_of(plan: Any) -> Lines:
+    """Return the part of a plan after the block sizes."""
+    p = plan[HEAD:]
+    return Lines(
+        p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13],
+        p[14], p[15], p[16],
+    )  # fmt: skip
+
+
+@external()
+def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
+    """Copy `count` lines of each channel of a group, from line `first` on, between zeros.
+
+    The columns are sorted by their remainder after division by the number of phases.
+    """
+    item, zero, lanes = source.itemsize, source.dtype.type(0), VECTOR // source.itemsize
+    length = s.line // s.phases
+    for c in range(s.channels):
+        for r in range(max(0, -s.top - first), min(count, s.height - s.top - first)):
+            for phase in range(s.phases):
+                x = s.left + phase  # the column of the first number, then every phases-th
+                before = max(0, (s.phases - 1 - x) // s.phases)
+                size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
+                here = (s.top + first + r) * s.width + x + before * s.phases
+                there = (c * s.lines + r) * s.line + phase * length + before
+                if s.phases == 1:
+                    at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
+                    to = address_of(lines) + there * item
+                    for j in range(0, size, lanes):  # zeros that follow are overwritten next
+                        if size - j >= lanes:
+                            copy_vector(at + j * item, to + j * item, zero)
+                        else:
+                            copy_some(at + j * item, to + j * item, size - j, zero)
+                elif size > 0:
+                    numbers, target = source[plane + c, here:], lines[there : there + size]
+                    if s.phases == 2:
+                        for j in range(size):
+                            target[j] = numbers[2 * j]  # in vectors
+                    else:
+                        for j in range(size):
+                            target[j] = numbers[j * s.phases]
+
+
+@for_each_dtype(pieces=0)
+def correlate(
+    piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
+    plan: Integers, out: Written.D2,
+) -> None:  # fmt: skip
+    """Compute rows of the result, from lines that are near."""
+    t, s = blocks_of(plan, source), lines_of(plan)
+    filters, depth = weight.shape[0] // s.groups, weight.shape[1]
+    lines = np.empty(0 if s.in_place else s.channels * s.lines * s.line + t.NR, source.dtype)
+    zeros_for = -1  # the first row of the block whose padding is zero in the lines
+    blocks = (s.rows + s.block - 1) // s.block
+    for number in span(piece, pieces, s.images * s.groups * blocks):
+        image, first = number // blocks, number % blocks * s.block  # a group is an image, too
+        rows, plane = min(s.block, s.rows - first), image * s.channels
+        if s.in_place:
+            at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
+        else:
+            if zeros_for != first:
+                lines[:] = 0
+                zeros_for = first
+            at = address_of(lines)
+            copy_lines(source, plane, s, first * s.step, (rows - 1) * s.step + s.reach, lines)
+        filter_ = image % s.groups * filters
+        if bias.size:
+            for o in range(filters):
+                target = out[image * filters + o, first * s.cols : (first + rows) * s.cols]
+                for i in range(target.size):
+                    target[i] = bias[filter_ + o]
+        runs = (depth + t.RUN - 1) // t.RUN
+        for run in range(runs):
+            k, end = run * depth // runs, (run + 1) * depth // runs
+            height = max(1, NEAR // ((end - k) * t.item * t.MR)) * t.MR
+            for o in range(0, filters, height):
+                for col in range(0, s.cols, t.NR):
+                    wide = min(t.NR, s.cols - col)
+                    for row in range(0, rows, lines_in_tile(t.VL, wide)):
+                        left = min(height, filters - o)
+                        a = address_of(weight) + ((filter_ + o) * depth + k) * t.item
+                        b = at + (row * s.step * s.line + col) * t.item
+                        c = (
+                            address_of(out)
+                            + (((image * filters + o) * s.rows + first + row) * s.cols + col)
+                            * t.item
+                        )
+                        while left > 0:
+                            most = left
+                            if t.MR < left < t.MR + 4:
+                                most = (left + 1) // 2  # a low tile waits for its own sums
+                            done = tile_over_taps(
+                                most, rows - row, wide, a, depth * t.item, b,
+                                s.step * s.line * t.item, address_of(table) + k * 8, end - k, c,
+                                s.rows * s.cols * t.item, s.cols * t.item, k > 0 or bias.size > 0,
+                                t.zero,
+                            )  # fmt: skip
+                            left -= done
+                            a += done * depth * t.item
+                            c += done * s.rows * s.cols * t.item
+    keep_alive(source)
+    keep_alive(weight)
+    keep_alive(table)
+    keep_alive(lines)
+    keep_alive(out)

@@ -1,0 +1,152 @@
+"""Plans: all that depends on the shapes alone, found once for a shape.
+
+The loops get a plan as arrays of integers, since compiled code takes arrays of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
+from minigrad.kernels.geometry import Geometry, Pair
+from minigrad.kernels.jit import Array
+
+BLOCKS = 16  # of rows of the result, for threads to share
+LONG = 1024  # columns of rows that are joined
+PLANS = 256  # that are kept, since to find one takes longer than a small convolution
+
+Shape = tuple[int, ...]
+
+
+class Lines(NamedTuple):
+    """The lines of a source that a block of rows of the result reads, and the sizes of both."""
+
+    images: int
+    groups: int
+    channels: int  # of a group of the source
+    height: int  # of a plane of the source
+    width: int
+    top: int  # the index in the source of the first line, and of the first column
+    left: int
+    step: int  # lines from a row of the result to the next
+    phases: int  # columns of the source from a column of the result to the next
+    reach: int  # lines that a row of the result reads
+    line: int  # numbers in a line
+    lines: int  # copied at a time, in each channel
+    in_place: int  # whether the source itself is read
+    block: int  # rows of the result that are computed from one copy
+    rows: int  # of a plane of the result
+    cols: int
+    together: int  # images whose lines are copied at once for the gradient of the weight
+
+
+class Plan(NamedTuple):
+    """The integers of the loops: bytes from a line to each tap; block sizes, and then `Lines`."""
+
+    table: Array
+    sizes: Array
+
+
+def _plan(
+    shape: Shape, itemsize: int, groups: int, start: Pair, stride: Pair, taps: Sequence[Array],
+    size: Pair, blocks: int = BLOCKS,
+) -> Plan:  # fmt: skip
+    """Return the plan of a result of this size.
+
+    Args:
+        shape: the shape of the source.
+        itemsize: the bytes of its numbers.
+        groups: the number of groups.
+        start: the index in the source of what the first tap of the first element would read.
+        stride: steps in the source from an element of the result to the next.
+        taps: for each axis the indices from `start` on that the taps of the first element read.
+        size: the size of the result.
+        blocks: how many blocks of rows there are at least, for threads to share.
+    """
+    images, planes, height, width = shape
+    (rows, cols), channels = size, planes // groups
+    reach = [int(indices.max()) + 1 for indices in taps]
+    phase = -(-((cols - 1) * stride[1] + reach[1]) // stride[1])
+    line = phase * stride[1]
+    ends = start[0] + (rows - 1) * stride[0] + reach[0]
+    in_place = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
+    if in_place and reach == [1, 1] and height == rows:  # several rows are one
+        joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
+        height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols
+        line = width
+    # A copy fills half the level-2 cache at most, unless it takes more for one row.
+    most = cache_sizes().level2 // 2 // (channels * line * itemsize)
+    block = min(-(-rows * images * groups // blocks), (most - reach[0]) // stride[0] + 1)
+    block = max(1, min(rows, block))
+    copied = height if in_place else (block - 1) * stride[0] + reach[0]
+    in_line = taps[1] % stride[1] * phase + taps[1] // stride[1]
+    table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
+    lines = Lines(
+        images, groups, channels, height, width, *start, *stride, reach[0], line, copied,
+        in_place, block, rows, cols, max(1, most // copied) if block == rows else 1,
+    )  # fmt: skip
+    sizes = np.array([*block_sizes(itemsize), *lines])
+    return Plan(table.reshape(-1) * itemsize, sizes)
+
+
+@lru_cache(PLANS)
+def forward_plan(
+    shape: Shape, itemsize: int, kernel: Pair, how: Geometry, blocks: int = BLOCKS
+) -> Plan:
+    """Return the plan of a convolution of a source of this shape."""
+    start = (-how.padding[0], -how.padding[1])
+    taps = [np.arange(k) * d for k, d in zip(kernel, how.dilation, strict=True)]
+    size = how.result_size((shape[2], shape[3]), kernel)
+    return _plan(shape, itemsize, how.groups, start, how.stride, taps, size, blocks)
+
+
+class _Reaching(NamedTuple):
+    """The taps along an axis that reach the indices i of x with one remainder.
+
+    With padding p, stride s, dilation d and i + p = s m + remainder, tap t brings what is at index
+    m - (d t - remainder) / s of g.
+    """
+
+    first: int  # the first i
+    size: int  # of the indices
+    taps: Array
+    start: int  # the least index of g
+    offsets: Array  # of each tap's index of g from there, for the first i
+
+
+def _reaching(size: int, kernel: int, how: Geometry, axis: int) -> Iterator[_Reaching]:
+    """Yield the taps for each remainder for which there are some."""
+    s, p, d = how.stride[axis], how.padding[axis], how.dilation[axis]
+    for remainder in range(s):
+        first = (remainder - p) % s
+        taps = np.flatnonzero(np.arange(kernel) * d % s == remainder)[::-1]
+        if first < size and taps.size:
+            indices = (first + p) // s - (d * taps - remainder) // s
+            yield _Reaching(
+                first, -(-(size - first) // s), taps, int(indices[0]), indices - indices[0]
+            )
+
+
+class _InputPlan(NamedTuple):
+    rows: _Reaching
+    cols: _Reaching
+    plan: Plan
+
+
+@lru_cache(PLANS)
+def input_plans(
+    shape: Shape, itemsize: int, kernel: Pair, size: Pair, how: Geometry
+) -> list[_InputPlan]:
+    """Return a plan for each pair of remainders of a row and a column of x."""
+    found = []
+    for rows in _reaching(size[0], kernel[0], how, 0):
+        for cols in _reaching(size[1], kernel[1], how, 1):
+            start, taps = (rows.start, cols.start), (rows.offsets, cols.offsets)
+            counts = (rows.size, cols.size)
+            plan = _plan(shape, itemsize, how.groups, start, (1, 1), taps, counts)
+            found.append(_InputPlan(rows, cols, plan))
+    return found

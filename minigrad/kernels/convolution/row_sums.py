@@ -1,0 +1,240 @@
+"""The gradient of the weight: sums over rows and images of a row of g times a line of x."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from minigrad.kernels.convolution.lines import NEAR, VECTOR, copy_lines, lines_of
+from minigrad.kernels.gemm.macrokernel import first_line
+from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.skinny import fold
+from minigrad.kernels.jit import Integers, Read, Written, jit
+from minigrad.kernels.launch import for_each_dtype
+from minigrad.kernels.vector import (
+    ADDRESS,
+    Emitter,
+    address_of,
+    copy_some,
+    copy_vector,
+    instruction,
+    keep_alive,
+    vector_registers,
+)
+
+FILTERS, TAPS = 4, 4 if vector_registers()[1] > 16 else 2  # in a tile
+
+
+class _RowProducts(NamedTuple):
+    """The operands of a tile of sums over rows, as values of the code being emitted."""
+
+    images: Any
+    rows: Any
+    cols: Any
+    g: Any  # rows as `_pack_rows` leaves them, and the bytes from a plane to the next
+    g_plane: Any
+    lines: Any
+    line: Any  # numbers from a line to that of the next row
+    lines_image: Any  # bytes from an image to the next
+    table: Any
+    out: Any
+    out_row: Any
+
+
+@instruction(types.intp)
+def _tile_of_row_products(
+    e: Emitter, filters: Any, taps: Any, images: Any, rows: Any, cols: Any, g: Any, g_plane: Any,
+    lines: Any, line: Any, lines_image: Any, table: Any, out: Any, out_row: Any, _zero: Any,
+) -> Any:  # fmt: skip
+    """Compute out[i, j] += the sum over images and rows of g[i, row, :] * lines[table[j] + row, :].
+
+    A tile has FILTERS of `filters` planes of g, or one if there are not as many, and `taps` steps
+    of the table, at most TAPS. The number of planes is returned.
+    """
+    x = _RowProducts(images, rows, cols, g, g_plane, lines, line, lines_image, table, out, out_row)
+
+    def emit(height: int) -> list[Any]:
+        _emit_row_products(e, height, taps, x)
+        return [ADDRESS(height)]
+
+    enough = e.builder.icmp_signed(">=", filters, ADDRESS(FILTERS))
+    return e.choose([(enough, partial(emit, FILTERS))], partial(emit, 1))[0]
+
+
+def _emit_row_products(e: Emitter, height: int, taps: Any, x: _RowProducts) -> None:
+    """Emit a tile. Rows that fill half a vector at most are multiplied two at a time.
+
+    Complete vectors are read, past the end of a row too, and the sums of such lanes are left as
+    they were: a multiply-add with a mask takes no longer, whereas a load does.
+    """
+    builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
+    vector_bytes = ADDRESS(e.vector_bytes)
+    last_tap, columns = builder.sub(taps, ADDRESS(1)), []
+    for j in range(TAPS):  # one that does not exist is the last one once more
+        exists = builder.icmp_signed("<", ADDRESS(j), last_tap)
+        columns.append(builder.select(exists, ADDRESS(j), last_tap))
+    steps = [e.load(builder.add(x.table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
+    b_rows = [builder.add(x.lines, step) for step in steps]
+    b_step = builder.mul(x.line, item)
+
+    def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any = None) -> list[Any]:
+        new = []
+        for i in range(height):
+            factor = e.load(e.step(g_at, x.g_plane, i), e.vector)
+            for value, old in zip(values, sums[i * TAPS : (i + 1) * TAPS], strict=True):
+                total = e.multiply_add(factor, value, old)
+                new.append(total if mask is None else builder.select(mask, total, old))
+        return new
+
+    before_last = builder.udiv(builder.sub(x.cols, ADDRESS(1)), ADDRESS(e.lanes))
+    rest = e.first_lanes(builder.sub(x.cols, builder.mul(before_last, ADDRESS(e.lanes))))
+    before_last = builder.mul(before_last, vector_bytes)
+
+    def row_of_vectors(now: list[Any]) -> tuple[list[Any], Any]:
+        left, g_at, b_at, *sums = now
+
+        def vector(now: list[Any], mask: Any = None) -> tuple[list[Any], Any]:
+            done, *sums = now
+            b_now = builder.add(b_at, done)
+            values = [e.load(builder.add(row, b_now), e.vector) for row in b_rows]
+            new = multiply(sums, builder.add(g_at, done), values, mask)
+            then = builder.add(done, vector_bytes)
+            return [then, *new], builder.icmp_signed("<", then, before_last)
+
+        several = builder.icmp_signed(">", before_last, ADDRESS(0))
+        sums = e.choose([(several, lambda: e.loop([ADDRESS(0), *sums], vector)[1:])], lambda: sums)
+        (then, *new), _ = vector([before_last, *sums], rest)
+        left = builder.sub(left, ADDRESS(1))
+        moved = [builder.add(g_at, then), builder.add(b_at, b_step)]
+        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+
+    def two_rows(now: list[Any]) -> tuple[list[Any], Any]:
+        left, g_at, b_at, *sums = now
+        one = builder.icmp_signed("==", left, ADDRESS(1))
+        second_row = builder.select(one, ADDRESS(0), b_step)  # which is masked if it does not exist
+        values = []
+        for row in b_rows:
+            at = builder.add(row, b_at)
+            pair = [half.load(p, half.vector) for p in (at, builder.add(at, second_row))]
+            values.append(e.shuffle(pair[0], pair[1], list(range(e.lanes))))
+        masks = [half.first_lanes(builder.select(one, n, x.cols)) for n in (x.cols, ADDRESS(0))]
+        mask = e.shuffle(masks[0], masks[1], list(range(e.lanes)))
+        new = multiply(sums, g_at, values, mask)
+        left = builder.sub(left, ADDRESS(2))
+        moved = [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2)]
+        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+
+    def image(now: list[Any], row: Any) -> tuple[list[Any], Any]:
+        left, g_at, b_at, *sums = now
+        _, g_at, _, *new = e.loop([x.rows, g_at, b_at, *sums], row)
+        left = builder.sub(left, ADDRESS(1))
+        moved = [g_at, builder.add(b_at, x.lines_image)]
+        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+
+    first = [x.images, x.g, ADDRESS(0), *[ir.Constant(e.vector, None)] * (height * TAPS)]
+    is_short = builder.icmp_signed("<=", x.cols, ADDRESS(half.lanes))
+    sums = e.choose(
+        [(is_short, lambda: e.loop(first, partial(image, row=two_rows))[3:])],
+        lambda: e.loop(first, partial(image, row=row_of_vectors))[3:],
+    )
+    rows = [e.step(x.out, x.out_row, i) for i in range(height)]
+    targets = [builder.add(row, builder.mul(j, item)) for row in rows for j in columns]
+    e.store_or_add(fold(e, sums), targets, ADDRESS(1))
+
+
+@jit(inline="always")
+def _pack_rows(at: int, rows: int, cols: int, to: int, item: int, zero: Any) -> int:
+    """Copy rows of so many columns one vector after another, or two short ones into each vector.
+
+    Return the address after them; there, up to a vector is written too.
+    """
+    lanes = VECTOR // item
+    for _ in range(rows):
+        for j in range(0, cols, lanes):
+            if cols - j >= lanes:
+                copy_vector(at + j * item, to, zero)
+            else:
+                copy_some(at + j * item, to, cols - j, zero)
+            to += VECTOR if 2 * cols > lanes else VECTOR // 2
+        at += cols * item
+    return (to + VECTOR - 1) // VECTOR * VECTOR
+
+
+@for_each_dtype(pieces=0)
+def weight_sums(
+    piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
+    out: Written.D2,
+) -> None:  # fmt: skip
+    """Add to rows of `out`, one for each filter, the sums over all images and rows of the result.
+
+    Each piece does some filters, and copies the lines that they read.
+    """
+    t, s = blocks_of(plan, source), lines_of(plan)
+    filters, depth = out.shape[0] // s.groups, out.shape[1]
+    size = s.channels * s.lines * s.line
+    lines = np.empty(s.together * size + t.NR, source.dtype)
+    zeros_for = -1
+    g_row, g_plane = s.cols * t.item, s.rows * s.cols * t.item
+    row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g, of which some rows stay near
+    near_rows = max(1, NEAR // (FILTERS * row_bytes))
+    near_images = max(1, near_rows // s.rows)
+    near = np.empty((FILTERS * max(near_rows, near_images * s.rows) + 3) * row_bytes, np.uint8)
+    packed = first_line(near)
+    tiles = (filters + FILTERS - 1) // FILTERS
+    start, stop = piece * s.groups * tiles // pieces, (piece + 1) * s.groups * tiles // pieces
+    while start < stop:
+        group = start // tiles
+        end = min(stop, (group + 1) * tiles)
+        first_filter = group * filters + (start - group * tiles) * FILTERS
+        last_filter = min((group + 1) * filters, group * filters + (end - group * tiles) * FILTERS)
+        start = end
+        for image in range(0, s.images, s.together):
+            images = min(s.together, s.images - image)
+            for first in range(0, s.rows, s.block):
+                rows = min(s.block, s.rows - first)
+                if zeros_for != first:
+                    lines[:] = 0
+                    zeros_for = first
+                for i in range(images):
+                    plane = ((image + i) * s.groups + group) * s.channels
+                    copy_lines(
+                        source, plane, s, first * s.step, (rows - 1) * s.step + s.reach,
+                        lines[i * size :],
+                    )  # fmt: skip
+                for i in range(0, images, near_images):
+                    for row in range(0, rows, near_rows):
+                        some_images, some_rows = (
+                            min(near_images, images - i),
+                            min(near_rows, rows - row),
+                        )
+                        o = first_filter
+                        while o < last_filter:
+                            to, plane_bytes = packed, 0
+                            for plane in range(o, min(o + FILTERS, last_filter)):
+                                plane_bytes = -to
+                                for j in range(image + i, image + i + some_images):
+                                    at = address_of(g) + (j * s.groups * filters + plane) * g_plane
+                                    at += (first + row) * g_row
+                                    to = _pack_rows(at, some_rows, s.cols, to, t.item, t.zero)
+                                plane_bytes += to
+                            done = 0
+                            for k in range(0, depth, TAPS):
+                                done = _tile_of_row_products(
+                                    last_filter - o, min(TAPS, depth - k), some_images, some_rows,
+                                    s.cols, packed, plane_bytes,
+                                    address_of(lines) + (i * size + row * s.step * s.line) * t.item,
+                                    s.step * s.line, size * t.item, address_of(table) + k * 8,
+                                    address_of(out) + (o * depth + k) * t.item, depth * t.item,
+                                    t.zero,
+                                )  # fmt: skip
+                            o += done
+    keep_alive(source)
+    keep_alive(g)
+    keep_alive(table)
+    keep_alive(lines)
+    keep_alive(near)
+    keep_alive(out)

@@ -1,0 +1,165 @@
+"""Pooling of planes: where the largest element of each window is, and the means of windows.
+
+A window is a rectangle: some rows and some columns. So rows and columns are described apart, by a
+line of integers for each window along the axis: its start, its end, and its step or divisor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+from numba import types
+
+from minigrad.kernels.jit import Array, Read, Written
+from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+
+SECONDS = 5e-10  # that an element of a window takes, about
+
+Windows = Annotated[Read.D2, types.int64]
+
+
+def largest(x: Array, rows: Array, columns: Array) -> Array:
+    """Find the largest element of each window, the first of equals, or the last nan.
+
+    Args:
+        x: `(..., H, W)`.
+        rows: `(h, 3)`, for each window its start, end and step along H; no window is empty.
+        columns: `(w, 3)`, the same along W.
+
+    Returns:
+        `(..., h, w)`: positions in x, taken as one row.
+    """
+    planes = _planes(x)
+    out = np.empty((len(planes), len(rows), len(columns)), np.int64)
+    kernel = kernel_for(_largest_loop, planes)
+    if kernel is not None:
+        kernel(_seconds(planes, rows, columns), planes, rows, columns, out)
+        return out.reshape(*x.shape[:-2], *out.shape[1:])
+    height, width = x.shape[-2:]
+    for i, (top, bottom, down) in enumerate(rows):
+        for j, (left, right, across) in enumerate(columns):
+            window = planes[:, top:bottom:down, left:right:across]
+            length, count = window.shape[1:]
+            window = window.reshape(len(planes), length * count)
+            is_nan = window != window
+            last = length * count - 1 - np.argmax(is_nan[:, ::-1], 1)
+            at = np.where(is_nan.any(1), last, np.argmax(window, 1))
+            out[:, i, j] = (top + at // count * down) * width + left + at % count * across
+    out += np.arange(len(planes))[:, None, None] * (height * width)
+    return out.reshape(*x.shape[:-2], *out.shape[1:])
+
+
+def means(x: Array, rows: Array, columns: Array) -> Array:
+    """Compute the sum of each window, divided by the divisors of its row and its column.
+
+    Args:
+        x: `(..., H, W)`.
+        rows: `(h, 3)`, for each window its start, end and divisor along H.
+        columns: `(w, 3)`, the same along W.
+
+    Returns:
+        `(..., h, w)`.
+    """
+    planes = _planes(x)
+    out = np.empty((len(planes), len(rows), len(columns)), x.dtype)
+    kernel = kernel_for(_means_loop, planes)
+    if kernel is not None:
+        kernel(_seconds(planes, rows, columns), planes, rows, columns, out)
+    else:
+        for i, (top, bottom, height) in enumerate(rows):
+            for j, (left, right, width) in enumerate(columns):
+                window = planes[:, top:bottom, left:right]
+                out[:, i, j] = window.sum((1, 2)) / (height * width)
+    return out.reshape(*x.shape[:-2], *out.shape[1:])
+
+
+def spread(g: Array, rows: Array, columns: Array, shape: tuple[int, ...]) -> Array:
+    """Add up the parts of g that go to each element of x, of this shape: `means` transposed."""
+    planes, out = _planes(g), np.zeros(shape, g.dtype)
+    outs = _planes(out)
+    kernel = kernel_for(_spread_loop, planes)
+    if kernel is not None:
+        kernel(_seconds(outs, rows, columns), planes, rows, columns, outs)
+    else:
+        for i, (top, bottom, height) in enumerate(rows):
+            for j, (left, right, width) in enumerate(columns):
+                parts = planes[:, i, j] / (height * width)
+                outs[:, top:bottom, left:right] += parts[:, None, None]
+    return out
+
+
+def _planes(x: Array) -> Array:
+    """Return x as a contiguous stack of planes, in its own memory if it is contiguous."""
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def _seconds(x: Array, rows: Array, columns: Array) -> float:
+    """Guess the time that one thread takes, by the elements of all windows."""
+    sizes = [np.sum(windows[:, 1] - windows[:, 0]) for windows in (rows, columns)]
+    return float(len(x) * sizes[0] * sizes[1] * SECONDS)
+
+
+@for_each_dtype()
+def _largest_loop(
+    piece: int, pieces: int, x: Read.D3, rows: Windows, columns: Windows,
+    out: Annotated[Written.D3, types.int64],
+) -> None:  # fmt: skip
+    # Without a branch for a larger element, which a processor would guess wrong half the time.
+    height, width = x.shape[1], x.shape[2]
+    for plane in span(piece, pieces, len(x)):
+        xs, first = x[plane].ravel(), plane * height * width
+        for i in range(len(rows)):
+            top, bottom, down = rows[i, 0], rows[i, 1], rows[i, 2]
+            for j in range(len(columns)):
+                left, right, across = columns[j, 0], columns[j, 1], columns[j, 2]
+                at = top * width + left
+                best = xs[at]
+                for row in range(top, bottom, down):
+                    for k in range(row * width + left, row * width + right, across):
+                        value = xs[np.uint64(k)]  # which is counted from the front
+                        is_larger = (value > best) | (value != value)
+                        best = value if is_larger else best
+                        at = k if is_larger else at
+                out[plane, i, j] = first + at
+
+
+# A window is added up along its columns first, as vectors, for all windows beside each other.
+
+
+@for_each_dtype()
+def _means_loop(
+    piece: int, pieces: int, x: Read.D3, rows: Windows, columns: Windows, out: Written.D3
+) -> None:
+    sums = np.empty(x.shape[2], x.dtype)
+    for plane in span(piece, pieces, len(x)):
+        for i in range(len(rows)):
+            sums[:] = 0
+            for row in range(rows[i, 0], rows[i, 1]):
+                xs = x[plane, row]
+                for column in range(xs.size):
+                    sums[column] += xs[column]
+            for j in range(len(columns)):
+                total = x.dtype.type(0)
+                for column in range(columns[j, 0], columns[j, 1]):
+                    total += sums[column]
+                out[plane, i, j] = total / (rows[i, 2] * columns[j, 2])
+
+
+@for_each_dtype()
+def _spread_loop(
+    piece: int, pieces: int, g: Read.D3, rows: Windows, columns: Windows, out: Written.D3
+) -> None:
+    parts = np.empty(out.shape[2], g.dtype)
+    for plane in span(piece, pieces, len(g)):
+        for i in range(len(rows)):
+            parts[:] = 0
+            for j in range(len(columns)):
+                part = g[plane, i, j] / (rows[i, 2] * columns[j, 2])
+                for column in range(columns[j, 0], columns[j, 1]):
+                    parts[column] += g.dtype.type(part)
+            for row in range(rows[i, 0], rows[i, 1]):
+                outs = out[plane, row]
+                for column in range(outs.size):
+                    outs[column] += parts[column]

@@ -1,0 +1,385 @@
+"""Recurrent layers: all steps of a sequence in one loop, forward and backward.
+
+The sequences of a batch have nothing to do with each other. So each thread takes some of them from
+the first step to the last, and waits for no other. The weight W is packed once, and stays in a near
+cache; a step is one product on the register tile (`gemm.macrokernel`), added to what the step gets
+from outside, and then a few loops over the gates of each sequence, which lie side by side:
+
+    rnn    h = f(x + W h + b)
+    gru    r, z = sigmoid(x + W h + b),   p = W h + b,   n = tanh(x + r p),   h = n + z (h - n)
+    lstm   i, f, o = sigmoid(x + W h + b),   g = tanh(x + W h + b),   c = f c + i g,   h = o tanh(c)
+
+What a step saves for the backward pass are its gates: i f g o, or r z p n. The backward pass goes
+from the last step to the first (Werbos, 1990), and leaves the gradient of W to one product over all
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from minigrad.kernels import vector_math
+from minigrad.kernels.gemm import PRODUCTS, matmul
+from minigrad.kernels.gemm.macrokernel import Panels, first_line, macro_kernel
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
+from minigrad.kernels.gemm.products import blocks_of, matrix_of, transposed
+from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
+from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.vector import address_of, elements, keep_alive
+
+SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
+
+
+class Cell(NamedTuple):
+    """The loops of a kind of cell."""
+
+    saved: int  # vectors as long as h, of a step for the backward pass
+    apart: bool  # whether x and W h + b of the last gate are not just added
+    forward: Any
+    backward: Any
+
+
+def forward(
+    x: Array, state: Array, weight: Array, bias: Array | None, kind: str
+) -> tuple[Array, Array] | None:
+    """Compute the states after each step, and the gates; None if there is no kernel.
+
+    Args:
+        x: `(L, N, gates H)`, what the gates get from outside.
+        state: `(N, states H)`, before the first step.
+        weight: W, `(gates H, H)`.
+        bias: b, `(gates H,)`, or None for 0.
+        kind: a key of `CELLS`.
+    """
+    cell, (L, N, width), size = CELLS[kind], x.shape, weight.shape[1]
+    kernel = kernel_for(cell.forward, x, state, weight, bias)
+    if kernel is None:
+        return None
+    out = np.empty((L, N, state.shape[1]), x.dtype)
+    gates = np.empty((L * N, cell.saved * size), x.dtype)
+    kernel(
+        SECONDS * x.size * size,
+        x.reshape(L * N, width),
+        np.ascontiguousarray(state),
+        np.ascontiguousarray(weight),
+        np.zeros(width, x.dtype) if bias is None else np.ascontiguousarray(bias),
+        PRODUCTS[x.dtype].plans[0],
+        gates,
+        out.reshape(L * N, -1),
+    )
+    return out, gates
+
+
+def backward(
+    g: Array, state: Array, weight: Array, out: Array, gates: Array, kind: str, wants_weight: bool
+) -> tuple[Array, Array, Array | None, Array]:
+    """Compute the gradients of `forward` by x, state, W (if it is wanted) and b.
+
+    That of b is still to be summed over the batch: `(N, gates H)`.
+    """
+    cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
+    before, states = np.ascontiguousarray(state), out.reshape(L * N, width)
+    dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
+    dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
+    cell.backward[out.dtype](
+        SECONDS * dx.size * size,
+        np.ascontiguousarray(g).reshape(L * N, width),
+        before,
+        np.ascontiguousarray(weight),
+        states,
+        gates,
+        PRODUCTS[out.dtype].plans[0],
+        dx,
+        dproduct,
+        dbias,
+        dstate,
+    )
+    dweight = None
+    if wants_weight:
+        dweight = matmul(dproduct[:N].T, before[:, :size])
+        matmul(dproduct[N:].T, states[:-N, :size], out=dweight, add=True)
+    return dx.reshape(L, N, height), dstate, dweight, dbias
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions of a number: vector code for float32, the C library's for float64
+# --------------------------------------------------------------------------------------------------
+
+
+def _tanh(x: Any) -> Any:
+    return math.tanh(x)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + math.exp(-x))
+
+
+@overload(_tanh, strict=False)
+def _choose_tanh(x: Any) -> Any:
+    if x == types.float32:
+        return lambda x: vector_math.tanh(x)
+    return lambda x: math.tanh(x)
+
+
+@overload(_sigmoid, strict=False)
+def _choose_sigmoid(x: Any) -> Any:
+    if x == types.float32:
+        return lambda x: vector_math.sigmoid(x)
+    return lambda x: 1 / (1 + math.exp(-x))
+
+
+@jit(inline="always")
+def _block(row: Any, block: int, size: int) -> Any:
+    """Return one of the blocks of a row, of which the compiler knows that it is contiguous."""
+    return elements(address_of(row), block * size, size, row)
+
+
+@jit(inline="always")
+def _apply_sigmoid(row: Any) -> None:
+    for j in range(row.size):
+        row[j] = _sigmoid(row[j])
+
+
+# --------------------------------------------------------------------------------------------------
+# The cells, for one sequence. `activate` makes gates of their sums, and a state of the one before.
+# `slopes` makes dx, the gradient of W h + b if that is another, and what of d, the gradient of the
+# state, reaches the one before without W. The loops are many, as the compiler makes vector code
+# only of those with few arrays, of which it checks whether they overlap
+# --------------------------------------------------------------------------------------------------
+
+
+@jit(inline="always")
+def _activate_tanh(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
+    for j in range(size):
+        after[j] = _tanh(gates[j])
+
+
+@jit(inline="always")
+def _slopes_tanh(
+    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any
+) -> None:
+    one = d.dtype.type(1)
+    for j in range(size):
+        dx[j] = d[j] * (one - h[j] * h[j])
+
+
+@jit(inline="always")
+def _activate_relu(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
+    zero = after.dtype.type(0)
+    for j in range(size):
+        after[j] = zero if gates[j] <= zero else gates[j]
+
+
+@jit(inline="always")
+def _slopes_relu(
+    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any
+) -> None:
+    zero = d.dtype.type(0)
+    for j in range(size):
+        dx[j] = zero if h[j] <= zero else d[j]
+
+
+@jit(inline="always")
+def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> None:
+    r, z, p, n = (
+        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
+        _block(gates, 3, size),
+    )  # fmt: skip
+    x_n = _block(x, 2, size)
+    _apply_sigmoid(_block(gates, 0, 2 * size))
+    for j in range(size):
+        n[j] = _tanh(x_n[j] + r[j] * p[j])
+    for j in range(size):
+        after[j] = n[j] + z[j] * (before[j] - n[j])
+
+
+@jit(inline="always")
+def _slopes_gru(
+    size: int, gates: Any, before: Any, _after: Any, d: Any, dx: Any, dproduct: Any
+) -> None:
+    r, z, p, n = (
+        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
+        _block(gates, 3, size),
+    )  # fmt: skip
+    dr, dz, dn, dp = (
+        _block(dx, 0, size),
+        _block(dx, 1, size),
+        _block(dx, 2, size),
+        _block(dproduct, 2, size),
+    )
+    one = d.dtype.type(1)
+    for j in range(size):
+        dn[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
+    for j in range(size):
+        dz[j] = d[j] * (before[j] - n[j]) * z[j] * (one - z[j])
+        d[j] *= z[j]
+    for j in range(size):
+        dp[j] = dn[j] * r[j]
+        dr[j] = dn[j] * p[j] * r[j] * (one - r[j])
+    both = _block(dproduct, 0, 2 * size)
+    for j in range(2 * size):
+        both[j] = dx[j]
+
+
+@jit(inline="always")
+def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> None:
+    i, f, g, o = (
+        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
+        _block(gates, 3, size),
+    )  # fmt: skip
+    h, c, c_before = _block(after, 0, size), _block(after, 1, size), _block(before, 1, size)
+    _apply_sigmoid(_block(gates, 0, 2 * size))
+    for j in range(size):
+        g[j] = _tanh(g[j])
+    _apply_sigmoid(o)
+    for j in range(size):
+        c[j] = f[j] * c_before[j] + i[j] * g[j]
+    for j in range(size):
+        h[j] = o[j] * _tanh(c[j])
+
+
+@jit(inline="always")
+def _slopes_lstm(
+    size: int, gates: Any, before: Any, after: Any, d: Any, dx: Any, _dproduct: Any
+) -> None:
+    i, f, g, o = (
+        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
+        _block(gates, 3, size),
+    )  # fmt: skip
+    di, df, dg, do = (
+        _block(dx, 0, size),
+        _block(dx, 1, size),
+        _block(dx, 2, size),
+        _block(dx, 3, size),
+    )
+    c_before, c, dh, dc = (
+        _block(before, 1, size),
+        _block(after, 1, size),
+        _block(d, 0, size),
+        _block(d, 1, size),
+    )
+    one = d.dtype.type(1)
+    for j in range(size):
+        t = _tanh(c[j])
+        do[j] = dh[j] * t * o[j] * (one - o[j])
+        dc[j] += dh[j] * o[j] * (one - t * t)
+    for j in range(size):
+        di[j] = dc[j] * g[j] * i[j] * (one - i[j])
+        dg[j] = dc[j] * i[j] * (one - g[j] * g[j])
+    for j in range(size):
+        df[j] = dc[j] * c_before[j] * f[j] * (one - f[j])
+        dc[j] *= f[j]
+
+
+# --------------------------------------------------------------------------------------------------
+# Loops over steps
+# --------------------------------------------------------------------------------------------------
+
+
+@jit(inline="always")
+def _row(x: Any, row: int) -> Any:
+    return elements(address_of(x) + row * x.strides[0], 0, x.shape[1], x)
+
+
+@external()
+def _packed(t: BlockSizes, y: Matrix, columns: int, depth: int) -> Any:
+    """Return the panels of a matrix with so many columns, as an array of bytes."""
+    panels = (columns + t.NR - 1) // t.NR
+    work = np.empty(panels * t.NR * depth * t.item + CACHE_LINE, np.uint8)
+    pack(t, transposed(y), columns, depth, t.NR, t.NR, first_line(work))
+    return work
+
+
+@jit()
+def _multiply(
+    t: BlockSizes, rows: int, columns: int, depth: int, a: Matrix, panels: Any, C: Matrix, add: bool
+) -> None:
+    """Compute C = A B, or +=, from the panels of B."""
+    at, full, line, size = first_line(panels), columns // t.NR, t.NR * t.item, t.NR * depth * t.item
+    A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
+    B = Panels(at, t.item, line, size, True)
+    edge = Panels(at + full * size, t.item, line, size, True)
+    macro_kernel(t, rows, columns, depth, A, B, edge, C, add, 0)
+    keep_alive(panels)
+
+
+@jit(inline="always")
+def _rows(x: Any, row: int) -> Matrix:
+    """Return the matrix of the rows of an array from one on."""
+    return Matrix(address_of(x) + row * x.strides[0], x.strides[0], x.strides[1])
+
+
+def _loops(
+    activate: Callable[..., None], slopes: Callable[..., None], apart: bool
+) -> tuple[Any, Any]:
+    """Return the kernels of a cell, forward and backward."""
+
+    @for_each_dtype(pieces=0)
+    def forward_loop(
+        piece: int, pieces: int, x: Read.D2, state: Read.D2, weight: Read.D2, bias: Read.D1,
+        plan: Integers, gates: Written.D2, out: Written.D2,
+    ) -> None:  # fmt: skip
+        (height, size), N, t = weight.shape, len(state), blocks_of(plan, x)
+        batch = span(piece, pieces, N)
+        summed = height - size if apart else height
+        panels = _packed(t, transposed(matrix_of(weight)), height, size)
+        for step in range(0, len(x), N):
+            for n in batch:
+                xs, sums = _row(x, step + n), _row(gates, step + n)
+                for j in range(summed):
+                    sums[j] = xs[j] + bias[j]
+                for j in range(summed, height):
+                    sums[j] = bias[j]
+            before = _rows(out, step - N + batch.start) if step else _rows(state, batch.start)
+            sums_of_step = _rows(gates, step + batch.start)
+            _multiply(t, len(batch), height, size, before, panels, sums_of_step, True)
+            for n in batch:
+                now = step + n
+                previous = _row(out, now - N) if step else _row(state, n)
+                activate(size, _row(x, now), _row(gates, now), previous, _row(out, now))
+
+    @for_each_dtype(pieces=0)
+    def backward_loop(
+        piece: int, pieces: int, g: Read.D2, state: Read.D2, weight: Read.D2, out: Read.D2,
+        gates: Read.D2, plan: Integers, dx: Written.D2, dproduct: Written.D2, dbias: Written.D2,
+        dstate: Written.D2,
+    ) -> None:  # fmt: skip
+        (height, size), N, t = weight.shape, len(state), blocks_of(plan, g)
+        batch = span(piece, pieces, N)
+        panels = _packed(t, matrix_of(weight), size, height)
+        for step in range(len(g) - N, -1, -N):
+            for n in batch:
+                now = step + n
+                arrived, d = _row(g, now), _row(dstate, n)
+                for j in range(d.size):
+                    d[j] += arrived[j]
+                previous = _row(out, now - N) if step else _row(state, n)
+                slopes(
+                    size, _row(gates, now), previous, _row(out, now), d, _row(dx, now),
+                    _row(dproduct, now),
+                )  # fmt: skip
+                slope, total = _row(dproduct, now), _row(dbias, n)
+                for j in range(height):
+                    total[j] += slope[j]
+            products = _rows(dproduct, step + batch.start)
+            _multiply(
+                t, len(batch), size, height, products, panels, _rows(dstate, batch.start), apart
+            )
+
+    return forward_loop, backward_loop
+
+
+CELLS = {
+    "rnn_tanh": Cell(1, False, *_loops(_activate_tanh, _slopes_tanh, False)),
+    "rnn_relu": Cell(1, False, *_loops(_activate_relu, _slopes_relu, False)),
+    "gru": Cell(4, True, *_loops(_activate_gru, _slopes_gru, True)),
+    "lstm": Cell(4, False, *_loops(_activate_lstm, _slopes_lstm, False)),
+}
+"""The cells by name."""

@@ -1,0 +1,133 @@
+"""Convolutional layers: filters that are moved over an image or a sequence."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minigrad import functional
+from minigrad.checks import check_flag, check_positive
+from minigrad.core.tensor import Tensor
+from minigrad.functional.convolution import one_of
+from minigrad.nn import init
+from minigrad.nn.module import Module, Parameter
+from minigrad.ops.convolution import Sizes, pair_of
+from minigrad.random import Rng
+
+__all__ = ["Conv1d", "Conv2d"]
+
+
+class Conv2d(Module):
+    """A convolution of images: `(N, C, H, W)` or `(C, H, W)` -> `(N, O, H', W')` or `(O, H', W')`.
+
+    For the formula and the sizes of the result see `minigrad.convolution`. Weight and bias begin
+    uniform in +-1 / sqrt(n), where n is the number of weights of a filter, as PyTorch's do.
+
+    Args:
+        in_channels: the channels C of an image.
+        out_channels: the number O of filters, which are the channels of the result.
+        kernel_size: the height and width of a filter, one number or two.
+        stride: steps from an element of the result to the next, one number or two.
+        padding: zeros around an image, one number or two, or "same" or "valid".
+        dilation: steps between elements of the kernel, one number or two.
+        groups: into how many groups channels and filters are cut.
+        bias: whether there is one.
+        dtype: the dtype of the parameters.
+        rng: the generator of their values.
+
+    Attributes:
+        weight: `(O, C / groups, h, w)`.
+        bias: `(O,)`, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer, or groups do not divide both channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        name = type(self).__name__
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+        for key, size in sizes.items():
+            check_positive(f"{name}: {key}", size)
+        check_flag(f"{name}: bias", bias)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups={groups} do not divide {in_channels} and {out_channels} channels"
+            )
+        self.stride = self._sizes("stride", stride)
+        self.padding = padding if isinstance(padding, str) else self._sizes("padding", padding, 0)
+        self.dilation = self._sizes("dilation", dilation)
+        self.groups = groups
+        shape = out_channels, in_channels // groups, *self._sizes("kernel_size", kernel_size)
+        self.weight = Parameter.empty(shape, dtype)
+        self.bias = Parameter.empty(out_channels, dtype) if bias else None
+        init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            init.uniform_(self.bias, -bound, bound, rng=rng)
+
+    def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
+        return pair_of(f"Conv2d: {name}", value, least)
+
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of an image."""
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        """The number of filters."""
+        return self.weight.shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """The size of a filter."""
+        return self.weight.shape[2:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x."""
+        options = self.stride, self.padding, self.dilation, self.groups
+        return functional.conv2d(x, self.weight, self.bias, *options)
+
+    def extra_repr(self) -> str:
+        """The channels, the size of a filter, and what differs from the defaults."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        usual = {"stride": {1}, "padding": {0}, "dilation": {1}}
+        for name, numbers in usual.items():
+            if set(getattr(self, name)) != numbers:
+                text += f", {name}={getattr(self, name)!r}"
+        text += f", groups={self.groups}" if self.groups > 1 else ""
+        return text + ("" if self.bias is not None else ", bias=False")
+
+
+class Conv1d(Conv2d):
+    """A convolution of sequences: `(N, C, L)` or `(C, L)` -> `(N, O, L')` or `(O, L')`.
+
+    Arguments and attributes are those of `Conv2d`, with one number for each option, and a weight
+    `(O, C / groups, l)`.
+
+    Raises:
+        ValueError: as `Conv2d`.
+    """
+
+    def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
+        return (pair_of(f"Conv1d: {name}", one_of(f"Conv1d: {name}", value), least)[0],)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x."""
+        options = self.stride, self.padding, self.dilation, self.groups
+        return functional.conv1d(x, self.weight, self.bias, *options)

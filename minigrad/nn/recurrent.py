@@ -1,0 +1,337 @@
+"""Recurrent layers: RNN, GRU and LSTM, for sequences and for one step.
+
+Parameters, gates, shapes and states are those of PyTorch, whose state dicts load. All sequences of
+a batch have one length: a PackedSequence, which holds several, is not supported.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minigrad import functional, ops
+from minigrad.checks import check_positive, check_probability
+from minigrad.core.grad_mode import observed
+from minigrad.core.tensor import Array, Tensor
+from minigrad.nn import init
+from minigrad.nn.module import Module, Parameter
+from minigrad.ops.recurrent import CELLS
+from minigrad.random import Rng
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+Nonlinearity = Literal["tanh", "relu"]
+State = Any  # of an LSTM the pair (h, c), else h
+PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
+
+class _Recurrent(Module):
+    """What layers and cells have in common: the sizes, the parameters, the states."""
+
+    cell: str  # a key of `ops.recurrent.CELLS`
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
+        check_positive(f"{type(self).__name__}: input_size", input_size)
+        check_positive(f"{type(self).__name__}: hidden_size", hidden_size)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+
+    def _add_parameters(self, suffix: str, input_size: int, dtype: DTypeLike, rng: Rng) -> None:
+        """Make the parameters of one cell, uniform in +-1 / sqrt(hidden_size)."""
+        size, bound = self.hidden_size, 1 / math.sqrt(self.hidden_size)
+        height = CELLS[self.cell].gates * size
+        shapes = (height, input_size), (height, size), (height,), (height,)
+        for name, shape in zip(PARAMETERS, shapes, strict=True):
+            parameter = None
+            if self.bias or name.startswith("weight"):
+                parameter = init.uniform_(Parameter.empty(shape, dtype), -bound, bound, rng=rng)
+            setattr(self, name + suffix, parameter)
+
+    def _run(self, x: Tensor, state: Array, suffix: str) -> Tensor:
+        """Return the states after each step of x, `(L, N, ...)`."""
+        w_ih, w_hh, b_ih, b_hh = (getattr(self, name + suffix) for name in PARAMETERS)
+        if self.bias and self.cell != "gru":  # which multiplies b_hh by r: elsewhere both are added
+            b_ih, b_hh = None, b_ih + b_hh
+        return ops.recurrence(ops.linear(x, w_ih, b_ih), state, w_hh, b_hh, self.cell)
+
+    def _check_input(self, x: Tensor, axes: int) -> bool:
+        """Return whether x is a batch, which has so many axes; without a batch it has one less."""
+        if x.ndim not in (axes - 1, axes) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"{type(self).__name__}: x has {axes} axes, or {axes - 1} without a batch, and the "
+                f"last is of size {self.input_size}; this one has shape {x.shape}"
+            )
+        return x.ndim == axes
+
+    def _joined(
+        self, state: State, shape: tuple[int, ...], batched: bool, dtype: np.dtype[Any]
+    ) -> Any:
+        """Return h, or h and c side by side, with the axis of a batch; zeros for None.
+
+        Each is to have this shape, in which the axis before the last is that of a batch.
+        """
+        name, count = type(self).__name__, CELLS[self.cell].states
+        if state is None:
+            return observed(np.zeros, (*shape[:-1], count * shape[-1]), dtype)
+        if count == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise TypeError(f"{name}: the state is a pair (h, c), not {type(state).__name__}")
+        shape = shape if batched else (*shape[:-2], shape[-1])
+        parts = state if count == 2 else [state]
+        for part in parts:
+            if np.shape(part) != shape:
+                raise ValueError(f"{name}: a state has shape {shape} here, not {np.shape(part)}")
+        joined = ops.concatenate(parts, -1) if count == 2 else state
+        return joined if batched else functional.expand_dims(joined, -2)
+
+    def _apart(self, state: Tensor, batched: bool) -> State:
+        """Return h, or the pair of h and c, without the axis of a batch if there is none."""
+        size, batch = self.hidden_size, slice(None) if batched else 0
+        h, *c = (
+            ops.getitem(state, (..., batch, slice(k * size, (k + 1) * size)))
+            for k in range(CELLS[self.cell].states)
+        )
+        return (h, *c) if c else h
+
+
+# --------------------------------------------------------------------------------------------------
+# Sequences
+# --------------------------------------------------------------------------------------------------
+
+
+class _Layers(_Recurrent):
+    """Cells that go through a sequence, in one direction or both, and layers of them."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias)
+        check_positive(f"{type(self).__name__}: num_layers", num_layers)
+        check_probability(f"{type(self).__name__}: dropout", dropout)
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
+        self.bidirectional, self.rng = bidirectional, rng
+        self._directions = ("", "_reverse") if bidirectional else ("",)
+        for layer in range(num_layers):
+            size = hidden_size * len(self._directions) if layer else input_size
+            for direction in self._directions:
+                self._add_parameters(f"_l{layer}{direction}", size, dtype, rng)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Return the last layer's h after each step, and the final states of all layers.
+
+        Args:
+            x: `(L, N, input_size)`, or `(N, L, input_size)` with `batch_first`; or one sequence,
+                `(L, input_size)`.
+            state: the states before the first step, zeros for None: h, or (h, c) in an LSTM, each
+                `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence, where D counts the
+                layers, and in each the directions.
+
+        Returns:
+            The output, of the shape of x but with vectors of size `hidden_size`, or twice that with
+            the backward direction's h behind; and the final states, as `state`.
+
+        Raises:
+            ValueError: if a shape does not match, or there is no step.
+            TypeError: if the state of an LSTM is no pair.
+        """
+        batched = self._check_input(x, 3)
+        swapped = batched and self.batch_first
+        if swapped:
+            x = functional.swapaxes(x, 0, 1)
+        elif not batched:
+            x = functional.expand_dims(x, 1)
+        if len(x) == 0:
+            raise ValueError(f"{type(self).__name__}: a sequence has at least one step")
+        D = self.num_layers * len(self._directions)
+        first = self._joined(state, (D, x.shape[1], self.hidden_size), batched, x.dtype)
+        last: list[Tensor] = []
+        for layer in range(self.num_layers):
+            if layer:
+                x = functional.dropout(x, self.dropout, self.training, rng=self.rng)
+            outputs = []
+            for direction in self._directions:
+                steps = ops.flip(x, 0) if direction else x
+                states = self._run(steps, ops.getitem(first, len(last)), f"_l{layer}{direction}")
+                last.append(ops.getitem(states, -1))
+                h = ops.getitem(states, (..., slice(self.hidden_size)))
+                outputs.append(ops.flip(h, 0) if direction else h)
+            x = ops.concatenate(outputs, -1) if self.bidirectional else outputs[0]
+        if swapped:
+            x = functional.swapaxes(x, 0, 1)
+        elif not batched:
+            x = ops.getitem(x, (slice(None), 0))
+        return x, self._apart(functional.stack(last), batched)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the options that are not the usual ones."""
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        given = {name: getattr(self, name) for name in (*usual, "bidirectional")}
+        options = [f"{name}={v}" for name, v in given.items() if v != usual.get(name, False)]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])
+
+
+class RNN(_Layers):
+    """h = f(W_ih x + b_ih + W_hh h + b_hh), f tanh or relu (Elman, 1990), in one or more layers.
+
+    All parameters begin uniform in +-1 / sqrt(hidden_size). Their names end in the number of the
+    layer, `_l0`, and in `_reverse` if they are of the backward direction.
+
+    Args:
+        input_size: the size of a vector of the sequence.
+        hidden_size: H, the size of h.
+        num_layers: the number of layers; each but the first goes through the output of another.
+        nonlinearity: f, "tanh" or "relu".
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether the batch is the first axis of input and output, not the second.
+        dropout: the probability of dropout between layers, in training.
+        bidirectional: whether each layer goes through the sequence backward, too.
+        dtype: the dtype of the parameters.
+        rng: the generator of the parameters and of the dropout.
+
+    Attributes:
+        weight_ih_l0, weight_hh_l0: `(H, input_size)`, or `(H, H)` or `(H, 2 H)` in a later layer;
+            and `(H, H)`.
+        bias_ih_l0, bias_hh_l0: `(H,)`, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer, f is another function, or dropout is not a
+            probability.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: Nonlinearity = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        self.cell = _rnn(nonlinearity)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            dtype=dtype, rng=rng,
+        )  # fmt: skip
+
+
+class GRU(_Layers):
+    """Gated recurrent units (Cho et al., 2014), in the form of PyTorch; options as in `RNN`.
+
+        r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)
+        n = tanh(W_ih x + b_ih + r (W_hh h + b_hh)),    h = (1 - z) n + z h
+
+    Attributes:
+        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, with `3 H` rows: those of
+            r, z and n.
+    """
+
+    cell = "gru"
+
+
+class LSTM(_Layers):
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997); options as in `RNN`.
+
+        i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh),    g = tanh(W_ih x + b_ih + W_hh h + b_hh)
+        c = f c + i g,    h = o tanh(c)
+
+    Attributes:
+        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, with `4 H` rows: those of
+            i, f, g and o.
+    """
+
+    cell = "lstm"
+
+
+def _rnn(nonlinearity: str) -> str:
+    """Return the key of an RNN's cell, or raise an error."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity is 'tanh' or 'relu', not {nonlinearity!r}")
+    return f"rnn_{nonlinearity}"
+
+
+# --------------------------------------------------------------------------------------------------
+# One step
+# --------------------------------------------------------------------------------------------------
+
+
+class _Cell(_Recurrent):
+    """A cell that does one step in each call."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias)
+        self._add_parameters("", input_size, dtype, rng)
+
+    def forward(self, x: Tensor, state: State = None) -> State:
+        """Return the state after a step: h, or (h, c) in an LSTMCell.
+
+        Args:
+            x: `(N, input_size)`, or `(input_size,)`.
+            state: the state before, in the form of the result, each `(N, hidden_size)` or
+                `(hidden_size,)`; zeros for None.
+
+        Raises:
+            ValueError: if a shape does not match.
+            TypeError: if the state of an LSTMCell is no pair.
+        """
+        batched = self._check_input(x, 2)
+        x = x if batched else functional.expand_dims(x, 0)
+        before = self._joined(state, (len(x), self.hidden_size), batched, x.dtype)
+        states = self._run(functional.expand_dims(x, 0), before, "")
+        return self._apart(ops.getitem(states, 0), batched)
+
+    def extra_repr(self) -> str:
+        """The sizes, and whether biases are missing."""
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+
+
+class RNNCell(_Cell):
+    """One step of `RNN`; the names of the parameters have no ending: `weight_ih`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Nonlinearity = "tanh",
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        self.cell = _rnn(nonlinearity)
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng)
+
+
+class GRUCell(_Cell):
+    """One step of `GRU`; the names of the parameters have no ending: `weight_ih`."""
+
+    cell = "gru"
+
+
+class LSTMCell(_Cell):
+    """One step of `LSTM`; the names of the parameters have no ending: `weight_ih`."""
+
+    cell = "lstm"

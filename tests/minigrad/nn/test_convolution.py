@@ -1,0 +1,164 @@
+"""Convolutional layers and functions: errors, and what kernels must not depend on."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad import kernels, nn
+from minigrad.kernels.convolution import plan
+from minigrad.kernels.geometry import Geometry
+from minigrad.kernels.threads import get_max_threads
+
+WEIGHT = np.ones((4, 2, 3, 3))
+
+REFUSED = {
+    "a stride of 0": ({"stride": 0}, "stride must be a positive integer, not 0"),
+    "three strides": ({"stride": (1, 1, 1)}, "stride is a number, or two for rows and columns"),
+    "a negative padding": ({"padding": -1}, "padding must be an integer of at least 0, not -1"),
+    "half a dilation": ({"dilation": 0.5}, "dilation must be a positive integer, not 0.5"),
+    "no groups": ({"groups": 0}, "groups must be a positive integer, not 0"),
+    "groups that do not divide": ({"groups": 3}, "do not go with groups=3: groups must divide"),
+    "an unknown padding": ({"padding": "full"}, "'same' or 'valid', not 'full'"),
+    "same with a stride": ({"padding": "same", "stride": 2}, "offered for a stride of 1, not of 2"),
+    "a large kernel": (
+        {"dilation": 4},
+        r"covers \(9, 9\) is larger than the padded image \(5, 6\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_options_that_are_refused(name):
+    options, message = REFUSED[name]
+    x = mg.Tensor(np.ones((1, 4, 5, 6)), requires_grad=True)
+    with pytest.raises(ValueError, match=f"^conv2d: .*{message}"):
+        mg.conv2d(x, WEIGHT, **({"groups": 2} | options))
+
+
+def test_operands_that_are_refused():
+    for f, x, weight, bias, message in (
+        (mg.conv2d, np.ones((4, 5)), WEIGHT, None, r"images \(N, C, H, W\)"),
+        (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, "weight"),
+        (mg.conv2d, np.ones((1, 3, 5, 5)), WEIGHT, None, "3 channels and 4 filters of 2 channels"),
+        (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT, np.ones(3), r"a bias of shape \(3,\)"),
+        (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[:0], None, "weight"),
+        (mg.conv1d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, r"sequences \(N, C, L\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^{f.__name__}: .*{message}"):
+            f(x, weight, bias)
+    with pytest.raises(ValueError, match="y has shape"):
+        mg.convolution_input(np.ones((1, 4, 2, 2)), WEIGHT, (5, 5))
+    with pytest.raises(ValueError, match="y has shape"):
+        mg.convolution_weight(np.ones((1, 4, 2, 2)), np.ones((1, 2, 5, 5)), (3, 3))
+
+
+def test_layers_refuse_what_cannot_be():
+    for options, message in (
+        ({"out_channels": 0}, "Conv2d: out_channels must be a positive integer"),
+        ({"groups": 2}, "Conv2d: groups=2 do not divide 3 and 4 channels"),
+        ({"kernel_size": (3, 0)}, "Conv2d: kernel_size must be a positive integer"),
+        ({"stride": 0}, "Conv2d: stride must be a positive integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nn.Conv2d(**({"in_channels": 3, "out_channels": 4, "kernel_size": 3} | options))
+    with pytest.raises(ValueError, match="Conv1d: kernel_size is one number"):
+        nn.Conv1d(3, 4, (3, 3))
+
+
+def random_convolution(rng):
+    """Operands and options of a convolution, of any shape."""
+    while True:
+        groups, images = (int(n) for n in rng.integers(1, 4, 2))
+        channels, filters = (groups * int(n) for n in rng.integers(1, [5, 12]))
+        kernel, stride, dilation = (tuple(map(int, rng.integers(1, 5, 2))) for _ in range(3))
+        padding, size = (
+            tuple(map(int, rng.integers(0, 6, 2))),
+            tuple(map(int, rng.integers(1, 45, 2))),
+        )
+        how = Geometry(stride, padding, dilation, groups)
+        result = how.result_size(size, kernel)
+        if min(result) > 0:
+            x = rng.standard_normal((images, channels, *size))
+            weight = rng.standard_normal((filters, channels // groups, *kernel))
+            y, bias = rng.standard_normal((images, filters, *result)), rng.standard_normal(filters)
+            return how, x, weight, bias, y
+
+
+def three(how, x, weight, bias, y):
+    c = kernels.convolution
+    return (
+        c.convolve(x, weight, bias, how),
+        c.input_gradient(y, weight, x.shape[2:], how),
+        c.weight_gradient(y, x, weight.shape[2:], how),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kernels_agree_with_sums_over_windows(dtype, monkeypatch):
+    if not kernels.convolution.correlate:
+        pytest.skip("nothing is compiled")
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        how, *arrays = random_convolution(rng)
+        arrays = [x.astype(dtype) for x in arrays]
+        found = three(how, *arrays)
+        with monkeypatch.context() as numpy_alone:
+            numpy_alone.setattr(kernels.convolution, "kernel_for", lambda *_: None)
+            right = three(how, *arrays)
+        for x, y in zip(found, right, strict=True):
+            assert x.shape == y.shape
+            assert x.dtype == y.dtype == dtype
+            most = 20 * np.finfo(dtype).eps * max(1, np.abs(y).max()) * np.sqrt(arrays[0][0].size)
+            assert np.abs(x - y).max() < most, how
+
+
+@pytest.fixture
+def on_threads(monkeypatch):
+    """Sets the number of threads, and makes any work worth it."""
+    before = mg.get_num_threads()
+    monkeypatch.setattr(kernels.convolution, "SECONDS", 1.0)
+    yield mg.set_num_threads
+    mg.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 33, 30), (1, 4, 70, 50), (40, 2, 7, 7)])
+def test_threads_and_blocks_change_no_bit(shape, on_threads, monkeypatch):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((9, shape[1], 3, 3)).astype(np.float32)
+    x, how = rng.standard_normal(shape).astype(np.float32), Geometry((1, 2), (1, 1), (1, 1), 1)
+    y = rng.standard_normal((shape[0], 9, *how.result_size(shape[2:], (3, 3)))).astype(np.float32)
+    results = []
+    for threads in (1, get_max_threads()):
+        on_threads(threads)
+        results.append([z.tobytes() for z in three(how, x, weight, None, y)])
+    assert results[0] == results[1]
+    for blocks in (1, 50):
+        of_blocks = partial(plan.forward_plan, blocks=blocks)
+        monkeypatch.setattr(kernels.convolution, "forward_plan", of_blocks)
+        assert kernels.convolution.convolve(x, weight, None, how).tobytes() == results[0][0]
+
+
+def test_an_infinity_beside_an_image_stays_there():
+    """What lies beside a row in memory is multiplied with nothing."""
+    x = np.ones((1, 2, 6, 5), np.float32)
+    x[0, 1] = np.inf
+    out = mg.conv2d(x, np.ones((3, 1, 3, 3), np.float32).repeat(2, 0), groups=2, padding=1)
+    assert np.isfinite(out[0, :3]).all()
+    assert np.isinf(out[0, 3:]).all()
+    y = np.ones((1, 2, 6, 5), np.float32)
+    y[0, 1] = np.nan
+    dw = kernels.convolution.weight_gradient(
+        y, np.ones((1, 2, 6, 5), np.float32), (3, 3), Geometry((1, 1), (1, 1), (1, 1), 2)
+    )
+    assert np.isfinite(dw[0]).all()
+    assert np.isnan(dw[1]).all()
+
+
+def test_plans_are_found_once_for_a_shape():
+    plan.forward_plan.cache_clear()
+    x = np.ones((2, 3, 9, 9), np.float32)
+    for _ in range(3):
+        mg.conv2d(x, np.ones((2, 3, 2, 2), np.float32))
+    assert plan.forward_plan.cache_info().misses == 1
