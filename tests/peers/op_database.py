@@ -153,10 +153,10 @@ def compare(name, opinfo, sample):
     try:
         arguments, options = mapped(partial(in_ours, pairs=pairs), given)
         with np.errstate(all="ignore"):
-            ours = row.call(Ours(), *arguments, **options)
-        theirs = opinfo.op(*given[0], **given[1])
-        if row.outputs is not None:
-            ours, theirs = row.outputs(ours), row.outputs(theirs)
+            x, *others = arguments
+            ours = row.outputs(row.call(Ours(), row.operand(x), *others, **options))
+        (x, *others), options = given
+        theirs = row.outputs(opinfo.op(row.operand(x), *others, **options))
         kind, order, worst = differences(torch, flat(ours), flat(theirs), pairs, orders)
     except AbsentError as error:
         return Sample(ABSENT, str(error), text=text)

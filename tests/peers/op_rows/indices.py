@@ -14,10 +14,9 @@ def places(index, dim):
 
 
 def gather(m, x, dim, index):
-    rows, where = vector(m, x), vector(m, index)
-    if not index.size:
+    if index.ndim > max(x.ndim, 1):  # PyTorch takes any empty index
         return m.zeros(index.shape, dtype=x.dtype)
-    return m.reshape(rows[places(where, axis_of(rows, dim))], index.shape)
+    return m.reshape(m.gather(vector(m, x), dim, vector(m, index)), index.shape)
 
 
 def put_at(m, x, where, values):
@@ -34,13 +33,12 @@ def add_at(m, x, where, values):
 
 def scatter(m, x, dim, index, src, reduce=None):
     rows, index = vector(m, x), vector(m, index)
-    where = places(index, axis_of(rows, dim))
-    if hasattr(src, "shape"):
-        src = vector(m, src)[tuple(slice(n) for n in index.shape)]
-    else:
-        src = m.full(index.shape, float(src), x.dtype)
-    out = add_at(m, rows, where, src) if reduce == "add" else put_at(m, rows, where, src)
-    return m.reshape(out, x.shape)
+    src = vector(m, src) if hasattr(src, "shape") else src
+    if reduce != "add":
+        return m.reshape(m.scatter(rows, dim, index, src), x.shape)
+    src = m.broadcast_to(src, index.shape) if isinstance(src, float) else src
+    src = src[tuple(slice(n) for n in index.shape)]
+    return m.reshape(add_at(m, rows, places(index, axis_of(rows, dim)), src), x.shape)
 
 
 def reduce_at(m, rows, where, values, include_self, mean):
@@ -168,6 +166,7 @@ INDICES = {
     "nn.functional.embedding": embedding,
     "nn.functional.one_hot": lambda m, x, num_classes=-1: m.one_hot(
         x, None if num_classes == -1 else num_classes),
-    "nonzero": lambda m, x, as_tuple=False: m.stack(list(m.nonzero(x)), -1),
+    "nonzero": lambda m, x, as_tuple=False: (
+        m.nonzero(vector(m, x)) if as_tuple else m.stack(list(m.nonzero(x)), -1)),
     "argwhere": lambda m, x: m.stack(list(m.nonzero(x)), -1),
 }  # fmt: skip

@@ -66,10 +66,19 @@ def instance_norm(m, x, running_mean=None, running_var=None, weight=None, bias=N
 
 
 def pool(name):
-    """Pooling, of which the values are compared: ours returns no indices."""
+    """Pooling, of which the values are compared: ours returns no indices.
+
+    Sizes of one element stand for a number in PyTorch, and those of none for the default.
+    """
+
+    def plain(value):
+        if isinstance(value, tuple) and len(value) < 2:
+            return value[0] if value else None
+        return value
 
     def call(m, x, *args, return_indices=False, **options):
-        return getattr(m, name)(x, *args, **options)
+        options = {key: plain(value) for key, value in options.items()}
+        return getattr(m, name)(x, *map(plain, args), **options)
 
     return Row(call, first)
 

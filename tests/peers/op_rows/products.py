@@ -5,7 +5,7 @@ from functools import reduce
 
 import numpy as np
 
-from tests.peers.op_rows.row import Row, first, same, vector
+from tests.peers.op_rows.row import Row, first, same, symmetric, vector
 from tests.peers.op_rows.shapes import broadcast_tensors
 
 
@@ -77,9 +77,7 @@ def triangular(m, a, b, *, upper, left=True, unitriangular=False):
     if unitriangular:
         eye = np.eye(a.shape[-1])
         a = a * (1 - eye) + eye
-    if left:
-        return m.solve(a, b)
-    return m.swapaxes(m.solve(m.swapaxes(a, -1, -2), m.swapaxes(b, -1, -2)), -1, -2)
+    return m.solve(a, b, left)
 
 
 def solve(m, a, b, *, left=True):
@@ -87,9 +85,7 @@ def solve(m, a, b, *, left=True):
     vectors = b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1])
     if vectors:
         return m.squeeze(m.solve(a, m.expand_dims(b, -1)), -1)
-    if left:
-        return m.solve(a, b)
-    return m.swapaxes(m.solve(m.swapaxes(a, -1, -2), m.swapaxes(b, -1, -2)), -1, -2)
+    return m.solve(a, b, left)
 
 
 def lower(m, x, upper=False):
@@ -102,13 +98,6 @@ def gram(m, factor, upper=False):
     factor = m.triu(factor) if upper else m.tril(factor)
     other = m.swapaxes(factor, -1, -2)
     return other @ factor if upper else factor @ other
-
-
-def matrix_power(m, a, n):
-    if n < 0:
-        a, n = m.inv(a), -n
-    eye = m.broadcast_to(m.eye(a.shape[-1], dtype=a.dtype), a.shape)
-    return reduce(m.matmul, [a] * n, eye) if n else eye + 0 * a
 
 
 def tensorinv(m, a, ind=2):
@@ -150,10 +139,10 @@ def corrcoef(m, x):
     return m.clip(c / m.expand_dims(d, 1) / d, -1.0, 1.0)
 
 
-def invariant_svd(out):
-    """What does not depend on signs: |U|, s, |V|, of the columns that belong to singular values."""
+def without_signs(out):
+    """What no choice is in: s, |U| and |V|, of the vectors that belong to singular values."""
     u, s, v = out
-    return s, abs(u), abs(v)
+    return s, abs(u[..., : s.shape[-1]]), abs(v[..., : s.shape[-1], :])
 
 
 def cond(m, x, p=None):
@@ -253,21 +242,23 @@ PRODUCTS = {
             m, m.swapaxes(a, -1, -2) if transpose else a, b,
             upper=upper != transpose, unitriangular=unitriangular),
         first),
-    "linalg.matrix_power": matrix_power,
+    "linalg.matrix_power": "matrix_power",
     "linalg.tensorinv": tensorinv,
     "linalg.tensorsolve": tensorsolve,
     "linalg.vander": vander,
-    "linalg.svd": Row(lambda m, x, full_matrices=True: m.svd(x, full_matrices), invariant_svd),
+    "linalg.svd": Row(lambda m, x, full_matrices=True: m.svd(x, full_matrices), without_signs),
     "svd": Row(lambda m, x, some=True, compute_uv=True: m.svd(x, not some),
-               lambda out: (out[1], abs(out[0]))),
+               lambda out: (out[1], abs(out[0][..., : out[1].shape[-1]]))),
     "linalg.polar": polar,
     "linalg.matrix_sqrth": matrix_sqrth,
-    "linalg.svdvals": lambda m, x: m.svd(x)[1],
-    "linalg.eigh": Row(lambda m, x, UPLO="L": m.eigh(x), lambda out: (out[0], abs(out[1]))),
-    "linalg.eigvalsh": lambda m, x, UPLO="L": m.eigh(x)[0],
-    "linalg.pinv": "pinv",
+    "linalg.svdvals": "svdvals",
+    "linalg.eigh": Row(
+        lambda m, x, UPLO="L": m.eigh(x), lambda out: (out[0], abs(out[1])), symmetric),
+    "linalg.eigvalsh": Row(lambda m, x, UPLO="L": m.eigvalsh(x), operand=symmetric),
+    "linalg.pinv": lambda m, x, *, rtol=None: m.pinv(x, rtol),
     "linalg.pinv/singular": lambda m, a, b: m.pinv(a @ m.swapaxes(b, -1, -2)),
-    "linalg.pinv/hermitian": lambda m, x, hermitian=True: m.pinv(x),
+    "linalg.pinv/hermitian": Row(
+        lambda m, x, *, hermitian: m.pinv(x, hermitian=hermitian), operand=symmetric),
     "pinverse": "pinv",
     "linalg.matrix_rank": matrix_rank,
     "linalg.matrix_rank/hermitian": matrix_rank,

@@ -113,6 +113,15 @@ def along(name):
     return with_dtype(lambda m, x, dim: m.reshape(getattr(m, name)(vector(m, x), dim), x.shape))
 
 
+def running(name):
+    """A running extreme along a dim, and where it is."""
+
+    def call(m, x, dim):
+        return [m.reshape(out, x.shape) for out in getattr(m, name)(vector(m, x), dim)]
+
+    return call
+
+
 def diff(m, x, n=1, dim=-1, prepend=None, append=None):
     return m.diff(x, n, dim, prepend=prepend, append=append)
 
@@ -151,8 +160,8 @@ REDUCTIONS = {
     "logsumexp": all_dims("logsumexp"),
     "cumsum": along("cumsum"),
     "cumprod": along("cumprod"),
-    "cummax": "cummax",
-    "cummin": "cummin",
+    "cummax": running("cummax"),
+    "cummin": running("cummin"),
     "median": median,
     "nanmedian": median,  # of samples without a nan
     "kthvalue": lambda m, x, k, dim=-1, keepdim=False: nth(m, x, k - 1, dim, keepdim),

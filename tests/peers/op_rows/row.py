@@ -9,10 +9,17 @@ RENAMED = {"dim": "axis", "keepdim": "keepdims"}
 
 @dataclass(frozen=True)
 class Row:
-    """How to call ours, and what to compare of the outputs, in either library, if not all."""
+    """How to call ours, and two functions that are applied in both libraries.
+
+    Attributes:
+        call: ours.
+        outputs: what to compare of the outputs, if not all of them.
+        operand: what to take instead of the first operand.
+    """
 
     call: Callable[..., Any]
-    outputs: Callable[..., Any] | None = None
+    outputs: Callable[..., Any] = lambda out: out
+    operand: Callable[..., Any] = lambda x: x
 
 
 class SkippedError(Exception):
@@ -50,6 +57,11 @@ def axis_of(x, dim):
 def first(out):
     """The first of several outputs."""
     return out[0] if isinstance(out, (tuple, list)) else out
+
+
+def symmetric(x):
+    """A symmetric matrix, of which PyTorch reads one triangle, and ours both."""
+    return x + x.swapaxes(-1, -2)
 
 
 def vector(m, x):
