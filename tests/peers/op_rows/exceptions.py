@@ -27,7 +27,7 @@ ON_PURPOSE = [
 ]  # fmt: skip
 
 # Functions and options that are to come, as parts of the reasons.
-TO_COME = ("there is nothing to repeat", "into shape (0,1,newaxis)")
+TO_COME = ("into shape (0,1,newaxis)",)
 
 OUT_OF_SCOPE = {
     "complex numbers": (
