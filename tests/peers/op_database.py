@@ -1,6 +1,6 @@
 """PyTorch's own database of ops, with its sample inputs, run through ours.
 
-    python -m tests.peers.op_database [--verbose] [--every] [name ...]
+    python -m tests.peers.op_database [--verbose] [name ...]
 
 prints how many samples agree in value, first and second derivatives, what we refuse and why, and
 which entries have no counterpart. `tests.peers.op_rows` is the table of counterparts.
@@ -11,7 +11,6 @@ outputs times fixed random numbers; the second ones those of the sum of all firs
 
 import argparse
 import re
-import sys
 import traceback
 import warnings
 from collections import Counter, defaultdict
@@ -32,9 +31,6 @@ from tests.peers.op_rows import ON_PURPOSE, OUT_OF_SCOPE, ROWS, SkippedError
 # samples have operands or results in float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 FLOOR = 1e-3  # elements below this much of the largest one are what cancellation left
-
-# Of entries with more samples than this, so many are taken, at equal distances; --every takes all.
-ENOUGH = 200
 
 VALUE = "the value"
 PLACES = {1: "a first derivative", 2: "a second derivative"}
@@ -272,8 +268,8 @@ def is_clear(error):
 # --------------------------------------------------------------------------------------------------
 
 
-def run(name, every=False):
-    """Compare the samples of one entry; at most ENOUGH of them unless `every` is true."""
+def run(name):
+    """Compare the samples of one entry."""
     import torch
 
     opinfo = database()[name]
@@ -283,9 +279,6 @@ def run(name, every=False):
         dtype = torch.float64 if torch.float64 in opinfo.dtypes else torch.int64
         differentiable = opinfo.supports_autograd and dtype == torch.float64
         samples = list(opinfo.sample_inputs("cpu", dtype, requires_grad=differentiable))
-        if not every and len(samples) > ENOUGH:
-            picked = np.linspace(0, len(samples) - 1, ENOUGH).round().astype(int)
-            samples = [samples[i] for i in picked]
         found = [compare(name, opinfo, sample) for sample in samples]
     for sample in found:
         sample.purpose = purpose(name, sample)
@@ -305,12 +298,11 @@ def main():
         "names", nargs="*", help="entries, as nn.functional.relu or div/no_rounding_mode"
     )
     parser.add_argument("--verbose", action="store_true", help="a line for each entry")
-    parser.add_argument("--every", action="store_true", help="all samples of entries with many")
     options = parser.parse_args()
     known = database()
     entries = []
     for name in options.names or ROWS:
-        entry = run(name, options.every)
+        entry = run(name)
         entries.append(entry)
         if options.verbose:
             counts = Counter(sample.kind for sample in entry.samples)
@@ -361,4 +353,4 @@ def absent(known):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
