@@ -35,6 +35,21 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
 
 
+def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
+    """Return an integer for each of so many axes, given as one number for all or as several.
+
+    Raises:
+        ValueError: if there are not as many, or one is not an integer of at least `least`, 0 or 1.
+    """
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(numbers) != axes:
+        several = f", or {axes} of them" if axes > 1 else ""
+        raise ValueError(f"{name} is one number{several}, not {value!r:.60}")
+    for number in numbers:
+        (check_positive if least else check_count)(name, number)
+    return tuple(map(int, numbers))
+
+
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from minigrad.checks import for_each_axis
 from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import pad
 from minigrad.ops import convolution, reshape
-from minigrad.ops.convolution import Sizes, pair_of
+from minigrad.ops.convolution import Sizes
 
 
 @composition
@@ -62,18 +61,12 @@ def conv1d(
             f"{x.shape} and {weight.shape}"
         )
     x, weight = (reshape(v, (*v.shape[:-1], 1, v.shape[-1])) for v in (x, weight))
-    ahead = padding if isinstance(padding, str) else (0, one_of("padding", padding))
-    steps = (1, one_of("stride", stride)), ahead, (1, one_of("dilation", dilation))
-    out = conv2d(x, weight, bias, *steps, groups)
+    if not isinstance(padding, str):
+        padding = (0, *for_each_axis("padding", padding, 1, least=0))
+    steps = (1, *for_each_axis("stride", stride, 1))
+    between = (1, *for_each_axis("dilation", dilation, 1))
+    out = conv2d(x, weight, bias, steps, padding, between, groups)
     return reshape(out, (*out.shape[:-2], out.shape[-1]))
-
-
-def one_of(name: str, value: Sizes) -> int:
-    """Return a number that is given as such, or in a sequence of one."""
-    numbers = value if isinstance(value, Sequence) else (value,)
-    if len(numbers) != 1:
-        raise ValueError(f"{name} is one number, not {value!r:.60}")
-    return numbers[0]
 
 
 def _padded(
@@ -86,9 +79,9 @@ def _padded(
         raise ValueError(
             f"padding is a number, two numbers, 'same' or 'valid', not {padding!r:.60}"
         )
-    if pair_of("stride", stride) != (1, 1):
+    if for_each_axis("stride", stride, 2) != (1, 1):
         raise ValueError(f"padding='same' is offered for a stride of 1, not of {stride!r:.60}")
-    between = pair_of("dilation", dilation)
+    between = for_each_axis("dilation", dilation, 2)
     zeros = [d * (size - 1) for d, size in zip(between, weight.shape[2:], strict=True)]
     if any(number % 2 for number in zeros):
         x = pad(x, [(0, 0), (0, 0), *((0, number % 2) for number in zeros)])

@@ -38,8 +38,8 @@ from minigrad.ops.products import swap_last
 
 _UNDEFINED: dict[str, Callable[..., Any]] = {
     Undefined(
-        "the derivative is undefined: it needs a vector of two equal values, or of a singular "
-        "value of 0"
+        "the derivative is undefined: it needs vectors that are not unique, of equal eigenvalues "
+        "or singular values, or of a singular value of 0"
     ): lambda gradient: np.isnan(gradient)
 }
 
@@ -103,7 +103,7 @@ def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
 
 @op(
     floats=True,
-    cost=lambda a: cubes(a, 23, 3),
+    cost=lambda a: cubes(a, 23, 3),  # with the eigenvalues it is 9 n^3
     shape=lambda a: a.shape,
     gradient_hint=_UNDEFINED,
 )
@@ -175,11 +175,11 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
     With k = min(m, n), S has shape `(..., k)`. U is `(..., m, m)` and Vh `(..., n, n)`; without
     `full_matrices` they have only the k columns and rows that belong to a singular value.
 
-    The sign that a column of U and the row of Vh have in common is arbitrary, and further columns
-    and rows are any basis of what is left. The derivative is that of functions that do not depend
-    on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and one of 0
-    has none, as an absolute value; a derivative that needs a vector of equal ones is nan, and so is
-    one that needs a vector of 0, in U if m > n and in Vh if m < n.
+    The sign that a column of U and the row of Vh have in common is arbitrary, and the further
+    columns and rows are any basis of what is left. The derivative is that of functions that do not
+    depend on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and
+    one of 0 has none, as an absolute value. A derivative that needs a vector of equal ones is nan,
+    and so is one that needs a vector of 0 in U if m > n, or in Vh if m < n.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
@@ -242,21 +242,19 @@ def singular_vectors(a: Array, found: Any) -> Array:
 @singular_vectors.vjp("a")
 def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     s, v = singular_values(a, found), _thin(swap_last(a), found[::-1])
-    *_, m, n = a.shape
-    count, rank = out.shape[-1], min(m, n)
-    turns, is_needed = _turns(matmul(swap_last(out), g))
-    turns, is_needed = (getitem(x, (..., slice(rank))) for x in (turns, is_needed))
+    count, rank = out.shape[-1], s.shape[-1]
+    projected = matmul(swap_last(out), g)
+    turns, is_needed = (getitem(x, (..., slice(rank))) for x in _turns(projected))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
     others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
     row, column = _as_row(s), _as_column(concatenate([s, others], -1))
     total = row + column
     weights = row / where(total == 0, 1.0, total)
-    inner = _over((turns, is_needed), row - column, s) * weights
-    out_a = matmul(out, inner)
-    if count < m:  # the vectors may also turn to where none of them is
-        rest = g - matmul(out, matmul(swap_last(out), g))
-        out_a = out_a + _over((rest, rest != 0), row, s)
-    return matmul(out_a, swap_last(v))
+    left = matmul(out, _over((turns, is_needed), row - column, s) * weights)
+    if count < a.shape[-2]:  # the vectors may also turn to where none of them is
+        rest = g - matmul(out, projected)
+        left = left + _over((rest, rest != 0), row, s)
+    return matmul(left, swap_last(v))
 
 
 def _thin(a: Array, found: Any) -> Array:
@@ -297,7 +295,12 @@ def logarithm_of(a: Any) -> tuple[Any, Any]:
     return np.asarray(signs), np.asarray(logarithms)
 
 
-@op(floats=True, cost=lambda a: cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
+@op(
+    floats=True,
+    cost=lambda a: cubes(a, 2, 3),
+    shape=lambda a: a.shape[:-2],
+    nonfinite_hint={"the logarithm of 0: a matrix is singular": lambda out: np.isinf(out)},
+)
 def log_determinant(a: Array, found: Any) -> Array:
     """log |det(A)|, of which `logarithm_of` has found the sign and the value."""
     return found[1].copy()

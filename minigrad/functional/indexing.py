@@ -120,10 +120,11 @@ def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, 
             f"indices run from {indices.min()} to {indices.max()}, which is out of bounds for "
             f"axis {axis} of shape {shape}"
         )
+    index = np.indices(indices.shape)
+    index[axis] = indices % size if size else indices
+    # In one row, where the last of several values for a place remains, however indices are stored.
     source = np.full(shape, -1)
-    index: list[Any] = list(np.indices(indices.shape, sparse=True))
-    index[axis] = indices
-    source[tuple(index)] = np.arange(indices.size).reshape(indices.shape)  # the last one remains
+    source.reshape(-1)[np.ravel_multi_index(index, shape).ravel()] = np.arange(indices.size)
     written = source >= 0
     return np.flatnonzero(written), source[written], written
 

@@ -28,8 +28,10 @@ def _channel_norm(
         average, variance = (reshape(m, _beside(x)) for m in moments)
         deviation = x - average
     else:
-        y = x if num_groups is None else reshape(x, (x.shape[0], num_groups, -1))
-        axes = (0, *range(2, x.ndim)) if num_groups is None else (2,)
+        y, axes = x, (0, *range(2, x.ndim))
+        if num_groups is not None:
+            size = math.prod(x.shape[1:]) // num_groups
+            y, axes = reshape(x, (x.shape[0], num_groups, size)), (2,)
         deviation = y - mean(y, axes, keepdims=True)
         variance = mean(deviation * deviation, axes, keepdims=True)
     out = reshape(deviation * rsqrt(variance + eps), x.shape)
@@ -96,10 +98,19 @@ def batch_norm(
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if shapes do not match, eps is negative, there is less than two elements of a
-            channel in training, or nothing to normalise by in evaluation.
+        ValueError: if shapes do not match, eps is negative, there are less than two elements of a
+            channel in training, or there is nothing to normalise by in evaluation.
+        TypeError: if a running moment is no array of floats, or requires a gradient.
     """
-    _check(x, eps, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    running = {"running_mean": running_mean, "running_var": running_var}
+    _check(x, eps, weight=weight, bias=bias, **running)
+    for name, value in running.items():
+        of_floats = isinstance(value, (Tensor, np.ndarray)) and value.dtype.kind == "f"
+        if value is not None and (not of_floats or getattr(value, "requires_grad", False)):
+            raise TypeError(
+                f"{name} is a Tensor or an array of floats, which is written to and has no "
+                f"gradient, not {value!r:.60}"
+            )
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed if training is not True")
@@ -109,8 +120,8 @@ def batch_norm(
     if count < 2:
         raise ValueError(f"more than one value per channel is needed in training, unlike {x.shape}")
     moments = observed(kernels.channel_norm.moments, as_array(x), None)
-    running = [r if r is None else as_array(r) for r in (running_mean, running_var)]
-    observed(update_running, *running, moments, momentum, count)
+    arrays = [None if value is None else as_array(value) for value in running.values()]
+    observed(update_running, *arrays, moments, momentum, count)
     return channel_norm(x, weight, bias, moments, eps=eps)
 
 

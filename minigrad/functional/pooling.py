@@ -7,7 +7,8 @@ sequence, the axis of rows is one of size 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_positive
+from minigrad.checks import for_each_axis
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -23,8 +24,25 @@ from minigrad.functional.composition import composition
 from minigrad.ops import getitem, reshape
 
 Sizes = int | Sequence[int]
-Windows = NDArray[np.int64]  # of an axis: for each its start, its end, and its step or divisor
 
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Windows:
+    """The windows of an axis; `bounds` has for each its start, its end, and its step or divisor."""
+
+    bounds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    @classmethod
+    def of(cls, *columns: Any) -> Windows:
+        """Make windows of the columns of their bounds, of which some may be one number for all."""
+        return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
+
+
+_WHOLE = Windows.of(0, [1], 1)
+"""The only window of an axis of size 1."""
 
 # --------------------------------------------------------------------------------------------------
 # The largest elements
@@ -79,18 +97,18 @@ def _max_pool(
 ) -> Tensor:  # fmt: skip
     sizes = _sizes(x, axes)
     options = _options(axes, kernel_size, stride, padding)
-    dilations = _each("dilation", dilation, axes, check_positive)
+    dilations = for_each_axis("dilation", dilation, axes)
     windows = [*map(_max_windows, sizes, *options, dilations, [bool(ceil_mode)] * axes)]
     rows, columns = windows if axes == 2 else (_WHOLE, *windows)
     shape = x.shape[:-axes]
     if axes == 1:
         x = reshape(x, (*shape, 1, *sizes))
-    places = observed(kernels.pooling.largest, as_array(x), rows, columns)
+    places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
     out = getitem(reshape(x, -1), places)
     return out if axes == 2 else reshape(out, (*shape, len(columns)))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _max_windows(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> Windows:
@@ -104,7 +122,7 @@ def _max_windows(
             f"a window has no element, with padding = {padding} and dilation = {dilation} on an "
             f"axis of size {size}"
         )
-    return _as_windows(starts, ends, dilation)
+    return Windows.of(starts, ends, dilation)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -114,8 +132,9 @@ def _max_windows(
 
 def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
     """The FLOPs of a sum of all windows, and of their divisions, in all planes."""
-    sizes = ((windows[:, 1] - windows[:, 0]).sum() for windows in (rows, columns))
-    return math.prod(shape[:-2]) * int(math.prod(sizes) + len(rows) * len(columns))
+    starts, ends, _ = zip(rows.bounds.sum(0).tolist(), columns.bounds.sum(0).tolist(), strict=True)
+    elements = (ends[0] - starts[0]) * (ends[1] - starts[1])
+    return math.prod(shape[:-2]) * int(elements + len(rows) * len(columns))
 
 
 @op(
@@ -126,7 +145,7 @@ def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
 )
 def window_means(x: Array, rows: Windows, columns: Windows) -> Array:
     """The sums of windows of `(..., H, W)`, divided by the divisors of their rows and columns."""
-    return kernels.pooling.means(x, rows, columns)
+    return kernels.pooling.means(x, rows.bounds, columns.bounds)
 
 
 @window_means.vjp("x")
@@ -142,7 +161,7 @@ def _window_means_x(g: Array, rows: Windows, columns: Windows, x_shape: tuple[in
 )
 def spread_means(means: Array, rows: Windows, columns: Windows, shape: tuple[int, ...]) -> Array:
     """The transpose of `window_means`, for x of this shape."""
-    return kernels.pooling.spread(means, rows, columns, shape)
+    return kernels.pooling.spread(means, rows.bounds, columns.bounds, shape)
 
 
 spread_means.vjp("means", lambda g, rows, columns: window_means(g, rows, columns))
@@ -203,7 +222,7 @@ def _avg_pool(
     return _means(x, [*map(_mean_windows, _sizes(x, axes), *options, *flags, divisors)])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _mean_windows(
     size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, with_padding: bool,
     divisor: int | None,
@@ -213,7 +232,7 @@ def _mean_windows(
     ends = np.minimum(starts + kernel, size + padding)
     inside = np.maximum(starts, 0), np.minimum(ends, size)
     counted = ends - starts if with_padding else inside[1] - inside[0]
-    return _as_windows(*inside, counted if divisor is None else divisor)
+    return Windows.of(*inside, counted if divisor is None else divisor)
 
 
 @composition
@@ -246,15 +265,15 @@ def _adaptive_avg_pool(
     given = output_size if isinstance(output_size, Sequence) else [output_size] * axes
     if len(given) == axes:
         given = [size if n is None else n for n, size in zip(given, sizes, strict=True)]
-    counts = _each("output_size", given, axes, check_count)  # type: ignore[arg-type]
+    counts = for_each_axis("output_size", given, axes, least=0)
     return _means(x, [*map(_adaptive_windows, sizes, counts)])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _adaptive_windows(size: int, count: int) -> Windows:
     places = np.arange(count)
     starts, ends = places * size // max(count, 1), -(-(places + 1) * size // max(count, 1))
-    return _as_windows(starts, ends, ends - starts)
+    return Windows.of(starts, ends, ends - starts)
 
 
 def _means(x: Array, windows: Sequence[Windows]) -> Tensor:
@@ -280,26 +299,16 @@ def _sizes(x: Array, axes: int) -> tuple[int, ...]:
     return shape[-axes:]
 
 
-def _each(name: str, value: Sizes, axes: int, check: Callable[[str, Any], None]) -> tuple[int, ...]:
-    """Return an option for each axis, given as one number or as several."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} is a number, or {axes} of them, not {value!r:.60}")
-    for number in values:
-        check(name, number)
-    return tuple(map(int, values))
-
-
 def _options(
     axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
 ) -> list[tuple[int, ...]]:
     """Return kernel_size, stride and padding for each axis."""
-    kernels = _each("kernel_size", kernel_size, axes, check_positive)
-    strides = kernels if stride is None else _each("stride", stride, axes, check_positive)
-    return [kernels, strides, _each("padding", padding, axes, check_count)]
+    kernels = for_each_axis("kernel_size", kernel_size, axes)
+    strides = kernels if stride is None else for_each_axis("stride", stride, axes)
+    return [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
 
 
-def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> Windows:
+def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:
     """Return where windows that reach so far begin on an axis of this size."""
     if padding > reach // 2:
         raise ValueError(f"padding = {padding} is more than half a window, which spans {reach}")
@@ -313,11 +322,3 @@ def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -
             + (f" with padding {padding} at both ends" if padding else "")
         )
     return np.arange(count) * stride - padding
-
-
-def _as_windows(*columns: Any) -> Windows:
-    return np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64)
-
-
-_WHOLE = _as_windows(0, [1], 1)
-"""The only window of an axis of size 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]
 
 
 class Geometry(NamedTuple):

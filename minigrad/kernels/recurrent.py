@@ -25,13 +25,14 @@ from numba import types
 from numba.extending import overload
 
 from minigrad.kernels import vector_math
+from minigrad.kernels.fused import rows_of
 from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.gemm.macrokernel import Panels, first_line, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
+from minigrad.kernels.gemm.packing import Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of, matrix_of, transposed
 from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
-from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.launch import for_each_dtype, kernel_for
 from minigrad.kernels.vector import address_of, elements, keep_alive
 
 SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
@@ -66,10 +67,10 @@ def forward(
     gates = np.empty((L * N, cell.saved * size), x.dtype)
     kernel(
         SECONDS * x.size * size,
-        x.reshape(L * N, width),
-        np.ascontiguousarray(state),
-        np.ascontiguousarray(weight),
-        np.zeros(width, x.dtype) if bias is None else np.ascontiguousarray(bias),
+        rows_of(x, width),
+        rows_of(state, state.shape[1]),
+        rows_of(weight, size),
+        np.zeros(width, x.dtype) if bias is None else bias.ravel(),
         PRODUCTS[x.dtype].plans[0],
         gates,
         out.reshape(L * N, -1),
@@ -85,14 +86,16 @@ def backward(
     That of b is still to be summed over the batch: `(N, gates H)`.
     """
     cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
-    before, states = np.ascontiguousarray(state), out.reshape(L * N, width)
+    # Numbers in half precision come as they were, although the forward computed with wider ones.
+    g, state, weight, out = (a.astype(gates.dtype, copy=False) for a in (g, state, weight, out))
+    before, states = rows_of(state, width), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
     dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
     cell.backward[out.dtype](
         SECONDS * dx.size * size,
-        np.ascontiguousarray(g).reshape(L * N, width),
+        rows_of(g, width),
         before,
-        np.ascontiguousarray(weight),
+        rows_of(weight, size),
         states,
         gates,
         PRODUCTS[out.dtype].plans[0],
@@ -135,16 +138,58 @@ def _choose_sigmoid(x: Any) -> Any:
     return lambda x: 1 / (1 + math.exp(-x))
 
 
-@jit(inline="always")
+@external(fastmath={"contract"})
+def _apply_tanh(row: Any) -> None:
+    for j in range(row.size):
+        row[j] = _tanh(row[j])
+
+
+@external(fastmath={"contract"})
+def _apply_sigmoid(row: Any) -> None:
+    for j in range(row.size):
+        row[j] = _sigmoid(row[j])
+
+
+@external()
+def _copy(source: Any, target: Any) -> None:
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@external()
+def _add(source: Any, target: Any) -> None:
+    for j in range(target.size):
+        target[j] += source[j]
+
+
+@external()
+def _fill(x: Any, bias: Any, sums: Any, summed: int) -> None:
+    """Write a bias to rows, and add to its first numbers those of x."""
+    for n in range(len(sums)):
+        row, xs = sums[n], x[n]
+        for j in range(bias.size):
+            row[j] = bias[j]
+        for j in range(summed):
+            row[j] += xs[j]
+
+
+@jit()
 def _block(row: Any, block: int, size: int) -> Any:
     """Return one of the blocks of a row, of which the compiler knows that it is contiguous."""
     return elements(address_of(row), block * size, size, row)
 
 
-@jit(inline="always")
-def _apply_sigmoid(row: Any) -> None:
-    for j in range(row.size):
-        row[j] = _sigmoid(row[j])
+@jit()
+def _four(row: Any, size: int) -> Any:
+    """Return all blocks of a row with four."""
+    first, second = _block(row, 0, size), _block(row, 1, size)
+    return first, second, _block(row, 2, size), _block(row, 3, size)
+
+
+@jit()
+def _row(x: Any, row: int) -> Any:
+    """Return a row of an array, likewise."""
+    return elements(address_of(x) + row * x.strides[0], 0, x.shape[1], x)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,8 +202,8 @@ def _apply_sigmoid(row: Any) -> None:
 
 @jit(inline="always")
 def _activate_tanh(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
-    for j in range(size):
-        after[j] = _tanh(gates[j])
+    _copy(gates, after)
+    _apply_tanh(after)
 
 
 @jit(inline="always")
@@ -188,14 +233,12 @@ def _slopes_relu(
 
 @jit(inline="always")
 def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> None:
-    r, z, p, n = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
+    r, z, p, n = _four(gates, size)
     x_n = _block(x, 2, size)
     _apply_sigmoid(_block(gates, 0, 2 * size))
     for j in range(size):
-        n[j] = _tanh(x_n[j] + r[j] * p[j])
+        n[j] = x_n[j] + r[j] * p[j]
+    _apply_tanh(n)
     for j in range(size):
         after[j] = n[j] + z[j] * (before[j] - n[j])
 
@@ -204,16 +247,9 @@ def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> Non
 def _slopes_gru(
     size: int, gates: Any, before: Any, _after: Any, d: Any, dx: Any, dproduct: Any
 ) -> None:
-    r, z, p, n = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
-    dr, dz, dn, dp = (
-        _block(dx, 0, size),
-        _block(dx, 1, size),
-        _block(dx, 2, size),
-        _block(dproduct, 2, size),
-    )
+    r, z, p, n = _four(gates, size)
+    dr, dz, dn = _block(dx, 0, size), _block(dx, 1, size), _block(dx, 2, size)
+    dp = _block(dproduct, 2, size)
     one = d.dtype.type(1)
     for j in range(size):
         dn[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
@@ -223,51 +259,37 @@ def _slopes_gru(
     for j in range(size):
         dp[j] = dn[j] * r[j]
         dr[j] = dn[j] * p[j] * r[j] * (one - r[j])
-    both = _block(dproduct, 0, 2 * size)
-    for j in range(2 * size):
-        both[j] = dx[j]
+    _copy(_block(dx, 0, 2 * size), _block(dproduct, 0, 2 * size))
 
 
 @jit(inline="always")
 def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> None:
-    i, f, g, o = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
+    i, f, g, o = _four(gates, size)
     h, c, c_before = _block(after, 0, size), _block(after, 1, size), _block(before, 1, size)
     _apply_sigmoid(_block(gates, 0, 2 * size))
-    for j in range(size):
-        g[j] = _tanh(g[j])
+    _apply_tanh(g)
     _apply_sigmoid(o)
     for j in range(size):
         c[j] = f[j] * c_before[j] + i[j] * g[j]
+    _copy(c, h)
+    _apply_tanh(h)
     for j in range(size):
-        h[j] = o[j] * _tanh(c[j])
+        h[j] *= o[j]
 
 
 @jit(inline="always")
 def _slopes_lstm(
     size: int, gates: Any, before: Any, after: Any, d: Any, dx: Any, _dproduct: Any
 ) -> None:
-    i, f, g, o = (
-        _block(gates, 0, size), _block(gates, 1, size), _block(gates, 2, size),
-        _block(gates, 3, size),
-    )  # fmt: skip
-    di, df, dg, do = (
-        _block(dx, 0, size),
-        _block(dx, 1, size),
-        _block(dx, 2, size),
-        _block(dx, 3, size),
-    )
-    c_before, c, dh, dc = (
-        _block(before, 1, size),
-        _block(after, 1, size),
-        _block(d, 0, size),
-        _block(d, 1, size),
-    )
+    i, f, g, o = _four(gates, size)
+    di, df, dg, do = _four(dx, size)
+    c, c_before = _block(after, 1, size), _block(before, 1, size)
+    dh, dc = _block(d, 0, size), _block(d, 1, size)
     one = d.dtype.type(1)
+    _copy(c, do)
+    _apply_tanh(do)
     for j in range(size):
-        t = _tanh(c[j])
+        t = do[j]
         do[j] = dh[j] * t * o[j] * (one - o[j])
         dc[j] += dh[j] * o[j] * (one - t * t)
     for j in range(size):
@@ -283,37 +305,33 @@ def _slopes_lstm(
 # --------------------------------------------------------------------------------------------------
 
 
-@jit(inline="always")
-def _row(x: Any, row: int) -> Any:
-    return elements(address_of(x) + row * x.strides[0], 0, x.shape[1], x)
-
-
 @external()
-def _packed(t: BlockSizes, y: Matrix, columns: int, depth: int) -> Any:
-    """Return the panels of a matrix with so many columns, as an array of bytes."""
-    panels = (columns + t.NR - 1) // t.NR
+def _packed(plan: Any, y: Any, transpose: bool) -> Any:
+    """Return the panels of a matrix, or of its transpose, as an array of bytes."""
+    t, columns = blocks_of(plan, y), transposed(matrix_of(y))
+    (depth, count) = y.shape
+    if transpose:
+        columns, depth, count = matrix_of(y), count, depth
+    panels = (count + t.NR - 1) // t.NR
     work = np.empty(panels * t.NR * depth * t.item + CACHE_LINE, np.uint8)
-    pack(t, transposed(y), columns, depth, t.NR, t.NR, first_line(work))
+    pack(t, columns, count, depth, t.NR, t.NR, first_line(work))
     return work
 
 
-@jit()
+@external()
 def _multiply(
-    t: BlockSizes, rows: int, columns: int, depth: int, a: Matrix, panels: Any, C: Matrix, add: bool
-) -> None:
-    """Compute C = A B, or +=, from the panels of B."""
-    at, full, line, size = first_line(panels), columns // t.NR, t.NR * t.item, t.NR * depth * t.item
-    A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
-    B = Panels(at, t.item, line, size, True)
-    edge = Panels(at + full * size, t.item, line, size, True)
-    macro_kernel(t, rows, columns, depth, A, B, edge, C, add, 0)
+    plan: Any, like: Any, rows: int, a: Matrix, depth: int, panels: Any, C: Matrix, columns: int,
+    add: bool,
+) -> None:  # fmt: skip
+    """Compute C = A B, or +=, for as many rows, from the panels of B."""
+    t, at, full = blocks_of(plan, like), first_line(panels), columns // plan[1]
+    line, size = t.NR * t.item, t.NR * depth * t.item
+    macro_kernel(
+        t, rows, columns, depth, Panels(a.at, a.row, a.col, t.MR * a.row, False),
+        Panels(at, t.item, line, size, True), Panels(at + full * size, t.item, line, size, True), C,
+        add, 0,
+    )  # fmt: skip
     keep_alive(panels)
-
-
-@jit(inline="always")
-def _rows(x: Any, row: int) -> Matrix:
-    """Return the matrix of the rows of an array from one on."""
-    return Matrix(address_of(x) + row * x.strides[0], x.strides[0], x.strides[1])
 
 
 def _loops(
@@ -326,24 +344,20 @@ def _loops(
         piece: int, pieces: int, x: Read.D2, state: Read.D2, weight: Read.D2, bias: Read.D1,
         plan: Integers, gates: Written.D2, out: Written.D2,
     ) -> None:  # fmt: skip
-        (height, size), N, t = weight.shape, len(state), blocks_of(plan, x)
-        batch = span(piece, pieces, N)
-        summed = height - size if apart else height
-        panels = _packed(t, transposed(matrix_of(weight)), height, size)
-        for step in range(0, len(x), N):
-            for n in batch:
-                xs, sums = _row(x, step + n), _row(gates, step + n)
-                for j in range(summed):
-                    sums[j] = xs[j] + bias[j]
-                for j in range(summed, height):
-                    sums[j] = bias[j]
-            before = _rows(out, step - N + batch.start) if step else _rows(state, batch.start)
-            sums_of_step = _rows(gates, step + batch.start)
-            _multiply(t, len(batch), height, size, before, panels, sums_of_step, True)
-            for n in batch:
-                now = step + n
-                previous = _row(out, now - N) if step else _row(state, n)
-                activate(size, _row(x, now), _row(gates, now), previous, _row(out, now))
+        (height, size), N = weight.shape, len(state)
+        first, count = piece * N // pieces, (piece + 1) * N // pieces - piece * N // pieces
+        panels = _packed(plan, weight, True)
+        before = state[first : first + count]
+        for step in range(first, len(x), N):
+            xs, sums = x[step : step + count], gates[step : step + count]
+            after = out[step : step + count]
+            _fill(xs, bias, sums, height - size if apart else height)
+            _multiply(
+                plan, weight, count, matrix_of(before), size, panels, matrix_of(sums), height, True
+            )
+            for n in range(count):
+                activate(size, _row(xs, n), _row(sums, n), _row(before, n), _row(after, n))
+            before = after
 
     @for_each_dtype(pieces=0)
     def backward_loop(
@@ -351,27 +365,32 @@ def _loops(
         gates: Read.D2, plan: Integers, dx: Written.D2, dproduct: Written.D2, dbias: Written.D2,
         dstate: Written.D2,
     ) -> None:  # fmt: skip
-        (height, size), N, t = weight.shape, len(state), blocks_of(plan, g)
-        batch = span(piece, pieces, N)
-        panels = _packed(t, matrix_of(weight), size, height)
-        for step in range(len(g) - N, -1, -N):
-            for n in batch:
-                now = step + n
-                arrived, d = _row(g, now), _row(dstate, n)
-                for j in range(d.size):
-                    d[j] += arrived[j]
-                previous = _row(out, now - N) if step else _row(state, n)
+        (height, size), N = weight.shape, len(state)
+        first, count = piece * N // pieces, (piece + 1) * N // pieces - piece * N // pieces
+        panels = _packed(plan, weight, False)
+        ds, totals = dstate[first : first + count], dbias[first : first + count]
+        after = out[len(g) - N + first : len(g) - N + first + count]
+        for step in range(len(g) - N + first, -1, -N):
+            before = out[step - N : step - N + count] if step >= N else state[first : first + count]
+            saved, slope = gates[step : step + count], dx[step : step + count]
+            products = dproduct[step : step + count]
+            for n in range(count):
+                d, product = _row(ds, n), _row(products, n)
+                _add(_row(g, step + n), d)
                 slopes(
-                    size, _row(gates, now), previous, _row(out, now), d, _row(dx, now),
-                    _row(dproduct, now),
-                )  # fmt: skip
-                slope, total = _row(dproduct, now), _row(dbias, n)
-                for j in range(height):
-                    total[j] += slope[j]
-            products = _rows(dproduct, step + batch.start)
+                    size,
+                    _row(saved, n),
+                    _row(before, n),
+                    _row(after, n),
+                    d,
+                    _row(slope, n),
+                    product,
+                )
+                _add(product, _row(totals, n))
             _multiply(
-                t, len(batch), size, height, products, panels, _rows(dstate, batch.start), apart
+                plan, weight, count, matrix_of(products), height, panels, matrix_of(ds), size, apart
             )
+            after = before
 
     return forward_loop, backward_loop
 

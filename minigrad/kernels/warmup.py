@@ -84,7 +84,8 @@ def turn(kernel: Kernel) -> int:
         return 0
     if module == "minigrad.kernels.attention":
         return 2 if name == "forward_loop" else 4
-    multiplies = module.startswith(("minigrad.kernels.gemm", "minigrad.kernels.lora"))
+    callers = "gemm", "lora", "recurrent"
+    multiplies = module.startswith(tuple(f"minigrad.kernels.{name}" for name in callers))
     return 3 if multiplies else 1
 
 

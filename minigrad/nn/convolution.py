@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional
-from minigrad.checks import check_flag, check_positive
+from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
-from minigrad.functional.convolution import one_of
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
-from minigrad.ops.convolution import Sizes, pair_of
+from minigrad.ops.convolution import Sizes
 from minigrad.random import Rng
 
 __all__ = ["Conv1d", "Conv2d"]
@@ -44,6 +43,8 @@ class Conv2d(Module):
     Raises:
         ValueError: if a size is not a positive integer, or groups do not divide both channels.
     """
+
+    _axes = 2
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Conv2d(Module):
             init.uniform_(self.bias, -bound, bound, rng=rng)
 
     def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
-        return pair_of(f"Conv2d: {name}", value, least)
+        return for_each_axis(f"{type(self).__name__}: {name}", value, self._axes, least)
 
     @property
     def in_channels(self) -> int:
@@ -124,8 +125,7 @@ class Conv1d(Conv2d):
         ValueError: as `Conv2d`.
     """
 
-    def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
-        return (pair_of(f"Conv1d: {name}", one_of(f"Conv1d: {name}", value), least)[0],)
+    _axes = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x."""

@@ -11,7 +11,7 @@
 Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
 attributes in the order of their assignment, into modules, lists, tuples and dicts, and names each
 parameter by its path: `layers.0.weight`. A parameter with two paths is one parameter, under its
-first name.
+first name. Buffers are found in the same way; they and the parameters make up the state.
 """
 
 from __future__ import annotations

@@ -127,19 +127,19 @@ class _Layers(_Recurrent):
             for direction in self._directions:
                 self._add_parameters(f"_l{layer}{direction}", size, dtype, rng)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, hx: State = None) -> tuple[Tensor, State]:
         """Return the last layer's h after each step, and the final states of all layers.
 
         Args:
             x: `(L, N, input_size)`, or `(N, L, input_size)` with `batch_first`; or one sequence,
                 `(L, input_size)`.
-            state: the states before the first step, zeros for None: h, or (h, c) in an LSTM, each
+            hx: the states before the first step, zeros for None: h, or (h, c) in an LSTM, each
                 `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence, where D counts the
                 layers, and in each the directions.
 
         Returns:
             The output, of the shape of x but with vectors of size `hidden_size`, or twice that with
-            the backward direction's h behind; and the final states, as `state`.
+            the backward direction's h behind; and the final states, as `hx`.
 
         Raises:
             ValueError: if a shape does not match, or there is no step.
@@ -154,7 +154,7 @@ class _Layers(_Recurrent):
         if len(x) == 0:
             raise ValueError(f"{type(self).__name__}: a sequence has at least one step")
         D = self.num_layers * len(self._directions)
-        first = self._joined(state, (D, x.shape[1], self.hidden_size), batched, x.dtype)
+        first = self._joined(hx, (D, x.shape[1], self.hidden_size), batched, x.dtype)
         last: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer:
@@ -163,7 +163,7 @@ class _Layers(_Recurrent):
             for direction in self._directions:
                 steps = ops.flip(x, 0) if direction else x
                 states = self._run(steps, ops.getitem(first, len(last)), f"_l{layer}{direction}")
-                last.append(ops.getitem(states, -1))
+                last.append(ops.getitem(states, slice(-1, None)))
                 h = ops.getitem(states, (..., slice(self.hidden_size)))
                 outputs.append(ops.flip(h, 0) if direction else h)
             x = ops.concatenate(outputs, -1) if self.bidirectional else outputs[0]
@@ -171,7 +171,8 @@ class _Layers(_Recurrent):
             x = functional.swapaxes(x, 0, 1)
         elif not batched:
             x = ops.getitem(x, (slice(None), 0))
-        return x, self._apart(functional.stack(last), batched)
+        final = ops.concatenate(last) if len(last) > 1 else last[0]
+        return x, self._apart(final, batched)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that are not the usual ones."""
@@ -285,12 +286,12 @@ class _Cell(_Recurrent):
         super().__init__(input_size, hidden_size, bias)
         self._add_parameters("", input_size, dtype, rng)
 
-    def forward(self, x: Tensor, state: State = None) -> State:
+    def forward(self, x: Tensor, hx: State = None) -> State:
         """Return the state after a step: h, or (h, c) in an LSTMCell.
 
         Args:
             x: `(N, input_size)`, or `(input_size,)`.
-            state: the state before, in the form of the result, each `(N, hidden_size)` or
+            hx: the state before, in the form of the result, each `(N, hidden_size)` or
                 `(hidden_size,)`; zeros for None.
 
         Raises:
@@ -299,7 +300,7 @@ class _Cell(_Recurrent):
         """
         batched = self._check_input(x, 2)
         x = x if batched else functional.expand_dims(x, 0)
-        before = self._joined(state, (len(x), self.hidden_size), batched, x.dtype)
+        before = self._joined(hx, (len(x), self.hidden_size), batched, x.dtype)
         states = self._run(functional.expand_dims(x, 0), before, "")
         return self._apart(ops.getitem(states, 0), batched)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_positive
+from minigrad.checks import check_positive, for_each_axis
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.kernels.geometry import Geometry
@@ -183,12 +183,12 @@ def _convolution_weight_x(
 
 def _checked(
     x: Shape, weight: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> tuple[Geometry, tuple[int, int]]:
+) -> tuple[Geometry, tuple[int, ...]]:
     """Return the options by axis and the size of the result; raise an error if they do not go."""
     check_positive("groups", groups)
     how = Geometry(
-        pair_of("stride", stride), pair_of("padding", padding, least=0),
-        pair_of("dilation", dilation), groups,
+        for_each_axis("stride", stride, 2), for_each_axis("padding", padding, 2, least=0),
+        for_each_axis("dilation", dilation, 2), groups,
     )  # fmt: skip
     if len(x) != 4 or len(weight) != 4 or 0 in weight:
         raise ValueError(
@@ -222,13 +222,3 @@ def _checked_result(
             f"{(y.shape[0], weight.shape[0], *result)}"
         )
     return how
-
-
-def pair_of(name: str, value: Sizes, least: int = 1) -> tuple[int, int]:
-    """Return a number twice, or the two numbers of a pair; raise an error if one is too small."""
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} is a number, or two for rows and columns, not {value!r:.60}")
-    for number in pair:
-        (check_positive if least else check_count)(name, number)
-    return int(pair[0]), int(pair[1])

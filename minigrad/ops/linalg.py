@@ -87,10 +87,10 @@ def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], left: bool, out: Arra
     adjoint = _solved_for(swap_last(a), g, left, vector)
     if vector:
         adjoint, out = (reshape(v, (*v.shape, 1)) for v in (adjoint, out))
-    if vector or left:
-        product = matmul(adjoint, swap_last(out))
-        return -(product if left else swap_last(product))
-    return -matmul(swap_last(out), adjoint)
+    elif not left:
+        adjoint, out = swap_last(adjoint), swap_last(out)
+    product = matmul(adjoint, swap_last(out))
+    return -(product if left else swap_last(product))
 
 
 def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
@@ -106,11 +106,7 @@ def _pinv_cost(a: Array, out: Array) -> int:
     return 13 * size * int(min(a.shape[-2:]))  # of singular values, their vectors and a product
 
 
-@op(
-    floats=True,
-    cost=_pinv_cost,
-    shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]),
-)
+@op(floats=True, cost=_pinv_cost, shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]))
 def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array:
     """The pseudoinverse P of each matrix in `(..., m, n)` (Moore and Penrose): `(..., n, m)`.
 

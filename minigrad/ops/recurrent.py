@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import kernels
+from minigrad.core.grad_mode import mode
 from minigrad.core.op import op, replay
 from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.activation import relu, sigmoid
@@ -104,7 +105,18 @@ def recurrence(
     x, state, weight = np.asarray(x), np.asarray(state), np.asarray(weight)
     _check(x, state, weight, bias, cell)
     found = kernels.recurrent.forward(x, state, weight, bias, cell)
-    return (_recurrence(x, state, weight, bias, cell), None) if found is None else found
+    if found is not None:
+        return found
+    return _unobserved(_recurrence, x, state, weight, bias, cell), None
+
+
+def _unobserved(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of ops, which are a part of this one: no observer is to see them."""
+    before, mode.state = mode.state, (mode.grad_enabled, ())
+    try:
+        return function(*arguments)
+    finally:
+        mode.state = before
 
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
@@ -144,7 +156,7 @@ def _inputs(
     inputs = x, state, weight, bias
     wanted = [i for i, needed in enumerate(needs_input_grad) if needed]
     parents: Any = {i: Tensor(inputs[i], requires_grad=True).node for i in wanted}
-    found = replay(recurrence.compose, (*inputs, cell), parents, wanted, g)
+    found = _unobserved(replay, recurrence.compose, (*inputs, cell), parents, wanted, g)
     gradients = dict(zip(wanted, found, strict=True))
     return [gradients.get(i) for i in range(len(inputs))]
 

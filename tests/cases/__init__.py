@@ -25,6 +25,7 @@ from tests.cases import (
     losses,
     neural,
     products,
+    recurrent,
     reduction,
     shape,
 )
@@ -73,5 +74,6 @@ CASES: list[Case] = [
     *convolution.CASES,
     *neural.CASES,
     *images.CASES,
+    *recurrent.CASES,
     *losses.CASES,
 ]

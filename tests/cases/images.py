@@ -31,7 +31,7 @@ def pooled(x, axes, reduce):
 
 def options_of(dims, *options):
     """Each option for each axis."""
-    return zip(*(np.broadcast_to(option, dims).tolist() for option in options), strict=True)
+    return zip(*(np.broadcast_to(option, dims) for option in options), strict=True)
 
 
 def max_pool(dims):
@@ -92,7 +92,7 @@ def batch_norm(
 
 
 def group_norm(x, num_groups, weight=1.0, bias=0.0, eps=1e-5):
-    groups = x.reshape(len(x), num_groups, -1)
+    groups = x.reshape(len(x), num_groups, np.prod(x.shape[1:]) // num_groups)
     return affine(standardised(groups, 2, eps).reshape(x.shape), weight, bias)
 
 
@@ -121,6 +121,8 @@ CASES = [
             ("two sizes", IMAGE, {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)}),
             ("dilated", IMAGE, {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": (3, 2)}),
             ("beyond the end", IMAGE, {"kernel_size": 2, "stride": 2, "ceil_mode": True}),
+            ("not beyond the padding", (1, 1, 3, 3),
+             {"kernel_size": 2, "padding": 1, "ceil_mode": True}),
             ("gaps", (1, 1, 5, 5), {"kernel_size": 1, "stride": 3, "ceil_mode": True}),
             ("no batch", (2, 3, 3), {"kernel_size": [2, 2]}),
             ("all", (1, 1, 3, 2), {"kernel_size": (3, 2)}),
@@ -152,7 +154,10 @@ CASES = [
             ("", IMAGE, {"kernel_size": 2}),
             ("padded", IMAGE, {"kernel_size": 3, "stride": 2, "padding": 1}),
             ("two sizes", IMAGE, {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)}),
-            ("beyond the end", IMAGE, {"kernel_size": 3, "padding": 1, "ceil_mode": True}),
+            ("beyond the end", (2, 1, 4, 3),
+             {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+            ("not beyond the padding", IMAGE,
+             {"kernel_size": 3, "padding": 1, "ceil_mode": True}),
             ("without padding", IMAGE,
              {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False}),
             ("another divisor", IMAGE, {"kernel_size": 2, "divisor_override": 3}),

@@ -162,7 +162,7 @@ CASES = [
     *[
         Case("matrix_power", regular(shape), np.linalg.matrix_power, {"n": n}, note=f"{shape} {n}")
         for shape in [(3, 3), (2, 2, 2)]
-        for n in (3, -2, 1, 0, 6)
+        for n in (5, -2, 1, 0, 6)
     ],
     *[
         Case("det", make, reference, note=note)
@@ -240,6 +240,13 @@ CASES = [
         np.linalg.pinv,
         {"hermitian": True},
         function=lambda f, a, **options: f(a + a.swapaxes(-1, -2), **options),
+    ),
+    Case(
+        "pinv",
+        separated((3, 3)),
+        lambda a, hermitian: np.linalg.pinv((a + a.T) / 2),
+        {"hermitian": True},
+        note="not symmetric",
     ),
     Case(
         "pinv",

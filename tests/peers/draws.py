@@ -345,7 +345,7 @@ def pooled(dims, make=normal, **ranges):
         kernel = [int(k) for k in rng.integers(2, 5, dims)]
         options = {"kernel_size": kernel, "stride": [int(s) for s in rng.integers(1, 4, dims)]}
         options |= {"padding": [k // 2 for k in kernel], "ceil_mode": bool(rng.integers(2))}
-        options |= {name: int(rng.integers(1, n)) for name, n in ranges.items()}
+        options |= {name: int(rng.integers(*bounds)) for name, bounds in ranges.items()}
         return make(x_shape), options
 
     return draw
@@ -510,9 +510,9 @@ RANDOM = {
     "rms_norm": normalised("x", "weight"),
     "batch_norm": channels(running_mean=None, running_var=None, training=True),
     "group_norm": channels(),
-    **{f"max_pool{n}d": pooled(n, distinct, dilation=3) for n in (1, 2)},
-    "avg_pool1d": pooled(1, count_include_pad=2),
-    "avg_pool2d": pooled(2, divisor_override=5),
+    **{f"max_pool{n}d": pooled(n, distinct, dilation=(1, 3)) for n in (1, 2)},
+    "avg_pool1d": pooled(1),
+    "avg_pool2d": pooled(2, divisor_override=(1, 5)),
     **{f"adaptive_avg_pool{n}d": adaptive(n) for n in (1, 2)},
     "scaled_dot_product_attention": attended,
     "rope": rotated,

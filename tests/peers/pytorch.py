@@ -137,6 +137,19 @@ def lora_linear(t, x, weight, lora_a, lora_b, bias=None, scale=1.0):
     return linear(x, weight, bias) + scale * linear(linear(x, lora_a), lora_b)
 
 
+def recurrence(t, x, state, weight, bias=None, cell="lstm"):
+    """Step by step, by PyTorch's cells; the map of what they get from outside does nothing."""
+    more = t.eye(len(weight), dtype=x.dtype), weight, None if bias is None else 0 * bias, bias
+    states = []
+    for now in x:
+        if cell == "lstm":
+            state = t.cat(t.lstm_cell(now, state.chunk(2, 1), *more), 1)
+        else:
+            state = getattr(t, f"{cell}_cell")(now, state, *more)
+        states.append(state)
+    return t.stack(states)
+
+
 def narrow_linear(t, x, weight, bias=None):
     return t.nn.functional.linear(x, t.from_numpy(weight.dense(np.float64)).to(x.dtype), bias)
 
@@ -283,6 +296,7 @@ PYTORCH = {
     "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
     "norm": norm,
     "lora_linear": lora_linear,
+    "recurrence": recurrence,
     "nf4_linear": narrow_linear,
     "bfloat16_linear": narrow_linear,
     "reshape": lambda t, x, shape: t.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
@@ -381,7 +395,7 @@ DIFFERENT = {
     "xlogy-x is 0, and no logarithm: 0": (DIFFERS, "PyTorch divides 0 by 0"),
     "scatter-repeated": (DIFFERS, "to what was written last; PyTorch says that theirs is wrong"),
     **dict.fromkeys(
-        ("cholesky-not symmetric", "eigvalsh-not symmetric"),
+        ("cholesky-not symmetric", "eigvalsh-not symmetric", "pinv-not symmetric"),
         (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
     ),
     **dict.fromkeys(
@@ -474,10 +488,12 @@ DIFFERENT = {
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
             *("logaddexp", "hypot"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
-            *("avg_pool1d", "batch_norm", "group_norm"),
-            *("pinv", "eigvalsh", "svdvals"),
+            *("batch_norm", "group_norm", "pinv", "eigvalsh", "svdvals"),
         )
     },
+    "avg_pool1d-integers give float32": (DIFFERS, "integers stay integers there"),
+    "max_pool1d-ints": (PYTORCH_REFUSES, "floats only"),
+    "adaptive_avg_pool2d-to none": (PYTORCH_REFUSES, "it has no derivative there"),
     **{
         f"binary_cross_entropy_with_logits-{name} is learned": (PYTORCH_REFUSES, "a constant there")
         for name in ("weight", "pos_weight")

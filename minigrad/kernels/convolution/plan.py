@@ -85,9 +85,11 @@ def _plan(
     copied = height if in_place else (block - 1) * stride[0] + reach[0]
     in_line = taps[1] % stride[1] * phase + taps[1] // stride[1]
     table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
+    together = max(1, min(images, most // copied)) if block == rows else 1
+    (top, left), (step, phases) = start, stride
     lines = Lines(
-        images, groups, channels, height, width, *start, *stride, reach[0], line, copied,
-        in_place, block, rows, cols, max(1, most // copied) if block == rows else 1,
+        images, groups, channels, height, width, top, left, step, phases, reach[0], line, copied,
+        in_place, block, rows, cols, together,
     )  # fmt: skip
     sizes = np.array([*block_sizes(itemsize), *lines])
     return Plan(table.reshape(-1) * itemsize, sizes)

@@ -1,4 +1,4 @@
-"""Convolutions, forward and backward."""
+"""Convolutions, forward and backward, and a training step of a small convolutional network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.benchmarks.workload import OURS, Contender, Goal, Point, Run, Workload
+from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
 
 
 class Shapes(NamedTuple):
@@ -66,7 +66,81 @@ def _torch(s: Shapes) -> Run:
     return _run(torch.nn.functional.conv2d, torch.from_numpy, s)
 
 
+class Case(NamedTuple):
+    """A training step on a batch of images of one channel, by a network that begins so wide."""
+
+    batch: int
+    size: int
+    width: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.batch} images of {self.size} x {self.size}, {self.width} channels"
+
+
+CASES = [Case(64, 8, 16), Case(64, 28, 16), Case(64, 28, 32)]
+CLASSES = 10
+
+
+def _step(case: Case, nn: Any, optim: Any, make: Any, cross_entropy: Any) -> Run:
+    """Return a step of the same network in either library, whose names are the same."""
+    rng, width, left = np.random.default_rng(0), case.width, case.size // 4
+    model = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * left * left, CLASSES),
+    )
+    weights = {
+        name: make(0.1 * rng.standard_normal(tuple(p.shape), np.float32))
+        for name, p in model.named_parameters()
+    }
+    model.load_state_dict({**model.state_dict(), **weights})
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+    x = make(rng.standard_normal((case.batch, 1, case.size, case.size), np.float32))
+    y = make(rng.integers(0, CLASSES, case.batch))
+
+    def run() -> float:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return run
+
+
+def with_minigrad(case: Case) -> Run:
+    import minigrad
+
+    return _step(case, minigrad.nn, minigrad.optim, minigrad.tensor, minigrad.cross_entropy)
+
+
+def with_torch(case: Case) -> Run:
+    import torch
+
+    f = torch.nn.functional
+    return _step(case, torch.nn, torch.optim, torch.from_numpy, f.cross_entropy)
+
+
+CONTENDERS = {OURS: Contender(with_minigrad), "torch": Contender(with_torch, ("torch",))}
+
 WORKLOADS = {
+    "cnn": Workload(
+        "a training step with Adam of two convolutions with batch norm and pooling",
+        CONTENDERS,
+        [Point(case.label, case) for case in CASES],
+        [Goal("torch", 1.0)],
+        steps=4,
+        tolerance=SAME_LOSS,
+        seconds=0.5,
+    ),
     "conv2d": Workload(
         "forward and backward of convolutions",
         {OURS: Contender(_minigrad), "torch": Contender(_torch, ("torch",))},

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-from tests.benchmarks.workloads import capture, language, lora, minilm
+from tests.benchmarks.workloads import capture, convolution, language, lora, minilm
 from tests.benchmarks.workloads.lora import PEFT
 
 ROOT = Path(__file__).parents[3]
@@ -33,13 +33,14 @@ class Steps(NamedTuple):
     """
 
     theme: str
-    case: lora.Case | minilm.Case | language.Case
+    case: lora.Case | minilm.Case | language.Case | convolution.Case
     steps: int
 
 
 SMALL = Steps("lora", lora.CASES[2], 1)
 LARGE = Steps("lora", lora.CASES[-1], 5)
 CAPTURED = Steps("capture", lora.CASES[-1], 5)  # the first two of them are recorded
+CNN = Steps("convolution", convolution.CASES[-1], 5)
 MINILM = Steps("minilm", minilm.CASES[0], 5)
 LANGUAGE = [
     Steps("language", case, 2)
@@ -157,6 +158,23 @@ WORKLOADS = {
         [Point("", SMALL)],
         rounds=3,
         limit=20.0,
+    ),
+    "first_cnn": Workload(
+        f"a convolutional network's first step with nothing compiled ({CNN.case.label})",
+        {OURS: Contender(_first)},
+        [Point("", CNN._replace(steps=1))],
+        rounds=3,
+        limit=20.0,
+    ),
+    "memory_cnn": Workload(
+        f"the most memory of a process in {CNN.steps} steps of a convolutional network "
+        f"({CNN.case.label})",
+        {who: Contender(_memory(who), peer.needs) for who, peer in convolution.CONTENDERS.items()},
+        [Point("", CNN)],
+        [Goal("torch", 1.0)],
+        steps=0,
+        rounds=3,
+        unit="B",
     ),
     "memory_lora": Workload(
         f"the most memory of a process in {LARGE.steps} LoRA steps ({LARGE.case.label})",

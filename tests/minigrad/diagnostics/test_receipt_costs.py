@@ -12,6 +12,7 @@ from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.functional.losses import label_loss, linear_label_loss, squared_error
 from minigrad.functional.neural import fused_attention
+from minigrad.functional.normalization import channel_norm
 from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from tests.cases import CASES
 
@@ -26,11 +27,14 @@ OVER_ONE |= {"dot-vector and stack", "outer-numbers", "solve-no columns"}
 KERNELS = (
     "layer_norm",
     "rms_norm",
+    "batch_norm",
+    "group_norm",
     "scaled_dot",
     "cross_entropy",
     "linear_cross_entropy",
     "gelu-approximate",
     "gelu-tails",
+    "recurrence",
 )
 # VJPs that are replayed: the recorded pass runs the forward again, and then does the same.
 REPLAYED = ("gelu", "lora_linear")
@@ -125,8 +129,8 @@ def test_a_fused_op_costs_what_its_composition_costs():
                 wrong[str(case)] = kernel.forward_flops, parts.forward_flops
             right.add(op.name)
     assert wrong == {}
-    fused = (*OPS.values(), fused_attention, label_loss, linear_label_loss, squared_error)
-    assert right == {op.name for op in fused if op.composition is not None}
+    others = fused_attention, label_loss, linear_label_loss, squared_error, channel_norm
+    assert right == {op.name for op in (*OPS.values(), *others) if op.composition is not None}
 
 
 def test_a_call_holds_no_array():

@@ -15,7 +15,7 @@ WEIGHT = np.ones((4, 2, 3, 3))
 
 REFUSED = {
     "a stride of 0": ({"stride": 0}, "stride must be a positive integer, not 0"),
-    "three strides": ({"stride": (1, 1, 1)}, "stride is a number, or two for rows and columns"),
+    "three strides": ({"stride": (1, 1, 1)}, "stride is one number, or 2 of them"),
     "a negative padding": ({"padding": -1}, "padding must be an integer of at least 0, not -1"),
     "half a dilation": ({"dilation": 0.5}, "dilation must be a positive integer, not 0.5"),
     "no groups": ({"groups": 0}, "groups must be a positive integer, not 0"),

@@ -158,6 +158,7 @@ OF_CLASSES = ("cross_entropy", "nll")
 OF_NUMBERS = ("mse", "l1", "huber", "binary_cross_entropy_with_logits")
 BCE = "binary_cross_entropy_with_logits"
 ATTENTION = "scaled_dot_product_attention"
+IMAGES = np.ones((1, 2, 4, 5))
 
 SHAPES = [
     bad("expand_dims", (X, (0, 0)), ValueError, "(0, 0)"),
@@ -389,6 +390,42 @@ NETWORKS = [
     bad("layer_norm", (X, 3), ValueError, "-1", eps=-1),
     bad("rms_norm", (X, 3), ValueError, "-1", eps=-1),
     bad("layer_norm", (X, 3, None, np.ones(2)), ValueError, "(3,)", "(2,)"),
+    *[
+        bad(f"{kind}_pool{d}d", args, ValueError, *words, **options)
+        for kind in ("max", "avg")
+        for d, args, words, options in [
+            (2, (X, 1), ["(N, C, H, W) or (C, H, W)", "(2, 3)"], {}),
+            (1, (ROW, 1), ["(N, C, L) or (C, L)", "(3,)"], {}),
+            (2, (IMAGES[:, :0], 1), ["only N may be 0", "(1, 0, 4, 5)"], {}),
+            (2, (IMAGES, 6), ["spans 6", "size 4"], {}),
+            (2, (IMAGES, (4, 8)), ["spans 8", "size 5", "padding 1"], {"padding": (0, 1)}),
+            (2, (IMAGES, 2, 0), ["stride", "0"], {}),
+            (2, (IMAGES, 2.0), ["kernel_size", "2.0"], {}),
+            (2, (IMAGES, (2, 2, 2)), ["kernel_size is one number, or 2 of them", "(2, 2, 2)"], {}),
+            (1, (X, 2, 1), ["padding = 2", "more than half"], {"padding": 2}),
+            (1, (X, 2, 1), ["padding", "-1"], {"padding": -1}),
+        ]
+    ],
+    bad("max_pool1d", (X, 2), ValueError, "dilation", "0", dilation=0),
+    bad("max_pool1d", (X, 2), ValueError, "spans 4", "size 3", dilation=3),
+    bad("max_pool1d", (X[:, :1], 2, 1, 1, 2), ValueError, "no element", "size 1"),
+    bad("avg_pool2d", (IMAGES, 2), ValueError, "divisor_override", divisor_override=0),
+    bad("adaptive_avg_pool2d", (IMAGES, -1), ValueError, "output_size", "-1"),
+    bad("adaptive_avg_pool2d", (IMAGES, (1,)), ValueError, "one number, or 2", "1"),
+    bad("adaptive_avg_pool2d", (IMAGES[:, :, :0], 1), ValueError, "(1, 2, 0, 5)"),
+    bad("batch_norm", (X, None, None), ValueError, "running_mean and running_var"),
+    bad("batch_norm", (X[:1], None, None), ValueError, "(1, 3)", training=True),
+    bad("batch_norm", (X[:0], None, None), ValueError, "(0, 3)", training=True),
+    bad("batch_norm", (ROW, None, None), ValueError, "(N, C, ...)", training=True),
+    bad("batch_norm", (X, None, None, np.ones(2)), ValueError, "weight", "(3,)", training=True),
+    bad("batch_norm", (X, np.ones(2), np.ones(3)), ValueError, "running_mean", "(3,)", "(2,)"),
+    bad("batch_norm", (X, ROW, ROW), ValueError, "eps", "-1", eps=-1),
+    bad("batch_norm", (X, [0.0] * 3, ROW), TypeError, "running_mean", training=True),
+    bad("batch_norm", (X, None, places(1, 1, 1)), TypeError, "running_var", training=True),
+    bad("batch_norm", (X, minigrad.zeros(3, requires_grad=True), ROW), TypeError, "no gradient"),
+    bad("group_norm", (X, 2), ValueError, "num_groups = 2", "3 channels"),
+    bad("group_norm", (X, 0), ValueError, "num_groups", "0"),
+    bad("group_norm", (X, 3, None, np.ones(2)), ValueError, "bias", "(3,)", "(2,)"),
     bad("rope", (ROW, ROW, ROW), ValueError, "(3,)"),
     bad("rope", (X, X, X), ValueError, "even", "(2, 3)"),
     bad("rope", (QUERY, SQUARE, SQUARE), ValueError, "cos and sin", "(3, 3)", "(2, 4)", "(2, 2)"),

@@ -27,6 +27,8 @@ def operands(name, dtype):
     """Small numbers of each dtype for which the function is defined."""
     if name in MATRICES:
         return [np.array([[1, 0], [0, 1]], dtype)] * MATRICES[name]
+    if name == "recurrence":
+        return [np.ones(shape, dtype) for shape in ((1, 2, 4), (2, 2), (4, 1))]
     x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
     if name == "rope":
         x = x[:, :2]

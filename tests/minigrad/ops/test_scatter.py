@@ -86,3 +86,16 @@ def test_gradient_of_an_embedding_adds_up_what_is_repeated(rng):
     found = minigrad.grad(minigrad.embedding(places, weight), weight, cotangent)
     one_hot = np.equal.outer(np.arange(11), places).astype(np.float64)
     assert_allclose(found.data, one_hot @ cotangent, rtol=1e-4, atol=1e-5)  # float32 rounds to 6e-8
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_last_value_at_a_place_remains_however_indices_lie_in_memory(axis, rng):
+    x, src = np.zeros((40, 50)), rng.standard_normal((40, 50))
+    indices = rng.integers(0, 3, (40, 50))
+    expected = x.copy()
+    for place in np.ndindex(*indices.shape):
+        target = list(place)
+        target[axis] = indices[place]
+        expected[tuple(target)] = src[place]
+    for arranged in (indices, np.asfortranarray(indices), indices[::-1].copy()[::-1]):
+        assert_array_equal(minigrad.scatter(x, axis, arranged, src), expected)

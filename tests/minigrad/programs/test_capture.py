@@ -14,6 +14,7 @@ import time
 import traceback
 import weakref
 from collections import namedtuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -309,7 +310,14 @@ class Tied(nn.Module):
         return self.second(mg.tanh(self.first(x)))[:, :2]
 
 
-@pytest.mark.parametrize("optimizer", [optim.SGD, optim.Adam, optim.AdamW, Signs])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, Signs),
+        partial(optim.RMSprop, centered=True, momentum=0.5),
+        partial(optim.SGD, maximize=True),
+    ],
+)
 @pytest.mark.parametrize("model", [network, Tied])
 def test_optimisers_of_ones_own_and_parameters_without_gradient(model, optimizer):
     check_same(lambda: made(plain, model, optimizer))

@@ -18,10 +18,12 @@ from minigrad.nn import MLP, Dropout, Linear, Module, Sequential
 from minigrad.optim import (
     EMA,
     SGD,
+    Adagrad,
     Adam,
     AdamW,
     CosineAnnealingLR,
     LambdaLR,
+    RMSprop,
     StepLR,
     WarmupCosineLR,
 )
@@ -73,7 +75,11 @@ ONES = np.ones((4, 1))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr"), [(functools.partial(SGD, momentum=0.9), 0.05), (Adam, 0.02), (AdamW, 0.02)]
+    ("optimizer", "lr"),
+    [
+        (functools.partial(SGD, momentum=0.9), 0.05),
+        *((Adam, 0.02), (AdamW, 0.02), (RMSprop, 0.005), (Adagrad, 0.3)),
+    ],
 )
 def test_training_makes_the_loss_small(data, optimizer, lr):
     trainer = make(optimizer=optimizer, lr=lr, batch_size=8)
@@ -742,6 +748,8 @@ RESUMED = {
     "momentum": {"optimizer": functools.partial(SGD, momentum=0.9, nesterov=True)},
     "early stopping": {"optimizer": Adam, "patience": 50, "metrics": [rmse]},
     "amsgrad": {"optimizer": functools.partial(Adam, amsgrad=True)},
+    "rmsprop": {"optimizer": functools.partial(RMSprop, momentum=0.5, centered=True)},
+    "adagrad": {"optimizer": functools.partial(Adagrad, lr_decay=0.1)},
     "accumulation": {"optimizer": Adam, "batch_size": 4, "accumulation_steps": 3},
     "scheduler": {
         "optimizer": AdamW,
