@@ -346,7 +346,7 @@ def absent(known):
     others = [name for name in known if name not in ROWS]
     print(f"\n{len(known)} entries in the database, of which {len(known) - len(others)} have a row")
     for reason, patterns in OUT_OF_SCOPE.items():
-        names = [name for name in others if any(fnmatchcase(name, p) for p in patterns)]
+        names = [name for name in others if any(fnmatchcase(name, p) for p in patterns.split())]
         others = [name for name in others if name not in names]
         print(f"{len(names):4} out of scope: {reason}")
     print(f"{len(others):4} absent: {', '.join(others)}")

@@ -8,7 +8,7 @@ Names in PyTorch have a slash before the variant, if there is one.
 """
 
 from tests.peers.op_rows.elementwise import ELEMENTWISE
-from tests.peers.op_rows.exceptions import ON_PURPOSE, OUT_OF_SCOPE, TO_COME
+from tests.peers.op_rows.exceptions import ON_PURPOSE, OUT_OF_SCOPE
 from tests.peers.op_rows.indices import INDICES
 from tests.peers.op_rows.losses import LOSSES
 from tests.peers.op_rows.masked import MASKED
@@ -18,7 +18,7 @@ from tests.peers.op_rows.reductions import REDUCTIONS
 from tests.peers.op_rows.row import Row, SkippedError, as_row
 from tests.peers.op_rows.shapes import SHAPES
 
-__all__ = ["ON_PURPOSE", "OUT_OF_SCOPE", "ROWS", "TO_COME", "Row", "SkippedError"]
+__all__ = ["ON_PURPOSE", "OUT_OF_SCOPE", "ROWS", "Row", "SkippedError"]
 
 TABLES = (ELEMENTWISE, REDUCTIONS, PRODUCTS, SHAPES, INDICES, NEURAL, LOSSES, MASKED)
 ROWS = {name: as_row(row) for table in TABLES for name, row in table.items()}
