@@ -134,7 +134,8 @@ def diff(
 ) -> Tensor:
     """The differences x[i + 1] - x[i] along `axis`, taken `n` times.
 
-    `prepend` and `append` are put before and behind x first: arrays, or numbers for one element.
+    `prepend` and `append` are put before and behind x first: arrays, or numbers for one element;
+    for `n` = 0 the result is x itself, as in numpy.
 
     Raises:
         ValueError: if `n` is negative, or the shapes do not match.
@@ -143,7 +144,7 @@ def diff(
     axis = normalize_axis(axis, x.ndim)
     one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     parts = [y for y in (prepend, x, append) if y is not None]
-    if len(parts) > 1:
+    if n and len(parts) > 1:
         x = concatenate([y if y.ndim else broadcast_to(y, one) for y in parts], axis)
     before = [slice(None)] * axis
     for _ in range(n):
@@ -283,9 +284,11 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise ValueError(
             f"mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
         )
-    if 0 in x.shape:
+    padded_axes = [axis for axis, width in enumerate(widths) if any(width)]
+    if any(x.shape[axis] == 0 for axis in padded_axes):
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
-    for axis, width in enumerate(widths):
+    for axis in padded_axes:
+        width = widths[axis]
         taken = observed(np.pad, observed(np.arange, x.shape[axis]), width, mode)
         x = getitem(x, (*[slice(None)] * axis, taken))
     return x  # type: ignore[no-any-return]

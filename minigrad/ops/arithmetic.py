@@ -96,8 +96,8 @@ negative.vjp("x", lambda g: -g)
 def power(a: Array, b: Array) -> Array:
     """a ** b, broadcast.
 
-    a^0 = 1 and has derivative 0 in a, also at a = 0. The derivative in b is out log(a), taken as 0
-    where a = 0; at a negative a, where a^b is defined at isolated b only, it is nan.
+    a^0 = 1 and has derivative 0 in a, also at a = 0. The derivative in b is out log(a), which is 0
+    at a = 0 for b >= 0; at a negative a, where a^b is defined at isolated b only, it is nan.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
         if b > 0:
@@ -130,6 +130,7 @@ def _power_a(g: Array, a: Array, b: Array) -> Array:
 
 
 @power.vjp("b")
-def _power_b(g: Array, a: Array, out: Array) -> Array:
+def _power_b(g: Array, a: Array, b: Array, out: Array) -> Array:
     zero = a == 0
-    return where(zero, 0.0, g * out * log(where(zero, 1.0, a)))
+    at_zero = where(b < 0, -g * out, 0.0)  # an infinite one, for out is infinite
+    return where(zero, at_zero, g * out * log(where(zero, 1.0, a)))

@@ -165,6 +165,14 @@ CASES = [
     ),
     Case(
         "power",
+        fixed([0.0, 0.0], [-1.0, -0.5]),
+        np.power,
+        note="zero to a negative tensor",
+        derivative=lambda g, a, b: (g * -INF, g * -INF),
+        quiet="1 / 0 is inf",
+    ),
+    Case(
+        "power",
         fixed([-2.0, -3.0], [3.0, 2.0]),
         np.power,
         note="negative to tensor",

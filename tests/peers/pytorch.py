@@ -454,8 +454,9 @@ DIFFERENT = {
         for name in ("sum", "mean", "max", "min", "logsumexp")
     },
     **{
-        f"pad-pad_width={row}": (PYTORCH_REFUSES, "no such mode, or not so wide")
+        f"pad-pad_width={row}": (PYTORCH_REFUSES, "no such mode, not so wide, or no empty axis")
         for row in (
+            "((0, 0), (2, 1)),mode=edge",
             "5,mode=reflect",
             "2,mode=symmetric",
             "7,mode=symmetric",

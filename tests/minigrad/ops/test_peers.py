@@ -21,6 +21,7 @@ from numpy.testing import assert_allclose
 import minigrad
 from minigrad import Tensor, grad
 from tests.cases import CASES, GIVE_FLOAT32
+from tests.peers.differences import relative
 from tests.peers.draws import RANDOM, random_case
 from tests.peers.pytorch import (
     DIFFERENT,
@@ -57,23 +58,6 @@ class Difference:
     @property
     def largest(self):
         return max(self.value, self.gradient)
-
-
-def relative(ours, theirs):
-    """The largest |x - y| / max(|x|, |y|) of two arrays; nan is nan, and inf is inf.
-
-    Elements that are far smaller than 1 and than the largest one are what cancellation left of it,
-    and count relative to a millionth of it.
-    """
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return np.inf
-    x, y = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    size = np.maximum(np.abs(x), np.abs(y))
-    largest = np.max(size, initial=1.0, where=np.isfinite(size))
-    with np.errstate(invalid="ignore"):
-        differences = np.abs(x - y) / np.maximum(size, 1e-6 * largest)
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
-    return float(np.max(np.nan_to_num(differences, nan=np.inf), initial=0.0, where=~same))
 
 
 def in_pytorch(t, value):
