@@ -25,7 +25,7 @@ from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, write_folder
+from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
 from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
@@ -84,7 +84,14 @@ def save(
             parts[name][MAGNITUDE] = update.norms(layers[name].weight)
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
-    tensors = by_key(parts, full, embeddings)
+    shaped = {
+        name: {
+            part: array.reshape(stored_shape(part, array.shape, layers[name].base_weight.shape))
+            for part, array in each.items()
+        }
+        for name, each in parts.items()
+    }
+    tensors = by_key(shaped, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
     config = _config_of(model, attached, updates, parts)
     task = getattr(model, "task_type", None)
