@@ -87,7 +87,7 @@ def test_the_first_output_is_that_of_the_base_to_the_bit(conv, rng):
     assert np.array_equal(out(model, x), before)
 
 
-@pytest.mark.parametrize("scaling, scale", [("standard", 3.0), ("rslora", 6 / 2**0.5)])
+@pytest.mark.parametrize(("scaling", "scale"), [("standard", 3.0), ("rslora", 6 / 2**0.5)])
 def test_it_is_the_convolution_with_new_filters(conv, rng, scaling, scale):
     model, x = conv
     layer = model[0]
@@ -214,7 +214,7 @@ def test_all_linear_leaves_convolutions_out(rng):
 
 
 def test_a_name_that_matches_nothing_is_told_those_that_exist(rng):
-    with pytest.raises(ValueError, match="'frist'.*first"):
+    with pytest.raises(ValueError, match=r"'frist'.*first"):
         lora.attach(ConvNet(rng), LoRAConfig(rank=1, targets=["frist"]))
 
 
