@@ -43,21 +43,10 @@ from minigrad import renamed
 __version__ = minigrad.__version__  # one distribution has both packages
 
 __all__ = ["AdaptedLayer", "Adapter", "AttachReport", "BFloat16Embedding", "BFloat16Linear"]
-__all__ += ["CombineReport", "ExtractReport"]
-__all__ += ["LoRAConfig", "LoRAConv", "LoRAEmbedding", "LoRALayer", "LoRAScaling"]
-__all__ += ["MergeCertificate", "MergeError", "NF4Linear", "QuantizeReport", "VerifyReport"]
-__all__ += [
-    "active",
-    "adapters",
-    "attach",
-    "combine",
-    "detach",
-    "disabled",
-    "extract",
-    "fold",
-    "load",
-    "merge",
-]
+__all__ += ["CombineReport", "ExtractReport", "LoRAConfig", "LoRAConv", "LoRAEmbedding"]
+__all__ += ["LoRALayer", "LoRAScaling", "MergeCertificate"]
+__all__ += ["MergeError", "NF4Linear", "QuantizeReport", "VerifyReport", "active", "adapters"]
+__all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load", "merge"]
 __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "unmerge", "verify"]
 __all__ += ["viz"]
 

@@ -77,21 +77,16 @@ def save(
                 f"update; assign another to layer.scale"
             )
         a, b = (factor.data for factor in update.factors())
-        parts[name] = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
+        own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
         if update.lora_magnitude is not None:
-            parts[name][MAGNITUDE] = update.lora_magnitude.data
+            own[MAGNITUDE] = update.lora_magnitude.data
         elif has_magnitudes:
-            parts[name][MAGNITUDE] = update.norms(layers[name].weight)
+            own[MAGNITUDE] = update.norms(layers[name].weight)
+        shape = layers[name].base_weight.shape
+        parts[name] = {k: x.reshape(stored_shape(k, x.shape, shape)) for k, x in own.items()}
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
-    shaped = {
-        name: {
-            part: array.reshape(stored_shape(part, array.shape, layers[name].base_weight.shape))
-            for part, array in each.items()
-        }
-        for name, each in parts.items()
-    }
-    tensors = by_key(shaped, full, embeddings)
+    tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
     config = _config_of(model, attached, updates, parts)
     task = getattr(model, "task_type", None)

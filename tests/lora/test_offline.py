@@ -535,7 +535,10 @@ BROKEN_BASES = {
         replaced("up.weight", np.ones((8, 6), "f4")),
         "base: the weight of up has",
     ),
-    "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix or filters of float64"),
+    "integers": (
+        replaced("up.weight", np.ones((8, 6), int)),
+        r"only a matrix or filters of float64",
+    ),
 }
 
 
