@@ -59,7 +59,7 @@ class LoRAConv(AdaptedLayer):
 
     def weight_of(self, stored: Any) -> FrozenMatrix:
         """Return the filters as the rows of a matrix."""
-        return DenseMatrix(stored.reshape(len(stored), -1))
+        return DenseMatrix(stored)
 
     def stored(self, matrix: Array) -> Array:
         """Return the rows of a matrix as filters."""

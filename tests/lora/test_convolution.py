@@ -145,6 +145,20 @@ def test_several_adapters_add_up(conv, rng):
     assert np.allclose(out(model, x) - base, with_a + with_b - 2 * base, rtol=1e-9, atol=1e-9)
 
 
+def test_filters_that_are_scattered_in_memory_are_never_out_of_date(conv, rng):
+    model, x = conv
+    layer = model[0]
+    layer.weight.data = np.asfortranarray(layer.weight.data)
+    put_on(model, "default", rng, targets=["0"], alpha=6, use_dora=True)
+    out(model, x)
+    layer.weight.copy_(rng.standard_normal(layer.weight.shape))
+    assert np.allclose(out(model, x), out(lora.fold(copy.deepcopy(model)), x), rtol=1e-9)
+    layer.weight.data = np.ascontiguousarray(layer.weight.data)
+    right = out(model, x)
+    layer.weight.data = np.asfortranarray(layer.weight.data)
+    assert np.allclose(out(model, x), right, rtol=1e-9)
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_dropout_drops_elements_of_the_input_of_the_update(conv, rng, use_dora):
     model, x = conv
