@@ -2,7 +2,7 @@
 
 `LoRALayer` is one adapted layer; `attach` puts adapters on a model. In reading order:
 
-    linear, embedding              what is computed
+    linear, embedding, convolution what is computed
     adapted_layer, adapter, frozen what these share: the layer, its updates, the frozen matrix W
     scaling, variants              the factor s; DoRA, PiSSA, NF4 and bfloat16
     config, patterns               which layers of a model get an adapter
@@ -27,6 +27,7 @@ from lora.algebra import CombineReport, combine
 from lora.attaching import AttachReport, active, adapters, attach, detach, disabled, remove, switch
 from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
+from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.extraction import ExtractReport, extract
 from lora.identities import VerifyReport, verify
@@ -42,8 +43,8 @@ from minigrad import renamed
 __version__ = minigrad.__version__  # one distribution has both packages
 
 __all__ = ["AdaptedLayer", "Adapter", "AttachReport", "BFloat16Embedding", "BFloat16Linear"]
-__all__ += ["CombineReport", "ExtractReport"]
-__all__ += ["LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRAScaling", "MergeCertificate"]
+__all__ += ["CombineReport", "ExtractReport", "LoRAConfig", "LoRAConv", "LoRAEmbedding"]
+__all__ += ["LoRALayer", "LoRAScaling", "MergeCertificate"]
 __all__ += ["MergeError", "NF4Linear", "QuantizeReport", "VerifyReport", "active", "adapters"]
 __all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load", "merge"]
 __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "unmerge", "verify"]

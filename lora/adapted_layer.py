@@ -21,7 +21,7 @@ import numpy as np
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import Array, FrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
-from minigrad import ops
+from minigrad import functional, ops
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
@@ -41,7 +41,7 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
 
 
 class AdaptedLayer(Module):
-    """A layer with adapters; `LoRALayer` and `LoRAEmbedding` say what is multiplied.
+    """A layer with adapters; `LoRALayer`, `LoRAConv` and `LoRAEmbedding` say what is multiplied.
 
     Attributes:
         base_weight: the weight of the layer that was adapted, frozen.
@@ -99,15 +99,23 @@ class AdaptedLayer(Module):
         """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
 
     @abstractmethod
-    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
-        """Apply dropout: return the x that is left, and the factor of each output, or None."""
-
-    @abstractmethod
     def plain(self) -> Module:
         """Make the plain layer with the merged weight, which shares nothing.
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
+
+    def lifted(self, h: Tensor, b: Tensor) -> Tensor:
+        """Multiply what `product` returns, `(..., n)`, by a matrix B `(d_out, n)`."""
+        return ops.linear(h, b)
+
+    def per_output(self, values: Tensor) -> Tensor:
+        """Return numbers `(d_out,)` in a shape that broadcasts with the outputs."""
+        return values
+
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
+        """Apply dropout: return the x that is left, and the factor of each output, or None."""
+        return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
 
     def stored(self, matrix: Array) -> Array:
         """Return a matrix `(d_out, d_in)` as the layer stores its weight."""
@@ -238,8 +246,8 @@ class AdaptedLayer(Module):
             if adapter.lora_magnitude is None and not drops:
                 return self._updated(x, stored, bias, (adapter,))
             if not drops:
-                y = self._updated(x, stored, None, (adapter,)) * adapter.ratio(self.weight)
-                return y if bias is None else y + bias
+                y = self._updated(x, stored, None, (adapter,)) * self._ratio(adapter)
+                return y if bias is None else y + self.per_output(bias)
         merged = self.merged_adapters
         if self._merged is not None:
             observed(self._check_fresh)
@@ -263,10 +271,10 @@ class AdaptedLayer(Module):
             if self._drops(adapter):
                 left, factor = self.dropped(x, adapter)
             a, b = adapter.factors()
-            added = ops.linear(self.product(left, a) * adapter.scale, b)
+            added = self.lifted(self.product(left, a) * adapter.scale, b)
             if adapter.lora_magnitude is not None:
                 before = self.base(left, self.base_weight, None)
-                added = (before + added) * adapter.ratio(self.weight) - before
+                added = (before + added) * self._ratio(adapter) - before
             y = y + (added if factor is None else added * factor)
         return y
 
@@ -278,7 +286,10 @@ class AdaptedLayer(Module):
         if not adapters:
             return y
         a, b, scale = joined(adapters)
-        return y + ops.linear(self.product(x, a) * scale, b)
+        return y + self.lifted(self.product(x, a) * scale, b)
+
+    def _ratio(self, adapter: Adapter) -> Tensor:
+        return self.per_output(adapter.ratio(self.weight))
 
     def _drops(self, adapter: Adapter) -> bool:
         return self.training and adapter.dropout > 0

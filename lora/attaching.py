@@ -24,7 +24,7 @@ from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Embedding, Linear, Module
+from minigrad.nn import Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
@@ -125,7 +125,7 @@ def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
-    if isinstance(model, (Linear, Embedding, NarrowLinear, BFloat16Embedding)):
+    if isinstance(model, (Linear, Embedding, Conv2d, NarrowLinear, BFloat16Embedding)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "

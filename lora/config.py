@@ -56,8 +56,8 @@ class LoRAConfig:
         alpha: its strength, before it is divided; see `LoRAScaling`.
         targets: "all-linear" for every linear layer; a sequence of names, where "q" also stands for
             every name that ends in ".q"; or one string, a regular expression for complete names.
-            Embeddings are found by name only. The name of a `MultiHeadAttention` stands for its
-            four projections.
+            Embeddings and convolutions are found by name only. The name of a `MultiHeadAttention`
+            stands for its four projections.
         scaling: "standard", which is alpha / rank, or "rslora", which is alpha / sqrt(rank).
         dropout: the probability of dropping an element on its way to A, in training.
         exclude: names, or one regular expression, of targets that get none.

@@ -17,6 +17,7 @@ from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
+from lora.linear import largest_rank
 from lora.patterns import ALL_LINEAR, Patterns, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
@@ -140,7 +141,7 @@ def extract(
             f"{', '.join(names)}"
         )
     # The configuration for these layers alone, with no rank that is larger than its layer.
-    sizes = {rf"\A{re.escape(n)}": min(modules[n].weight.shape) for n in differing}
+    sizes = {rf"\A{re.escape(n)}": largest_rank(modules[n].weight.shape) for n in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
     exactly = replace(
         config,

@@ -99,13 +99,19 @@ class FrozenMatrix(ABC):
 class DenseMatrix(FrozenMatrix):
     """A plain array, which others may share, and write to after they have released it.
 
-    While the norms of its rows are known, its memory is read-only.
+    Of filters, which have more axes, each is a row. While the norms of its rows are known, its
+    memory is read-only.
     """
 
-    def __init__(self, matrix: Array) -> None:
-        self.matrix = matrix
-        self.shape, self.dtype = matrix.shape, matrix.dtype
+    def __init__(self, array: Array) -> None:
+        self._array, self.dtype = array, array.dtype
+        self.shape = len(array), math.prod(array.shape[1:])
         self._known: Array | None = None
+
+    @property
+    def matrix(self) -> Array:
+        """The array as a matrix, which is a view of it if its memory is in order."""
+        return self._array.reshape(self.shape)
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64, as a copy."""
@@ -127,7 +133,7 @@ class DenseMatrix(FrozenMatrix):
         """Return the squared norms, saved for as long as nobody can write to W."""
         if self._known is None:
             squares = self.squares()
-            if not hold(self.matrix, self):
+            if not hold(self._array, self):
                 return squares
             self._known = squares
         return self._known
@@ -138,7 +144,7 @@ class DenseMatrix(FrozenMatrix):
 
     def __del__(self) -> None:
         if self._known is not None:
-            release(self.matrix)
+            release(self._array)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copied layer makes its own from its own weight

@@ -13,6 +13,7 @@ base. W itself is never written to. Hence `unmerge()` gives it back to the bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
-from minigrad import functional, kernels, ops
+from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
 from minigrad.ops.products import stored_linear
@@ -139,10 +140,6 @@ class LoRALayer(AdaptedLayer):
         """Compute x M^T."""
         return ops.linear(x, matrix)
 
-    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
-        """Drop some elements of x."""
-        return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
-
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
     ) -> Tensor:
@@ -156,6 +153,11 @@ class LoRALayer(AdaptedLayer):
         if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond
             self._prepacked = panels
         return ops.lora_linear(x, weight, a, b, bias, scale)
+
+
+def largest_rank(shape: tuple[int, ...]) -> int:
+    """Return the largest rank that an update of a weight of this shape can have."""
+    return min(shape[0], math.prod(shape[1:]))
 
 
 def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:

@@ -13,6 +13,7 @@ from lora.adapter import Adapter
 from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import Target, projections, targets_in, without_layers
 from lora.config import LoRAConfig
+from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy
 from lora.linear import LoRALayer, check_rank_fits
@@ -21,7 +22,7 @@ from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
-from minigrad.nn import Embedding, Module
+from minigrad.nn import Conv2d, Embedding, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -70,9 +71,11 @@ class Plan:
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
-                original: Any = module
-                is_table = isinstance(original, (Embedding, BFloat16Embedding))
-                module = (LoRAEmbedding if is_table else LoRALayer).around(original)
+                original = module
+                try:
+                    module = _around(original)
+                except ValueError as error:
+                    raise ValueError(f"{target.name}: {error}") from error
                 self.replaced[target.name] = original, module
             self.layers[target.name] = module
             try:
@@ -202,6 +205,14 @@ class Plan:
             if id(parameter) not in known:
                 self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
         return found
+
+
+def _around(layer: Any) -> AdaptedLayer:
+    """Make the layer that is to replace this one."""
+    if isinstance(layer, Conv2d):
+        return LoRAConv.around(layer)
+    is_table = isinstance(layer, (Embedding, BFloat16Embedding))
+    return (LoRAEmbedding if is_table else LoRALayer).around(layer)
 
 
 def _inside(name: str, module: str) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
+from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, ends_of, find, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
-from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
+from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,22 @@ class Target:
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` means, in the order of the model."""
-    linear, tables = candidates(model)
-    targets = select(config, linear, tables, projections(model))
+    targets = select(config, *candidates(model), projections(model))
     order = [name for name, _ in model.named_modules()]
     return sorted(targets, key=lambda target: order.index(target.name))
 
 
 def candidates(model: Module) -> tuple[list[str], list[str]]:
-    """List the names of the linear layers that have or can have an adapter, and of embeddings."""
+    """List the names of the linear layers that have or can have an adapter, and of the others."""
     linear: list[str] = []
-    tables: list[str] = []
-    tabular = (Embedding, BFloat16Embedding)
-    kinds = (Linear, NF4Linear, BFloat16Linear, *tabular)
+    others: list[str] = []
+    rest = (Embedding, BFloat16Embedding, Conv2d, Conv1d)
+    kinds = (Linear, NF4Linear, BFloat16Linear, *rest)
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer) or any(is_plain(module, kind) for kind in kinds):
-            is_table = isinstance(module, (LoRAEmbedding, *tabular))
-            (tables if is_table else linear).append(name)
-    return linear, tables
+            is_other = isinstance(module, (LoRAEmbedding, LoRAConv, *rest))
+            (others if is_other else linear).append(name)
+    return linear, others
 
 
 def is_plain(module: Module, kind: type[Module]) -> bool:

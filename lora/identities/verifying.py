@@ -33,7 +33,7 @@ Identity = Callable[[LayerTrial], Agreement]
 
 _NOT_PLAIN = (
     "the identities are those of one LoRA update of a dense linear layer; for DoRA, PiSSA, trained "
-    "biases, NF4, bfloat16, embeddings and several active adapters there is gradcheck"
+    "biases, NF4, bfloat16, embeddings, convolutions and several active adapters there is gradcheck"
 )
 
 # Rounding of single precision would hide small errors in these, and they are the same formulas.

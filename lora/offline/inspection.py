@@ -35,7 +35,7 @@ class LayerSummary(Spectral):
     """The update s B A of one layer, without DoRA's magnitude."""
 
     name: str  # of the layer
-    kind: str  # "linear" or "embedding", and "DoRA" if it has a magnitude
+    kind: str  # of the layer, and "DoRA" if the update has a magnitude
     d_in: int  # the size of an input; of an embedding, the count
     d_out: int  # the size of an output
     rank: int  # of B A, at most
@@ -49,14 +49,13 @@ class LayerSummary(Spectral):
         """Summarise a layer, whose A and B must go together."""
         if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
-        a, b = (files.read(layer.keys[part], np.float64) for part in (A, B))
+        a, b = (files.part(layer, part, np.float64) for part in (A, B))
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
             raise ValueError(
                 f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
                 f"(d_out, rank)"
             )
-        kind = "embedding" if layer.is_embedding else "linear"
-        kind += ", DoRA" if MAGNITUDE in layer.keys else ""
+        kind = layer.kind + (", DoRA" if MAGNITUDE in layer.keys else "")
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         norms = frobenius(a), frobenius(b)
         values = tuple(abs(scale) * value for value in singular_values(a, b).tolist())
@@ -300,7 +299,7 @@ def findings_of(
         yield Finding("odd", name, UNFINISHED)
     if not files.layers:
         yield Finding("wrong", "files", "there is no layer with an update")
-    linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]
+    linear = [layer.name for layer in files.layers.values() if layer.kind == "linear"]
     found = files.config.targets_among(files.layers, linear)
     for name in files.layers:
         if name not in found:
@@ -347,7 +346,7 @@ def _findings_of_layer(
             yield wrong(f"{part} {problem}")
     if any(problems.values()) or not {A, B} <= layer.keys.keys():
         return
-    arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
+    arrays = {part: files.part(layer, part, np.float64) for part in layer.keys}
     for part, array in arrays.items():
         if broken := int(np.count_nonzero(~np.isfinite(array))):
             yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")

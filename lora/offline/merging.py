@@ -216,7 +216,7 @@ def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     """Compute the row of a layer, whose weight will be stored in a dtype."""
     layer, dtype, radius = task
     weight, update = base.resolved.weights[layer], base.update(layer)
-    one_hot = base.files.layers[layer].is_embedding
+    one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
     return certify([part], {layer: dtype}, radius, progress=False).rows[0]
 
@@ -283,7 +283,8 @@ def _check_out(
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
     """Yield the rows of the tensor with W + dW, in parts, each with the index of its first."""
     ratio, every = adapter.exact_ratio(weight), slice(None)
-    for strip in strips(weight.shape[::-1] if weight.is_transposed else weight.shape):
+    for strip in strips(weight.stored_shape):
         block = (every, strip) if weight.is_transposed else (strip, every)
         part = weight.rows(*block) + adapter.update(weight, *block, ratio)
-        yield strip.start, part.T if weight.is_transposed else part
+        part = part.T if weight.is_transposed else part
+        yield strip.start, part.reshape(len(part), *weight.stored_shape[1:])

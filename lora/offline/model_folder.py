@@ -239,21 +239,23 @@ def _weight(
     """
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
     # The shape that W must have; none if A and B do not go together.
-    wanted = (b[0], a[1]) if len(a) == len(b) == 2 and a[0] == b[1] else None
+    fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
+    wanted = (b[0], *a[1:]) if fit else None
     similar = [each for each, info in base.tensors.items() if info.shape == wanted]
     if name not in base and len(similar) == 1:
         raise KeyError(
             f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
             f"the base with a copy of its own (tie_word_embeddings=False)"
         )
-    weight = StoredWeight(base, name, layer.is_embedding)
-    if not layer.is_embedding and weight.shape[::-1] == wanted:
+    weight = StoredWeight(base, name, layer.kind == "embedding")
+    if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
         # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
         # of the layer which was adapted last.
         is_square = weight.shape == wanted
         is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
         weight = StoredWeight(base, name, is_transposed)
-    if weight.shape != wanted:
+    is_matrix = len(weight.stored_shape) == 2
+    if wanted != (weight.shape if is_matrix else weight.stored_shape):
         raise ValueError(
             f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
             f"{base.info(name).shape}"

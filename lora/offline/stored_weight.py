@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import numpy as np
 
 from lora.adapter import Adapter
@@ -17,31 +20,34 @@ BAND = 1 << 24  # elements of a transposed weight that one pass through its file
 class StoredWeight(FrozenMatrix):
     """A matrix in a file, of which no more than some rows are in memory at a time.
 
-    The tensor of this name is W, `(d_out, d_in)`, or if it `is_transposed` W^T, as in an embedding,
-    whose rows are vectors. Nothing computed from it is saved for later, since the file may change.
-    float16 and bfloat16 are computed with in float32. A ValueError is raised for anything but a
-    matrix of floats.
+    The tensor of this name is W, `(d_out, d_in)`; the filters of a convolution, which are the rows
+    of W; or if it `is_transposed` W^T, as in an embedding, whose rows are vectors. Nothing computed
+    from it is saved for later, since the file may change. float16 and bfloat16 are computed with in
+    float32. A ValueError is raised for anything else.
     """
 
     def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
         info = tensors.info(name)
-        if len(info.shape) != 2 or info.dtype not in FLOATS:
+        axes = (2,) if is_transposed else (2, 3, 4)
+        if len(info.shape) not in axes or info.dtype not in FLOATS:
             raise ValueError(
-                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of "
-                f"{', '.join(FLOATS)} can have an update, so convert a quantized base first"
+                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix or filters "
+                f"of {', '.join(FLOATS)} can have an update, so convert a quantized base first"
             )
         self.name = name
         self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
         self.is_transposed = is_transposed
         self._tensors = tensors
         self._first, self._band = 0, np.empty((info.shape[0], 0), self.dtype)
-        rows, columns = info.shape
+        self.stored_shape = info.shape  # of the tensor
+        rows, columns = info.shape[0], math.prod(info.shape[1:])
         self.shape = (columns, rows) if is_transposed else (rows, columns)
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64."""
         if not self.is_transposed:
-            return self._tensors.read(self.name, np.float64, rows)[:, columns]
+            filters = self._tensors.read(self.name, np.float64, rows)
+            return filters.reshape(len(filters), self.shape[1])[:, columns]
         if columns != slice(None):
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
         # Rows of W are columns of the tensor, which are scattered over the file. So one pass reads
@@ -61,21 +67,21 @@ class StoredWeight(FrozenMatrix):
     def blocks(self) -> list[tuple[slice, slice]]:
         """Return rows and columns of parts that follow each other in the file."""
         if self.is_transposed:
-            return [(slice(None), strip) for strip in strips(self.shape[::-1])]
+            return [(slice(None), strip) for strip in strips(self.stored_shape)]
         return super().blocks()
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the tensor, whether that is W or W^T."""
-        shape = self.shape[::-1] if self.is_transposed else self.shape
-        return fingerprint_of_rows(shape, lambda rows: self._tensors.read(self.name, None, rows))
+        """Return the fingerprint of the tensor."""
+        read = partial(self._tensors.read, self.name, None)
+        return fingerprint_of_rows(self.stored_shape, read)
 
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
-    parts = {part: files.read(key) for part, key in layer.keys.items()}
+    parts = {part: files.part(layer, part) for part in layer.keys}
     a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
     scaling = files.config.scaling
     with np.errstate(over="ignore"):  # what is infinite in the dtype of the weight is refused later
         made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
-    set_pissa_start(made, files, weight, layer.is_embedding)
+    set_pissa_start(made, files, weight, layer.kind)
     return made

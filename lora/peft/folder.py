@@ -6,7 +6,10 @@ A key of PEFT's is `base_model.model.<layer>.<part>`. The parts of an update are
     lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
     lora_magnitude_vector                   m of DoRA
 
-and every other key is a parameter that was trained in full: the bias of a layer with an update is
+On a convolution A is filters `(rank, C, h, w)`, and B and m have the axes of a kernel of one
+element: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
+
+Every other key is a parameter that was trained in full: the bias of a layer with an update is
 called `<layer>.base_layer.bias`, others as in the model.
 """
 
@@ -31,6 +34,7 @@ from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
 V = TypeVar("V")
+Shape = tuple[int, ...]
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -79,6 +83,14 @@ def by_key(
     return found
 
 
+def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
+    """Return the shape that a part of an update has in a file, for a weight of a shape."""
+    ones = (1,) * (len(weight) - 2)
+    if not ones:
+        return shape
+    return {A: shape[:1] + weight[1:], B: shape + ones, MAGNITUDE: (1, *shape, *ones)}[part]
+
+
 def _parameter_of(key: str) -> str:
     """Return the name in the model of a parameter that was trained in full."""
     return key.removeprefix(PREFIX).replace(".base_layer.", ".")
@@ -90,7 +102,7 @@ class StoredLayer:
 
     name: str  # the name of the layer in the model
     keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
-    is_embedding: bool  # whether the layer is an embedding
+    kind: str  # "linear", "embedding" or "convolution"
     scale: float  # the factor of B A by the metadata, or if they lack it by the configuration
 
 
@@ -144,7 +156,9 @@ class AdapterFolder(Closing):
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale
-            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
+            is_conv = any(len(self.tensors[key].shape) > 2 for key in keys.values())
+            kind = "embedding" if name in embeddings else "convolution" if is_conv else "linear"
+            self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:
         """Tell whether a bias is of a module trained in full, and PEFT has written it before."""
@@ -164,6 +178,13 @@ class AdapterFolder(Closing):
     def read(self, key: str, dtype: DTypeLike | None = None, rows: slice = slice(None)) -> Array:
         """Return a tensor, or some of its rows; bfloat16 is widened to float32."""
         return self._file.read(key, dtype, rows)
+
+    def part(self, layer: StoredLayer, part: str, dtype: DTypeLike | None = None) -> Array:
+        """Return A or B as a matrix or m as a vector, also of a convolution."""
+        array = self.read(layer.keys[part], dtype)
+        if array.ndim < 3:
+            return array
+        return array.reshape(-1) if part == MAGNITUDE else array.reshape(len(array), -1)
 
     def raw(self, key: str) -> Iterator[bytes]:
         """Return the bytes of a tensor, in parts."""

@@ -21,11 +21,13 @@ from lora.attachment.plan import Plan
 from lora.attachment.state import parameters_in_use
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
+from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
+from lora.linear import largest_rank
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
-from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key
+from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
 from lora.variants.inits import INITS, draw
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
 from minigrad.nn import Module, Parameter
@@ -67,8 +69,8 @@ def load(
         raise TypeError(f"load takes a Module, not {model!r:.60}")
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
-        linear, tables = candidates(model)
-        known = {*linear, *tables}
+        linear, others = candidates(model)
+        known = {*linear, *others}
         order = [name for name, _ in model.named_modules() if name in known]
         found = config.targets_among(order, linear)
         if not found:
@@ -96,7 +98,7 @@ def load(
             update.scale = layer.scale
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
-            set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
+            set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
     return carry_out(model, plan, adapter)
 
 
@@ -111,8 +113,8 @@ def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target
         shape = (module.base_weight if isinstance(module, AdaptedLayer) else module.weight).shape
         keys = files.layers[name].keys if name in files.layers else {}
         a, b = (files.tensors[keys[part]].shape if part in keys else () for part in (A, B))
-        fits = a[:1] == b[1:] == (rank,) and sorted(a[1:] + b[:1]) == sorted(shape)
-        if rank > min(shape) and not fits:
+        fits = a[:1] == b[1:2] == (rank,) and sorted(a[1:] + b[:1]) == sorted(shape)
+        if rank > largest_rank(shape) and not fits:
             yield (
                 f"mis-shaped: {name} has A {a or 'missing'} and B {b or 'missing'} in the file, "
                 f"and by the configuration rank {rank}, which a weight {shape} cannot have"
@@ -123,22 +125,29 @@ def _set_parameters(
     plan: Plan, model: Module, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
 ) -> None:
     """Give the parameters of a plan the values of the file, after checking all of it."""
-    updates = {name: dict(update.contents()) for name, update in plan.updates.items()}
+    # Each with the shape that it has in the file.
+    updates = {
+        name: {
+            part: (own, stored_shape(part, own.shape, plan.layers[name].base_weight.shape))
+            for part, own in update.contents()
+        }
+        for name, update in plan.updates.items()
+    }
+    full = {copy.name: (copy.own, copy.own.shape) for copy in plan.copies}
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
-    full: dict[str, Parameter] = {copy.name: copy.own for copy in plan.copies}
     parameters = by_key(updates, full, tables)
     values: dict[str, Array] = {}
     problems, broken = [], []
-    for key, parameter in parameters.items():
+    for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
-            problems.append(f"missing: {key} {parameter.shape}")
+            problems.append(f"missing: {key} {shape}")
             continue
         source = "by its configuration and the model"
-        unfit = list(files.tensor_problems(key, parameter.shape, source))
+        unfit = list(files.tensor_problems(key, shape, source))
         problems += unfit
         if not unfit:
             with np.errstate(over="ignore"):
-                values[key] = files.read(key, parameter.dtype)
+                values[key] = files.read(key, parameter.dtype).reshape(parameter.shape)
             if not np.isfinite(values[key]).all():
                 broken.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
     own = dict(parameters_in_use(model))
@@ -156,6 +165,12 @@ def _set_parameters(
         elif name not in own or not files.is_same(key, own[name].data):
             problems.append(f"unexpected: {key} {files.tensors[key].shape}")
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
+    problems += [
+        f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
+        f"so what it has trained is no update of the weight"
+        for name, layer in plan.layers.items()
+        if isinstance(layer, LoRAConv) and layer.is_dilated and name not in files.facts.layers
+    ]
     if check_base:
         bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
         problems += files.facts.base_problems(
@@ -163,18 +178,16 @@ def _set_parameters(
         )
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
-        parameters[key].data = value
+        parameters[key][0].data = value
 
 
-def set_pissa_start(
-    update: Adapter, files: AdapterFolder, weight: FrozenMatrix, is_embedding: bool
-) -> None:
+def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix, kind: str) -> None:
     """Set what an update on W is relative to, if it began as PiSSA.
 
     PEFT subtracted the principal part of W from the base; here the update is relative to it. PEFT
     never does so for embeddings, whatever the configuration says.
     """
-    if files.config.init_lora_weights == "pissa" and not is_embedding:
+    if files.config.init_lora_weights == "pissa" and kind != "embedding":
         first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
         dtype = update.lora_a.dtype
         update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)

@@ -25,7 +25,7 @@ from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, write_folder
+from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
 from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
@@ -77,11 +77,13 @@ def save(
                 f"update; assign another to layer.scale"
             )
         a, b = (factor.data for factor in update.factors())
-        parts[name] = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
+        own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
         if update.lora_magnitude is not None:
-            parts[name][MAGNITUDE] = update.lora_magnitude.data
+            own[MAGNITUDE] = update.lora_magnitude.data
         elif has_magnitudes:
-            parts[name][MAGNITUDE] = update.norms(layers[name].weight)
+            own[MAGNITUDE] = update.norms(layers[name].weight)
+        shape = layers[name].base_weight.shape
+        parts[name] = {k: x.reshape(stored_shape(k, x.shape, shape)) for k, x in own.items()}
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)

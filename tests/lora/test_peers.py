@@ -33,6 +33,7 @@ DISABLED_DIFFERS = {  # and why is said above
     "bias of the layers",
     "all biases",
     "attention, all biases",
+    "convolutions, biases",
     "PiSSA",
     "DoRA of PiSSA",
 }

@@ -44,11 +44,25 @@ class Transformer(nn.Module):
         return self.head(self.block(x))
 
 
+class Images(nn.Module):
+    """Convolutions of images, and of their pixels as a sequence, and a linear classifier."""
+
+    def __init__(self, dtype):
+        self.conv = nn.Conv2d(3, 6, (3, 2), stride=2, padding=1, dtype=dtype)
+        self.pointwise = nn.Conv2d(6, 4, 1, bias=False, dtype=dtype)
+        self.sequence = nn.Conv1d(4, 5, 3, padding="same", dtype=dtype)
+        self.head = nn.Linear(5, 3, dtype=dtype)
+
+    def forward(self, x):
+        x = self.pointwise(minigrad.gelu(self.conv(x)))
+        return self.head(self.sequence(x.reshape(*x.shape[:2], -1)).mean(axis=-1))
+
+
 def mlp(dtype):
     return nn.MLP((6, 12, 12, 3), minigrad.gelu, dtype=dtype)
 
 
-MODELS = {"mlp": mlp, "classifier": Classifier, "transformer": Transformer}
+MODELS = {"mlp": mlp, "classifier": Classifier, "transformer": Transformer, "images": Images}
 LOSSES = dict.fromkeys(MODELS, minigrad.mse) | {"classifier": minigrad.cross_entropy}
 
 
@@ -68,6 +82,7 @@ def one(model, targets, **options):
 
 LAYERS = ["layers.0", "layers.1", "layers.2"]
 TABLES = ["embedding", "head"]
+CONVOLUTIONS = ["conv", "pointwise", "sequence", "head"]
 QUERY_VALUE = ["q_proj", "v_proj"]
 
 CASES = {
@@ -104,6 +119,9 @@ CASES = {
     "embedding, rsLoRA": one("classifier", TABLES, scaling="rslora"),
     "embedding, DoRA": one("classifier", TABLES, use_dora=True),
     "embedding, head to save": one("classifier", ["embedding"], modules_to_save=["head"]),
+    "convolutions": one("images", CONVOLUTIONS),
+    "convolutions, DoRA, rsLoRA": one("images", CONVOLUTIONS, use_dora=True, scaling="rslora"),
+    "convolutions, biases": one("images", ["conv", "sequence"], bias="lora_only"),
     "attention": one("transformer", QUERY_VALUE),
     "attention, DoRA": one("transformer", QUERY_VALUE, use_dora=True),
     "attention, all biases": one("transformer", QUERY_VALUE, bias="all"),
@@ -139,7 +157,8 @@ def data(model):
         tokens, target = rng.integers(1, 20, (8, 5)), rng.integers(0, 4, 8)
         tokens[0, 3:] = 0
         return {"x": tokens, "target": target}
-    x, target = ((4, 5, 12), (4, 5, 3)) if model == "transformer" else ((8, 6), (8, 3))
+    shapes = {"transformer": ((4, 5, 12), (4, 5, 3)), "images": ((4, 3, 7, 8), (4, 3))}
+    x, target = shapes.get(model, ((8, 6), (8, 3)))
     return {"x": _draw(rng, x), "target": _draw(rng, target)}
 
 

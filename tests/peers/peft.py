@@ -79,7 +79,20 @@ class Transformer(torch.nn.Module):
         return self.head(self.block(x))
 
 
-MODELS = {"mlp": MLP, "classifier": Classifier, "transformer": Transformer}
+class Images(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 6, (3, 2), stride=2, padding=1)
+        self.pointwise = torch.nn.Conv2d(6, 4, 1, bias=False)
+        self.sequence = torch.nn.Conv1d(4, 5, 3, padding="same")
+        self.head = torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.pointwise(F.gelu(self.conv(x)))
+        return self.head(self.sequence(x.flatten(2)).mean(-1))
+
+
+MODELS = {"mlp": MLP, "classifier": Classifier, "transformer": Transformer, "images": Images}
 LOSSES = dict.fromkeys(MODELS, F.mse_loss) | {"classifier": F.cross_entropy}
 
 
@@ -142,7 +155,8 @@ def give(model, values):
         *path, kind = name.split(".")
         adapter = path.pop() if path[-1] in model.peft_config else "default"
         layer = model.base_model.model.get_submodule(".".join(path))
-        parameter(layer, kind, adapter).copy_(torch.tensor(value))
+        own = parameter(layer, kind, adapter)
+        own.copy_(torch.tensor(value).reshape(own.shape))  # filters, for the rows of a matrix
 
 
 def parameter(layer, kind, adapter="default"):

@@ -39,9 +39,9 @@ def updates(base, adapter):
     found = {}
     with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
         for name, layer in files.layers.items():
-            weight = StoredWeight(tensors, f"{name}.weight", layer.is_embedding)
+            weight = StoredWeight(tensors, f"{name}.weight", layer.kind == "embedding")
             dw = adapter_of(files, layer, weight).update(weight, slice(None))
-            found[weight.name] = dw.T if layer.is_embedding else dw
+            found[weight.name] = dw.T if layer.kind == "embedding" else dw
     return found
 
 

@@ -1,0 +1,94 @@
+"""LoRAConv: frozen filters, and an update of low rank beside them.
+
+    y = conv(x, W) + b + scale B conv(x, A)      A: (rank, C h w), B: (O, rank)
+
+A convolution multiplies each patch of an image, of C h w numbers, by a matrix that has the filters
+as its rows. So its adapter is that of a linear layer, on patches: the rows of A are filters, which
+move over the image as those of W do, and B is a convolution whose kernel has one element.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from lora.adapted_layer import AdaptedLayer
+from lora.frozen import Array, DenseMatrix, FrozenMatrix
+from minigrad import functional, ops
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Conv1d, Conv2d, Parameter
+
+
+class LoRAConv(AdaptedLayer):
+    """A convolution with adapters, of images `(N, C, H, W)` or of sequences `(N, C, L)`.
+
+    A has the dilation of W, which PEFT's lacks; so PEFT cannot compute with the adapter of a layer
+    that `is_dilated`. `LoRAConv.around(conv)` makes one; a ValueError is raised for filters in
+    groups.
+    """
+
+    options: tuple[Any, ...]  # stride, padding and dilation
+
+    @classmethod
+    def around(cls, layer: Conv2d) -> Self:
+        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        if layer.groups > 1:
+            raise ValueError(
+                f"its filters are in {layer.groups} groups, and each sees the channels of its own, "
+                f"where A sees all; so W + s B A would be no weight of the layer. Exclude it"
+            )
+        made = super().around(layer)
+        made.options = layer.stride, layer.padding, layer.dilation
+        return made
+
+    def plain(self) -> Conv2d:
+        """Make a `Conv2d` or `Conv1d` with the merged filters, which shares nothing."""
+        self._check_fresh()
+        kind = Conv1d if self.base_weight.ndim == 3 else Conv2d
+        made = kind.__new__(kind)
+        made.stride, made.padding, made.dilation = self.options
+        made.groups = 1
+        made.weight = Parameter(self.merged_weight())
+        made.bias = None if self.bias is None else Parameter(self.bias)
+        return made
+
+    @property
+    def is_dilated(self) -> bool:
+        """Whether the elements of a filter are apart from each other."""
+        pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
+        return any(size > 1 and dilation > 1 for size, dilation in pairs)
+
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return the filters as the rows of a matrix."""
+        return DenseMatrix(stored)
+
+    def stored(self, matrix: Array) -> Array:
+        """Return the rows of a matrix as filters."""
+        return matrix.reshape(self.base_weight.shape)
+
+    def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """Compute conv(x, W) + b."""
+        return _convolve(x, weight.detach(), bias, *self.options)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Compute conv(x, M), with the rows of M as filters."""
+        filters = ops.reshape(matrix, (-1, *self.base_weight.shape[1:]))
+        return _convolve(x, filters, None, *self.options)
+
+    def lifted(self, h: Tensor, b: Tensor) -> Tensor:
+        """Multiply the channels of h by B."""
+        return _convolve(h, self.per_output(b))
+
+    def per_output(self, values: Tensor) -> Tensor:
+        """Give numbers the axes of a kernel of one element."""
+        return ops.reshape(values, (*values.shape, *(1,) * (self.base_weight.ndim - 2)))
+
+    def base_facts(self) -> list[str]:
+        """Describe the kernel, and what is unusual in how it moves."""
+        names, usual = ("kernel_size", "stride", "padding", "dilation"), (None, 1, 0, 1)
+        facts = zip(names, (self.base_weight.shape[2:], *self.options), usual, strict=True)
+        return [f"{name}={value}" for name, value, usually in facts if {*value} != {usually}]
+
+
+def _convolve(x: Tensor, filters: Tensor, bias: Tensor | None = None, *options: Any) -> Tensor:
+    convolve = functional.conv1d if filters.ndim == 3 else functional.conv2d
+    return convolve(x, filters, bias, *options)
