@@ -4,6 +4,7 @@ import numpy as np
 
 from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.nf4 import NF4Matrix
+from minigrad.ops.recurrent import CELLS
 from tests.cases import (
     Case,
     below,
@@ -16,6 +17,7 @@ from tests.cases import (
     normal,
     positive,
 )
+from tests.cases.convolution import result_size
 from tests.cases.linalg import separated
 
 
@@ -337,6 +339,42 @@ def channels(**options):
     return draw
 
 
+def convolved(dims, form="forward"):
+    """Operands and options of a convolution, or of one of its gradients."""
+
+    def draw(rng):
+        groups, images, channels, filters = (int(n) for n in rng.integers(1, [3, 4, 4, 8]))
+        kernel, stride, dilation, padding = (
+            tuple(map(int, rng.integers(low, 4, dims))) for low in (1, 1, 1, 0)
+        )
+        sizes = zip(map(int, rng.integers(0, 12, dims)), kernel, dilation, strict=True)
+        size = tuple(more + d * (k - 1) + 1 for more, k, d in sizes)
+        x_shape, weight = (images, groups * channels, *size), (groups * filters, channels, *kernel)
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        if form != "forward":
+            result = result_size(x_shape, weight, stride, padding, dilation)
+            y = images, weight[0], *result
+        options |= {"groups": groups}
+        if form == "input":
+            return normal(y, weight), {"size": size, **options}
+        if form == "weight":
+            return normal(y, x_shape), {"size": kernel, **options}
+        if dims == 1:
+            options |= {name: options[name][0] for name in ("stride", "padding", "dilation")}
+        return normal(x_shape, weight, weight[:1]), options
+
+    return draw
+
+
+def recurring(rng):
+    """Operands of a recurrence, of any cell."""
+    steps, batch, size = (int(n) for n in rng.integers(1, 6, 3))
+    cell = ["rnn_tanh", "rnn_relu", "gru", "lstm"][rng.integers(4)]
+    height, width = (CELLS[cell].gates * size, CELLS[cell].states * size)
+    shapes = (steps, batch, height), (batch, width), (height, size), (height,)
+    return normal(*shapes), {"cell": cell}
+
+
 def pooled(dims, make=normal, **ranges):
     """Operands and options of pooling."""
 
@@ -510,6 +548,10 @@ RANDOM = {
     "rms_norm": normalised("x", "weight"),
     "batch_norm": channels(running_mean=None, running_var=None, training=True),
     "group_norm": channels(),
+    **{f"conv{n}d": convolved(n) for n in (1, 2)},
+    "convolution": convolved(2),
+    **{f"convolution_{form}": convolved(2, form) for form in ("input", "weight")},
+    "recurrence": recurring,
     **{f"max_pool{n}d": pooled(n, distinct, dilation=(1, 3)) for n in (1, 2)},
     "avg_pool1d": pooled(1),
     "avg_pool2d": pooled(2, divisor_override=(1, 5)),

@@ -27,6 +27,8 @@ def operands(name, dtype):
     """Small numbers of each dtype for which the function is defined."""
     if name in MATRICES:
         return [np.array([[1, 0], [0, 1]], dtype)] * MATRICES[name]
+    if name.startswith("convolution"):
+        return [np.ones((2, 2, 3, 3), dtype)] * 2
     if name == "recurrence":
         return [np.ones(shape, dtype) for shape in ((1, 2, 4), (2, 2), (4, 1))]
     x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
@@ -42,6 +44,8 @@ def operands(name, dtype):
 def options(name):
     if name == "rope":
         return {"cos": [0.5], "sin": [2.0]}
+    if name.startswith("convolution_"):
+        return {"size": (3, 3), "padding": 1}
     return {"normalized_shape": 3} if name.endswith("_norm") else {}
 
 
