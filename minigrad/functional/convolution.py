@@ -35,12 +35,12 @@ def conv2d(
         ValueError: if the shapes do not go together, groups do not divide the channels and the
             filters, an option is out of range, or the kernel is larger than the padded image.
     """
+    _check_axes(x, weight, "images (N, C, H, W) or (C, H, W)", "h, w")
     if x.ndim == 3:
         out = conv2d(reshape(x, (1, *x.shape)), weight, bias, stride, padding, dilation, groups)
         return reshape(out, out.shape[1:])
-    if isinstance(padding, str):
-        x, padding = _padded(x, weight, stride, padding, dilation)
-    return convolution(x, weight, bias, stride, padding, dilation, groups)
+    x, zeros = _padded(x, weight, stride, padding, dilation)
+    return convolution(x, weight, bias, stride, zeros, dilation, groups)
 
 
 @composition
@@ -55,34 +55,49 @@ def conv1d(
     Raises:
         ValueError: as `conv2d`.
     """
-    if x.ndim not in (2, 3) or weight.ndim != 3:
-        raise ValueError(
-            f"takes sequences (N, C, L) or (C, L) and a weight (O, C / groups, l), not shapes "
-            f"{x.shape} and {weight.shape}"
-        )
+    _check_axes(x, weight, "sequences (N, C, L) or (C, L)", "l")
+    x, zeros = _padded(x, weight, stride, padding, dilation)
     x, weight = (reshape(v, (*v.shape[:-1], 1, v.shape[-1])) for v in (x, weight))
-    if not isinstance(padding, str):
-        padding = (0, *for_each_axis("padding", padding, 1, least=0))
     steps = (1, *for_each_axis("stride", stride, 1))
     between = (1, *for_each_axis("dilation", dilation, 1))
-    out = conv2d(x, weight, bias, steps, padding, between, groups)
+    out = conv2d(x, weight, bias, steps, (0, *zeros), between, groups)
     return reshape(out, (*out.shape[:-2], out.shape[-1]))
 
 
-def _padded(
-    x: Array, weight: Array, stride: Sizes, padding: str, dilation: Sizes
-) -> tuple[Array, tuple[int, int]]:
-    """Return the padding that has this name, and x with the zeros that are still missing."""
-    if padding == "valid":
-        return x, (0, 0)
-    if padding != "same":
+def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
+    """Raise an error unless the last axes, of which the kernel has a size each, have others."""
+    axes = len(kernel.split(", "))
+    if x.ndim not in (axes + 1, axes + 2) or weight.ndim != axes + 2:
         raise ValueError(
-            f"padding is a number, two numbers, 'same' or 'valid', not {padding!r:.60}"
+            f"takes {images} and a weight (O, C / groups, {kernel}); the shapes are {x.shape} and "
+            f"{weight.shape}"
         )
-    if for_each_axis("stride", stride, 2) != (1, 1):
-        raise ValueError(f"padding='same' is offered for a stride of 1, not of {stride!r:.60}")
-    between = for_each_axis("dilation", dilation, 2)
+
+
+def _padded(
+    x: Array, weight: Array, stride: Sizes, padding: Sizes | str, dilation: Sizes
+) -> tuple[Array, tuple[int, ...]]:
+    """Return x, with a zero more at the end of an axis if their number is odd, and the padding."""
+    axes = weight.ndim - 2
+    if not isinstance(padding, str):
+        return x, for_each_axis("padding", padding, axes, least=0)
+    check_padding(padding, for_each_axis("stride", stride, axes))
+    if padding == "valid":
+        return x, (0,) * axes
+    between = for_each_axis("dilation", dilation, axes)
     zeros = [d * (size - 1) for d, size in zip(between, weight.shape[2:], strict=True)]
     if any(number % 2 for number in zeros):
-        x = pad(x, [(0, 0), (0, 0), *((0, number % 2) for number in zeros)])
-    return x, (zeros[0] // 2, zeros[1] // 2)
+        x = pad(x, [(0, 0)] * (x.ndim - axes) + [(0, number % 2) for number in zeros])
+    return x, tuple(number // 2 for number in zeros)
+
+
+def check_padding(padding: str, stride: tuple[int, ...]) -> None:
+    """Raise an error if there is no padding of this name, or it does not go with a stride."""
+    if padding not in ("same", "valid"):
+        raise ValueError(
+            f"padding must be integers of at least 0, 'same' or 'valid', not {padding!r:.60}"
+        )
+    if padding == "same" and set(stride) != {1}:
+        raise ValueError(
+            f"padding='same' is offered for a stride of 1, not of {', '.join(map(str, stride))}"
+        )

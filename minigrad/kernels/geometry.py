@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Pair = tuple[int, ...]
+Sizes = tuple[int, ...]
 
 
 class Geometry(NamedTuple):
     """The options of a convolution, by axis."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
     groups: int
 
-    def result_size(self, size: Pair, kernel: Pair) -> Pair:
+    def result_size(self, size: Sizes, kernel: Sizes) -> Sizes:
         """Return the sizes of the result: floor((size + 2 padding - reach) / stride) + 1."""
-        rows, cols = (
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1)
-            // self.stride[i]
-            + 1
-            for i in range(2)
-        )
-        return rows, cols
+        options = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in options)

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from minigrad import functional
 from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
+from minigrad.functional.convolution import check_padding
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops.convolution import Sizes
@@ -21,8 +22,9 @@ __all__ = ["Conv1d", "Conv2d"]
 class Conv2d(Module):
     """A convolution of images: `(N, C, H, W)` or `(C, H, W)` -> `(N, O, H', W')` or `(O, H', W')`.
 
-    For the formula and the sizes of the result see `minigrad.convolution`. Weight and bias begin
-    uniform in +-1 / sqrt(n), where n is the number of weights of a filter, as PyTorch's do.
+    For the formula and the sizes of the result see `minigrad.convolution`. Padding is by zeros.
+    Weight and bias begin uniform in +-1 / sqrt(n), where n is the number of weights of a filter, as
+    PyTorch's do.
 
     Args:
         in_channels: the channels C of an image.
@@ -44,7 +46,7 @@ class Conv2d(Module):
         ValueError: if a size is not a positive integer, or groups do not divide both channels.
     """
 
-    _axes = 2
+    _axes, _convolve = 2, staticmethod(functional.conv2d)
 
     def __init__(
         self,
@@ -70,6 +72,8 @@ class Conv2d(Module):
                 f"{name}: groups={groups} do not divide {in_channels} and {out_channels} channels"
             )
         self.stride = self._sizes("stride", stride)
+        if isinstance(padding, str):
+            check_padding(padding, self.stride)
         self.padding = padding if isinstance(padding, str) else self._sizes("padding", padding, 0)
         self.dilation = self._sizes("dilation", dilation)
         self.groups = groups
@@ -102,7 +106,7 @@ class Conv2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x."""
         options = self.stride, self.padding, self.dilation, self.groups
-        return functional.conv2d(x, self.weight, self.bias, *options)
+        return self._convolve(x, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:
         """The channels, the size of a filter, and what differs from the defaults."""
@@ -125,9 +129,4 @@ class Conv1d(Conv2d):
         ValueError: as `Conv2d`.
     """
 
-    _axes = 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of x."""
-        options = self.stride, self.padding, self.dilation, self.groups
-        return functional.conv1d(x, self.weight, self.bias, *options)
+    _axes, _convolve = 1, staticmethod(functional.conv1d)

@@ -78,10 +78,13 @@ def convolution(
         ValueError: if the shapes do not go together, groups do not divide the channels and the
             filters, an option is out of range, or the kernel is larger than the padded image.
     """
-    how, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
+    geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
     if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {weight.shape[:1]}")
-    return kernels.convolution.convolve(x, weight, bias, how)
+        raise ValueError(
+            f"bias must have shape {weight.shape[:1]}, one number for each filter; it has shape "
+            f"{np.shape(bias)}"
+        )
+    return kernels.convolution.convolve(x, weight, bias, geometry)
 
 
 @convolution.vjp("x")
@@ -122,8 +125,13 @@ def convolution_input(
     Raises:
         ValueError: if y is not of the shape that the convolution has.
     """
-    how = _checked_result(y, weight, size, stride, padding, dilation, groups)
-    return kernels.convolution.input_gradient(y, weight, (size[0], size[1]), how)
+    sizes = for_each_axis("size", size, 2)
+    check_positive("groups", groups)
+    _check_axes(y=y.shape, weight=weight.shape)
+    x = y.shape[0], weight.shape[1] * groups, *sizes
+    geometry, result = _checked(x, weight.shape, stride, padding, dilation, groups)
+    _check_result(y.shape, x, weight.shape, result)
+    return kernels.convolution.input_gradient(y, weight, sizes, geometry)
 
 
 @convolution_input.vjp("y")
@@ -162,9 +170,13 @@ def convolution_weight(
     Raises:
         ValueError: if y is not of the shape that the convolution has.
     """
-    filters = np.broadcast_to(y.dtype.type(0), (y.shape[1], x.shape[1] // max(groups, 1), *size))
-    how = _checked_result(y, filters, x.shape[2:], stride, padding, dilation, groups)
-    return kernels.convolution.weight_gradient(y, x, (size[0], size[1]), how)
+    sizes = for_each_axis("size", size, 2)
+    check_positive("groups", groups)
+    _check_axes(y=y.shape, x=x.shape)
+    weight = y.shape[1], x.shape[1] // groups, *sizes
+    geometry, result = _checked(x.shape, weight, stride, padding, dilation, groups)
+    _check_result(y.shape, x.shape, weight, result)
+    return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
 @convolution_weight.vjp("y")
@@ -183,42 +195,48 @@ def _convolution_weight_x(
 
 def _checked(
     x: Shape, weight: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> tuple[Geometry, tuple[int, ...]]:
+) -> tuple[Geometry, Shape]:
     """Return the options by axis and the size of the result; raise an error if they do not go."""
     check_positive("groups", groups)
-    how = Geometry(
+    geometry = Geometry(
         for_each_axis("stride", stride, 2), for_each_axis("padding", padding, 2, least=0),
         for_each_axis("dilation", dilation, 2), groups,
     )  # fmt: skip
-    if len(x) != 4 or len(weight) != 4 or 0 in weight:
-        raise ValueError(
-            f"takes images (N, C, H, W) and a weight (O, C / groups, h, w), not shapes {x} and "
-            f"{weight}"
-        )
+    _check_axes(x=x, weight=weight)
+    if 0 in weight:
+        raise ValueError(f"weight must not be empty; it has shape {weight}")
     if x[1] != weight[1] * groups or weight[0] % groups:
         raise ValueError(
             f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels do not go with "
-            f"groups={groups}: groups must divide the filters, and images have groups times as "
-            f"many channels as a filter"
+            f"groups={groups}: groups must divide the filters, and images must have groups times "
+            f"as many channels as a filter"
         )
-    size = how.result_size((x[2], x[3]), (weight[2], weight[3]))
+    size = geometry.result_size(x[2:], weight[2:])
     if min(size) < 1:
-        padded = tuple(n + 2 * p for n, p in zip(x[2:], how.padding, strict=True))
-        reach = tuple(d * (n - 1) + 1 for n, d in zip(weight[2:], how.dilation, strict=True))
-        raise ValueError(f"a kernel that covers {reach} is larger than the padded image {padded}")
-    return how, size
-
-
-def _checked_result(
-    y: Array, weight: Array, size: Sequence[int], stride: Sizes, padding: Sizes, dilation: Sizes,
-    groups: int,
-) -> Geometry:  # fmt: skip
-    """Return the options by axis; raise an error if y is not of the shape of the result."""
-    x = y.shape[0], weight.shape[1] * groups, *size
-    how, result = _checked(x, weight.shape, stride, padding, dilation, groups)
-    if y.shape != (y.shape[0], weight.shape[0], *result):
+        axis = size.index(min(size))
+        length = x[2 + axis] + 2 * geometry.padding[axis]
+        reach = geometry.dilation[axis] * (weight[2 + axis] - 1) + 1
         raise ValueError(
-            f"y has shape {y.shape}, but images {x} and a weight {weight.shape} give "
-            f"{(y.shape[0], weight.shape[0], *result)}"
+            f"a kernel that covers {reach} elements of an axis is larger than the padded image, "
+            f"which has {length} there"
         )
-    return how
+    return geometry, size
+
+
+def _check_axes(**shapes: Shape) -> None:
+    """Raise an error unless all have the four axes of images or of filters."""
+    for name, shape in shapes.items():
+        if len(shape) != 4:
+            raise ValueError(
+                f"{name} must have 4 axes, those of images (N, C, H, W) or of filters "
+                f"(O, C / groups, h, w); it has shape {shape}"
+            )
+
+
+def _check_result(y: Shape, x: Shape, weight: Shape, size: Shape) -> None:
+    """Raise an error if y is not of the shape of a convolution, whose last axes have this size."""
+    if y != (x[0], weight[0], *size):
+        raise ValueError(
+            f"y must have the shape of the result for images {x} and a weight {weight}, which is "
+            f"{(x[0], weight[0], *size)}; it has shape {y}"
+        )

@@ -25,34 +25,34 @@ from minigrad.kernels.convolution import reference
 from minigrad.kernels.convolution.lines import correlate
 from minigrad.kernels.convolution.plan import Plan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
-from minigrad.kernels.geometry import Geometry, Pair
+from minigrad.kernels.geometry import Geometry, Sizes
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
 
-SECONDS = 2e-11  # a multiply-add takes one thread, about
+SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 
-def convolve(x: Array, weight: Array, bias: Array | None, how: Geometry) -> Array:
+def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> Array:
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
     kernel, taps = kernel_for(correlate, x, weight, bias), weight.shape[2:]
-    size = how.result_size((x.shape[2], x.shape[3]), (taps[0], taps[1]))
+    size = geometry.result_size(x.shape[2:], taps)
     if kernel is None:
-        return reference.convolve(x, weight, bias, size, how)
+        return reference.convolve(x, weight, bias, size, geometry)
     out = np.empty((x.shape[0], weight.shape[0], *size), x.dtype)
-    _run(kernel, x, weight, bias, forward_plan(x.shape, x.itemsize, taps, how), out)
+    _run(kernel, x, weight, bias, forward_plan(x.shape, x.itemsize, taps, geometry), out)
     return out
 
 
-def input_gradient(g: Array, weight: Array, size: Pair, how: Geometry) -> Array:
+def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
     kernel = kernel_for(correlate, g, weight)
     if kernel is None:
-        return reference.input_gradient(g, weight, size, how)
-    (down, right), channels = how.stride, weight.shape[1] * how.groups
+        return reference.input_gradient(g, weight, size, geometry)
+    (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
     every = down == right == 1  # elements of x are reached by all taps, in one part
     dx = (np.empty if every else np.zeros)((g.shape[0], channels, *size), g.dtype)
-    swapped = np.swapaxes(reference.grouped(weight, how.groups), 1, 2)  # (groups, C, O, h, w)
-    for rows, cols, plan in input_plans(g.shape, g.itemsize, weight.shape[2:], size, how):
+    swapped = np.swapaxes(reference.grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
+    for rows, cols, plan in input_plans(g.shape, g.itemsize, weight.shape[2:], size, geometry):
         target = dx[..., rows.first :: down, cols.first :: right]
         part = swapped[..., rows.taps, :][..., cols.taps].reshape(channels, -1)
         out = dx if every else np.empty(target.shape, g.dtype)
@@ -62,13 +62,14 @@ def input_gradient(g: Array, weight: Array, size: Pair, how: Geometry) -> Array:
     return dx
 
 
-def weight_gradient(g: Array, x: Array, size: Pair, how: Geometry) -> Array:
+def weight_gradient(g: Array, x: Array, size: Sizes, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
     kernel = kernel_for(weight_sums, g, x)
     if kernel is None:
-        return reference.weight_gradient(g, x, size, how)
-    dw = np.zeros((g.shape[1], x.shape[1] // how.groups, *size), g.dtype)
-    sums, plan = dw.reshape(g.shape[1], -1), forward_plan(x.shape, x.itemsize, size, how, blocks=1)
+        return reference.weight_gradient(g, x, size, geometry)
+    dw = np.zeros((g.shape[1], x.shape[1] // geometry.groups, *size), g.dtype)
+    sums = dw.reshape(g.shape[1], -1)
+    plan = forward_plan(x.shape, x.itemsize, size, geometry, blocks=1)
     kernel(g.size * sums.shape[1] * SECONDS, _planes(x), _planes(g), *plan, sums)
     return dw
 

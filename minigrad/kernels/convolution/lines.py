@@ -8,6 +8,7 @@ import numpy as np
 
 from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.microkernel import lines_in_tile, tile_over_taps
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix
 from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
@@ -20,6 +21,7 @@ from minigrad.kernels.vector import (
 )
 
 NEAR = 24 * 1024  # bytes that stay in the level-1 cache while others pass by
+LOW = 4  # rows of a tile below which its sums are so few that each waits for itself
 VECTOR = vector_registers()[0]  # bytes
 HEAD = 11  # block sizes at the head of a plan
 
@@ -73,11 +75,11 @@ def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
     plan: Integers, out: Written.D2,
 ) -> None:  # fmt: skip
-    """Compute rows of the result, from lines that are near."""
+    """Compute a block of rows of the result of each image after the other, for each group."""
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
     lines = np.empty(0 if s.in_place else s.channels * s.lines * s.line + t.NR, source.dtype)
-    zeros_for = -1  # the first row of the block whose padding is zero in the lines
+    cleared_for = -1  # the first row of the block whose padding is zero in the lines
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
         image, first = number // blocks, number % blocks * s.block  # a group is an image, too
@@ -85,9 +87,9 @@ def correlate(
         if s.in_place:
             at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
         else:
-            if zeros_for != first:
+            if cleared_for != first:
                 lines[:] = 0
-                zeros_for = first
+                cleared_for = first
             at = address_of(lines)
             copy_lines(source, plane, s, first * s.step, (rows - 1) * s.step + s.reach, lines)
         filter_ = image % s.groups * filters
@@ -96,37 +98,50 @@ def correlate(
                 target = out[image * filters + o, first * s.cols : (first + rows) * s.cols]
                 for i in range(target.size):
                     target[i] = bias[filter_ + o]
-        runs = (depth + t.RUN - 1) // t.RUN
-        for run in range(runs):
-            k, end = run * depth // runs, (run + 1) * depth // runs
-            height = max(1, NEAR // ((end - k) * t.item * t.MR)) * t.MR
-            for o in range(0, filters, height):
-                for col in range(0, s.cols, t.NR):
-                    wide = min(t.NR, s.cols - col)
-                    for row in range(0, rows, lines_in_tile(t.VL, wide)):
-                        left = min(height, filters - o)
-                        a = address_of(weight) + ((filter_ + o) * depth + k) * t.item
-                        b = at + (row * s.step * s.line + col) * t.item
-                        c = (
-                            address_of(out)
-                            + (((image * filters + o) * s.rows + first + row) * s.cols + col)
-                            * t.item
-                        )
-                        while left > 0:
-                            most = left
-                            if t.MR < left < t.MR + 4:
-                                most = (left + 1) // 2  # a low tile waits for its own sums
-                            done = tile_over_taps(
-                                most, rows - row, wide, a, depth * t.item, b,
-                                s.step * s.line * t.item, address_of(table) + k * 8, end - k, c,
-                                s.rows * s.cols * t.item, s.cols * t.item, k > 0 or bias.size > 0,
-                                t.zero,
-                            )  # fmt: skip
-                            left -= done
-                            a += done * depth * t.item
-                            c += done * s.rows * s.cols * t.item
+        weights = Matrix(address_of(weight) + filter_ * depth * t.item, depth * t.item, t.item)
+        plane_bytes = s.rows * s.cols * t.item
+        corner = address_of(out) + image * filters * plane_bytes + first * s.cols * t.item
+        result = Matrix(corner, plane_bytes, s.cols * t.item)
+        _multiply_block(
+            t, s, rows, filters, depth, weights, at, address_of(table), result, bias.size > 0
+        )
     keep_alive(source)
     keep_alive(weight)
     keep_alive(table)
     keep_alive(lines)
     keep_alive(out)
+
+
+@external()
+def _multiply_block(
+    t: BlockSizes, s: Lines, rows: int, filters: int, depth: int, weights: Matrix, lines: int,
+    table: int, out: Matrix, add: bool,
+) -> None:  # fmt: skip
+    """Compute, or add to, `rows` rows of the planes of some filters, from lines at an address.
+
+    A sum of many taps is cut into runs of about equal length, and as many filters are done at a
+    time as have weights that stay in the level-1 cache while the rows pass by.
+    """
+    runs = (depth + t.RUN - 1) // t.RUN
+    for run in range(runs):
+        k, end = run * depth // runs, (run + 1) * depth // runs
+        height = max(1, NEAR // ((end - k) * t.item * t.MR)) * t.MR
+        for o in range(0, filters, height):
+            for col in range(0, s.cols, t.NR):
+                wide = min(t.NR, s.cols - col)
+                for row in range(0, rows, lines_in_tile(t.VL, wide)):
+                    left = min(height, filters - o)
+                    a = weights.at + o * weights.row + k * t.item
+                    b = lines + (row * s.step * s.line + col) * t.item
+                    c = out.at + o * out.row + row * out.col + col * t.item
+                    while left > 0:
+                        most = left
+                        if t.MR < left < t.MR + LOW:
+                            most = (left + 1) // 2
+                        done = tile_over_taps(
+                            most, rows - row, wide, a, weights.row, b, s.step * s.line * t.item,
+                            table + k * 8, end - k, c, out.row, out.col, add or k > 0, t.zero,
+                        )  # fmt: skip
+                        left -= done
+                        a += done * weights.row
+                        c += done * out.row

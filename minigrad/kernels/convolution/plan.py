@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
-from minigrad.kernels.geometry import Geometry, Pair
+from minigrad.kernels.geometry import Geometry, Sizes
 from minigrad.kernels.jit import Array
 
 BLOCKS = 16  # of rows of the result, for threads to share
@@ -52,8 +52,8 @@ class Plan(NamedTuple):
 
 
 def _plan(
-    shape: Shape, itemsize: int, groups: int, start: Pair, stride: Pair, taps: Sequence[Array],
-    size: Pair, blocks: int = BLOCKS,
+    shape: Shape, itemsize: int, groups: int, start: Sizes, stride: Sizes, taps: Sequence[Array],
+    size: Sizes, blocks: int = BLOCKS,
 ) -> Plan:  # fmt: skip
     """Return the plan of a result of this size.
 
@@ -97,13 +97,13 @@ def _plan(
 
 @lru_cache(PLANS)
 def forward_plan(
-    shape: Shape, itemsize: int, kernel: Pair, how: Geometry, blocks: int = BLOCKS
+    shape: Shape, itemsize: int, kernel: Sizes, geometry: Geometry, blocks: int = BLOCKS
 ) -> Plan:
     """Return the plan of a convolution of a source of this shape."""
-    start = (-how.padding[0], -how.padding[1])
-    taps = [np.arange(k) * d for k, d in zip(kernel, how.dilation, strict=True)]
-    size = how.result_size((shape[2], shape[3]), kernel)
-    return _plan(shape, itemsize, how.groups, start, how.stride, taps, size, blocks)
+    start = (-geometry.padding[0], -geometry.padding[1])
+    taps = [np.arange(k) * d for k, d in zip(kernel, geometry.dilation, strict=True)]
+    size = geometry.result_size(shape[2:], kernel)
+    return _plan(shape, itemsize, geometry.groups, start, geometry.stride, taps, size, blocks)
 
 
 class _Reaching(NamedTuple):
@@ -120,9 +120,9 @@ class _Reaching(NamedTuple):
     offsets: Array  # of each tap's index of g from there, for the first i
 
 
-def _reaching(size: int, kernel: int, how: Geometry, axis: int) -> Iterator[_Reaching]:
+def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator[_Reaching]:
     """Yield the taps for each remainder for which there are some."""
-    s, p, d = how.stride[axis], how.padding[axis], how.dilation[axis]
+    s, p, d = geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]
     for remainder in range(s):
         first = (remainder - p) % s
         taps = np.flatnonzero(np.arange(kernel) * d % s == remainder)[::-1]
@@ -141,14 +141,14 @@ class _InputPlan(NamedTuple):
 
 @lru_cache(PLANS)
 def input_plans(
-    shape: Shape, itemsize: int, kernel: Pair, size: Pair, how: Geometry
+    shape: Shape, itemsize: int, kernel: Sizes, size: Sizes, geometry: Geometry
 ) -> list[_InputPlan]:
     """Return a plan for each pair of remainders of a row and a column of x."""
     found = []
-    for rows in _reaching(size[0], kernel[0], how, 0):
-        for cols in _reaching(size[1], kernel[1], how, 1):
+    for rows in _reaching(size[0], kernel[0], geometry, 0):
+        for cols in _reaching(size[1], kernel[1], geometry, 1):
             start, taps = (rows.start, cols.start), (rows.offsets, cols.offsets)
             counts = (rows.size, cols.size)
-            plan = _plan(shape, itemsize, how.groups, start, (1, 1), taps, counts)
+            plan = _plan(shape, itemsize, geometry.groups, start, (1, 1), taps, counts)
             found.append(_InputPlan(rows, cols, plan))
     return found

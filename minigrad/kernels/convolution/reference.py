@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from minigrad.kernels.geometry import Geometry, Pair
+from minigrad.kernels.geometry import Geometry, Sizes
 from minigrad.kernels.jit import Array
 
 
-def convolve(x: Array, weight: Array, bias: Array | None, size: Pair, how: Geometry) -> Array:
+def convolve(x: Array, weight: Array, bias: Array | None, size: Sizes, geometry: Geometry) -> Array:
     """Compute a convolution whose result has this size."""
-    windows = _windows(x, (weight.shape[2], weight.shape[3]), size, how)
-    out: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, grouped(weight, how.groups))
+    windows = _windows(x, weight.shape[2:], size, geometry)
+    out: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, grouped(weight, geometry.groups))
     out = out.reshape(x.shape[0], weight.shape[0], *size)
     return out if bias is None else out + bias[:, None, None]
 
 
-def input_gradient(g: Array, weight: Array, size: Pair, how: Geometry) -> Array:
+def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> Array:
     """Add each element of g times the kernel to the window that it saw."""
-    (top, left), (down, right), (tall, wide) = how.padding, how.stride, how.dilation
-    images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * how.groups
+    (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
+    images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * geometry.groups
     shape = images, channels, size[0] + 2 * top, size[1] + 2 * left
     padded = np.zeros(shape, np.result_type(g, weight))
-    filters, of_group = grouped(weight, how.groups), _groups_of_planes(g, how.groups)
+    filters, of_group = grouped(weight, geometry.groups), _groups_of_planes(g, geometry.groups)
     for i, j in np.ndindex(*weight.shape[2:]):
         seen = np.einsum("ngoyx,goc->ngcyx", of_group, filters[..., i, j])
         y, x = i * tall, j * wide
@@ -32,11 +32,11 @@ def input_gradient(g: Array, weight: Array, size: Pair, how: Geometry) -> Array:
     return padded[..., top : top + size[0], left : left + size[1]]
 
 
-def weight_gradient(g: Array, x: Array, size: Pair, how: Geometry) -> Array:
+def weight_gradient(g: Array, x: Array, size: Sizes, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
-    windows = _windows(x, size, (g.shape[2], g.shape[3]), how)
-    out: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, _groups_of_planes(g, how.groups))
-    return out.reshape(g.shape[1], x.shape[1] // how.groups, *size)
+    windows = _windows(x, size, g.shape[2:], geometry)
+    out: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, _groups_of_planes(g, geometry.groups))
+    return out.reshape(g.shape[1], x.shape[1] // geometry.groups, *size)
 
 
 def grouped(weight: Array, groups: int) -> Array:
@@ -48,10 +48,10 @@ def _groups_of_planes(x: Array, groups: int) -> Array:
     return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
 
-def _windows(x: Array, kernel: Pair, size: Pair, how: Geometry) -> Array:
+def _windows(x: Array, kernel: Sizes, size: Sizes, geometry: Geometry) -> Array:
     """Return what each element of a result of this size sees: `(N, groups, C, H', W', h, w)`."""
-    (top, left), (down, right), (tall, wide) = how.padding, how.stride, how.dilation
+    (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
     reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)
     seen = sliding_window_view(padded, reach, (2, 3))[:, :, ::down, ::right, ::tall, ::wide]
-    return _groups_of_planes(seen[:, :, : size[0], : size[1]], how.groups)
+    return _groups_of_planes(seen[:, :, : size[0], : size[1]], geometry.groups)

@@ -177,7 +177,7 @@ def weight_sums(
     filters, depth = out.shape[0] // s.groups, out.shape[1]
     size = s.channels * s.lines * s.line
     lines = np.empty(s.together * size + t.NR, source.dtype)
-    zeros_for = -1
+    cleared_for = -1
     g_row, g_plane = s.cols * t.item, s.rows * s.cols * t.item
     row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g, of which some rows stay near
     near_rows = max(1, NEAR // (FILTERS * row_bytes))
@@ -196,9 +196,9 @@ def weight_sums(
             images = min(s.together, s.images - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
-                if zeros_for != first:
+                if cleared_for != first:
                     lines[:] = 0
-                    zeros_for = first
+                    cleared_for = first
                 for i in range(images):
                     plane = ((image + i) * s.groups + group) * s.channels
                     copy_lines(

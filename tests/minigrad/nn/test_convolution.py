@@ -21,11 +21,11 @@ REFUSED = {
     "no groups": ({"groups": 0}, "groups must be a positive integer, not 0"),
     "groups that do not divide": ({"groups": 3}, "do not go with groups=3: groups must divide"),
     "an unknown padding": ({"padding": "full"}, "'same' or 'valid', not 'full'"),
-    "same with a stride": ({"padding": "same", "stride": 2}, "offered for a stride of 1, not of 2"),
-    "a large kernel": (
-        {"dilation": 4},
-        r"covers \(9, 9\) is larger than the padded image \(5, 6\)",
+    "same with a stride": (
+        {"padding": "same", "stride": 2},
+        "offered for a stride of 1, not of 2, 2",
     ),
+    "a large kernel": ({"dilation": 4}, "covers 9 elements of an axis is larger than"),
 }
 
 
@@ -42,16 +42,35 @@ def test_operands_that_are_refused():
         (mg.conv2d, np.ones((4, 5)), WEIGHT, None, r"images \(N, C, H, W\)"),
         (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, "weight"),
         (mg.conv2d, np.ones((1, 3, 5, 5)), WEIGHT, None, "3 channels and 4 filters of 2 channels"),
-        (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT, np.ones(3), r"a bias of shape \(3,\)"),
+        (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT, np.ones(3), r"bias must have shape \(4,\)"),
         (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[:0], None, "weight"),
         (mg.conv1d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, r"sequences \(N, C, L\)"),
     ):
         with pytest.raises(ValueError, match=f"^{f.__name__}: .*{message}"):
             f(x, weight, bias)
-    with pytest.raises(ValueError, match="y has shape"):
-        mg.convolution_input(np.ones((1, 4, 2, 2)), WEIGHT, (5, 5))
-    with pytest.raises(ValueError, match="y has shape"):
-        mg.convolution_weight(np.ones((1, 4, 2, 2)), np.ones((1, 2, 5, 5)), (3, 3))
+    y, x = np.ones((1, 4, 2, 2)), np.ones((1, 2, 5, 5))
+    for f, operands, size, message in (
+        (mg.convolution_input, (y, WEIGHT), (5, 5), r"which is \(1, 4, 3, 3\); it has shape"),
+        (mg.convolution_weight, (y, x), (3, 3), r"which is \(1, 4, 3, 3\); it has shape"),
+        (
+            mg.convolution_input,
+            (y, WEIGHT[0, 0]),
+            5,
+            r"weight must have 4 axes.* has shape \(3, 3\)",
+        ),
+        (mg.convolution_weight, (y[0, 0, 0], x), 5, r"y must have 4 axes.* has shape \(2,\)"),
+        (mg.convolution_weight, (y, x), (5, 5, 5), "size is one number, or 2 of them"),
+    ):
+        with pytest.raises(ValueError, match=f"^{f.__name__}: .*{message}"):
+            f(*operands, size)
+    with pytest.raises(ValueError, match=r"conv1d: a kernel that covers 5 elements .* has 3 there"):
+        mg.conv1d(np.ones((1, 1, 3)), np.ones((1, 1, 5)))
+    with pytest.raises(ValueError, match=r"conv1d: .* a stride of 1, not of 2$"):
+        mg.conv1d(np.ones((1, 1, 9)), np.ones((1, 1, 5)), stride=2, padding="same")
+    with pytest.raises(
+        ValueError, match=r"conv2d: .*the shapes are \(1, 2, 5, 5\) and \(2, 3, 3\)"
+    ):
+        mg.conv2d(x, WEIGHT[0], padding="same")
 
 
 def test_layers_refuse_what_cannot_be():
@@ -60,6 +79,8 @@ def test_layers_refuse_what_cannot_be():
         ({"groups": 2}, "Conv2d: groups=2 do not divide 3 and 4 channels"),
         ({"kernel_size": (3, 0)}, "Conv2d: kernel_size must be a positive integer"),
         ({"stride": 0}, "Conv2d: stride must be a positive integer"),
+        ({"padding": "sam"}, "'same' or 'valid', not 'sam'"),
+        ({"padding": "same", "stride": 2}, "offered for a stride of 1, not of 2, 2"),
     ):
         with pytest.raises(ValueError, match=message):
             nn.Conv2d(**({"in_channels": 3, "out_channels": 4, "kernel_size": 3} | options))
