@@ -16,6 +16,8 @@ Where to read:
 * `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
   that of updates of many tensors is in `optim`.
 * `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.
+* `convolution` has such a page too; `pooling`, `channel_norm` and `recurrent` are the other loops
+  for images and sequences.
 * `vector` has the vector instructions, and `vector_math` exp, log, erf and the like.
 
 The modules are imported when they are first used, since numba takes longer to import than the rest

@@ -74,7 +74,7 @@ def kernels_of(double: bool) -> list[Kernel]:
 
 
 def turn(kernel: Kernel) -> int:
-    """Return the turn of a kernel, by which no two processes compile one external function.
+    """Return the turn of a kernel, by which few external functions are compiled by two processes.
 
     The first products compile the functions that other products call, and attention too; the
     forward pass of attention compiles those that its backward pass calls.
