@@ -38,6 +38,7 @@ class LayerNorm(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class RMSNorm(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
@@ -230,6 +232,7 @@ class GroupNorm(Module):
 
     Raises:
         ValueError: if a number is no positive integer, C is no multiple, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
