@@ -82,7 +82,7 @@ def max_pool2d(
     sizes = _sizes(x, 2)
     options = _options(2, kernel_size, stride, padding)
     dilations = for_each_axis("dilation", dilation, 2)
-    rows, columns = map(_max_windows, sizes, *options, dilations, [bool(ceil_mode)] * 2)
+    rows, columns = map(_max_windows, sizes, *options, dilations, [ceil_mode] * 2)
     places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
     return getitem(reshape(x, -1), places)
 
@@ -205,7 +205,7 @@ def avg_pool2d(
         )
     sizes = _sizes(x, 2)
     options = _options(2, kernel_size, stride, padding)
-    flags = [[bool(flag)] * 2 for flag in (ceil_mode, count_include_pad)]
+    flags = [[flag] * 2 for flag in (ceil_mode, count_include_pad)]
     divisors = divisor_override, None if divisor_override is None else 1
     return window_means(x, *map(_mean_windows, sizes, *options, *flags, divisors))
 
