@@ -54,7 +54,7 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_end: boo
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a number, not {value!r:.60}")
-    open_end = open_end or np.isinf(high)
+    open_end = open_end or high == np.inf
     if not (low <= value < high if open_end else low <= value <= high):
         end = ")" if open_end else "]"
         raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_positive
+from minigrad.checks import check_flag, check_positive, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -85,7 +85,8 @@ def batch_norm(
 
     From Ioffe and Szegedy, 2015. In training, mean and variance are those of x, and the running
     ones become (1 - momentum) running + momentum new, where the new variance is the unbiased one.
-    In evaluation they are the running ones.
+    In evaluation they are the running ones. Each run in training moves the running moments; under
+    `checkpoint` these are two for each step.
 
     Args:
         x: `(N, C, ...)`.
@@ -94,14 +95,18 @@ def batch_norm(
         weight: `(C,)`, or None.
         bias: `(C,)`, or None.
         training: whether x is normalised by its own mean and variance.
-        momentum: how much of the new mean and variance goes into the running ones.
+        momentum: how much of the new mean and variance goes into the running ones, in [0, 1].
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if shapes do not match, eps is negative, there are less than two elements of a
-            channel in training, or there is nothing to normalise by in evaluation.
-        TypeError: if a running moment is no array of floats, or requires a gradient.
+        ValueError: if shapes do not match, eps is negative, the momentum is not in [0, 1], there
+            are less than two elements of a channel in training, or there is nothing to normalise by
+            in evaluation.
+        TypeError: if a running moment is no array of floats, or requires a gradient, or an option
+            is no number or flag.
     """
+    check_flag("training", training)
+    check_range("momentum", momentum, 0, 1)
     running = {"running_mean": running_mean, "running_var": running_var}
     _check(x, eps, weight=weight, bias=bias, **running)
     for name, value in running.items():
@@ -118,7 +123,10 @@ def batch_norm(
         return channel_norm(x, weight, bias, fixed, None, True, eps)
     count = math.prod(x.shape) // x.shape[1]
     if count < 2:
-        raise ValueError(f"more than one value per channel is needed in training, unlike {x.shape}")
+        raise ValueError(
+            f"training needs at least 2 elements in each channel; x has shape {x.shape}, so each "
+            f"channel has {count}. Use a larger batch, or eval()"
+        )
     moments = observed(kernels.channel_norm.moments, as_array(x), None)
     arrays = [None if value is None else as_array(value) for value in running.values()]
     observed(update_running, *arrays, moments, momentum, count)
@@ -169,11 +177,10 @@ def group_norm(
 
 
 def _check(x: Array, eps: float, **of_channels: Any) -> None:
-    """Raise a ValueError if a shape is not the one that it is to be, or eps is negative."""
-    if not eps >= 0:
-        raise ValueError(f"eps is not negative, unlike {eps!r}")
+    """Raise an error unless eps is a number of at least 0 and all shapes go together."""
+    check_range("eps", eps, 0, np.inf)
     if x.ndim < 2 or 0 in x.shape[1:]:
-        raise ValueError(f"x has shape (N, C, ...), where only N may be 0, not {x.shape}")
+        raise ValueError(f"x must have shape (N, C, ...), where only N may be 0, but has {x.shape}")
     for name, value in of_channels.items():
         if value is not None and np.shape(value) != x.shape[1:2]:
-            raise ValueError(f"{name} has shape {x.shape[1:2]}, not {np.shape(value)}")
+            raise ValueError(f"{name} must have shape {x.shape[1:2]}, but has {np.shape(value)}")

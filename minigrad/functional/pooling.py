@@ -1,13 +1,13 @@
 """Pooling: the largest element, or the mean, of each window of an image or a sequence.
 
-A window is a rectangle, so its rows and its columns are found apart, by the same functions. For a
-sequence, the axis of rows is one of size 1.
+A window is a rectangle, so its rows and its columns are found apart, by the same functions. A
+sequence is pooled as an image of one row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import for_each_axis
+from minigrad.checks import check_flag, for_each_axis
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import getitem, reshape
+from minigrad.ops.convolution import Sizes
 
-Sizes = int | Sequence[int]
+OutputSizes = int | Sequence[int | None] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,9 +42,6 @@ class Windows:
         return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
 
 
-_WHOLE = Windows.of(0, [1], 1)
-"""The only window of an axis of size 1."""
-
 # --------------------------------------------------------------------------------------------------
 # The largest elements
 # --------------------------------------------------------------------------------------------------
@@ -60,22 +58,33 @@ def max_pool2d(
 ) -> Tensor:
     """The largest element of each window of H x W: `(N, C, H, W) -> (N, C, H', W')`.
 
-    The gradient goes to the first of equal elements. A nan is the largest.
+        H' = floor((H + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1
+
+    and W' likewise. The gradient goes to the first of equal elements. A nan is the largest. Indices
+    are not returned.
 
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
         kernel_size: the size of a window: a number, or one each for H and W, as for all options.
         stride: the distance from one window to the next; None for `kernel_size`.
-        padding: how far the first window begins before the image; what is outside never counts.
+        padding: elements added at each end of H and W, which never win.
         dilation: the distance from one element of a window to the next.
-        ceil_mode: whether there is a last window that reaches beyond the padding, if it begins
-            before it.
+        ceil_mode: whether H' and W' are rounded up, without a last window that would begin after
+            the end of the image.
 
     Raises:
-        ValueError: if x has another number of axes or an empty one beside the first of four, a
-            window is larger than the padded image, or the padding is more than half a window.
+        ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, an option is out of
+            range, a window is larger than the padded image or has no element of the image, or the
+            padding is more than half a window.
+        TypeError: if `ceil_mode` is not True or False.
     """
-    return _max_pool(x, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    check_flag("ceil_mode", ceil_mode)
+    sizes = _sizes(x, 2)
+    options = _options(2, kernel_size, stride, padding)
+    dilations = for_each_axis("dilation", dilation, 2)
+    rows, columns = map(_max_windows, sizes, *options, dilations, [ceil_mode] * 2)
+    places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
+    return getitem(reshape(x, -1), places)
 
 
 @composition
@@ -87,25 +96,16 @@ def max_pool1d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The largest element of each window of L: `(N, C, L) -> (N, C, L')`, as `max_pool2d`."""
-    return _max_pool(x, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    """The largest element of each window of L: `(N, C, L) -> (N, C, L')`, as `max_pool2d`.
 
+    A single sequence `(C, L)` gives `(C, L')`; an option is one number.
 
-def _max_pool(
-    x: Array, axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes,
-    ceil_mode: bool,
-) -> Tensor:  # fmt: skip
-    sizes = _sizes(x, axes)
-    options = _options(axes, kernel_size, stride, padding)
-    dilations = for_each_axis("dilation", dilation, axes)
-    windows = [*map(_max_windows, sizes, *options, dilations, [bool(ceil_mode)] * axes)]
-    rows, columns = windows if axes == 2 else (_WHOLE, *windows)
-    shape = x.shape[:-axes]
-    if axes == 1:
-        x = reshape(x, (*shape, 1, *sizes))
-    places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
-    out = getitem(reshape(x, -1), places)
-    return out if axes == 2 else reshape(out, (*shape, len(columns)))
+    Raises:
+        ValueError, TypeError: as `max_pool2d`.
+    """
+    options = _options(1, kernel_size, stride, padding)
+    dilations = (1, *for_each_axis("dilation", dilation, 1))
+    return _as_images(max_pool2d, x, *options, dilations, ceil_mode)
 
 
 @lru_cache(maxsize=1024)
@@ -179,24 +179,35 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window of H x W: `(N, C, H, W) -> (N, C, H', W')`.
 
+    The sizes are those of `max_pool2d` with a dilation of 1.
+
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
         kernel_size: the size of a window: a number, or one each for H and W, as for all options.
         stride: the distance from one window to the next; None for `kernel_size`.
-        padding: how many zeros there are around the image.
-        ceil_mode: whether there is a last window that reaches beyond the padding, if it begins
-            before it. What is beyond never counts.
+        padding: zeros added at each end of H and W.
+        ceil_mode: whether H' and W' are rounded up, without a last window that would begin after
+            the end of the image. What is beyond the padding never counts.
         count_include_pad: whether zeros of the padding count as elements.
         divisor_override: what a sum is divided by instead of the number of elements.
 
     Raises:
-        ValueError: as `max_pool2d`, or if the divisor is 0.
+        ValueError: as `max_pool2d`, or if the divisor is 0 or no integer.
+        TypeError: if a flag is not True or False.
     """
-    if divisor_override == 0:
-        raise ValueError("divisor_override is another number than 0")
-    return _avg_pool(
-        x, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    )
+    check_flag("ceil_mode", ceil_mode)
+    check_flag("count_include_pad", count_include_pad)
+    is_integer = isinstance(divisor_override, (int, np.integer)) and divisor_override is not True
+    if divisor_override is not None and not (is_integer and divisor_override):
+        raise ValueError(
+            f"divisor_override must be an integer other than 0, or None, not "
+            f"{divisor_override!r:.60}"
+        )
+    sizes = _sizes(x, 2)
+    options = _options(2, kernel_size, stride, padding)
+    flags = [[flag] * 2 for flag in (ceil_mode, count_include_pad)]
+    divisors = divisor_override, None if divisor_override is None else 1
+    return window_means(x, *map(_mean_windows, sizes, *options, *flags, divisors))
 
 
 @composition
@@ -208,18 +219,15 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """The mean of each window of L: `(N, C, L) -> (N, C, L')`, as `avg_pool2d`."""
-    return _avg_pool(x, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+    """The mean of each window of L: `(N, C, L) -> (N, C, L')`, as `avg_pool2d`.
 
+    A single sequence `(C, L)` gives `(C, L')`; an option is one number.
 
-def _avg_pool(
-    x: Array, axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes,
-    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
-) -> Tensor:  # fmt: skip
-    options = _options(axes, kernel_size, stride, padding)
-    divisors = [divisor, None if divisor is None else 1][:axes]
-    flags = [[bool(flag)] * axes for flag in (ceil_mode, count_include_pad)]
-    return _means(x, [*map(_mean_windows, _sizes(x, axes), *options, *flags, divisors)])
+    Raises:
+        ValueError, TypeError: as `avg_pool2d`.
+    """
+    options = _options(1, kernel_size, stride, padding)
+    return _as_images(avg_pool2d, x, *options, ceil_mode, count_include_pad)
 
 
 @lru_cache(maxsize=1024)
@@ -236,7 +244,7 @@ def _mean_windows(
 
 
 @composition
-def adaptive_avg_pool2d(x: Array, output_size: int | Sequence[int | None] | None) -> Tensor:
+def adaptive_avg_pool2d(x: Array, output_size: OutputSizes) -> Tensor:
     """The means of H' x W' windows of about the same size: `(N, C, H, W) -> (N, C, H', W')`.
 
     Window i of n along an axis of size s is from i s / n, rounded down, to (i + 1) s / n, rounded
@@ -247,26 +255,31 @@ def adaptive_avg_pool2d(x: Array, output_size: int | Sequence[int | None] | None
         output_size: H' and W', or a number for both; None leaves a size as it is.
 
     Raises:
-        ValueError: if x has another number of axes, or an empty one beside the first of four.
+        ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, or a size is
+            negative.
     """
-    return _adaptive_avg_pool(x, 2, output_size)
+    sizes = _sizes(x, 2)
+    return window_means(x, *map(_adaptive_windows, sizes, _counts(output_size, sizes)))
 
 
 @composition
-def adaptive_avg_pool1d(x: Array, output_size: int | Sequence[int | None] | None) -> Tensor:
-    """The means of L' windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool2d`."""
-    return _adaptive_avg_pool(x, 1, output_size)
+def adaptive_avg_pool1d(x: Array, output_size: OutputSizes) -> Tensor:
+    """The means of L' windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool2d`.
+
+    A single sequence `(C, L)` gives `(C, L')`.
+
+    Raises:
+        ValueError: as `adaptive_avg_pool2d`.
+    """
+    return _as_images(adaptive_avg_pool2d, x, (1, *_counts(output_size, x.shape[-1:])))
 
 
-def _adaptive_avg_pool(
-    x: Array, axes: int, output_size: int | Sequence[int | None] | None
-) -> Tensor:
-    sizes = _sizes(x, axes)
-    given = output_size if isinstance(output_size, Sequence) else [output_size] * axes
-    if len(given) == axes:
+def _counts(output_size: OutputSizes, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the number of windows of each axis, which None leaves as it is."""
+    given = output_size if isinstance(output_size, Sequence) else [output_size] * len(sizes)
+    if len(given) == len(sizes):
         given = [size if n is None else n for n, size in zip(given, sizes, strict=True)]
-    counts = for_each_axis("output_size", given, axes, least=0)
-    return _means(x, [*map(_adaptive_windows, sizes, counts)])
+    return for_each_axis("output_size", given, len(sizes), least=0)
 
 
 @lru_cache(maxsize=1024)
@@ -274,15 +287,6 @@ def _adaptive_windows(size: int, count: int) -> Windows:
     places = np.arange(count)
     starts, ends = places * size // max(count, 1), -(-(places + 1) * size // max(count, 1))
     return Windows.of(starts, ends, ends - starts)
-
-
-def _means(x: Array, windows: Sequence[Windows]) -> Tensor:
-    """Return the means of windows of the last axes, of which there are one or two."""
-    if len(windows) == 2:
-        return window_means(x, *windows)
-    shape = x.shape[:-1]
-    planes = reshape(x, (*shape, 1, x.shape[-1]))
-    return reshape(window_means(planes, _WHOLE, *windows), (*shape, len(windows[0])))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -295,17 +299,27 @@ def _sizes(x: Array, axes: int) -> tuple[int, ...]:
     names = "(N, C, L) or (C, L)" if axes == 1 else "(N, C, H, W) or (C, H, W)"
     shape: tuple[int, ...] = np.shape(x)
     if len(shape) not in (axes + 1, axes + 2) or 0 in shape[-axes - 1 :]:
-        raise ValueError(f"x has shape {names}, where only N may be 0, not {shape}")
+        raise ValueError(f"x must have shape {names}, where only N may be 0, but has {shape}")
     return shape[-axes:]
+
+
+def _as_images(pool2d: Callable[..., Tensor], x: Array, *options: Any) -> Tensor:
+    """Return what a function of images gives for sequences, as images of one row."""
+    _sizes(x, 1)
+    out = pool2d(reshape(x, (*x.shape[:-1], 1, x.shape[-1])), *options)
+    return reshape(out, (*out.shape[:-2], out.shape[-1]))
 
 
 def _options(
     axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
 ) -> list[tuple[int, ...]]:
-    """Return kernel_size, stride and padding for each axis."""
+    """Return kernel_size, stride and padding for H and W; those of H for sequences leave it."""
     kernels = for_each_axis("kernel_size", kernel_size, axes)
     strides = kernels if stride is None else for_each_axis("stride", stride, axes)
-    return [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
+    options = [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
+    if axes == 2:
+        return options
+    return [(usual, *option) for usual, option in zip((1, 1, 0), options, strict=True)]
 
 
 def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:

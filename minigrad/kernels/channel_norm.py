@@ -4,8 +4,8 @@ x is seen as (N, C, inner), a stack of rows, one for each channel of each elemen
 loops over memory know rows only: what rows have in common is computed from one number for each, in
 float64. With m the number of elements that share a mean and a variance,
 
-    standard = (x - mean) inverse,   inverse = 1 / sqrt(variance + eps),   d = g weight
-    dx = inverse (d - sum(d) / m - standard sum(d standard) / m)
+    standard = (x - mean) rstd,   rstd = 1 / sqrt(variance + eps),   d = g weight
+    dx = rstd (d - sum(d) / m - standard sum(d standard) / m)
     dweight = sum over all rows of the channel of g standard,   dbias = sum of g
 """
 
@@ -61,8 +61,8 @@ def norm(
 ) -> Array:  # fmt: skip
     """Compute `weight` standard + `bias`; these have shape `(C,)`, or are None for 1 and 0."""
     rows = _rows(x, num_groups is None)
-    mean, inverse = _of_rows(rows, moments, eps)
-    scale = inverse if weight is None else inverse * weight
+    mean, rstd = _of_rows(rows, moments, eps)
+    scale = rstd if weight is None else rstd * weight
     pivot = mean.astype(x.dtype)
     shift = (pivot - mean) * scale  # of the digits that the mean has lost
     shift = shift if bias is None else shift + bias
@@ -78,20 +78,21 @@ def norm_gradients(
     Unless the moments are fixed, they are functions of x, computed with this `num_groups`.
     """
     rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
-    mean, inverse = _of_rows(rows, moments, eps)
-    scale = inverse if weight is None else inverse * weight
+    mean, rstd = _of_rows(rows, moments, eps)
+    scale = rstd if weight is None else rstd * weight
     pivot = mean.astype(x.dtype)
-    total, products = _slopes(gs, rows, pivot)
-    products = (products + (pivot - mean) * total) * inverse
     dx = None
     if needs_input_grad[0] and is_fixed:
-        dx = _scaled(gs, np.zeros_like(pivot), scale, np.zeros_like(pivot))
-    elif needs_input_grad[0]:
+        dx = _from_rows(_scaled(gs, np.zeros_like(pivot), scale, np.zeros_like(pivot)), x.shape)
+    if is_fixed and not any(needs_input_grad[1:]):
+        return dx, None, None
+    total, products = _row_sums(gs, rows, pivot)
+    products = (products + (pivot - mean) * total) * rstd
+    if needs_input_grad[0] and not is_fixed:
         factor = 1.0 if weight is None else weight
-        bend = inverse * inverse * _shared(products * factor, rows, num_groups)
-        level = inverse * _shared(total * factor, rows, num_groups) + (pivot - mean) * bend
-        dx = _bent(gs, rows, pivot, scale, bend, level)
-    dx = dx if dx is None else _from_rows(dx, x.shape)
+        x_factor = rstd * rstd * _shared(products * factor, rows, num_groups)
+        constant = rstd * _shared(total * factor, rows, num_groups) + (pivot - mean) * x_factor
+        dx = _from_rows(_input_gradient_rows(gs, rows, pivot, scale, x_factor, constant), x.shape)
     return dx, products.sum(0).astype(x.dtype), total.sum(0).astype(x.dtype)
 
 
@@ -105,11 +106,12 @@ def _rows(x: Array, by_channel: bool) -> Array:
 
 
 def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
-    """Return what `_rows` has arranged in its own shape."""
+    """Return what `_rows` has arranged in its own shape, and no view, which a leaf would copy."""
     if len(rows) != shape[0]:
         apart = rows.reshape(shape[1], shape[0], math.prod(shape[2:]))
         rows = np.ascontiguousarray(apart.swapaxes(0, 1))
-    return rows.reshape(shape)
+    rows.resize(shape)
+    return rows
 
 
 def _of_rows(rows: Array, moments: Array, eps: float) -> tuple[Array, Array]:
@@ -144,9 +146,9 @@ def _scaled(x: Array, pivot: Array, scale: Array, shift: Array) -> Array:
     return out
 
 
-def _slopes(g: Array, x: Array, pivot: Array) -> Array:
+def _row_sums(g: Array, x: Array, pivot: Array) -> Array:
     """Return the sums of g and of g (x - pivot) in each row."""
-    kernel = kernel_for(_slopes_loop, x, g)
+    kernel = kernel_for(_row_sums_loop, x, g)
     if kernel is None:
         products = (g * (x - pivot[..., None])).sum(2, np.float64)
         return np.stack([g.sum(2, np.float64), products])
@@ -155,14 +157,18 @@ def _slopes(g: Array, x: Array, pivot: Array) -> Array:
     return out.reshape(2, *x.shape[:2])
 
 
-def _bent(g: Array, x: Array, pivot: Array, scale: Array, bend: Array, level: Array) -> Array:
-    """Return g scale - (x - pivot) bend - level."""
-    kernel, out = kernel_for(_bent_loop, x, g), np.empty_like(x)
+def _input_gradient_rows(
+    g: Array, x: Array, pivot: Array, scale: Array, x_factor: Array, constant: Array
+) -> Array:
+    """Return g scale - (x - pivot) x_factor - constant."""
+    kernel, out = kernel_for(_input_gradient_loop, x, g), np.empty_like(x)
     if kernel is None:
-        pivot, scale, bend, level = (y[..., None] for y in (pivot, scale, bend, level))
-        np.copyto(out, g * scale - (x - pivot) * bend - level, "same_kind")
+        pivot, scale, x_factor, constant = (
+            y[..., None] for y in (pivot, scale, x_factor, constant)
+        )
+        np.copyto(out, g * scale - (x - pivot) * x_factor - constant, "same_kind")
         return out
-    numbers = _numbers(x, pivot, scale, bend, level)
+    numbers = _numbers(x, pivot, scale, x_factor, constant)
     kernel(3 * x.size * SECONDS, _flat(g), _flat(x), numbers, _flat(out))
     return out
 
@@ -197,18 +203,18 @@ def _scaled_loop(piece: int, pieces: int, x: Read.D2, numbers: Read.D2, out: Wri
 
 
 @for_each_dtype()
-def _bent_loop(
+def _input_gradient_loop(
     piece: int, pieces: int, g: Read.D2, x: Read.D2, numbers: Read.D2, out: Written.D2
 ) -> None:
     for row in span(piece, pieces, len(x)):
         gs, xs, outs, of_row = g[row], x[row], out[row], numbers[row]
-        pivot, scale, bend, level = of_row[0], of_row[1], of_row[2], of_row[3]
+        pivot, scale, x_factor, constant = of_row[0], of_row[1], of_row[2], of_row[3]
         for i in range(xs.size):
-            outs[i] = gs[i] * scale - (xs[i] - pivot) * bend - level
+            outs[i] = gs[i] * scale - (xs[i] - pivot) * x_factor - constant
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _slopes_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
+def _sums_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
     total = products = x.dtype.type(0)
     for i in range(x.size):
         total += g[i]
@@ -217,14 +223,14 @@ def _slopes_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
 
 
 @for_each_dtype()
-def _slopes_loop(
+def _row_sums_loop(
     piece: int, pieces: int, g: Read.D2, x: Read.D2, pivots: Read.D2, out: Doubles
 ) -> None:
     for row in span(piece, pieces, len(x)):
         total, products = 0.0, 0.0
         for start in range(0, x.shape[1], STRETCH):
             end = start + STRETCH
-            sums = _slopes_of_stretch(g[row, start:end], x[row, start:end], pivots[row, 0])
+            sums = _sums_of_stretch(g[row, start:end], x[row, start:end], pivots[row, 0])
             total += sums[0]
             products += sums[1]
         out[0, row] = total

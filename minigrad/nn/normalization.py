@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad import functional, ops
-from minigrad.checks import check_positive, check_range
+from minigrad.checks import check_flag, check_positive, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import init
@@ -39,6 +38,7 @@ class LayerNorm(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
@@ -51,10 +51,12 @@ class LayerNorm(Module):
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _checked_sizes("LayerNorm", normalized_shape)
-        self.eps = _checked_eps("LayerNorm", eps)
+        check_range("LayerNorm: eps", eps, 0, np.inf)
+        check_flag("LayerNorm: elementwise_affine", elementwise_affine)
+        check_flag("LayerNorm: bias", bias)
+        self.eps = eps
         shape, bias = self.normalized_shape, elementwise_affine and bias
-        self.weight = init.ones_(Parameter.empty(shape, dtype)) if elementwise_affine else None
-        self.bias = init.zeros_(Parameter.empty(shape, dtype)) if bias else None
+        self.weight, self.bias = _affine_pair(shape, dtype, elementwise_affine, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.layer_norm`."""
@@ -84,6 +86,7 @@ class RMSNorm(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
@@ -95,9 +98,11 @@ class RMSNorm(Module):
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _checked_sizes("RMSNorm", normalized_shape)
-        self.eps = None if eps is None else _checked_eps("RMSNorm", eps)
-        shape = self.normalized_shape
-        self.weight = init.ones_(Parameter.empty(shape, dtype)) if elementwise_affine else None
+        if eps is not None:
+            check_range("RMSNorm: eps", eps, 0, np.inf)
+        check_flag("RMSNorm: elementwise_affine", elementwise_affine)
+        self.eps = eps
+        self.weight, _ = _affine_pair(self.normalized_shape, dtype, elementwise_affine, False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.rms_norm`."""
@@ -112,7 +117,8 @@ class BatchNorm1d(Module):
     """(x - mean) / sqrt(var + eps) of each channel, times `weight`, plus `bias`.
 
     From Ioffe and Szegedy, 2015: `(N, C)` or `(N, C, L)` stays. In training, mean and variance are
-    those of the batch, and go into the running ones; in evaluation they are the running ones.
+    those of the batch, and go into the running ones; in evaluation they are the running ones. It
+    cannot be trained on several ranks, whose running ones would differ: `Trainer` refuses that.
 
     Args:
         num_features: C.
@@ -132,9 +138,11 @@ class BatchNorm1d(Module):
     Raises:
         ValueError: if C is not a positive integer, `eps` is negative, or the momentum is not in
             [0, 1].
+        TypeError: if an option is no number or flag.
     """
 
     _axes: ClassVar[tuple[int, ...]] = (2, 3)
+    _shapes: ClassVar[str] = "(N, C) or (N, C, L)"
 
     def __init__(
         self,
@@ -150,10 +158,11 @@ class BatchNorm1d(Module):
         check_positive(f"{name}: num_features", num_features)
         if momentum is not None:
             check_range(f"{name}: momentum", momentum, 0, 1)
-        self.num_features, self.momentum = num_features, momentum
-        self.eps = _checked_eps(name, eps)
-        self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
-        self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
+        check_range(f"{name}: eps", eps, 0, np.inf)
+        check_flag(f"{name}: affine", affine)
+        check_flag(f"{name}: track_running_stats", track_running_stats)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight, self.bias = _affine_pair(num_features, dtype, affine, affine)
         tracks = track_running_stats
         self.running_mean = Buffer(np.zeros(num_features, dtype)) if tracks else None
         self.running_var = Buffer(np.ones(num_features, dtype)) if tracks else None
@@ -166,8 +175,11 @@ class BatchNorm1d(Module):
             ValueError: if x has another number of axes or channels, or in training less than two
                 elements of a channel.
         """
-        if x.ndim not in self._axes:
-            raise ValueError(f"{type(self).__name__}: x has {self._axes} axes, not {x.ndim}")
+        if x.ndim not in self._axes or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} takes {self._shapes} with C = {self.num_features}, not "
+                f"shape {x.shape}"
+            )
         momentum, tracked = self.momentum, self.num_batches_tracked
         if self.training and tracked is not None:
             momentum = observed(count_batch, tracked._data, momentum)
@@ -186,9 +198,14 @@ class BatchNorm1d(Module):
 
 
 class BatchNorm2d(BatchNorm1d):
-    """The same for images, `(N, C, H, W)`."""
+    """`BatchNorm1d` for images: `(N, C, H, W)` stays, and a channel has N H W elements.
+
+    Raises:
+        ValueError, TypeError: as `BatchNorm1d`.
+    """
 
     _axes = (4,)
+    _shapes = "(N, C, H, W)"
 
 
 def count_batch(tracked: NDArray[Any], momentum: float | None) -> float:
@@ -205,7 +222,7 @@ class GroupNorm(Module):
 
     Args:
         num_groups: the number of groups.
-        num_channels: C, a multiple of it.
+        num_channels: C, a multiple of num_groups.
         eps: a small number that keeps the root away from 0.
         affine: whether there are a weight and a bias.
         dtype: the dtype of the parameters.
@@ -215,6 +232,7 @@ class GroupNorm(Module):
 
     Raises:
         ValueError: if a number is no positive integer, C is no multiple, or `eps` is negative.
+        TypeError: if an option is no number or flag.
     """
 
     def __init__(
@@ -232,10 +250,10 @@ class GroupNorm(Module):
             raise ValueError(
                 f"GroupNorm: {num_groups} groups do not divide {num_channels} channels"
             )
-        self.num_groups, self.num_channels = num_groups, num_channels
-        self.eps = _checked_eps("GroupNorm", eps)
-        self.weight = Parameter(np.ones(num_channels, dtype)) if affine else None
-        self.bias = Parameter(np.zeros(num_channels, dtype)) if affine else None
+        check_range("GroupNorm: eps", eps, 0, np.inf)
+        check_flag("GroupNorm: affine", affine)
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight, self.bias = _affine_pair(num_channels, dtype, affine, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `functional.group_norm`.
@@ -244,7 +262,9 @@ class GroupNorm(Module):
             ValueError: if x has another number of channels.
         """
         if x.shape[1:2] != (self.num_channels,):
-            raise ValueError(f"GroupNorm: x has {self.num_channels} channels, unlike {x.shape}")
+            raise ValueError(
+                f"GroupNorm takes (N, C, ...) with C = {self.num_channels}, not shape {x.shape}"
+            )
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
@@ -256,16 +276,20 @@ class GroupNorm(Module):
 def _checked_sizes(name: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     if not sizes:
-        raise ValueError(f"{name}: normalized_shape names one axis at least, unlike ()")
+        raise ValueError(f"{name}: normalized_shape must name at least one axis, not ()")
     for size in sizes:
         check_positive(f"{name}: each size of normalized_shape", size)
     return tuple(sizes)
 
 
-def _checked_eps(name: str, eps: float) -> float:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{name}: eps is a small number that is not negative, not {eps!r}")
-    return eps
+def _affine_pair(
+    shape: int | tuple[int, ...], dtype: DTypeLike, weight: bool, bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return a weight of ones and a bias of zeros, or None for one that is not to be."""
+    return (
+        init.ones_(Parameter.empty(shape, dtype)) if weight else None,
+        init.zeros_(Parameter.empty(shape, dtype)) if bias else None,
+    )
 
 
 def _described(norm: LayerNorm | RMSNorm) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY
 
 from minigrad import functional
+from minigrad.functional.pooling import OutputSizes
 from minigrad.nn.module import FunctionModule
+from minigrad.ops.convolution import Sizes
 
 __all__ = ["AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "MaxPool1d"]
 __all__ += ["MaxPool2d"]
 
-Sizes = int | Sequence[int]
-OutputSizes = int | Sequence[int | None] | None
-
 
 class MaxPool1d(FunctionModule):
-    """The largest element of each window: `(N, C, L) -> (N, C, L')`, as `max_pool1d`."""
+    """The largest element of each window: `(N, C, L) -> (N, C, L')`, as `max_pool1d`.
+
+    Raises:
+        ValueError, TypeError: when called, as `max_pool1d`.
+    """
 
     function = functional.max_pool1d
     kernel_size: Sizes
@@ -28,13 +30,23 @@ class MaxPool1d(FunctionModule):
 
 
 class MaxPool2d(MaxPool1d):
-    """The largest element of each window: `(N, C, H, W) -> (N, C, H', W')`, as `max_pool2d`."""
+    """The largest element of each window: `(N, C, H, W) -> (N, C, H', W')`, as `max_pool2d`.
+
+    Indices are not returned.
+
+    Raises:
+        ValueError, TypeError: when called, as `max_pool2d`.
+    """
 
     function = functional.max_pool2d
 
 
 class AvgPool1d(FunctionModule):
-    """The mean of each window: `(N, C, L) -> (N, C, L')`, as `avg_pool1d`."""
+    """The mean of each window: `(N, C, L) -> (N, C, L')`, as `avg_pool1d`.
+
+    Raises:
+        ValueError, TypeError: when called, as `avg_pool1d`.
+    """
 
     function = functional.avg_pool1d
     kernel_size: Sizes
@@ -45,20 +57,34 @@ class AvgPool1d(FunctionModule):
 
 
 class AvgPool2d(AvgPool1d):
-    """The mean of each window: `(N, C, H, W) -> (N, C, H', W')`, as `avg_pool2d`."""
+    """The mean of each window: `(N, C, H, W) -> (N, C, H', W')`, as `avg_pool2d`.
+
+    Raises:
+        ValueError, TypeError: when called, as `avg_pool2d`.
+    """
 
     function = functional.avg_pool2d
     divisor_override: int | None = None
 
 
 class AdaptiveAvgPool1d(FunctionModule):
-    """The means of so many windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool1d`."""
+    """The means of `output_size` windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool1d`.
+
+    Raises:
+        ValueError: when called, as `adaptive_avg_pool1d`.
+    """
 
     function = functional.adaptive_avg_pool1d
     output_size: OutputSizes
 
 
 class AdaptiveAvgPool2d(AdaptiveAvgPool1d):
-    """The means of so many windows: `(N, C, H, W) -> (N, C, H', W')`, as `adaptive_avg_pool2d`."""
+    """The means of `output_size` windows: `(N, C, H, W) -> (N, C, H', W')`.
+
+    It is `adaptive_avg_pool2d`.
+
+    Raises:
+        ValueError: when called, as `adaptive_avg_pool2d`.
+    """
 
     function = functional.adaptive_avg_pool2d

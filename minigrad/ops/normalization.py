@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
+from minigrad.checks import check_range
 from minigrad.core.node import Cost
 from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array
@@ -144,8 +145,7 @@ def _checked_sizes(
     x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
-    if not eps >= 0:
-        raise ValueError(f"eps is not negative, unlike {eps!r}")
+    check_range("eps", eps, 0, np.inf)
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )
@@ -155,5 +155,7 @@ def _checked_sizes(
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for parameter in parameters:
         if parameter is not None and np.shape(parameter) != sizes:
-            raise ValueError(f"weight and bias have shape {sizes}, not {np.shape(parameter)}")
+            raise ValueError(
+                f"weight and bias must have shape {sizes}, but one has {np.shape(parameter)}"
+            )
     return sizes

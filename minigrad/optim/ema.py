@@ -35,7 +35,8 @@ class EMA:
 
     The averages start as the present weights, and each update counts. (The first update of
     PyTorch's AveragedModel copies the weights instead of averaging.) Parameters that are frozen at
-    the start have no average, and must stay frozen.
+    the start have no average, and must stay frozen. Buffers, such as running means, have none
+    either: in `applied()` they are those of the raw model.
 
     Args:
         model_or_parameters: a module, or tensors.

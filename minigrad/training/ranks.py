@@ -68,7 +68,7 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA 
         ema.load_state_dict({**state, "averages": averages})
 
 
-def buffers_of(model: Module) -> dict[str, str]:
+def digests_of_arrays(model: Module) -> dict[str, str]:
     """Return digests of the arrays that modules have besides their parameters, by name.
 
     Among them are the frozen weights of 4 and 16 bits.
@@ -86,9 +86,10 @@ def buffers_of(model: Module) -> dict[str, str]:
     }
 
 
-def check_buffers(model: Module, before: Mapping[str, str]) -> None:
+def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
     """Raise a ValueError if a step has changed an array of a module that is no parameter."""
-    changed = [name for name, value in buffers_of(model).items() if before.get(name) != value]
+    now = digests_of_arrays(model)
+    changed = [name for name, value in now.items() if before.get(name) != value]
     if changed:
         raise ValueError(
             f"the forward pass changes {', '.join(changed)[:300]}, as that of running means does. "

@@ -43,9 +43,9 @@ from minigrad.training import checkpoint_file
 from minigrad.training.history import History, Record, as_record
 from minigrad.training.ranks import (
     MicroBatchFacts,
-    buffers_of,
-    check_buffers,
     check_ranks,
+    check_unchanged,
+    digests_of_arrays,
     file_of_first,
     sum_of_all,
     take_from_first,
@@ -207,7 +207,7 @@ class Trainer:
         self.captured_step = programs.capture(self._make_step) if capture else None
         self._world = World()  # until something is to be shared
         self._streams = Streams()
-        self._buffers: dict[str, str] | None = None  # of the model before the first step
+        self._digests: dict[str, str] | None = None  # of the model before the first step
         self._usual_count: int | None = None  # what a loss may count in a step
         self.history = History()
         self._stopping = self._at_once = False
@@ -323,8 +323,8 @@ class Trainer:
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
         text = ",".join(f"{name}={value}" for name, value in options.items())
-        self._buffers = buffers_of(self.model)
-        arrays = {f"the array {name} of the model": value for name, value in self._buffers.items()}
+        self._digests = digests_of_arrays(self.model)
+        arrays = {f"the array {name} of the model": value for name, value in self._digests.items()}
         check_agreement(self._world, {"the options of the trainer": text, **digests, **arrays})
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -420,9 +420,9 @@ class Trainer:
         while begun.position < len(train):
             items = begun.order[begun.position : begun.position + size]
             made, count = self._step(train.micro_batches(items))
-            if self._buffers is not None:  # the first step of a `fit` on several ranks
-                check_buffers(self.model, self._buffers)
-                self._buffers = None
+            if self._digests is not None:  # the first step of a `fit` on several ranks
+                check_unchanged(self.model, self._digests)
+                self._digests = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))
             counts.append(count)

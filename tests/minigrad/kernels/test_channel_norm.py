@@ -48,6 +48,27 @@ def test_every_shape(shape, num_groups, dtype, rng):
         check((x, g, weight, bias), None, fixed=rng.uniform(0.5, 2, (2, 1, 6)))
 
 
+@pytest.mark.parametrize("fixed", [None, np.ones((2, 1, 6))])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_own_their_memory(shape, fixed, rng):
+    _, *found = norm_and_gradients(*operands(rng, shape, np.float32)[:3], None, None, fixed)
+    assert all(array.flags.owndata for array in found)
+
+
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, True)])
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_gradients_that_are_not_needed_change_no_others(is_fixed, needed, rng):
+    x, g, weight, _ = operands(rng, (3, 6, 20), np.float32)
+    arguments = g, x, channel_norm.moments(x, None), weight, 1e-3, None, is_fixed
+    every = channel_norm.norm_gradients(*arguments, (True, True, True))
+    some = channel_norm.norm_gradients(*arguments, needed)
+    for is_needed, one, right in zip(needed, some, every, strict=True):
+        if is_needed:
+            assert_array_equal(one, right)
+    if not needed[0] or is_fixed:
+        assert any(one is None for one in some)
+
+
 @pytest.mark.parametrize("num_groups", [None, 2])
 @pytest.mark.parametrize("offset", [3, 1e3, 1e5])
 def test_digits_do_not_go_with_the_mean(offset, num_groups, rng):

@@ -387,9 +387,17 @@ NETWORKS = [
             ((X, 3, np.ones(1)), ["(3,)", "(1,)"]),
         ]
     ],
-    bad("layer_norm", (X, 3), ValueError, "-1", eps=-1),
-    bad("rms_norm", (X, 3), ValueError, "-1", eps=-1),
-    bad("layer_norm", (X, 3, None, np.ones(2)), ValueError, "(3,)", "(2,)"),
+    *[
+        bad(name, (X, *args), error, "eps must be", repr(eps), eps=eps)
+        for name, args in [
+            ("layer_norm", (3,)),
+            ("rms_norm", (3,)),
+            ("group_norm", (3,)),
+            ("batch_norm", (ROW, ROW)),
+        ]
+        for eps, error in [(-1, ValueError), (math.inf, ValueError), ("a", TypeError)]
+    ],
+    bad("layer_norm", (X, 3, None, np.ones(2)), ValueError, "(3,)", "has (2,)"),
     *[
         bad(f"{kind}_pool{d}d", args, ValueError, *words, **options)
         for kind in ("max", "avg")
@@ -409,23 +417,45 @@ NETWORKS = [
     bad("max_pool1d", (X, 2), ValueError, "dilation", "0", dilation=0),
     bad("max_pool1d", (X, 2), ValueError, "spans 4", "size 3", dilation=3),
     bad("max_pool1d", (X[:, :1], 2, 1, 1, 2), ValueError, "no element", "size 1"),
-    bad("avg_pool2d", (IMAGES, 2), ValueError, "divisor_override", divisor_override=0),
+    *[
+        bad(
+            "avg_pool2d",
+            (IMAGES, 2),
+            ValueError,
+            "integer other than 0, or None, not",
+            repr(value),
+            divisor_override=value,
+        )
+        for value in (0, 0.5, 2.5, True, "a")
+    ],
+    *[
+        bad(name, (IMAGES[0], 2), TypeError, "ceil_mode must be True or False, not 2", ceil_mode=2)
+        for name in ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d")
+    ],
+    *[
+        bad(name, (IMAGES[0], 2), TypeError, "count_include_pad", "None", count_include_pad=None)
+        for name in ("avg_pool1d", "avg_pool2d")
+    ],
+    bad("adaptive_avg_pool1d", (ROW, 1), ValueError, "(N, C, L) or (C, L)", "has (3,)"),
+    bad("adaptive_avg_pool1d", (X, (1, 1)), ValueError, "output_size is one number, not (1, 1)"),
     bad("adaptive_avg_pool2d", (IMAGES, -1), ValueError, "output_size", "-1"),
     bad("adaptive_avg_pool2d", (IMAGES, (1,)), ValueError, "one number, or 2", "1"),
     bad("adaptive_avg_pool2d", (IMAGES[:, :, :0], 1), ValueError, "(1, 2, 0, 5)"),
     bad("batch_norm", (X, None, None), ValueError, "running_mean and running_var"),
-    bad("batch_norm", (X[:1], None, None), ValueError, "(1, 3)", training=True),
-    bad("batch_norm", (X[:0], None, None), ValueError, "(0, 3)", training=True),
+    bad("batch_norm", (X[:1], None, None), ValueError, "shape (1, 3)", "has 1. Use", training=True),
+    bad("batch_norm", (X[:0], None, None), ValueError, "shape (0, 3)", "has 0. Use", training=True),
     bad("batch_norm", (ROW, None, None), ValueError, "(N, C, ...)", training=True),
     bad("batch_norm", (X, None, None, np.ones(2)), ValueError, "weight", "(3,)", training=True),
-    bad("batch_norm", (X, np.ones(2), np.ones(3)), ValueError, "running_mean", "(3,)", "(2,)"),
-    bad("batch_norm", (X, ROW, ROW), ValueError, "eps", "-1", eps=-1),
+    bad("batch_norm", (X, np.ones(2), np.ones(3)), ValueError, "running_mean", "(3,)", "has (2,)"),
+    bad("batch_norm", (X, ROW, ROW), TypeError, "momentum must be a number", momentum=None),
+    bad("batch_norm", (X, ROW, ROW), ValueError, "momentum must be in [0, 1]", "2", momentum=2),
+    bad("batch_norm", (X, ROW, ROW), TypeError, "training must be True or False", training=1),
     bad("batch_norm", (X, [0.0] * 3, ROW), TypeError, "running_mean", training=True),
     bad("batch_norm", (X, None, places(1, 1, 1)), TypeError, "running_var", training=True),
     bad("batch_norm", (X, minigrad.zeros(3, requires_grad=True), ROW), TypeError, "no gradient"),
     bad("group_norm", (X, 2), ValueError, "num_groups = 2", "3 channels"),
     bad("group_norm", (X, 0), ValueError, "num_groups", "0"),
-    bad("group_norm", (X, 3, None, np.ones(2)), ValueError, "bias", "(3,)", "(2,)"),
+    bad("group_norm", (X, 3, None, np.ones(2)), ValueError, "bias", "(3,)", "has (2,)"),
     bad("rope", (ROW, ROW, ROW), ValueError, "(3,)"),
     bad("rope", (X, X, X), ValueError, "even", "(2, 3)"),
     bad("rope", (QUERY, SQUARE, SQUARE), ValueError, "cos and sin", "(3, 3)", "(2, 4)", "(2, 2)"),

@@ -16,12 +16,16 @@ ON_PURPOSE = [
     # What is refused
     (("nn.functional.layer_norm", "nn.functional.rms_norm", "nn.functional.group_norm",
       "native_layer_norm", "native_group_norm"),
-     "eps is not negative", "the root of a negative number is nan, and PyTorch does not look"),
+     "eps must be in [0, inf)", "the root of a negative number is nan, and PyTorch does not look"),
     (("nn.functional.cross_entropy", "nn.functional.nll_loss"),
      "weights of classes are not negative", "PyTorch maximises the loss of such a class"),
     (("nn.functional.binary_cross_entropy_with_logits",), "weight is not negative",
      "PyTorch maximises such a loss"),
-    (("nn.functional.batch_norm",), "x has shape (N, C, ...)", "PyTorch takes an empty vector"),
+    (("nn.functional.batch_norm",), "x must have shape (N, C, ...)",
+     "PyTorch takes an empty vector"),
+    (("nn.functional.batch_norm", "native_batch_norm", "_native_batch_norm_legit",
+      "_batch_norm_with_update"),
+     "momentum must be in [0, 1]", "it is a share of the new mean; PyTorch takes any number"),
     (("tensordot",), "do not align", "PyTorch broadcasts an axis of size 1"),
     (("nonzero", "argwhere"), "0d arrays", "PyTorch has indices of a number, with no columns"),
 ]  # fmt: skip
