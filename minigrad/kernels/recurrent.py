@@ -160,10 +160,10 @@ def _row(x: Any, row: int) -> Any:
 
 # --------------------------------------------------------------------------------------------------
 # One step of each cell, for one sequence. `activate` turns `gates` from sums into gates, and writes
-# the state `after` the step. `gradients` gets d, the gradient of that state. It writes dx, the
-# gradient of the gates' sums, to `dproduct` that of W h + b if it differs from dx, and to d the part
-# of the gradient of the state before that does not go through W h. There are several short loops,
-# because the compiler checks whether arrays overlap, and makes vector code only if they are few.
+# the state `after` the step. `gradients` gets d, the gradient of that state; it writes the gradient
+# of x to dx, that of W h + b to `dproduct` if it differs, and to d what reaches the state `before`
+# other than through W h. The loops are many and short, because the compiler checks whether arrays
+# overlap, and makes vector code only of a loop with few.
 # --------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ ON_PURPOSE = [
      "PyTorch maximises such a loss"),
     (("nn.functional.batch_norm",), "x has shape (N, C, ...)", "PyTorch takes an empty vector"),
     (("tensordot",), "do not align", "PyTorch broadcasts an axis of size 1"),
-    (("nonzero", "argwhere"), "0d arrays", "PyTorch has indices of a number, with no columns"),
+    (("nonzero", "argwhere"), "not a number", "PyTorch has indices of a number, with no columns"),
 ]  # fmt: skip
 
 # What is not to be here: patterns of names.
