@@ -17,7 +17,6 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.shape import expand_dims
 from minigrad.functional.statistics import widened
 from minigrad.ops import (
     abs,
@@ -29,6 +28,7 @@ from minigrad.ops import (
     logical_and,
     logical_or,
     matmul,
+    reshape,
     sum,
     where,
 )
@@ -99,7 +99,7 @@ def eigenvalues(a: Array, factors: Any) -> Array:
 @eigenvalues.vjp("a")
 def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     v = eigenvectors(a, factors)
-    return matmul(v * expand_dims(_shared(g, out), -2), swap_last(v))
+    return matmul(v * _as_row(_shared(g, out)), swap_last(v))
 
 
 @op(
@@ -118,7 +118,7 @@ def _eigenvectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     w = eigenvalues(a, factors)
     transposed = swap_last(out)
     projected = _antisymmetric(matmul(transposed, g))
-    rotation = _divided(projected, expand_dims(w, -2) - expand_dims(w, -1), w)
+    rotation = _divided(projected, _as_row(w) - _as_column(w), w)
     return matmul(matmul(out, 0.5 * rotation), transposed)
 
 
@@ -141,14 +141,22 @@ def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -
 
 def _shared(g: Array, values: Array) -> Array:
     """Return the gradient of values, with the mean of it for those that are equal."""
-    equal = astype(_is_rounding(expand_dims(values, -2) - expand_dims(values, -1), values), g.dtype)
-    return sum(equal * expand_dims(g, -2), -1) / sum(equal, -1)
+    equal = astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
+    return sum(equal * _as_row(g), -1) / sum(equal, -1)
 
 
 def _is_rounding(differences: Array, values: Array) -> Array:
     """Return which differences of eigenvalues or singular values may be 0 but for rounding."""
     limit = 10 * np.finfo(values.dtype).eps * sum(abs(values), -1)
-    return abs(differences) <= expand_dims(limit, (-2, -1))
+    return abs(differences) <= reshape(limit, (*limit.shape, 1, 1))
+
+
+def _as_row(x: Array) -> Array:
+    return reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
+
+
+def _as_column(x: Array) -> Array:
+    return reshape(x, (*x.shape, 1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -221,7 +229,7 @@ def singular_values(a: Array, factors: Any) -> Array:
 @singular_values.vjp("a")
 def _singular_values_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     u, v = _thin(a, factors), _thin(swap_last(a), factors[::-1])
-    row = where(_is_rounding(expand_dims(out, -2), out), 0.0, expand_dims(_shared(g, out), -2))
+    row = where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
     return matmul(u * row, swap_last(v))
 
 
@@ -244,7 +252,7 @@ def _singular_vectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     rotation, is_needed = (getitem(x, (..., slice(rank))) for x in _antisymmetric(projected))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
     others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
-    row, column = expand_dims(s, -2), expand_dims(concatenate([s, others], -1), -1)
+    row, column = _as_row(s), _as_column(concatenate([s, others], -1))
     total = row + column
     weights = row / where(total == 0, 1.0, total)
     left = matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
@@ -305,6 +313,6 @@ def log_determinant(a: Array, parts: Any) -> Array:
 
 @log_determinant.vjp("a")
 def _log_determinant_a(g: Array, a: Array, out: Array) -> Array:
-    g, singular = (expand_dims(x, (-2, -1)) for x in (g, isinf(out)))
+    g, singular = (reshape(x, (*x.shape, 1, 1)) for x in (g, isinf(out)))
     regular = where(singular, np.eye(a.shape[-1], dtype=a.dtype), a)
     return g * where(singular, nan, swap_last(inv(regular)))
