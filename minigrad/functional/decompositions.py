@@ -61,14 +61,15 @@ def eigh(a: Array) -> Eigh:
     They are those of (A + A^T) / 2 = V diag(w) V^T, so both triangles of A count, and share the
     gradient. The sign of an eigenvector is arbitrary, and the derivative is that of functions that
     do not depend on it (Giles, 2008, section 3.1). Equal eigenvalues share their gradient evenly;
-    their eigenvectors are any basis, and a derivative that needs one of them is nan.
+    their eigenvectors are any basis, and a derivative that needs one of them is nan. PyTorch
+    differentiates with the vectors that LAPACK happened to find, and reads one triangle only.
 
     Raises:
         ValueError: if the matrices are not square, or one has a nan or an inf.
     """
     a = symmetric_part(check_square(a))
-    found = observed(eigen_of, as_array(widened(a)))
-    return Eigh(eigenvalues(a, found), eigenvectors(a, found))
+    factors = observed(eigh_of, as_array(widened(a)))
+    return Eigh(eigenvalues(a, factors), eigenvectors(a, factors))
 
 
 @composition
@@ -79,10 +80,10 @@ def eigvalsh(a: Array) -> Tensor:
         ValueError: if the matrices are not square, or one has a nan or an inf.
     """
     a = symmetric_part(check_square(a))
-    return eigenvalues(a, observed(eigen_of, as_array(widened(a))))
+    return eigenvalues(a, observed(eigh_of, as_array(widened(a))))
 
 
-def eigen_of(a: Any) -> tuple[Any, Any]:
+def eigh_of(a: Any) -> tuple[Any, Any]:
     """Return w and V of symmetric matrices."""
     check_finite(a)
     w, v = np.linalg.eigh(a)
@@ -90,14 +91,14 @@ def eigen_of(a: Any) -> tuple[Any, Any]:
 
 
 @op(floats=True, cost=lambda a: cubes(a, 4, 3), shape=lambda a: a.shape[:-1])
-def eigenvalues(a: Array, found: Any) -> Array:
-    """The eigenvalues of symmetric matrices, of which `eigen_of` has found w and V."""
-    return found[0].copy()
+def eigenvalues(a: Array, factors: Any) -> Array:
+    """The eigenvalues of symmetric matrices, of which `eigh_of` has found w and V."""
+    return factors[0].copy()
 
 
 @eigenvalues.vjp("a")
-def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
-    v = eigenvectors(a, found)
+def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
+    v = eigenvectors(a, factors)
     return matmul(v * _as_row(_shared(g, out)), swap_last(v))
 
 
@@ -107,27 +108,28 @@ def _eigenvalues_a(g: Array, a: Array, found: Any, out: Array) -> Array:
     shape=lambda a: a.shape,
     gradient_hint=_UNDEFINED,
 )
-def eigenvectors(a: Array, found: Any) -> Array:
-    """The eigenvectors of symmetric matrices, of which `eigen_of` has found w and V."""
-    return found[1].copy()
+def eigenvectors(a: Array, factors: Any) -> Array:
+    """The eigenvectors of symmetric matrices, of which `eigh_of` has found w and V."""
+    return factors[1].copy()
 
 
 @eigenvectors.vjp("a")
-def _eigenvectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
-    w = eigenvalues(a, found)
+def _eigenvectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
+    w = eigenvalues(a, factors)
     transposed = swap_last(out)
-    turns = _over(_turns(matmul(transposed, g)), _as_row(w) - _as_column(w), w)
-    return matmul(matmul(out, 0.5 * turns), transposed)
+    projected = _antisymmetric(matmul(transposed, g))
+    rotation = _divided(projected, _as_row(w) - _as_column(w), w)
+    return matmul(matmul(out, 0.5 * rotation), transposed)
 
 
-def _turns(x: Array) -> tuple[Array, Array]:
-    """Return X - X^T: the derivative when one vector turns to another; and where it is needed."""
+def _antisymmetric(x: Array) -> tuple[Array, Array]:
+    """Return X - X^T, the gradient by rotations from vector to vector, and where it is needed."""
     transposed = swap_last(x)
     different = ~np.eye(x.shape[-1], dtype=bool)
     return x - transposed, logical_and(logical_or(x != 0, transposed != 0), different)
 
 
-def _over(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
+def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
     """Return a quotient: where the difference is only what rounding leaves of 0, nan if needed.
 
     Where it is not needed the numerator is 0, and so is the quotient.
@@ -177,34 +179,37 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 
     The sign that a column of U and the row of Vh have in common is arbitrary, and the further
     columns and rows are any basis of what is left. The derivative is that of functions that do not
-    depend on the choice (Townsend, 2016). Equal singular values share their gradient evenly, and
-    one of 0 has none, as an absolute value. A derivative that needs a vector of equal ones is nan,
-    and so is one that needs a vector of 0 in U if m > n, or in Vh if m < n.
+    depend on the choice (Townsend, 2016). Equal singular values share their gradient evenly, where
+    PyTorch differentiates with the vectors that LAPACK happened to find. The gradient of a singular
+    value of 0 is 0, as that of |x| at 0; PyTorch takes one of its subgradients. A derivative that
+    needs a vector of equal ones is nan, and so is one that needs a vector of 0 in U if m > n, or in
+    Vh if m < n.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
     """
     check_matrices(a)
-    found = observed(singular_of, as_array(widened(a)), full_matrices)
-    v = singular_vectors(swap_last(a), found[::-1])
-    return SVD(singular_vectors(a, found), singular_values(a, found), swap_last(v))
+    factors = observed(svd_of, as_array(widened(a)), full_matrices)
+    v = singular_vectors(swap_last(a), factors[::-1])
+    return SVD(singular_vectors(a, factors), singular_values(a, factors), swap_last(v))
 
 
 @composition
 def svdvals(a: Array) -> Tensor:
     """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
 
-    The derivative of S_i is u_i v_i^T. Equal ones share their gradient evenly, and one of 0 has
-    none, as an absolute value.
+    The derivative of S_i is u_i v_i^T. Equal ones share their gradient evenly, where PyTorch
+    differentiates with the vectors that LAPACK happened to find. The gradient of a singular value
+    of 0 is 0, as that of |x| at 0; PyTorch takes one of its subgradients.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
     """
     check_matrices(a)
-    return singular_values(a, observed(singular_of, as_array(widened(a)), False))
+    return singular_values(a, observed(svd_of, as_array(widened(a)), False))
 
 
-def singular_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
+def svd_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
     """Return U, S and V of matrices."""
     check_finite(a)
     u, s, vh = np.linalg.svd(a, full_matrices)
@@ -216,14 +221,14 @@ def singular_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
     cost=lambda a, out: 4 * a.size * out.shape[-1],
     shape=lambda a: (*a.shape[:-2], min(a.shape[-2:])),
 )
-def singular_values(a: Array, found: Any) -> Array:
-    """The singular values of matrices, of which `singular_of` has found U, S and V."""
-    return found[1].copy()
+def singular_values(a: Array, factors: Any) -> Array:
+    """The singular values of matrices, of which `svd_of` has found U, S and V."""
+    return factors[1].copy()
 
 
 @singular_values.vjp("a")
-def _singular_values_a(g: Array, a: Array, found: Any, out: Array) -> Array:
-    u, v = _thin(a, found), _thin(swap_last(a), found[::-1])
+def _singular_values_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
+    u, v = _thin(a, factors), _thin(swap_last(a), factors[::-1])
     row = where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
     return matmul(u * row, swap_last(v))
 
@@ -231,35 +236,35 @@ def _singular_values_a(g: Array, a: Array, found: Any, out: Array) -> Array:
 @op(
     floats=True,
     cost=lambda a, out: 9 * a.size * out.shape[-1],
-    shape=lambda found: found[0].shape,
+    shape=lambda factors: factors[0].shape,
     gradient_hint=_UNDEFINED,
 )
-def singular_vectors(a: Array, found: Any) -> Array:
-    """U of A = U diag(S) V^T, of which `singular_of` has found U, S and V."""
-    return found[0].copy()
+def singular_vectors(a: Array, factors: Any) -> Array:
+    """U of A = U diag(S) V^T, of which `svd_of` has found U, S and V."""
+    return factors[0].copy()
 
 
 @singular_vectors.vjp("a")
-def _singular_vectors_a(g: Array, a: Array, found: Any, out: Array) -> Array:
-    s, v = singular_values(a, found), _thin(swap_last(a), found[::-1])
+def _singular_vectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
+    s, v = singular_values(a, factors), _thin(swap_last(a), factors[::-1])
     count, rank = out.shape[-1], s.shape[-1]
     projected = matmul(swap_last(out), g)
-    turns, is_needed = (getitem(x, (..., slice(rank))) for x in _turns(projected))
+    rotation, is_needed = (getitem(x, (..., slice(rank))) for x in _antisymmetric(projected))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
     others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
     row, column = _as_row(s), _as_column(concatenate([s, others], -1))
     total = row + column
     weights = row / where(total == 0, 1.0, total)
-    left = matmul(out, _over((turns, is_needed), row - column, s) * weights)
-    if count < a.shape[-2]:  # the vectors may also turn to where none of them is
+    left = matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
+    if count < a.shape[-2]:  # they may also rotate out of the space that they span
         rest = g - matmul(out, projected)
-        left = left + _over((rest, rest != 0), row, s)
+        left = left + _divided((rest, rest != 0), row, s)
     return matmul(left, swap_last(v))
 
 
-def _thin(a: Array, found: Any) -> Array:
+def _thin(a: Array, factors: Any) -> Array:
     """Return the columns of U that belong to a singular value."""
-    return getitem(singular_vectors(a, found), (..., slice(min(a.shape[-2:]))))
+    return getitem(singular_vectors(a, factors), (..., slice(min(a.shape[-2:]))))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -283,13 +288,13 @@ def slogdet(a: Array) -> Slogdet:
     Raises:
         ValueError: if the matrices are not square.
     """
-    found = observed(logarithm_of, as_array(widened(check_square(a))))
-    logarithm = log_determinant(a, found)
-    found_sign = Tensor(found[0]) if isinstance(a, Tensor) else found[0]
-    return Slogdet(astype(found_sign, logarithm.dtype), logarithm)
+    parts = observed(slogdet_of, as_array(widened(check_square(a))))
+    logarithm = log_determinant(a, parts)
+    sign = Tensor(parts[0]) if isinstance(a, Tensor) else parts[0]
+    return Slogdet(astype(sign, logarithm.dtype), logarithm)
 
 
-def logarithm_of(a: Any) -> tuple[Any, Any]:
+def slogdet_of(a: Any) -> tuple[Any, Any]:
     """Return the signs of determinants, and the logarithms of their absolute values."""
     signs, logarithms = np.linalg.slogdet(a)
     return np.asarray(signs), np.asarray(logarithms)
@@ -301,9 +306,9 @@ def logarithm_of(a: Any) -> tuple[Any, Any]:
     shape=lambda a: a.shape[:-2],
     nonfinite_hint={"the logarithm of 0: a matrix is singular": lambda out: np.isinf(out)},
 )
-def log_determinant(a: Array, found: Any) -> Array:
-    """log |det(A)|, of which `logarithm_of` has found the sign and the value."""
-    return found[1].copy()
+def log_determinant(a: Array, parts: Any) -> Array:
+    """log |det(A)|, of which `slogdet_of` has found the sign and the value."""
+    return parts[1].copy()
 
 
 @log_determinant.vjp("a")

@@ -59,7 +59,13 @@ def nan_to_num(
         nan: what stands for nan.
         posinf: what stands for inf; None is the largest number of the dtype.
         neginf: what stands for -inf; None is the lowest number of the dtype.
+
+    Raises:
+        TypeError: if one of these is not a number.
     """
+    for name, value in {"nan": nan, "posinf": posinf, "neginf": neginf}.items():
+        if not isinstance(value, (int, float, np.number)) and (value is not None or name == "nan"):
+            raise TypeError(f"{name} must be a number, not {value!r:.60}")
     if x.dtype.kind != "f":
         return x  # type: ignore[no-any-return]
     limits = np.finfo(x.dtype)

@@ -64,6 +64,7 @@ def gather(x: Array, axis: int, indices: Array) -> Tensor:
     """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, for the places of `indices`.
 
     As PyTorch's, it broadcasts nothing, and `indices` may be smaller than x along the other axes.
+    Negative indices count from the end, where PyTorch refuses them.
 
     Raises:
         ValueError: if the numbers of axes differ, or the indices are larger along another axis.
@@ -82,7 +83,8 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
     """x with out[i, indices[i, j, k], k] = src[i, j, k] for `axis=1`, for the places of `indices`.
 
     As in PyTorch, `indices` may be smaller than `src`, and than x along the other axes. Where an
-    index is repeated, the last one counts. The gradient goes to what is in the result.
+    index is repeated, the last one counts. The gradient goes to what is in the result. Negative
+    indices count from the end, where PyTorch refuses them.
 
     Args:
         x: the array, which itself is not changed.
@@ -109,7 +111,9 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
 
 
 def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Return where `scatter` writes, the places counted through; which value; and a mask of both.
+    """Return the flat positions that `scatter` writes, the index of the value for each, and a mask.
+
+    The mask, of this shape, is True at the written positions.
 
     Raises:
         IndexError: if an index is out of range.
@@ -203,17 +207,24 @@ def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIn
 
 @composition
 def cummax(x: Array, axis: int = -1) -> ValuesAndIndices:
-    """The largest of all elements up to each one along `axis`, and their indices.
+    """The largest of all elements up to each one along `axis`, and their indices, shaped as x.
 
     The gradient goes to the elements that were taken: of equals the last, and a nan if there is
     one, as in PyTorch.
+
+    Raises:
+        ValueError: if there is no such axis.
     """
     return _running(x, axis, largest=True)
 
 
 @composition
 def cummin(x: Array, axis: int = -1) -> ValuesAndIndices:
-    """The smallest of all elements up to each one along `axis`, and their indices, as `cummax`."""
+    """The smallest of all elements up to each one along `axis`, and their indices, as `cummax`.
+
+    Raises:
+        ValueError: if there is no such axis.
+    """
     return _running(x, axis, largest=False)
 
 
@@ -240,6 +251,8 @@ def nonzero(x: Array) -> tuple[Tensor, ...]:
     Raises:
         ValueError: if x is a number.
     """
+    if x.ndim == 0:
+        raise ValueError("takes an array with axes, not a number; reshape it to (1,) first")
     found = observed(np.nonzero, as_array(x))
     return tuple(Tensor(index) for index in found) if isinstance(x, Tensor) else found  # type: ignore[return-value]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,9 +98,12 @@ def matrix_power(a: Array, n: int) -> Tensor:
 
     Raises:
         ValueError: if the matrices are not square, or one is singular and n < 0.
+        TypeError: if n is not an integer.
     """
     check_square(a)
-    power = operator.index(n)
+    if not isinstance(n, (int, np.integer)):
+        raise TypeError(f"n is an integer, not {n!r:.60}")
+    power = int(n)
     if power == 0:
         return where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
     if power < 0:
@@ -235,7 +237,11 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
 
 @composition
 def kron(a: Array, b: Array) -> Tensor:
-    """The Kronecker product: a copy of b, times it, for each element of a."""
+    """The Kronecker product: out[i m + k, j n + l] = a[i, j] b[k, l] for b of shape `(m, n)`.
+
+    The result has the product of both sizes along each axis; an array with fewer axes gets new ones
+    of size 1 in front.
+    """
     count = np.maximum(a.ndim, b.ndim)
     sizes = [[1] * (count - x.ndim) + list(x.shape) for x in (a, b)]
     left = reshape(a, [n for size in sizes[0] for n in (size, 1)])

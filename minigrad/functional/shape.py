@@ -88,20 +88,32 @@ def ravel(x: Array) -> Tensor:
 
 @composition
 def vstack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 0, of which vectors become rows."""
+    """Several arrays joined along axis 0, of which vectors `(n,)` become rows `(1, n)`.
+
+    Raises:
+        ValueError: if there are none, or they differ in another axis.
+    """
     return concatenate([reshape(x, (1, -1)) if np.ndim(x) < 2 else x for x in arrays])
 
 
 @composition
 def hstack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 1, or vectors and numbers along their only one."""
+    """Several arrays joined along axis 1; vectors `(n,)`, and numbers, along their only axis.
+
+    Raises:
+        ValueError: if there are none, or they differ in another axis.
+    """
     arrays = [reshape(x, -1) if np.ndim(x) == 0 else x for x in arrays]
     return concatenate(arrays, 1 if arrays and np.ndim(arrays[0]) > 1 else 0)
 
 
 @composition
 def column_stack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 1, of which vectors become columns."""
+    """Several arrays joined along axis 1, of which vectors `(n,)` become columns `(n, 1)`.
+
+    Raises:
+        ValueError: if there are none, or they differ in another axis.
+    """
     return concatenate([reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
 
 
@@ -109,7 +121,8 @@ def column_stack(arrays: Sequence[Array]) -> Tensor:
 def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
     """Vectors repeated to one grid: with `indexing="ij"`, the i-th varies along axis i.
 
-    With "xy", the first two axes are exchanged, so that the first vector varies along rows.
+    With "xy", the first two axes are exchanged, so that the first vector varies along rows. That is
+    the default as in numpy; PyTorch's is "ij".
 
     Raises:
         ValueError: for another indexing, or an array of more than one axis.

@@ -30,7 +30,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import overload
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.gemm import PRODUCTS
@@ -299,16 +298,7 @@ def _multiply(
 # --------------------------------------------------------------------------------------------------
 
 
-def _exp(x: Any) -> Any:
-    """Compute e^x, in vector code for float32; here only a name for the compiler."""
-    return math.exp(x)
-
-
-@overload(_exp, strict=False)
-def _choose_exp(x: Any) -> Any:
-    if x == types.float32:
-        return lambda x: vector_math.exp(x)
-    return lambda x: math.exp(x)
+_exp = vector_math.by_dtype(vector_math.exp, lambda x: math.exp(x))
 
 
 @external()

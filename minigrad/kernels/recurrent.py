@@ -21,8 +21,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rows_of
@@ -38,11 +36,11 @@ from minigrad.kernels.vector import address_of, elements, keep_alive
 SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
 
 
-class Cell(NamedTuple):
-    """The loops of a kind of cell."""
+class Loops(NamedTuple):
+    """The kernels of a kind of cell."""
 
     saved: int  # vectors as long as h, of a step for the backward pass
-    apart: bool  # whether x and W h + b of the last gate are not just added
+    apart: bool  # whether the last gate uses W h + b separately from x
     forward: Any
     backward: Any
 
@@ -57,24 +55,19 @@ def forward(
         state: `(N, states H)`, before the first step.
         weight: W, `(gates H, H)`.
         bias: b, `(gates H,)`, or None for 0.
-        kind: a key of `CELLS`.
+        kind: a key of `LOOPS`.
     """
-    cell, (L, N, width), size = CELLS[kind], x.shape, weight.shape[1]
-    kernel = kernel_for(cell.forward, x, state, weight, bias)
+    loops, (L, N, width), size = LOOPS[kind], x.shape, weight.shape[1]
+    kernel = kernel_for(loops.forward, x, state, weight, bias)
     if kernel is None:
         return None
     out = np.empty((L, N, state.shape[1]), x.dtype)
-    gates = np.empty((L * N, cell.saved * size), x.dtype)
+    gates = np.empty((L * N, loops.saved * size), x.dtype)
     kernel(
-        SECONDS * x.size * size,
-        rows_of(x, width),
-        rows_of(state, state.shape[1]),
-        rows_of(weight, size),
-        np.zeros(width, x.dtype) if bias is None else bias.ravel(),
-        PRODUCTS[x.dtype].plans[0],
-        gates,
-        out.reshape(L * N, -1),
-    )
+        SECONDS * x.size * size, rows_of(x, width), rows_of(state, state.shape[1]),
+        rows_of(weight, size), np.zeros(width, x.dtype) if bias is None else bias.ravel(),
+        PRODUCTS[x.dtype].plans[0], gates, out.reshape(L * N, -1),
+    )  # fmt: skip
     return out, gates
 
 
@@ -85,25 +78,16 @@ def backward(
 
     That of b is still to be summed over the batch: `(N, gates H)`.
     """
-    cell, (L, N, width), (height, size) = CELLS[kind], out.shape, weight.shape
+    loops, (L, N, width), (height, size) = LOOPS[kind], out.shape, weight.shape
     # Numbers in half precision come as they were, although the forward computed with wider ones.
     g, state, weight, out = (a.astype(gates.dtype, copy=False) for a in (g, state, weight, out))
     before, states = rows_of(state, width), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
-    dproduct, dbias = np.empty_like(dx) if cell.apart else dx, np.zeros((N, height), out.dtype)
-    cell.backward[out.dtype](
-        SECONDS * dx.size * size,
-        rows_of(g, width),
-        before,
-        rows_of(weight, size),
-        states,
-        gates,
-        PRODUCTS[out.dtype].plans[0],
-        dx,
-        dproduct,
-        dbias,
-        dstate,
-    )
+    dproduct, dbias = np.empty_like(dx) if loops.apart else dx, np.zeros((N, height), out.dtype)
+    loops.backward[out.dtype](
+        SECONDS * dx.size * size, rows_of(g, width), before, rows_of(weight, size), states, gates,
+        PRODUCTS[out.dtype].plans[0], dx, dproduct, dbias, dstate,
+    )  # fmt: skip
     dweight = None
     if wants_weight:
         dweight = matmul(dproduct[:N].T, before[:, :size])
@@ -116,26 +100,8 @@ def backward(
 # --------------------------------------------------------------------------------------------------
 
 
-def _tanh(x: Any) -> Any:
-    return math.tanh(x)
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + math.exp(-x))
-
-
-@overload(_tanh, strict=False)
-def _choose_tanh(x: Any) -> Any:
-    if x == types.float32:
-        return lambda x: vector_math.tanh(x)
-    return lambda x: math.tanh(x)
-
-
-@overload(_sigmoid, strict=False)
-def _choose_sigmoid(x: Any) -> Any:
-    if x == types.float32:
-        return lambda x: vector_math.sigmoid(x)
-    return lambda x: 1 / (1 + math.exp(-x))
+_tanh = vector_math.by_dtype(vector_math.tanh, lambda x: math.tanh(x))
+_sigmoid = vector_math.by_dtype(vector_math.sigmoid, lambda x: 1 / (1 + math.exp(-x)))
 
 
 @external(fastmath={"contract"})
@@ -193,10 +159,11 @@ def _row(x: Any, row: int) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# The cells, for one sequence. `activate` makes gates of their sums, and a state of the one before.
-# `slopes` makes dx, the gradient of W h + b if that is another, and what of d, the gradient of the
-# state, reaches the one before without W. The loops are many, as the compiler makes vector code
-# only of those with few arrays, of which it checks whether they overlap
+# One step of each cell, for one sequence. `activate` turns `gates` from sums into gates, and writes
+# the state `after` the step. `gradients` gets d, the gradient of that state; it writes the gradient
+# of x to dx, that of W h + b to `dproduct` if it differs, and to d what reaches the state `before`
+# other than through W h. The loops are many and short, because the compiler checks whether arrays
+# overlap, and makes vector code only of a loop with few.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -207,9 +174,9 @@ def _activate_tanh(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> 
 
 
 @jit(inline="always")
-def _slopes_tanh(
-    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any
-) -> None:
+def _gradients_tanh(
+    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any,
+) -> None:  # fmt: skip
     one = d.dtype.type(1)
     for j in range(size):
         dx[j] = d[j] * (one - h[j] * h[j])
@@ -223,9 +190,9 @@ def _activate_relu(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> 
 
 
 @jit(inline="always")
-def _slopes_relu(
-    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any
-) -> None:
+def _gradients_relu(
+    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any,
+) -> None:  # fmt: skip
     zero = d.dtype.type(0)
     for j in range(size):
         dx[j] = zero if h[j] <= zero else d[j]
@@ -244,9 +211,9 @@ def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> Non
 
 
 @jit(inline="always")
-def _slopes_gru(
-    size: int, gates: Any, before: Any, _after: Any, d: Any, dx: Any, dproduct: Any
-) -> None:
+def _gradients_gru(
+    size: int, gates: Any, before: Any, _after: Any, d: Any, dx: Any, dproduct: Any,
+) -> None:  # fmt: skip
     r, z, p, n = _four(gates, size)
     dr, dz, dn = _block(dx, 0, size), _block(dx, 1, size), _block(dx, 2, size)
     dp = _block(dproduct, 2, size)
@@ -278,9 +245,9 @@ def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> N
 
 
 @jit(inline="always")
-def _slopes_lstm(
-    size: int, gates: Any, before: Any, after: Any, d: Any, dx: Any, _dproduct: Any
-) -> None:
+def _gradients_lstm(
+    size: int, gates: Any, before: Any, after: Any, d: Any, dx: Any, _dproduct: Any,
+) -> None:  # fmt: skip
     i, f, g, o = _four(gates, size)
     di, df, dg, do = _four(dx, size)
     c, c_before = _block(after, 1, size), _block(before, 1, size)
@@ -335,9 +302,9 @@ def _multiply(
 
 
 def _loops(
-    activate: Callable[..., None], slopes: Callable[..., None], apart: bool
-) -> tuple[Any, Any]:
-    """Return the kernels of a cell, forward and backward."""
+    saved: int, activate: Callable[..., None], gradients: Callable[..., None], apart: bool = False
+) -> Loops:
+    """Make the kernels of a cell; the arguments are those of `Loops`, and the parts of a step."""
 
     @for_each_dtype(pieces=0)
     def forward_loop(
@@ -372,19 +339,13 @@ def _loops(
         after = out[len(g) - N + first : len(g) - N + first + count]
         for step in range(len(g) - N + first, -1, -N):
             before = out[step - N : step - N + count] if step >= N else state[first : first + count]
-            saved, slope = gates[step : step + count], dx[step : step + count]
+            kept, dxs = gates[step : step + count], dx[step : step + count]
             products = dproduct[step : step + count]
             for n in range(count):
                 d, product = _row(ds, n), _row(products, n)
                 _add(_row(g, step + n), d)
-                slopes(
-                    size,
-                    _row(saved, n),
-                    _row(before, n),
-                    _row(after, n),
-                    d,
-                    _row(slope, n),
-                    product,
+                gradients(
+                    size, _row(kept, n), _row(before, n), _row(after, n), d, _row(dxs, n), product
                 )
                 _add(product, _row(totals, n))
             _multiply(
@@ -392,13 +353,13 @@ def _loops(
             )
             after = before
 
-    return forward_loop, backward_loop
+    return Loops(saved, apart, forward_loop, backward_loop)
 
 
-CELLS = {
-    "rnn_tanh": Cell(1, False, *_loops(_activate_tanh, _slopes_tanh, False)),
-    "rnn_relu": Cell(1, False, *_loops(_activate_relu, _slopes_relu, False)),
-    "gru": Cell(4, True, *_loops(_activate_gru, _slopes_gru, True)),
-    "lstm": Cell(4, False, *_loops(_activate_lstm, _slopes_lstm, False)),
+LOOPS = {
+    "rnn_tanh": _loops(1, _activate_tanh, _gradients_tanh),
+    "rnn_relu": _loops(1, _activate_relu, _gradients_relu),
+    "gru": _loops(4, _activate_gru, _gradients_gru, apart=True),
+    "lstm": _loops(4, _activate_lstm, _gradients_lstm),
 }
-"""The cells by name."""
+"""The kernels of the cells by name."""

@@ -16,10 +16,12 @@ would undo the sums whose rounding is the point of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import types
+from numba.extending import overload
 
 from minigrad.kernels.jit import jit
 from minigrad.kernels.vector import F32, I32, Emitter, instruction
@@ -278,3 +280,21 @@ def erf(x: Any) -> Any:
     power = _L0 + z * (_L1 + z * (_L2 + z * (_L3 + z * (_L4 + z * (_L5 + z * _L6)))))
     size = z + z * series if z <= _NEAR else -expm1_below(-power)
     return _with_sign(size, x)
+
+
+# --------------------------------------------------------------------------------------------------
+# The choice by dtype
+# --------------------------------------------------------------------------------------------------
+
+
+def by_dtype(narrow: Callable[[Any], Any], wide: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function for kernels: `narrow`, of this file, of a float32, and else `wide`."""
+
+    def function(x: Any) -> Any:
+        return wide(x)
+
+    @overload(function, strict=False)
+    def choose(x: Any) -> Any:
+        return (lambda x: narrow(x)) if x == types.float32 else wide
+
+    return function

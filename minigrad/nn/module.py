@@ -144,7 +144,9 @@ class Module(Owner):
         for name, value in walk(self, prefix, set()):
             if isinstance(value, kind):
                 if name in names:
-                    raise ValueError(f"two parameters have the name {name!r}; rename a key")
+                    raise ValueError(
+                        f"two tensors of the state have the name {name!r}; rename a key"
+                    )
                 names.add(name)
                 yield name, value
 

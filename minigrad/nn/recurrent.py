@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_positive, check_probability
+from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
@@ -36,6 +36,7 @@ class _Recurrent(Module):
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
         check_positive(f"{type(self).__name__}: input_size", input_size)
         check_positive(f"{type(self).__name__}: hidden_size", hidden_size)
+        check_flag(f"{type(self).__name__}: bias", bias)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
 
     def _add_parameters(self, suffix: str, input_size: int, dtype: DTypeLike, rng: Rng) -> None:
@@ -81,7 +82,9 @@ class _Recurrent(Module):
         parts = state if count == 2 else [state]
         for part in parts:
             if np.shape(part) != shape:
-                raise ValueError(f"{name}: a state has shape {shape} here, not {np.shape(part)}")
+                raise ValueError(
+                    f"{name}: a state must have shape {shape}, but has {np.shape(part)}"
+                )
         joined = ops.concatenate(parts, -1) if count == 2 else state
         return joined if batched else functional.expand_dims(joined, -2)
 
@@ -119,6 +122,8 @@ class _Layers(_Recurrent):
         super().__init__(input_size, hidden_size, bias)
         check_positive(f"{type(self).__name__}: num_layers", num_layers)
         check_probability(f"{type(self).__name__}: dropout", dropout)
+        check_flag(f"{type(self).__name__}: batch_first", batch_first)
+        check_flag(f"{type(self).__name__}: bidirectional", bidirectional)
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         self.bidirectional, self.rng = bidirectional, rng
         self._directions = ("", "_reverse") if bidirectional else ("",)
@@ -134,8 +139,8 @@ class _Layers(_Recurrent):
             x: `(L, N, input_size)`, or `(N, L, input_size)` with `batch_first`; or one sequence,
                 `(L, input_size)`.
             hx: the states before the first step, zeros for None: h, or (h, c) in an LSTM, each
-                `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence, where D counts the
-                layers, and in each the directions.
+                `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence, where D = num_layers,
+                twice that if bidirectional; the two directions of a layer are neighbours.
 
         Returns:
             The output, of the shape of x but with vectors of size `hidden_size`, or twice that with
@@ -208,6 +213,7 @@ class RNN(_Layers):
     Raises:
         ValueError: if a size is not a positive integer, f is another function, or dropout is not a
             probability.
+        TypeError: if a flag is not True or False.
     """
 
     def __init__(
@@ -250,6 +256,8 @@ class LSTM(_Layers):
 
         i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh),    g = tanh(W_ih x + b_ih + W_hh h + b_hh)
         c = f c + i g,    h = o tanh(c)
+
+    PyTorch's `proj_size` is not supported.
 
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, with `4 H` rows: those of

@@ -334,7 +334,7 @@ def _over_square(a: Array, b: Array) -> Array:
 hypot = of_two(
     "hypot",
     "sqrt(a^2 + b^2), broadcast, also where the squares leave the range; the derivatives are "
-    "a / out and b / out, and 0 at the origin, where they have none.",
+    "a / out and b / out, and 0 at the origin, where the derivative does not exist.",
 )
 hypot.vjp("a", lambda g, a, out: g * _cosine(a, out))
 hypot.vjp("b", lambda g, b, out: g * _cosine(b, out))

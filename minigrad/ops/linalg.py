@@ -68,7 +68,10 @@ def solve(a: Array, b: Array, left: bool = True) -> Array:
     vector = b.ndim == 1
     if b.ndim == 0 or a.ndim < 2 or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
         text = "(..., n, k)" if left else "(..., k, n)"
-        text = f"a does not go with b; shapes are (..., n, n) and {text} or (n,)"
+        text = (
+            f"a of shape {a.shape} does not go with b of shape {b.shape}; they are (..., n, n) "
+            f"and {text} or (n,)"
+        )
         if b.shape == a.shape[:-1]:
             text += f"; b[..., {'None' if left else 'None, :'}] is a stack of vectors"
         raise ValueError(text)

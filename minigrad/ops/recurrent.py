@@ -28,13 +28,13 @@ class Cell(NamedTuple):
         gates: how many vectors of the size of h it gets from outside, side by side.
         states: how many such vectors a state has: h, or h and c.
         step: the state after a step from x, W h + b, and the state before.
-        slopes: the FLOPs of differentiating a step, for each element of h, without products.
+        gradient_flops: those of differentiating a step, for each element of h, without products.
     """
 
     gates: int
     states: int
     step: Callable[[Array, Array, Array], Array]
-    slopes: int
+    gradient_flops: int
 
 
 def _blocks(x: Array, count: int) -> list[Array]:
@@ -133,22 +133,17 @@ def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> Non
             f"it is (L, N, {height}), with at least one step"
         )
     if state.shape != (x.shape[1], states * size):
-        raise ValueError(f"state is {(x.shape[1], states * size)} here, not {state.shape}")
+        shape = x.shape[1], states * size
+        raise ValueError(f"state must have shape {shape}, but has {state.shape}")
     if bias is not None and np.shape(bias) != (height,):
-        raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {(height,)}")
+        text = f"bias has shape {np.shape(bias)}; it must be {(height,)}"
+        raise ValueError(f"{text}, one number for each gate unit")
 
 
 def _inputs(
-    g: Array,
-    needs_input_grad: Sequence[bool],
-    x: Array,
-    state: Array,
-    weight: Array,
-    bias: Array,
-    cell: str,
-    out: Array,
-    residuals: Array | None,
-) -> Sequence[Array]:
+    g: Array, needs_input_grad: Sequence[bool], x: Array, state: Array, weight: Array, bias: Array,
+    cell: str, out: Array, residuals: Array | None,
+) -> Sequence[Array]:  # fmt: skip
     if residuals is not None:
         return kernels.recurrent.backward(
             g, state, weight, out, residuals, cell, needs_input_grad[2]
@@ -167,7 +162,7 @@ recurrence.joint_vjp(
     cost={
         "weight": lambda x, weight: 2 * x.size * weight.shape[1],
         "shared": lambda needs_input_grad, x, weight, cell: (
-            2 * x.size * weight.shape[1] + CELLS[cell].slopes * x.size // CELLS[cell].gates
+            2 * x.size * weight.shape[1] + CELLS[cell].gradient_flops * x.size // CELLS[cell].gates
             if needs_input_grad
             else 0
         ),

@@ -187,12 +187,15 @@ class RMSprop(Optimizer):
         eps: a small number that keeps the division finite.
         weight_decay: the strength of an L2 penalty.
         momentum: the share of the velocity b that stays in each step.
-        centered: whether to divide by the root of the variance, v - m^2 with m the mean of g.
+        centered: whether to divide by the root of the variance, v - m^2 with m the mean of g. It
+            cannot be switched on once there have been steps.
         maximize: whether to climb instead, with -g for g.
 
     Raises:
         ValueError: if an option has an impossible value.
     """
+
+    unused_names = frozenset({"grad_avg", "momentum_buffer"})
 
     def __init__(
         self,
@@ -225,8 +228,12 @@ class RMSprop(Optimizer):
         return ["square_avg", *more]
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step the parameters of a group."""
-        tables = self.last_step(group).tables(self._columns(group))
+        """Step a group; a ValueError, with nothing changed, if it was centered meanwhile."""
+        last, columns = self.last_step(group), self._columns(group)
+        started = [state for state in last.states if state] if last.names != columns else []
+        if group["centered"] and any("grad_avg" not in state for state in started):
+            raise ValueError("centered cannot be switched on after a step; make a new optimiser")
+        tables = last.tables(columns)
         names = "lr", "alpha", "eps", "weight_decay", "momentum", "centered"
         kernels.optim.rmsprop(tables, [g for _, g, _ in parameters], *(group[n] for n in names))
 

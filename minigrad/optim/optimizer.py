@@ -76,6 +76,9 @@ class Optimizer(ABC):
         TypeError: if something else than a tensor is among them, or an option is unknown.
     """
 
+    unused_names: frozenset[str] = frozenset()
+    """Names that a state may still have after an option was switched off."""
+
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
             raise TypeError(
@@ -299,7 +302,8 @@ class Optimizer(ABC):
             parameter = parameters[int(number)]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                check_state(owner, state, self.state_names(options[int(number)]))
+                names = self.state_names(options[int(number)])
+                check_state(owner, state, names | (self.unused_names & state.keys()))
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
                 if not isinstance(value, np.ndarray):

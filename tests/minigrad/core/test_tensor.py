@@ -953,7 +953,7 @@ MATRIX = minigrad.zeros(2, 3)
         (lambda: MATRIX.broadcast_to((2, 4)), r"^broadcast_to: .*\(2, 3\)"),
         (lambda: MATRIX.squeeze(0), r"^squeeze: axis 0 of shape \(2, 3\) has size 2, not 1"),
         (lambda: minigrad.concatenate([MATRIX, ROW]), r"^concatenate: .*\(2, 3\).*\(3,\)"),
-        (lambda: minigrad.concatenate([]), r"^concatenate: need at least one array"),
+        (lambda: minigrad.concatenate([]), r"^concatenate: takes at least one array, not none"),
         (lambda: minigrad.where(MATRIX > 0, minigrad.zeros(4), 0), r"^where: .*\(2, 3\)"),
         (lambda: minigrad.zeros(0).max(), r"^max: shape \(0,\) has no elements"),
         (lambda: minigrad.zeros(0, 3).mean(0), r"^mean: shape \(0, 3\) has no elements"),

@@ -8,7 +8,7 @@ import pytest
 
 import minigrad
 from minigrad import nn
-from minigrad.nn import MLP, Dropout, Linear, Module, Parameter, Sequential
+from minigrad.nn import MLP, Buffer, Dropout, Linear, Module, Parameter, Sequential
 
 
 class Scale(Module):
@@ -108,8 +108,8 @@ def test_a_module_that_knows_its_parent_is_walked_once():
 
 def test_equal_names_are_an_error():
     net = Scale(1)
-    net.table = {1: Parameter([1.0]), "1": Parameter([2.0])}
-    with pytest.raises(ValueError, match=r"table\.1"):
+    net.table = {1: Parameter([1.0]), "1": Buffer([2.0])}
+    with pytest.raises(ValueError, match=r"two tensors of the state have the name 'table\.1'"):
         net.state_dict()
 
 

@@ -333,9 +333,9 @@ def test_an_input_of_another_shape_is_refused(shape, part, kind):
 @pytest.mark.parametrize("shape", [(1, N, H + 1), (2, N, H), (1, N + 1, H), (N, H), (1, 1, N, H)])
 def test_a_state_of_another_shape_is_refused(shape, kind):
     state = as_states(kind, lambda: mg.tensor(np.zeros(shape)))
-    with pytest.raises(ValueError, match=rf"{kind}: .*\(1, {N}, {H}\)"):
+    with pytest.raises(ValueError, match=rf"{kind}: .*must have shape \(1, {N}, {H}\), but"):
         layer_of(kind)(mg.tensor(np.zeros((L, N, D_IN))), state)
-    with pytest.raises(ValueError, match=rf"{kind}Cell: .*\({N}, {H}\)"):
+    with pytest.raises(ValueError, match=rf"{kind}Cell: .*must have shape \({N}, {H}\), but"):
         layer_of(f"{kind}Cell")(mg.tensor(np.zeros((N, D_IN))), as_states(kind, lambda: np.ones(H)))
 
 
@@ -363,6 +363,15 @@ def test_a_layer_of_impossible_sizes_is_refused(options, part, kind):
         getattr(nn, kind)(**{"input_size": 2, "hidden_size": 3} | options)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["bias", "batch_first", "bidirectional"])
+def test_a_flag_of_a_layer_is_true_or_false(name, kind):
+    with pytest.raises(TypeError, match=f"{kind}: {name} must be True or False, not 0.5"):
+        getattr(nn, kind)(D_IN, H, **{name: 0.5})
+    with pytest.raises(TypeError, match=f"{kind}Cell: bias must be True or False, not 0.5"):
+        getattr(nn, f"{kind}Cell")(D_IN, H, 0.5)
+
+
 def test_a_nonlinearity_is_tanh_or_relu():
     for kind in ("RNN", "RNNCell"):
         with pytest.raises(ValueError, match="'tanh' or 'relu', not 'gelu'"):
@@ -377,9 +386,9 @@ def test_a_nonlinearity_is_tanh_or_relu():
         ([(2, 1, 6), (1, 4), (8, 2)], "lstm", r"\(L, N, 8\)"),
         ([(1, 8), (1, 4), (8, 2)], "lstm", r"\(L, N, 8\)"),
         ([(0, 1, 8), (1, 4), (8, 2)], "lstm", "at least one step"),
-        ([(2, 1, 8), (1, 2), (8, 2)], "lstm", r"state .*\(1, 4\)"),
-        ([(2, 1, 6), (2, 2), (6, 2)], "gru", r"state .*\(1, 2\)"),
-        ([(2, 1, 8), (1, 4), (8, 2), (2,)], "lstm", r"bias .*\(8,\)"),
+        ([(2, 1, 8), (1, 2), (8, 2)], "lstm", r"state must have shape \(1, 4\), but has \(1, 2\)"),
+        ([(2, 1, 6), (2, 2), (6, 2)], "gru", r"state must have shape \(1, 2\), but has \(2, 2\)"),
+        ([(2, 1, 8), (1, 4), (8, 2), (2,)], "lstm", r"bias has shape \(2,\); it must be \(8,\)"),
     ],
 )
 def test_a_recurrence_of_shapes_that_do_not_match_is_refused(shapes, cell, part):

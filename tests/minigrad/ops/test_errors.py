@@ -180,7 +180,10 @@ SHAPES = [
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
     bad("triu", (ROW,), ValueError, "(3,)"),
-    *[bad(name, ([],), ValueError) for name in ("concatenate", "vstack", "hstack", "column_stack")],
+    *[
+        bad(name, ([],), ValueError, "at least one array, not none")
+        for name in ("concatenate", "vstack", "hstack", "column_stack")
+    ],
     bad("vstack", ([X, np.ones(2)],), ValueError, "(2, 3)", "(1, 2)"),
     bad("hstack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("column_stack", ([X, ROW],), ValueError, "(2, 3)", "(3, 1)"),
@@ -189,7 +192,12 @@ SHAPES = [
     bad("diff", (X, -1), ValueError, "-1"),
     bad("diff", (X, 1.5), ValueError, "1.5"),
     bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
-    bad("nonzero", (NUMBER,), ValueError, "0d"),
+    bad("nonzero", (NUMBER,), ValueError, "not a number"),
+    *[
+        bad("nan_to_num", (x,), TypeError, f"{name} must be a number, not 'a'", **{name: "a"})
+        for name in ("nan", "posinf", "neginf")
+        for x in (X, np.arange(3))
+    ],
     bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),
     bad("concatenate", ([X, X], None), ValueError, "None"),
@@ -345,6 +353,7 @@ MATRICES = [
         for a in (X, ROW, NONE)
     ],
     bad("solve", (X, ROW), ValueError, "(2, 3)"),
+    bad("solve", (SQUARE, X), ValueError, "a of shape (3, 3)", "b of shape (2, 3)"),
     bad("solve", (ROW, ROW), ValueError, "(3,)"),
     bad("solve", (SQUARE, np.ones((4, 1))), ValueError, "(3, 3)", "(4, 1)"),
     bad("solve", (SQUARE, NUMBER), ValueError, "(3, 3)", "()"),
@@ -355,7 +364,7 @@ MATRICES = [
     bad("solve", (np.stack([SQUARE] * 2), X), ValueError, "b[..., None] is a stack of vectors"),
     bad("solve", (SQUARE, X.T), ValueError, "(..., k, n)", "(3, 2)", left=False),
     bad("matrix_power", (X, 2), ValueError, "(2, 3)"),
-    bad("matrix_power", (SQUARE, 0.5), TypeError, "float"),
+    bad("matrix_power", (SQUARE, 0.5), TypeError, "n is an integer, not 0.5"),
     bad("matrix_power", (SINGULAR, -1), ValueError, "singular"),
     *[
         bad(name, args, ValueError, *words)

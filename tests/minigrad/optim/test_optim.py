@@ -659,6 +659,22 @@ def test_a_state_must_fit_amsgrad_of_its_group(rng, number):
     np.testing.assert_equal(optimizer.state_dict(), before)
 
 
+@pytest.mark.parametrize(("name", "on", "off"), [("momentum", 0.5, 0.0), ("centered", True, False)])
+def test_a_state_keeps_what_rmsprop_does_not_use_any_more(rng, name, on, off):
+    _, optimizer = started(lambda p: RMSprop(p, **{name: on}), rng)
+    optimizer.param_groups[0][name] = off
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    np.testing.assert_equal(optimizer.state_dict(), state)
+
+
+def test_rmsprop_cannot_be_centered_after_a_step(rng):
+    _, optimizer = started(RMSprop, rng)
+    optimizer.param_groups[0]["centered"] = True
+    with pytest.raises(ValueError, match="centered cannot be switched on"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_amsgrad_cannot_be_switched_after_a_step(rng, first):
     optimizer = with_amsgrad(rng, first, first)

@@ -27,7 +27,7 @@ ON_PURPOSE = [
       "_batch_norm_with_update"),
      "momentum must be in [0, 1]", "it is a share of the new mean; PyTorch takes any number"),
     (("tensordot",), "do not align", "PyTorch broadcasts an axis of size 1"),
-    (("nonzero", "argwhere"), "0d arrays", "PyTorch has indices of a number, with no columns"),
+    (("nonzero", "argwhere"), "not a number", "PyTorch has indices of a number, with no columns"),
 ]  # fmt: skip
 
 # What is not to be here: patterns of names.
