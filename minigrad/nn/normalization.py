@@ -181,12 +181,15 @@ class BatchNorm1d(Module):
                 f"shape {x.shape}"
             )
         momentum, tracked = self.momentum, self.num_batches_tracked
-        if self.training and tracked is not None:
-            momentum = observed(count_batch, tracked._data, momentum)
-        return functional.batch_norm(
+        if self.training and tracked is not None and momentum is None:
+            momentum = observed(share_of_batch, tracked._data)
+        out = functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or tracked is None, momentum or 0.0, self.eps,
         )  # fmt: skip
+        if self.training and tracked is not None:
+            observed(count_batch, tracked._data)
+        return out
 
     def extra_repr(self) -> str:
         """The number of channels and the options, as PyTorch prints them."""
@@ -208,11 +211,15 @@ class BatchNorm2d(BatchNorm1d):
     _shapes = "(N, C, H, W)"
 
 
-def count_batch(tracked: NDArray[Any], momentum: float | None) -> float:
-    """Add 1 to a number of batches, and return how much of the new one goes into the means."""
+def share_of_batch(tracked: NDArray[Any]) -> float:
+    """Return how much of one batch more goes into the means of so many batches."""
+    return 1 / (1 + float(tracked))
+
+
+def count_batch(tracked: NDArray[Any]) -> None:
+    """Add 1 to a number of batches."""
     tracked += 1
     mark_written(tracked)
-    return 1 / float(tracked) if momentum is None else momentum
 
 
 class GroupNorm(Module):
