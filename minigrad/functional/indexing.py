@@ -61,7 +61,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
 
 @composition
 def gather(x: Array, axis: int, indices: Array) -> Tensor:
-    """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, for the places of `indices`.
+    """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, for each index of `indices`.
 
     As PyTorch's, it broadcasts nothing, and `indices` may be smaller than x along the other axes.
     Negative indices count from the end, where PyTorch refuses them.
@@ -80,7 +80,7 @@ def gather(x: Array, axis: int, indices: Array) -> Tensor:
 
 @composition
 def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
-    """x with out[i, indices[i, j, k], k] = src[i, j, k] for `axis=1`, for the places of `indices`.
+    """x with out[i, indices[i, j, k], k] = src[i, j, k] for `axis=1`, for each index of `indices`.
 
     As in PyTorch, `indices` may be smaller than `src`, and than x along the other axes. Where an
     index is repeated, the last one counts. The gradient goes to what is in the result. Negative
@@ -103,11 +103,11 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
         _check_smaller(taken, "src", src.shape)
     if src.dtype.kind == "f" and x.dtype.kind != "f":
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
-    places, sources, written = observed(last_written, taken, axis, x.shape)
+    positions, sources, written = observed(last_written, taken, axis, x.shape)
     if src.ndim:
         src = getitem(src, tuple(slice(n) for n in taken.shape))
     values = astype(getitem(reshape(broadcast_to(src, taken.shape), -1), sources), x.dtype)
-    return where(written, reshape(scatter_add(values, places, (x.size,)), x.shape), x)
+    return where(written, reshape(scatter_add(values, positions, (x.size,)), x.shape), x)
 
 
 def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
@@ -126,7 +126,7 @@ def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, 
         )
     index = np.indices(indices.shape)
     index[axis] = indices % size if size else indices
-    # In one row, where the last of several values for a place remains, however indices are stored.
+    # In one row, where the last of several values for a position stays, in any order of memory.
     source = np.full(shape, -1)
     source.reshape(-1)[np.ravel_multi_index(index, shape).ravel()] = np.arange(indices.size)
     written = source >= 0

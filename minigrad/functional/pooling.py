@@ -83,8 +83,8 @@ def max_pool2d(
     options = _options(2, kernel_size, stride, padding)
     dilations = for_each_axis("dilation", dilation, 2)
     rows, columns = map(_max_windows, sizes, *options, dilations, [ceil_mode] * 2)
-    places = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
-    return getitem(reshape(x, -1), places)
+    positions = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
+    return getitem(reshape(x, -1), positions)
 
 
 @composition
@@ -284,8 +284,8 @@ def _counts(output_size: OutputSizes, sizes: tuple[int, ...]) -> tuple[int, ...]
 
 @lru_cache(maxsize=1024)
 def _adaptive_windows(size: int, count: int) -> Windows:
-    places = np.arange(count)
-    starts, ends = places * size // max(count, 1), -(-(places + 1) * size // max(count, 1))
+    positions = np.arange(count)
+    starts, ends = positions * size // max(count, 1), -(-(positions + 1) * size // max(count, 1))
     return Windows.of(starts, ends, ends - starts)
 
 

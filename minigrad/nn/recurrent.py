@@ -29,7 +29,7 @@ PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
 class _Recurrent(Module):
-    """What layers and cells have in common: the sizes, the parameters, the states."""
+    """The sizes, the parameters and the states of layers and cells."""
 
     cell: str  # a key of `ops.recurrent.CELLS`
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from minigrad.kernels.convolution import reference
 from minigrad.kernels.convolution.lines import correlate
-from minigrad.kernels.convolution.plan import Plan, forward_plan, input_plans
+from minigrad.kernels.convolution.plan import LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
 from minigrad.kernels.geometry import Geometry, Sizes
 from minigrad.kernels.jit import Array, nothing
@@ -75,7 +75,7 @@ def weight_gradient(g: Array, x: Array, size: Sizes, geometry: Geometry) -> Arra
 
 
 def _run(
-    kernel: Kernel, x: Array, weight: Array, bias: Array | None, plan: Plan, out: Array
+    kernel: Kernel, x: Array, weight: Array, bias: Array | None, plan: LoopPlan, out: Array
 ) -> None:
     """Run the loop of the forward, which serves the gradient of x too."""
     weight = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)

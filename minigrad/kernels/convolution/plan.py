@@ -44,7 +44,7 @@ class Lines(NamedTuple):
     together: int  # images whose lines are copied at once for the gradient of the weight
 
 
-class Plan(NamedTuple):
+class LoopPlan(NamedTuple):
     """The integers of the loops: bytes from a line to each tap; block sizes, and then `Lines`."""
 
     table: Array
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 def _plan(
     shape: Shape, itemsize: int, groups: int, start: Sizes, stride: Sizes, taps: Sequence[Array],
     size: Sizes, blocks: int = BLOCKS,
-) -> Plan:  # fmt: skip
+) -> LoopPlan:  # fmt: skip
     """Return the plan of a result of this size.
 
     Args:
@@ -92,13 +92,13 @@ def _plan(
         in_place, block, rows, cols, together,
     )  # fmt: skip
     sizes = np.array([*block_sizes(itemsize), *lines])
-    return Plan(table.reshape(-1) * itemsize, sizes)
+    return LoopPlan(table.reshape(-1) * itemsize, sizes)
 
 
 @lru_cache(PLANS)
 def forward_plan(
     shape: Shape, itemsize: int, kernel: Sizes, geometry: Geometry, blocks: int = BLOCKS
-) -> Plan:
+) -> LoopPlan:
     """Return the plan of a convolution of a source of this shape."""
     start = (-geometry.padding[0], -geometry.padding[1])
     taps = [np.arange(k) * d for k, d in zip(kernel, geometry.dilation, strict=True)]
@@ -136,7 +136,7 @@ def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator
 class _InputPlan(NamedTuple):
     rows: _Reaching
     cols: _Reaching
-    plan: Plan
+    plan: LoopPlan
 
 
 @lru_cache(PLANS)

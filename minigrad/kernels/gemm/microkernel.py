@@ -289,7 +289,7 @@ def _emit_lines(
     if parts == 2:
         halves = [list(range(part.lanes)), list(range(part.lanes, e.lanes))]
         sums = [e.shuffle(total, total, half) for total in sums for half in halves]
-    places = [builder.mul(c_line, index) for index in indices]
+    offsets = [builder.mul(c_line, index) for index in indices]
     rows = [e.step(x.c, x.c_row, i) for i in range(height)]
-    addresses = [builder.add(row, place) for row in rows for place in places]
+    addresses = [builder.add(row, offset) for row in rows for offset in offsets]
     part.store_or_add(sums, addresses, x.add, [mask] * len(sums))
