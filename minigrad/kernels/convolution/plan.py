@@ -14,6 +14,7 @@ import numpy as np
 from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
 from minigrad.kernels.geometry import Geometry, Sizes
 from minigrad.kernels.jit import Array
+from minigrad.kernels.vector import masks_are_cheap
 
 BLOCKS = 16  # of rows of the result, for threads to share
 LONG = 1024  # columns of rows that are joined
@@ -73,7 +74,8 @@ def _plan(
     phase = -(-((cols - 1) * stride[1] + reach[1]) // stride[1])
     line = phase * stride[1]
     ends = start[0] + (rows - 1) * stride[0] + reach[0]
-    in_place = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
+    fits = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
+    in_place = fits and masks_are_cheap()  # else the tile would read behind the last line
     if in_place and reach == [1, 1] and height == rows:  # several rows are one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
         height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols

@@ -83,6 +83,16 @@ for _ in range(int(sys.argv[2])):
         arrays = [rng.standard_normal((*lead, *size)).astype(dtype)
                   for size in ((queries, d), (keys, d), (keys, d_v))]
         check("attention", attention, arrays, dtype)
+        groups, channels, filters, *kernel = sizes(3, 4, 9, 3, 3)
+        stride, dilation, more = sizes(3, 3), sizes(2, 2), sizes(20, 40)
+        padding = [n - 1 for n in sizes(3, 3)]
+        spans = [d * (k - 1) + n for d, k, n in zip(dilation, kernel, more)]
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        shapes = (2, groups * channels, *spans), (groups * filters, channels, *kernel)
+        arrays = [rng.standard_normal(s).astype(dtype) for s in (*shapes, (groups * filters,))]
+        check("conv2d", partial(minigrad.conv2d, **options), arrays, dtype)
+        pointwise = rng.standard_normal((filters, groups * channels, 1, 1)).astype(dtype)
+        check("conv2d in place", minigrad.conv2d, [arrays[0], pointwise], dtype)
         W = rng.standard_normal((classes, columns)).astype(dtype)
         A, B = (rng.standard_normal(s).astype(dtype) for s in ((3, columns), (classes, 3)))
         bias = rng.standard_normal(classes).astype(dtype)
