@@ -93,6 +93,18 @@ for _ in range(int(sys.argv[2])):
         check("conv2d", partial(minigrad.conv2d, **options), arrays, dtype)
         pointwise = rng.standard_normal((filters, groups * channels, 1, 1)).astype(dtype)
         check("conv2d in place", minigrad.conv2d, [arrays[0], pointwise], dtype)
+        window = {"kernel_size": sizes(3, 3), "stride": sizes(3, 3), "ceil_mode": True}
+        image = rng.standard_normal((2, *sizes(3), *(n + 2 for n in sizes(20, 40)))).astype(dtype)
+        for name in ("max_pool2d", "avg_pool2d"):
+            check(name, partial(getattr(minigrad, name), **window), [image], dtype)
+        of_channels = [rng.standard_normal(image.shape[1]).astype(dtype) for _ in range(2)]
+        batch_norm = lambda x, w, b: minigrad.batch_norm(x, None, None, w, b, training=True)
+        check("batch_norm", batch_norm, [image, *of_channels], dtype)
+        steps, batch, size = sizes(5, 20, 40)
+        for cell, gates, states in (("rnn_tanh", 1, 1), ("gru", 3, 1), ("lstm", 4, 2)):
+            shapes = (steps, batch, gates * size), (batch, states * size), (gates * size, size)
+            arrays = [rng.standard_normal(s).astype(dtype) for s in (*shapes, (gates * size,))]
+            check(cell, partial(minigrad.recurrence, cell=cell), arrays, dtype)
         W = rng.standard_normal((classes, columns)).astype(dtype)
         A, B = (rng.standard_normal(s).astype(dtype) for s in ((3, columns), (classes, 3)))
         bias = rng.standard_normal(classes).astype(dtype)
