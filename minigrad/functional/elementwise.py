@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.tensor import Array, Tensor
+from minigrad.core.grad_mode import observed
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import (
     abs,
     astype,
-    isinf,
     isnan,
-    less_equal,
     log,
     logical_and,
-    logical_or,
     multiply,
     sin,
     where,
@@ -30,9 +28,14 @@ def xlogy(x: Array, y: Array) -> Tensor:
 
     A nan in y remains.
     """
-    undefined = logical_and(x == 0, logical_or(less_equal(y, 0), isinf(y)))
+    undefined = logical_and(x == 0, observed(has_no_logarithm, as_array(y)))
     one = astype(undefined, x.dtype)  # where it is chosen, and a number y does not set the dtype
     return multiply(x, log(where(undefined, one, y)))
+
+
+def has_no_logarithm(y: Any) -> Any:
+    """Return where the logarithm of y is not finite, though y is a number."""
+    return np.asarray((y <= 0) | np.isinf(y))
 
 
 @composition

@@ -158,7 +158,8 @@ def diff(
     one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     parts = [y for y in (prepend, x, append) if y is not None]
     if n and len(parts) > 1:
-        x = concatenate([y if y.ndim else broadcast_to(y, one) for y in parts], axis)
+        zeros = np.zeros(one, x.dtype)
+        x = concatenate([y if y.ndim else zeros + y for y in parts], axis)
     before = [slice(None)] * axis
     for _ in range(n):
         x = getitem(x, (*before, slice(1, None))) - getitem(x, (*before, slice(-1)))

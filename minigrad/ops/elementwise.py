@@ -243,8 +243,8 @@ logaddexp.vjp("b", lambda g, a, b: g * _share(b, a))
 
 def _share(a: Array, b: Array) -> Array:
     """Compute e^a / (e^a + e^b)."""
-    undefined = logical_and(a == b, isinf(a))  # their difference is
-    difference = where(undefined, 0.0, b) - where(undefined, 0.0, a)
+    with np.errstate(invalid="ignore"):  # of equal infinities, whose difference is taken as 0
+        difference = where(logical_and(a == b, isinf(a)), 0.0, b - a)
     return exp(-logaddexp(difference, 0.0))
 
 

@@ -36,7 +36,9 @@ X = np.array([0.5, -1.2, 0.8])
 V = np.array([0.3, -2.0, 1.5])
 W = np.array([-0.7, 0.4, 1.1])
 
-DIFFERENTIABLE = [case for case in CASES if case.order]
+# Infinite slopes in two directions add up to an infinity or to nan, as the order of sums has it.
+BOTH_INFINITE = "power-zero to a negative tensor"
+DIFFERENTIABLE = [case for case in CASES if case.order and str(case) != BOTH_INFINITE]
 
 
 def every(cases):

@@ -92,8 +92,9 @@ def test_a_vjp_costs_what_the_ops_in_it_cost():
         right.add(case.name)
     assert wrong == {}
     differentiable = {name for name, op in OPS.items() if op.vjps}
-    # The tables of rope are arrays, and such rows are not exact.
-    assert differentiable - right == {"layer_norm", "rms_norm", "rope"}
+    # The tables of rope are arrays, and such rows are not exact; the gates of a recurrence are
+    # counted in round numbers.
+    assert differentiable - right == {"layer_norm", "rms_norm", "rope", "recurrence"}
 
 
 class Fused(Observer):
