@@ -215,7 +215,7 @@ CASES = [
             ("bare", (2, 4, 3), ("x",), {"num_groups": 4}),
             ("one group", (2, 3), WEIGHTED, {"num_groups": 1, "eps": 0.1}),
             ("weight", (1, 2, 3), ("x", "weight"), {"num_groups": 2, "eps": 0.1}),
-            ("long rows", (2, 2, 17), ("x", "bias"), {"num_groups": 1}),
+            ("long rows", (2, 2, 17), WEIGHTED, {"num_groups": 1}),
             ("of none", (0, 2, 3), WEIGHTED, {"num_groups": 2}),
         ]
     ],
