@@ -184,11 +184,9 @@ class AdapterFolder(Closing):
         array = self.read(layer.keys[part], dtype)
         if array.ndim < 3:
             return array
-        return (
-            array.reshape(-1)
-            if part == MAGNITUDE
-            else array.reshape(len(array), math.prod(array.shape[1:]))
-        )
+        if part == MAGNITUDE:
+            return array.reshape(-1)
+        return array.reshape(len(array), math.prod(array.shape[1:]))
 
     def raw(self, key: str) -> Iterator[bytes]:
         """Return the bytes of a tensor, in parts."""

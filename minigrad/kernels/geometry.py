@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Sizes = tuple[int, ...]
+Shape = tuple[int, ...]
 
 
 class Geometry(NamedTuple):
     """The options of a convolution, by axis."""
 
-    stride: Sizes
-    padding: Sizes
-    dilation: Sizes
+    stride: Shape
+    padding: Shape
+    dilation: Shape
     groups: int
 
-    def result_size(self, size: Sizes, kernel: Sizes) -> Sizes:
+    def result_size(self, size: Shape, kernel: Shape) -> Shape:
         """Return the sizes of the result: floor((size + 2 padding - reach) / stride) + 1."""
         options = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in options)

@@ -73,6 +73,11 @@ class Emitter:
         """Emit the address `times` strides further on."""
         return self.builder.add(address, self.builder.mul(stride, ADDRESS(times)))
 
+    def at_most(self, index: int, last: Any) -> Any:
+        """Emit an index, or the last one that exists if it is beyond."""
+        exists = self.builder.icmp_signed("<", ADDRESS(index), last)
+        return self.builder.select(exists, ADDRESS(index), last)
+
     def load(self, address: Any, kind: Any) -> Any:
         """Emit the number or vector at an address."""
         # align=1: a view into a packed record may start anywhere, and it costs nothing to allow.
@@ -363,9 +368,8 @@ def transpose_block(
     """
     builder, rows = e.builder, []
     for i in range(e.lanes):
-        exists = builder.icmp_signed("<", ADDRESS(i), last)
-        row = builder.select(exists, ADDRESS(i), last)
-        rows.append(e.load(builder.add(source, builder.mul(row, source_row)), e.vector))
+        row = builder.mul(e.at_most(i, last), source_row)
+        rows.append(e.load(builder.add(source, row), e.vector))
     # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
     d = 1
     while d < e.lanes:

@@ -74,7 +74,9 @@ class Conv2d(Module):
         self.stride = self._sizes("stride", stride)
         if isinstance(padding, str):
             check_padding(padding, self.stride)
-        self.padding = padding if isinstance(padding, str) else self._sizes("padding", padding, 0)
+        else:
+            padding = self._sizes("padding", padding, 0)
+        self.padding = padding
         self.dilation = self._sizes("dilation", dilation)
         self.groups = groups
         shape = out_channels, in_channels // groups, *self._sizes("kernel_size", kernel_size)

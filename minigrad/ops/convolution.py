@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,11 @@ from minigrad import kernels
 from minigrad.checks import check_positive, for_each_axis
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
-from minigrad.kernels.geometry import Geometry
+from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.ops.reduction import sum
 from minigrad.ops.shape import reshape
 
 Sizes = int | Sequence[int]
-Shape = tuple[int, ...]
 
 
 def _convolution(
@@ -129,8 +129,7 @@ def convolution_input(
     check_positive("groups", groups)
     _check_axes(y=y.shape, weight=weight.shape)
     x = y.shape[0], weight.shape[1] * groups, *sizes
-    geometry, result = _checked(x, weight.shape, stride, padding, dilation, groups)
-    _check_result(y.shape, x, weight.shape, result)
+    geometry = _checked_result(y.shape, x, weight.shape, stride, padding, dilation, groups)
     return kernels.convolution.input_gradient(y, weight, sizes, geometry)
 
 
@@ -174,8 +173,7 @@ def convolution_weight(
     check_positive("groups", groups)
     _check_axes(y=y.shape, x=x.shape)
     weight = y.shape[1], x.shape[1] // groups, *sizes
-    geometry, result = _checked(x.shape, weight, stride, padding, dilation, groups)
-    _check_result(y.shape, x.shape, weight, result)
+    geometry = _checked_result(y.shape, x.shape, weight, stride, padding, dilation, groups)
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
@@ -233,10 +231,12 @@ def _check_axes(**shapes: Shape) -> None:
             )
 
 
-def _check_result(y: Shape, x: Shape, weight: Shape, size: Shape) -> None:
-    """Raise an error if y is not of the shape of a convolution, whose last axes have this size."""
+def _checked_result(y: Shape, x: Shape, weight: Shape, *options: Any) -> Geometry:
+    """Return the options by axis; raise an error if y is not of the shape of the result."""
+    geometry, size = _checked(x, weight, *options)
     if y != (x[0], weight[0], *size):
         raise ValueError(
             f"y must have the shape of the result for images {x} and a weight {weight}, which is "
             f"{(x[0], weight[0], *size)}; it has shape {y}"
         )
+    return geometry

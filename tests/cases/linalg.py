@@ -104,6 +104,14 @@ def product_of_eigenvalues(a):
     return np.prod(np.linalg.eigvals(a), axis=-1).real
 
 
+SQUARE = {
+    "": (3, 3),
+    "batch": (2, 2, 2),
+    "1 x 1": (1, 1),
+    "0 x 0": (0, 0),
+    "no batch": (0, 2, 2),
+}
+
 CASES = [
     *[
         Case("inv", regular(shape), np.linalg.inv, note=note)
@@ -211,13 +219,7 @@ CASES = [
     ),
     *[
         Case("cholesky", positive_definite(shape), factor, note=note)
-        for note, shape in {
-            "": (3, 3),
-            "batch": (2, 2, 2),
-            "1 x 1": (1, 1),
-            "0 x 0": (0, 0),
-            "no batch": (0, 2, 2),
-        }.items()
+        for note, shape in SQUARE.items()
     ],
     Case("cholesky", fixed([[4.0, 1.0], [2.0, 5.0]]), factor, note="not symmetric"),
     # Pseudoinverses
@@ -362,13 +364,7 @@ CASES = [
     # Logarithms of determinants
     *[
         Case("slogdet", normal(shape), np.linalg.slogdet, function=second, note=note)
-        for note, shape in {
-            "": (3, 3),
-            "batch": (2, 2, 2),
-            "1 x 1": (1, 1),
-            "0 x 0": (0, 0),
-            "no batch": (0, 2, 2),
-        }.items()
+        for note, shape in SQUARE.items()
     ],
     Case(
         "slogdet",

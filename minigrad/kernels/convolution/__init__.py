@@ -25,7 +25,7 @@ from minigrad.kernels.convolution import reference
 from minigrad.kernels.convolution.lines import correlate
 from minigrad.kernels.convolution.plan import LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
-from minigrad.kernels.geometry import Geometry, Sizes
+from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
 
@@ -43,7 +43,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
     return out
 
 
-def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> Array:
+def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
     kernel = kernel_for(correlate, g, weight)
     if kernel is None:
@@ -62,7 +62,7 @@ def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> 
     return dx
 
 
-def weight_gradient(g: Array, x: Array, size: Sizes, geometry: Geometry) -> Array:
+def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
     kernel = kernel_for(weight_sums, g, x)
     if kernel is None:

@@ -12,15 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
-from minigrad.kernels.geometry import Geometry, Sizes
+from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array
 from minigrad.kernels.vector import masks_are_cheap
 
 BLOCKS = 16  # of rows of the result, for threads to share
 LONG = 1024  # columns of rows that are joined
 PLANS = 256  # that are kept, since to find one takes longer than a small convolution
-
-Shape = tuple[int, ...]
 
 
 class Lines(NamedTuple):
@@ -53,8 +51,8 @@ class LoopPlan(NamedTuple):
 
 
 def _plan(
-    shape: Shape, itemsize: int, groups: int, start: Sizes, stride: Sizes, taps: Sequence[Array],
-    size: Sizes, blocks: int = BLOCKS,
+    shape: Shape, itemsize: int, groups: int, start: Shape, stride: Shape, taps: Sequence[Array],
+    size: Shape, blocks: int = BLOCKS,
 ) -> LoopPlan:  # fmt: skip
     """Return the plan of a result of this size.
 
@@ -99,7 +97,7 @@ def _plan(
 
 @lru_cache(PLANS)
 def forward_plan(
-    shape: Shape, itemsize: int, kernel: Sizes, geometry: Geometry, blocks: int = BLOCKS
+    shape: Shape, itemsize: int, kernel: Shape, geometry: Geometry, blocks: int = BLOCKS
 ) -> LoopPlan:
     """Return the plan of a convolution of a source of this shape."""
     start = (-geometry.padding[0], -geometry.padding[1])
@@ -143,7 +141,7 @@ class _InputPlan(NamedTuple):
 
 @lru_cache(PLANS)
 def input_plans(
-    shape: Shape, itemsize: int, kernel: Sizes, size: Sizes, geometry: Geometry
+    shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry
 ) -> list[_InputPlan]:
     """Return a plan for each pair of remainders of a row and a column of x."""
     found = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from minigrad.kernels.geometry import Geometry, Sizes
+from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array
 
 
-def convolve(x: Array, weight: Array, bias: Array | None, size: Sizes, geometry: Geometry) -> Array:
+def convolve(x: Array, weight: Array, bias: Array | None, size: Shape, geometry: Geometry) -> Array:
     """Compute a convolution whose result has this size."""
     windows = _windows(x, weight.shape[2:], size, geometry)
     out: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, grouped(weight, geometry.groups))
@@ -17,7 +17,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, size: Sizes, geometry:
     return out if bias is None else out + bias[:, None, None]
 
 
-def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> Array:
+def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
     """Add each element of g times the kernel to the window that it saw."""
     (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * geometry.groups
@@ -32,7 +32,7 @@ def input_gradient(g: Array, weight: Array, size: Sizes, geometry: Geometry) -> 
     return padded[..., top : top + size[0], left : left + size[1]]
 
 
-def weight_gradient(g: Array, x: Array, size: Sizes, geometry: Geometry) -> Array:
+def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
     windows = _windows(x, size, g.shape[2:], geometry)
     out: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, _groups_of_planes(g, geometry.groups))
@@ -48,7 +48,7 @@ def _groups_of_planes(x: Array, groups: int) -> Array:
     return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
 
-def _windows(x: Array, kernel: Sizes, size: Sizes, geometry: Geometry) -> Array:
+def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
     """Return what each element of a result of this size sees: `(N, groups, C, H', W', h, w)`."""
     (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))

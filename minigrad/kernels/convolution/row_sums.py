@@ -73,10 +73,10 @@ def _emit_row_products(e: Emitter, height: int, taps: Any, x: _RowProducts) -> N
     """
     builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
     vector_bytes = ADDRESS(e.vector_bytes)
-    last_tap, columns = builder.sub(taps, ADDRESS(1)), []
-    for j in range(TAPS):  # one that does not exist is the last one once more
-        exists = builder.icmp_signed("<", ADDRESS(j), last_tap)
-        columns.append(builder.select(exists, ADDRESS(j), last_tap))
+    last_tap = builder.sub(taps, ADDRESS(1))
+    columns = [
+        e.at_most(j, last_tap) for j in range(TAPS)
+    ]  # the last one stands in for those beyond
     steps = [e.load(builder.add(x.table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
     b_rows = [builder.add(x.lines, step) for step in steps]
     b_step = builder.mul(x.line, item)

@@ -270,10 +270,7 @@ def _emit_lines(
     """
     builder, part = e.builder, e.of_lanes(e.lanes // parts)
     mask, last = part.first_lanes(cols), builder.sub(lines, ADDRESS(1))
-    indices = [
-        builder.select(builder.icmp_signed("<", ADDRESS(i), last), ADDRESS(i), last)
-        for i in range(NV * parts)
-    ]
+    indices = [e.at_most(i, last) for i in range(NV * parts)]
     steps = [builder.mul(b_line, index) for index in indices]
 
     def load_row(b_now: Any) -> list[Any]:

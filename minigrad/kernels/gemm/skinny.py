@@ -109,13 +109,8 @@ def tile_of_dots(
         def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
             # A row that does not exist is the last one once more: its sums are written there twice.
             last = builder.sub(exist, ADDRESS(1))
-            found = []
-            for i in range(number):
-                exists = builder.icmp_signed("<", ADDRESS(i), last)
-                found.append(
-                    builder.add(first, builder.mul(step, builder.select(exists, ADDRESS(i), last)))
-                )
-            return found
+            steps = [builder.mul(step, e.at_most(i, last)) for i in range(number)]
+            return [builder.add(first, to_row) for to_row in steps]
 
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
         vector = ADDRESS(e.vector_bytes)
