@@ -211,10 +211,13 @@ _SYMBOL = re.compile(rb"minigrad\.(\w+-[0-9a-f]{32})\0")  # as the string table 
 
 
 def provide(symbol: str, compiled: Any) -> None:
-    """Make a compiled function known to the linker under its symbol."""
-    SYMBOLS[symbol] = compiled
+    """Make a compiled function known to the linker under its symbol.
+
+    The thread that calls it has numba's lock of the compiler.
+    """
     address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     llvm.add_symbol(symbol, address)
+    SYMBOLS[symbol] = compiled
 
 
 def load(name: str, target: Any) -> Any:

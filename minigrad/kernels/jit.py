@@ -39,6 +39,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
@@ -165,9 +166,10 @@ class External:
     def symbol(self, kinds: tuple[Any, ...]) -> str:
         """Return the name of the machine code for these types, which exists from then on."""
         symbol = str(self._dispatcher._cache.symbol(kinds))
-        if symbol not in cache.SYMBOLS:
-            compile_for(self._dispatcher, kinds)
-            cache.provide(symbol, self._dispatcher.overloads[kinds])
+        with global_compiler_lock:  # two threads would each load it, and free what the other calls
+            if symbol not in cache.SYMBOLS:
+                compile_for(self._dispatcher, kinds)
+                cache.provide(symbol, self._dispatcher.overloads[kinds])
         return symbol
 
     def is_compiled(self, kinds: tuple[Any, ...]) -> bool:

@@ -1,5 +1,10 @@
 """One compiled form of a kernel, run by one thread or shared by several."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from numba import types
@@ -112,3 +117,31 @@ def test_arguments_of_other_types_are_refused():
     frozen.flags.writeable = False
     with pytest.raises(TypeError, match="No matching definition"):
         kernel(ONE_THREAD, frozen, frozen)
+
+
+def times_seven(piece, pieces, x, out):
+    for i in span(piece, pieces, x.size):
+        out[i] = 7 * x[i]
+
+
+def test_a_thread_waits_until_the_linker_knows_a_kernel_that_another_thread_compiles(monkeypatch):
+    def add_later(symbol, address):
+        if "times_seven" in symbol:
+            compiled.set()
+            time.sleep(0.1)
+        add_symbol(symbol, address)
+
+    def multiply(x):
+        out = np.zeros(3)
+        kernel(ONE_THREAD, x, out)
+        return out
+
+    compiled, add_symbol = threading.Event(), llvm.add_symbol
+    monkeypatch.setattr(llvm, "add_symbol", add_later)
+    kernel, x = Kernel(times_seven, (NUMBERS, SUMS)), np.arange(3.0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(multiply, x)
+        assert compiled.wait(60)
+        second = pool.submit(multiply, x)
+        np.testing.assert_array_equal(first.result(), 7 * x)
+        np.testing.assert_array_equal(second.result(), 7 * x)
