@@ -2,7 +2,7 @@
 
     python -m tests.notebooks [NAME ...]
 
-runs the walkthroughs, or those that are named, by `6`, `6_lora` or a path, and stores what they
+runs the walkthroughs, or those that are named, by `7`, `7_lora` or a path, and stores what they
 show.
 
 An exercise is a Markdown cell that begins with `**Exercise`. Its solution is folded away in the

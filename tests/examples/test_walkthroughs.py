@@ -254,8 +254,8 @@ def test_a_solution_is_found_in_its_fold():
 
 
 def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
-    lora = WALKTHROUGHS / "6_lora.ipynb"
-    for name in ("6", "6_lora", "6_lora.ipynb", str(lora), "examples/walkthroughs/6_lora"):
+    lora = WALKTHROUGHS / "7_lora.ipynb"
+    for name in ("7", "7_lora", "7_lora.ipynb", str(lora), "examples/walkthroughs/7_lora"):
         assert chosen(name) == lora
     assert [chosen(number).name[:3] for number in ("1", "10")] == ["1_a", "10_"]
     other = tmp_path / "other.ipynb"
@@ -263,7 +263,7 @@ def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
     assert chosen(str(other)) == other
 
 
-@pytest.mark.parametrize("name", ["12", "lora", "", "6_lora.txt"])
+@pytest.mark.parametrize("name", ["99", "lora", "", "7_lora.txt"])
 def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
     with pytest.raises(SystemExit) as caught:
         main([name])
