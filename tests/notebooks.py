@@ -5,9 +5,8 @@
 runs the walkthroughs, or those that are named, by `7`, `7_lora` or a path, and stores what they
 show.
 
-An exercise is a Markdown cell that begins with `**Exercise`. Its solution is folded away in the
-same cell, as code between `<details><summary>Solution</summary>` and `</details>`. A cell with the
-tag `varies` shows what differs between machines or runs, such as seconds.
+A cell with the tag `varies` shows what differs between machines or runs, such as seconds. How an
+exercise is written says `examples.walkthroughs.notebooks`.
 """
 
 from __future__ import annotations
@@ -27,54 +26,23 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from examples.walkthroughs.notebooks import (
+    Cell,
+    Notebook,
+    answer_of,
+    checked,
+    chosen,
+    code_cells,
+    read,
+    solutions,
+    walkthroughs,
+)
 from minigrad.io.atomic import write_atomically
 from minigrad.progress import progress_bar
 
 ROOT = Path(__file__).parents[1]
-WALKTHROUGHS = ROOT / "examples" / "walkthroughs"
 VARIES = "varies"
 SECONDS = 300  # that a cell may take
-
-Notebook = dict[str, Any]
-Cell = dict[str, Any]
-
-_FOLDED = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
-_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def read(path: Path) -> Notebook:
-    """A notebook, with each text in one piece, where the file may have a list of its lines."""
-    notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        cell["source"] = "".join(cell["source"])
-        for output in cell.get("outputs", []):
-            if "text" in output:
-                output["text"] = "".join(output["text"])
-            data = output.get("data", {})
-            data.update({kind: "".join(v) for kind, v in data.items() if isinstance(v, list)})
-    return notebook
-
-
-def code_cells(notebook: Notebook) -> list[Cell]:
-    """The cells that run."""
-    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
-def exercises(notebook: Notebook) -> list[Cell]:
-    """The cells that set the reader a task."""
-    return [
-        cell
-        for cell in notebook["cells"]
-        if cell["cell_type"] == "markdown" and cell["source"].startswith("**Exercise")
-    ]
-
-
-def solutions(cell: Cell) -> list[str]:
-    """The code that is folded away in a Markdown cell."""
-    if cell["cell_type"] != "markdown":
-        return []
-    return [code for text in _FOLDED.findall(cell["source"]) for code in _PYTHON.findall(text)]
-
 
 # --------------------------------------------------------------------------------------------------
 # Running
@@ -86,10 +54,11 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
 
     Args:
         notebook: what to run; it is not changed.
-        with_solutions: run the solution of each exercise too, where it stands.
+        with_solutions: run the solution of each exercise too, where it stands, and check it.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: if a cell or a solution raises.
+        nbclient.exceptions.CellExecutionError: if a cell or a solution raises, or if the check of
+            an exercise does not call its solution right.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -97,8 +66,9 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     cells: list[Cell] = []
     for cell in notebook["cells"]:
         cells.append(json.loads(json.dumps(cell)))
-        for code in solutions(cell) if with_solutions else []:
-            cells.append(nbformat.v4.new_code_cell(code, id=f"solution-{len(cells)}"))
+        if with_solutions and (code := solutions(cell)):
+            source = "".join([*code, checked(answer_of(notebook, cell))])
+            cells.append(nbformat.v4.new_code_cell(source, id=f"solution-{len(cells)}"))
     fresh = nbformat.from_dict({**notebook, "cells": cells})
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -269,29 +239,6 @@ def _described(shown: list[tuple[str, str]]) -> str:
             content = f"a picture of {width} x {height} pixels"
         parts.append(f"[{kind}] {content.rstrip()}")
     return "\n".join(parts) or "nothing"
-
-
-def walkthroughs() -> list[Path]:
-    """The walkthroughs, in the order of their numbers."""
-    return sorted(WALKTHROUGHS.glob("*.ipynb"), key=lambda path: int(path.name.partition("_")[0]))
-
-
-def chosen(name: str) -> Path:
-    """The notebook that is meant by its path, its name, or as much of its name's beginning.
-
-    Raises:
-        ValueError: if there is none, or more than one.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    beginning = Path(name).name
-    beginning += "_" * beginning.isdigit()  # the first is not the tenth
-    there = walkthroughs()
-    meant = [path for path in there if path.name.startswith(beginning)] if name else []
-    if len(meant) != 1:
-        names = ", ".join(path.stem for path in there)
-        raise ValueError(f"{name!r} is no notebook's path or name; there are: {names}")
-    return meant[0]
 
 
 def main(names: Sequence[str]) -> None:

@@ -9,25 +9,24 @@ import copy
 import io
 import json
 import re
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-from tests.notebooks import (
-    ROOT,
+from examples.walkthroughs.notebooks import (
     WALKTHROUGHS,
+    answer_of,
+    checked,
     chosen,
     code_cells,
-    differences,
     exercises,
-    main,
     read,
-    run,
     solutions,
-    tidy,
     walkthroughs,
 )
+from tests.notebooks import ROOT, differences, main, run, tidy
 
 PATHS = walkthroughs()
 each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
@@ -96,6 +95,51 @@ def test_there_are_exercises_each_with_a_solution_that_asserts(path):
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse("".join(code))))
 
 
+def exercise_checker(path):
+    """The check of a notebook, which its module of exercises defines."""
+    module = path.stem.partition("_")[2]
+    return import_module(f"examples.walkthroughs.exercises.{module}").check
+
+
+@each
+def test_each_exercise_has_an_answer_to_write_hints_and_a_check(path):
+    notebook = read(path)
+    found = exercises(notebook)
+    assert list(exercise_checker(path).exercises) == list(range(1, len(found) + 1))
+    for number, cell in enumerate(found, 1):
+        assert cell["source"].startswith(f"**Exercise {number}.**")
+        assert "<details><summary>Hint 1</summary>" in cell["source"], cell["source"]
+        answer = answer_of(notebook, cell)
+        assert checked(answer).startswith(f"verdict = check({number}, ")
+        assert "..." in answer["source"]
+        (output,) = answer["outputs"]
+        assert output["data"]["text/plain"] == f"Exercise {number}: not answered yet."
+
+
+@each
+def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path):
+    for number, exercise in (check := exercise_checker(path)).exercises.items():
+        assert len(exercise.slips) >= 5, f"exercise {number}"
+        assert check(number, exercise.answer), check(number, exercise.answer)
+        for sentence, slip in exercise.slips.items():
+            verdict = check(number, slip)
+            assert (verdict.state, verdict.message) == ("not yet", sentence), f"exercise {number}"
+
+
+HEAD = re.compile(
+    r"# \d+\. .*\n\n.*"
+    r"\n- \*\*You will be able to:\*\* .*\n- \*\*You need:\*\* .*"
+    r"\n- \*\*Time:\*\* \d+ minutes, and \d+ for the exercises"
+    r"\n- \*\*Difficulty:\*\* [1-5] of 5(\n|$)",
+    re.DOTALL,
+)
+
+
+@each
+def test_its_head_says_what_it_teaches_and_what_it_needs(path):
+    assert HEAD.match(read(path)["cells"][0]["source"])
+
+
 @each
 def test_every_folded_part_is_the_solution_of_an_exercise(path):
     notebook = read(path)
@@ -145,6 +189,15 @@ def test_absolute_paths_are_seen():
 
 def markdown(source):
     return {"cell_type": "markdown", "id": "m", "metadata": {}, "source": source}
+
+
+def test_an_answer_ends_with_a_check():
+    assert (
+        checked(code("x = ...\n\ncheck(2, x)"))
+        == "verdict = check(2, x)\nassert verdict, verdict\n"
+    )
+    with pytest.raises(ValueError, match="the last line of an answer is"):
+        checked(code("check(2, x)\nx = 3"))
 
 
 def code(source, *outputs, tags=()):
@@ -257,7 +310,7 @@ def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
     lora = WALKTHROUGHS / "7_lora.ipynb"
     for name in ("7", "7_lora", "7_lora.ipynb", str(lora), "examples/walkthroughs/7_lora"):
         assert chosen(name) == lora
-    assert [chosen(number).name[:3] for number in ("1", "10")] == ["1_a", "10_"]
+    assert [chosen(number).name[:3] for number in ("1", "15")] == ["1_a", "15_"]
     other = tmp_path / "other.ipynb"
     other.touch()
     assert chosen(str(other)) == other
@@ -276,12 +329,17 @@ def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
 def test_solutions_run_where_they_stand_and_are_not_shown():
     pytest.importorskip("nbclient", reason="running notebooks needs the `full` extra")
     made = notebook(
-        code("x = 3"), markdown(FOLDED), markdown(FOLDED.replace("6", "12")), code("print(x)")
+        code("x = 3\ndef check(n, x):\n  return x == 6 * n"),
+        markdown(FOLDED),
+        code("check(1, x)"),
+        markdown(FOLDED.replace("6", "12")),
+        code("check(2, x)"),
+        code("print(x)"),
     )
     before = copy.deepcopy(made)
     plain, solved = run(made), run(made, with_solutions=True)
     assert made == before
-    assert [len(n["cells"]) for n in (plain, solved)] == [4, 4]
+    assert [len(n["cells"]) for n in (plain, solved)] == [6, 6]
     (found,) = differences(plain, solved)  # a solution that changes what comes after it is seen
     assert "[stdout] 3" in found
     assert "[stdout] 12" in found
@@ -290,6 +348,9 @@ def test_solutions_run_where_they_stand_and_are_not_shown():
 @pytest.mark.full
 def test_a_solution_that_does_not_hold_stops_the_run():
     exceptions = pytest.importorskip("nbclient.exceptions")
-    made = notebook(code("x = 4"), markdown(FOLDED))
+    made = notebook(code("x = 4"), markdown(FOLDED), code("check(1, x)"))
     with pytest.raises(exceptions.CellExecutionError, match="assert x == 6"):
+        run(made, with_solutions=True)
+    made["cells"][0]["source"] = "x = 3\ndef check(n, x):\n  return x == 7"
+    with pytest.raises(exceptions.CellExecutionError, match="assert verdict"):
         run(made, with_solutions=True)

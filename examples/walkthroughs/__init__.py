@@ -1,0 +1,1 @@
+"""The course: notebooks, their exercises, and the check of an answer."""

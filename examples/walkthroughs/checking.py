@@ -1,0 +1,259 @@
+"""Exercises that check an answer, and say what is wrong with it without giving the solution.
+
+An exercise knows the right answer, and **slips**: wrong answers that a reader may well give, each
+with a sentence that explains it. An answer is compared with the right one; if it differs, with the
+slips; and if it is none of them, the message names the first entry that is wrong, or the size that
+was expected. An answer may be a value (a number, a text, an array, or a tuple, list or dict of
+them) or a function, which is then called with the arguments of the exercise's trials.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+RIGHT, WRONG, OPEN = "right", "not yet", "not answered yet"
+COLOURS = {RIGHT: "#009E73", WRONG: "#D55E00", OPEN: "#999999"}
+
+
+class WrongAnswerError(Exception):
+    """What is wrong with an answer, as a sentence; an exercise's `observe` may raise it."""
+
+
+class NoAnswerError(Exception):
+    """There is nothing to check: the answer, or what its function returns, is `...`."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """The right answer to a task, and the slips that a reader may make.
+
+    Attributes:
+        answer: the right answer, a value or a function.
+        slips: wrong answers of the same kind, each under the sentence that explains it.
+        trials: the tuples of arguments that a function is called with.
+        observe: what is compared in place of the answer, computed from it: for answers such as a
+            model or a graph. It gets the right answer and the slips too, and raises
+            `WrongAnswerError` if an answer is not even of the right kind.
+        tolerance: the largest difference between numbers, relative to the largest entry.
+    """
+
+    answer: Any
+    slips: Mapping[str, Any]
+    trials: Sequence[tuple[Any, ...]] = ()
+    observe: Callable[[Any], Any] | None = None
+    tolerance: float = 1e-6
+
+    def fault(self, answer: Any) -> str:
+        """Return a sentence that says what is wrong with an answer, empty if it is right.
+
+        Raises:
+            NoAnswerError: if it is `...`, or a function that returns this.
+        """
+        try:
+            observed = self._observed(answer)
+            expected = self._observed(self.answer)
+            found = next(self._differences(observed, expected), "")
+        except WrongAnswerError as problem:
+            return str(problem)
+        return (found and self._slip(observed)) or found
+
+    def _slip(self, observed: list[Any]) -> str:
+        """Return the sentence of the slip that gives what the answer gives, or an empty text."""
+        for sentence, slip in self.slips.items():
+            try:
+                if next(self._differences(observed, self._observed(slip)), None) is None:
+                    return sentence
+            except WrongAnswerError:
+                continue  # a slip that raises on purpose is recognised by its own message
+        return ""
+
+    def _observed(self, answer: Any) -> list[Any]:
+        """Return what there is to compare: one value, or that of each trial."""
+        if answer is ...:
+            raise NoAnswerError
+        if self.observe is not None:
+            return [self.observe(answer)]
+        if not self.trials:
+            return [answer]
+        if not callable(answer):
+            raise WrongAnswerError(f"A function is expected, and this is {described(answer)}.")
+        return [called(answer, arguments) for arguments in self.trials]
+
+    def _differences(self, observed: list[Any], expected: list[Any]) -> Iterator[str]:
+        """Yield sentences about what differs, trial by trial."""
+        reveal = bool(self.trials)  # the right value of a trial is not the solution
+        for i, (value, right) in enumerate(zip(observed, expected, strict=True)):
+            for sentence in differences(value, right, self.tolerance, reveal):
+                where = f"With {arguments_of(self.trials[i])}: " if reveal else ""
+                yield where + sentence
+
+
+def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Return what a reader's function returns for copies of these arguments.
+
+    Raises:
+        NoAnswerError: if it returns `...`.
+        WrongAnswerError: if it raises, or returns nothing.
+    """
+    try:
+        result = function(*copy.deepcopy(arguments))
+    except Exception as error:
+        raise WrongAnswerError(
+            f"With {arguments_of(arguments)}, your function raises {type(error).__name__}: {error}"
+        ) from error
+    if result is ...:
+        raise NoAnswerError
+    if result is None:
+        raise WrongAnswerError("Your function returns nothing. Does it end with `return`?")
+    return result
+
+
+def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Iterator[str]:
+    """Yield sentences that say in what a value differs from the right one, if it does.
+
+    The right value is named only if `reveal` is true.
+    """
+    if isinstance(right, str):
+        if not isinstance(value, str):
+            yield f"A text is expected, and this is {described(value)}."
+        elif " ".join(value.casefold().split()) != " ".join(right.casefold().split()):
+            yield f"{value!r} is not the answer" + (f", it is {right!r}." if reveal else ".")
+    elif isinstance(right, Mapping):
+        if not isinstance(value, Mapping) or value.keys() != right.keys():
+            names = ", ".join(map(repr, right))
+            yield f"A dict with the keys {names} is expected, and this is {described(value)}."
+            return
+        for key in right:
+            for sentence in differences(value[key], right[key], tolerance, reveal):
+                yield f"{key!r}: {sentence}"
+    elif isinstance(right, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(right):
+            yield f"{len(right)} values are expected, and this is {described(value)}."
+            return
+        for i, (part, right_part) in enumerate(zip(value, right, strict=True)):
+            for sentence in differences(part, right_part, tolerance, reveal):
+                yield f"Value {i + 1} of {len(right)}: {sentence}"
+    else:
+        yield from array_differences(value, numbers(right), tolerance, reveal)
+
+
+def array_differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Iterator[str]:
+    """Yield a sentence about the kind, the size, or the first wrong entry of an array or number."""
+    what = f"an array of shape {right.shape}" if right.ndim else "a number"
+    try:
+        found = numbers(value)
+    except (TypeError, ValueError):
+        yield f"{what.capitalize()} is expected, and this is {described(value)}."
+        return
+    if found.shape != right.shape:
+        yield f"{what.capitalize()} is expected, and this is {described(value)}."
+        return
+    scale = np.max(np.abs(right), initial=0.0, where=np.isfinite(right)) or 1.0
+    near = np.isclose(found, right, rtol=0, atol=tolerance * scale, equal_nan=True)
+    if near.all():
+        return
+    index = tuple(map(int, np.argwhere(~near)[0])) if right.ndim else ()
+    entry = f"entry {list(index)}" if right.ndim else "the number"
+    count = f" ({np.sum(~near)} of {right.size} entries are wrong)" if right.size > 1 else ""
+    if reveal:
+        yield f"{entry} is {found[index]:.6g} and should be {right[index]:.6g}{count}."
+    else:
+        yield f"{entry} is wrong{count}: {found[index]:.6g}."
+
+
+def numbers(value: Any) -> Any:
+    """Return a number, array, Tensor or nested list as an array of float64.
+
+    Raises:
+        TypeError, ValueError: if it is something else.
+    """
+    array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{array.dtype} is no kind of number")
+    return array.astype(np.float64)
+
+
+def described(value: Any) -> str:
+    """Return a few words that say what a value is."""
+    if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
+    if isinstance(value, Number | np.generic | mg.Tensor | np.ndarray):
+        return f"the number {float(np.asarray(getattr(value, 'data', value))):.6g}"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {', '.join(map(repr, value))}" if value else "an empty dict"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)} values"
+    return "a function" if callable(value) else f"of the type {type(value).__name__}"
+
+
+def arguments_of(arguments: tuple[Any, ...]) -> str:
+    """Return a text for the arguments of a trial: of a long array only the shape."""
+    texts = []
+    for argument in arguments:
+        if isinstance(argument, mg.Tensor | np.ndarray) and argument.size > 6:
+            texts.append(f"an array of shape {argument.shape}")
+        elif isinstance(argument, mg.Tensor | np.ndarray):
+            texts.append(np.array2string(numbers(argument), precision=4, separator=", "))
+        else:
+            text = repr(argument)
+            texts.append(text if len(text) <= 60 else described(argument))
+    return " and ".join(texts) or "no arguments"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says. It counts as true only if the answer is right.
+
+    Attributes:
+        number: the exercise's number in its notebook.
+        state: "right", "not yet" or "not answered yet".
+        message: what is wrong with the answer; empty unless the state is "not yet".
+    """
+
+    number: int
+    state: str
+    message: str = ""
+
+    def __bool__(self) -> bool:
+        return self.state == RIGHT
+
+    def __repr__(self) -> str:
+        return f"Exercise {self.number}: {self.state}. {self.message}".rstrip()
+
+    def _repr_html_(self) -> str:
+        style = f"border-left:8px solid {COLOURS[self.state]};padding-left:6px"
+        text = f" {html.escape(self.message)}" if self.message else ""
+        return f'<div style="{style}"><b>Exercise {self.number}: {self.state}.</b>{text}</div>'
+
+
+@dataclass(frozen=True)
+class Checker:
+    """The exercises of a notebook; call it with the number of one and an answer to it.
+
+    Raises:
+        ValueError: if there is no exercise with the number.
+    """
+
+    exercises: Mapping[int, Exercise] = field(default_factory=dict)
+
+    def __call__(self, number: int, answer: Any) -> Verdict:
+        """Return the verdict on an answer to an exercise."""
+        if number not in self.exercises:
+            there = ", ".join(map(str, self.exercises))
+            raise ValueError(f"there is no exercise {number!r} here; there are: {there}")
+        try:
+            message = self.exercises[number].fault(answer)
+        except NoAnswerError:
+            return Verdict(number, OPEN)
+        return Verdict(number, WRONG if message else RIGHT, message)

@@ -1,0 +1,97 @@
+"""The notebooks of the course as files, and the parts of an exercise.
+
+An exercise is a Markdown cell that begins with `**Exercise`. Its hints and its solution are folded
+away in the same cell, the solution as code between `<details><summary>Solution</summary>` and
+`</details>`. The code cell after it is where the reader writes; its last line is `check(n, name)`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+WALKTHROUGHS = Path(__file__).parent
+
+Notebook = dict[str, Any]
+Cell = dict[str, Any]
+
+_FOLDED = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def read(path: Path) -> Notebook:
+    """Read a notebook, and join each text of which the file has a list of lines."""
+    notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = "".join(output["text"])
+            data = output.get("data", {})
+            data.update({kind: "".join(v) for kind, v in data.items() if isinstance(v, list)})
+    return notebook
+
+
+def code_cells(notebook: Notebook) -> list[Cell]:
+    """Return the cells that run."""
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def exercises(notebook: Notebook) -> list[Cell]:
+    """Return the cells that set the reader a task."""
+    return [
+        cell
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "markdown" and cell["source"].startswith("**Exercise")
+    ]
+
+
+def solutions(cell: Cell) -> list[str]:
+    """Return the code that is folded away in a Markdown cell."""
+    if cell["cell_type"] != "markdown":
+        return []
+    return [code for text in _FOLDED.findall(cell["source"]) for code in _PYTHON.findall(text)]
+
+
+def answer_of(notebook: Notebook, exercise: Cell) -> Cell:
+    """Return the code cell where the reader answers an exercise: the one after it."""
+    cells = notebook["cells"]
+    cell: Cell = cells[cells.index(exercise) + 1]
+    return cell
+
+
+def checked(answer: Cell) -> str:
+    """Return a statement that raises the verdict on an answer, unless it is right.
+
+    Raises:
+        ValueError: if the last line of the cell is no check.
+    """
+    line = str(answer["source"]).rpartition("\n")[2]
+    if not re.fullmatch(r"check\(\d+, .+\)", line):
+        raise ValueError(f"the last line of an answer is `check(n, name)`, and not {line!r}")
+    return f"verdict = {line}\nassert verdict, verdict\n"
+
+
+def walkthroughs() -> list[Path]:
+    """Return the walkthroughs, in the order of their numbers."""
+    return sorted(WALKTHROUGHS.glob("*.ipynb"), key=lambda path: int(path.name.partition("_")[0]))
+
+
+def chosen(name: str) -> Path:
+    """Return the notebook that is meant by its path, its name, or the beginning of its name.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    beginning = Path(name).name
+    beginning += "_" * beginning.isdigit()  # the first is not the tenth
+    there = walkthroughs()
+    meant = [path for path in there if path.name.startswith(beginning)] if name else []
+    if len(meant) != 1:
+        names = ", ".join(path.stem for path in there)
+        raise ValueError(f"{name!r} is no notebook's path or name; there are: {names}")
+    return meant[0]
