@@ -81,7 +81,13 @@ class Exercise:
         if answer is ...:
             raise NoAnswerError
         if self.observe is not None:
-            return [self.observe(answer)]
+            try:
+                return [self.observe(answer)]
+            except (WrongAnswerError, NoAnswerError):
+                raise
+            except Exception as error:
+                problem = f"Trying your answer raises {type(error).__name__}: {error}"
+                raise WrongAnswerError(problem) from error
         if not self.trials:
             return [answer]
         if not callable(answer):
@@ -162,7 +168,7 @@ def array_differences(value: Any, right: Any, tolerance: float, reveal: bool) ->
     if near.all():
         return
     index = tuple(map(int, np.argwhere(~near)[0])) if right.ndim else ()
-    entry = f"entry {list(index)}" if right.ndim else "the number"
+    entry = f"Entry {list(index)}" if right.ndim else "The number"
     count = f" ({np.sum(~near)} of {right.size} entries are wrong)" if right.size > 1 else ""
     if reveal:
         yield f"{entry} is {found[index]:.6g} and should be {right[index]:.6g}{count}."

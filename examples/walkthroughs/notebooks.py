@@ -55,6 +55,11 @@ def solutions(cell: Cell) -> list[str]:
     return [code for text in _FOLDED.findall(cell["source"]) for code in _PYTHON.findall(text)]
 
 
+def without_solution(text: str) -> str:
+    """Return a Markdown text without the solutions that are folded away in it."""
+    return _FOLDED.sub("", text).rstrip()
+
+
 def answer_of(notebook: Notebook, exercise: Cell) -> Cell:
     """Return the code cell where the reader answers an exercise: the one after it."""
     cells = notebook["cells"]
