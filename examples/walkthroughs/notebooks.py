@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 WALKTHROUGHS = Path(__file__).parent
 
@@ -77,6 +77,43 @@ def checked(answer: Cell) -> str:
     if not re.fullmatch(r"check\(\d+, .+\)", line):
         raise ValueError(f"the last line of an answer is `check(n, name)`, and not {line!r}")
     return f"verdict = {line}\nassert verdict, verdict\n"
+
+
+class Head(NamedTuple):
+    """What the first cell of a walkthrough says of it, in Markdown."""
+
+    title: str
+    introduction: str
+    able_to: str
+    needs: str
+    minutes: int
+    exercise_minutes: int
+    difficulty: int
+
+
+_HEAD = re.compile(
+    r"# (.*?)\n+(.*?)\n+- \*\*You will be able to:\*\* (.*?)\n- \*\*You need:\*\* (.*?)"
+    r"\n- \*\*Time:\*\* (\d+) minutes, and (\d+) for the exercises"
+    r"\n- \*\*Difficulty:\*\* ([1-5]) of 5(?:\n|$)",
+    re.DOTALL,
+)
+
+
+def head_of(notebook: Notebook) -> Head:
+    """Return what the first cell says that a walkthrough teaches, needs and takes.
+
+    Raises:
+        ValueError: if it does not begin as it should.
+    """
+    source = notebook["cells"][0]["source"]
+    found = _HEAD.match(source)
+    if found is None:
+        raise ValueError(
+            "a walkthrough begins with a title, an introduction, and four list items: You will be "
+            f"able to, You need, Time, Difficulty; and not with {source[:80]!r}"
+        )
+    *texts, minutes, exercise_minutes, difficulty = found.groups()
+    return Head(*texts, int(minutes), int(exercise_minutes), int(difficulty))
 
 
 def walkthroughs() -> list[Path]:
