@@ -112,8 +112,9 @@ def head_of(notebook: Notebook) -> Head:
             "a walkthrough begins with a title, an introduction, and four list items: You will be "
             f"able to, You need, Time, Difficulty; and not with {source[:80]!r}"
         )
-    *texts, minutes, exercise_minutes, difficulty = found.groups()
-    return Head(*texts, int(minutes), int(exercise_minutes), int(difficulty))
+    title, introduction, able_to, needs, *figures = found.groups()
+    minutes, exercise_minutes, difficulty = map(int, figures)
+    return Head(title, introduction, able_to, needs, minutes, exercise_minutes, difficulty)
 
 
 def walkthroughs() -> list[Path]:

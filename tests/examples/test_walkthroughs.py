@@ -131,7 +131,7 @@ def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path)
 @each
 def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     head = head_of(read(path))
-    number, _, name = path.stem.partition("_")
+    number, _, _ = path.stem.partition("_")
     assert head.title.startswith(f"{number}. ")
     assert head.able_to
     assert head.needs
@@ -140,7 +140,7 @@ def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     assert 1 <= head.difficulty <= 5
 
 
-@pytest.mark.parametrize("path, later", pairwise(PATHS), ids=[path.stem for path in PATHS[:-1]])
+@pytest.mark.parametrize(("path", "later"), pairwise(PATHS), ids=[path.stem for path in PATHS[:-1]])
 def test_its_end_leads_to_the_next(path, later):
     last = read(path)["cells"][-1]["source"]
     assert f"[{head_of(read(later)).title}]({later.name})" in last
