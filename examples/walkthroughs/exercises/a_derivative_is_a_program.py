@@ -41,7 +41,7 @@ def multiply(x: Number, y: Number) -> Number:
 
 
 def tanh(x: Number) -> Number:
-    """Return tanh(x), which remembers its input."""
+    """Return the tanh of a number, which remembers its input."""
     return Number(math.tanh(x.value), "tanh", (x,))
 
 
@@ -133,8 +133,8 @@ def value_and_slope(answer: Any) -> dict[str, float]:
 
 
 NOT_REMEMBERED = (
-    "There is no 0.7 in this graph: the function computes with plain numbers, such as `x.value`, so "
-    "the result does not remember that it was computed from x."
+    "There is no 0.7 in this graph: the function computes with plain numbers, such as `x.value`, "
+    "so the result does not remember that it was computed from x."
 )
 
 
@@ -156,15 +156,16 @@ ALIKE = (
     "Neurons that start equal get equal slopes, and stay equal."
 )
 OPPOSITE = (
-    "Each of the four results has the wrong sign: the loss has grown. A step goes against the slope."
+    "Each of the four results has the wrong sign: the loss has grown. A step goes against the "
+    "slope."
 )
 OR = (
     "This network has learnt the word or: for (1, 1) it says 1, and should say -1. Which cases are "
     "in the loss?"
 )
 ZERO = (
-    "For (0, 0) and (1, 1), this network says nearly 0, and should say -1. Which targets are in the "
-    "loss?"
+    "For (0, 0) and (1, 1), this network says nearly 0, and should say -1. Which targets are in "
+    "the loss?"
 )
 MEAN = (
     "The mean of the squared errors is below 0.1, but the loss is their sum, and that is not below "
@@ -201,8 +202,8 @@ def learnt(answer: Any) -> bool:
     if loss < 0.4:
         raise WrongAnswerError(MEAN)
     raise WrongAnswerError(
-        f"With these weights the results are {', '.join(f'{o:.2f}' for o in outputs)}, and the loss "
-        f"is {loss:.3g}. It should be below 0.1: train longer, or with other steps."
+        f"With these weights the results are {', '.join(f'{o:.2f}' for o in outputs)}, and the "
+        f"loss is {loss:.3g}. It should be below 0.1: train longer, or with other steps."
     )
 
 
