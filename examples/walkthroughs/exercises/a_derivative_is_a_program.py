@@ -21,7 +21,7 @@ from examples.walkthroughs.checking import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Number:
     """A number with the attributes of the notebook's `Scalar` that the checks read."""
 
