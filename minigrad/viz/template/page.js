@@ -185,7 +185,7 @@ find("legend").append(
   html("span", { class: "key path" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
   data.pictures.some((picture) => picture.cells || picture.numbers.length > 1) ? html("span", { class: "key scale" }, "− 0 +") : "",
   data.pictures.some((picture) => picture.broken || picture.numbers?.some((x) => typeof x === "string")) ? html("span", { class: "key broken" }, "not finite") : "",
-  html("span", { class: "keys" }, "← → step · space play · + − 0 zoom · wheel, drag"));
+  html("span", { class: "keys" }, `← → step · space play · + − 0 zoom · ${FRAMED ? "ctrl + wheel" : "wheel"}, drag`));
 
 drawing.foldTo(MOST);
 drawing.build();

@@ -45,7 +45,9 @@ class Reader:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.fetched.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready]")
+        frame = self.page.query_selector("iframe")
+        self.frame = self.page.main_frame if frame is None else frame.content_frame()
+        self.frame.wait_for_selector("html[data-ready]")
 
     def press(self, key, times=1):
         for _ in range(times):
@@ -720,3 +722,28 @@ def test_a_program_has_contrast_in_light_and_dark(opened, scheme):
     ratios = reader.page.evaluate(LINES)
     assert len(ratios) == 10
     assert min(ratios) > 4.5  # WCAG 2, level AA
+
+
+def test_a_page_inside_a_notebook_is_alive(opened):
+    def explore(path):
+        x = mg.tensor(3.0, requires_grad=True)
+        h = 2 * x
+        page = mg.viz.explore(h + h, title='It\'s "a diamond" & more')
+        path.write_text(f"<!doctype html><body>{page.frame()}<p>{'below ' * 9000}", "utf-8")
+
+    reader = opened(explore)
+    frame = reader.frame
+    assert frame != reader.page.main_frame
+    assert frame.locator("h1").inner_text() == 'It\'s "a diamond" & more'
+    frame.click("#next")
+    reader.press("ArrowRight", 3)
+    assert frame.locator("#counter").inner_text() == "5 / 5"
+    assert frame.locator("#step h2").inner_text() == "x gets its gradient"
+    frame.click("#theme")
+    box = frame.locator("#canvas").bounding_box()
+    wide = frame.locator(".card").first.bounding_box()["width"]
+    reader.page.mouse.move(box["x"] + 200, box["y"] + 100)
+    reader.page.mouse.wheel(0, 200)  # scrolls the notebook
+    reader.page.wait_for_function("() => scrollY > 0")
+    assert frame.locator(".card").first.bounding_box()["width"] == wide
+    assert "ctrl + wheel" in frame.locator("#legend").inner_text()
