@@ -3,7 +3,8 @@
 Of a graph, in reading order: graph_view (what there is to be drawn, with names and values), dot
 (the graph as a drawing), passes (backward passes through it), page (the page on which a reader
 steps through them, with its `template`), which shows source (VJPs as text), program_view (the
-program of a captured step) and previews (arrays as numbers or heat maps). Of a training run: plots.
+program of a captured step), nudges (how well gradients predict) and previews (arrays as numbers or
+heat maps). Of a training run: plots.
 plots and graph_picture (a page's graph as a picture) draw with matplotlib, imported when needed.
 """
 

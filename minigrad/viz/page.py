@@ -39,6 +39,7 @@ from minigrad.viz.graph_view import (
     saved_by,
     view_graph,
 )
+from minigrad.viz.nudges import nudges_of
 from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
 from minigrad.viz.program_view import ProgramView
@@ -52,7 +53,7 @@ _MOST = 4000  # nodes, of which no more fit into a page whatever they contain
 _COARSEST = 4  # cells of a heat map, up and across
 
 TEMPLATE = Path(__file__).with_name("template")
-_SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "page")
+_SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge", "page")
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,7 +114,8 @@ def explore(
     A notebook shows the page by itself. The page shows the graph, each VJP that runs with its
     source, the gradient that arrives and those that leave, and what adds up where. Then it shows
     the pass as a second one, as that of an engine that does not clear what it stores, and depth
-    first, and where these go wrong.
+    first, and where these go wrong. A slider nudges a leaf, and compares what the gradient predicts
+    with what the nudge does. It takes a graph that can be run again: with a tape, nearly all can.
 
     Arrays of up to 16 numbers are written out, to the last digit; larger ones are heat maps, of the
     means of blocks. In a graph of more than about 500 nodes, all but single numbers are.
@@ -170,11 +172,12 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
         parts[f"{name}-hash"] = base64.b64encode(digest).decode()
     template = (TEMPLATE / "page.html").read_text("utf-8")
     passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
+    nudges = nudges_of(graph, passes[0].arrived) if passes else {}
     for few in (FEW, 1) if passes else ():
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            data = _Writer(graph, previews).write(title, passes, program)
+            data = _Writer(graph, previews).write(title, passes, program) | {"nudges": nudges}
             text = json.dumps(data, separators=(",", ":"), allow_nan=False)
             parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
             page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
