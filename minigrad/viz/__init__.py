@@ -10,8 +10,8 @@ plots and graph_picture (a page's graph as a picture) draw with matplotlib, impo
 
 from minigrad.diagnostics.recorder import Tape, record
 from minigrad.viz.dot import Drawing, draw
-from minigrad.viz.page import explore
+from minigrad.viz.page import Page, explore
 from minigrad.viz.plots import GradientRecorder, plot_gradients, plot_history
 
-__all__ = ["Drawing", "Tape", "draw", "explore", "record"]
+__all__ = ["Drawing", "Page", "Tape", "draw", "explore", "record"]
 __all__ += ["GradientRecorder", "plot_gradients", "plot_history"]
