@@ -88,7 +88,9 @@ def picture(delta: Matrix, updates: Sequence[Matrix], ranks: Sequence[int] = (1,
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("blue to orange", ["#0072B2", "white", "#D55E00"])
+    colours = LinearSegmentedColormap.from_list(
+        "blue to orange", ["#0072B2", "white", "#D55E00"], N=31
+    )
     largest = float(np.abs(delta).max())
     style: dict[str, Any] = {"cmap": colours, "vmin": -largest, "vmax": largest}
     figure, axes = plt.subplots(
