@@ -29,7 +29,7 @@ class WrongAnswerError(Exception):
 
 
 class NoAnswerError(Exception):
-    """There is nothing to check: the answer, or what its function returns, is `...`."""
+    """There is nothing to check: the answer, a value in it, or what it returns is `...`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Exercise:
         """Return a sentence that says what is wrong with an answer, empty if it is right.
 
         Raises:
-            NoAnswerError: if it is `...`, or a function that returns this.
+            NoAnswerError: if it is `...`, a dict with this, or a function that returns this.
         """
         try:
             observed = self._observed(answer)
@@ -78,7 +78,8 @@ class Exercise:
 
     def _observed(self, answer: Any) -> list[Any]:
         """Return what there is to compare: one value, or that of each trial."""
-        if answer is ...:
+        parts = answer.values() if isinstance(answer, Mapping) else (answer,)
+        if any(part is ... for part in parts):
             raise NoAnswerError
         if self.observe is not None:
             try:

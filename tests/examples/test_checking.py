@@ -58,7 +58,7 @@ RIGHT = [
     (6, MATRIX.tolist()),
     (7, lambda x: (x, np.inf, np.nan)),
 ]
-OPEN = [(1, ...), (1, lambda x: ...), (2, ...), (5, ...)]
+OPEN = [(1, ...), (1, lambda x: ...), (2, ...), (4, {"W": (2, 3), "b": ...}), (5, ...)]
 WRONG = [
     (1, lambda x: x.sum(axis=1), "This adds up the rows."),
     (1, lambda x: x.mean(axis=0), "This is the mean."),
