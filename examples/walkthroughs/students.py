@@ -61,7 +61,7 @@ def write_edition(out: Path) -> list[Path]:
             written.write_text(text + "\n", encoding="utf-8")
         (draft / "nbgrader_config.py").write_text(SETTINGS, encoding="utf-8")
         draft.replace(out)
-    return sorted(out.glob("source/*/*.ipynb"))
+    return [out / "source" / path.stem / path.name for path in walkthroughs()]
 
 
 def for_students(notebook: Notebook) -> Notebook:

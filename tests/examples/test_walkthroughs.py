@@ -140,7 +140,9 @@ def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     assert 1 <= head.difficulty <= 5
 
 
-@pytest.mark.parametrize(("path", "later"), pairwise(PATHS), ids=[path.stem for path in PATHS[:-1]])
+@pytest.mark.parametrize(
+    ("path", "later"), list(pairwise(PATHS)), ids=[path.stem for path in PATHS[:-1]]
+)
 def test_its_end_leads_to_the_next(path, later):
     last = read(path)["cells"][-1]["source"]
     assert f"[{head_of(read(later)).title}]({later.name})" in last
