@@ -28,7 +28,7 @@ MOST = 40  # cards, of which more would be too small to be read
 _ACROSS = 5  # layers that have room from left to right; more go from top to bottom
 _SIDE = 6  # cards that have room beside each other
 _WIDE, _TALL = 1.3, 0.8  # inches, of a card
-_BETWEEN = 0.55  # inches between layers
+_BETWEEN, _BELOW = 0.8, 0.5  # inches between layers, from left to right and from top to bottom
 _BESIDE = 0.2  # inches between cards of a layer
 _MARGIN = 0.15  # inches
 _HEAD, _FOOT = 0.45, 0.6  # inches, for the title and for the legend
@@ -49,11 +49,11 @@ def picture_of(data: Json) -> Picture | None:
     is_across = len(layers) <= _ACROSS
     if not is_across and max(map(len, layers)) > _SIDE:
         return None
-    step, side = (_WIDE, _TALL) if is_across else (_TALL, _WIDE)
+    step, side = (_WIDE + _BETWEEN, _TALL) if is_across else (_TALL + _BELOW, _WIDE)
     at = {}
     for depth, layer in enumerate(layers):
         for place, item in enumerate(layer):
-            along = -depth * (step + _BETWEEN)
+            along = -depth * step
             beside = (place - (len(layer) - 1) / 2) * (side + _BESIDE)
             at[item] = (along, -beside) if is_across else (beside, -along)
     drawn = _Drawing(data, at, is_across)
@@ -135,12 +135,14 @@ class _Drawing:
         self._axes.set_autoscale_on(False)
         self._forth, self._back = ("→", "←") if self.is_across else ("↓", "↑")
         title = shortened(self.data["title"], int(wide * 11))
-        arrays = "of arrays: blue below 0, grey 0, yellow above 0, pink not finite"
+        keys = ["- - no gradient"] if self.data["frozen"] else []
+        if any(len(picture) > 2 for picture in self.data["pictures"]):
+            keys.append("of arrays: blue below 0, grey 0, yellow above 0, pink not finite")
         for x, y, text, look in (
             (0, top - 0.33, title, {"size": 11, "weight": "bold"}),
             (0, low + 0.35, f"{self._forth} value", {}),
             (0.8, low + 0.35, f"{self._back} gradient, which goes back along the arrows", _ORANGE),
-            (0, low + _MARGIN, f"- - no gradient      {arrays}", _SOFT),
+            (0, low + _MARGIN, "      ".join(keys), _SOFT),
         ):
             self._write(left + _MARGIN + x, y, text, ha="left", va="bottom", **look)
 
