@@ -190,6 +190,7 @@ EARLY = Exercise(
         ([4.0, 3.0, 2.0, 1.0], 1),
         ([1.0, 2.0, 3.0], 5),
         ([2.0, 3.0, 1.9, 3.0, 1.8, 3.0], 2),
+        ([3.0, 1.0, 2.0, 2.5, 2.2, 2.6], 2),
     ],
     slips={
         "The epochs are counted from 1.": lambda losses, patience: tuple(
@@ -327,7 +328,8 @@ check = Checker(
         5: Exercise(
             ANSWER,
             slips={
-                sentence: {**ANSWER, name: illness} for (name, illness), sentence in CONFUSED.items()
+                sentence: {**ANSWER, name: illness}
+                for (name, illness), sentence in CONFUSED.items()
             },
             observe=diagnosis,
         ),
