@@ -1,8 +1,8 @@
 """Gradient descent with momentum in a valley, for each point of a plane of two hyperparameters.
 
-`computed` runs `mg.optim.SGD` for each learning rate and momentum of a grid. `explorer` makes a page
-with a slider for each of the two; it draws a map of the heights that the runs reach, and beside it
-the path of the chosen run.
+`computed` runs `mg.optim.SGD` for each learning rate and momentum of a grid. `explorer` makes a
+page with a slider for each of the two; it draws a map of the heights that the runs reach, and
+beside it the path of the chosen run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS = 60  # after which the height is compared
 SHOWN = 40  # steps of a path on the page
 X, Y = (-12.0, 12.0), (-1.8, 1.8)  # the part of the plane of x and y on the page
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 def height(x: Array, y: Array) -> Array:
@@ -132,17 +132,20 @@ svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 #map { cursor: pointer; }
 #said { margin: 2px 0 6px; min-height: 2.8em; }
 .rate { min-width: 3em; }
+.legend { margin: 0 0 6px; color: var(--soft); font-size: 13px; }
+label > span { min-width: 6.5em; }
 """
 
 BODY = """
-<label>learning rate <input type="range" id="rate" min="0" step="1">
+<label><span>learning rate</span> <input type="range" id="rate" min="0" step="1">
 <output id="rate-said" class="rate"></output></label>
-<label>momentum <input type="range" id="momentum" min="0" step="1">
+<label><span>momentum</span> <input type="range" id="momentum" min="0" step="1">
 <output id="momentum-said" class="rate"></output></label>
 <p id="said" role="status"></p>
 <div class="panels">
 <figure><figcaption>How low does it get? Dark is good</figcaption>
-<svg id="map" viewBox="0 0 400 330" role="img"></svg></figure>
+<svg id="map" viewBox="0 0 400 330" role="img"></svg>
+<p class="legend" id="legend"></p></figure>
 <figure><figcaption id="path-title"></figcaption>
 <svg id="walk" viewBox="0 0 400 330" role="img"></svg></figure>
 </div>
@@ -198,7 +201,7 @@ element(hatch, "rect", {width: 6, height: 6, fill: "#f3b48b"});
 element(hatch, "rect", {width: 2, height: 6, fill: "#d55e00"});
 momenta.forEach((momentum, row) => rates.forEach((rate, column) => {
   element(map, "rect", {x: across(rate) - cellWidth / 2, y: up(momentum) - cellHeight / 2,
-    width: cellWidth + 0.3, height: cellHeight + 0.3,
+    width: cellWidth, height: cellHeight, "shape-rendering": "crispEdges",
     fill: diverges(row, column) ? "url(#hatch)" : colour(DATA.exponents[row][column])});
 }));
 frame(map, across, up, [0.04, 0.08, 0.12, 0.16].map((v) => [v, v]),
@@ -231,6 +234,10 @@ element(walk, "path", {stroke: "var(--ink)", "stroke-width": 2,
   d: `M${wide(0) - 5} ${high(0)}h10m-5 -5v10`});
 frame(walk, wide, high, [-10, 0, 10].map((v) => [v, v]), [-1, 0, 1].map((v) => [v, v]), "x", "y");
 
+const power = (n) => "10" + [...String(n)].map((c) => c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]).join("");
+byId("legend").textContent = `Light: ${power(2)} after ${DATA.steps} steps, dark: ${power(-20)}. `
+  + "Striped: it grows. Dashed: the limit of theory, 2 (1 + momentum) / "
+  + `${DATA.condition}. Cross: the optimum of theory. Ring: the chosen run.`;
 const sliders = {rate: byId("rate"), momentum: byId("momentum")};
 sliders.rate.max = rates.length - 1;
 sliders.momentum.max = momenta.length - 1;
@@ -259,19 +266,19 @@ const show = () => {
     dot.setAttribute("class", `dot${grows}`);
   });
   const exponent = DATA.exponents[row][column];
-  const end = exponent > -4 && exponent < 4 ? Number((10 ** exponent).toPrecision(2)).toString()
-    : `about 10^${Math.round(exponent)}`;
+  const end = exponent > -2 && exponent < 4 ? Number((10 ** exponent).toPrecision(2)).toString()
+    : `about ${power(Math.round(exponent))}`;
   const edge = 2 * (1 + momentum) / DATA.condition;
   byId("said").textContent = `The height goes from ${DATA.start} to ${end} in ${DATA.steps} steps. `
-    + (grows ? "It diverges. " : "")
+    + (grows ? "It does not converge. " : "")
     + `With this momentum, the limit of the learning rate is ${edge.toFixed(3)}.`;
   byId("path-title").textContent = `The path, its first ${DATA.points - 1} steps`;
   walk.setAttribute("aria-label", `The path in the valley with learning rate ${rate} and momentum `
-    + `${momentum}: ${grows ? "it diverges" : "it comes nearer to the lowest point"}.`);
+    + `${momentum}: ${grows ? "it does not converge" : "it comes nearer to the lowest point"}.`);
 };
-map.setAttribute("aria-label", "A map of the height after 60 steps by learning rate and momentum: "
-  + "the dashed line is the limit of theory, right of which the runs diverge, and the cross is the "
-  + "optimum of theory.");
+map.setAttribute("aria-label", `A map of the height after ${DATA.steps} steps by learning rate `
+  + "and momentum: the dashed line is the limit of theory, to the right of which the runs do not "
+  + "converge, and the cross is the optimum of theory.");
 map.addEventListener("click", (event) => {
   const box = map.getBoundingClientRect();
   const x = (event.clientX - box.left) / box.width * 400 - LEFT;

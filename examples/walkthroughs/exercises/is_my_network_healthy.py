@@ -266,7 +266,7 @@ def stranger(name: str) -> dict[str, Any]:
     for layer in model.layers:
         size = (0.5 if layer is model.layers[-1] else gain) / layer.in_features**0.5
         mg.nn.init.normal_(layer.weight, 0, size, rng=rng)
-        mg.nn.init.zeros_(layer.bias)
+        layer.bias.data[:] = 0
     labels = rng.permutation(y[:1200]) if name == "B" else y[:1200]
     return {
         "model": model,
@@ -277,7 +277,8 @@ def stranger(name: str) -> dict[str, Any]:
 
 
 def _loss_of_softmax(output: mg.Tensor, target: Array) -> mg.Tensor:
-    return mg.cross_entropy(mg.softmax(output), target)
+    loss: mg.Tensor = mg.cross_entropy(mg.softmax(output), target)
+    return loss
 
 
 CONFUSED = {
