@@ -266,6 +266,7 @@ def stranger(name: str) -> dict[str, Any]:
     for layer in model.layers:
         size = (0.5 if layer is model.layers[-1] else gain) / layer.in_features**0.5
         mg.nn.init.normal_(layer.weight, 0, size, rng=rng)
+        assert layer.bias is not None
         layer.bias.data[:] = 0
     labels = rng.permutation(y[:1200]) if name == "B" else y[:1200]
     return {
