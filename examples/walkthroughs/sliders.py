@@ -87,7 +87,9 @@ def page(title: str, data: Any, style: str, body: str, script: str, height: int)
 <style>{STYLE}{style}</style>
 </head>
 <body>
+<main>
 {body}
+</main>
 <script>
 "use strict";
 const DATA = {values};
