@@ -100,9 +100,9 @@ SPREAD = Exercise(
 # --------------------------------------------------------------------------------------------------
 
 
-def dead_units(activations: Array) -> list[int]:
+def dead_units(activations: Array) -> Array:
     """Return the numbers of the columns of zeros."""
-    return [int(i) for i in np.flatnonzero((activations == 0).all(axis=0))]
+    return np.flatnonzero((activations == 0).all(axis=0))
 
 
 EXAMPLE = np.array(
@@ -113,24 +113,24 @@ EXAMPLE = np.array(
         [0.0, 0.0, 0.3, 0.0, 0.0],
     ]
 )
-ALIVE = np.array([[0.5, 0.0], [0.0, 0.2], [1.0, 0.0]])
+ALIVE = np.array([[0.5, 0.0, 0.0], [0.0, 0.2, 1e-3], [1.0, 0.0, 0.0]])
 
 DEAD = Exercise(
     dead_units,
     trials=[(EXAMPLE,), (ALIVE,), (np.zeros((2, 3)),)],
     slips={
         "These are the examples for which no unit is on (the rows), and not the units that are on "
-        "for no example.": lambda a: np.flatnonzero((a == 0).all(axis=1)).tolist(),
+        "for no example.": lambda a: np.flatnonzero((a == 0).all(axis=1)),
         "These units are 0 for some example, which is normal. A dead one is 0 for all.": (
-            lambda a: np.flatnonzero((a == 0).any(axis=0)).tolist()
+            lambda a: np.flatnonzero((a == 0).any(axis=0))
         ),
-        "These are the units that are alive.": lambda a: np.flatnonzero(a.any(axis=0)).tolist(),
+        "These are the units that are alive.": lambda a: np.flatnonzero(a.any(axis=0)),
         "This is a mask, with an entry for each unit. The numbers of the dead ones are asked for; "
         "np.flatnonzero finds them.": lambda a: (a == 0).all(axis=0),
         "This is how many there are. Which ones are they?": lambda a: len(dead_units(a)),
         "This is the share of the zeros, and half of all outputs of relu are 0 in a healthy "
         "network.": lambda a: float((a == 0).mean()),
-        "The units are counted from 0, like columns.": lambda a: [i + 1 for i in dead_units(a)],
+        "The units are counted from 0, like columns.": lambda a: dead_units(a) + 1,
     },
 )
 
@@ -182,7 +182,7 @@ def _stopped_with_ties(losses: Sequence[float], patience: int) -> tuple[int, int
 
 
 EARLY = Exercise(
-    stopped,
+    lambda losses, patience: np.array(stopped(losses, patience)),
     trials=[
         ([3.0, 2.0, 2.5, 2.4, 1.0], 2),
         ([3.0, 2.0, 2.5, 1.5, 1.7, 1.6, 1.8, 1.0], 3),
@@ -310,15 +310,20 @@ def diagnosis(answer: Any) -> Any:
             f"A dict with the keys {', '.join(map(repr, ANSWER))} is expected, and this is "
             f"{described(answer)}."
         )
+    names = {illness.casefold(): illness for illness in ILLNESSES}
     for name, right in ANSWER.items():
         said = answer[name]
-        if said not in ILLNESSES:
+        if said is ...:
+            raise WrongAnswerError(f"{name} has no answer yet.")
+        said = said.strip().casefold() if isinstance(said, str) else said
+        if not isinstance(said, str) or said not in names:
             raise WrongAnswerError(f"{name}: {said!r} is not the name of an illness of the list.")
+        said = names[said]
         if said != right:
             default = f"{name}: it is not {said!r}. In a network with that illness, which number "
             default += "would be the first that is not normal? Is it here?"
             raise WrongAnswerError(CONFUSED.get((name, said), default))
-    return dict(answer)
+    return ANSWER
 
 
 check = Checker(
