@@ -29,7 +29,9 @@ svg, canvas { display: block; max-width: 100%; }
 READY = """
 const fit = () => {
   const frame = window.frameElement;  // null where the reader's program shuts the frame off
-  if (frame) frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height)}px`;
+  if (!frame) return;
+  frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height)}px`;
+  document.documentElement.style.overflowY = "hidden";
 };
 new ResizeObserver(fit).observe(document.body);
 fit();
@@ -85,7 +87,9 @@ def page(title: str, data: Any, style: str, body: str, script: str, height: int)
 <style>{STYLE}{style}</style>
 </head>
 <body>
+<main>
 {body}
+</main>
 <script>
 "use strict";
 const DATA = {values};
