@@ -143,6 +143,8 @@ def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Itera
             for sentence in differences(value[key], right[key], tolerance, reveal):
                 yield f"{key!r}: {sentence}"
     elif isinstance(right, list | tuple):
+        if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
+            value = list(value.data if isinstance(value, mg.Tensor) else value)
         if not isinstance(value, list | tuple) or len(value) != len(right):
             yield f"{len(right)} values are expected, and this is {described(value)}."
             return

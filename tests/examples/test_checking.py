@@ -57,6 +57,7 @@ RIGHT = [
     (5, mg.tensor(3.0)),
     (6, MATRIX.tolist()),
     (7, lambda x: (x, np.inf, np.nan)),
+    (7, lambda x: np.array([x, np.inf, np.nan])),
 ]
 OPEN = [(1, ...), (1, lambda x: ...), (2, ...), (4, {"W": (2, 3), "b": ...}), (5, ...)]
 WRONG = [
