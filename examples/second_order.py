@@ -252,7 +252,7 @@ def draw(result: Result, out: str | Path) -> None:
     seconds.text(seconds.get_xlim()[1], GAP, "arrived ", ha="right", va="top")
     fewer = adam.steps / newton.steps, adam.seconds[-1] / newton.seconds[-1]
     for axes, times, unit in zip((steps, seconds), fewer, ("steps", "seconds"), strict=True):
-        axes.set_title(f"Logistic regression:\n{times:.0f} times fewer {unit}")
+        axes.set_title(f"Logistic regression: Newton takes\n{times:.0f} times fewer {unit}")
     figure.savefig(out, dpi=100)
 
 

@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 STEPS = 16  # nudges in each direction; the k-th is (k / STEPS)^2 of the largest
 MOST = 24  # elements that can be nudged
-CALLS = 3_000  # ops that run again
+CALLS = 2_000  # ops that run again
 NUMBERS = 4_000_000  # that these ops get and give
 
 _TAPE = "A tape keeps it: with viz.record() as tape: …"
