@@ -201,9 +201,9 @@ def train(weights: Weights, sizes: Sizes, rows: Codes, steps: int, rng: Rng) -> 
 
 
 def write(weights: Weights, sizes: Sizes, codes: Codes, seed: int = 1) -> Codes:
-    """Continue a text by 300 characters, each drawn from the probabilities of the model."""
+    """Continue a text by 500 characters, each drawn from the probabilities of the model."""
     rng = np.random.default_rng(seed)
-    for _ in range(300):
+    for _ in range(500):
         scores = scores_of_next(np, weights, sizes, codes[None, -sizes.context :])[0, -1]
         p = np.exp(scores / 0.7)  # a temperature below 1 makes likely characters likelier
         codes = np.append(codes, rng.choice(len(p), p=p / p.sum()))

@@ -196,5 +196,5 @@ def test_it_learns_a_short_text_by_heart(rng):
     assert list(gpt.train(weights, sizes, rows, 200, rng)) == list(range(201))
     assert gpt.loss_of(np, weights, sizes, rows) < 0.3
     written = gpt.write(weights, sizes, codes[:1])
-    assert len(written) == 301
+    assert len(written) == 501
     assert np.mean(written[1:] == (written[:-1] + 1) % 5) > 0.95
