@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError, called
+from examples.walkthroughs.checking import (
+    Checker,
+    Exercise,
+    NoAnswerError,
+    WrongAnswerError,
+    called,
+    described,
+)
 
 Array = NDArray[Any]
 Gradients = tuple[Array, Array, Array]
@@ -147,24 +155,59 @@ def _depends(
     return found
 
 
-def running_sum(x: Array) -> Array:
-    """Add up the inputs so far; the second column goes on without them."""
-    return np.stack([np.cumsum(x[:, 0]), x[:, 1]], axis=1)
+@dataclass(frozen=True)
+class Named:
+    """A function of a trial, with words for it that a message can say."""
+
+    words: str
+    f: Mapped
+
+    def __call__(self, x: Array) -> Array:
+        """Call the function."""
+        return self.f(x)
+
+    def __repr__(self) -> str:
+        return self.words
 
 
-def delayed(x: Array) -> Array:
-    """Return the second column of the input before, twice."""
-    return np.concatenate([np.zeros((1, 2)), x[:-1, 1:].repeat(2, axis=1)])
+def _means(column: Array) -> Array:
+    return np.cumsum(column, axis=0) / np.arange(1, len(column) + 1)[:, None]
 
 
-def mean_of_first(x: Array) -> Array:
-    """Return the mean of the first column at all positions so far, twice."""
-    return (np.cumsum(x[:, :1], axis=0) / np.arange(1, len(x) + 1)[:, None]).repeat(2, axis=1)
+FUNCTIONS = (
+    Named(
+        "a running sum of column 0, and column 1 as it is",
+        lambda x: np.stack([np.cumsum(x[:, 0]), x[:, 1]], axis=1),
+    ),
+    Named(
+        "column 1 of the row before, twice",
+        lambda x: np.concatenate([np.zeros((1, 2)), x[:-1, 1:].repeat(2, axis=1)]),
+    ),
+    Named("the mean of column 0 so far, twice", lambda x: _means(x[:, :1]).repeat(2, axis=1)),
+    Named(
+        "the sum of each row and the next one",
+        lambda x: np.concatenate([x[:-1] + x[1:], x[-1:]]),
+    ),
+)
 
 
-def looking_ahead(x: Array) -> Array:
-    """Return the sum of each input and the next one."""
-    return np.concatenate([x[:-1] + x[1:], x[-1:]])
+# Exercise 7: where the order matters
+
+MODELS = ("no mask", "causal", "two causal", "positions")
+
+
+def in_words(answer: Any) -> dict[str, str]:
+    """Return for each model what is said of its last output."""
+    names = ", ".join(map(repr, MODELS))
+    if not isinstance(answer, Mapping) or set(answer) != set(MODELS):
+        raise WrongAnswerError(
+            f"A dict with the keys {names} is expected, and this is {described(answer)}."
+        )
+    if any(value is ... for value in answer.values()):
+        raise NoAnswerError
+    if not all(isinstance(value, bool | np.bool_) for value in answer.values()):
+        raise WrongAnswerError("The values of the dict are True or False.")
+    return {name: "it changes" if answer[name] else "it does not change" for name in MODELS}
 
 
 check = Checker(
@@ -339,9 +382,7 @@ check = Checker(
         ),
         6: Exercise(
             depends,
-            trials=[
-                (f, _normal(4, 2)) for f in (running_sum, delayed, mean_of_first, looking_ahead)
-            ],
+            trials=[(f, _normal(4, 2)) for f in FUNCTIONS],
             slips={
                 "Rows and columns are exchanged: a row belongs to an output.": (
                     lambda f, x: _depends(f, x).T
@@ -365,6 +406,7 @@ check = Checker(
         ),
         7: Exercise(
             {"no mask": False, "causal": False, "two causal": True, "positions": True},
+            observe=in_words,
             slips={
                 "One of these models is wrong: without positions, one layer takes a mean over the "
                 "same set of vectors, mask or no mask, since the last position sees them all.": {
