@@ -134,6 +134,18 @@ def test_the_norm_is_that_of_minigrad(rng):
     np.testing.assert_allclose(gpt.normalised(np, x), expected, rtol=1e-12)
 
 
+def test_the_model_is_one_of_residual_layers(weights, rows):
+    weights = {name: minigrad.tensor(w) for name, w in weights.items()}
+    x = weights["characters"][rows] + weights["positions"][: rows.shape[1]]
+    for i in range(SIZES.layers):
+        x = x + gpt.attention(minigrad, weights, SIZES, i, gpt.normalised(minigrad, x))
+        hidden = minigrad.silu(gpt.normalised(minigrad, x) @ weights[f"up{i}"])
+        x = x + hidden @ weights[f"down{i}"]
+    expected = gpt.normalised(minigrad, x) @ weights["scores"]
+    found = gpt.scores_of_next(minigrad, weights, SIZES, rows)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-12)
+
+
 def test_no_score_depends_on_a_later_character(weights, rows):
     changed = rows.copy()
     changed[:, 3] = (changed[:, 3] + 1) % CHARACTERS
