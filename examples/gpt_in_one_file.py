@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -230,7 +231,7 @@ def main(quick: bool = False, out: str | Path = "gpt_in_one_file.png") -> list[l
     assert abs(looks[0][2] - chance) < 0.1
     assert looks[-1][2] < pairs - (0.05 if quick else 0.3)
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
     for name, level in (("chance", chance), ("a table of pairs of characters", pairs)):
         left.axhline(level, color="black", linestyle=":")
@@ -239,7 +240,7 @@ def main(quick: bool = False, out: str | Path = "gpt_in_one_file.png") -> list[l
     left.plot(*np.transpose(looks)[[0, 2]], "o-", color="#0072B2", label="5 held-out sonnets")
     left.set(title="A GPT learns verse", xlabel="steps", ylabel="loss, nats per character")
     left.legend(loc=(0.4, 0.7))
-    right.text(0, 1, written, va="top", wrap=True, parse_math=False)
+    right.text(0, 1, "\n".join(map(textwrap.fill, written.split("\n"))), va="top", parse_math=False)
     right.set_axis_off()
     figure.savefig(out, dpi=100)
     return looks
