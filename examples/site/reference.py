@@ -1,0 +1,26 @@
+"""The reference of all public names: pdoc's pages, with the site's head and colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pdoc import doc, extract, render
+
+PACKAGES = "minigrad", "minigrad.operators", "minigrad.diagnostics", "lora"
+
+
+def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the path of each file of the reference, from its own root, and the text of the file.
+
+    Args:
+        template: the folder with what replaces parts of pdoc's own templates.
+        bar: the pages that the bar at the top leads to.
+    """
+    render.configure(docformat="google", template_directory=template)
+    render.env.globals["bar"] = bar.items()
+    modules = {name: doc.Module.from_name(name) for name in extract.walk_specs(PACKAGES)}
+    for module in modules.values():
+        yield f"{module.fullname.replace('.', '/')}.html", str(render.html_module(module, modules))
+    yield "index.html", str(render.html_index(modules))
+    yield "search.js", str(render.search_index(modules))
