@@ -176,9 +176,9 @@ class Site:
             if name.startswith("Programming Language :: Python :: 3.")
         ]
         readme = (ROOT / "examples/walkthroughs/README.md").read_text("utf-8")
-        install = re.search(r"`(python -m pip install [^`]*jupyter lab [^`]*)`", readme)
+        install = re.search(r"python -m pip install [^`\n]*jupyter lab [^`\n]*", readme)
         if install is None:
-            raise ValueError("examples/walkthroughs/README.md says no command that opens the course")
+            raise ValueError("examples/walkthroughs/README.md does not say how to open the course")
         return self._page(
             "start.html",
             "index.html",
@@ -187,7 +187,7 @@ class Site:
             course=rows,
             live=step_through(self.folder / "step-through.html"),
             pythons=f"{', '.join(versions[:-1])} or {versions[-1]}",
-            install=Markup(coloured(install[1].replace(" && ", "\n"), "sh")),
+            install=Markup(coloured(install[0].replace(" && ", "\n"), "sh")),
         )
 
     def _gallery(self) -> str:

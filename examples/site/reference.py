@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     render.env.globals["bar"] = bar.items()
     modules = {name: doc.Module.from_name(name) for name in extract.walk_specs(PACKAGES)}
     for module in modules.values():
-        yield f"{module.fullname.replace('.', '/')}.html", str(render.html_module(module, modules))
+        page = str(render.html_module(module, modules))
+        # pdoc makes headings of the deepest level of the parts of a docstring, such as "Args:".
+        page = re.sub(r"<h6 [^>]*>(.*?)</h6>", r'<p class="part">\1</p>', page)
+        yield f"{module.fullname.replace('.', '/')}.html", page
     yield "index.html", str(render.html_index(modules))
     yield "search.js", str(render.search_index(modules))

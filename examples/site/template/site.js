@@ -32,7 +32,7 @@
   }
 
   function reach() {
-    for (const place of document.querySelectorAll("pre, .scroll, .formula")) {
+    for (const place of document.querySelectorAll('pre, .scroll, .rich, .attr, math[display="block"]')) {
       if (place.scrollWidth > place.clientWidth || place.scrollHeight > place.clientHeight) place.tabIndex = 0;
       else place.removeAttribute("tabindex");
     }
