@@ -25,6 +25,20 @@ def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         page = str(render.html_module(module, modules))
         # pdoc makes headings of the deepest level of the parts of a docstring, such as "Args:".
         page = re.sub(r"<h6 [^>]*>(.*?)</h6>", r'<p class="part">\1</p>', page)
+        page = _without_dead_links(page)
         yield f"{module.fullname.replace('.', '/')}.html", page
     yield "index.html", str(render.html_index(modules))
     yield "search.js", str(render.search_index(modules))
+
+
+def _without_dead_links(page: str) -> str:
+    """Return a page on which links to names that are not shown there are text.
+
+    pdoc links to each attribute that a text names, and does not show those that have no docstring.
+    """
+    anchors = set(re.findall(r'\bid="([^"]+)"', page))
+    return re.sub(
+        r'<a href="#([^"]+)">(.*?)</a>',
+        lambda link: link[0] if link[1] in anchors else link[2],
+        page,
+    )
