@@ -9,15 +9,13 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 
 from examples.site.markdown import Document, coloured, plain
 from examples.walkthroughs.notebooks import Cell, Notebook, exercises, read
 
-_FRAME = re.compile(r"<iframe\b[^>]*>", re.IGNORECASE)
-_SRCDOC = re.compile(r"""\ssrcdoc=("[^"]*"|'[^']*')""")
-_TITLE = re.compile(r"""\stitle=("[^"]*"|'[^']*')""")
-_SRC = re.compile(r"""\ssrc=["'](?!https?:|data:)""")
+_SRCDOC = re.compile(r"<iframe\b[^>]*\ssrcdoc=")
 _DRAWS = {"title", "set_title", "suptitle"}
 
 
@@ -173,25 +171,39 @@ def _picture(kind: str, picture: str, about: str) -> str:
     return f'<img src="data:{kind};base64,{data}" alt="{html.escape(about)}"{size} loading="lazy">'
 
 
+class _Frames(HTMLParser):
+    """Finds the frames in HTML: the text of each tag, and its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a frame."""
+        if tag == "iframe":
+            attributes = {name: value or "" for name, value in attrs}
+            self.found.append((str(self.get_starttag_text()), attributes))
+
+
 def _framed(page: str, about: str, made: Rendered) -> str:
     """Return the HTML of an output, in which each frame has a title and can be opened alone."""
-
-    def mended(match: re.Match[str]) -> str:
-        frame = match[0]
-        if not _TITLE.search(frame):
-            frame = f'<iframe title="{html.escape(about)}"{frame[len("<iframe") :]}'
-        return frame
-
-    if _SRC.search("".join(_FRAME.findall(page))):
-        return (
-            '<p class="absent">This cell writes a page and shows it. '
-            "Run the notebook to see the page here.</p>"
-        )
-    page = _FRAME.sub(mended, page)
-    for found in _SRCDOC.findall(page):
-        name = f"{Path(made.document.page).stem}-page-{len(made.frames) + 1}.html"
-        made.frames[str(Path(made.document.page).with_name(name))] = html.unescape(found[1:-1])
-        page += f'<p class="alone"><a href="{name}">Open this page alone</a></p>'
+    for tag, attributes in _Frames(page).found:
+        inside = attributes.get("srcdoc")
+        if inside is None and not attributes.get("src", "").startswith(("https:", "data:")):
+            return (
+                '<p class="absent">This cell writes a page and shows it. '
+                "Run the notebook to see the page here.</p>"
+            )
+        # The page is ours, and is to be as dark as the one around it, which a sandbox would forbid.
+        attributes.pop("sandbox", None)
+        attributes = {"title": about, "loading": "lazy", **attributes}
+        words = (f'{name}="{html.escape(value)}"' for name, value in attributes.items())
+        page = page.replace(tag, f"<iframe {' '.join(words)}>")
+        if inside is not None:
+            name = f"{Path(made.document.page).stem}-page-{len(made.frames) + 1}.html"
+            made.frames[str(Path(made.document.page).with_name(name))] = inside
+            page += f'<p class="alone"><a href="{name}">Open this page alone</a></p>'
     return page
 
 

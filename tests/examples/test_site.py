@@ -150,7 +150,7 @@ def test_a_picture_has_the_titles_that_its_code_gives_it():
     assert picture_title("plt.show()") == ""
 
 
-FRAME = '<iframe srcdoc="&lt;p&gt;inside&lt;/p&gt;"></iframe>'
+FRAME = """<iframe sandbox="allow-scripts" srcdoc='<p title="a &amp; b">inside</p>'></iframe>"""
 MISSING = '<iframe src="gone.html"></iframe>'
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA"
@@ -199,9 +199,10 @@ def test_a_picture_is_described_by_its_title_or_the_heading_above_it(made):
 
 def test_a_page_in_a_frame_has_a_title_and_can_be_opened_alone(made):
     notebook = made(markdown("## Watch it"), code("explore(y)", shown("text/html", FRAME)))
-    assert '<iframe title="Watch it" srcdoc=' in notebook.body
+    source = "&lt;p title=&quot;a &amp;amp; b&quot;&gt;inside&lt;/p&gt;"
+    assert f'<iframe title="Watch it" loading="lazy" srcdoc="{source}"></iframe>' in notebook.body
     assert '<a href="3_x-page-1.html">' in notebook.body
-    assert notebook.frames == {"course/3_x-page-1.html": "<p>inside</p>"}
+    assert notebook.frames == {"course/3_x-page-1.html": '<p title="a & b">inside</p>'}
 
 
 @pytest.mark.parametrize("order", [1, -1])
