@@ -199,7 +199,7 @@ def test_a_picture_is_described_by_its_title_or_the_heading_above_it(made):
 
 def test_a_page_in_a_frame_has_a_title_and_can_be_opened_alone(made):
     notebook = made(markdown("## Watch it"), code("explore(y)", shown("text/html", FRAME)))
-    source = "&lt;p title=&quot;a &amp;amp; b&quot;&gt;inside&lt;/p&gt;"
+    source = "&lt;p title=&quot;a &amp; b&quot;&gt;inside&lt;/p&gt;"
     assert f'<iframe title="Watch it" loading="lazy" srcdoc="{source}"></iframe>' in notebook.body
     assert '<a href="3_x-page-1.html">' in notebook.body
     assert notebook.frames == {"course/3_x-page-1.html": '<p title="a & b">inside</p>'}
