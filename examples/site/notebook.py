@@ -15,7 +15,6 @@ from pathlib import Path
 from examples.site.markdown import Document, coloured, plain
 from examples.walkthroughs.notebooks import Cell, Notebook, exercises, read
 
-_SRCDOC = re.compile(r"<iframe\b[^>]*\ssrcdoc=")
 _DRAWS = {"title", "set_title", "suptitle"}
 
 
@@ -131,12 +130,7 @@ def _code(cell: Cell, made: Rendered) -> str:
     headings = made.document.headings
     about = picture_title(cell["source"]) or (headings[-1].text if headings else made.head.title)
     parts = [coloured(cell["source"])]
-    outputs = cell["outputs"]
-    holds_page = [bool(_SRCDOC.search(_data(output, "text/html"))) for output in outputs]
-    for i, output in enumerate(outputs):
-        # A picture beside a page stands for it where frames are not shown, and only there.
-        beside = any(holds_page[max(0, i - 1) : i + 2])
-        parts.append(_output(output, about, beside, made))
+    parts += [_output(output, about, made) for output in cell["outputs"]]
     return f'<div class="cell">\n{"".join(parts)}</div>'
 
 
@@ -145,17 +139,16 @@ def _data(output: Cell, kind: str) -> str:
     return str(output.get("data", {}).get(kind, ""))
 
 
-def _output(output: Cell, about: str, beside_page: bool, made: Rendered) -> str:
+def _output(output: Cell, about: str, made: Rendered) -> str:
     """Return one output as HTML, in the richest form that it has."""
     if output["output_type"] == "stream":
         return f'<pre class="output">{plain(output["text"])}</pre>\n'
     if page := _data(output, "text/html"):
         return f'<div class="output rich">{_framed(page, about, made)}</div>\n'
-    still = " still" if beside_page else ""
     for kind in ("image/svg+xml", "image/png"):
         if picture := _data(output, kind):
             image = _picture(kind, picture, about)
-            return f'<div class="output picture{still}">{image}</div>\n'
+            return f'<div class="output picture">{image}</div>\n'
     return f'<pre class="output">{plain(_data(output, "text/plain"))}</pre>\n'
 
 

@@ -205,13 +205,6 @@ def test_a_page_in_a_frame_has_a_title_and_can_be_opened_alone(made):
     assert notebook.frames == {"course/3_x-page-1.html": '<p title="a & b">inside</p>'}
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_picture_beside_a_page_stands_for_it_only_where_frames_are_not_shown(made, order):
-    outputs = [shown("image/png", PIXEL), shown("text/html", FRAME)][::order]
-    assert 'class="output picture still"' in made(code("x", *outputs)).body
-    assert "still" not in made(code("x", shown("image/png", PIXEL))).body
-
-
 def test_a_page_whose_file_is_missing_is_not_framed(made):
     body = made(code("x", shown("text/html", MISSING))).body
     assert "<iframe" not in body
