@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import html
 import re
 import shutil
 import struct
@@ -47,11 +46,11 @@ _SHOWN = {".py", ".md", ".js", ".css", ".html", ".toml", ".json", ".txt", ".c", 
 
 
 class File(NamedTuple):
-    """A file in the list of a folder: its name, the link to its page, and its first sentence."""
+    """A file in the list of a folder: its name, the link to its page, and what it is about."""
 
     name: str
     page: str
-    about: str
+    about: Markup
 
 
 def build(folder: Path, repository: str | None) -> None:
@@ -226,16 +225,17 @@ class Site:
 
     def _listing(self, path: str, page: str) -> str:
         """Return the page of a folder, whose files get pages too."""
+        document = Document(f"{path}/__init__.py", page, self.links)
+        package = ROOT / path / "__init__.py"
+        body = document.html(_docstring(package)) if package.is_file() else ""
         files = []
         for file in sorted((ROOT / path).rglob("*")):
-            name = file.relative_to(ROOT / path)
-            if file.suffix in _SHOWN and "__pycache__" not in name.parts:
-                link = self.links.resolve(name.as_posix(), f"{path}/", page)
-                files.append(File(name.as_posix(), str(link), _first_sentence(file)))
-        package = ROOT / path / "__init__.py"
-        docstring = ast.get_docstring(ast.parse(package.read_bytes())) if package.exists() else None
-        body = Markup(f"<p>{html.escape(docstring)}</p>") if docstring else ""
-        return self._page("source.html", page, path, body=body, files=files)
+            name = file.relative_to(ROOT / path).as_posix()
+            if file.suffix in _SHOWN and "__pycache__" not in name:
+                link = self.links.resolve(name, document.source, page)
+                about = "" if file == package else _docstring(file).partition("\n")[0]
+                files.append(File(name, str(link), Markup(document.line(about))))
+        return self._page("source.html", page, path, body=Markup(body), files=files)
 
 
 def step_through(path: Path) -> str:
@@ -257,8 +257,8 @@ def _contents(headings: list[Heading]) -> list[Heading]:
     return [heading for heading in headings if heading.level in (2, 3)]
 
 
-def _first_sentence(path: Path) -> str:
-    """Return the first line of a module's docstring, or an empty text."""
+def _docstring(path: Path) -> str:
+    """Return the docstring of a module, or an empty text."""
     if path.suffix != ".py":
         return ""
-    return (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ""
