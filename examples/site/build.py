@@ -111,9 +111,10 @@ class Site:
         """Return a page that a template makes."""
         values = {"contents": [], "current": "", "bar": BAR.items(), **values}
         root = "../" * page.count("/")
-        return self._templates.get_template(template).render(
+        made = self._templates.get_template(template).render(
             title=title, root=root, repository=self.repository, **values
         )
+        return str(made)
 
     def _notebook(self, course: list[Rendered], i: int) -> str:
         """Return the page of a notebook."""

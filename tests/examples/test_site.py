@@ -24,6 +24,7 @@ from examples.site.links import ROOT, Links, slug
 from examples.site.markdown import Document, coloured
 from examples.site.notebook import Head, head_of, picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
+from tests.minigrad.viz.test_script import lint
 
 LIMIT = 25_000_000  # bytes
 
@@ -69,6 +70,13 @@ def test_with_a_repository_sources_are_read_there():
 
 def test_headings_have_the_anchors_of_github():
     assert slug("Do LoRA's `exact` equations hold?") == "do-loras-exact-equations-hold"
+    assert slug("Step-by-step") == "step-by-step"
+
+
+def test_a_link_out_of_the_repository_leads_nowhere():
+    links = Links({}, root=ROOT / "lora")
+    assert links.resolve("../README.md", "README.md", "index.html") is None
+    assert links.resolve("linear.py", "README.md", "index.html") == "source/linear.py.html"
 
 
 # Markdown
@@ -498,6 +506,12 @@ def test_with_a_repository_notebooks_can_be_run_elsewhere(tmp_path, site):
         json.loads((out / f"notebooks/{path.name}").read_text())
         assert "colab" not in (site / f"course/{path.stem}.html").read_text()
     assert list(dead_links(out, {"index.html": Page(out / "index.html")})) == []
+
+
+@pytest.mark.full
+def test_the_linter_has_nothing_to_say_about_the_script(tmp_path):
+    status, said = lint((building.TEMPLATE / "site.js").read_text(), tmp_path)
+    assert status == 0, said
 
 
 # The whole site, in a browser
