@@ -395,9 +395,13 @@ def site(tmp_path_factory):
     return command.main(tmp_path_factory.mktemp("site") / "out").parent
 
 
+def pages_of(site):
+    return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
+
+
 @pytest.fixture(scope="session")
 def pages(site):
-    return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
+    return pages_of(site)
 
 
 def dead_links(site, pages):
@@ -505,7 +509,7 @@ def test_with_a_repository_notebooks_can_be_run_elsewhere(tmp_path, site):
             assert f'href="{host.link}"' in page
         json.loads((out / f"notebooks/{path.name}").read_text())
         assert "colab" not in (site / f"course/{path.stem}.html").read_text()
-    assert list(dead_links(out, {"index.html": Page(out / "index.html")})) == []
+    assert list(dead_links(out, pages_of(out))) == []
 
 
 @pytest.mark.full
