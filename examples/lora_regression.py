@@ -192,7 +192,8 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
             right.plot(mean, marker + line, color=color, linewidth=2, label=name)
             right.fill_between(np.arange(len(mean)), lowest, highest, color=color, alpha=0.2)
     right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
-    right.set(title="Mean and range of five splits", xticks=range(0, len(mean), 1 + len(mean) // 6))
+    right.set(xticks=range(0, len(mean), 1 + len(mean) // 6))
+    right.set_title(f"Adaptation to {new_group}: mean and range of five splits")
     right.legend()
     if panels == 2:
         halves = [np.full_like(truth, np.nan), *(o[0]["shown"][2] for o in results.values()), truth]
@@ -202,7 +203,11 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
         left.imshow(np.vstack([np.hstack(row) for row in framed]), cmap="gray_r", vmin=0, vmax=16)
         left.hlines(10 * np.arange(5) + 4.5, 0, 49, color="#56B4E9")
         left.set_yticks(10 * np.arange(5) + 4.5, ["given", *results, "the truth"], size="large")
-        left.set(xticks=[], frame_on=False, title=f"Predictions for {new_group}, of one split")
+        left.set(
+            xticks=[],
+            frame_on=False,
+            title=f"{new_group.capitalize()} of one split: given the upper half, predict the lower",
+        )
     figure.savefig(out, dpi=120)
 
 

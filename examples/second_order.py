@@ -250,8 +250,9 @@ def draw(result: Result, out: str | Path) -> None:
     steps.set(xlabel="step", ylabel="loss above its minimum", xlim=(0, 1.2 * adam.steps))
     seconds.set(xlabel="seconds of the processor", xlim=(0, None))
     seconds.text(seconds.get_xlim()[1], GAP, "arrived ", ha="right", va="top")
-    steps.set_title(f"Logistic regression: {adam.steps / newton.steps:.0f} times fewer steps")
-    seconds.set_title(f"and {adam.seconds[-1] / newton.seconds[-1]:.0f} times fewer seconds")
+    fewer = adam.steps / newton.steps, adam.seconds[-1] / newton.seconds[-1]
+    for axes, times, unit in zip((steps, seconds), fewer, ("steps", "seconds"), strict=True):
+        axes.set_title(f"Logistic regression: Newton takes\n{times:.0f} times fewer {unit}")
     figure.savefig(out, dpi=100)
 
 

@@ -130,7 +130,7 @@ def draw_moment(axes: Axes, moment: Moment, x: Array, y: Array) -> None:
         own = x[y[:, 0] == label]
         axes.plot(*own.T, marker, color=color, markersize=3.5, markeredgecolor="black", mew=0.3)
     name = "before training" if not moment.epoch else f"after {moment.epoch} epochs"
-    axes.set_title(f"{name}: {moment.accuracy:.0%} right")
+    axes.set_title(f"{name}: {moment.accuracy:.0%} correct")
     axes.set(aspect="equal", xticks=[], yticks=[])
 
 
@@ -141,7 +141,7 @@ def draw_loss(axes: Axes, result: Result) -> None:
     marked = [moment.epoch for moment in result.moments if moment.epoch]
     axes.plot(marked, [losses[epoch - 1] for epoch in marked], "o", color="black")
     axes.axhline(np.log(2), color="black", linestyle=":", linewidth=1)
-    axes.text(epochs[-1], np.log(2), "a coin ", ha="right", va="bottom")
+    axes.text(epochs[-1], np.log(2), "guessing: log 2 ", ha="right", va="bottom")
     axes.set(xlabel="epoch", ylabel="training loss", xlim=(0, 1.01 * epochs[-1]), ylim=(0, 0.85))
     axes.spines[["top", "right"]].set_visible(False)
 

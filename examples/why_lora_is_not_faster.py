@@ -111,7 +111,7 @@ def draw(receipts: dict[str, Receipt], out: str | Path) -> None:
         axes.plot(times, mebibytes, line, color=color, linewidth=2.5, label=label)
     axes.axvspan(1, 2, color="0.95", zorder=0)
     axes.set(
-        title="Memory saved for the backward pass, during one step",
+        title="Memory that is kept for the backward pass, during one training step",
         xlim=(0, 2),
         ylim=(0, 1.2 * max(r.peak_saved_bytes for r in receipts.values()) / 2**20),
         ylabel="MiB",

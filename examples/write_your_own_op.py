@@ -212,7 +212,7 @@ def draw_fit(axes: Axes, result: Result) -> None:
     for name, line, color in (("tanh", "--", "#D55E00"), ("snake", "-", "#0072B2")):
         label = f"{name}: {result.beyond[name]:.2f} away, beyond the data"
         axes.plot(x, result.curves[name], line, color=color, linewidth=2.5, label=label)
-    axes.set(title="A season on a trend: a network with the new op is right beyond the data")
+    axes.set(title="A season on a trend: a network with the new op fits beyond the data too")
     axes.set(xlabel="x", ylabel="y", xlim=(-SHOWN, SHOWN), ylim=(-3.8, 3.8))
     axes.legend(frameon=False, loc="lower right")
 

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = "lora", "minigrad/diagnostics", "minigrad/distributed", "tests/benchmarks"
 GUIDES = [ROOT / folder / "README.md" for folder in FOLDERS]
+GUIDES += [ROOT / "examples/walkthroughs" / name for name in ("README.md", "TEACHING.md")]
 PAGES = [README, *GUIDES]
 
 HEADING_OR_BLOCK = re.compile(r"^#+ ([^\n]*)$|^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

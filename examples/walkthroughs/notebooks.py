@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 WALKTHROUGHS = Path(__file__).parent
 
@@ -55,6 +55,11 @@ def solutions(cell: Cell) -> list[str]:
     return [code for text in _FOLDED.findall(cell["source"]) for code in _PYTHON.findall(text)]
 
 
+def without_solution(text: str) -> str:
+    """Return a Markdown text without the solutions that are folded away in it."""
+    return _FOLDED.sub("", text).rstrip()
+
+
 def answer_of(notebook: Notebook, exercise: Cell) -> Cell:
     """Return the code cell where the reader answers an exercise: the one after it."""
     cells = notebook["cells"]
@@ -72,6 +77,44 @@ def checked(answer: Cell) -> str:
     if not re.fullmatch(r"check\(\d+, .+\)", line):
         raise ValueError(f"the last line of an answer is `check(n, name)`, and not {line!r}")
     return f"verdict = {line}\nassert verdict, verdict\n"
+
+
+class Head(NamedTuple):
+    """What the first cell of a walkthrough says of it, in Markdown."""
+
+    title: str
+    introduction: str
+    able_to: str
+    needs: str
+    minutes: int
+    exercise_minutes: int
+    difficulty: int
+
+
+_HEAD = re.compile(
+    r"# (.*?)\n+(.*?)\n+- \*\*You will be able to:\*\* (.*?)\n- \*\*You need:\*\* (.*?)"
+    r"\n- \*\*Time:\*\* (\d+) minutes, and (\d+) for the exercises"
+    r"\n- \*\*Difficulty:\*\* ([1-5]) of 5(?:\n|$)",
+    re.DOTALL,
+)
+
+
+def head_of(notebook: Notebook) -> Head:
+    """Return what the first cell says that a walkthrough teaches, needs and takes.
+
+    Raises:
+        ValueError: if it does not begin as it should.
+    """
+    source = notebook["cells"][0]["source"]
+    found = _HEAD.match(source)
+    if found is None:
+        raise ValueError(
+            "a walkthrough begins with a title, an introduction, and four list items: You will be "
+            f"able to, You need, Time, Difficulty; and not with {source[:80]!r}"
+        )
+    title, introduction, able_to, needs, *figures = found.groups()
+    minutes, exercise_minutes, difficulty = map(int, figures)
+    return Head(title, introduction, able_to, needs, minutes, exercise_minutes, difficulty)
 
 
 def walkthroughs() -> list[Path]:

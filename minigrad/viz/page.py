@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from minigrad.viz.graph_view import (
     saved_by,
     view_graph,
 )
+from minigrad.viz.nudges import nudges_of
 from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
 from minigrad.viz.program_view import ProgramView
@@ -51,23 +53,69 @@ _MOST = 4000  # nodes, of which no more fit into a page whatever they contain
 _COARSEST = 4  # cells of a heat map, up and across
 
 TEMPLATE = Path(__file__).with_name("template")
-_SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "page")
+_SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge", "page")
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """A page that steps through a backward pass. A notebook shows it where it is the last line.
+
+    The notebook has the page itself, as the source of a frame, so that it works without another
+    file. Above the frame it has a picture of the graph, which is there where frames are left out,
+    as on GitHub; it takes matplotlib, and a graph of no more than about 40 nodes.
+
+    Attributes:
+        title: the title of the page.
+        html: the page, complete.
+        data: what the page shows, as the JSON in it.
+    """
+
+    title: str
+    html: str
+    data: Json = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"<page {self.title!r:.60}, {len(self.html.encode()) / 1000:.0f} KB>"
+
+    def frame(self, height: int = 720) -> str:
+        """Return an HTML element, with the page inside, that is so many pixels high."""
+        source = self.html.replace("&", "&amp;").replace("'", "&#39;")
+        return (
+            f'<iframe title="{html.escape(self.title)}" sandbox="allow-scripts" width="100%" '
+            f"height=\"{height}\" srcdoc='{source}'></iframe>"
+        )
+
+    def _ipython_display_(self) -> None:
+        from IPython import display
+
+        show: Callable[..., None] = display.display
+        try:
+            from minigrad.viz.graph_picture import picture_of
+        except ImportError:  # of matplotlib
+            picture = None
+        else:
+            picture = picture_of(self.data)
+        if picture is not None:
+            show(picture)
+        show({"text/html": self.frame(), "text/plain": repr(self)}, raw=True)
 
 
 def explore(
     loss: Tensor,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     tape: Tape | None = None,
     model: Module | None = None,
     title: str | None = None,
     program: Captured[..., Any] | None = None,
-) -> None:
-    """Write a page that steps through the backward pass of `loss`.
+) -> Page:
+    """Return a page that steps through the backward pass of `loss`, and write it to `path`.
 
-    It shows the graph, each VJP that runs with its source, the gradient that arrives and those
-    that leave, and what adds up where. Then it shows the pass as a second one, as that of an engine
-    that does not clear what it stores, and depth first, and where these go wrong.
+    A notebook shows the page by itself. The page shows the graph, each VJP that runs with its
+    source, the gradient that arrives and those that leave, and what adds up where. Then it shows
+    the pass as a second one, as that of an engine that does not clear what it stores, and depth
+    first, and where these go wrong. A slider nudges a leaf, and compares what the gradient predicts
+    with what the nudge does. It takes a graph that can be run again: with a tape, nearly all can.
 
     Arrays of up to 16 numbers are written out, to the last digit; larger ones are heat maps, of the
     means of blocks. In a graph of more than about 500 nodes, all but single numbers are.
@@ -80,7 +128,7 @@ def explore(
 
     Args:
         loss: a Tensor of one element, with a graph.
-        path: the file to write, which is replaced if it is there.
+        path: the file to write, which is replaced if it is there; None writes none.
         tape: a tape of `record`, with which all values, lines of source and modules are shown too.
         model: a model whose parameters to call by their names; those of a model on the tape, or in
             a variable of the caller, are known without it.
@@ -105,11 +153,14 @@ def explore(
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
     view = None if program is None else ProgramView(program)
-    write_atomically(path, _page(heading, graph, view))
+    page = _page(heading, graph, view)
+    if path is not None:
+        write_atomically(path, page.html.encode())
+    return page
 
 
-def _page(title: str, graph: GraphView, program: ProgramView | None) -> bytes:
-    """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
+def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
+    """Make the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raise a ValueError if it is too large with the coarsest ones.
     """
@@ -121,18 +172,20 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> bytes:
         parts[f"{name}-hash"] = base64.b64encode(digest).decode()
     template = (TEMPLATE / "page.html").read_text("utf-8")
     passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
+    nudges = nudges_of(graph, passes[0].arrived) if passes else {}
     for few in (FEW, 1) if passes else ():
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            data = _Writer(graph, previews).write(title, passes, program)
+            data = _Writer(graph, previews).write(title, passes, program) | {"nudges": nudges}
             text = json.dumps(data, separators=(",", ":"), allow_nan=False)
             parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
-            page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template).encode()
-            if len(page) <= LIMIT:
-                return page
+            page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
+            size = len(page.encode())
+            if size <= LIMIT:
+                return Page(title, page, data)
             maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
-            room = LIMIT - (len(page) - sum(map(len, maps)))
+            room = LIMIT - (size - sum(map(len, maps)))
             side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
     raise ValueError(
         f"explore: a graph of {len(graph.nodes):,} nodes is too large for a page of "

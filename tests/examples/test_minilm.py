@@ -13,10 +13,12 @@ pytest.importorskip("matplotlib", reason="the examples need the `examples` extra
 pytest.importorskip("sklearn", reason="the examples need the `examples` extra")
 pytest.importorskip("tokenizers", reason="the examples need the `examples` extra")
 
+from matplotlib.figure import Figure
+
 import lora
 import minigrad as mg
 from examples import __main__ as runner
-from examples.minilm import library, pretrained, search
+from examples.minilm import library, picture, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
 from lora.offline import check_adapter, merge_files
 from tests.examples.test_examples import is_picture
@@ -264,6 +266,21 @@ def test_the_library_has_pairs_and_nothing_of_a_package_is_on_both_sides():
 def test_ranks_count_from_one_and_a_draw_is_lost():
     scores = np.array([[3.0, 1, 2], [5, 4, 4], [0, 9, 1]])
     assert search.ranks_of(scores).tolist() == [1, 3, 2]
+
+
+def test_the_picture_counts_which_ranks_become_which():
+    axes = Figure().subplots()
+    before = np.array([1, 1, 3, 7, 7, 150, 100])
+    after = np.array([1, 2, 1, 7, 6, 150, 101])
+    picture.draw_moves(axes, before, after)
+    cells = {tuple(map(int, x.get_position())): int(x.get_text()) for x in axes.texts}
+    some = {(0, 0): 1, (0, 1): 1, (1, 0): 1, (2, 2): 2, (4, 4): 1, (3, 4): 1}  # (before, after)
+    assert {at: count for at, count in cells.items() if count} == some
+    assert len(cells) == len(picture.GROUPS) ** 2
+    assert "the rank of 2 functions and worsens that of 2" in axes.get_title()
+    names = [[x.get_text() for x in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis)]
+    assert names[0][:2] == ["1\n2 functions", "2 to 5\n1 functions"]
+    assert names[1][-1] == "above 100\n2 functions"
 
 
 def test_the_loss_is_the_mean_of_both_directions(rng):

@@ -11,6 +11,7 @@ import json
 import re
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from examples.walkthroughs.notebooks import (
     chosen,
     code_cells,
     exercises,
+    head_of,
     read,
     solutions,
     walkthroughs,
@@ -126,18 +128,50 @@ def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path)
             assert (verdict.state, verdict.message) == ("not yet", sentence), f"exercise {number}"
 
 
-HEAD = re.compile(
-    r"# \d+\. .*\n\n.*"
-    r"\n- \*\*You will be able to:\*\* .*\n- \*\*You need:\*\* .*"
-    r"\n- \*\*Time:\*\* \d+ minutes, and \d+ for the exercises"
-    r"\n- \*\*Difficulty:\*\* [1-5] of 5(\n|$)",
-    re.DOTALL,
-)
-
-
 @each
 def test_its_head_says_what_it_teaches_and_what_it_needs(path):
-    assert HEAD.match(read(path)["cells"][0]["source"])
+    head = head_of(read(path))
+    number, _, _ = path.stem.partition("_")
+    assert head.title.startswith(f"{number}. ")
+    assert head.able_to
+    assert head.needs
+    assert 5 <= head.minutes <= 60
+    assert 5 <= head.exercise_minutes <= 90
+    assert 1 <= head.difficulty <= 5
+
+
+@pytest.mark.parametrize(
+    ("path", "later"), list(pairwise(PATHS)), ids=[path.stem for path in PATHS[:-1]]
+)
+def test_its_end_leads_to_the_next(path, later):
+    last = read(path)["cells"][-1]["source"]
+    assert f"[{head_of(read(later)).title}]({later.name})" in last
+
+
+FIRST_IN_BOLD = [
+    "backpropagation",
+    "computational graph",
+    "vector-Jacobian product",
+    "Jacobian",
+    "parameter",
+    "hyperparameter",
+    "epoch",
+    "overfitting",
+]
+
+
+@pytest.mark.parametrize("word", FIRST_IN_BOLD)
+def test_a_word_of_the_field_is_in_bold_where_it_is_first_used(word):
+    prose = "\n".join(
+        cell["source"]
+        for path in PATHS
+        for cell in read(path)["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    prose = re.sub(r"^(#|- \*\*You).*$", "", prose, flags=re.MULTILINE)  # headings, and heads
+    first = re.search(rf"(\*\*)?(?<!vector-)\b{word}(e?s)?\b(\*\*)?", prose, re.IGNORECASE)
+    assert first is not None
+    assert first[1] == first[3] == "**", prose[first.start() - 80 : first.end() + 40]
 
 
 @each
@@ -153,9 +187,14 @@ def test_its_links_lead_to_files(path):
     assert dead_links(path, "\n".join(prose)) == []
 
 
-def test_the_list_of_them_is_complete():
+def test_the_list_of_them_is_complete_and_says_how_long_each_takes():
     text = (WALKTHROUGHS / "README.md").read_text()
-    assert re.findall(r"\]\((\w+\.ipynb)\)", text) == [path.name for path in PATHS]
+    rows = re.findall(r"^\| \[(.*)\]\((\w+\.ipynb)\) \|.*\| (\d+) \+ (\d+) \| (\d) \|$", text, re.M)
+    heads = [(path, head_of(read(path))) for path in PATHS]
+    assert rows == [
+        (h.title, path.name, str(h.minutes), str(h.exercise_minutes), str(h.difficulty))
+        for path, h in heads
+    ]
 
 
 @pytest.mark.full

@@ -10,6 +10,7 @@ const LEGIBLE = 0.6;  // the scale under which names are too small to be read
 const PLEASANT = 0.85;  // the scale that the camera takes by itself
 const LARGEST = 2;  // the scale that a small graph is shown at
 const CROWDED = 0.4;  // the least that it takes to have all of a step in sight
+const FRAMED = window.parent !== window;  // in a frame, a wheel without Ctrl scrolls what is around it
 
 class Camera {
   constructor(pane, graph, buttons) {
@@ -115,6 +116,7 @@ class Camera {
 
   moveByHand() {
     this.pane.addEventListener("wheel", (event) => {
+      if (FRAMED && !event.ctrlKey) return;
       event.preventDefault();
       const box = this.pane.getBoundingClientRect();
       this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), event.clientX - box.left, event.clientY - box.top);

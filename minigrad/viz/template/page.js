@@ -7,6 +7,7 @@ for (const node of data.nodes) [node.frozen, node.options] = [node.frozen ?? [],
 const find = (id) => document.getElementById(id);
 const panel = new Panel(data);
 const program = data.program ? new Program(data, find("program")) : null;  // before the graph, which gets what room is left
+const nudge = new Nudge(data, find("nudge"));
 const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
 const MOST = 70;  // nodes that are shown at first, if modules can be closed
 const BEAT = 1100;  // milliseconds of a step
@@ -97,6 +98,7 @@ function take(key) {
 
 function choose(id) {
   picked = id;
+  if (id[0] === "n") nudge.take(Number(id.slice(1)));
   draw();
   find("live").textContent = find("node").querySelector("h2").textContent;
   find("node").scrollIntoView({ block: "nearest" });
@@ -150,12 +152,12 @@ function scrolls(element) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const on = event.target.closest?.("button, input, summary, pre, .numbers");
+  const on = event.target.closest?.("button, input, select, summary, pre, .numbers");
   const card = event.target.closest?.(".card");
   if (card && event.key === "ArrowDown") drawing.walk(1);
   else if (card && event.key === "ArrowUp") drawing.walk(-1);
   else if (card && event.key === "Enter") drawing.press(card.dataset.id);
-  else if (on && (event.key === " " || on.matches("input") || scrolls(on))) return;
+  else if (on && (event.key === " " || on.matches("input, select") || scrolls(on))) return;
   else if (event.key in KEYS) KEYS[event.key]();
   else return;
   event.preventDefault();
@@ -185,7 +187,7 @@ find("legend").append(
   html("span", { class: "key path" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
   data.pictures.some((picture) => picture.cells || picture.numbers.length > 1) ? html("span", { class: "key scale" }, "− 0 +") : "",
   data.pictures.some((picture) => picture.broken || picture.numbers?.some((x) => typeof x === "string")) ? html("span", { class: "key broken" }, "not finite") : "",
-  html("span", { class: "keys" }, "← → step · space play · + − 0 zoom · wheel, drag"));
+  html("span", { class: "keys" }, `← → step · space play · + − 0 zoom · ${FRAMED ? "ctrl + wheel" : "wheel"}, drag`));
 
 drawing.foldTo(MOST);
 drawing.build();
@@ -198,5 +200,5 @@ function fitAgain() {
 }
 
 addEventListener("resize", fitAgain);
-find("program").addEventListener("toggle", fitAgain);
+for (const below of ["nudge", "program"]) find(below).addEventListener("toggle", fitAgain);
 document.documentElement.dataset.ready = "";

@@ -45,7 +45,9 @@ class Reader:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.fetched.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready]")
+        frame = self.page.query_selector("iframe")
+        self.frame = self.page.main_frame if frame is None else frame.content_frame()
+        self.frame.wait_for_selector("html[data-ready]")
 
     def press(self, key, times=1):
         for _ in range(times):
@@ -719,4 +721,191 @@ def test_a_program_has_contrast_in_light_and_dark(opened, scheme):
     reader.press("ArrowLeft", 5)
     ratios = reader.page.evaluate(LINES)
     assert len(ratios) == 10
+    assert min(ratios) > 4.5  # WCAG 2, level AA
+
+
+def test_a_page_inside_a_notebook_is_alive(opened):
+    def explore(path):
+        x = mg.tensor(3.0, requires_grad=True)
+        h = 2 * x
+        page = mg.viz.explore(h + h, title='It\'s "a diamond" & more')
+        path.write_text(f"<!doctype html><body>{page.frame()}<p>{'below ' * 9000}", "utf-8")
+
+    reader = opened(explore)
+    frame = reader.frame
+    assert frame != reader.page.main_frame
+    assert frame.locator("h1").inner_text() == 'It\'s "a diamond" & more'
+    frame.click("#next")
+    reader.press("ArrowRight", 3)
+    assert frame.locator("#counter").inner_text() == "5 / 5"
+    assert frame.locator("#step h2").inner_text() == "x gets its gradient"
+    frame.click("#theme")
+    box = frame.locator("#canvas").bounding_box()
+    wide = frame.locator(".card").first.bounding_box()["width"]
+    reader.page.mouse.move(box["x"] + 200, box["y"] + 100)
+    reader.page.mouse.wheel(0, 200)  # scrolls the notebook
+    reader.page.wait_for_function("() => scrollY > 0")
+    assert frame.locator(".card").first.bounding_box()["width"] == wide
+    assert "ctrl + wheel" in frame.locator("#legend").inner_text()
+
+
+def curved(path):
+    a = mg.tensor(0.5, dtype="float64", requires_grad=True)
+    b = mg.tensor([2.0, 0.25], dtype="float64", requires_grad=True)
+    y = (a * b).sum() + mg.exp(a)
+    mg.viz.explore(y, path)
+
+
+def nudged_words(reader):
+    """What is said beside the slider: of the leaf, the prediction, the truth, the difference."""
+    words = reader.page.locator(".try dd").all_inner_texts()
+    return [word.replace("\N{MINUS SIGN}", "-") for word in words]
+
+
+def nudged(reader):
+    """The numbers of the prediction and of the truth, and what is said of the difference."""
+    _, predicted, true, off = nudged_words(reader)
+    return float(predicted.split(" = ")[-1]), float(true.split(" = ")[-1]), off
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_nudge_shows_what_the_gradient_predicts_and_what_is_true(opened, width):
+    reader = opened(curved, width=width)
+    reader.page.locator("#nudge summary").press("Enter")
+    reader.press("Tab")
+    reader.page.locator("#nudge-by").focus()
+    position = reader.text("#counter")
+    reader.press("End")
+    gradient = 2.25 + np.exp(0.5)
+    true = 2.25 + np.exp(1.5) - np.exp(0.5)
+    assert nudged(reader)[:2] == pytest.approx((gradient, true), rel=1e-3)
+    far = float(nudged(reader)[2].split(",")[0])
+    assert far == pytest.approx(true - gradient, rel=1e-3)
+    assert "23 % of the true change" in nudged(reader)[2]
+    said = reader.page.locator("#nudge-by").get_attribute("aria-valuetext")
+    assert said == "nudge 1, predicted 3.899, true 5.083"
+    reader.press("ArrowLeft", 15)  # to the smallest nudge above 0
+    assert nudged(reader)[:2] == pytest.approx((gradient / 256, gradient / 256), rel=1e-3)
+    reader.press("ArrowLeft")
+    assert nudged(reader)[:2] == (0, 0)
+    assert reader.text("#counter") == position  # the keys of the slider take no step
+    assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_leaf_and_an_element_can_be_chosen(opened):
+    reader = opened(curved)
+    reader.page.click("#nudge summary")
+    assert reader.page.locator("#nudge-element").is_hidden()  # a is one number
+    reader.page.select_option("#nudge-leaf", "b")
+    assert reader.page.locator("#nudge-element option").all_inner_texts() == ["[0]", "[1]"]
+    reader.page.select_option("#nudge-element", "[1]")
+    assert reader.text(".try dd") == "0.25 + 1.25 = 1.5"
+    assert nudged(reader)[:2] == (0.625, 0.625)
+    assert nudged(reader)[2] == "0"
+    reader.card("a").click()  # a leaf in the graph is taken
+    assert nudged_words(reader)[0] == "0.5 + 0.25 = 0.75"
+
+
+PLOT = """() => {
+  const svg = document.querySelector(".try > svg");
+  const box = (element) => element.getBoundingClientRect();
+  const within = (from, to, a, b) => from >= a - 1 && to <= b + 1;
+  const inside = (a, b) =>
+    within(a.left, a.right, b.left, b.right) && within(a.top, a.bottom, b.top, b.bottom);
+  const texts = [...svg.querySelectorAll("text")].map(box);
+  const beside = (a, b) => a.right <= b.left || a.bottom <= b.top + 2;
+  const apart = (a, b) => beside(a, b) || beside(b, a);
+  return {
+    inside: texts.every((text) => inside(text, box(svg))),
+    apart: texts.every((a, i) => texts.every((b, j) => i === j || apart(a, b))),
+    dots: [...svg.querySelectorAll("circle")].map((dot) => dot.getAttribute("class")),
+    lines: [...svg.querySelectorAll("path.true")].length,
+  };
+}"""
+
+
+def tiny(path):
+    a_variable_with_a_long_name = mg.tensor(-1.2345e-9, dtype="float64", requires_grad=True)
+    y = mg.square(a_variable_with_a_long_name) * -1e-30
+    mg.viz.explore(y, path)
+
+
+@pytest.mark.parametrize("explore", [curved, tiny, diamond])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_plot_of_a_nudge_is_whole(opened, explore, width):
+    reader = opened(explore, width=width)
+    reader.page.click("#nudge summary")
+    for key in ("Home", "ArrowRight", "End"):
+        reader.page.locator("#nudge-by").press(key)
+        seen = reader.page.evaluate(PLOT)
+        assert seen == {"inside": True, "apart": True, "dots": ["true", "predicted"], "lines": 1}
+
+
+def test_where_a_nudge_leads_to_no_number_the_page_says_so(opened):
+    def explore(path):
+        x = mg.tensor(0.5, dtype="float64", requires_grad=True)
+        y = mg.log(x) + mg.exp(x * x * 600.0)
+        mg.viz.explore(y, path)
+
+    reader = opened(explore)
+    reader.page.click("#nudge summary")
+    slider = reader.page.locator("#nudge-by")
+    for key, word in (("Home", "nan"), ("End", "inf")):
+        slider.press(key)
+        assert nudged_words(reader)[2].endswith(f"= {word}")
+        assert nudged_words(reader)[3] == "unknown: a number is not finite"
+        assert reader.page.evaluate(PLOT)["dots"] == ["predicted"]
+
+
+def test_a_gradient_that_is_not_finite_predicts_nothing(opened):
+    def explore(path):
+        x = mg.tensor(0.0, dtype="float64", requires_grad=True)
+        y = mg.sqrt(x) * 1.0
+        mg.viz.explore(y, path)
+
+    with np.errstate(divide="ignore"):
+        reader = opened(explore)
+    reader.page.click("#nudge summary")
+    assert " nudge = inf" in nudged_words(reader)[1]
+    assert reader.page.evaluate(PLOT)["dots"] == ["true"]
+    assert nudged_words(reader)[3] == "unknown: a number is not finite"
+
+
+def test_without_nudges_the_page_says_why(opened):
+    def explore(path):
+        x = mg.tensor(1.0, requires_grad=True)
+        mg.viz.explore(x + 1, path)
+
+    reader = opened(explore)
+    reader.page.click("#nudge summary")
+    assert "Input b of add is not saved. A tape keeps it" in reader.text("#nudge .note")
+    assert reader.page.locator(".try").is_hidden()
+
+
+def test_an_open_slider_leaves_room_for_the_graph(opened):
+    reader = opened(network)
+    reader.page.click("#nudge summary")
+    assert reader.page.locator("#canvas").bounding_box()["height"] > 200
+    assert "Of the 9 numbers in leaves" not in reader.text("#nudge .note")
+    assert reader.page.evaluate("document.documentElement.scrollHeight") <= 800
+
+
+NUDGE_COLOURS = """() => {
+  const parse = (c) => c.match(/[0-9.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const light = (c) => { const [r, g, b] = parse(c); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const box = document.querySelector("#nudge");
+  const ground = light(getComputedStyle(box).backgroundColor);
+  const style = (what) => getComputedStyle(box.querySelector(what));
+  const inks = [style("dt").color, style("dd").color, style(".note").color, style("text").fill];
+  inks.push(style("path.true").stroke, style("path.predicted").stroke);
+  return inks.map(light).map((b) => (Math.max(ground, b) + 0.05) / (Math.min(ground, b) + 0.05));
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_said_of_a_nudge_has_contrast(opened, scheme):
+    reader = opened(curved, color_scheme=scheme)
+    reader.page.click("#nudge summary")
+    ratios = reader.page.evaluate(NUDGE_COLOURS)
     assert min(ratios) > 4.5  # WCAG 2, level AA

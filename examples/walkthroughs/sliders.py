@@ -1,0 +1,100 @@
+"""Pages with sliders in a notebook: HTML with its data inside, which needs no net, in a frame.
+
+A module that makes such a page computes all its values in Python, and the page only looks them up.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --soft: #767676;
+  --line: #d0d0d0; --blue: #0072b2; --orange: #d55e00; --green: #00785a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --soft: #9a9a9a;
+  --line: #44484d; --blue: #56b4e9; --orange: #ff9b57; --green: #3ccf9f; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 4px; color: var(--ink); background: var(--paper);
+  font: 15px/1.4 system-ui, sans-serif; }
+label { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 10px; margin: 4px 0; }
+label output { font-variant-numeric: tabular-nums; }
+input[type=range] { flex: 1 1 160px; min-width: 120px; accent-color: var(--blue); }
+input[type=range]:focus-visible { outline: 3px solid var(--orange); outline-offset: 2px; }
+svg, canvas { display: block; max-width: 100%; }
+"""
+"""Colours that can be read on light and on dark paper, and the form of sliders."""
+
+READY = """
+const fit = () => {
+  const frame = window.frameElement;  // null where the reader's program shuts the frame off
+  if (!frame) return;
+  frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height)}px`;
+  document.documentElement.style.overflowY = "hidden";
+};
+new ResizeObserver(fit).observe(document.body);
+fit();
+document.documentElement.dataset.ready = "";
+"""
+"""What each page does last: it makes its frame as high as itself, and says that it is ready."""
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """A page that a notebook shows in a frame.
+
+    Attributes:
+        title: a sentence that says what the page shows, for readers who do not see it.
+        source: the HTML.
+        height: of the frame, in pixels, where the page cannot set it.
+    """
+
+    title: str
+    source: str
+    height: int
+
+    def __repr__(self) -> str:
+        return f"<a page with sliders: {self.title}>"
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame; a frame with `srcdoc` needs no other file."""
+        return (
+            f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.source)}" '
+            f'style="width:100%;height:{self.height}px;border:0"></iframe>'
+        )
+
+
+def page(title: str, data: Any, style: str, body: str, script: str, height: int) -> Page:
+    """Return a page from its parts.
+
+    Args:
+        title: a sentence that says what the page shows.
+        data: what JSON can hold; the script finds it as `DATA`.
+        style: CSS after `STYLE`.
+        body: HTML.
+        script: JavaScript, which runs after the body is there.
+        height: of the frame in pixels, where the page cannot set it itself.
+    """
+    values = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    values = values.replace("<", "\\u003c")  # or a text in the data could end the script
+    source = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>
+"use strict";
+const DATA = {values};
+{script}{READY}</script>
+</body>
+</html>
+"""
+    return Page(title, source, height)

@@ -1,0 +1,230 @@
+"""A picture of what a page shows: the graph with its values and gradients, where no page can run.
+
+It is drawn from the data of the page. A node is one layer before the nearest of those that use it,
+and an edge that passes layers in between has a waypoint in each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
+
+from minigrad.viz.figure import INK, SIGNED, VERMILLION, Picture, shortened
+from minigrad.viz.previews import LETTERS, NOT_FINITE
+
+Json = dict[str, Any]
+Item = tuple[str, int]  # "nodes", "frozen" or "waypoint", and which of these
+Edge = tuple[Item, Item, int | None]  # from where to where, and the link, if a gradient goes there
+
+MOST = 40  # cards, of which more would be too small to be read
+_ACROSS = 5  # layers that have room from left to right; more go from top to bottom
+_SIDE = 6  # cards that have room beside each other
+_WIDE, _TALL = 1.3, 0.8  # inches, of a card
+_BETWEEN, _BELOW = 0.8, 0.5  # inches between layers, from left to right and from top to bottom
+_BESIDE = 0.2  # inches between cards of a layer
+_MARGIN = 0.15  # inches
+_HEAD, _FOOT = 0.45, 0.6  # inches, for the title and for the legend
+_SWEEPS = 6  # over the layers; each sorts the cards of a layer by the mean place of what they touch
+_LEGEND = 5.4  # inches that the legend takes
+_GREY = "#5B6470"
+_SOFT: Json = {"color": _GREY}
+_ORANGE: Json = {"color": VERMILLION}
+
+
+def picture_of(data: Json) -> Picture | None:
+    """Draw the graph of a page; None if it is so large that its cards could not be read."""
+    items: list[Item] = [(kind, i) for kind in ("nodes", "frozen") for i in range(len(data[kind]))]
+    if len(items) > MOST:
+        return None
+    edges = list(_edges_of(data))
+    layers, routes = _layers(("nodes", data["root"]), items, edges)
+    is_across = len(layers) <= _ACROSS
+    if not is_across and max(map(len, layers)) > _SIDE:
+        return None
+    step, side = (_WIDE + _BETWEEN, _TALL) if is_across else (_TALL + _BELOW, _WIDE)
+    at = {}
+    for depth, layer in enumerate(layers):
+        for place, item in enumerate(layer):
+            along = -depth * step
+            beside = (place - (len(layer) - 1) / 2) * (side + _BESIDE)
+            at[item] = (along, -beside) if is_across else (beside, -along)
+    drawn = _Drawing(data, at, is_across)
+    shared = Counter((source, target) for source, target, _ in edges)
+    so_far = Counter[tuple[Item, Item]]()
+    for route, (source, target, link) in zip(routes, edges, strict=True):
+        many = shared[source, target]  # h + h uses h twice, and gets a gradient twice
+        apart = min(0.3, 0.6 / many) if is_across else min(0.75, 1.2 / many)
+        shift = (so_far[source, target] - (many - 1) / 2) * apart
+        so_far[source, target] += 1
+        drawn.edge(route, shift, link)
+    for item in items:
+        drawn.card(item)
+    return drawn.picture
+
+
+def _edges_of(data: Json) -> Iterator[Edge]:
+    """Yield the links of a graph, and what leads from its frozen inputs."""
+    for i, link in enumerate(data["links"]):
+        yield ("nodes", link["source"]), ("nodes", link["target"]), i
+    for i, node in enumerate(data["nodes"]):
+        for _, frozen in node.get("frozen", ()):
+            yield ("frozen", frozen), ("nodes", i), None
+
+
+def _layers(
+    root: Item, items: Sequence[Item], edges: Sequence[Edge]
+) -> tuple[list[list[Item]], list[list[Item]]]:
+    """Return the layers, that of the loss first, each in order, and the route of each edge."""
+    depth = dict.fromkeys([root], 0)
+    for node in sorted((target for _, target, _ in edges), reverse=True):  # the newest first
+        for source, target, _ in edges:
+            if target == node:
+                depth[source] = max(depth.get(source, 0), depth[node] + 1)
+    layers: list[list[Item]] = [[] for _ in range(max(depth.values()) + 1)]
+    for item in items:
+        layers[depth[item]].append(item)
+    routes, touching = [], defaultdict(list)
+    for i, (source, target, _) in enumerate(edges):
+        between = range(depth[source] - 1, depth[target], -1)
+        waypoints = [("waypoint", i * len(layers) + level) for level in between]
+        for level, waypoint in zip(between, waypoints, strict=True):
+            layers[level].append(waypoint)
+        routes.append([source, *waypoints, target])
+        for one, other in pairwise(routes[-1]):
+            touching[one].append(other)
+            touching[other].append(one)
+    for _ in range(_SWEEPS):
+        for layer in layers:
+            place = {x: i - len(each) / 2 for each in layers for i, x in enumerate(each)}
+            means = {x: float(np.mean([place[y] for y in touching[x]] or [0])) for x in layer}
+            layer.sort(key=means.__getitem__)
+    return layers, routes
+
+
+@dataclass
+class _Drawing:
+    """The picture, in which one unit is an inch, and where the middle of each item is."""
+
+    data: Json
+    at: dict[Item, tuple[float, float]]
+    is_across: bool
+    # By the node and by the link: the pictures of what arrives there, and of what goes there.
+    gradients: dict[int, int] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for step in (self.data["steps"][i] for i in self.data["passes"][0]["steps"]):
+            self.gradients[step["node"]] = step["g"]
+            self.sent |= {link: gradient for link, gradient, *_ in step.get("sent", ())}
+        xs, ys = zip(*self.at.values(), strict=True)
+        wide = max(max(xs) - min(xs) + _WIDE + 2 * _MARGIN, _LEGEND)
+        left = (max(xs) + min(xs) - wide) / 2
+        low, top = min(ys) - _TALL / 2 - _FOOT, max(ys) + _TALL / 2 + _HEAD
+        self.picture = Picture(wide, top - low)
+        self.picture.set_layout_engine("none")
+        self._axes: Axes = self.picture.add_axes((0, 0, 1, 1), frame_on=False)
+        self._axes.set(xlim=(left, left + wide), ylim=(low, top), xticks=[], yticks=[])
+        self._axes.set_autoscale_on(False)
+        self._forth, self._back = ("→", "←") if self.is_across else ("↓", "↑")
+        title = shortened(self.data["title"], int(wide * 11))
+        keys = ["- - no gradient"] if self.data["frozen"] else []
+        if any(len(picture) > 2 for picture in self.data["pictures"]):
+            keys.append("of arrays: blue below 0, grey 0, yellow above 0, pink not finite")
+        for x, y, text, look in (
+            (0, top - 0.33, title, {"size": 11, "weight": "bold"}),
+            (0, low + 0.35, f"{self._forth} value", {}),
+            (0.8, low + 0.35, f"{self._back} gradient, which goes back along the arrows", _ORANGE),
+            (0, low + _MARGIN, "      ".join(keys), _SOFT),
+        ):
+            self._write(left + _MARGIN + x, y, text, ha="left", va="bottom", **look)
+
+    def _write(self, x: float, y: float, text: str, **look: Any) -> None:
+        look = {"ha": "center", "va": "center", "size": 8.5, "color": INK, **look}
+        self._axes.text(x, y, text.replace("$", r"\$"), **look)
+
+    def card(self, item: Item) -> None:
+        """Draw a node or a frozen input, with its value and the gradient that arrives there."""
+        (kind, i), (x, y) = item, self.at[item]
+        thing, is_frozen = self.data[kind][i], kind == "frozen"
+        value, is_leaf = thing.get("value"), not is_frozen and "op" not in thing
+        look: Json = {"facecolor": "#E6EEF7" if is_leaf else "white", "edgecolor": INK}
+        look |= {"edgecolor": _GREY, "linestyle": "--"} if is_frozen else {}
+        box = f"round,pad=0,rounding_size={0.05 if 'op' in thing else 0.2}"
+        corner = x - _WIDE / 2, y - _TALL / 2
+        self._axes.add_patch(FancyBboxPatch(corner, _WIDE, _TALL, boxstyle=box, **look))
+        name = shortened(thing["name"], 15)
+        words = ["no gradient" if is_frozen else "leaf" if is_leaf else ""]
+        if "op" in thing and thing["named"]:
+            words.append(self.data["ops"][thing["op"]]["name"])
+        known = None if value is None else self.data["kinds"][self.data["pictures"][value][0]][0]
+        words.append(" x ".join(map(str, thing.get("shape", known or ()))))
+        self._write(x, y + 0.26, name, weight="bold", color=_GREY if is_frozen else INK)
+        self._write(x, y + 0.06, " ".join(filter(None, words)), size=7.5, color=_GREY)
+        aside = 0 if is_frozen else _WIDE / 4
+        self._value(value, x - aside, y - 0.21, self._forth, INK)
+        if not is_frozen:
+            self._value(self.gradients[i], x + aside, y - 0.21, self._back, VERMILLION)
+
+    def _value(self, index: int | None, x: float, y: float, arrow: str, color: str) -> None:
+        """Draw a number, or an array as a heat map, as the page does."""
+        entry: list[Any] = [0, []] if index is None else self.data["pictures"][index]
+        kind, *content = entry
+        if not content[0]:
+            text = "not saved" if index is None else "empty"
+            self._write(x, y, text, size=7, style="italic", color=_GREY)
+        elif len(content) == 1:
+            self._write(x, y, f"{arrow} {_short(content[0][0])}", color=color, size=7.5)
+        else:
+            letters = content[0] if isinstance(content[0], str) else content[1]
+            shades = [np.nan if x == NOT_FINITE else LETTERS.index(x) for x in letters]
+            self._axes.imshow(
+                np.reshape(shades, self.data["kinds"][kind][2:]),
+                cmap=SIGNED.with_extremes(bad="#C8006E"),
+                vmin=0,
+                vmax=len(LETTERS) - 1,
+                extent=(x - 0.27, x + 0.27, y - 0.13, y + 0.13),
+                aspect="auto",
+                interpolation="nearest",
+                zorder=3,
+            )
+
+    def edge(self, route: Sequence[Item], shift: float, link: int | None) -> None:
+        """Draw an edge, and the gradient that goes back along it if that is one number.
+
+        Edges between the same two cards are shifted apart.
+        """
+        moved = np.array([0, shift] if self.is_across else [shift, 0])
+        forth = np.array([_WIDE / 2, 0] if self.is_across else [0, -_TALL / 2])
+        # A waypoint is as long as a card, so that the edge passes beside the cards of its layer.
+        ends = [(self.at[x] + moved - forth, self.at[x] + moved + forth) for x in route]
+        points, codes = [ends[0][1]], [Path.MOVETO]
+        for (_, start), (end, after) in pairwise(ends):
+            bend = (end - start) * (forth != 0) / 2  # it leaves and enters in the same direction
+            points += [start + bend, end - bend, end, after]
+            codes += [Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
+        look: Json = {"arrowstyle": "-", "linestyle": "--", "color": _GREY}
+        if link is not None:
+            look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": INK}
+        path = Path(points[:-1], codes[:-1])
+        self._axes.add_patch(FancyArrowPatch(path=path, shrinkA=0, shrinkB=0, **look))
+        sent = [] if link is None else self.data["pictures"][self.sent[link]]
+        if len(sent) == 2 and sent[1]:
+            x, y = (points[0] + points[3]) / 2
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+            text = f"{self._back} {_short(sent[1][0])}"
+            self._write(x, y, text, weight="bold", size=8, bbox=box, **_ORANGE)
+
+
+def _short(x: Any) -> str:
+    """Write a number with four digits, or with as many as seven letters have room for."""
+    texts = [x] if isinstance(x, str) else [f"{x:.{digits}g}" for digits in (4, 3, 2, 1)]
+    text = next((text for text in texts if len(text) <= 7), texts[-1])
+    return text.replace("-", "\N{MINUS SIGN}")
