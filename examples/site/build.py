@@ -39,8 +39,9 @@ GUIDES = {
     "minigrad/distributed/README.md": "guides/distributed.html",
     "tests/benchmarks/README.md": "guides/benchmarks.html",
     "examples/walkthroughs/README.md": "course/index.html",
+    "examples/walkthroughs/TEACHING.md": "course/teaching.html",
 }
-"""The page of each guide of the repository."""
+"""The page of each text of the repository that is no notebook."""
 
 _SHOWN = {".py", ".md", ".js", ".css", ".html", ".toml", ".json", ".txt", ".c", ".cu"}
 

@@ -524,6 +524,7 @@ def test_the_linter_has_nothing_to_say_about_the_script(tmp_path):
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 VARIED = [
     *("index.html", "gallery.html", "guides/index.html", "guides/lora.html", "course/index.html"),
+    "course/teaching.html",
     *("reference/index.html", "reference/minigrad/distributed.html", "reference/minigrad/viz.html"),
     *("source/minigrad/ops/index.html", "source/minigrad/core/backward.py.html"),
     *(f"course/{path.stem}.html" for path in walkthroughs()),
