@@ -32,14 +32,22 @@ class Example(NamedTuple):
 
 
 def found() -> list[Example]:
-    """Return all examples, sorted: files with a function `main`, packages with `__main__.py`."""
-    examples = []
+    """Return all examples, sorted: what can be run and says how long it takes, and what it draws.
+
+    Other packages that can be run, such as the one that makes the site, are no examples.
+    """
+    return [example for example in runnable() if example.takes]
+
+
+def runnable() -> list[Example]:
+    """Return what can be run, sorted: files with a function `main`, packages with `__main__.py`."""
+    modules = []
     for path in sorted(FOLDER.iterdir()):
         if (path / "__main__.py").is_file():
-            examples.append(described(path.name, path / "__init__.py"))
+            modules.append(described(path.name, path / "__init__.py"))
         elif path.suffix == ".py" and path != Path(__file__) and has_main(path):
-            examples.append(described(path.stem, path))
-    return examples
+            modules.append(described(path.stem, path))
+    return modules
 
 
 def has_main(path: Path) -> bool:

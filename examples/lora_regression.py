@@ -8,6 +8,7 @@ You will see what each method costs, how well it works on other sevens (and on t
 which the network forgets), whether the differences are larger than the noise between random splits,
 and what merging the update changes. It takes half a minute, and draws lora_regression.png.
 
+    python -m examples.lora_regression
     python -m examples.lora_regression --csv houses.csv --target price --shift-by year
 """
 

@@ -207,7 +207,7 @@ class Sequential(Module):
         return (layer for name, layer in vars(self).items() if name.isdigit())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return layers[-1](... layers[0](x))."""
+        """Return `layers[-1](... layers[0](x))`."""
         for layer in self:
             x = layer(x)
         return x

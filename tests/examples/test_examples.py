@@ -66,6 +66,16 @@ def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
     assert sorted(NAMES) == NAMES
 
 
+def test_what_can_be_run_and_is_no_example_takes_no_quick_form():
+    others = [other.name for other in runner.runnable() if other.name not in NAMES]
+    assert "site" in others
+    for name in others:
+        command = [sys.executable, "-m", f"examples.{name}", "--help"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert text.startswith(f"usage: python -m examples.{name}")
+        assert "--quick" not in text
+
+
 def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_draws(capsys):
     runner.main([])
     printed = capsys.readouterr().out

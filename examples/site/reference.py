@@ -1,0 +1,44 @@
+"""The reference of all public names: pdoc's pages, with the site's head and colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pdoc import doc, extract, render
+
+PACKAGES = "minigrad", "minigrad.operators", "minigrad.diagnostics", "lora"
+
+
+def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the path of each file of the reference, from its own root, and the text of the file.
+
+    Args:
+        template: the folder with what replaces parts of pdoc's own templates.
+        bar: the pages that the bar at the top leads to.
+    """
+    render.configure(docformat="google", template_directory=template)
+    render.env.globals["bar"] = bar.items()
+    modules = {name: doc.Module.from_name(name) for name in extract.walk_specs(PACKAGES)}
+    for module in modules.values():
+        page = str(render.html_module(module, modules))
+        # pdoc makes headings of the deepest level of the parts of a docstring, such as "Args:".
+        page = re.sub(r"<h6 [^>]*>(.*?)</h6>", r'<p class="part">\1</p>', page)
+        page = _without_dead_links(page)
+        yield f"{module.fullname.replace('.', '/')}.html", page
+    yield "index.html", str(render.html_index(modules))
+    yield "search.js", str(render.search_index(modules))
+
+
+def _without_dead_links(page: str) -> str:
+    """Return a page on which links to names that are not shown there are text.
+
+    pdoc links to each attribute that a text names, and does not show those that have no docstring.
+    """
+    anchors = set(re.findall(r'\bid="([^"]+)"', page))
+    return re.sub(
+        r'<a href="#([^"]+)">(.*?)</a>',
+        lambda link: link[0] if link[1] in anchors else link[2],
+        page,
+    )
