@@ -156,10 +156,11 @@ def loss_of(m: ModuleType, weights: Weights, sizes: Sizes, rows: Codes) -> Any:
 # Gradients on both engines, and Adam
 def by_scalars(weights: Weights, sizes: Sizes, rows: Codes) -> tuple[float, Weights]:
     """Return the loss and its gradients, from the engine of this file."""
-    sys.setrecursionlimit(20_000)  # `in_order` calls itself along the longest path
     leaves = {name: np.frompyfunc(Scalar, 1, 1)(array) for name, array in weights.items()}
-    loss = loss_of(np, leaves, sizes, rows)
+    loss, limit = loss_of(np, leaves, sizes, rows), sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)  # `in_order` calls itself along the longest path
     backward(loss)
+    sys.setrecursionlimit(limit)
     return loss.value, {k: np.vectorize(lambda x: x.grad)(leaf) for k, leaf in leaves.items()}
 
 
@@ -230,7 +231,6 @@ def main(quick: bool = False, out: str | Path = "gpt_in_one_file.png") -> list[l
     print(f"{written}\n\nLoss {looks[-1][2]:.2f}, chance {chance:.2f}, table of pairs {pairs:.2f}")
     assert abs(looks[0][2] - chance) < 0.1
     assert looks[-1][2] < pairs - (0.05 if quick else 0.3)
-
     figure = Figure(figsize=(12, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
     for name, level in (("chance", chance), ("a table of pairs of characters", pairs)):
