@@ -804,6 +804,8 @@ def test_a_leaf_and_an_element_can_be_chosen(opened):
     assert nudged(reader)[2] == "0"
     reader.card("a").click()  # a leaf in the graph is taken
     assert nudged_words(reader)[0] == "0.5 + 0.25 = 0.75"
+    reader.page.locator("#nudge-leaf").press("ArrowRight")  # chooses a leaf, and takes no step
+    assert reader.text("#counter").startswith("1 /")
 
 
 PLOT = """() => {
