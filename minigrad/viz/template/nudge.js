@@ -33,7 +33,7 @@ class Nudge {
     const leaves = this.data.nodes.filter((node) => node.op === undefined);
     const total = leaves.reduce((sum, node) => sum + node.shape.reduce((a, b) => a * b, 1), 0);
     const some = elements.length < total ? ` Of the ${total} numbers in leaves, ${elements.length} with large gradients can be nudged.` : "";
-    return `The gradient predicts that a nudge changes ${this.root} by gradient × nudge. The true change was found by running the graph again.${some}`;
+    return `Predicted change of ${this.root}: gradient × nudge. True change: f(x + nudge) − f(x), found by running the graph again.${some}`;
   }
 
   // Show a leaf, if it can be nudged.
@@ -58,8 +58,8 @@ class Nudge {
     const share = off && change ? `, ${short((100 * off) / Math.abs(change), 2)} % of the true change` : "";
     this.words.replaceChildren(...[
       ["", "x + nudge", `${short(shown.value)} ${nudge < 0 ? "−" : "+"} ${short(Math.abs(nudge))} = ${short(Number(shown.value) + nudge)}`],
-      ["predicted", "predicted", `gradient × nudge = ${short(shown.gradient)} × ${short(nudge)} = ${short(predicted)}`],
-      ["true", "true", `f(x + nudge) − f(x) = ${short(change)}`],
+      ["predicted", "predicted", `${short(shown.gradient)} × ${short(nudge)} = ${short(predicted)}`],
+      ["true", "true", short(change)],
       ["", "off by", Number.isFinite(off) ? `${short(off)}${share}` : "unknown: a number is not finite"],
     ].flatMap(([kind, word, text]) => [html("dt", { class: kind }, word), html("dd", {}, text)]));
     const said = `nudge ${short(nudge)}, predicted ${short(predicted)}, true ${short(change)}`;
@@ -89,7 +89,9 @@ class Nudge {
     const inside = svg("svg", { x: left, y: top, width: wide, height: tall, viewBox: `${left} ${top} ${wide} ${tall}` }, this.plot);
     const line = (kind, points) => svg("path", { class: kind, d: points.map((point, i) => `${i ? "L" : "M"}${point}`).join(" ") }, inside);
     const at = (nudge, change) => [x(nudge), y(change)];
-    const dot = (kind, [cx, cy], r) => svg("circle", { class: kind, cx, cy, r }, inside);
+    const dot = (kind, change, r) => {
+      if (Math.abs(change) <= high) svg("circle", { class: kind, cx: x(nudges[now]), cy: y(change), r }, this.plot);
+    };
     const ends = [-reach, reach];
     const predicted = gradient * nudges[now];
     if (Number.isFinite(predicted)) line("predicted", ends.map((nudge) => at(nudge, gradient * nudge)));
@@ -101,7 +103,7 @@ class Nudge {
         points = [];
       }
     }
-    if (Number.isFinite(changes[now])) dot("true", at(nudges[now], changes[now]), 4);
-    if (Number.isFinite(predicted)) dot("predicted", at(nudges[now], predicted), 6.5);
+    dot("true", changes[now], 4);  // none where the number is not finite
+    dot("predicted", predicted, 6.5);
   }
 }

@@ -804,6 +804,8 @@ def test_a_leaf_and_an_element_can_be_chosen(opened):
     assert nudged(reader)[2] == "0"
     reader.card("a").click()  # a leaf in the graph is taken
     assert nudged_words(reader)[0] == "0.5 + 0.25 = 0.75"
+    reader.page.locator("#nudge-leaf").press("ArrowRight")  # chooses a leaf, and takes no step
+    assert reader.text("#counter").startswith("1 /")
 
 
 PLOT = """() => {
@@ -838,7 +840,10 @@ def test_the_plot_of_a_nudge_is_whole(opened, explore, width):
     for key in ("Home", "ArrowRight", "End"):
         reader.page.locator("#nudge-by").press(key)
         seen = reader.page.evaluate(PLOT)
-        assert seen == {"inside": True, "apart": True, "dots": ["true", "predicted"], "lines": 1}
+        dots = seen.pop("dots")  # a prediction that is far from the truth is out of the plot
+        assert seen == {"inside": True, "apart": True, "lines": 1}
+        assert dots in (["true", "predicted"], ["true"])
+        assert "predicted" in dots or explore is tiny
 
 
 def test_where_a_nudge_leads_to_no_number_the_page_says_so(opened):
@@ -852,7 +857,7 @@ def test_where_a_nudge_leads_to_no_number_the_page_says_so(opened):
     slider = reader.page.locator("#nudge-by")
     for key, word in (("Home", "nan"), ("End", "inf")):
         slider.press(key)
-        assert nudged_words(reader)[2].endswith(f"= {word}")
+        assert nudged_words(reader)[2] == word
         assert nudged_words(reader)[3] == "unknown: a number is not finite"
         assert reader.page.evaluate(PLOT)["dots"] == ["predicted"]
 
@@ -866,7 +871,7 @@ def test_a_gradient_that_is_not_finite_predicts_nothing(opened):
     with np.errstate(divide="ignore"):
         reader = opened(explore)
     reader.page.click("#nudge summary")
-    assert " nudge = inf" in nudged_words(reader)[1]
+    assert nudged_words(reader)[1].startswith("inf ")
     assert reader.page.evaluate(PLOT)["dots"] == ["true"]
     assert nudged_words(reader)[3] == "unknown: a number is not finite"
 
@@ -882,12 +887,13 @@ def test_without_nudges_the_page_says_why(opened):
     assert reader.page.locator(".try").is_hidden()
 
 
-def test_an_open_slider_leaves_room_for_the_graph(opened):
-    reader = opened(network)
+@pytest.mark.parametrize("size", [(1280, 800), (940, 720)])
+def test_an_open_slider_leaves_room_for_the_graph(opened, size):
+    reader = opened(network, width=size[0], height=size[1])
     reader.page.click("#nudge summary")
-    assert reader.page.locator("#canvas").bounding_box()["height"] > 200
+    assert reader.page.locator("#canvas").bounding_box()["height"] > 180
     assert "Of the 9 numbers in leaves" not in reader.text("#nudge .note")
-    assert reader.page.evaluate("document.documentElement.scrollHeight") <= 800
+    assert reader.page.evaluate("document.documentElement.scrollHeight") <= size[1]
 
 
 NUDGE_COLOURS = """() => {
