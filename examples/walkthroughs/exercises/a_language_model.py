@@ -39,6 +39,13 @@ def _overflowing(scores: Numbers, temperature: float) -> Numbers:
         return np.asarray(e / e.sum())
 
 
+def _maximum_too_late(scores: Numbers, temperature: float) -> Numbers:
+    """Subtract the largest score, but divide only the others by the temperature."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        e = np.exp(scores / temperature - scores.max())
+        return np.asarray(e / e.sum())
+
+
 def _likeliest(scores: Numbers, temperature: float) -> Numbers:
     return np.where(scores == scores.max(), 1.0, 0.0)
 
@@ -198,7 +205,7 @@ check = Checker(
                 (np.array([1.0, 2.0, 3.0]), 1.0),
                 (np.array([1.0, 2.0, 4.0]), 0.5),
                 (np.array([0.0, -1.0, 1.0, 0.5]), 2.0),
-                (np.array([1000.0, 1001.0, 999.0]), 1.0),
+                (np.array([1000.0, 1001.0, 999.0]), 0.5),
             ],
             slips={
                 "The scores are multiplied by the temperature. They are divided by it: a low "
@@ -210,6 +217,9 @@ check = Checker(
                 "The temperature has no effect.": lambda scores, t: probabilities(scores, 1.0),
                 "The power of a large score is infinite. Subtract the largest score from all of "
                 "them first: this changes no probability.": _overflowing,
+                "The largest score is subtracted from scores that are already divided by the "
+                "temperature, so the powers may still be too large or too small: the largest "
+                "*quotient* is the safe one.": _maximum_too_late,
                 "This always takes the likeliest character. That is so only if the temperature "
                 "goes to zero.": _likeliest,
                 "These are logarithms of probabilities.": (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.walkthroughs.checking import Checker, Exercise, NoAnswerError
+from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError
 
 Array = NDArray[Any]
 
@@ -86,7 +86,12 @@ def from_the_end(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def cross_entropy(
-    scores: Array, labels: Array, axis: int = 1, sign: float = -1.0, safe: bool = True
+    scores: Array,
+    labels: Array,
+    axis: int = 1,
+    sign: float = -1.0,
+    safe: bool = True,
+    one_maximum: bool = False,
 ) -> Array:
     """Return the gradient of the summed cross-entropy with respect to the scores.
 
@@ -96,9 +101,11 @@ def cross_entropy(
         axis: over which the softmax is taken.
         sign: of the one-hot array.
         safe: subtract the maximum before `exp`.
+        one_maximum: subtract that of all scores, and not that of each row.
     """
     with np.errstate(all="ignore"):
-        e = np.exp(scores - scores.max(axis=axis, keepdims=True) if safe else scores)
+        top = scores.max(axis=None if one_maximum else axis, keepdims=True)
+        e = np.exp(scores - top if safe else scores)
         return np.asarray(e / e.sum(axis=axis, keepdims=True) + sign * onehot(scores, labels))
 
 
@@ -144,17 +151,22 @@ def with_mistake(mistake: str) -> Callable[..., dict[str, Array]]:
 
 
 FOUND: dict[str, str] = {"A": "mean for sum", "B": "wrong array", "C": "1/n", "D": "tanh"}
+CHOICE = ("1/n", "minus", "softmax axis", "relu", "tanh", "wrong array", "mean for sum")
 MYSTERIES = {name: with_mistake(mistake) for name, mistake in FOUND.items()}
 
 
 def words(answer: Any) -> Any:
-    """Return an answer.
+    """Return an answer whose words are those of the choice.
 
     Raises:
-        NoAnswerError: if there is no word for one of the backward passes.
+        WrongAnswerError: if there is another word.
     """
-    if isinstance(answer, Mapping) and any(word is ... for word in answer.values()):
-        raise NoAnswerError
+    if isinstance(answer, Mapping):
+        for name, word in answer.items():
+            if str(word).strip().casefold() not in CHOICE:
+                raise WrongAnswerError(
+                    f"{name}: {word!r} is none of the words {', '.join(map(repr, CHOICE))}."
+                )
     return answer
 
 
@@ -283,6 +295,7 @@ check = Checker(
             trials=[
                 (drawn(4, 3), np.array([2, 0, 0, 1])),
                 (1000 * drawn(2, 3), np.array([1, 2])),
+                (np.array([[1000.0, 999.0], [-1000.0, -1001.0]]), np.array([0, 0])),
             ],
             slips={
                 "The loss is the mean over the batch, so each row counts 1/n. Here it is the "
@@ -302,6 +315,12 @@ check = Checker(
                 "This is right for small scores. For large ones, exp overflows: subtract the "
                 "maximum of each row first.": (
                     lambda scores, labels: cross_entropy(scores, labels, safe=False) / len(labels)
+                ),
+                "One maximum is subtracted from all scores here. In a row whose scores are much "
+                "smaller, every exp is then 0. Each row needs a maximum of its own.": (
+                    lambda scores, labels: (
+                        cross_entropy(scores, labels, one_maximum=True) / len(labels)
+                    )
                 ),
                 "The mean is over the rows. Here is divided by the number of all entries.": (
                     lambda scores, labels: cross_entropy(scores, labels) / scores.size

@@ -7,7 +7,7 @@ own, which have the same attributes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from examples.walkthroughs.checking import (
@@ -25,8 +25,8 @@ class Number:
 
     value: float
     op: str | None = None
-    inputs: tuple[Number, ...] = ()
-    grad: float = 0.0
+    inputs: tuple[Number, ...] = field(default=(), repr=False)
+    grad: float = field(default=0.0, repr=False)
 
 
 def add(x: Number, y: Number) -> Number:
@@ -74,7 +74,7 @@ MISSING = "Some numbers from which `end` was computed are not in the list."
 
 def order_of_small() -> tuple[Number, list[Number]]:
     """Return the end of a graph with two shared numbers, and all its numbers in order."""
-    a, b = Number(2.0), Number(5.0)
+    a, b = Number(2.0), Number(-5.0)
     product = multiply(a, b)
     c = add(product, a)
     square, other = multiply(c, c), multiply(b, c)
