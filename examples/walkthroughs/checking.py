@@ -195,6 +195,8 @@ def numbers(value: Any) -> Any:
     array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
     if array.dtype.kind in "cSUmM":  # complex numbers, texts and dates
         raise TypeError(f"{array.dtype} is no kind of real number")
+    if array.dtype.kind == "O":  # such as fractions; None would become NaN by `astype`
+        return np.vectorize(float, otypes=[np.float64])(array)
     return array.astype(np.float64)
 
 

@@ -41,6 +41,7 @@ def test_each_exercise_is_a_cell_with_a_solution_and_one_that_grades(path, cours
         assert answer["source"].count(BEGIN) == answer["source"].count(END) == 1
         assert f"check({number}, " not in answer["source"]
         assert check["source"].startswith(f"verdict = check({number}, ")
+        assert check["source"].endswith("\nverdict")  # what a right answer shows
         assert facts(check)["locked"]
         assert facts(check)["points"] == 1
     names = [facts(cell)["grade_id"] for cell in solved + grading]

@@ -40,7 +40,7 @@ def _overflowing(scores: Numbers, temperature: float) -> Numbers:
 
 
 def _maximum_too_late(scores: Numbers, temperature: float) -> Numbers:
-    """Subtract the largest score, but divide only the others by the temperature."""
+    """Subtract the largest score from scores that are already divided by the temperature."""
     with np.errstate(over="ignore", invalid="ignore"):
         e = np.exp(scores / temperature - scores.max())
         return np.asarray(e / e.sum())
@@ -205,6 +205,7 @@ check = Checker(
                 (np.array([1.0, 2.0, 3.0]), 1.0),
                 (np.array([1.0, 2.0, 4.0]), 0.5),
                 (np.array([0.0, -1.0, 1.0, 0.5]), 2.0),
+                (np.array([1000.0, 1001.0, 999.0]), 1.0),
                 (np.array([1000.0, 1001.0, 999.0]), 0.5),
             ],
             slips={
