@@ -16,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import minigrad as mg
+from examples.walkthroughs.exercises import order_matters
 from examples.walkthroughs.notebooks import (
     WALKTHROUGHS,
     answer_of,
@@ -126,6 +128,61 @@ def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path)
         for sentence, slip in exercise.slips.items():
             verdict = check(number, slip)
             assert (verdict.state, verdict.message) == ("not yet", sentence), f"exercise {number}"
+
+
+OTHER_FORMS = {
+    "attention_by_hand": (4, list),
+    "a_step_is_a_program": (
+        2,
+        lambda flags: {name: set(text.split()) for name, text in flags.items()},
+    ),
+    "from_three_loops_to_blas": (3, lambda tiles: [list(tile) for tile in reversed(tiles)]),
+    "a_convolution_is_a_product": (2, lambda filter: mg.tensor(filter, dtype="float64")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_a_right_answer_in_another_form_is_right(name):
+    number, change = OTHER_FORMS[name]
+    check = import_module(f"examples.walkthroughs.exercises.{name}").check
+    verdict = check(number, change(check.exercises[number].answer))
+    assert verdict, verdict
+
+
+def test_an_order_is_not_one_by_chance():
+    def by_value(end):
+        return sorted(order_matters.in_order(end), key=lambda x: x.value)
+
+    verdict = order_matters.check(2, by_value)
+    assert verdict.message == order_matters.TOO_EARLY
+
+
+def test_a_graph_in_a_message_is_short():
+    def lost(end):
+        raise KeyError(end)
+
+    assert order_matters.check(3, lost).message == (
+        "Your function raises KeyError: Number(value=12.0, op='add')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "answer", "message"),
+    [
+        ("from_numbers_to_arrays", 5, dict.fromkeys("ABCD", "mean"), "A: 'mean' is none of the"),
+        (
+            "a_convolution_is_a_product",
+            2,
+            [[1, 2, np.nan]] * 3,
+            "The numbers of the filter must be",
+        ),
+        ("a_step_is_a_program", 2, {"layers.0": None}, "'layers.0': A text is expected, and this"),
+        ("lora", 5, lambda weight, updates: 0, "No entry differs here."),
+    ],
+)
+def test_what_is_said_of_other_wrong_answers(name, number, answer, message):
+    check = import_module(f"examples.walkthroughs.exercises.{name}").check
+    assert check(number, answer).message.startswith(message)
 
 
 @each
