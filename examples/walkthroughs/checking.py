@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import html
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
@@ -61,7 +62,7 @@ class Exercise:
         try:
             observed = self._observed(answer)
             expected = self._observed(self.answer)
-            found = next(self._differences(observed, expected), "")
+            found = next(self._differences(observed, expected, names_of(answer)), "")
         except WrongAnswerError as problem:
             return str(problem)
         return (found and self._slip(observed)) or found
@@ -94,12 +95,14 @@ class Exercise:
             raise WrongAnswerError(f"A function is expected, and this is {described(answer)}.")
         return [called(answer, arguments) for arguments in self.trials]
 
-    def _differences(self, observed: list[Any], expected: list[Any]) -> Iterator[str]:
+    def _differences(
+        self, observed: list[Any], expected: list[Any], names: Sequence[str] = ()
+    ) -> Iterator[str]:
         """Yield sentences about what differs, trial by trial."""
         reveal = bool(self.trials)  # the right value of a trial is not the solution
         for i, (value, right) in enumerate(zip(observed, expected, strict=True)):
             for sentence in differences(value, right, self.tolerance, reveal):
-                where = f"With {arguments_of(self.trials[i])}: " if reveal else ""
+                where = f"With {arguments_of(self.trials[i], names)}: " if reveal else ""
                 yield where + sentence
 
 
@@ -120,8 +123,9 @@ def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
         result = function(*copy.deepcopy(arguments))
     except Exception as error:
+        where = f"With {arguments_of(arguments, names_of(function))}"
         raise WrongAnswerError(
-            f"With {arguments_of(arguments)}, your function raises {type(error).__name__}: {error}"
+            f"{where}, your function raises {type(error).__name__}: {error}"
         ) from error
     if is_open(result):
         raise NoAnswerError
@@ -222,8 +226,19 @@ def described(value: Any) -> str:
     return "a function" if callable(value) else f"an object of the type {type(value).__name__}"
 
 
-def arguments_of(arguments: tuple[Any, ...]) -> str:
-    """Return a text for the arguments of a trial: of a long array only the shape."""
+def names_of(function: Any) -> list[str]:
+    """Return the names of a function's parameters, as far as Python knows them."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def arguments_of(arguments: tuple[Any, ...], names: Sequence[str] = ()) -> str:
+    """Return a text for the arguments of a trial: of a long array only the shape.
+
+    The names of the parameters are in it if there is one for each argument.
+    """
     texts = []
     for argument in arguments:
         if isinstance(argument, mg.Tensor | np.ndarray) and argument.size > 6:
@@ -237,7 +252,9 @@ def arguments_of(arguments: tuple[Any, ...]) -> str:
             text = repr(argument)
             is_short = len(text) <= 60 and " at 0x" not in text  # an address says nothing
             texts.append(text if is_short else described(argument))
-    return " and ".join(texts) or "no arguments"
+    if len(names) == len(texts):
+        texts = [f"{name} = {text}" for name, text in zip(names, texts, strict=True)]
+    return ", ".join(texts) or "no arguments"
 
 
 @dataclass(frozen=True)

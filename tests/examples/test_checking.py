@@ -80,7 +80,10 @@ WRONG = [
     (1, lambda x: x.mean(axis=0), "This is the mean."),
     (1, 3, "A function is expected, and this is the number 3."),
     (1, lambda x: None, "Your function returns nothing. Does it end with `return`?"),
-    (1, lambda x: x[9], "With an array of shape (2, 3)|[[0., 1., 2.],"),
+    (1, lambda x: x[9], "With x = [[0., 1., 2.], [3., 4., 5.]], your function raises IndexError"),
+    (1, lambda a: 2 * a.sum(axis=0), "With a = [[0., 1., 2.], [3., 4., 5.]]: Entry [0] is 6 and"),
+    (1, lambda x, axis: 0, "With [[0., 1., 2.], [3., 4., 5.]], your function raises TypeError"),
+    (1, np.prod, "An array of shape (3,) is expected, and this is the number 0."),
     (1, lambda: 1, "your function raises TypeError"),
     (1, lambda x: x, "An array of shape (3,) is expected, and this is an array of shape (2, 3)."),
     (1, first_row_only, "Entry [1] is 6 and should be 5 (2 of 3 entries are wrong)."),
@@ -168,7 +171,7 @@ class Model:
     ],
 )
 def test_an_argument_is_named_without_an_address_and_in_one_line(argument, text):
-    assert arguments_of((argument, 3)) == f"{text} and 3"
+    assert arguments_of((argument, 3)) == f"{text}, 3"
 
 
 def test_an_unknown_number_is_answered_with_those_there_are():
