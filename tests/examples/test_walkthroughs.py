@@ -33,6 +33,7 @@ from examples.walkthroughs.notebooks import (
 from tests.notebooks import ROOT, differences, main, run, tidy
 
 PATHS = walkthroughs()
+TEACHING = (WALKTHROUGHS / "TEACHING.md").read_text(encoding="utf-8")
 each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
 
@@ -195,6 +196,37 @@ def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     assert 5 <= head.minutes <= 60
     assert 5 <= head.exercise_minutes <= 90
     assert 1 <= head.difficulty <= 5
+
+
+def numbers_in(text):
+    """The numbers in a text, where "1 to 4" stands for 1, 2, 3 and 4."""
+    text = re.sub(
+        r"(\d+) to (\d+)", lambda m: " ".join(map(str, range(int(m[1]), int(m[2]) + 1))), text
+    )
+    return [int(number) for number in re.findall(r"\b\d+\b", text)]
+
+
+def test_a_path_for_teachers_leaves_out_nothing_that_its_notebooks_need():
+    needs = {
+        int(path.stem.partition("_")[0]): set(
+            map(int, re.findall(r"\((\d+)_\w+\.ipynb\)", head_of(read(path)).needs))
+        )
+        for path in PATHS
+    }
+    needs[15] -= {16}  # which explains what the last part of it uses
+    rows = re.findall(
+        r"^\| ((?:a|one|four) [^|]*) \| ([^|]*) \| ([^|]*) \|$", TEACHING, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for _, people, path in rows:
+        if "who know" not in people:
+            for number in numbers_in(path):
+                assert needs[number] <= set(numbers_in(path)), (path, number)
+
+
+def test_the_page_for_teachers_has_a_belief_for_each_notebook():
+    rows = re.findall(r"^\| (\d+) \| .* \| .* \|$", TEACHING, re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, len(PATHS) + 1))
 
 
 @pytest.mark.parametrize(
