@@ -262,8 +262,9 @@ check = Checker(
             looks_ahead,
             trials=[(layer, _RNG.standard_normal((6, 3))) for layer in LAYERS],
             slips={
-                "This reports every layer, because it compares the last output too. That one may "
-                "change: it belongs to the input that has changed.": lambda layer, x: _compared(
+                "This reports every layer, even one without memory. Two things would explain it: "
+                "the last output is compared, which may change; or other inputs than the last are "
+                "changed, on which outputs may depend.": lambda layer, x: _compared(
                     layer, x, slice(None)
                 ),
                 "This never finds a difference. Is `x` changed without a copy, so that both calls "

@@ -66,6 +66,19 @@ def front_only(g: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(g.sum(axis=tuple(range(g.ndim - len(shape)))))
 
 
+def one_axis(g: Array, shape: tuple[int, ...]) -> Array:
+    """Return the sum over the axes in front, and over the first one that was stretched."""
+    g = front_only(g, shape)
+    axes = stretched(g, shape)
+    return np.asarray(g.sum(axis=axes[0], keepdims=True) if axes else g)
+
+
+def last_axis(g: Array, shape: tuple[int, ...]) -> Array:
+    """Return the sum over the axes in front, and over the last one if it was stretched."""
+    g = front_only(g, shape)
+    return np.asarray(g.sum(axis=-1, keepdims=True) if shape[-1:] == (1,) else g)
+
+
 def not_in_front(g: Array, shape: tuple[int, ...]) -> Array:
     """Return the sum over the axes that had size 1, with the axes in front as they are."""
     extra = g.ndim - len(shape)
@@ -214,6 +227,8 @@ check = Checker(
                 (drawn(3, 4), (3, 4)),
                 (drawn(1, 4), (1, 4)),
                 (drawn(2, 3), ()),
+                (drawn(3, 4), (1, 4)),
+                (drawn(2, 3, 4), (1, 3, 1)),
             ],
             slips={
                 "The gradient has the shape of the value. This is one number, the sum of all "
@@ -223,6 +238,9 @@ check = Checker(
                 "The paths add up. This is their mean.": by(np.mean),
                 "The axes in front are right, but an axis of size 1 that was stretched is still "
                 "stretched.": front_only,
+                "This is right if the last axis was stretched. Any other axis of size 1 may have been "
+                "stretched, too.": last_axis,
+                "One axis that was stretched is summed, and there may be several.": one_axis,
                 "The axes of size 1 are right, but those that numpy has added in front are still "
                 "there.": not_in_front,
                 "This is the first copy of the gradient. All copies are paths to the value, and "
