@@ -238,8 +238,8 @@ check = Checker(
                 "The paths add up. This is their mean.": by(np.mean),
                 "The axes in front are right, but an axis of size 1 that was stretched is still "
                 "stretched.": front_only,
-                "This is right if the last axis was stretched. Any other axis of size 1 may have been "
-                "stretched, too.": last_axis,
+                "This is right if the last axis was stretched. Any other axis of size 1 may have "
+                "been stretched, too.": last_axis,
                 "One axis that was stretched is summed, and there may be several.": one_axis,
                 "The axes of size 1 are right, but those that numpy has added in front are still "
                 "there.": not_in_front,
