@@ -167,6 +167,12 @@ def test_a_graph_in_a_message_is_short():
     )
 
 
+def with_the_smallest_score(scores, temperature):
+    with np.errstate(all="ignore"):
+        e = np.exp((scores - scores.min()) / temperature)
+        return e / e.sum()
+
+
 @pytest.mark.parametrize(
     ("name", "number", "answer", "message"),
     [
@@ -178,6 +184,12 @@ def test_a_graph_in_a_message_is_short():
             "The numbers of the filter must be",
         ),
         ("a_step_is_a_program", 2, {"layers.0": None}, "'layers.0': A text is expected, and this"),
+        (
+            "a_language_model",
+            2,
+            with_the_smallest_score,
+            "Something is subtracted, but",
+        ),
         ("lora", 5, lambda weight, updates: 0, "No entry differs here."),
     ],
 )

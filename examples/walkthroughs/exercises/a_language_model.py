@@ -46,13 +46,6 @@ def _maximum_too_late(scores: Numbers, temperature: float) -> Numbers:
         return np.asarray(e / e.sum())
 
 
-def _with_smallest(scores: Numbers, temperature: float) -> Numbers:
-    """Subtract the smallest score."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        e = np.exp((scores - scores.min()) / temperature)
-        return np.asarray(e / e.sum())
-
-
 def _likeliest(scores: Numbers, temperature: float) -> Numbers:
     return np.where(scores == scores.max(), 1.0, 0.0)
 
@@ -213,7 +206,7 @@ check = Checker(
                 (np.array([1.0, 2.0, 4.0]), 0.5),
                 (np.array([0.0, -1.0, 1.0, 0.5]), 2.0),
                 (np.array([1000.0, 1001.0, 999.0]), 1.0),
-                (np.array([1000.0, 1001.0, -999.0]), 0.5),
+                (np.array([1000.0, 1001.0, 636.0]), 0.5),
             ],
             slips={
                 "The scores are multiplied by the temperature. They are divided by it: a low "
@@ -225,11 +218,10 @@ check = Checker(
                 "The temperature has no effect.": lambda scores, t: probabilities(scores, 1.0),
                 "The power of a large score is infinite. Subtract the largest score from all of "
                 "them first: this changes no probability.": _overflowing,
-                "The largest score is subtracted from scores that are already divided by the "
-                "temperature, so the powers may still be too large or too small: the largest "
-                "*quotient* is the safe one.": _maximum_too_late,
-                "The smallest score is subtracted. Then all powers are at least 1, and a score that "
-                "is much larger still gives infinity.": _with_smallest,
+                "Something is subtracted, but not what makes all exponents at most 0: this is the "
+                "largest score, and it is divided by the temperature like the others.": (
+                    _maximum_too_late
+                ),
                 "This always takes the likeliest character. That is so only if the temperature "
                 "goes to zero.": _likeliest,
                 "These are logarithms of probabilities.": (
