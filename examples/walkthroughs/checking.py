@@ -157,7 +157,8 @@ def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Itera
         if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
             parts = list(value.data if isinstance(value, mg.Tensor) else value)
         if not isinstance(parts, list | tuple) or len(parts) != len(right):
-            yield f"{len(right)} values are expected, and this is {described(value)}."
+            count = "1 value is" if len(right) == 1 else f"{len(right)} values are"
+            yield f"{count} expected, and this is {described(value)}."
             return
         for i, (part, right_part) in enumerate(zip(parts, right, strict=True)):
             for sentence in differences(part, right_part, tolerance, reveal):

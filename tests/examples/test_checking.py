@@ -38,6 +38,7 @@ check = Checker(
         5: Exercise(mg.tensor(3.0), slips={"Doubled.": mg.tensor(6.0)}, observe=graph_of),
         6: Exercise(MATRIX, slips={"Transposed.": MATRIX.T}),
         7: Exercise(lambda x: [x, np.inf, np.nan], trials=[(2.0,)], slips={}),
+        8: Exercise(["one"], slips={}),
     }
 )
 
@@ -108,6 +109,7 @@ WRONG = [
     (6, MATRIX.T, "Transposed."),
     (6, [0, 1, None], "An array of shape (2, 3) is expected, and this is a list of 3 values."),
     (6, 1j * MATRIX, "and this is an array of shape (2, 3) and dtype complex128."),
+    (8, "one", "1 value is expected, and this is the text 'one'."),
     (7, lambda x: (x, 1.0, np.nan), "Value 2 of 3: The number is 1 and should be inf."),
 ]
 
@@ -175,7 +177,9 @@ def test_an_argument_is_named_without_an_address_and_in_one_line(argument, text)
 
 
 def test_an_unknown_number_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match=r"there is no exercise 9 here; there are: 1, 2, 3, 4"):
+    with pytest.raises(
+        ValueError, match=r"there is no exercise 9 here; there are: 1, 2, 3, 4, 5, 6, 7, 8"
+    ):
         check(9, 1)
 
 
