@@ -177,9 +177,7 @@ def test_an_argument_is_named_without_an_address_and_in_one_line(argument, text)
 
 
 def test_an_unknown_number_is_answered_with_those_there_are():
-    with pytest.raises(
-        ValueError, match=r"there is no exercise 9 here; there are: 1, 2, 3, 4"
-    ):
+    with pytest.raises(ValueError, match=r"there is no exercise 9 here; there are: 1, 2, 3, 4"):
         check(9, 1)
 
 
