@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import html
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
@@ -56,12 +57,12 @@ class Exercise:
         """Return a sentence that says what is wrong with an answer, empty if it is right.
 
         Raises:
-            NoAnswerError: if it is `...`, a dict with this, or a function that returns this.
+            NoAnswerError: if it is or contains `...`, or is a function that returns this.
         """
         try:
             observed = self._observed(answer)
             expected = self._observed(self.answer)
-            found = next(self._differences(observed, expected), "")
+            found = next(self._differences(observed, expected, names_of(answer)), "")
         except WrongAnswerError as problem:
             return str(problem)
         return (found and self._slip(observed)) or found
@@ -78,8 +79,7 @@ class Exercise:
 
     def _observed(self, answer: Any) -> list[Any]:
         """Return what there is to compare: one value, or that of each trial."""
-        parts = answer.values() if isinstance(answer, Mapping) else (answer,)
-        if any(part is ... for part in parts):
+        if is_open(answer):
             raise NoAnswerError
         if self.observe is not None:
             try:
@@ -95,29 +95,39 @@ class Exercise:
             raise WrongAnswerError(f"A function is expected, and this is {described(answer)}.")
         return [called(answer, arguments) for arguments in self.trials]
 
-    def _differences(self, observed: list[Any], expected: list[Any]) -> Iterator[str]:
+    def _differences(
+        self, observed: list[Any], expected: list[Any], names: Sequence[str] = ()
+    ) -> Iterator[str]:
         """Yield sentences about what differs, trial by trial."""
         reveal = bool(self.trials)  # the right value of a trial is not the solution
         for i, (value, right) in enumerate(zip(observed, expected, strict=True)):
             for sentence in differences(value, right, self.tolerance, reveal):
-                where = f"With {arguments_of(self.trials[i])}: " if reveal else ""
+                where = f"With {arguments_of(self.trials[i], names)}: " if reveal else ""
                 yield where + sentence
+
+
+def is_open(answer: Any) -> bool:
+    """Return whether an answer is `...`, or a tuple, list or dict that contains it."""
+    if isinstance(answer, list | tuple | Mapping):
+        return any(map(is_open, answer.values() if isinstance(answer, Mapping) else answer))
+    return answer is ...
 
 
 def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Return what a reader's function returns for copies of these arguments.
 
     Raises:
-        NoAnswerError: if it returns `...`.
+        NoAnswerError: if it returns `...`, or a tuple, list or dict that contains it.
         WrongAnswerError: if it raises, or returns nothing.
     """
     try:
         result = function(*copy.deepcopy(arguments))
     except Exception as error:
+        where = f"With {arguments_of(arguments, names_of(function))}"
         raise WrongAnswerError(
-            f"With {arguments_of(arguments)}, your function raises {type(error).__name__}: {error}"
+            f"{where}, your function raises {type(error).__name__}: {error}"
         ) from error
-    if result is ...:
+    if is_open(result):
         raise NoAnswerError
     if result is None:
         raise WrongAnswerError("Your function returns nothing. Does it end with `return`?")
@@ -143,12 +153,14 @@ def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Itera
             for sentence in differences(value[key], right[key], tolerance, reveal):
                 yield f"{key!r}: {sentence}"
     elif isinstance(right, list | tuple):
+        parts = value
         if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
-            value = list(value.data if isinstance(value, mg.Tensor) else value)
-        if not isinstance(value, list | tuple) or len(value) != len(right):
-            yield f"{len(right)} values are expected, and this is {described(value)}."
+            parts = list(value.data if isinstance(value, mg.Tensor) else value)
+        if not isinstance(parts, list | tuple) or len(parts) != len(right):
+            count = "1 value is" if len(right) == 1 else f"{len(right)} values are"
+            yield f"{count} expected, and this is {described(value)}."
             return
-        for i, (part, right_part) in enumerate(zip(value, right, strict=True)):
+        for i, (part, right_part) in enumerate(zip(parts, right, strict=True)):
             for sentence in differences(part, right_part, tolerance, reveal):
                 yield f"Value {i + 1} of {len(right)}: {sentence}"
     else:
@@ -186,38 +198,64 @@ def numbers(value: Any) -> Any:
         TypeError, ValueError: if it is something else.
     """
     array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{array.dtype} is no kind of number")
+    if array.dtype.kind in "cSUmM":  # complex numbers, texts and dates
+        raise TypeError(f"{array.dtype} is no kind of real number")
+    if array.dtype.kind == "O":  # such as fractions; None would become NaN by `astype`
+        return np.vectorize(float, otypes=[np.float64])(array)
     return array.astype(np.float64)
 
 
 def described(value: Any) -> str:
     """Return a few words that say what a value is."""
+    if value is None:
+        return "None"
     if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
-        return f"an array of shape {value.shape}"
-    if isinstance(value, Number | np.generic | mg.Tensor | np.ndarray):
-        return f"the number {float(np.asarray(getattr(value, 'data', value))):.6g}"
+        kind = np.asarray(value.data).dtype.kind
+        what = "" if kind in "biuf" else f" and dtype {value.dtype}"
+        return f"an array of shape {value.shape}{what}"
     if isinstance(value, str):
         return f"the text {value!r}"
+    if isinstance(value, Number | np.generic | mg.Tensor | np.ndarray):
+        try:
+            return f"the number {float(numbers(value)):.6g}"
+        except (TypeError, ValueError):
+            return f"{value!r}, which is no real number"
     if isinstance(value, Mapping):
         return f"a dict with the keys {', '.join(map(repr, value))}" if value else "an empty dict"
     if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)} values"
-    return "a function" if callable(value) else f"of the type {type(value).__name__}"
+        return f"a {type(value).__name__} of {len(value)} value{'s' * (len(value) != 1)}"
+    return "a function" if callable(value) else f"an object of the type {type(value).__name__}"
 
 
-def arguments_of(arguments: tuple[Any, ...]) -> str:
-    """Return a text for the arguments of a trial: of a long array only the shape."""
+def names_of(function: Any) -> list[str]:
+    """Return the names of a function's parameters, as far as Python knows them."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def arguments_of(arguments: tuple[Any, ...], names: Sequence[str] = ()) -> str:
+    """Return a text for the arguments of a trial: of a long array only the shape.
+
+    The names of the parameters are in it if there is one for each argument.
+    """
     texts = []
     for argument in arguments:
         if isinstance(argument, mg.Tensor | np.ndarray) and argument.size > 6:
             texts.append(f"an array of shape {argument.shape}")
         elif isinstance(argument, mg.Tensor | np.ndarray):
-            texts.append(np.array2string(numbers(argument), precision=4, separator=", "))
+            data = np.asarray(argument.data if isinstance(argument, mg.Tensor) else argument)
+            texts.append(" ".join(np.array2string(data, precision=4, separator=", ").split()))
+        elif callable(argument) and hasattr(argument, "__name__"):
+            texts.append(argument.__name__)
         else:
             text = repr(argument)
-            texts.append(text if len(text) <= 60 else described(argument))
-    return " and ".join(texts) or "no arguments"
+            is_short = len(text) <= 60 and " at 0x" not in text  # an address says nothing
+            texts.append(text if is_short else described(argument))
+    if len(names) == len(texts):
+        texts = [f"{name} = {text}" for name, text in zip(names, texts, strict=True)]
+    return ", ".join(texts) or "no arguments"
 
 
 @dataclass(frozen=True)

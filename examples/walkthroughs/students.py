@@ -85,7 +85,7 @@ def answer_and_check(answer: Cell, solution: str, number: int) -> list[Cell]:
     source = f"{begun}\n\n\n### BEGIN SOLUTION\n{solution.rstrip()}\n### END SOLUTION"
     return [
         graded_cell(source, f"exercise-{number}", solution=True),
-        graded_cell(checked(answer).rstrip(), f"exercise-{number}-check", grade=True, points=1),
+        graded_cell(f"{checked(answer)}verdict", f"exercise-{number}-check", grade=True, points=1),
     ]
 
 

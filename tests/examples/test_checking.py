@@ -1,10 +1,13 @@
 """What a check says of an answer: each wrong one gets a message that is true and of use."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 import minigrad as mg
-from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError
+from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError, arguments_of
 
 MATRIX = np.arange(6.0).reshape(2, 3)
 
@@ -35,6 +38,7 @@ check = Checker(
         5: Exercise(mg.tensor(3.0), slips={"Doubled.": mg.tensor(6.0)}, observe=graph_of),
         6: Exercise(MATRIX, slips={"Transposed.": MATRIX.T}),
         7: Exercise(lambda x: [x, np.inf, np.nan], trials=[(2.0,)], slips={}),
+        8: Exercise(["one"], slips={}),
     }
 )
 
@@ -52,38 +56,60 @@ RIGHT = [
     (1, lambda x: list(total_of_columns(x))),
     (2, 0.2500001),
     (2, mg.tensor(0.25)),
+    (2, Fraction(1, 4)),
+    (2, Decimal("0.25")),
     (3, " Float64 "),
     (4, {"b": 3, "W": [2, 3]}),
     (5, mg.tensor(3.0)),
     (6, MATRIX.tolist()),
+    (6, [[mg.tensor(x) for x in row] for row in MATRIX]),
     (7, lambda x: (x, np.inf, np.nan)),
     (7, lambda x: np.array([x, np.inf, np.nan])),
 ]
-OPEN = [(1, ...), (1, lambda x: ...), (2, ...), (4, {"W": (2, 3), "b": ...}), (5, ...)]
+OPEN = [
+    (1, ...),
+    (1, lambda x: ...),
+    (1, lambda x: (x, ...)),
+    (2, ...),
+    (4, {"W": (2, 3), "b": ...}),
+    (4, {"W": (2, ...), "b": 3}),
+    (5, ...),
+    (6, [[0, 1, 2], [3, ..., 5]]),
+]
 WRONG = [
     (1, lambda x: x.sum(axis=1), "This adds up the rows."),
     (1, lambda x: x.mean(axis=0), "This is the mean."),
     (1, 3, "A function is expected, and this is the number 3."),
     (1, lambda x: None, "Your function returns nothing. Does it end with `return`?"),
-    (1, lambda x: x[9], "With an array of shape (2, 3)|[[0., 1., 2.],"),
+    (1, lambda x: x[9], "With x = [[0., 1., 2.], [3., 4., 5.]], your function raises IndexError"),
+    (1, lambda a: 2 * a.sum(axis=0), "With a = [[0., 1., 2.], [3., 4., 5.]]: Entry [0] is 6 and"),
+    (1, lambda x, axis: 0, "With [[0., 1., 2.], [3., 4., 5.]], your function raises TypeError"),
+    (1, np.prod, "An array of shape (3,) is expected, and this is the number 0."),
     (1, lambda: 1, "your function raises TypeError"),
     (1, lambda x: x, "An array of shape (3,) is expected, and this is an array of shape (2, 3)."),
     (1, first_row_only, "Entry [1] is 6 and should be 5 (2 of 3 entries are wrong)."),
     (1, lambda x: "sum", "An array of shape (3,) is expected, and this is the text 'sum'."),
     (1, lambda x: [1, [2]], "An array of shape (3,) is expected, and this is a list of 2 values."),
     (2, 0.5, "The number is wrong: 0.5."),
-    (2, [0.25], "A number is expected, and this is a list of 1 values."),
+    (2, [0.25], "A number is expected, and this is a list of 1 value."),
+    (2, 1 + 2j, "A number is expected, and this is (1+2j), which is no real number."),
+    (2, None, "A number is expected, and this is None."),
+    (2, {0.25}, "A number is expected, and this is an object of the type set."),
     (2, 0.1966, "This is the derivative at 1."),
     (3, "float16", "'float16' is not the answer."),
     (3, 64, "A text is expected, and this is the number 64."),
     (4, {"W": (2, 3)}, "A dict with the keys 'W', 'b' is expected, and this is a dict with"),
     (4, {"W": (2, 4), "b": 3}, "'W': Value 2 of 2: The number is wrong: 4."),
-    (4, {"W": (2,), "b": 3}, "'W': 2 values are expected, and this is a tuple of 1 values."),
+    (4, {"W": (2,), "b": 3}, "'W': 2 values are expected, and this is a tuple of 1 value."),
+    (4, {"W": MATRIX.T, "b": 3}, "2 values are expected, and this is an array of shape (3, 2)."),
     (5, 3.0, "A Tensor is expected."),
     (5, mg.tensor(4.0), "The number is wrong: 4."),
     (5, mg.tensor([3.0, 3.0]), "Trying your answer raises ValueError: "),
     (6, MATRIX + 1, "Entry [0, 0] is wrong (6 of 6 entries are wrong): 1."),
     (6, MATRIX.T, "Transposed."),
+    (6, [0, 1, None], "An array of shape (2, 3) is expected, and this is a list of 3 values."),
+    (6, 1j * MATRIX, "and this is an array of shape (2, 3) and dtype complex128."),
+    (8, "one", "1 value is expected, and this is the text 'one'."),
     (7, lambda x: (x, 1.0, np.nan), "Value 2 of 3: The number is 1 and should be inf."),
 ]
 
@@ -93,6 +119,11 @@ def test_right_answers_in_any_form(number, answer):
     verdict = check(number, answer)
     assert verdict, verdict
     assert repr(verdict) == f"Exercise {number}: right."
+
+
+def test_an_array_of_bfloat16_is_an_array_of_numbers():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="needs the `text` extra")
+    assert check(6, MATRIX.astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize(("number", "answer"), OPEN)
@@ -122,6 +153,27 @@ def test_a_function_that_changes_its_arguments_changes_only_copies():
 
     assert not check(1, clear)
     assert check(1, total_of_columns)
+
+
+class Model:
+    """An object that shows its address."""
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        (total_of_columns, "total_of_columns"),
+        (np.exp, "exp"),
+        (Model(), "an object of the type Model"),
+        (np.array([2, 0]), "[2, 0]"),
+        (np.array([[0.5], [1.0]]), "[[0.5], [1. ]]"),
+        (mg.tensor([1.5]), "[1.5]"),
+        (MATRIX[:, :2].repeat(2), "an array of shape (8,)"),
+        ([], "[]"),
+    ],
+)
+def test_an_argument_is_named_without_an_address_and_in_one_line(argument, text):
+    assert arguments_of((argument, 3)) == f"{text}, 3"
 
 
 def test_an_unknown_number_is_answered_with_those_there_are():

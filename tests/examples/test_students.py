@@ -1,7 +1,9 @@
 """The edition for students: what nbgrader makes of it, and what it grades."""
 
 import csv
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,7 @@ def test_each_exercise_is_a_cell_with_a_solution_and_one_that_grades(path, cours
         assert answer["source"].count(BEGIN) == answer["source"].count(END) == 1
         assert f"check({number}, " not in answer["source"]
         assert check["source"].startswith(f"verdict = check({number}, ")
+        assert check["source"].endswith("\nverdict")  # what a right answer shows
         assert facts(check)["locked"]
         assert facts(check)["points"] == 1
     names = [facts(cell)["grade_id"] for cell in solved + grading]
@@ -98,15 +101,27 @@ def test_nbgrader_removes_the_solutions_and_grades_what_is_handed_in(tmp_path):
     assert BEGIN not in released.read_text()
     points = len(exercises(read(PATHS[0])))
 
+    wrong = read(released)
+    for cell in code_cells(wrong):
+        if facts(cell).get("grade_id") == "exercise-1":
+            cell["source"] = "def slopes(a, b):\n    return a"
+    (tmp_path / "wrong.ipynb").write_text(json.dumps(wrong))
+
     solved = course / "source" / name / f"{name}.ipynb"
-    for student, file in (("all", solved), ("none", released)):
+    files = {"all": solved, "none": released, "wrong": tmp_path / "wrong.ipynb"}
+    for student, file in files.items():
         (course / "submitted" / student / name).mkdir(parents=True)
-        shutil.copy(file, course / "submitted" / student / name)
+        shutil.copy(file, course / "submitted" / student / name / f"{name}.ipynb")
     nbgrader(course, "autograde", name)
     nbgrader(course, "export")
     with open(course / "grades.csv", newline="") as file:
         scores = {row["student_id"]: float(row["score"]) for row in csv.DictReader(file)}
-    assert scores == {"all": points, "none": 0}
+    assert scores == {"all": points, "none": 0, "wrong": 0}
     nbgrader(course, "generate_feedback", name)
-    feedback = (course / "feedback/none" / name / f"{name}.html").read_text()
-    assert "Exercise 1: not answered yet." in feedback
+    for student, said in {
+        "all": "Exercise 1: right.",
+        "none": "Exercise 1: not answered yet.",
+        "wrong": "Exercise 1: not yet. With a = 0.5, b = 2.0: 2 values are expected, and",
+    }.items():
+        feedback = (course / "feedback" / student / name / f"{name}.html").read_text()
+        assert said in " ".join(re.sub("<[^>]*>", "", feedback).split())

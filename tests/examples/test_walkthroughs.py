@@ -16,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import minigrad as mg
+from examples.walkthroughs.exercises import order_matters
 from examples.walkthroughs.notebooks import (
     WALKTHROUGHS,
     answer_of,
@@ -31,6 +33,7 @@ from examples.walkthroughs.notebooks import (
 from tests.notebooks import ROOT, differences, main, run, tidy
 
 PATHS = walkthroughs()
+TEACHING = (WALKTHROUGHS / "TEACHING.md").read_text(encoding="utf-8")
 each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
 
@@ -128,6 +131,73 @@ def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path)
             assert (verdict.state, verdict.message) == ("not yet", sentence), f"exercise {number}"
 
 
+OTHER_FORMS = {
+    "attention_by_hand": (4, list),
+    "a_step_is_a_program": (
+        2,
+        lambda flags: {name: set(text.split()) for name, text in flags.items()},
+    ),
+    "from_three_loops_to_blas": (3, lambda tiles: [list(tile) for tile in reversed(tiles)]),
+    "a_convolution_is_a_product": (2, lambda filter: mg.tensor(filter, dtype="float64")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_a_right_answer_in_another_form_is_right(name):
+    number, change = OTHER_FORMS[name]
+    check = import_module(f"examples.walkthroughs.exercises.{name}").check
+    verdict = check(number, change(check.exercises[number].answer))
+    assert verdict, verdict
+
+
+def test_an_order_is_not_one_by_chance():
+    def by_value(end):
+        return sorted(order_matters.in_order(end), key=lambda x: x.value)
+
+    verdict = order_matters.check(2, by_value)
+    assert verdict.message == order_matters.TOO_EARLY
+
+
+def test_a_graph_in_a_message_is_short():
+    def lost(end):
+        raise KeyError(end)
+
+    assert order_matters.check(3, lost).message == (
+        "Your function raises KeyError: Number(value=12.0, op='add')"
+    )
+
+
+def with_the_smallest_score(scores, temperature):
+    with np.errstate(all="ignore"):
+        e = np.exp((scores - scores.min()) / temperature)
+        return e / e.sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "answer", "message"),
+    [
+        ("from_numbers_to_arrays", 5, dict.fromkeys("ABCD", "mean"), "A: 'mean' is none of the"),
+        (
+            "a_convolution_is_a_product",
+            2,
+            [[1, 2, np.nan]] * 3,
+            "The numbers of the filter must be",
+        ),
+        ("a_step_is_a_program", 2, {"layers.0": None}, "'layers.0': A text is expected, and this"),
+        (
+            "a_language_model",
+            2,
+            with_the_smallest_score,
+            "Something is subtracted, but",
+        ),
+        ("lora", 5, lambda weight, updates: 0, "No entry differs here."),
+    ],
+)
+def test_what_is_said_of_other_wrong_answers(name, number, answer, message):
+    check = import_module(f"examples.walkthroughs.exercises.{name}").check
+    assert check(number, answer).message.startswith(message)
+
+
 @each
 def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     head = head_of(read(path))
@@ -138,6 +208,37 @@ def test_its_head_says_what_it_teaches_and_what_it_needs(path):
     assert 5 <= head.minutes <= 60
     assert 5 <= head.exercise_minutes <= 90
     assert 1 <= head.difficulty <= 5
+
+
+def numbers_in(text):
+    """The numbers in a text, where "1 to 4" stands for 1, 2, 3 and 4."""
+    text = re.sub(
+        r"(\d+) to (\d+)", lambda m: " ".join(map(str, range(int(m[1]), int(m[2]) + 1))), text
+    )
+    return [int(number) for number in re.findall(r"\b\d+\b", text)]
+
+
+def test_a_path_for_teachers_leaves_out_nothing_that_its_notebooks_need():
+    needs = {
+        int(path.stem.partition("_")[0]): set(
+            map(int, re.findall(r"\((\d+)_\w+\.ipynb\)", head_of(read(path)).needs))
+        )
+        for path in PATHS
+    }
+    needs[15] -= {16}  # which explains what the last part of it uses
+    rows = re.findall(
+        r"^\| ((?:a|one|four) [^|]*) \| ([^|]*) \| ([^|]*) \|$", TEACHING, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for _, people, path in rows:
+        if "who know" not in people:
+            for number in numbers_in(path):
+                assert needs[number] <= set(numbers_in(path)), (path, number)
+
+
+def test_the_page_for_teachers_has_a_belief_for_each_notebook():
+    rows = re.findall(r"^\| (\d+) \| .* \| .* \|$", TEACHING, re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, len(PATHS) + 1))
 
 
 @pytest.mark.parametrize(

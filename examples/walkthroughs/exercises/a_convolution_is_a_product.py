@@ -43,10 +43,12 @@ def hides_the_flip(answer: Any) -> str:
         w = np.squeeze(numbers(answer))
     except (TypeError, ValueError):
         w = None
-    if w is None or w.shape != (3, 3) or not np.isfinite(w).all():
+    if w is None or w.shape != (3, 3):
         raise WrongAnswerError(
             f"An array of 3 x 3 numbers is expected, and this is {described(answer)}."
         )
+    if not np.isfinite(w).all():
+        raise WrongAnswerError("The numbers of the filter must be finite.")
     if np.array_equal(w, np.full((3, 3), w[0, 0])):
         raise WrongAnswerError(EQUAL)
     if np.array_equal(w, w[::-1, ::-1]):

@@ -70,8 +70,8 @@ def stable_loss(scores: Array, right: Array) -> Any:
     return (_logsumexp(scores) - _of_right(scores, right)).mean()
 
 
-def _logsumexp(scores: Array) -> Any:
-    top = scores.max(axis=-1, keepdims=True)
+def _logsumexp(scores: Array, axis: int | None = -1) -> Any:
+    top = scores.max(axis=axis, keepdims=True)
     return np.log(np.exp(scores - top).sum(axis=-1)) + top[:, 0]
 
 
@@ -82,6 +82,12 @@ def _of_right(scores: Array, right: Array) -> Array:
 def _overflowing(scores: Array, right: Array) -> Any:
     with np.errstate(all="ignore"):
         return (np.log(np.exp(scores).sum(axis=-1)) - _of_right(scores, right)).mean()
+
+
+def _with_one_maximum(scores: Array, right: Array) -> Any:
+    """Return the loss if the maximum of all scores is subtracted from each row."""
+    with np.errstate(all="ignore"):
+        return (_logsumexp(scores, axis=None) - _of_right(scores, right)).mean()
 
 
 def _underflowing(scores: Array, right: Array) -> Any:
@@ -111,13 +117,16 @@ def _adam(
     sign: float = -1.0,
     early: bool = False,
     keep: tuple[float, float] = (0.9, 0.99),
+    below_root: bool = False,
+    added: float = 1e-8,
 ) -> Moved:
     a, b = keep
     new_mean, new_square = a * mean + (1 - a) * g, b * square + (1 - b) * g * g
     up, down = (mean, square) if early else (new_mean, new_square)
     if corrected:
         up, down = up / (1 - a**t), down / (1 - b**t)
-    return w + sign * rate * up / (down**power + 1e-8), new_mean, new_square
+    below = (down + added) ** power if below_root else down**power + added
+    return w + sign * rate * up / below, new_mean, new_square
 
 
 def _adam_but(**options: Any) -> Callable[..., Moved]:
@@ -235,6 +244,7 @@ check = Checker(
                 (_normal(4, 5), np.array([0, 4, 2, 2])),
                 (np.array([[1000.0, 0.0, 999.0]]), np.array([0])),
                 (np.array([[-1000.0, 0.0, -1.0]]), np.array([0])),
+                (np.array([[1000.0, 999.0], [0.0, 1.0]]), np.array([0, 0])),
             ],
             slips={
                 "With small scores this is right, but e^1000 is larger than any float. What can "
@@ -242,6 +252,10 @@ check = Checker(
                 "With small scores this is right, but a probability of e^-1000 is 0 as a float, "
                 "and its logarithm is infinite. Take the logarithm of the quotient by hand.": (
                     _underflowing
+                ),
+                "One maximum is subtracted from all scores here. In a row whose scores are much "
+                "smaller, every exponential is then 0. Each row needs a maximum of its own.": (
+                    _with_one_maximum
                 ),
                 "This is the sum, and the mean is asked for.": (
                     lambda scores, right: (_logsumexp(scores) - _of_right(scores, right)).sum()
@@ -270,6 +284,7 @@ check = Checker(
             trials=[
                 (*_MOMENTS, 3, 0.1),
                 (_normal(2), _normal(2), np.zeros(2), np.zeros(2), 1, 0.5),
+                (np.ones(2), np.array([1e-6, -1e-7]), np.zeros(2), np.zeros(2), 2, 0.5),
             ],
             slips={
                 "Both means began at 0 and are still too small: they must be divided before they "
@@ -289,6 +304,12 @@ check = Checker(
                 ),
                 "Adam forgets squares more slowly than gradients: they keep 0.99.": (
                     _adam_but(keep=(0.9, 0.9))
+                ),
+                "The 1e-8 is added under the root here. It is added to the root.": (
+                    _adam_but(below_root=True)
+                ),
+                "Nearly right: the 1e-8 is missing, which counts where gradients are tiny.": (
+                    _adam_but(added=0.0)
                 ),
                 "The weight moves by the old means, from before this gradient.": (
                     _adam_but(early=True)

@@ -39,6 +39,13 @@ def _overflowing(scores: Numbers, temperature: float) -> Numbers:
         return np.asarray(e / e.sum())
 
 
+def _maximum_too_late(scores: Numbers, temperature: float) -> Numbers:
+    """Subtract the largest score from scores that are already divided by the temperature."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        e = np.exp(scores / temperature - scores.max())
+        return np.asarray(e / e.sum())
+
+
 def _likeliest(scores: Numbers, temperature: float) -> Numbers:
     return np.where(scores == scores.max(), 1.0, 0.0)
 
@@ -199,6 +206,7 @@ check = Checker(
                 (np.array([1.0, 2.0, 4.0]), 0.5),
                 (np.array([0.0, -1.0, 1.0, 0.5]), 2.0),
                 (np.array([1000.0, 1001.0, 999.0]), 1.0),
+                (np.array([1000.0, 1001.0, 636.0]), 0.5),
             ],
             slips={
                 "The scores are multiplied by the temperature. They are divided by it: a low "
@@ -210,6 +218,10 @@ check = Checker(
                 "The temperature has no effect.": lambda scores, t: probabilities(scores, 1.0),
                 "The power of a large score is infinite. Subtract the largest score from all of "
                 "them first: this changes no probability.": _overflowing,
+                "Something is subtracted, but not what makes all exponents at most 0: this is the "
+                "largest score, and it is divided by the temperature like the others.": (
+                    _maximum_too_late
+                ),
                 "This always takes the likeliest character. That is so only if the temperature "
                 "goes to zero.": _likeliest,
                 "These are logarithms of probabilities.": (
@@ -251,8 +263,9 @@ check = Checker(
             looks_ahead,
             trials=[(layer, _RNG.standard_normal((6, 3))) for layer in LAYERS],
             slips={
-                "This reports every layer, because it compares the last output too. That one may "
-                "change: it belongs to the input that has changed.": lambda layer, x: _compared(
+                "This reports every layer, even one without memory. Two things would explain it: "
+                "the last output is compared, which may change; or other inputs than the last are "
+                "changed, on which outputs may depend.": lambda layer, x: _compared(
                     layer, x, slice(None)
                 ),
                 "This never finds a difference. Is `x` changed without a copy, so that both calls "

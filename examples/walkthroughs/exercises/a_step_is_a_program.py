@@ -102,11 +102,13 @@ def sets_of_inputs(answer: Any) -> Any:
         return answer
     found = {}
     for layer, text in answer.items():
-        names = text.replace(",", " ").split() if isinstance(text, str) else [described(text)]
+        if not isinstance(text, str | list | tuple | set):
+            raise WrongAnswerError(f"{layer!r}: A text is expected, and this is {described(text)}.")
+        names = text.replace(",", " ").split() if isinstance(text, str) else text
         for name in names:
             if name not in INPUTS:
                 raise WrongAnswerError(
-                    f"{layer!r}: {name} is no input. The inputs are {', '.join(INPUTS)}, as in "
+                    f"{layer!r}: {name!r} is no input. The inputs are {', '.join(INPUTS)}, as in "
                     f"'A B', and an empty text stands for none."
                 )
         found[layer] = " ".join(name for name in INPUTS if name in names)

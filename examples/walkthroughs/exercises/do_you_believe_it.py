@@ -145,7 +145,7 @@ check = Checker(
                 ),
                 "The order of magnitude is that of central differences. For forward differences "
                 "the second error grows with h, and not with h².": lambda eps: eps ** (1 / 3),
-                "The 2 is on the wrong side: from eps/h = h/2 follows h² = 2 eps.": (
+                "The 2 is on the wrong side: solve eps/h = h/2 for h once more.": (
                     lambda eps: math.sqrt(eps / 2)
                 ),
                 "This is h², and not h: the root is missing.": lambda eps: 2 * eps,

@@ -167,7 +167,7 @@ def _float16(x: Numbers) -> Numbers:
 check = Checker(
     {
         1: Exercise(
-            lambda *arguments: np.array(greedy(*arguments)),  # so that a list or an array is right
+            greedy,
             trials=[
                 (StandIn(3), [1, 2], {0}, 6),
                 (StandIn(5), [4], {2, 7}, 4),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.walkthroughs.checking import Checker, Exercise, NoAnswerError
+from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError
 
 Array = NDArray[Any]
 
@@ -66,6 +66,19 @@ def front_only(g: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(g.sum(axis=tuple(range(g.ndim - len(shape)))))
 
 
+def one_axis(g: Array, shape: tuple[int, ...]) -> Array:
+    """Return the sum over the axes in front, and over the first one that was stretched."""
+    g = front_only(g, shape)
+    axes = stretched(g, shape)
+    return np.asarray(g.sum(axis=axes[0], keepdims=True) if axes else g)
+
+
+def last_axis(g: Array, shape: tuple[int, ...]) -> Array:
+    """Return the sum over the axes in front, and over the last one if it was stretched."""
+    g = front_only(g, shape)
+    return np.asarray(g.sum(axis=-1, keepdims=True) if shape[-1:] == (1,) else g)
+
+
 def not_in_front(g: Array, shape: tuple[int, ...]) -> Array:
     """Return the sum over the axes that had size 1, with the axes in front as they are."""
     extra = g.ndim - len(shape)
@@ -86,7 +99,12 @@ def from_the_end(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def cross_entropy(
-    scores: Array, labels: Array, axis: int = 1, sign: float = -1.0, safe: bool = True
+    scores: Array,
+    labels: Array,
+    axis: int = 1,
+    sign: float = -1.0,
+    safe: bool = True,
+    one_maximum: bool = False,
 ) -> Array:
     """Return the gradient of the summed cross-entropy with respect to the scores.
 
@@ -96,9 +114,11 @@ def cross_entropy(
         axis: over which the softmax is taken.
         sign: of the one-hot array.
         safe: subtract the maximum before `exp`.
+        one_maximum: subtract that of all scores, and not that of each row.
     """
     with np.errstate(all="ignore"):
-        e = np.exp(scores - scores.max(axis=axis, keepdims=True) if safe else scores)
+        top = scores.max(axis=None if one_maximum else axis, keepdims=True)
+        e = np.exp(scores - top if safe else scores)
         return np.asarray(e / e.sum(axis=axis, keepdims=True) + sign * onehot(scores, labels))
 
 
@@ -144,17 +164,22 @@ def with_mistake(mistake: str) -> Callable[..., dict[str, Array]]:
 
 
 FOUND: dict[str, str] = {"A": "mean for sum", "B": "wrong array", "C": "1/n", "D": "tanh"}
+CHOICE = ("1/n", "minus", "softmax axis", "relu", "tanh", "wrong array", "mean for sum")
 MYSTERIES = {name: with_mistake(mistake) for name, mistake in FOUND.items()}
 
 
 def words(answer: Any) -> Any:
-    """Return an answer.
+    """Return an answer whose words are those of the choice.
 
     Raises:
-        NoAnswerError: if there is no word for one of the backward passes.
+        WrongAnswerError: if there is another word.
     """
-    if isinstance(answer, Mapping) and any(word is ... for word in answer.values()):
-        raise NoAnswerError
+    if isinstance(answer, Mapping):
+        for name, word in answer.items():
+            if str(word).strip().casefold() not in CHOICE:
+                raise WrongAnswerError(
+                    f"{name}: {word!r} is none of the words {', '.join(map(repr, CHOICE))}."
+                )
     return answer
 
 
@@ -202,6 +227,8 @@ check = Checker(
                 (drawn(3, 4), (3, 4)),
                 (drawn(1, 4), (1, 4)),
                 (drawn(2, 3), ()),
+                (drawn(3, 4), (1, 4)),
+                (drawn(2, 3, 4), (1, 3, 1)),
             ],
             slips={
                 "The gradient has the shape of the value. This is one number, the sum of all "
@@ -211,6 +238,9 @@ check = Checker(
                 "The paths add up. This is their mean.": by(np.mean),
                 "The axes in front are right, but an axis of size 1 that was stretched is still "
                 "stretched.": front_only,
+                "This is right if the last axis was stretched. Any other axis of size 1 may have "
+                "been stretched, too.": last_axis,
+                "One axis that was stretched is summed, and there may be several.": one_axis,
                 "The axes of size 1 are right, but those that numpy has added in front are still "
                 "there.": not_in_front,
                 "This is the first copy of the gradient. All copies are paths to the value, and "
@@ -283,6 +313,7 @@ check = Checker(
             trials=[
                 (drawn(4, 3), np.array([2, 0, 0, 1])),
                 (1000 * drawn(2, 3), np.array([1, 2])),
+                (np.array([[1000.0, 999.0], [-1000.0, -1001.0]]), np.array([0, 0])),
             ],
             slips={
                 "The loss is the mean over the batch, so each row counts 1/n. Here it is the "
@@ -302,6 +333,12 @@ check = Checker(
                 "This is right for small scores. For large ones, exp overflows: subtract the "
                 "maximum of each row first.": (
                     lambda scores, labels: cross_entropy(scores, labels, safe=False) / len(labels)
+                ),
+                "One maximum is subtracted from all scores here. In a row whose scores are much "
+                "smaller, every exp is then 0. Each row needs a maximum of its own.": (
+                    lambda scores, labels: (
+                        cross_entropy(scores, labels, one_maximum=True) / len(labels)
+                    )
                 ),
                 "The mean is over the rows. Here is divided by the number of all entries.": (
                     lambda scores, labels: cross_entropy(scores, labels) / scores.size

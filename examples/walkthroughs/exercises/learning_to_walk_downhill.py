@@ -190,6 +190,7 @@ def _adam(
     product: bool = False,
     gain: float | None = None,
     extra: int = 0,
+    below_root: bool = False,
 ) -> Callable[..., Array]:
     """Return a function that walks with Adam, or with a mistake in it."""
 
@@ -205,7 +206,8 @@ def _adam(
                 m_hat, v_hat = m / by_m, v / by_v
                 if stored:
                     m, v = m_hat, v_hat
-                point = point - lr * m_hat / (v_hat**power + 1e-8)
+                below = np.sqrt(v_hat + 1e-8) if below_root else v_hat**power + 1e-8
+                point = point - lr * m_hat / below
         return point
 
     return walk
@@ -213,7 +215,12 @@ def _adam(
 
 ADAM = Exercise(
     _adam(),
-    trials=[((10.0, 1.0), 1, 0.3), ((10.0, 1.0), 20, 0.3), ((-3.0, 2.0), 7, 0.1)],
+    trials=[
+        ((10.0, 1.0), 1, 0.3),
+        ((10.0, 1.0), 20, 0.3),
+        ((-3.0, 2.0), 7, 0.1),
+        ((1e-6, -1e-7), 3, 1e-7),
+    ],
     slips={
         "The averages start at 0, so at first they are far too small. The correction is "
         "missing.": _adam(corrected=False),
@@ -231,6 +238,7 @@ ADAM = Exercise(
         "The corrected averages are stored here, and corrected again in the next step. Keep m and "
         "v as they are, and use the corrected ones in the step only.": _adam(stored=True),
         "The new slope enters m with the weight 0.1.": _adam(gain=1.0),
+        "The 10⁻⁸ is added under the root here. It is added to the root.": _adam(below_root=True),
         "This is one step too many.": _adam(extra=1),
         "This is one step too few.": _adam(extra=-1),
     },

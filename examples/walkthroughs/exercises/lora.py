@@ -206,7 +206,7 @@ check = Checker(
         3: Exercise(
             gradients,
             trials=[
-                (_normal(5, 4), _normal(2, 4), _normal(4, 2), 4.0, _normal(5, 4)),
+                (_normal(5, 4), _normal(2, 4), _normal(3, 2), 4.0, _normal(5, 3)),
                 (_normal(6, 3), _normal(3, 3), np.zeros((3, 3)), 0.5, _normal(6, 3)),
             ],
             slips={
@@ -273,8 +273,9 @@ check = Checker(
                 (_float32(20, 30), [(i + 1) * _float32(20, 30) for i in range(10)]),
             ],
             slips={
-                "In float64 the rounding is finer than these float32 numbers can show. The "
-                "arrays are float32: compute in their own format.": _wide,
+                "No entry differs here. Either you compute in float64, where the rounding is finer "
+                "than these float32 numbers can show; or the start has changed too, because `+=` "
+                "writes to the array that you compare with.": _wide,
                 "Each update starts here at the weight of the beginning. The server does not have "
                 "that any more: it goes on with what the last swap left.": (
                     lambda weight, updates: changed(weight, updates[-1:])

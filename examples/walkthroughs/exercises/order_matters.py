@@ -7,7 +7,7 @@ own, which have the same attributes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from examples.walkthroughs.checking import (
@@ -25,8 +25,8 @@ class Number:
 
     value: float
     op: str | None = None
-    inputs: tuple[Number, ...] = ()
-    grad: float = 0.0
+    inputs: tuple[Number, ...] = field(default=(), repr=False)
+    grad: float = field(default=0.0, repr=False)
 
 
 def add(x: Number, y: Number) -> Number:
@@ -69,12 +69,16 @@ TOO_EARLY = (
     "the list; the first visit is too early."
 )
 TOO_DEEP = "At a depth of 5,000, this raises a RecursionError: the function still calls itself."
+AGAIN_AND_AGAIN = (
+    "At a depth of 5,000, this reads `inputs` more than a million times, and there are only 5,001 "
+    "numbers: each path to a number is followed again. Skip a number that was visited before."
+)
 MISSING = "Some numbers from which `end` was computed are not in the list."
 
 
 def order_of_small() -> tuple[Number, list[Number]]:
     """Return the end of a graph with two shared numbers, and all its numbers in order."""
-    a, b = Number(2.0), Number(5.0)
+    a, b = Number(2.0), Number(-5.0)
     product = multiply(a, b)
     c = add(product, a)
     square, other = multiply(c, c), multiply(b, c)
@@ -118,12 +122,31 @@ def is_an_order(answer: Any) -> bool:
         raise WrongAnswerError(BACKWARDS)
     if any(place[source] > place[x] for source, x in pairs):
         raise WrongAnswerError(TOO_EARLY)
-    deep = Number(1.0)
+    deep: Number = Counted(1.0)
     for _ in range(5000):
-        deep = add(deep, deep)
+        deep = Counted(1.0, "add", (deep, deep))
+    Counted.left = 1_000_000
     if len(called_with_graph(answer, deep)) != 5001:
         raise WrongAnswerError("In a chain of 5,000 doublings, the list should have 5,001 entries.")
     return True
+
+
+class Counted(Number):
+    """A number whose inputs can be read only so often, so that no function goes on for ever."""
+
+    left = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute.
+
+        Raises:
+            WrongAnswerError: if inputs have been read too often.
+        """
+        if name == "inputs":
+            Counted.left -= 1
+            if Counted.left < 0:
+                raise WrongAnswerError(AGAIN_AND_AGAIN)
+        return super().__getattribute__(name)
 
 
 def called_with_graph(function: Order, end: Number) -> Any:
@@ -134,6 +157,8 @@ def called_with_graph(function: Order, end: Number) -> Any:
     """
     try:
         return function(end)
+    except WrongAnswerError:
+        raise
     except RecursionError as error:
         raise WrongAnswerError(TOO_DEEP) from error
     except Exception as error:
@@ -168,6 +193,20 @@ def recursive(end: Number) -> list[Number]:
 
     visit(end)
     return order
+
+
+def without_skipping(end: Number) -> list[Number]:
+    """Return the right order, by a loop that visits a number as often as there are paths to it."""
+    order: dict[Number, None] = {}
+    waiting = [(end, False)]
+    while waiting:
+        x, inputs_done = waiting.pop()
+        if inputs_done:
+            order.setdefault(x)
+        else:
+            waiting.append((x, True))
+            waiting += [(source, False) for source in x.inputs]
+    return list(order)
 
 
 def at_first_sight(end: Number) -> list[Number]:
@@ -314,6 +353,7 @@ check = Checker(
             observe=is_an_order,
             slips={
                 TOO_DEEP: recursive,
+                AGAIN_AND_AGAIN: without_skipping,
                 BACKWARDS: lambda end: in_order(end)[::-1],
                 TWICE: path_by_path,
                 NO_END: lambda end: in_order(end)[:-1],
