@@ -51,9 +51,11 @@ def progress_bar(
     It is shown in a terminal or a notebook, and where the output goes to a file only with
     `in_files`. Where it is not shown, a `NoBar` is returned. Without items it is updated by hand.
     `what` describes the work, `unit` is the name of one item, and `options` are further ones of
-    tqdm, such as `total`, which override these.
+    tqdm, such as `total`, which override these. No bar is shown if TQDM_DISABLE is set, which tqdm
+    itself does not regard in a notebook with widgets.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
+    shown = shown and not os.environ.get("TQDM_DISABLE")
     if not shown or not (in_files or in_a_notebook() or is_terminal()):
         return NoBar(items)
     usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
