@@ -303,7 +303,9 @@ def test_a_folder_with_files_of_ones_own_is_refused_and_stays(tmp_path, quick, c
 
 
 @pytest.mark.parametrize(
-    "name", ["", "grad", "octocat/", "/grad", "a/b/c", "https://github.com/a/b", "a b/c", "a/b?x"]
+    "name",
+    ["", "grad", "octocat/", "/grad", "a/b/c", "https://github.com/a/b", "a b/c", "a/b?x"]
+    + ["a/.", "a/..", "a/b.git"],
 )
 def test_a_name_of_no_repository_is_refused_before_anything_is_written(tmp_path, quick, name):
     with pytest.raises(command.RefusedError, match="--repository is"):
@@ -339,6 +341,17 @@ def test_a_site_that_cannot_be_made_leaves_the_old_one_whole(tmp_path, quick, mo
         command.main(out)
     assert names(tmp_path) == ["out"]
     assert names(out) == [command.MARK, "index.html"]
+
+
+@pytest.mark.parametrize("name", ["octocat/mini.grad", "a-b/.github", "person_company/c_d"])
+def test_every_name_that_github_gives_is_taken(name):
+    assert command.checked_repository(name) == name
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, quick):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match=r"the site cannot be written: \[Errno .*thesis\.txt"):
+        command.run([str(tmp_path / "thesis.txt" / "out")])
 
 
 def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, capsys):
