@@ -422,6 +422,7 @@ def test_on_a_phone_every_pass_is_in_sight(opened):
         box = button.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
+        assert button.evaluate("b => b.scrollWidth <= b.clientWidth && b.scrollHeight <= 30")
 
 
 APART = """(a, b) =>
@@ -888,6 +889,17 @@ def test_an_open_slider_leaves_room_for_the_graph(opened):
     assert reader.page.locator("#canvas").bounding_box()["height"] > 200
     assert "Of the 9 numbers in leaves" not in reader.text("#nudge .note")
     assert reader.page.evaluate("document.documentElement.scrollHeight") <= 800
+
+
+def test_an_open_slider_leaves_the_whole_graph_in_sight(opened):
+    reader = opened(curved)
+    reader.page.click("#nudge summary")
+    canvas = reader.page.locator("#canvas").bounding_box()
+    boxes = [card.bounding_box() for card in reader.page.locator(".card").all()]
+    above = min(box["y"] for box in boxes) - canvas["y"]
+    below = canvas["y"] + canvas["height"] - max(box["y"] + box["height"] for box in boxes)
+    assert above > 0
+    assert abs(above - below) < 60  # the buttons and the legend take a part
 
 
 NUDGE_COLOURS = """() => {
