@@ -417,11 +417,11 @@ def test_a_long_title_leaves_room_for_the_passes(opened):
 
 
 def test_on_a_phone_every_pass_is_in_sight(opened):
-    reader = opened(diamond, width=390, height=844)
+    reader = opened(diamond, width=360, height=740)
     for button in reader.page.locator("#passes button").all():
         box = button.bounding_box()
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+        assert box["x"] + box["width"] <= 360
         assert button.evaluate("b => b.scrollWidth <= b.clientWidth && b.scrollHeight <= 30")
 
 
