@@ -22,7 +22,7 @@ from examples.site import build as building
 from examples.site import gallery, hosts
 from examples.site.links import ROOT, Links, slug
 from examples.site.markdown import Document, coloured
-from examples.site.notebook import Head, head_of, picture_title, rendered
+from examples.site.notebook import picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
 from tests.minigrad.viz.test_script import lint
 
@@ -138,18 +138,6 @@ A check.
 - **Time:** 35 minutes, and 45 for the exercises
 - **Difficulty:** 2 of 5
 """
-
-
-def test_the_head_of_a_notebook_is_read_and_may_be_missing():
-    assert head_of(HEAD) == Head(
-        "3. Do you believe it?",
-        "A check.",
-        "check a *gradient*",
-        "[walkthrough 1](1_a_derivative_is_a_program.ipynb)",
-        "35 minutes, and 45 for the exercises",
-        2,
-    )
-    assert head_of("# 3. Title\n\nText.") == Head("3. Title", "Text.")
 
 
 def test_a_picture_has_the_titles_that_its_code_gives_it():
