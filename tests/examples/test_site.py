@@ -19,7 +19,7 @@ pytest.importorskip("pdoc", reason="the site needs the `site` extra")
 from examples.__main__ import found
 from examples.site import __main__ as command
 from examples.site import build as building
-from examples.site import gallery, hosts
+from examples.site import gallery, hosts, reference
 from examples.site.links import ROOT, Links, slug
 from examples.site.markdown import Document, coloured
 from examples.site.notebook import picture_title, rendered
@@ -347,6 +347,11 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, capsys):
         command.run([str(tmp_path / "out")])
     assert 'pip install -e ".[site]"' in capsys.readouterr().err
     assert names(tmp_path) == []
+
+
+def test_two_sites_are_equal_whatever_the_order_of_sets():
+    for text in ("frozenset({'a', 'b'})", "frozenset({'b', 'a'})"):
+        assert reference.in_order(f"x = {text}, y") == "x = frozenset({'a', 'b'}), y"
 
 
 # The whole site, as files
