@@ -14,7 +14,7 @@ from examples.site import __doc__ as about
 MARK = ".minigrad-site"
 """The name of a file in each folder that this command made, and may therefore replace."""
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*/(?!\.{1,2}$)(?!.*\.git$)[\w.-]+", re.ASCII)
 
 
 class RefusedError(ValueError):
@@ -102,13 +102,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Make the site as a command line says; an argument that is refused is said in one line."""
+    """Make the site as a command line says; what prevents that is said in one line."""
     options = parser().parse_args(arguments)
     try:
         start = main(options.out, options.repository)
     except RefusedError as error:
         print(f"examples.site: {error} (see --help)", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        sys.exit(f"examples.site: the site cannot be written: {error}")
     print(f"The site is made. Open {start} in a browser.")
 
 

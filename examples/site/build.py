@@ -136,7 +136,7 @@ class Site:
             contents=_contents(document.headings),
             head=head,
             introduction=Markup(document.html(head.introduction)),
-            objectives=Markup(document.line(head.objectives)),
+            objectives=Markup(document.line(head.able_to)),
             needs=Markup(document.line(head.needs)),
             body=Markup(this.body),
             file=document.source,
@@ -166,7 +166,7 @@ class Site:
                     "head": notebook.head,
                     "page": notebook.document.page,
                     "count": notebook.count,
-                    "objectives": Markup(text.line(notebook.head.objectives)),
+                    "objectives": Markup(text.line(notebook.head.able_to)),
                     "needs": Markup(text.line(notebook.head.needs)),
                 }
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import html
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,61 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from examples.site.markdown import Document, coloured, plain
-from examples.walkthroughs.notebooks import Cell, Notebook, exercises, read
+from examples.walkthroughs.notebooks import Cell, Head, Notebook, exercises, head_of, read
 
 _DRAWS = {"title", "set_title", "suptitle"}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What the first cell of a notebook says. A line that it does not have is empty.
-
-    Attributes:
-        title: the title, with its number.
-        introduction: the paragraphs under it.
-        objectives: what the reader will be able to do.
-        needs: what the reader should know.
-        time: minutes to read, and for the exercises.
-        difficulty: from 1 to 5; 0 if it is not said.
-    """
-
-    title: str
-    introduction: str
-    objectives: str = ""
-    needs: str = ""
-    time: str = ""
-    difficulty: int = 0
-
-    @property
-    def number(self) -> str:
-        """The number of the notebook in the course."""
-        return self.title.partition(".")[0]
-
-    @property
-    def name(self) -> str:
-        """The title without the number."""
-        return self.title.partition(". ")[2]
-
-
-def head_of(text: str) -> Head:
-    """Return the head that the first cell of a notebook is."""
-    title, _, rest = text.partition("\n")
-    lines = {"You will be able to": "", "You need": "", "Time": "", "Difficulty": ""}
-    for name in lines:
-        found = re.search(rf"^- \*\*{name}:\*\* (.*)$\n?", rest, re.MULTILINE)
-        if found:
-            lines[name] = found[1].strip()
-            rest = rest.replace(found[0], "")
-    objectives, needs, time, difficulty = lines.values()
-    digit = re.match(r"[1-5]\b", difficulty)
-    return Head(
-        title.lstrip("# ").strip(),
-        rest.strip(),
-        objectives,
-        needs,
-        time,
-        int(digit[0]) if digit else 0,
-    )
 
 
 @dataclass
@@ -94,9 +41,8 @@ class Rendered:
 def rendered(path: Path, document: Document) -> Rendered:
     """Return a notebook with its cells as HTML."""
     notebook = read(path)
-    first, *cells = notebook["cells"]
-    made = Rendered(path, document, head_of(first["source"]), len(exercises(notebook)))
-    made.body = "\n".join(_sections(cells, notebook, made))
+    made = Rendered(path, document, head_of(notebook), len(exercises(notebook)))
+    made.body = "\n".join(_sections(notebook["cells"][1:], notebook, made))
     return made
 
 

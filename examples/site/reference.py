@@ -25,10 +25,17 @@ def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         page = str(render.html_module(module, modules))
         # pdoc makes headings of the deepest level of the parts of a docstring, such as "Args:".
         page = re.sub(r"<h6 [^>]*>(.*?)</h6>", r'<p class="part">\1</p>', page)
-        page = _without_dead_links(page)
+        page = in_order(_without_dead_links(page))
         yield f"{module.fullname.replace('.', '/')}.html", page
     yield "index.html", str(render.html_index(modules))
-    yield "search.js", str(render.search_index(modules))
+    yield "search.js", in_order(str(render.search_index(modules)))
+
+
+def in_order(text: str) -> str:
+    """Return text in which the elements of sets have the same order each time it is made."""
+    return re.sub(
+        r"(?<=set\(\{)[^{}]+(?=\}\))", lambda found: ", ".join(sorted(found[0].split(", "))), text
+    )
 
 
 def _without_dead_links(page: str) -> str:

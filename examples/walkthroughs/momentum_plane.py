@@ -109,7 +109,7 @@ def explorer(plane: Plane) -> Page:
         "y": Y,
         "best": [best_rate, best_momentum],
     }
-    return page("The plane of learning rate and momentum", data, STYLE, BODY, SCRIPT, height=560)
+    return page("The plane of learning rate and momentum", data, STYLE, BODY, SCRIPT, height=590)
 
 
 STYLE = """

@@ -80,7 +80,7 @@ def _levels(matrix: Matrix, largest: float) -> str:
 def slider(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) -> Page:
     """Return the page; the arguments are those of `values`."""
     title = "An update of the rank that you choose, and what is missing from it"
-    return page(title, values(delta, updates, losses), STYLE, BODY, SCRIPT, height=470)
+    return page(title, values(delta, updates, losses), STYLE, BODY, SCRIPT, height=500)
 
 
 def picture(delta: Matrix, updates: Sequence[Matrix], ranks: Sequence[int] = (1, 4, 12)) -> Figure:
@@ -160,18 +160,21 @@ SCRIPT = """
 const byId = (name) => document.getElementById(name);
 const [high, wide] = DATA.shape;
 const range = byId("rank");
+const [kept, dropped] = ["kept", "dropped"].map((name) => document.querySelector(`.key .${name}`));
 range.max = DATA.ranks.length - 1;
 byId("low").textContent = `\\u2212${DATA.largest}`;
 byId("high").textContent = DATA.largest;
-const dark = matchMedia("(prefers-color-scheme: dark)");
+
+// Colours that depend on whether the page is dark, as three numbers each.
+const colour = (element, name) => getComputedStyle(element)[name].match(/\\d+/g).map(Number);
 
 const paint = (name, encoded, label) => {
   const canvas = byId(name);
   [canvas.width, canvas.height] = [wide, high];
   canvas.setAttribute("aria-label", label);
   const image = new ImageData(wide, high);
-  const zero = dark.matches ? [22, 24, 27] : [255, 255, 255];
-  const ends = dark.matches ? [[86, 180, 233], [255, 155, 87]] : [[0, 114, 178], [213, 94, 0]];
+  const zero = colour(document.body, "backgroundColor");
+  const ends = [colour(kept, "backgroundColor"), colour(dropped, "borderTopColor")];
   [...atob(encoded)].forEach((letter, i) => {
     const share = letter.charCodeAt(0) / 127 - 1;
     const end = ends[share < 0 ? 0 : 1];
@@ -214,6 +217,7 @@ const show = () => {
 
 range.value = 4;
 range.addEventListener("input", show);
-dark.addEventListener("change", show);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+new MutationObserver(show).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 show();
 """

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --soft: #767676;
-  --line: #d0d0d0; --blue: #0072b2; --orange: #d55e00; --green: #00785a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --soft: #9a9a9a;
-  --line: #44484d; --blue: #56b4e9; --orange: #ff9b57; --green: #3ccf9f; } }
+:root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #e8e8e8);
+  --paper: light-dark(#ffffff, #16181b); --soft: light-dark(#767676, #9a9a9a);
+  --line: light-dark(#d0d0d0, #44484d); --blue: light-dark(#0072b2, #56b4e9);
+  --orange: light-dark(#d55e00, #ff9b57); }
+:root[data-theme=light] { color-scheme: light; }
+:root[data-theme=dark] { color-scheme: dark; }
 * { box-sizing: border-box; }
+h1 { margin: 0 0 4px; font-size: 1rem; }
 body { margin: 0; padding: 4px; color: var(--ink); background: var(--paper);
   font: 15px/1.4 system-ui, sans-serif; }
 label { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 10px; margin: 4px 0; }
@@ -24,7 +27,10 @@ input[type=range] { flex: 1 1 160px; min-width: 120px; accent-color: var(--blue)
 input[type=range]:focus-visible { outline: 3px solid var(--orange); outline-offset: 2px; }
 svg, canvas { display: block; max-width: 100%; }
 """
-"""Colours that can be read on light and on dark paper, and the form of sliders."""
+"""Colours that can be read on light and on dark paper, and the form of sliders.
+
+It is dark where the reader's system is, or as a page around it says by `data-theme`.
+"""
 
 READY = """
 const fit = () => {
@@ -84,10 +90,12 @@ def page(title: str, data: Any, style: str, body: str, script: str, height: int)
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
 <style>{STYLE}{style}</style>
 </head>
 <body>
 <main>
+<h1>{html.escape(title)}</h1>
 {body}
 </main>
 <script>

@@ -60,6 +60,8 @@ def write_edition(out: Path) -> list[Path]:
             text = json.dumps(for_students(read(path)), indent=1, ensure_ascii=False)
             written.write_text(text + "\n", encoding="utf-8")
         (draft / "nbgrader_config.py").write_text(SETTINGS, encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()  # since Windows replaces no folder
         draft.replace(out)
     return [out / "source" / path.stem / path.name for path in walkthroughs()]
 

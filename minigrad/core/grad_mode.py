@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,6 +58,16 @@ def observed(function: Callable[..., R], *arguments: Any) -> R:
         for observer in observers:
             observer.on_function(function, arguments, False, result)
     return result  # type: ignore[no-any-return]  # what the function returned
+
+
+@contextmanager
+def unobserved(grad_enabled: bool) -> Iterator[None]:
+    """Let no observer see what this thread does in the block; set whether it records a graph."""
+    before, mode.state = mode.state, (grad_enabled, ())
+    try:
+        yield
+    finally:
+        mode.state = before
 
 
 def is_grad_enabled() -> bool:

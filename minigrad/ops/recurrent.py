@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import kernels
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import mode, unobserved
 from minigrad.core.op import op, replay
 from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.activation import relu, sigmoid
@@ -107,16 +107,8 @@ def recurrence(
     found = kernels.recurrent.forward(x, state, weight, bias, cell)
     if found is not None:
         return found
-    return _unobserved(_recurrence, x, state, weight, bias, cell), None
-
-
-def _unobserved(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of ops, which are a part of this one: no observer is to see them."""
-    before, mode.state = mode.state, (mode.grad_enabled, ())
-    try:
-        return function(*arguments)
-    finally:
-        mode.state = before
+    with unobserved(mode.grad_enabled):  # the ops inside are a part of this one
+        return _recurrence(x, state, weight, bias, cell), None
 
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
@@ -151,7 +143,8 @@ def _inputs(
     inputs = x, state, weight, bias
     wanted = [i for i, needed in enumerate(needs_input_grad) if needed]
     parents: Any = {i: Tensor(inputs[i], requires_grad=True).node for i in wanted}
-    found = _unobserved(replay, recurrence.compose, (*inputs, cell), parents, wanted, g)
+    with unobserved(mode.grad_enabled):
+        found = replay(recurrence.compose, (*inputs, cell), parents, wanted, g)
     gradients = dict(zip(wanted, found, strict=True))
     return [gradients.get(i) for i in range(len(inputs))]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
+from minigrad.core.grad_mode import unobserved
 from minigrad.core.node import Node
 from minigrad.core.observers import observe
 from minigrad.diagnostics.recorder import Recorder
@@ -263,7 +264,7 @@ def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]
     for each in watched:
         each.watched = False
     try:
-        with observe(watcher):
+        with unobserved(grad_enabled=False), observe(watcher):
             propagate({node: gradient}, wanted=inputs, stop=inputs, retain_graph=True)
     finally:
         for each in watched:

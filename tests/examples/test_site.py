@@ -19,10 +19,10 @@ pytest.importorskip("pdoc", reason="the site needs the `site` extra")
 from examples.__main__ import found
 from examples.site import __main__ as command
 from examples.site import build as building
-from examples.site import gallery, hosts
+from examples.site import gallery, hosts, reference
 from examples.site.links import ROOT, Links, slug
 from examples.site.markdown import Document, coloured
-from examples.site.notebook import Head, head_of, picture_title, rendered
+from examples.site.notebook import picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
 from tests.minigrad.viz.test_script import lint
 
@@ -138,18 +138,6 @@ A check.
 - **Time:** 35 minutes, and 45 for the exercises
 - **Difficulty:** 2 of 5
 """
-
-
-def test_the_head_of_a_notebook_is_read_and_may_be_missing():
-    assert head_of(HEAD) == Head(
-        "3. Do you believe it?",
-        "A check.",
-        "check a *gradient*",
-        "[walkthrough 1](1_a_derivative_is_a_program.ipynb)",
-        "35 minutes, and 45 for the exercises",
-        2,
-    )
-    assert head_of("# 3. Title\n\nText.") == Head("3. Title", "Text.")
 
 
 def test_a_picture_has_the_titles_that_its_code_gives_it():
@@ -303,7 +291,8 @@ def test_a_folder_with_files_of_ones_own_is_refused_and_stays(tmp_path, quick, c
 
 
 @pytest.mark.parametrize(
-    "name", ["", "grad", "octocat/", "/grad", "a/b/c", "https://github.com/a/b", "a b/c", "a/b?x"]
+    "name",
+    ["", "grad", "octocat/", "/grad", "a/b/c", "a/.", "a/..", "a/b.git", "https://github.com/a/b"],
 )
 def test_a_name_of_no_repository_is_refused_before_anything_is_written(tmp_path, quick, name):
     with pytest.raises(command.RefusedError, match="--repository is"):
@@ -341,12 +330,28 @@ def test_a_site_that_cannot_be_made_leaves_the_old_one_whole(tmp_path, quick, mo
     assert names(out) == [command.MARK, "index.html"]
 
 
+@pytest.mark.parametrize("name", ["octocat/mini.grad", "a-b/.github", "person_company/c_d"])
+def test_every_name_that_github_gives_is_taken(name):
+    assert command.checked_repository(name) == name
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, quick):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match=r"the site cannot be written: \[Errno .*thesis\.txt"):
+        command.run([str(tmp_path / "thesis.txt" / "out")])
+
+
 def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(command.sys.modules, "examples.site.build", None)
     with pytest.raises(SystemExit):
         command.run([str(tmp_path / "out")])
     assert 'pip install -e ".[site]"' in capsys.readouterr().err
     assert names(tmp_path) == []
+
+
+def test_two_sites_are_equal_whatever_the_order_of_sets():
+    for text in ("frozenset({'a', 'b'})", "frozenset({'b', 'a'})"):
+        assert reference.in_order(f"x = {text}, y") == "x = frozenset({'a', 'b'}), y"
 
 
 # The whole site, as files

@@ -190,3 +190,13 @@ def test_it_fits_a_phone_and_a_desk_in_light_and_dark(framed, width, scheme):
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}[scheme]
     for slider in ("learning rate", "momentum"):
         assert frame.get_by_role("slider", name=slider, exact=True).is_visible()
+    assert frame.locator("h1").inner_text() == "The plane of learning rate and momentum"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_around_the_page_can_say_whether_it_is_dark(framed, scheme):
+    _, frame = framed(color_scheme={"light": "dark", "dark": "light"}[scheme])
+    frame.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
+    paper = frame.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}[scheme]

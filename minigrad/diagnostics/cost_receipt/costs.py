@@ -31,7 +31,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minigrad.core.codegen import Shapes, StandIn
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import unobserved
 from minigrad.core.node import Cost, OpLike
 from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
@@ -296,13 +296,9 @@ class SketchedCall:
         if len(known) >= _MOST:
             known.clear()
         known[key] = None
-        state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
-        try:
-            with suppress(Exception):
-                run(*values)  # perhaps a user's function that needs elements
-                known[key] = self.counted - before
-        finally:
-            mode.state = state
+        with suppress(Exception), unobserved(grad_enabled=False):
+            run(*values)  # perhaps a user's function that needs elements
+            known[key] = self.counted - before
         return known[key]
 
 

@@ -32,6 +32,15 @@ class Camera {
     this.size = upright ? [w - this.buttons.offsetWidth - 10, h - 28] : [w, h - this.buttons.offsetHeight - 4];
   }
 
+  // The window has another size: keep in the middle of it what is there.
+  resized() {
+    const [w, h] = this.size;
+    const { x, y, scale } = this.at;
+    this.measure();
+    if (this.entire) this.fit();
+    else this.move({ scale, x: x + (this.size[0] - w) / 2, y: y + (this.size[1] - h) / 2 }, false);
+  }
+
   // Whether the scale is one that the reader has chosen, and whether it shows the entire graph.
   setMode(chosen, entire) {
     [this.chosen, this.entire] = [chosen, entire];

@@ -18,7 +18,7 @@ class Nudge {
     box.hidden = Boolean(why);
     if (why) return;
     this.steps = steps;
-    this.elements = Map.groupBy(elements, (each) => each.node);
+    this.elements = new Map(elements.map(({ node }) => [node, elements.filter((each) => each.node === node)]));
     [this.leaf, this.element, this.slider] = ["leaf", "element", "by"].map((name) => document.getElementById(`nudge-${name}`));
     [this.words, this.plot] = [box.querySelector("dl"), box.querySelector("svg")];
     this.leaf.append(...[...this.elements.keys()].map((i) => html("option", { value: i }, data.nodes[i].name)));
@@ -33,7 +33,7 @@ class Nudge {
     const leaves = this.data.nodes.filter((node) => node.op === undefined);
     const total = leaves.reduce((sum, node) => sum + node.shape.reduce((a, b) => a * b, 1), 0);
     const some = elements.length < total ? ` Of the ${total} numbers in leaves, ${elements.length} with large gradients can be nudged.` : "";
-    return `Predicted change of ${this.root}: gradient × nudge. True change: f(x + nudge) − f(x), found by running the graph again.${some}`;
+    return `Predicted change of ${this.root}: gradient × nudge. True change: f(x + nudge) − f(x), found by running the graph again; what is not in it, such as an index, a condition or a detached value, stays as it is.${some}`;
   }
 
   // Show a leaf, if it can be nudged.

@@ -194,8 +194,7 @@ drawing.build();
 take(data.passes[0].key);
 drawing.start();
 function fitAgain() {
-  drawing.camera.measure();
-  if (drawing.camera.entire) drawing.camera.fit();
+  drawing.camera.resized();
   drawing.follow();
 }
 

@@ -733,6 +733,21 @@ def captured_step(model, shapes, parameters=None):
     return step, mg.square(model(data[0]) - data[1]).mean()
 
 
+def test_a_step_that_is_being_captured_can_be_explored():
+    x = mg.tensor(2.0, requires_grad=True)
+    pages = []
+
+    @mg.capture
+    def step(factor):
+        loss = x * x * factor
+        pages.append(mg.viz.explore(loss))
+        (gradient,) = mg.grad(loss, [x])
+        return gradient
+
+    assert [step(mg.tensor(3.0)).item() for _ in range(3)] == [12.0] * 3
+    assert all(page.data["nudges"]["elements"] for page in pages)
+
+
 def test_a_page_has_no_program_unless_one_is_given(tmp_path):
     assert explored(tmp_path, diamond()[-1])["program"] is None
 

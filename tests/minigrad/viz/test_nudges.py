@@ -95,6 +95,7 @@ def test_the_elements_with_the_largest_gradients_are_chosen(monkeypatch):
         (lambda x: x + 1, "Input b of add is not saved. A tape keeps it"),
         (lambda x: mg.checkpoint(mg.tanh, x), "is the result of a function"),
         (lambda x: x * np.inf, "The result is not finite."),
+        (lambda x: mg.slogdet(x * np.eye(2))[1], "LAPACK found log_determinant before"),
     ],
 )
 def test_why_there_are_no_nudges(make, why):
@@ -119,6 +120,12 @@ def test_what_was_called_with_an_option_that_is_not_saved_is_found_out():
     with mg.viz.record() as tape:
         y = powered(x, factor=3.0)
     assert nudged(y, tape)["elements"][0]["changes"][-1] == 3.0
+
+
+def test_an_option_that_only_the_shape_tells_is_found_out():
+    x = mg.tensor(np.zeros((3, 3)), requires_grad=True)
+    y = ((x - x.sum(1, keepdims=True)) * np.arange(9.0).reshape(3, 3)).sum()
+    assert "is not saved" in nudged(y)["why"]
 
 
 def test_with_a_tape_sequences_options_and_constants_run_again():
@@ -148,16 +155,23 @@ def test_values_that_are_not_finite_are_words():
     json.dumps(curve, allow_nan=False)
 
 
-def test_an_op_that_refuses_a_value_gives_no_number():
+@pytest.mark.parametrize("error", [ValueError, IndexError, AssertionError])
+def test_an_op_that_refuses_a_value_gives_no_number(error):
     @mg.op
     def strict(x):
         if (x < 0).any():
-            raise ValueError("x must not be negative")
+            raise error("x must not be negative")
         return x * 2.0
 
     strict.vjp("x", lambda g, x: g * 2.0)
     (curve,) = nudged(strict(number(0.5)))["elements"]
     assert (curve["changes"][0], curve["changes"][-1]) == ("nan", 2.0)
+
+
+def test_a_leaf_without_numbers_has_nothing_to_nudge():
+    empty, one = mg.tensor(np.zeros((0, 3)), requires_grad=True), number(1.0)
+    assert nudged(empty.sum())["why"] == "Its leaves are empty."
+    assert len(nudged(empty.sum() + one)["elements"]) == 1
 
 
 def test_a_graph_that_is_too_large_is_not_run(monkeypatch):
@@ -182,10 +196,13 @@ def test_no_more_ops_run_than_there_may_be():
     assert 0 < Counter.calls <= nudges.CALLS + len(graph.nodes)
 
 
-@pytest.mark.parametrize(("value", "reach"), [(0.5, 1), (3, 10), (-2.5, 5), (0, 1), (1e-7, 2e-7)])
+@pytest.mark.parametrize(
+    ("value", "reach"),
+    [(0.5, 1), (3, 10), (-2.5, 5), (0, 1), (1e-7, 2e-7), (1e308, 2e300), (5e-324, 1e-323)],
+)
 def test_the_largest_nudge_is_a_round_number(value, reach):
     x = number(value)
-    (curve,) = nudged(x * 2.0)["elements"]
+    (curve,) = nudged(x * 0.5)["elements"]
     assert curve["reach"] == reach
 
 

@@ -417,11 +417,12 @@ def test_a_long_title_leaves_room_for_the_passes(opened):
 
 
 def test_on_a_phone_every_pass_is_in_sight(opened):
-    reader = opened(diamond, width=390, height=844)
+    reader = opened(diamond, width=360, height=740)
     for button in reader.page.locator("#passes button").all():
         box = button.bounding_box()
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+        assert box["x"] + box["width"] <= 360
+        assert button.evaluate("b => b.scrollWidth <= b.clientWidth && b.scrollHeight <= 30")
 
 
 APART = """(a, b) =>
@@ -894,6 +895,17 @@ def test_an_open_slider_leaves_room_for_the_graph(opened, size):
     assert reader.page.locator("#canvas").bounding_box()["height"] > 180
     assert "Of the 9 numbers in leaves" not in reader.text("#nudge .note")
     assert reader.page.evaluate("document.documentElement.scrollHeight") <= size[1]
+
+
+def test_an_open_slider_leaves_the_whole_graph_in_sight(opened):
+    reader = opened(curved)
+    reader.page.click("#nudge summary")
+    canvas = reader.page.locator("#canvas").bounding_box()
+    boxes = [card.bounding_box() for card in reader.page.locator(".card").all()]
+    above = min(box["y"] for box in boxes) - canvas["y"]
+    below = canvas["y"] + canvas["height"] - max(box["y"] + box["height"] for box in boxes)
+    assert above > 0
+    assert abs(above - below) < 60  # the buttons and the legend take a part
 
 
 NUDGE_COLOURS = """() => {
