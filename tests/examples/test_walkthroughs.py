@@ -465,11 +465,18 @@ def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
     assert all(path.stem in said for path in PATHS)
 
 
+VERDICT = """
+class Verdict(int):
+    def __repr__(self):
+        return "a verdict"
+"""
+
+
 @pytest.mark.full
 def test_solutions_run_where_they_stand_and_are_not_shown():
     pytest.importorskip("nbclient", reason="running notebooks needs the `full` extra")
     made = notebook(
-        code("x = 3\ndef check(n, x):\n  return x == 6 * n"),
+        code("x = 3\ndef check(n, x):\n  return Verdict(x == 6 * n)\n" + VERDICT),
         markdown(FOLDED),
         code("check(1, x)"),
         markdown(FOLDED.replace("6", "12")),

@@ -33,7 +33,7 @@ class Nudge {
     const leaves = this.data.nodes.filter((node) => node.op === undefined);
     const total = leaves.reduce((sum, node) => sum + node.shape.reduce((a, b) => a * b, 1), 0);
     const some = elements.length < total ? ` Of the ${total} numbers in leaves, ${elements.length} with large gradients can be nudged.` : "";
-    return `Predicted change of ${this.root}: gradient × nudge. True change: f(x + nudge) − f(x), found by running the graph again; what is not in it, such as an index, a condition or a detached value, stays as it is.${some}`;
+    return `Predicted: gradient × nudge. True: f(x + nudge) − f(x), from the graph run again. Indices, conditions and detached values stay as they are.${some}`;
   }
 
   // Show a leaf, if it can be nudged.
