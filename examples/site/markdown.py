@@ -138,8 +138,15 @@ def coloured(code: str, language: str = "python") -> str:
 
 
 def formula(text: str, is_block: bool) -> str:
-    """Return a formula of LaTeX as MathML."""
-    return str(convert(text, display="block" if is_block else "inline"))
+    """Return a formula of LaTeX as MathML.
+
+    Raises:
+        ValueError: if it is written with an environment that the converter does not know.
+    """
+    mathml = str(convert(text, display="block" if is_block else "inline"))
+    if ">&<" in mathml:  # what separates columns, as if it were a symbol
+        raise ValueError(f"the site cannot show this formula; write it with `array`: {text}")
+    return mathml
 
 
 def _math(text: str, options: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from examples.site import __main__ as command
 from examples.site import build as building
 from examples.site import gallery, hosts, reference
 from examples.site.links import ROOT, Links, slug
-from examples.site.markdown import Document, coloured
+from examples.site.markdown import Document, coloured, formula
 from examples.site.notebook import picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
 from tests.minigrad.viz.test_script import lint
@@ -84,6 +84,12 @@ def test_a_link_out_of_the_repository_leads_nowhere():
 
 def document(**options):
     return Document("lora/README.md", "guides/lora.html", Links(PAGES, **options))
+
+
+def test_a_formula_that_the_converter_would_spoil_is_refused():
+    with pytest.raises(ValueError, match="cannot show this formula; write it with .array."):
+        formula(r"\begin{aligned} a &= b \end{aligned}", is_block=True)
+    assert "<mtable>" in formula(r"\begin{array}{rl} a & b \end{array}", is_block=True)
 
 
 def test_formulas_become_mathml():
