@@ -87,7 +87,7 @@ def document(**options):
 
 
 def test_a_formula_that_the_converter_would_spoil_is_refused():
-    with pytest.raises(ValueError, match="cannot show this formula; write it with .array."):
+    with pytest.raises(ValueError, match=r"cannot show this formula; write it with .array."):
         formula(r"\begin{aligned} a &= b \end{aligned}", is_block=True)
     assert "<mtable>" in formula(r"\begin{array}{rl} a & b \end{array}", is_block=True)
 
