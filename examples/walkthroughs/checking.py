@@ -45,6 +45,7 @@ class Exercise:
             model or a graph. It gets the right answer and the slips too, and raises
             `WrongAnswerError` if an answer is not even of the right kind.
         tolerance: the largest difference between numbers, relative to the largest entry.
+        choices: the words that may be the values of an answer that is a dict.
     """
 
     answer: Any
@@ -52,6 +53,7 @@ class Exercise:
     trials: Sequence[tuple[Any, ...]] = ()
     observe: Callable[[Any], Any] | None = None
     tolerance: float = 1e-6
+    choices: Sequence[str] = ()
 
     def fault(self, answer: Any) -> str:
         """Return a sentence that says what is wrong with an answer, empty if it is right.
@@ -81,6 +83,11 @@ class Exercise:
         """Return what there is to compare: one value, or that of each trial."""
         if is_open(answer):
             raise NoAnswerError
+        if self.choices and isinstance(answer, Mapping):
+            for name, word in answer.items():
+                if str(word).strip().casefold() not in self.choices:
+                    words = ", ".join(map(repr, self.choices))
+                    raise WrongAnswerError(f"{name!r}: {word!r} is none of the words {words}.")
         if self.observe is not None:
             try:
                 return [self.observe(answer)]

@@ -37,6 +37,11 @@ check = Checker(
         4: Exercise({"W": (2, 3), "b": 3}, slips={"Transposed.": {"W": (3, 2), "b": 3}}),
         5: Exercise(mg.tensor(3.0), slips={"Doubled.": mg.tensor(6.0)}, observe=graph_of),
         6: Exercise(MATRIX, slips={"Transposed.": MATRIX.T}),
+        9: Exercise(
+            {"a": "up", "b": "down"},
+            choices=("up", "down"),
+            slips={"Exchanged.": {"a": "down", "b": "up"}},
+        ),
         7: Exercise(lambda x: [x, np.inf, np.nan], trials=[(2.0,)], slips={}),
         8: Exercise(["one"], slips={}),
     }
@@ -110,6 +115,9 @@ WRONG = [
     (6, [0, 1, None], "An array of shape (2, 3) is expected, and this is a list of 3 values."),
     (6, 1j * MATRIX, "and this is an array of shape (2, 3) and dtype complex128."),
     (8, "one", "1 value is expected, and this is the text 'one'."),
+    (9, {"a": "up", "b": "left"}, "'b': 'left' is none of the words 'up', 'down'."),
+    (9, {"a": "up", "b": 3}, "'b': 3 is none of the words 'up', 'down'."),
+    (9, {"a": "Down ", "b": "up"}, "Exchanged."),
     (7, lambda x: (x, 1.0, np.nan), "Value 2 of 3: The number is 1 and should be inf."),
 ]
 
@@ -177,8 +185,8 @@ def test_an_argument_is_named_without_an_address_and_in_one_line(argument, text)
 
 
 def test_an_unknown_number_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match=r"there is no exercise 9 here; there are: 1, 2, 3, 4"):
-        check(9, 1)
+    with pytest.raises(ValueError, match=r"there is no exercise 99 here; there are: 1, 2, 3, 4"):
+        check(99, 1)
 
 
 def test_a_verdict_is_shown_in_a_notebook_without_code_of_the_answer():

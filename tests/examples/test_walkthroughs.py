@@ -176,7 +176,7 @@ def with_the_smallest_score(scores, temperature):
 @pytest.mark.parametrize(
     ("name", "number", "answer", "message"),
     [
-        ("from_numbers_to_arrays", 5, dict.fromkeys("ABCD", "mean"), "A: 'mean' is none of the"),
+        ("from_numbers_to_arrays", 5, dict.fromkeys("ABCD", "mean"), "'A': 'mean' is none of the"),
         (
             "a_convolution_is_a_product",
             2,

@@ -290,6 +290,7 @@ check = Checker(
         ),
         5: Exercise(
             _found("lower", "higher", "copy"),
+            choices=("lower", "same", "higher", "switch", "copy"),
             slips={
                 "With no adapter there is nothing to switch off: the weights themselves have "
                 "changed.": _found("lower", "higher", "switch"),

@@ -261,6 +261,7 @@ check = Checker(
         ),
         4: Exercise(
             CHANGES,
+            choices=("same", "new"),
             slips={
                 "Look at the update line: it hands over `group`, a dict, and the learning rate is "
                 "read from it in each step.": CHANGES | {RATE: "new"},

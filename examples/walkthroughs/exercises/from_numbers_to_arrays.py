@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.walkthroughs.checking import Checker, Exercise, WrongAnswerError
+from examples.walkthroughs.checking import Checker, Exercise
 
 Array = NDArray[Any]
 
@@ -166,21 +166,6 @@ def with_mistake(mistake: str) -> Callable[..., dict[str, Array]]:
 FOUND: dict[str, str] = {"A": "mean for sum", "B": "wrong array", "C": "1/n", "D": "tanh"}
 CHOICE = ("1/n", "minus", "softmax axis", "relu", "tanh", "wrong array", "mean for sum")
 MYSTERIES = {name: with_mistake(mistake) for name, mistake in FOUND.items()}
-
-
-def words(answer: Any) -> Any:
-    """Return an answer whose words are those of the choice.
-
-    Raises:
-        WrongAnswerError: if there is another word.
-    """
-    if isinstance(answer, Mapping):
-        for name, word in answer.items():
-            if str(word).strip().casefold() not in CHOICE:
-                raise WrongAnswerError(
-                    f"{name}: {word!r} is none of the words {', '.join(map(repr, CHOICE))}."
-                )
-    return answer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -349,7 +334,7 @@ check = Checker(
         ),
         5: Exercise(
             FOUND,
-            observe=words,
+            choices=CHOICE,
             slips={
                 "A: the 1/n is in the loss, so without it every gradient would be wrong. Here only "
                 "one is.": FOUND | {"A": "1/n"},

@@ -147,6 +147,7 @@ check = Checker(
         ),
         3: Exercise(
             DIRECTIONS,
+            choices=("forward", "reverse"),
             slips={
                 "A million numbers move, and one is asked about: forward mode would take a million "
                 "passes for the loss.": directions(LOSS="forward"),
