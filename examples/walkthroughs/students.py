@@ -68,20 +68,22 @@ def write_edition(out: Path) -> list[Path]:
 
 def for_students(notebook: Notebook) -> Notebook:
     """Return a notebook without outputs, with cells to answer in and cells that grade them."""
-    tasks = {id(cell): number for number, cell in enumerate(exercises(notebook), 1)}
-    answers = {id(answer_of(notebook, cell)): cell for cell in exercises(notebook)}
+    tasks = {
+        id(answer_of(notebook, task)): (number, "\n\n".join(solutions(task)))
+        for number, task in enumerate(exercises(notebook), 1)
+    }
     cells: list[Cell] = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cells.append({**cell, "source": with_links(without_solution(cell["source"]))})
-        elif (task := answers.get(id(cell))) is None:
-            cells.append({**cell, "execution_count": None, "outputs": []})
+        elif id(cell) in tasks:
+            cells += answer_and_check(cell, *tasks[id(cell)])
         else:
-            cells += answer_and_check(cell, "\n\n".join(solutions(task)), tasks[id(task)])
+            cells.append({**cell, "execution_count": None, "outputs": []})
     return {**notebook, "cells": cells}
 
 
-def answer_and_check(answer: Cell, solution: str, number: int) -> list[Cell]:
+def answer_and_check(answer: Cell, number: int, solution: str) -> list[Cell]:
     """Return the cell that a student fills in, with the solution, and the one that grades it."""
     begun = answer["source"].rpartition("\n")[0].rstrip()
     source = f"{begun}\n\n\n### BEGIN SOLUTION\n{solution.rstrip()}\n### END SOLUTION"

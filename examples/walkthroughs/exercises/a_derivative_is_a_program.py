@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from examples.walkthroughs.checking import (
@@ -22,11 +22,12 @@ from examples.walkthroughs.checking import (
 
 @dataclass(eq=False)
 class Number:
-    """A number with the attributes of the notebook's `Scalar` that the checks read."""
+    """A number with the attributes of the notebook's `Scalar`."""
 
     value: float
     op: str | None = None
-    inputs: tuple[Number, ...] = ()
+    inputs: tuple[Number, ...] = field(default=(), repr=False)
+    grad: float = field(default=0.0, repr=False)
 
 
 def add(x: Number, y: Number) -> Number:
