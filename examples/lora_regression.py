@@ -3,7 +3,6 @@
 A network learns to complete handwritten digits: from the upper half of an image it predicts the
 lower half. It has never seen a seven. Then we compare three methods to adapt it to 40 sevens: not
 at all; by training all of its weights; and by LoRA, which trains small updates of two layers.
-
 You will see what each method costs, how well it works on other sevens (and on the other digits,
 which the network forgets), whether the differences are larger than the noise between random splits,
 and what merging the update changes. It takes half a minute, and draws lora_regression.png.
@@ -180,10 +179,9 @@ def main(
 def draw(results: Results, task: Task, out: str | Path) -> None:
     """Save the picture: predictions of the networks of the first split, and all errors."""
     *_, old_group, new_group, unit = task
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
     given, truth, _ = results[NONE][0]["shown"]
-    panels = 2 if truth.shape[1] > 1 else 1
-    right = figure.add_subplot(1, panels, panels)
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    *left, right = figure.subplots(1, 2 if truth.shape[1] > 1 else 1, squeeze=False)[0]
     for method, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
         curves = np.array([o["curve"] for o in results[method]])  # (split, epoch, group)
         for i, (group, line) in enumerate(((new_group, "-"), (old_group, "--"))):
@@ -191,23 +189,18 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
             name = f"{method}, {results[method][0]['trains']:,} parameters: {group}"
             right.plot(mean, marker + line, color=color, linewidth=2, label=name)
             right.fill_between(np.arange(len(mean)), lowest, highest, color=color, alpha=0.2)
-    right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
+    right.set(title=f"Adaptation to {new_group}: mean and range of five splits", ylim=(0, None))
+    right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})")
     right.set(xticks=range(0, len(mean), 1 + len(mean) // 6))
-    right.set_title(f"Adaptation to {new_group}: mean and range of five splits")
-    right.legend()
-    if panels == 2:
+    right.legend(handlelength=4)
+    for panel in left:
         halves = [np.full_like(truth, np.nan), *(o[0]["shown"][2] for o in results.values()), truth]
         rows = [np.hstack([given, half])[:5].reshape(5, 8, 8) for half in halves]
         framed = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)
-        left = figure.add_subplot(1, 2, 1)
-        left.imshow(np.vstack([np.hstack(row) for row in framed]), cmap="gray_r", vmin=0, vmax=16)
-        left.hlines(10 * np.arange(5) + 4.5, 0, 49, color="#56B4E9")
-        left.set_yticks(10 * np.arange(5) + 4.5, ["given", *results, "the truth"], size="large")
-        left.set(
-            xticks=[],
-            frame_on=False,
-            title=f"{new_group.capitalize()} of one split: given the upper half, predict the lower",
-        )
+        panel.imshow(np.vstack([np.hstack(row) for row in framed]), cmap="gray_r", vmin=0, vmax=16)
+        panel.hlines(10 * np.arange(5) + 4.5, 0, 49, color="#56B4E9")
+        panel.set_yticks(10 * np.arange(5) + 4.5, ["given", *results, "the truth"], size="large")
+        panel.set(xticks=[], frame_on=False, title=f"Five {new_group}: the lower half is predicted")
     figure.savefig(out, dpi=120)
 
 
