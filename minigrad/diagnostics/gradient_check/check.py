@@ -306,7 +306,7 @@ class _Comparison:
         report.compared += total
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
-        report.others = problem.others
+        report.others = problem.function.others
         report.dtype, report.unsteady = str(problem.dtype), problem.function.unsteady
         report.wrong.sort(key=lambda entry: -entry.relative_difference)
 

@@ -77,7 +77,6 @@ class GradientProblem:
     rng: InitVar[np.random.Generator]  # decides how roundings are changed
     # As `gradients_at`, but from compositions, which show what is inside an op.
     inside: InitVar[ArraysAt | None] = None
-    others: int = 0  # how many tensors f depends on that require a gradient and are no operands
 
     def __post_init__(
         self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None
@@ -135,16 +134,15 @@ def first_order(
     operands = [copied(x, FLOAT64) for x in function.operands]
     with function.explained("with inputs that require a gradient"):
         try:
-            outline = function.outline(operands)
+            dtype = function.outline(operands)
         except Exception:  # f insists on the dtype of the inputs, or fails with any
             operands = function.operands
-            outline = function.outline(operands)
-    function.shapes = outline.shapes
+            dtype = function.outline(operands)
     cotangents = function.cotangents(operands, rng)
     gradients_at = partial(function.gradients, cotangents=cotangents)
     gradients, paths = function.gradients_by_path(operands, cotangents, recorded)
-    # What differs from call to call is not computed with all digits.
-    dtypes = [outline.dtype, FLOAT32] if function.unsteady else [outline.dtype]
+    if function.unsteady:  # what differs from call to call is not computed with all digits
+        dtype = least_exact([dtype, FLOAT32])
     return GradientProblem(
         function=function,
         order=1,
@@ -155,12 +153,11 @@ def first_order(
         gradients=gradients,
         paths=paths,
         gradients_at=gradients_at,
-        dtype=least_exact(dtypes),
+        dtype=dtype,
         tolerance=tolerance,
         cotangents=cotangents,
         rng=rng,
         inside=partial(gradients_at, recorded=True) if recorded else None,
-        others=outline.others,
     )
 
 
