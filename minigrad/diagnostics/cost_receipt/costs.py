@@ -332,11 +332,11 @@ def _rmsprop(group: Mapping[str, Any]) -> int:
     return 9 + 2 * more
 
 
-def _adagrad(group: Mapping[str, Any]) -> int:
-    return 7 + 2 * bool(group["weight_decay"])
-
-
 STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
-    **{SGD: _sgd, Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad}
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    RMSprop: _rmsprop,
+    Adagrad: lambda group: 7 + 2 * bool(group["weight_decay"]),
 }
 """The FLOPs of an optimiser's step for each parameter, given the options of its group."""

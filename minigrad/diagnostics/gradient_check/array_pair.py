@@ -87,15 +87,15 @@ class ArrayPair(CheckedFunction):
         results = [x for x in call[1] if is_float(x.dtype)]
         return results, functools.partial(self._gradients, call)
 
-    def _gradients(self, call: Call, seeds: Foreign, recorded: bool = False) -> list[Array]:
+    def _gradients(self, call: Call, seeds: Foreign, recorded: bool) -> list[Array]:
         """Call backward, and return the gradients by the operands."""
         arguments, outs, several = call
         left = iter(seeds)
-        g = [next(left) if is_float(x.dtype) else None for x in outs]
+        given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
         name = getattr(self._backward, "__name__", "backward")
         try:
-            found = self._backward(tuple(g) if several else g[0], *arguments, **options)
+            found = self._backward(tuple(given) if several else given[0], *arguments, **options)
         except Exception as error:
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arguments)
             error.add_note(f"raised in {name}(g, *inputs), with inputs {shapes}")

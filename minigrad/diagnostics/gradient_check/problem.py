@@ -32,14 +32,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     largest_of,
 )
-from minigrad.diagnostics.gradient_check.tolerances import (
-    FLOAT32,
-    FLOAT64,
-    SPREADS,
-    Tolerance,
-    finfo,
-    least_exact,
-)
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, SPREADS, Tolerance
 from minigrad.errors import op_of
 from minigrad.ops.hints import Undefined, cause_of_gradient
 
@@ -88,7 +81,7 @@ class GradientProblem:
         with self.function.explained(NUDGED):
             self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
             if any(x.dtype != dtype for x, dtype in zip(point, dtypes, strict=True)):
-                self.narrow = _rounded(at(given), least_exact(dtypes), at, given, rng)
+                self.narrow = _rounded(at(given), tolerances.least_exact(dtypes), at, given, rng)
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more
@@ -100,7 +93,7 @@ class GradientProblem:
             values = _rounded(
                 [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
             )
-        eps, largest = float(finfo(self.dtype).eps), self.plain.largest
+        eps, largest = float(tolerances.finfo(self.dtype).eps), self.plain.largest
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
         share = max(share, self.function.nondet_tol)
@@ -142,7 +135,7 @@ def first_order(
     gradients_at = partial(function.gradients, cotangents=cotangents)
     gradients, paths = function.gradients_by_path(operands, cotangents, recorded)
     if function.unsteady:  # what differs from call to call is not computed with all digits
-        dtype = least_exact([dtype, FLOAT32])
+        dtype = tolerances.least_exact([dtype, FLOAT32])
     return GradientProblem(
         function=function,
         order=1,
