@@ -32,7 +32,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
-from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
+from minigrad.diagnostics.gradient_check.problem import GradientProblem, SecondOrder
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
@@ -214,10 +214,10 @@ def _checked(
         if report.reason:
             return report
         try:
-            problem = first_order(function, rng, tolerance, recorded=order == 2)
+            problem = GradientProblem(function, rng, tolerance, recorded=order == 2)
             function.check_unwritten(" where a gradient is required, in it or in a VJP")
             for each_order in range(1, order + 1):
-                problem = second_order(problem, rng) if each_order == 2 else problem
+                problem = SecondOrder(problem, rng) if each_order == 2 else problem
                 plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
                 what = "two passes for its gradient"
                 report.reason = _instability(function, what, plain, repeated)
@@ -225,8 +225,7 @@ def _checked(
                     return report
                 _Comparison(problem, report, rng).run(samples, progress)
         except NoGradient as found:
-            about: dict[str, Any] = {"reason": found.reason, "operand": found.operand}
-            report.wrong.append(Judgement("disagree", nan, 0.0, **about))
+            report.wrong.append(Judgement("disagree", nan, 0.0, found.reason, operand=found.operand))
         end = function.values(function.operands)
         report.reason = _instability(function, "the first call and the last", start, end)
         return report
