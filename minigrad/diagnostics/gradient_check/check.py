@@ -225,7 +225,8 @@ def _checked(
                     return report
                 _Comparison(problem, report, rng).run(samples, progress)
         except NoGradient as found:
-            report.wrong.append(Judgement("disagree", nan, 0.0, found.reason, operand=found.operand))
+            wrong = Judgement("disagree", nan, 0.0, found.reason, operand=found.operand)
+            report.wrong.append(wrong)
         end = function.values(function.operands)
         report.reason = _instability(function, "the first call and the last", start, end)
         return report
