@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.observers import Observer, observe
-from minigrad.core.tensor import Tensor, assign
+from minigrad.core.tensor import Tensor, assigned
 from minigrad.nn.module import Module
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
 
 class Draws(Observer):
-    """Remembers the state that each generator had before the first draw from it.
+    """Remembers the state that each generator had before the first draw from it."""
 
-    Those in `generators` may also be drawn from without the library: it is their present state.
-    """
-
-    def __init__(self, generators: Iterable[np.random.Generator] = ()) -> None:
-        self._states: list[tuple[np.random.Generator, Any]] = []
-        for generator in generators:
-            self.on_random(generator)
+    def __init__(self) -> None:
+        self._states: dict[np.random.Generator, Any] = {}
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Save the state of a generator that was not seen before."""
-        if all(generator is not known for known, _ in self._states):
-            self._states.append((generator, generator.bit_generator.state))
+        self._states.setdefault(generator, generator.bit_generator.state)
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
@@ -42,7 +36,7 @@ class Draws(Observer):
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)  # noqa: NPY002
-            for generator, state in self._states:
+            for generator, state in self._states.items():
                 generator.bit_generator.state = state
 
 
@@ -57,21 +51,21 @@ def unchanged(model: Module) -> Iterator[None]:
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     values = [value for _, own in attributes for value in own.values()]
     tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
-    before = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
+    present = [(t, {"_data": t._data, "node": t.node, "grad": None}) for t in tensors]
     arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
     arrays += (tensor._data for tensor in tensors)
     copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
-    generators = [v for v in values if isinstance(v, np.random.Generator)]
-    for tensor in tensors:
-        tensor.zero_grad()
+    draws = Draws()
+    for value in values:
+        if isinstance(value, np.random.Generator):  # it may be drawn from without the library
+            draws.on_random(value)
     try:
-        with Draws(generators).put_back():
+        with draws.put_back(), assigned(present):
             yield
     finally:
         for module, own in attributes:
             vars(module).clear()
             vars(module).update(own)
-        assign(before)
         for array, copy in copies:
             if np.array_equal(array, copy, equal_nan=True):
                 continue

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partialmethod
 from inspect import signature
 from types import EllipsisType
 from typing import Any
@@ -95,18 +96,13 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         """Return the truth of a condition: all that is known of an element."""
         return self.truth
 
-    def reshape(self, *shape: Any) -> Sketch:
-        """Arrange the elements in another shape."""
-        return self._moved(np.ndarray.reshape, *shape)
-
-    def transpose(self, *axes: Any) -> Sketch:
-        """Reorder the axes."""
-        return self._moved(np.ndarray.transpose, *axes)
+    reshape = partialmethod(_moved, np.ndarray.reshape)
+    transpose = partialmethod(_moved, np.ndarray.transpose)
 
     @property
     def T(self) -> Sketch:  # noqa: N802  # numpy's name
         """The axes in reverse order."""
-        return self.transpose()
+        return self._moved(np.ndarray.transpose)
 
     def __getitem__(self, index: Any) -> Sketch:
         parts = index if isinstance(index, tuple) else (index,)
@@ -332,11 +328,11 @@ def _rmsprop(group: Mapping[str, Any]) -> int:
     return 9 + 2 * more
 
 
-def _adagrad(group: Mapping[str, Any]) -> int:
-    return 7 + 2 * bool(group["weight_decay"])
-
-
 STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
-    **{SGD: _sgd, Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad}
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    RMSprop: _rmsprop,
+    Adagrad: lambda group: 7 + 2 * bool(group["weight_decay"]),
 }
 """The FLOPs of an optimiser's step for each parameter, given the options of its group."""

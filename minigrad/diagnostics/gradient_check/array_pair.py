@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,11 +16,9 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Array,
     Arrays,
     CheckedFunction,
-    Gradients,
+    Foreign,
     NoGradient,
-    Outline,
-    Positions,
-    Pullback,
+    Pull,
     copied,
     flat,
     largest_of,
@@ -72,15 +71,31 @@ class ArrayPair(CheckedFunction):
         self.same_shapes(floats)
         return arguments, found, several
 
-    def _pulled_back(self, call: Call, cotangents: Arrays) -> tuple[list[Any], list[Array]]:
-        """Call backward; return what it was given as g, and the gradients by the operands."""
+    def _call(self, arrays: Foreign) -> list[Array]:
+        return [x for x in self._called(arrays)[1] if is_float(x.dtype)]
+
+    def _to_numpy(self, x: Array) -> Array:
+        return x
+
+    def _from_numpy(self, x: Array, like: Any) -> Array:
+        return x
+
+    def _pulled_back(
+        self, operands: Arrays, needed: Sequence[int] = ()
+    ) -> tuple[list[Array], Pull]:
+        call = self._called(operands)
+        results = [x for x in call[1] if is_float(x.dtype)]
+        return results, functools.partial(self._gradients, call)
+
+    def _gradients(self, call: Call, seeds: Foreign, recorded: bool) -> list[Array]:
+        """Call backward, and return the gradients by the operands."""
         arguments, outs, several = call
-        left = iter(cotangents)
-        seeds = [np.array(next(left), x.dtype) if is_float(x.dtype) else None for x in outs]
+        left = iter(seeds)
+        given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
         name = getattr(self._backward, "__name__", "backward")
         try:
-            found = self._backward(tuple(seeds) if several else seeds[0], *arguments, **options)
+            found = self._backward(tuple(given) if several else given[0], *arguments, **options)
         except Exception as error:
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arguments)
             error.add_note(f"raised in {name}(g, *inputs), with inputs {shapes}")
@@ -108,33 +123,18 @@ class ArrayPair(CheckedFunction):
                 reason = f"{name} returned a gradient of shape {array.shape} for an input of "
                 raise NoGradient(self._names[i], f"{reason}{x.shape}")
             checked.append(array)
-        return seeds, checked
+        return checked
 
-    def results(self, operands: Arrays) -> list[Array]:
-        """Compute the results of floats."""
-        return [x for x in self._called(operands)[1] if is_float(x.dtype)]
-
-    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
-        """Call forward, and return its results and a function that calls backward."""
-        call = self._called(operands)
-
-        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
-            _, gradients = self._pulled_back(call, cotangents)
-            return [np.array(g, FLOAT64, order="C") for g in gradients]
-
-        return [x for x in call[1] if is_float(x.dtype)], pullback
-
-    def outline(self, operands: Arrays) -> Outline:
-        """Call both functions, and say what the results are.
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call both functions, and find the dtype in which they compute.
 
         Raises:
             TypeError: if the operands have more digits than the inputs, and the functions do not
                 compute with them. A kernel that takes any memory for one of float32 gives other
                 numbers then.
         """
-        call = self._called(operands)
-        results = [x for x in call[1] if is_float(x.dtype)]
-        _, gradients = self._pulled_back(call, [np.ones(x.shape) for x in results])
+        results, pull = self._pulled_back(operands)
+        gradients = pull(self._seeds([np.ones(x.shape) for x in results], results), False)
         if self.widened(operands):
             given = least_exact(x.dtype for x in self.operands)
             narrow = self.values(self.operands)
@@ -145,23 +145,25 @@ class ArrayPair(CheckedFunction):
             ):
                 raise self.error(f"{self.name} computes in {given} only")
         dtype = least_exact([x.dtype for x in (*results, *operands)])
-        return Outline([x.shape for x in results], self.least_exact(operands, dtype))
+        dtype = self.least_exact(operands, dtype)
+        self.shapes = [x.shape for x in results]
+        return dtype
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent.
 
         A gradient may be g itself, or share memory with one by another input, as that of x + y.
         """
-        call = self._called(self.operands)
-        seeds, gradients = self._pulled_back(call, cotangents)
-        floats = [g for g in seeds if g is not None]
+        results, pull = self._pulled_back(self.operands)
+        seeds = self._seeds(cotangents, results)
+        gradients = pull(seeds, False)
         flaws = [
             ("the cotangent", "backward writes to the g that it is given, which others may have")
-            for g, v in zip(floats, cotangents, strict=True)
+            for g, v in zip(seeds, cotangents, strict=True)
             if not np.array_equal(g, v.astype(g.dtype))
         ]
         before = [g.copy() for g in gradients]
-        self._pulled_back(call, [-2 * v for v in cotangents])
+        pull(self._seeds([-2 * v for v in cotangents], results), False)
         for name, x, g, same in zip(self.names, self.operands, gradients, before, strict=True):
             for given, array in zip(self.names, self.operands, strict=True):
                 if np.shares_memory(g, array):

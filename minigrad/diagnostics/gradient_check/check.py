@@ -32,7 +32,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
-from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
+from minigrad.diagnostics.gradient_check.problem import GradientProblem, SecondOrder
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
@@ -214,10 +214,10 @@ def _checked(
         if report.reason:
             return report
         try:
-            problem = first_order(function, rng, tolerance, recorded=order == 2)
+            problem = GradientProblem(function, rng, tolerance, recorded=order == 2)
             function.check_unwritten(" where a gradient is required, in it or in a VJP")
             for each_order in range(1, order + 1):
-                problem = second_order(problem, rng) if each_order == 2 else problem
+                problem = SecondOrder(problem, rng) if each_order == 2 else problem
                 plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
                 what = "two passes for its gradient"
                 report.reason = _instability(function, what, plain, repeated)
@@ -225,8 +225,8 @@ def _checked(
                     return report
                 _Comparison(problem, report, rng).run(samples, progress)
         except NoGradient as found:
-            about: dict[str, Any] = {"reason": found.reason, "operand": found.operand}
-            report.wrong.append(Judgement("disagree", nan, 0.0, **about))
+            wrong = Judgement("disagree", nan, 0.0, found.reason, operand=found.operand)
+            report.wrong.append(wrong)
         end = function.values(function.operands)
         report.reason = _instability(function, "the first call and the last", start, end)
         return report
@@ -306,7 +306,7 @@ class _Comparison:
         report.compared += total
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
-        report.others = problem.others
+        report.others = problem.function.others
         report.dtype, report.unsteady = str(problem.dtype), problem.function.unsteady
         report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
@@ -339,8 +339,7 @@ class _Comparison:
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
-        if found.verdict == "disagree" and not found.kink:
-            self._note(found, move, analytic, str(problem.dtype))
+        self._note(found, move, analytic, str(problem.dtype), only_sure=True)
 
     def _compare_with_forward_mode(self) -> None:
         """Compare u^T (J v), which forward mode computes, with (u^T J) v, if all is right so far.
@@ -361,8 +360,7 @@ class _Comparison:
         close = max(tolerances.SAME_PATH * abs(slope), allowed.rounding)
         if abs(slope - move.slope(problem.plain.arrays)) > close:
             found = self._judge(slope, Line(problem, move), allowed)
-            if found.verdict == "disagree" and not found.kink:
-                self._note(found, move, slope, str(problem.dtype))
+            self._note(found, move, slope, str(problem.dtype), only_sure=True)
 
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: the plain one, and by each path that gives another one.
@@ -384,8 +382,7 @@ class _Comparison:
             reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
             found.append((value, replace(judgement, reason=reason)))
         for value, judgement in found:
-            if not ties or (judgement.verdict == "disagree" and not judgement.kink):
-                self._note(judgement, move, value, dtype)
+            self._note(judgement, move, value, dtype, only_sure=ties)
         judged = {dtype: [judgement for _, judgement in found]}
         narrow = problem.narrow
         if narrow is not None and (move.index is not None or exact.verdict == "agree"):
@@ -425,13 +422,19 @@ class _Comparison:
         margin = tolerances.NEIGHBOUR_MARGIN * size
         return high - low > tolerances.ALIKE * size and low - margin <= analytic <= high + margin
 
-    def _note(self, judgement: Judgement, move: Move, analytic: float, dtype: str) -> None:
-        """Add a derivative to the entries that are wrong or undecided, unless it agrees."""
-        if judgement.verdict != "agree":
-            about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
-            entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
-            cut = self.problem.function.unreached.get(move.name)
-            if cut and judgement.verdict == "disagree":
-                entry = replace(entry, reason="; ".join(filter(None, (judgement.reason, cut))))
-            wrong, undecided = self.report.wrong, self.report.undecided
-            (wrong if judgement.verdict == "disagree" else undecided).append(entry)
+    def _note(
+        self, judgement: Judgement, move: Move, analytic: float, dtype: str, only_sure: bool = False
+    ) -> None:
+        """Add a derivative to the entries that are wrong or undecided, unless it agrees.
+
+        With `only_sure` it is added only if it is wrong, and not at a kink.
+        """
+        is_wrong = judgement.verdict == "disagree"
+        if judgement.verdict == "agree" or (only_sure and (not is_wrong or judgement.kink)):
+            return
+        about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
+        entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
+        cut = self.problem.function.unreached.get(move.name)
+        if cut and is_wrong:
+            entry = replace(entry, reason="; ".join(filter(None, (judgement.reason, cut))))
+        (self.report.wrong if is_wrong else self.report.undecided).append(entry)

@@ -3,20 +3,21 @@
 All methods take the operands as a list of float arrays, so that any of them can be perturbed. They
 return all results as one vector, whatever f returns, and a gradient as one array per operand.
 
-`CheckedFunction` is what the checker needs of a function, and has the parts that all of them share:
-functions of our tensors (tensor_function), pairs of functions of arrays (array_pair), and functions
-of PyTorch and JAX (foreign_function).
+`CheckedFunction` has what all kinds of functions share. A kind says how f is called with arrays of
+its framework, and how gradients are asked for: functions of our tensors (tensor_function), pairs of
+functions of arrays (array_pair), and functions of PyTorch and JAX (foreign_function).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,15 +37,12 @@ ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some ope
 # `recorded=True` it computes it as for a derivative of higher order.
 Pullback = Callable[..., Gradients]
 Arrays = Sequence[Array]
-Positions = Sequence[int] | None  # of operands; None stands for all
+Foreign = Sequence[Any]  # arrays of a framework
+# Computes a gradient or None by each operand for some cotangents, recorded or not.
+Pull = Callable[[Foreign, bool], Foreign]
 
 CHECKERS = "gradcheck", "check_vjp"  # the functions that users call, whose errors end a check
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
-
-
-def gradcheck_error(message: str, kind: type[Exception] = TypeError) -> Exception:
-    """Return an exception whose message names gradcheck."""
-    return op_error(kind, "gradcheck", message)
 
 
 class NoGradient(Exception):  # noqa: N818  # a finding, which the checker reports
@@ -55,20 +53,15 @@ class NoGradient(Exception):  # noqa: N818  # a finding, which the checker repor
         self.operand, self.reason = operand, reason
 
 
-@dataclass(frozen=True)
-class Outline:
-    """The shapes and the dtype of the results of a function, without their values."""
-
-    shapes: list[tuple[int, ...]]
-    dtype: np.dtype[Any]  # in which it computes; the least exact one if there are several
-    others: int = 0  # how many tensors it depends on that require a gradient and are no operands
-
-
 class CheckedFunction(ABC):
     """A function of float arrays, whose gradients are to be checked.
 
+    f itself takes and returns arrays of a framework, for whose type `Any` stands here. Frameworks
+    that record a graph, as minigrad and PyTorch do, are asked in the same way.
+
     Attributes:
         checker: the function that the user called, for messages.
+        framework: that f is of, for messages.
         layout: the name of another layout in memory that a cotangent may have, and what makes it.
         selects: whether a gradient can be asked for by some operands only.
         given_as: what the inputs are when f is called, for messages.
@@ -76,12 +69,14 @@ class CheckedFunction(ABC):
         names: of the operands.
         operands: the inputs and parameters of floats, in the dtypes that they came in.
         shapes: of the results, once they are known.
+        others: how many tensors f depends on that require a gradient and are no operands.
         unreached: for names of operands without a gradient, what may be the reason.
         nondet_tol: the difference that two calls may have, relative to the largest number.
         unsteady: whether two calls have differed, by more than a sum in another order.
     """
 
     checker: ClassVar[str] = "gradcheck"
+    framework: ClassVar[str]
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
     selects: ClassVar[bool] = False
     given_as: ClassVar[str] = ""
@@ -94,6 +89,7 @@ class CheckedFunction(ABC):
             raise self.error(f"f is the class {f.__name__}; pass {how}")
         self.name: str = getattr(f, "__name__", type(f).__name__)
         self.shapes: list[tuple[int, ...]] = []
+        self.others = 0
         self.unreached: dict[str, str] = {}
         self.nondet_tol, self.unsteady = 0.0, False
 
@@ -103,6 +99,7 @@ class CheckedFunction(ABC):
         self._before = {name: x.copy() for name, x in arrays.items()}
         self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
         self.operands = [self._arrays[name] for name in self.names]
+        self._given: Foreign = self.operands  # the operands, as arrays of the framework
         if not self.operands:
             dtypes = [str(x.dtype) for x in arrays.values()]
             raise self.error(
@@ -114,27 +111,39 @@ class CheckedFunction(ABC):
         return op_error(kind, self.checker, message)
 
     @abstractmethod
-    def results(self, operands: Arrays) -> list[Array]:
-        """Compute the results of floats, with no graph."""
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call f where a gradient is required, note the shapes of its results, and other tensors.
 
-    @abstractmethod
-    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
-        """Call f, and return its results and what pulls cotangents back through this call.
-
-        `needed` are the positions of the operands by which a gradient is asked for, if not by all.
+        Return the dtype in which it computes; the least exact one if there are several.
         """
 
     @abstractmethod
-    def outline(self, operands: Arrays) -> Outline:
-        """Call f where a gradient is required, and say what its results are."""
+    def _call(self, arrays: Foreign) -> list[Any]:
+        """Call f, and return the results that are of floats, which have the shapes of before."""
+
+    @abstractmethod
+    def _to_numpy(self, x: Any) -> Array:
+        """Return an array of numpy with the same numbers, perhaps in the same memory."""
+
+    @abstractmethod
+    def _from_numpy(self, x: Array, like: Any) -> Any:
+        """Return an array of the framework, on the device of another one."""
+
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
+        """Return a gradient or None by each leaf; the graph is kept."""
+        raise NotImplementedError
+
+    def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
+        """Set whether the framework records a graph in the block."""
+        return nullcontext()
+
+    def _refuses(self, error: Exception) -> bool:
+        """Return whether the framework says by an error that f gives no gradient."""
+        return False
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
         return []
-
-    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
-        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
-        raise NotImplementedError
 
     def slope(
         self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
@@ -142,32 +151,114 @@ class CheckedFunction(ABC):
         """Compute sum(cotangents * J directions) in forward mode; None if there is none."""
         return None
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
+    def restored(self) -> AbstractContextManager[None]:
         """Restore all random generators after the block."""
-        with Draws().put_back():
-            yield
+        return Draws().put_back()
 
     def values(self, operands: Arrays) -> Vector:
         """Compute all results as one vector, with no graph."""
-        return flat(self.same_shapes(self.results(operands)))
+        with self._recording(False):
+            return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
 
-    def same_shapes(self, results: list[Array]) -> list[Array]:
+    def vjp(self, operands: Arrays, needed: Sequence[int] | None = None) -> Pullback:
+        """Call f, and return what pulls cotangents back through this call.
+
+        `needed` are the positions of the operands by which a gradient is asked for, if not by all.
+        """
+        needed = range(len(operands)) if needed is None else needed
+        with self._findings():
+            results, pull = self._pulled_back(operands, needed)
+
+        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
+            seeds = self._seeds(cotangents, results)
+            with self._findings():
+                found = pull(seeds, recorded)
+            for i in needed:
+                if found[i] is None:
+                    why = "gives no gradient: is the result computed under no_grad or detached, or "
+                    why += "does a backward return None?"
+                    self.unreached.setdefault(self.names[i], f"{self.framework} {why}")
+            return self._as_gradients(found, operands)
+
+        return pullback
+
+    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
+        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
+        with self.explained(RECORDING), self._recording(True):
+            leaves, results = self._required(operands)
+            seeds = [g.requires_grad_() for g in self._seeds(cotangents, results)]
+            first = self._grad(results, leaves, seeds, True)
+            pairs = [(g, w) for g, w in zip(first, weights, strict=True) if g is not None]
+            parts = [(g * self._from_numpy(w, g)).sum() for g, w in pairs]
+            total = [functools.reduce(operator.add, parts)] if parts else []
+            second = self._grad(total, [*leaves, *seeds], [None] * len(total), False)
+            return self._as_gradients(second, [*operands, *cotangents])
+
+    def same_shapes(self, results: list[Any]) -> list[Any]:
         """Return the results, or raise a ValueError if they have not the shapes of before."""
-        shapes = [x.shape for x in results]
+        shapes = [tuple(x.shape) for x in results]
         if self.shapes and shapes != self.shapes:
             message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
             message += "function that has a gradient gives as many numbers for any values"
             raise self.error(message, ValueError)
         return results
 
+    def _required(
+        self, operands: Arrays, needed: Sequence[int] | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the operands as leaves, of which some require a gradient, and the results."""
+        leaves = [
+            x.requires_grad_(needed is None or i in needed)
+            for i, x in enumerate(self._to_arrays(operands))
+        ]
+        with self._recording(True):
+            return leaves, self._call(leaves)
+
+    def _pulled_back(self, operands: Arrays, needed: Sequence[int]) -> tuple[list[Any], Pull]:
+        """Call f, and return its results, and what computes a gradient or None by each operand."""
+        leaves, results = self._required(operands, needed)
+        return results, functools.partial(self._grad, results, leaves)
+
+    def _to_arrays(self, operands: Arrays) -> list[Any]:
+        """Return operands as arrays of the framework."""
+        return [self._from_numpy(x, y) for x, y in zip(operands, self._given, strict=True)]
+
+    def _seeds(self, cotangents: Arrays, like: Foreign) -> list[Any]:
+        """Return cotangents in the dtypes of results; those not broadcast may be written to."""
+        seeds = []
+        for v, y in zip(cotangents, like, strict=True):
+            dtype = self._to_numpy(y).dtype
+            if v.size > 1 and not any(v.strides):
+                seed = np.broadcast_to(v.flat[:1].astype(dtype), v.shape)
+            else:
+                seed = copied(v, dtype)
+            seeds.append(self._from_numpy(seed, y))
+        return seeds
+
+    def _as_gradients(self, found: Foreign, by: Arrays) -> Gradients:
+        """Return gradients as arrays of float64, with zeros for None."""
+        return [
+            np.zeros(x.shape) if g is None else np.array(self._to_numpy(g), FLOAT64, order="C")
+            for g, x in zip(found, by, strict=True)
+        ]
+
+    @contextmanager
+    def _findings(self) -> Iterator[None]:
+        """Report what the framework refuses as a gradient as a finding, and no error."""
+        try:
+            yield
+        except Exception as error:
+            if not self._refuses(error):
+                raise
+            sentence = str(error).splitlines()[0].split(". ")[0]
+            raise NoGradient(", ".join(self.names), f"{self.framework}: {sentence}") from error
+
     def gradients(self, operands: Arrays, cotangents: Arrays, recorded: bool = False) -> Gradients:
         """Compute the gradient of sum(cotangents * results) by each operand.
 
         `recorded` says whether it is computed as for a derivative of higher order.
         """
-        _, pullback = self.vjp(operands)
-        return pullback(cotangents, recorded=recorded)
+        return self.vjp(operands)(cotangents, recorded=recorded)
 
     def cotangents(self, operands: Arrays, rng: np.random.Generator) -> list[Array]:
         """Draw a cotangent for each result, so large that the gradients of all are of like size.
@@ -194,7 +285,7 @@ class CheckedFunction(ABC):
 
         If `recorded`, one is a pass that is recorded for a derivative of higher order.
         """
-        _, pullback = self.vjp(operands)
+        pullback = self.vjp(operands)
         gradients = pullback(cotangents)
         paths = {"a second pass": pullback(cotangents)}
         if recorded:
@@ -208,7 +299,7 @@ class CheckedFunction(ABC):
             paths["a pass behind another call of f"] = pullback(cotangents)
         if self.selects and len(operands) > 1:
             paths["a pass for it alone"] = [
-                self.vjp(operands, [i])[1](cotangents)[i] for i in range(len(operands))
+                self.vjp(operands, [i])(cotangents)[i] for i in range(len(operands))
             ]
         return gradients, paths
 
@@ -217,10 +308,10 @@ class CheckedFunction(ABC):
 
         Such a cotangent arrives behind a sum, and has strides of 0.
         """
-        results, pullback = self.vjp(operands)
+        pullback = self.vjp(operands)
         try:
             plain, other = (
-                pullback([of_ones(x.shape) for x in results])
+                pullback([of_ones(shape) for shape in self.shapes])
                 for of_ones in (np.ones, lambda shape: np.broadcast_to(np.ones(()), shape))
             )
         except Exception as error:
@@ -289,10 +380,11 @@ def copied_module(module: Any) -> Any:
     try:
         return copy.deepcopy(module)
     except Exception as error:
-        raise gradcheck_error(
+        message = (
             f"{type(module).__name__} cannot be copied ({error}), and it is left as it is; check a "
             f"function that calls it with tensors instead of its parameters"
-        ) from error
+        )
+        raise op_error(TypeError, "gradcheck", message) from error
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:
@@ -334,16 +426,6 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     # Where elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
     is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
     return out if is_copy else np.array(x, dtype)
-
-
-def as_seeds(cotangents: Iterable[Array], dtypes: Iterable[np.dtype[Any]]) -> list[Array]:
-    """Return cotangents in other dtypes, which a VJP may write to unless they are broadcast."""
-    return [
-        np.broadcast_to(v.flat[:1].astype(dtype), v.shape)
-        if v.size > 1 and not any(v.strides)
-        else copied(v, dtype)
-        for v, dtype in zip(cotangents, dtypes, strict=True)
-    ]
 
 
 def flat(arrays: Iterable[Array]) -> Vector:

@@ -36,14 +36,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 )
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, RoundedArrays
 from minigrad.diagnostics.gradient_check.report import Judgement, Verdict
-from minigrad.diagnostics.gradient_check.tolerances import (
-    COARSEST_NEARBY,
-    FLOAT32,
-    FLOAT64,
-    NEARBY,
-    Tolerance,
-    finfo,
-)
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, Tolerance, finfo
 from minigrad.errors import op_of
 
 
@@ -153,7 +146,7 @@ class Line:
 
     def slope_nearby(self, rng: np.random.Generator) -> float:
         """Return the slope at a random point near this one, to find the slopes around a kink."""
-        reach, step = NEARBY.get(self.dtype, COARSEST_NEARBY)
+        reach, step = tolerances.NEARBY.get(self.dtype, tolerances.COARSEST_NEARBY)
         near = []
         for x in self.point:
             noise = rng.uniform(-reach, reach, x.shape) * max(1.0, largest_of([x]))

@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,24 +20,18 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Array,
     Arrays,
     CheckedFunction,
+    Foreign,
     Gradients,
-    NoGradient,
-    Outline,
-    Positions,
-    Pullback,
-    as_seeds,
+    Pull,
     copied,
     copied_module,
-    gradcheck_error,
     names_of_inputs,
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, is_float, least_exact
+from minigrad.errors import op_error
 
 # Methods of PyTorch's tensors whose results depend on a tensor and have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
-
-Foreign = Sequence[Any]  # arrays of a framework
-Pull = Callable[..., Foreign]  # computes a gradient or None by each array, for some cotangents
 
 
 def _kinds(values: Iterable[Any]) -> list[str]:
@@ -49,10 +42,8 @@ def _kinds(values: Iterable[Any]) -> list[str]:
 class ForeignFunction(CheckedFunction):
     """A function of another framework, which is asked for its gradients.
 
-    Inputs that are no operands are handed on as they are. `Any` stands for the framework's arrays.
+    Inputs that are no operands are handed on as they are.
     """
-
-    framework: str
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         super().__init__(f)
@@ -71,8 +62,8 @@ class ForeignFunction(CheckedFunction):
             raise self.error(
                 f"no input is of floats of {self.framework}; they are {kinds}; convert them first"
             )
-        self._given = list(given.values())  # the operands, as arrays of the framework
         self.take({name: copied(self._to_numpy(x)) for name, x in given.items()})
+        self._given = list(given.values())
 
     def _parameters(self) -> dict[str, Any]:
         """Return those that f has and that are operands too."""
@@ -82,24 +73,7 @@ class ForeignFunction(CheckedFunction):
     def _is_floats(self, x: Any) -> bool:
         """Return whether x is an array of floats of this framework."""
 
-    @abstractmethod
-    def _to_numpy(self, x: Any) -> Array:
-        """Return an array of numpy with the same numbers, perhaps in the same memory."""
-
-    @abstractmethod
-    def _from_numpy(self, x: Array, like: Any) -> Any:
-        """Return an array of the framework, on the device of another one."""
-
-    @abstractmethod
-    def _pulled_back(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], Pull]:
-        """Call f, and return its results, and what computes a gradient or None by each array."""
-
-    @abstractmethod
-    def _refuses(self, error: Exception) -> bool:
-        """Return whether the framework says by an error that f gives no gradient."""
-
     def _call(self, arrays: Foreign) -> list[Any]:
-        """Return the results of f that are of floats."""
         inputs = list(self._inputs)
         for i, x in zip(self._positions, arrays, strict=False):
             inputs[i] = x
@@ -113,70 +87,27 @@ class ForeignFunction(CheckedFunction):
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
                 f"with one, not {kinds or type(result).__name__}"
             )
-        return results
+        return self.same_shapes(results)
 
     def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
         """Call f with these parameters, if it has any."""
         return self._f(*inputs)
 
-    def _to_arrays(self, operands: Arrays) -> list[Any]:
-        """Return operands as arrays of the framework."""
-        return [self._from_numpy(x, y) for x, y in zip(operands, self._given, strict=True)]
-
-    def results(self, operands: Arrays) -> list[Array]:
-        """Compute the results of floats."""
-        return [self._to_numpy(x) for x in self._call(self._to_arrays(operands))]
-
-    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
-        """Call f, and return its results and what pulls cotangents back through this call."""
-        needed = range(len(operands)) if needed is None else needed
-        with self._findings():
-            results, pull = self._pulled_back(self._to_arrays(operands), needed)
-
-        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
-            seeds = self._seeds(cotangents, results)
-            with self._findings():
-                found = pull(seeds, recorded)
-            for i in needed:
-                if found[i] is None:
-                    why = "gives no gradient: is the result computed under no_grad or detached, or "
-                    why += "does a backward return None?"
-                    self.unreached.setdefault(self.names[i], f"{self.framework} {why}")
-            return [
-                np.zeros(x.shape) if g is None else np.array(self._to_numpy(g), FLOAT64, order="C")
-                for g, x in zip(found, operands, strict=True)
-            ]
-
-        return [self._to_numpy(x) for x in results], pullback
-
-    def _seeds(self, cotangents: Arrays, like: Foreign) -> list[Any]:
-        """Return cotangents as arrays with the dtypes of others, which f may write to."""
-        seeds = as_seeds(cotangents, [self._to_numpy(y).dtype for y in like])
-        return [self._from_numpy(v, y) for v, y in zip(seeds, like, strict=True)]
-
-    @contextmanager
-    def _findings(self) -> Iterator[None]:
-        """Report what the framework refuses as a gradient as a finding, and no error."""
-        try:
-            yield
-        except Exception as error:
-            if not self._refuses(error):
-                raise
-            sentence = str(error).splitlines()[0].split(". ")[0]
-            raise NoGradient(", ".join(self.names), f"{self.framework}: {sentence}") from error
-
-    def outline(self, operands: Arrays) -> Outline:
-        """Call f where a gradient is required, and say what its results are.
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call f where a gradient is required, and find the dtype in which it computes.
 
         Raises:
             TypeError: if the operands have more digits than the inputs, and the results do not.
         """
-        results, pullback = self.vjp(operands)
-        pullback([np.ones(x.shape) for x in results])
-        dtype = least_exact(x.dtype for x in results)
+        with self._findings():
+            results, pull = self._pulled_back(operands, range(len(operands)))
+            pull(self._seeds([np.ones(x.shape) for x in results], results), False)
+        dtype = least_exact(self._to_numpy(x).dtype for x in results)
         if dtype != FLOAT64 and self.widened(operands):
             raise self.error(f"{self.name} computes in {dtype} only")
-        return Outline([x.shape for x in results], self.least_exact(operands, dtype))
+        dtype = self.least_exact(operands, dtype)
+        self.shapes = [tuple(x.shape) for x in results]
+        return dtype
 
 
 class TorchFunction(ForeignFunction):
@@ -229,31 +160,21 @@ class TorchFunction(ForeignFunction):
         state |= {name: x.clone() for name, x in module.named_buffers()}
         return self.torch.func.functional_call(module, state, tuple(inputs))
 
-    def results(self, operands: Arrays) -> list[Array]:
-        """Compute the results of floats, with no graph."""
-        with self.torch.no_grad():
-            return super().results(operands)
+    def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
+        return self.torch.set_grad_enabled(enabled)  # type: ignore[no-any-return]
 
-    def _required(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], list[Any]]:
-        """Return the arrays, of which some require a gradient, and the results."""
-        leaves = [x.requires_grad_(i in needed) for i, x in enumerate(arrays)]
-        with self.torch.enable_grad():
-            return leaves, self._call(leaves)
+    def _pulled_back(self, operands: Arrays, needed: Sequence[int]) -> tuple[list[Any], Pull]:
+        results, pull = super()._pulled_back(operands, needed)
 
-    def _pulled_back(self, arrays: Foreign, needed: Sequence[int]) -> tuple[list[Any], Pull]:
-        leaves, results = self._required(arrays, needed)
-
-        def pull(seeds: Foreign, recorded: bool) -> Foreign:
+        def watched(seeds: Foreign, recorded: bool) -> Foreign:
             before = [g.clone() for g in seeds]
-            gradients = self._grad(results, leaves, seeds, recorded)
-            pairs = zip(seeds, before, strict=True)
-            self._written |= not all(self.torch.equal(g, same) for g, same in pairs)
+            gradients = pull(seeds, recorded)
+            self._written |= not all(map(self.torch.equal, seeds, before))
             return gradients
 
-        return results, pull
+        return results, watched
 
     def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
-        """Return a gradient or None by each leaf; the graph is kept."""
         reached = [(y, g) for y, g in zip(results, seeds, strict=True) if y.requires_grad]
         by = [x for x in leaves if x.requires_grad]
         if not reached:
@@ -263,30 +184,12 @@ class TorchFunction(ForeignFunction):
         found = iter(self.torch.autograd.grad(ends, by, given, **options))
         return [next(found) if x.requires_grad else None for x in leaves]
 
-    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
-        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
-        with self.explained(RECORDING), self.torch.enable_grad():
-            arrays = self._to_arrays(operands)
-            leaves, results = self._required(arrays, range(len(arrays)))
-            seeds = [g.requires_grad_() for g in self._seeds(cotangents, results)]
-            first = self._grad(results, leaves, seeds, recorded=True)
-            pairs = [(g, w) for g, w in zip(first, self._seeds(weights, leaves), strict=True)]
-            total = sum((g * w).sum() for g, w in pairs if g is not None)
-            by = [*leaves, *seeds]
-            second = [None] * len(by)
-            if getattr(total, "requires_grad", False):
-                second = self.torch.autograd.grad(total, by, allow_unused=True)
-            return [
-                np.zeros(tuple(x.shape)) if g is None else np.array(self._to_numpy(g), FLOAT64)
-                for g, x in zip(second, by, strict=True)
-            ]
-
     def _refuses(self, error: Exception) -> bool:
         signs = "returned an invalid gradient", "returned an incorrect number", "Can't call numpy()"
         return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
-    def outline(self, operands: Arrays) -> Outline:
-        """Call f where a gradient is required, and say what its results are and what cuts it."""
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call f where a gradient is required, and find the dtype, leaves and cuts of its graph."""
         cut: set[str] = set()
 
         class Watch(self.torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
@@ -297,9 +200,9 @@ class TorchFunction(ForeignFunction):
                 return f(*args, **options or {})
 
         is_recording = self.torch.is_grad_enabled
-        outline = super().outline(operands)
+        dtype = super().outline(operands)
         with Watch():
-            leaves, results = self._required(self._to_arrays(operands), range(len(operands)))
+            leaves, results = self._required(operands)
         if cut:
             why = f"f uses {' and '.join(sorted(cut))}, through which no gradient flows"
             self.unreached = dict.fromkeys(self.names, why)
@@ -310,8 +213,10 @@ class TorchFunction(ForeignFunction):
                 seen.add(node)
                 pending += [following for following, _ in node.next_functions if following]
         own = {id(x) for x in leaves}
-        others = sum(hasattr(node, "variable") and id(node.variable) not in own for node in seen)
-        return replace(outline, others=others)
+        self.others = sum(
+            hasattr(node, "variable") and id(node.variable) not in own for node in seen
+        )
+        return dtype
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
@@ -345,17 +250,19 @@ class JaxFunction(ForeignFunction):
     def _from_numpy(self, x: Array, like: Any) -> Any:
         return self.jax.device_put(self.jax.numpy.array(x), next(iter(like.devices())))
 
-    def _pulled_back(self, arrays: Foreign, needed: Positions = None) -> tuple[list[Any], Pull]:
+    def _pulled_back(self, operands: Arrays, needed: Sequence[int]) -> tuple[list[Any], Pull]:
+        return self._vjp(self._to_arrays(operands))
+
+    def _vjp(self, arrays: Foreign) -> tuple[list[Any], Pull]:
         results, pull = self.jax.vjp(lambda *xs: self._call(xs), *arrays)
-        return results, lambda seeds, recorded=False: pull(list(seeds))
+        return results, lambda seeds, recorded: pull(list(seeds))
 
     def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
         """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
         with self.explained(RECORDING):
             arrays = self._to_arrays(operands)
-            seeds = self._seeds(cotangents, self._pulled_back(arrays)[0])
-            gradients = lambda xs, gs: self._pulled_back(xs)[1](gs)  # noqa: E731
-            first, pull = self.jax.vjp(gradients, arrays, seeds)
+            seeds = self._seeds(cotangents, self._vjp(arrays)[0])
+            first, pull = self.jax.vjp(lambda xs, gs: self._vjp(xs)[1](gs, True), arrays, seeds)
             given = self._seeds(weights, first)
             return [np.array(g, FLOAT64) for part in pull(tuple(given)) for g in part]
 
@@ -375,5 +282,6 @@ def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
     }
     is_torch, is_jax = "torch" in roots, bool(roots & {"jax", "jaxlib"})
     if is_torch and is_jax:
-        raise gradcheck_error("f and its inputs are of PyTorch and of JAX; use those of one")
+        message = "f and its inputs are of PyTorch and of JAX; use those of one"
+        raise op_error(TypeError, "gradcheck", message)
     return TorchFunction if is_torch else JaxFunction if is_jax else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,14 +32,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     largest_of,
 )
-from minigrad.diagnostics.gradient_check.tolerances import (
-    FLOAT32,
-    FLOAT64,
-    SPREADS,
-    Tolerance,
-    finfo,
-    least_exact,
-)
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, SPREADS, Tolerance
 from minigrad.errors import op_of
 from minigrad.ops.hints import Undefined, cause_of_gradient
 
@@ -58,38 +51,64 @@ class RoundedArrays:
     largest_of_all: float  # the largest number that a VJP or an op gave
 
 
-@dataclass
 class GradientProblem:
-    """A vector function of operands, and its gradients as the VJPs give them."""
+    """f as a vector function of its operands, and its gradients as the VJPs give them.
 
-    function: CheckedFunction
-    order: int  # 1 for f itself, 2 for its gradient
-    operands: list[Array]  # the point, in float64 where f can be computed in it
-    names: list[str]  # of the operands
-    values: Callable[[Sequence[Array]], Vector]  # the function
-    weights: Vector  # of its elements in the sum that is differentiated
-    gradients: InitVar[Gradients]  # of that sum by each operand, as `grad` computes them
-    paths: dict[str, Gradients]  # the same by each other path
-    gradients_at: ArraysAt  # computes the gradients anew, at any operands of f
-    dtype: np.dtype[Any]  # in which f computes, at the worst
-    tolerance: float  # relative, in float64
-    cotangents: list[Array]  # of the results of f
-    rng: InitVar[np.random.Generator]  # decides how roundings are changed
-    # As `gradients_at`, but from compositions, which show what is inside an op.
-    inside: InitVar[ArraysAt | None] = None
-    others: int = 0  # how many tensors f depends on that require a gradient and are no operands
+    Attributes:
+        operands: the point, in float64 where f can be computed in it.
+        names: of the operands.
+        cotangents: of the results of f.
+        weights: of the elements of the values, in the sum that is differentiated.
+        paths: the gradients of that sum by each path other than `grad`.
+        dtype: in which f computes, at the worst.
+        tolerance: relative, in float64.
+    """
 
-    def __post_init__(
-        self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None
+    order = 1
+
+    def __init__(
+        self, function: CheckedFunction, rng: np.random.Generator, tolerance: float, recorded: bool
     ) -> None:
-        """Measure what rounding does to the gradients, in both dtypes, and to the values."""
+        """Compute the gradients; `recorded` says whether a problem of second order follows."""
+        self.function, self.names, self.tolerance = function, function.names, tolerance
+        self.operands = [copied(x, FLOAT64) for x in function.operands]
+        with function.explained("with inputs that require a gradient"):
+            try:
+                self.dtype = function.outline(self.operands)
+            except Exception:  # f insists on the dtype of the inputs, or fails with any
+                self.operands = function.operands
+                self.dtype = function.outline(self.operands)
+        self.cotangents = function.cotangents(self.operands, rng)
+        self.weights = flat(self.cotangents)
+        gradients, self.paths = function.gradients_by_path(self.operands, self.cotangents, recorded)
+        if function.unsteady:  # what differs from call to call is not computed with all digits
+            self.dtype = tolerances.least_exact([self.dtype, FLOAT32])
+        inside = partial(function.gradients, cotangents=self.cotangents, recorded=True)
+        self._measure(gradients, rng, inside if recorded else None)
+
+    def values(self, operands: Sequence[Array]) -> Vector:
+        """Compute the function."""
+        return self.function.values(operands)
+
+    def gradients_at(self, operands: Sequence[Array]) -> Gradients:
+        """Compute the gradients anew, at any operands of f."""
+        return self.function.gradients(operands, self.cotangents)
+
+    def _measure(
+        self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None = None
+    ) -> None:
+        """Measure what rounding does to the gradients, in both dtypes, and to the values.
+
+        `rng` decides how roundings are changed. `inside` computes the gradients from compositions,
+        which show what is inside an op.
+        """
         given, at = self.function.operands, self.gradients_at
         point, dtypes = self.operands[: len(given)], [x.dtype for x in given]
         self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
         with self.function.explained(NUDGED):
             self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
             if any(x.dtype != dtype for x, dtype in zip(point, dtypes, strict=True)):
-                self.narrow = _rounded(at(given), least_exact(dtypes), at, given, rng)
+                self.narrow = _rounded(at(given), tolerances.least_exact(dtypes), at, given, rng)
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more
@@ -101,7 +120,7 @@ class GradientProblem:
             values = _rounded(
                 [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
             )
-        eps, largest = float(finfo(self.dtype).eps), self.plain.largest
+        eps, largest = float(tolerances.finfo(self.dtype).eps), self.plain.largest
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
         share = max(share, self.function.nondet_tol)
@@ -128,60 +147,30 @@ class GradientProblem:
         return replace(self.base, rounding=min(error, self._most), unseen=unseen)
 
 
-def first_order(
-    function: CheckedFunction, rng: np.random.Generator, tolerance: float, recorded: bool
-) -> GradientProblem:
-    """Make the problem of first order; `recorded` says whether one of second order follows."""
-    operands = [copied(x, FLOAT64) for x in function.operands]
-    with function.explained("with inputs that require a gradient"):
-        try:
-            outline = function.outline(operands)
-        except Exception:  # f insists on the dtype of the inputs, or fails with any
-            operands = function.operands
-            outline = function.outline(operands)
-    function.shapes = outline.shapes
-    cotangents = function.cotangents(operands, rng)
-    gradients_at = partial(function.gradients, cotangents=cotangents)
-    gradients, paths = function.gradients_by_path(operands, cotangents, recorded)
-    # What differs from call to call is not computed with all digits.
-    dtypes = [outline.dtype, FLOAT32] if function.unsteady else [outline.dtype]
-    return GradientProblem(
-        function=function,
-        order=1,
-        operands=operands,
-        names=function.names,
-        values=function.values,
-        weights=flat(cotangents),
-        gradients=gradients,
-        paths=paths,
-        gradients_at=gradients_at,
-        dtype=least_exact(dtypes),
-        tolerance=tolerance,
-        cotangents=cotangents,
-        rng=rng,
-        inside=partial(gradients_at, recorded=True) if recorded else None,
-        others=outline.others,
-    )
+class SecondOrder(GradientProblem):
+    """The gradient as a vector function of the operands and the cotangents."""
 
+    order = 2
 
-def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientProblem:
-    """Make the problem of second order: the gradient, by the operands and the cotangents."""
-    function, cotangents, count = first.function, first.cotangents, len(first.operands)
-    weights = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in first.operands]
-    names = [f"cotangent {k}" for k in range(len(cotangents))]
-    gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
-    return replace(
-        first,
-        order=2,
-        operands=[*first.operands, *cotangents],
-        names=[*first.names, *(names if len(names) > 1 else ["cotangent"])],
-        values=lambda x: flat(function.gradients(x[:count], x[count:])),
-        weights=flat(weights),
-        gradients=gradients_at(first.operands),
-        paths={},
-        gradients_at=gradients_at,
-        rng=rng,
-    )
+    def __init__(self, first: GradientProblem, rng: np.random.Generator) -> None:
+        self.function, self.tolerance, self.dtype = first.function, first.tolerance, first.dtype
+        self.cotangents, self.paths = first.cotangents, {}
+        self.operands = [*first.operands, *first.cotangents]
+        names = [f"cotangent {k}" for k in range(len(first.cotangents))]
+        self.names = [*first.names, *(names if len(names) > 1 else ["cotangent"])]
+        shapes = [x.shape for x in first.operands]
+        self._of_gradients = [rng.standard_normal(s, np.float32).astype(FLOAT64) for s in shapes]
+        self.weights = flat(self._of_gradients)
+        self._measure(self.gradients_at(first.operands), rng)
+
+    def values(self, operands: Sequence[Array]) -> Vector:
+        """Compute the gradient."""
+        count = len(self._of_gradients)
+        return flat(self.function.gradients(operands[:count], operands[count:]))
+
+    def gradients_at(self, operands: Sequence[Array]) -> Gradients:
+        """Compute the gradients of the gradient, at any operands of f."""
+        return self.function.second_gradients(operands, self.cotangents, self._of_gradients)
 
 
 def _rounded(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,15 +16,11 @@ from minigrad.core.node import Node, reachable
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check.checked_function import (
-    RECORDING,
     Array,
     Arrays,
     CheckedFunction,
+    Foreign,
     Gradients,
-    Outline,
-    Positions,
-    Pullback,
-    as_seeds,
     copied,
     copied_module,
     flat,
@@ -43,6 +37,7 @@ class TensorFunction(CheckedFunction):
     operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
     """
 
+    framework = "minigrad"
     layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
     selects = True
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
@@ -72,9 +67,8 @@ class TensorFunction(CheckedFunction):
         self._f = f
         self.take(arrays)
 
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the results of f that are of floats."""
-        floats = iter(tensors)
+    def _call(self, arrays: Foreign) -> list[Tensor]:
+        floats = iter(arrays)
         inputs = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._inputs]
         pairs = zip(self._parameters, floats, strict=True)
         with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
@@ -87,53 +81,33 @@ class TensorFunction(CheckedFunction):
             raise self.error(
                 f"f must return a Tensor of floats, or a tuple, list or dict of Tensors, not {what}"
             )
-        self.same_shapes([x._data for x in results])
-        return results
+        return self.same_shapes(results)
 
-    def results(self, operands: Arrays) -> list[Array]:
-        """Compute the results of floats, with no graph."""
-        with grad_mode(False):
-            return [x._data for x in self([Tensor(x) for x in operands])]
+    def _to_numpy(self, x: Tensor) -> Array:
+        return x._data
 
-    def _called(
-        self, operands: Arrays, needed: Positions = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the operands as Tensors, of which some require a gradient, and the results."""
-        leaves = [
-            Tensor(x, requires_grad=needed is None or i in needed) for i, x in enumerate(operands)
-        ]
-        with grad_mode(True):
-            return leaves, self(leaves)
+    def _from_numpy(self, x: Array, like: Any) -> Tensor:
+        return Tensor.at(x, None)
 
-    def vjp(self, operands: Arrays, needed: Positions = None) -> tuple[list[Array], Pullback]:
-        """Call f, and return its results and what pulls cotangents back through this call."""
-        leaves, results = self._called(operands, needed)
+    def _recording(self, enabled: bool) -> grad_mode:
+        return grad_mode(enabled)
+
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
+        """Return a gradient by each leaf that requires one, which may be zeros."""
         by = [leaf for leaf in leaves if leaf.requires_grad]
+        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
+        with grad_mode(True):
+            found = iter(grad(results, by, seeds, **options))
+        return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
-        def pullback(cotangents: Arrays, recorded: bool = False) -> Gradients:
-            seeds = as_seeds(cotangents, [x.dtype for x in results])
-            options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
-            with grad_mode(True):
-                found = iter(grad(results, by, seeds, **options))
-            return [
-                np.array(next(found)._data, FLOAT64, order="C")
-                if leaf.requires_grad
-                else np.zeros(leaf.shape)
-                for leaf in leaves
-            ]
-
-        return [x._data for x in results], pullback
-
-    def outline(self, operands: Arrays) -> Outline:
-        """Call f where a gradient is required, and say what its results are."""
-        leaves, results = self._called(operands)
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call f where a gradient is required, and find the dtypes and leaves of its graph."""
+        leaves, results = self._required(operands)
         nodes = reachable([x.node for x in results if x.node is not None])
         dtypes = [node.dtype for node in nodes if node.op is not None]
-        return Outline(
-            [x.shape for x in results],
-            least_exact([*(x.dtype for x in results), *dtypes]),
-            len(_other_leaves(results, leaves)),
-        )
+        self.others = len(_other_leaves(results, leaves))
+        self.shapes = [x.shape for x in results]
+        return least_exact([*(x.dtype for x in results), *dtypes])
 
     def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
@@ -145,29 +119,17 @@ class TensorFunction(CheckedFunction):
             pairs = zip(operands, directions, strict=True)
             inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
             with observe(forward):
-                results = self(inputs)
+                results = self._call(inputs)
             tangents = [forward.tangents(x)[0]._data for x in results]
             return float(np.dot(flat(cotangents), flat(tangents)))
         return None
-
-    def second_gradients(self, operands: Arrays, cotangents: Arrays, weights: Arrays) -> Gradients:
-        """Compute the gradient of sum(weights * gradient) by each operand and each cotangent."""
-        with grad_mode(True), self.explained(RECORDING):
-            leaves, results = self._called(operands)
-            pairs = zip(cotangents, results, strict=True)
-            seeds = [Tensor(v.astype(x.dtype), requires_grad=True) for v, x in pairs]
-            first = grad(results, leaves, seeds, create_graph=True, allow_unused=True)
-            parts = [(g * w).sum() for g, w in zip(first, weights, strict=True)]
-            total: Tensor = functools.reduce(operator.add, parts)
-            second = grad(total, [*leaves, *seeds], allow_unused=True)
-            return [np.array(g._data, FLOAT64) for g in second]
 
     def gradients_by_path(
         self, operands: Arrays, cotangents: Arrays, recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients by `grad`, and by each other path, of which one is `backward`."""
         gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
-        leaves, results = self._called(operands)
+        leaves, results = self._required(operands)
         for _ in range(2):
             _backward(results, [v.copy() for v in cotangents], leaves)
         paths["backward, twice"] = [
@@ -182,7 +144,7 @@ class TensorFunction(CheckedFunction):
         A write to one must not change another, or a cotangent, or an operand. And a cotangent of
         ones must give the same where it is one number that is broadcast, as behind a sum.
         """
-        leaves, results = self._called(self.operands)
+        leaves, results = self._required(self.operands)
         seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
         _backward(results, seeds, leaves)
         written = "a VJP writes to the gradient that it is given, which others have too"
