@@ -38,9 +38,6 @@ class LayerMerge:
     A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
     row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
     a unit of |x|.
-
-    A TypeError is raised if the dtype is not float16, float32 or float64; a ValueError if W is no
-    matrix, a shape does not go with it, a size is negative, or a table has a bias.
     """
 
     name: str  # of the layer
@@ -62,26 +59,6 @@ class LayerMerge:
     bias: Array | None = None  # b, `(d_out,)`
     one_hot: bool = False  # whether an input picks a row of W instead of being multiplied by it
 
-    def __post_init__(self) -> None:
-        label = label_of(self.name)
-        _check_float(label, self.dtype)
-        if len(self.shape) != 2 or min(self.shape) < 1:
-            raise ValueError(f"{label}: shape is that of a matrix (d_out, d_in), not {self.shape}")
-        if self.one_hot and self.bias is not None:
-            raise ValueError(f"{label}: a table (one_hot) has no bias, but one was passed")
-        each = self.shape[:1]
-        for name in ("spread", "bias", "update_error", "underflows"):
-            value = getattr(self, name)
-            accepted = [each] if name in ("spread", "bias") else [(), each]
-            if value is not None and np.shape(value) not in accepted:
-                raise ValueError(
-                    f"{label}: {name} has shape {np.shape(value)}; for a weight of shape "
-                    f"{self.shape} it must be {' or '.join(map(str, accepted))}"
-                )
-        for name in ("update_error", "spread", "roundings", "underflows", "peak"):
-            if np.any(np.asarray(getattr(self, name)) < 0):
-                raise ValueError(f"{label}: {name} bounds a size, and cannot be negative")
-
     @classmethod
     def low_rank(
         cls,
@@ -98,16 +75,15 @@ class LayerMerge:
         """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
         `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
-        A^T.
+        A^T. A TypeError is raised if the dtype is not float16, float32 or float64.
         """
         a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise ValueError(
-                f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
-                f"shapes are (rank, d_in) and (d_out, rank)"
-            )
         own = np.dtype(dtype)
-        _check_float(label_of(name), own)
+        if own not in (np.float16, np.float32, np.float64):
+            raise TypeError(
+                f"{label_of(name)}: layers of float16, float32 and float64 can be certified, not "
+                f"of {own}"
+            )
         (rank, d_in), s = a.shape, abs(scale)
 
         def update(rows: slice) -> Array:
@@ -116,11 +92,11 @@ class LayerMerge:
                 product *= scale
             return product
 
-        least, wide = least_of(np.dtype(np.float64)), np.dtype(np.float64)
+        wide = np.dtype(np.float64)
         with np.errstate(all="ignore"):
             sizes = np.abs(a).max(axis=1) if one_hot else norms(a)
             spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
-            lost = least * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
+            lost = least_of(wide) * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
             strength = np.abs(b).sum(axis=1)
             if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
                 lost = lost + least_of(own) * (np.abs(b) @ sizes)
@@ -140,31 +116,6 @@ class LayerMerge:
             peak=peak if s <= float(np.finfo(own).max) else math.inf,
             bias=bias,
             one_hot=one_hot,
-        )
-
-    def read(self, rows: slice) -> tuple[Array, Array]:
-        """Return some rows of W and dW; an error if they are not of float64, or of this shape."""
-        right = (rows.stop - rows.start, self.shape[1])
-        found = self.base(rows), self.update(rows)
-        label = label_of(self.name)
-        for name, value in zip(("base", "update"), found, strict=True):
-            if value.dtype != np.float64:
-                raise TypeError(
-                    f"{label}: {name} must return float64, not {value.dtype}; convert it at once"
-                )
-            if value.shape != right:
-                raise ValueError(
-                    f"{label}: {name} of the rows {rows.start} to {rows.stop} has shape "
-                    f"{value.shape}; it must be {right}"
-                )
-        return found
-
-
-def _check_float(label: str, dtype: np.dtype[Any]) -> None:
-    """Raise a TypeError if the roundings of a dtype are not known."""
-    if dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(
-            f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
         )
 
 
