@@ -14,12 +14,12 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import Array, FrozenMatrix, frozen_bias
+from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
 from minigrad.core.forward_mode import is_differentiated
@@ -27,6 +27,8 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
+
+M = TypeVar("M", bound=Module)
 
 
 def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
@@ -87,10 +89,6 @@ class AdaptedLayer(Module):
     # What each kind of layer defines:
 
     @abstractmethod
-    def weight_of(self, stored: Any) -> FrozenMatrix:
-        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
-
-    @abstractmethod
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute what the original layer would with this weight, given as the layer stores it."""
 
@@ -104,6 +102,19 @@ class AdaptedLayer(Module):
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
+
+    def _plain(self, kind: type[M], **options: Any) -> M:
+        """Make a layer of this kind, with the merged weight and these options as attributes."""
+        self._check_fresh()
+        made = kind.__new__(kind)
+        vars(made).update(weight=Parameter(self.merged_weight()), **options)
+        return made
+
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
+        if isinstance(stored, np.ndarray):
+            return DenseMatrix(stored)
+        return NarrowFrozenMatrix(stored, self._dtype)
 
     def lifted(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply what `product` returns, `(..., n)`, by a matrix B `(d_out, n)`."""

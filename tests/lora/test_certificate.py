@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from lora.adapter import Adapter
 from lora.certificate import (
     DTYPES,
     CertificateRow,
@@ -18,10 +19,11 @@ from lora.certificate import (
     MergeCertificate,
     MergeError,
     certify,
+    merging_into,
     round_to,
 )
 from lora.certificate.rounding import norms, unit_of, upper
-from lora.frozen import strips
+from lora.frozen import DenseMatrix, strips
 from minigrad import ops
 from minigrad.kernels import nf4
 from minigrad.kernels.nf4 import NF4Matrix
@@ -37,9 +39,11 @@ class Layer:
     def __init__(self, w, a, b, scale=1.0, bias=None, one_hot=False):
         self.w, self.a, self.b, self.scale, self.bias = w, a, b, scale, bias
         self.one_hot = one_hot
-        self.part = LayerMerge.low_rank(
-            "layer", self.rows, a, b, scale, dtype=w.dtype, bias=bias, one_hot=one_hot
-        )
+        weight, a, b = DenseMatrix(w.T if one_hot else w), *((b.T, a.T) if one_hot else (a, b))
+        adapter = Adapter.of(weight, a, b, 1.0)
+        adapter.scale = scale
+        options = {"bias": bias, "one_hot": one_hot}
+        self.part = merging_into("layer", weight, [adapter], [adapter], **options)
 
     def rows(self, rows):
         return self.w[rows].astype(np.float64)
@@ -849,7 +853,6 @@ def record(**changed):
 
 
 def test_layers_of_another_dtype_cannot_be_certified():
-    a, b = np.ones((1, 3)), np.ones((4, 1))
-    for dtype in (int, np.longdouble):
-        with pytest.raises(TypeError, match=f"'q': layers of float16.*not of {np.dtype(dtype)}"):
-            LayerMerge.low_rank("q", np.ones, a, b, 1.0, dtype=dtype)
+    wide = [np.ones(shape, np.longdouble) for shape in [(4, 3), (1, 3), (4, 1)]]
+    with pytest.raises(TypeError, match=f"'layer': layers of float16.*not of {wide[0].dtype}"):
+        Layer(*wide)
