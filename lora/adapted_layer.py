@@ -322,10 +322,7 @@ class AdaptedLayer(Module):
 
     def merged_weight(self) -> Tensor:
         """Compute W + dW_1 + ... in float64, rounded once: a new tensor, as the layer stores W."""
-        return self._weight_with(self.active)
-
-    def _weight_with(self, names: Sequence[str]) -> Tensor:
-        return Tensor(observed(self._array_with, names))
+        return Tensor(observed(self._array_with, self.active))
 
     def _array_with(self, names: Sequence[str]) -> Array:
         weight = self.weight
@@ -376,7 +373,8 @@ class AdaptedLayer(Module):
                     f"{name!r} is no active adapter of the layer; active are "
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
-        weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
+        some = chosen != self.active
+        weight = Tensor(observed(self._array_with, chosen)) if some else self.merged_weight()
         copies = {name: self.adapters[name].copy() for name in chosen}
         self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 
