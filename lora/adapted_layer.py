@@ -2,10 +2,10 @@
 
     W' = W + dW_1 + dW_2 + ...          over the adapters that are active
 
-There is one W for all adapters, and it is never written to. Merging computes W' once, beside W; so
-unmerging gives back every bit, which subtracting what was added would not: (w + d) - d is not w in
-floating point. While merged, an adapter that is changed, or would lose a gradient, is an error at
-the next use.
+There is one W for all adapters, and it is never written to. Merging computes W' once, beside W, so
+that a call costs no more than one of the base; and unmerging gives back every bit, which
+subtracting what was added would not: (w + d) - d is not w in floating point. While merged, an
+adapter that is changed, or would lose a gradient, is an error at the next use.
 """
 
 from __future__ import annotations

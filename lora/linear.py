@@ -6,9 +6,6 @@ Fine-tuning changes a weight by a matrix of low rank, or can be made to at littl
 2021). So instead of the d_out d_in elements of W, only rank (d_in + d_out) are trained. B begins at
 zero: the first output is that of the base. Gradients flow into A and B, and through to x; never
 into W, for which no product runs and no activation is saved.
-
-For inference, `merge()` computes W + scale B A once, so that a call costs no more than one of the
-base. W itself is never written to. Hence `unmerge()` gives it back to the bit.
 """
 
 from __future__ import annotations
