@@ -155,10 +155,14 @@ class Adapter:
         return [self.lora_a, self.lora_b, *magnitude]
 
     def contents(self) -> Iterator[tuple[str, Parameter]]:
-        """List all parameters, trained or not, with their names."""
-        names = ("lora_a", "lora_b", "start_a", "start_b", "lora_magnitude")
-        parts = (self.lora_a, self.lora_b, *(self.start or (None, None)), self.lora_magnitude)
-        return ((name, part) for name, part in zip(names, parts, strict=True) if part is not None)
+        """Yield all parameters, trained or not, with their names."""
+        yield "lora_a", self.lora_a
+        yield "lora_b", self.lora_b
+        if self.start is not None:
+            yield "start_a", self.start[0]
+            yield "start_b", self.start[1]
+        if self.lora_magnitude is not None:
+            yield "lora_magnitude", self.lora_magnitude
 
     def facts(self) -> list[str]:
         """Describe it in short texts, for a `repr`."""
