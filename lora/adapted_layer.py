@@ -2,10 +2,10 @@
 
     W' = W + dW_1 + dW_2 + ...          over the adapters that are active
 
-There is one W for all adapters, and it is never written to. Merging computes W' once, beside W; so
-unmerging gives back every bit, which subtracting what was added would not: (w + d) - d is not w in
-floating point. While merged, an adapter that is changed, or would lose a gradient, is an error at
-the next use.
+There is one W for all adapters, and it is never written to. Merging computes W' once, beside W, so
+that a call costs no more than one of the base; and unmerging gives back every bit, which
+subtracting what was added would not: (w + d) - d is not w in floating point. While merged, an
+adapter that is changed, or would lose a gradient, is an error at the next use.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import Array, FrozenMatrix, frozen_bias
+from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
 from minigrad.core.forward_mode import is_differentiated
@@ -27,6 +27,8 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
+
+M = TypeVar("M", bound=Module)
 
 
 def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
@@ -87,10 +89,6 @@ class AdaptedLayer(Module):
     # What each kind of layer defines:
 
     @abstractmethod
-    def weight_of(self, stored: Any) -> FrozenMatrix:
-        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
-
-    @abstractmethod
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute what the original layer would with this weight, given as the layer stores it."""
 
@@ -104,6 +102,19 @@ class AdaptedLayer(Module):
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
+
+    def _plain(self, kind: type[M], **options: Any) -> M:
+        """Make a layer of this kind, with the merged weight and these options as attributes."""
+        self._check_fresh()
+        made = kind.__new__(kind)
+        vars(made).update(weight=Parameter(self.merged_weight()), **options)
+        return made
+
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
+        if isinstance(stored, np.ndarray):
+            return DenseMatrix(stored)
+        return NarrowFrozenMatrix(stored, self._dtype)
 
     def lifted(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply what `product` returns, `(..., n)`, by a matrix B `(d_out, n)`."""
@@ -311,10 +322,7 @@ class AdaptedLayer(Module):
 
     def merged_weight(self) -> Tensor:
         """Compute W + dW_1 + ... in float64, rounded once: a new tensor, as the layer stores W."""
-        return self._weight_with(self.active)
-
-    def _weight_with(self, names: Sequence[str]) -> Tensor:
-        return Tensor(observed(self._array_with, names))
+        return Tensor(observed(self._array_with, self.active))
 
     def _array_with(self, names: Sequence[str]) -> Array:
         weight = self.weight
@@ -365,7 +373,8 @@ class AdaptedLayer(Module):
                     f"{name!r} is no active adapter of the layer; active are "
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
-        weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
+        some = chosen != self.active
+        weight = Tensor(observed(self._array_with, chosen)) if some else self.merged_weight()
         copies = {name: self.adapters[name].copy() for name in chosen}
         self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 

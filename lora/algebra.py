@@ -22,7 +22,7 @@ from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.frozen import Array, FrozenMatrix, TrainedCopy
-from lora.scaling import LoRAScaling, check_size
+from lora.scaling import LoRAScaling, check_number, check_size
 from lora.spectra import Approximation
 from minigrad.nn import Module
 from minigrad.tables import aligned
@@ -149,8 +149,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         attachment.get(name)
-        if isinstance(weight, (bool, np.bool_)) or not isinstance(weight, numbers.Real):
-            raise TypeError(f"the weight of {name!r} must be a number, not {weight!r}")
+        check_number(f"the weight of {name!r}", weight)
         if not math.isfinite(weight):
             raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
         found.setdefault(name, []).append(float(weight))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import Array, DenseMatrix, FrozenMatrix
+from lora.frozen import Array
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Conv1d, Conv2d, Parameter
@@ -42,13 +42,9 @@ class LoRAConv(AdaptedLayer):
 
     def plain(self) -> Conv2d:
         """Make a `Conv2d` or `Conv1d` with the merged filters, which shares nothing."""
-        self._check_fresh()
         kind = Conv1d if self.base_weight.ndim == 3 else Conv2d
-        made = kind.__new__(kind)
+        made = self._plain(kind, bias=None if self.bias is None else Parameter(self.bias), groups=1)
         made.stride, made.padding, made.dilation = self.options
-        made.groups = 1
-        made.weight = Parameter(self.merged_weight())
-        made.bias = None if self.bias is None else Parameter(self.bias)
         return made
 
     @property
@@ -56,10 +52,6 @@ class LoRAConv(AdaptedLayer):
         """Whether the elements of a filter are apart from each other."""
         pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
         return any(size > 1 and dilation > 1 for size, dilation in pairs)
-
-    def weight_of(self, stored: Any) -> FrozenMatrix:
-        """Return the filters as the rows of a matrix."""
-        return DenseMatrix(stored)
 
     def stored(self, matrix: Array) -> Array:
         """Return the rows of a matrix as filters."""

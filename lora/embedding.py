@@ -15,13 +15,13 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from lora.variants.inits import Factors
 from lora.variants.narrow import BFloat16Embedding
 from minigrad import functional, ops
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Embedding, Module, Parameter
+from minigrad.nn import Embedding, Module
 from minigrad.random import generator
 
 
@@ -59,17 +59,11 @@ class LoRAEmbedding(AdaptedLayer):
 
     def plain(self) -> Module:
         """Make an `Embedding` with the merged table, which shares nothing."""
-        self._check_fresh()
-        made = Embedding.__new__(Embedding)
-        made.weight = Parameter(self.merged_weight())
-        made.padding_idx = self.padding_idx
-        return made
+        return self._plain(Embedding, padding_idx=self.padding_idx)
 
     def weight_of(self, stored: Any) -> FrozenMatrix:
         """Return the transposed table."""
-        if isinstance(stored, np.ndarray):
-            return DenseMatrix(stored.T)
-        return NarrowFrozenMatrix(stored.T, self._dtype)
+        return super().weight_of(stored.T)
 
     def stored(self, matrix: Array) -> Array:
         """Return a matrix as a table."""

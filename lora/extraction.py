@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
 from lora.linear import largest_rank
-from lora.patterns import ALL_LINEAR, Patterns, near
+from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
@@ -141,11 +140,11 @@ def extract(
             f"{', '.join(names)}"
         )
     # The configuration for these layers alone, with no rank that is larger than its layer.
-    sizes = {rf"\A{re.escape(n)}": largest_rank(modules[n].weight.shape) for n in differing}
+    sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
     exactly = replace(
         config,
-        targets="|".join(map(re.escape, differing)),
+        targets=exact(differing, modules),
         exclude=(),
         rank_pattern=smaller,
         alpha_pattern=smaller,

@@ -6,9 +6,6 @@ Fine-tuning changes a weight by a matrix of low rank, or can be made to at littl
 2021). So instead of the d_out d_in elements of W, only rank (d_in + d_out) are trained. B begins at
 zero: the first output is that of the base. Gradients flow into A and B, and through to x; never
 into W, for which no product runs and no activation is saved.
-
-For inference, `merge()` computes W + scale B A once, so that a call costs no more than one of the
-base. W itself is never written to. Hence `unmerge()` gives it back to the bit.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
@@ -106,11 +102,7 @@ class LoRALayer(AdaptedLayer):
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
-        self._check_fresh()
-        linear = Linear.__new__(Linear)
-        linear.weight = Parameter(self.merged_weight())
-        linear.bias = None if self.bias is None else Parameter(self.bias)
-        return linear
+        return self._plain(Linear, bias=None if self.bias is None else Parameter(self.bias))
 
     to_linear = plain
 
@@ -123,12 +115,6 @@ class LoRALayer(AdaptedLayer):
     def out_features(self) -> int:
         """The size of an output vector, as a `Linear` calls it."""
         return self.d_out
-
-    def weight_of(self, stored: Any) -> FrozenMatrix:
-        """Return W, which is stored as it is."""
-        if isinstance(stored, np.ndarray):
-            return DenseMatrix(stored)
-        return NarrowFrozenMatrix(stored, self._dtype)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute x W^T + b."""

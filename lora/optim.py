@@ -66,21 +66,10 @@ def param_groups(
         raise ValueError(
             "nothing of the model trains; lora.switch(model, name) lets an adapter be active"
         )
-    pissa = [
-        f"{name!r} of {path}"
-        for path, layer in layers
-        for name, adapter in layer.adapters.items()
-        if adapter.start is not None
-        and (adapter.lora_a.requires_grad or adapter.lora_b.requires_grad)
-    ]
-    if weight_decay and pissa:
-        raise ValueError(
-            f"weight_decay would draw the update of PiSSA, s (B A - B_0 A_0), to -s B_0 A_0; add "
-            f"c * lora.penalty(model) to the loss instead. PiSSA is in {', '.join(pissa)}"
-        )
     options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
-    for _, layer in layers:
-        for adapter in layer.adapters.values():
+    pissa = []  # adapters that would decay
+    for path, layer in layers:
+        for name, adapter in layer.adapters.items():
             fast, slow = adapter.lora_b, adapter.lora_a
             if isinstance(layer, LoRAEmbedding):
                 fast, slow = slow, fast
@@ -89,6 +78,13 @@ def param_groups(
                 if factor.requires_grad:
                     options[id(factor)] = lr * speed, decay / speed
                     decay = 0.0
+            if adapter.start is not None and decay < weight_decay:
+                pissa.append(f"{name!r} of {path}")
+    if pissa:
+        raise ValueError(
+            f"weight_decay would draw the update of PiSSA, s (B A - B_0 A_0), to -s B_0 A_0; add "
+            f"c * lora.penalty(model) to the loss instead. PiSSA is in {', '.join(pissa)}"
+        )
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for parameter in trained:
         groups.setdefault(options[id(parameter)], []).append(parameter)

@@ -99,29 +99,41 @@ def find(
     matches none of them, with all names, and the nearest to a miss.
     """
     names, one = list(names), isinstance(patterns, str)
-    found: dict[str, str] = {}
-    missed = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        wanted = pattern if one else (pattern,)
-        hits = [name for name in names if is_any_match(wanted, name)]
-        if one and 0 < len(hits) == len(names) and _is_for_any(pattern):
-            raise ValueError(
-                f"{role}={pattern!r} matches every layer, as if it left none out; the layers are "
-                f"{', '.join(names)}"
-            )
-        for group, members in groups.items():
-            if is_any_match(wanted, group):
-                hits += [member for member in members if member in names]
-        missed += [] if hits else [pattern]
-        found = dict.fromkeys(hits, pattern) | found
-    if missed:
+    matched = matches(patterns, names, groups)
+    are_all = names and {*names} == {hit for hits in matched.values() for hit in hits}
+    if isinstance(patterns, str) and are_all and _is_for_any(patterns):
+        raise ValueError(
+            f"{role}={patterns!r} matches every layer, as if it left none out; the layers are "
+            f"{', '.join(names)}"
+        )
+    if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
             f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
             f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
         )
+    found: dict[str, str] = {}
+    for pattern, hits in matched.items():
+        for name in hits:
+            found.setdefault(name, pattern)
     return {name: found[name] for name in names if name in found}
+
+
+def matches(
+    patterns: Patterns, names: Iterable[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """List the names that each pattern matches, or that are in a group which it matches."""
+    meant = {name: [name] for name in names}
+    meant |= {group: [each for each in inside if each in meant] for group, inside in groups.items()}
+    if isinstance(patterns, str):
+        hits = [each for name in meant if is_any_match(patterns, name) for each in meant[name]]
+        return {patterns: hits}
+    found: dict[str, list[str]] = {pattern: [] for pattern in patterns}
+    for name, layers in meant.items():
+        for pattern in ends_of(name) & found.keys():
+            found[pattern] += layers
+    return found
 
 
 def near(miss: str, names: Iterable[str]) -> str:

@@ -1,8 +1,4 @@
-"""The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16.
-
-`quantize` replaces each targeted `Linear` by an `NF4Linear`, or with format="bfloat16" by a
-`BFloat16Linear`.
-"""
+"""The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16."""
 
 from __future__ import annotations
 

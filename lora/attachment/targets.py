@@ -12,7 +12,7 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
-from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, ends_of, find, near
+from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, matches, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
 
@@ -132,10 +132,7 @@ def without_layers(
     """Return the patterns that match none of some names, nor a group with one of them."""
     if isinstance(patterns, str):
         return [] if names else [patterns]
-    left = [group for group, members in groups.items() if not {*members}.isdisjoint(names)]
-    left += names
-    matched = {end for name in left for end in ends_of(name)}
-    return [pattern for pattern in patterns if pattern not in matched]
+    return [pattern for pattern, hits in matches(patterns, names, groups).items() if not hits]
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:

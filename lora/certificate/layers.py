@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from lora.adapted_layer import AdaptedLayer, label_of
 from lora.adapter import Adapter
 from lora.certificate.rounding import gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
-from minigrad import kernels
 
 Rows = Callable[[slice], Array]
 
@@ -33,14 +31,11 @@ class LayerMerge:
 
     The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to the
     dtype that it is stored in. If not merged, the layer computes x W^T + b and the part of dW in
-    its own dtype. `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
+    its own dtype.
 
     A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
     row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
     a unit of |x|.
-
-    A TypeError is raised if the dtype is not float16, float32 or float64; a ValueError if W is no
-    matrix, a shape does not go with it, a size is negative, or a table has a bias.
     """
 
     name: str  # of the layer
@@ -61,111 +56,6 @@ class LayerMerge:
     peak: float = 0.0  # the largest intermediate number of dW's part of the output, per unit of |x|
     bias: Array | None = None  # b, `(d_out,)`
     one_hot: bool = False  # whether an input picks a row of W instead of being multiplied by it
-
-    def __post_init__(self) -> None:
-        label = label_of(self.name)
-        _check_float(label, self.dtype)
-        if len(self.shape) != 2 or min(self.shape) < 1:
-            raise ValueError(f"{label}: shape is that of a matrix (d_out, d_in), not {self.shape}")
-        if self.one_hot and self.bias is not None:
-            raise ValueError(f"{label}: a table (one_hot) has no bias, but one was passed")
-        each = self.shape[:1]
-        for name in ("spread", "bias", "update_error", "underflows"):
-            value = getattr(self, name)
-            accepted = [each] if name in ("spread", "bias") else [(), each]
-            if value is not None and np.shape(value) not in accepted:
-                raise ValueError(
-                    f"{label}: {name} has shape {np.shape(value)}; for a weight of shape "
-                    f"{self.shape} it must be {' or '.join(map(str, accepted))}"
-                )
-        for name in ("update_error", "spread", "roundings", "underflows", "peak"):
-            if np.any(np.asarray(getattr(self, name)) < 0):
-                raise ValueError(f"{label}: {name} bounds a size, and cannot be negative")
-
-    @classmethod
-    def low_rank(
-        cls,
-        name: str,
-        base: Rows,
-        lora_a: Array,
-        lora_b: Array,
-        scale: float,
-        *,
-        dtype: DTypeLike,
-        bias: Array | None = None,
-        one_hot: bool = False,
-    ) -> LayerMerge:
-        """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
-
-        `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
-        A^T.
-        """
-        a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise ValueError(
-                f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
-                f"shapes are (rank, d_in) and (d_out, rank)"
-            )
-        own = np.dtype(dtype)
-        _check_float(label_of(name), own)
-        (rank, d_in), s = a.shape, abs(scale)
-
-        def update(rows: slice) -> Array:
-            with np.errstate(all="ignore"):  # the certificate reports overflow
-                product = kernels.gemm.matmul(b[rows], a)
-                product *= scale
-            return product
-
-        least, wide = least_of(np.dtype(np.float64)), np.dtype(np.float64)
-        with np.errstate(all="ignore"):
-            sizes = np.abs(a).max(axis=1) if one_hot else norms(a)
-            spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
-            lost = least * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
-            strength = np.abs(b).sum(axis=1)
-            if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
-                lost = lost + least_of(own) * (np.abs(b) @ sizes)
-            after = sizes.sum() if one_hot else (s * d_in + 1) * strength
-            ahead = np.abs(b) if one_hot else sizes
-            peak = float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in))
-        return cls(
-            name=name,
-            shape=(len(b), d_in),
-            dtype=own,
-            base=base,
-            update=update,
-            update_error=gamma(rank + 2, wide) * spread + lost,
-            spread=spread,
-            roundings=(0 if one_hot else d_in) + rank + BESIDES,
-            underflows=upper(rank + after, rank),
-            peak=peak if s <= float(np.finfo(own).max) else math.inf,
-            bias=bias,
-            one_hot=one_hot,
-        )
-
-    def read(self, rows: slice) -> tuple[Array, Array]:
-        """Return some rows of W and dW; an error if they are not of float64, or of this shape."""
-        right = (rows.stop - rows.start, self.shape[1])
-        found = self.base(rows), self.update(rows)
-        label = label_of(self.name)
-        for name, value in zip(("base", "update"), found, strict=True):
-            if value.dtype != np.float64:
-                raise TypeError(
-                    f"{label}: {name} must return float64, not {value.dtype}; convert it at once"
-                )
-            if value.shape != right:
-                raise ValueError(
-                    f"{label}: {name} of the rows {rows.start} to {rows.stop} has shape "
-                    f"{value.shape}; it must be {right}"
-                )
-        return found
-
-
-def _check_float(label: str, dtype: np.dtype[Any]) -> None:
-    """Raise a TypeError if the roundings of a dtype are not known."""
-    if dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(
-            f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
-        )
 
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
@@ -193,16 +83,6 @@ def merging_into(
     def base(rows: slice) -> Array:
         return weight.rows(slice(None), rows).T if one_hot else weight.rows(rows)
 
-    options: Any = {"bias": bias, "one_hot": one_hot}
-    parts = []  # each adapter as if it were LoRA, and the only one
-    for adapter in active:
-        a, b = adapter.exact_factors()
-        a, b = (b.T, a.T) if one_hot else (a, b)
-        own = adapter.lora_a.dtype
-        parts.append(LayerMerge.low_rank(name, base, a, b, adapter.scale, dtype=own, **options))
-    found = parts[0] if len(parts) == 1 else _summed(parts, active)
-    if any(adapter.lora_magnitude is not None for adapter in active):
-        found = _with_dora(found, weight, active)
     ratios = [adapter.exact_ratio(weight) for adapter in merged]
 
     def update(rows: slice) -> Array:
@@ -213,7 +93,52 @@ def merging_into(
             total: Array = sum(parts[1:], parts[0])
         return total.T if one_hot else total
 
-    return replace(found, update=update)
+    options: Any = {"name": name, "base": base, "update": update, "bias": bias}
+    # Each adapter as if it were LoRA, and the only one.
+    parts = [_with_lora(adapter, one_hot, **options) for adapter in active]
+    found = parts[0] if len(parts) == 1 else _summed(parts, active)
+    if any(adapter.lora_magnitude is not None for adapter in active):
+        found = _with_dora(found, weight, active)
+    return found
+
+
+def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) -> LayerMerge:
+    """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
+
+    Of a table, A is the transpose of the adapter's B, and B that of its A. A TypeError is raised if
+    the dtype is not float16, float32 or float64.
+    """
+    a, b = adapter.exact_factors()
+    a, b = (b.T, a.T) if one_hot else (a, b)
+    own, wide, s = adapter.lora_a.dtype, np.dtype(np.float64), abs(adapter.scale)
+    if own not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{label_of(name)}: layers of float16, float32 and float64 can be certified, not of "
+            f"{own}"
+        )
+    rank, d_in = a.shape
+    with np.errstate(all="ignore"):  # the certificate reports overflow
+        sizes = np.abs(a).max(axis=1) if one_hot else norms(a)
+        spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
+        lost = least_of(wide) * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
+        strength = np.abs(b).sum(axis=1)
+        if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
+            lost = lost + least_of(own) * (np.abs(b) @ sizes)
+        after = sizes.sum() if one_hot else (s * d_in + 1) * strength
+        ahead = np.abs(b) if one_hot else sizes
+        peak = float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in))
+    return LayerMerge(
+        name=name,
+        shape=(len(b), d_in),
+        dtype=own,
+        update_error=gamma(rank + 2, wide) * spread + lost,
+        spread=spread,
+        roundings=(0 if one_hot else d_in) + rank + BESIDES,
+        underflows=upper(rank + after, rank),
+        peak=peak if s <= float(np.finfo(own).max) else math.inf,
+        one_hot=one_hot,
+        **options,
+    )
 
 
 def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:

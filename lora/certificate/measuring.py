@@ -14,7 +14,7 @@ added to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,7 +176,7 @@ def _check(kind: str, name: str, known: Sequence[str]) -> None:
 
 def certify(
     parts: Iterable[LayerMerge],
-    dtypes: str | Sequence[str] | Mapping[str, str] = DTYPES,
+    dtypes: str | Sequence[str] = DTYPES,
     radius: float = 1.0,
     *,
     progress: bool = True,
@@ -188,25 +188,16 @@ def certify(
 
     Args:
         parts: the layers, with different names.
-        dtypes: some of `DTYPES`, or the one of each layer by its name.
+        dtypes: some of `DTYPES`.
         radius: the norm of the inputs for which `bound` is valid. A table (`one_hot`) ignores it.
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if W or dW is not of float64, or the radius is no number.
-        ValueError: if there are no layers or no dtypes, two layers of one name, or no such dtype;
-            if the radius is not positive and finite, or rows of W or dW have a wrong shape.
+        TypeError: if the radius is no number.
+        ValueError: if there are no dtypes, or no such dtype, or the radius is not positive and
+            finite.
     """
-    parts = tuple(parts)
-    of_layer = dtypes if isinstance(dtypes, Mapping) else {}
-    chosen = check_dtypes(tuple(dtypes.values()) if isinstance(dtypes, Mapping) else dtypes)
-    if not parts:
-        raise ValueError("there are no layers to certify; pass one LayerMerge for each")
-    names = [part.name for part in parts]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
-        )
+    parts, dtypes = tuple(parts), check_dtypes(dtypes)
     check_number("radius", radius)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
@@ -216,10 +207,9 @@ def certify(
         what="certifying the merge", unit="number", shown=progress, total=elements, unit_scale=True
     ) as bar:
         for part in parts:
-            stored = [of_layer[part.name]] if of_layer else chosen
-            tallies = [_Tally(part, dtype, float(radius)) for dtype in stored]
+            tallies = [_Tally(part, dtype, float(radius)) for dtype in dtypes]
             for strip in strips(part.shape):
-                w, d = part.read(strip)
+                w, d = part.base(strip), part.update(strip)
                 for tally in tallies:
                     tally.add(strip, w, d)
                 bar.update(w.size)

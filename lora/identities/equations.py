@@ -46,9 +46,7 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     trial.set(a, b)
     sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
-    gamma, roundings = trial.rounding.gamma, trial.roundings()
-    # C A and B C^-1 are sums themselves.
-    bounds = {name: gamma(roundings[name] + 2 * layer.rank) * sizes[name] for name in "yAB"}
+    bounds = trial.bounds(sizes, 2 * layer.rank)  # C A and B C^-1 are sums themselves
     turned = {"y": before["y"], "A": inverse.T @ before["A"], "B": before["B"] @ c.T}
     return _compared(after, turned, bounds, base)
 

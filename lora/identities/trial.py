@@ -243,20 +243,17 @@ class LayerTrial:
         largest = max(float(size.max(initial=0.0)) for size in sizes)
         return largest < float(np.finfo(self.rounding.dtype).max) / 2
 
-    def roundings(self) -> dict[str, int]:
-        """Count the roundings of each term of y, dA, dB and dx."""
-        layer = self.layer
-        return {
+    def bounds(self, sizes: Mapping[str, Array] | None = None, more: int = 0) -> dict[str, Array]:
+        """Bound the errors of y, dA, dB and dx: of these sizes, with `more` roundings of a term."""
+        layer, sizes = self.layer, self.sizes() if sizes is None else sizes
+        roundings = {
             "y": layer.d_in + layer.rank + FEW,
             "A": layer.d_out + self.rows + layer.rank + FEW,
             "B": layer.d_in + self.rows + layer.rank + FEW,
             "x": layer.d_out + layer.rank + FEW,
         }
-
-    def bounds(self) -> dict[str, Array]:
-        """Bound the errors of y, dA, dB and dx."""
-        gamma, roundings = self.rounding.gamma, self.roundings()
-        return {name: gamma(roundings[name]) * size for name, size in self.sizes().items()}
+        gamma = self.rounding.gamma
+        return {name: gamma(count + more) * sizes[name] for name, count in roundings.items()}
 
 
 def stacked(arrays: Sequence[Array], width: int) -> Array:

@@ -303,21 +303,18 @@ def _compare(
     function: Identity, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
 ) -> tuple[Agreement, str]:
     """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
-    trial = LayerTrial(layer, uses, dtype, draws)
-    found = function(trial) if trial.fits() else NOTHING
-    if found.verdict != "cannot tell":
-        return found, ""
-    trial = LayerTrial(layer, uses, dtype, draws)
-    trial.set_random()
-    if not trial.fits():
-        return NOTHING, f"the numbers exceed {dtype}"
-    found = function(trial)
-    if found.verdict != "cannot tell":
-        return found, "at a random A and B"
-    if not any(g.any() for _, g in uses):
-        return found, "no gradient arrives"
-    if layer.scale == 0:
-        return found, "the scale is 0"
-    if layer.training and layer.dropout == 1:
-        return found, "dropout leaves nothing"
-    return found, "all is below rounding"
+    for note in ("", "at a random A and B"):
+        trial = LayerTrial(layer, uses, dtype, draws)
+        if note:
+            trial.set_random()
+        fits = trial.fits()
+        found = function(trial) if fits else NOTHING
+        if found.verdict != "cannot tell":
+            return found, note
+    reasons = {
+        f"the numbers exceed {dtype}": not fits,
+        "no gradient arrives": not any(g.any() for _, g in uses),
+        "the scale is 0": layer.scale == 0,
+        "dropout leaves nothing": layer.training and layer.dropout == 1,
+    }
+    return found, next((why for why, is_so in reasons.items() if is_so), "all is below rounding")

@@ -218,7 +218,7 @@ def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     weight, update = base.resolved.weights[layer], base.update(layer)
     one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
-    return certify([part], {layer: dtype}, radius, progress=False).rows[0]
+    return certify([part], dtype, radius, progress=False).rows[0]
 
 
 def _write(

@@ -1,4 +1,1 @@
-"""The choices that LoRA leaves open.
-
-How an update begins (inits), what form it has (dora), and how the base is stored (narrow).
-"""
+"""How an update begins (inits), what form it has (dora), how the base is stored (narrow)."""

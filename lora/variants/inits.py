@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora.frozen import Array
+from lora.spectra import Approximation
 from minigrad.random import generator
 
 INITS = ("gaussian", "kaiming", "orthogonal", "pissa", "mica")
@@ -100,5 +101,5 @@ def draw(
             basis = np.linalg.qr(w @ np.linalg.qr(w.T @ basis)[0])[0]
         u, s, v = np.linalg.svd(basis.T @ w, full_matrices=False)
         u = basis @ u
-    root = np.sqrt(s[:rank] / scale)
-    return Factors(root[:, None] * v[:rank], u[:, :rank] * root, from_start=True)
+    best = Approximation.of_decomposition(u, s / scale, v, rank)
+    return Factors(best.a, best.b, from_start=True)

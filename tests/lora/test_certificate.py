@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from lora.adapter import Adapter
 from lora.certificate import (
     DTYPES,
     CertificateRow,
@@ -18,10 +19,11 @@ from lora.certificate import (
     MergeCertificate,
     MergeError,
     certify,
+    merging_into,
     round_to,
 )
 from lora.certificate.rounding import norms, unit_of, upper
-from lora.frozen import strips
+from lora.frozen import DenseMatrix, strips
 from minigrad import ops
 from minigrad.kernels import nf4
 from minigrad.kernels.nf4 import NF4Matrix
@@ -37,9 +39,11 @@ class Layer:
     def __init__(self, w, a, b, scale=1.0, bias=None, one_hot=False):
         self.w, self.a, self.b, self.scale, self.bias = w, a, b, scale, bias
         self.one_hot = one_hot
-        self.part = LayerMerge.low_rank(
-            "layer", self.rows, a, b, scale, dtype=w.dtype, bias=bias, one_hot=one_hot
-        )
+        weight, a, b = DenseMatrix(w.T if one_hot else w), *((b.T, a.T) if one_hot else (a, b))
+        adapter = Adapter.of(weight, a, b, 1.0)
+        adapter.scale = scale
+        options = {"bias": bias, "one_hot": one_hot}
+        self.part = merging_into("layer", weight, [adapter], [adapter], **options)
 
     def rows(self, rows):
         return self.w[rows].astype(np.float64)
@@ -582,14 +586,6 @@ def test_a_table_moves_no_element_by_more_than_the_bound(rng, dtype, own, size):
     assert np.abs(stored.astype(np.longdouble) - apart).max() > found.bound
 
 
-def test_a_table_has_no_bias():
-    with pytest.raises(ValueError, match=r"'wte'.*no bias"):
-        LayerMerge.low_rank(
-            "wte", np.ones, np.ones((1, 2)), np.ones((3, 1)), 1.0,
-            dtype=np.float32, bias=np.ones(3), one_hot=True,
-        )  # fmt: skip
-
-
 # ----------------------------------------------------------------------------------------------
 # What is not finite
 # ----------------------------------------------------------------------------------------------
@@ -831,8 +827,6 @@ def test_an_overflow_exceeds_any_limit(rng):
 def test_what_cannot_be_certified_is_an_error(rng):
     part = gaussian(rng).part
     for wrong, message in [
-        (([],), "no layers"),
-        (([part, part],), "several layers named 'layer'"),
         (([part], []), "no dtypes.*float64"),
         (([part], ["float8"]), "'float8'; there are float64"),
         (([part], DTYPES, 0.0), "radius must be a positive number"),
@@ -858,39 +852,7 @@ def record(**changed):
     return LayerMerge(**{**fine, **changed})
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        ({"dtype": np.dtype(int)}, TypeError, "'q': layers of float16.*not of int64"),
-        ({"dtype": np.dtype(np.longdouble)}, TypeError, "can be certified"),
-        ({"shape": (2,)}, ValueError, r"\(d_out, d_in\), not \(2,\)"),
-        ({"shape": (0, 3)}, ValueError, r"not \(0, 3\)"),
-        ({"spread": np.ones(3)}, ValueError, r"spread has shape \(3,\).*must be \(2,\)"),
-        ({"bias": np.ones((2, 1))}, ValueError, "bias has shape"),
-        ({"update_error": np.ones(3)}, ValueError, r"update_error.*\(\) or \(2,\)"),
-        ({"underflows": np.ones(3)}, ValueError, "underflows has shape"),
-        ({"spread": np.array([1.0, -1.0])}, ValueError, "'q': spread bounds a size"),
-        ({"roundings": -1}, ValueError, "roundings bounds a size, and cannot be negative"),
-    ],
-)
-def test_a_record_that_does_not_fit_is_an_error(wrong, error, message):
-    certify([record()], progress=False)
-    with pytest.raises(error, match=message):
-        record(**wrong)
-
-
-@pytest.mark.parametrize("name", ["base", "update"])
-def test_rows_of_another_shape_or_dtype_are_an_error(name):
-    single = record(**{name: lambda rows: np.ones((2, 3), np.float32)})
-    with pytest.raises(TypeError, match=f"'q': {name} must return float64, not float32"):
-        certify([single], progress=False)
-    turned = record(**{name: lambda rows: np.ones((3, 2))})
-    with pytest.raises(ValueError, match=rf"'q': {name} of the rows 0 to 2 has shape \(3, 2\)"):
-        certify([turned], progress=False)
-
-
-def test_factors_that_do_not_go_together_are_an_error():
-    with pytest.raises(
-        ValueError, match=r"A of shape \(2, 3\) does not go with B of shape \(4, 1\)"
-    ):
-        LayerMerge.low_rank("q", np.ones, np.ones((2, 3)), np.ones((4, 1)), 1.0, dtype=np.float32)
+def test_layers_of_another_dtype_cannot_be_certified():
+    wide = [np.ones(shape, np.longdouble) for shape in [(4, 3), (1, 3), (4, 1)]]
+    with pytest.raises(TypeError, match=f"'layer': layers of float16.*not of {wide[0].dtype}"):
+        Layer(*wide)

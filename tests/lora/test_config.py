@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lora
-from lora import LoRAConfig, LoRALayer, LoRAScaling
+from lora import LoRAConfig, LoRALayer, LoRAScaling, patterns
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import MLP, Embedding, Linear, Module
@@ -100,6 +100,16 @@ def test_ranks_and_alphas_follow_the_first_pattern_that_matches():
         "blocks.2.q": (3, 8),
         "head": (4, 1.5),
     }
+
+
+def test_thousands_of_names_are_found_in_one_pass(monkeypatch):
+    layers = [f"blocks.{i}.q" for i in range(3000)]
+    taken_apart = []
+    ends_of = patterns.ends_of
+    monkeypatch.setattr(patterns, "ends_of", lambda name: taken_apart.append(name) or ends_of(name))
+    found = select(LoRAConfig(targets=layers[::2], exclude=layers[:1]), layers)
+    assert [target.name for target in found] == layers[2::2]
+    assert len(taken_apart) < 10 * len(layers)
 
 
 def test_patterns_reach_the_layers_of_a_model():
