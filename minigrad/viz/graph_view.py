@@ -226,6 +226,15 @@ def _saved_by_node(node: Node) -> dict[str, Any]:
     return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
 
 
+def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
+    """Return what an op was called with, as far as it is on the tape or saved for VJPs, by name."""
+    saved, prefix = _saved_by_node(view.node), "its input "
+    known = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
+    if view.call is not None:
+        known |= {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
+    return known
+
+
 @dataclass
 class _Inputs:
     """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
@@ -240,10 +249,7 @@ class _Inputs:
         """Give a node its links, frozen inputs and options."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
-        saved, prefix = _saved_by_node(view.node), "its input "
-        given = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
-        if view.call is not None:
-            given = {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
+        given = known_arguments(view, op)
         many = op.takes_sequence or not op.vjps
         names = [name for name in given if name not in op.parameters] if many else op.parameters
         differentiable = names if many else {op.parameters[index] for index, _ in op.vjps}
