@@ -68,12 +68,11 @@ class Pass:
     right: dict[Node, Array] = field(default_factory=dict)  # each leaf's `.grad` as it should be
 
     def __post_init__(self) -> None:
-        root, views = self.graph.root, self.graph.nodes.values()
+        root = self.graph.root
         seed = np.ones(root.shape, root.dtype)
         self.steps = [Step("seed", root, seed)]  # those that are shown
         # The gradient of each node so far; empty in the end if the pass was cut short.
         self.arrived: dict[Node, Array] = {**self.initial, root: seed}
-        self.vjps = sum(len(view.links) for view in views)  # of the complete pass
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
     @property
@@ -196,10 +195,11 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     """
     shown = Pass(graph, "depth", "Depth first")
     paths = Counter({graph.root: 1})
+    vjps = usual = 0  # of this pass and of the first
     for node in reversed(graph.nodes):
         for link in graph.nodes[node].links:
             paths[link.source] += paths[node]
-    shown.vjps = sum(paths[node] * len(view.links) for node, view in graph.nodes.items())
+            vjps, usual = vjps + paths[node], usual + 1
     ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
@@ -223,7 +223,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
             yield from (sent.link.source for sent in step.sent)
 
     stack = [visit(graph.root)]  # instead of recursion
-    while stack and (shown.vjps <= RUN or is_shown()):
+    while stack and (vjps <= RUN or is_shown()):
         parent = next(stack[-1], None)
         if parent is None:
             stack.pop()
@@ -239,13 +239,13 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     else:
         shown.end()
     shown.right = first.grads
-    if shown.vjps == first.vjps:
+    if vjps == usual:
         shown.about += "Here only one gradient arrives at each inner node, so that changes nothing."
         return shown
-    shown.about += f"It runs {shown.vjps:,} VJPs where {first.vjps:,} do. "
+    shown.about += f"It runs {vjps:,} VJPs where {usual:,} do. "
     if stack:
         shown.about += "That is too many to run to the end, so only its beginning is shown. "
-    elif sent < shown.vjps:
+    elif sent < vjps:
         shown.about += f"The first {sent:,} are shown, and the end. "
     if not stack and shown.fault is None:
         shown.about += "What is sent on again is 0 here, so no number goes wrong. "
