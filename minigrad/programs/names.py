@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
 from minigrad.programs.surroundings import FOREIGN, LIBRARY, Surroundings, package_of
-from minigrad.readonly import owner_of
+from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr writes it in another way, so it is in no literal
 EARLIER = "e"  # begins the name of a gradient from before the step
@@ -95,7 +95,7 @@ class ValueNames:
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
-        self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
+        self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # of all arrays
         self._count = itertools.count(1)  # of values
         self._taken = {"slice"}  # names
@@ -113,9 +113,7 @@ class ValueNames:
             self.arguments.append(self.register(array, self._unique(name)))
 
     def _note(self, array: NDArray[Any]) -> None:
-        owner = owner_of(array)
-        key = id(owner)
-        self._owners[key] = weakref.ref(owner, lambda _: self._owners.pop(key, None))
+        self._owners[owner_of(array)] = True
         self._sizes |= {array.size, *array.shape}
 
     def new(self, prefix: str) -> str:
@@ -201,7 +199,7 @@ class ValueNames:
             return known
         label = self._labels.get(id(value), name)
         if isinstance(value, np.ndarray) and label is None:
-            if id(owner_of(value)) in self._owners:
+            if self._owners.get(owner_of(value)):
                 raise CaptureError(
                     f"an array of shape {value.shape} is a part or another arrangement of an "
                     f"argument or a result, and was not made by an op; use Tensors and ops"

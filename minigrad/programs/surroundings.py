@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
+from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
@@ -96,8 +97,7 @@ class Surroundings:
         """Return whether everything is what it was."""
         now = [*chain.from_iterable(map(call, self._reads))]
         return (
-            len(now) == len(self._all_values)
-            and all(map(is_, now, self._all_values))
+            are_same(now, self._all_values)
             and self.memory_holds()
             and all(map(is_, map(_node, self._found), self._nodes))
             and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
@@ -116,7 +116,7 @@ class Surroundings:
             if len(now) == len(before) == len(names):
                 values = zip(names, now, before, strict=True)
                 changed += [_joined(path, name) for name, a, b in values if a is not b]
-            elif len(now) != len(before) or not all(map(is_, now, before)):
+            elif not are_same(now, before):
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
