@@ -26,6 +26,7 @@ from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
 from minigrad.ops import bfloat16_linear, nf4_linear
+from minigrad.viz.source import in_short
 
 Array = NDArray[Any]
 
@@ -89,9 +90,7 @@ def view_graph(
 
     Names are those of the caller's `variables` and of the parameters of `model`.
     """
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")
-    root = node_of(loss, role)
+    root = node_of(loss, f"{role}: loss")
     if not isinstance(tape, Tape | None):
         raise TypeError(f"{role}: tape must be what viz.record() gives, not {tape!r:.60}")
     if not isinstance(model, Module | None):
@@ -293,7 +292,7 @@ class _Inputs:
         if known is not None:
             called = known[0]
         elif shown is not None and np.ndim(shown) == 0:
-            called = f"{np.asarray(shown).item():.4g}"
+            called = in_short(shown)
         frozen = FrozenInput(called, why, shown if decoded is None else decoded)
         if isinstance(array, np.ndarray) and array.size > 1:
             frozen = self.known.setdefault((*_memory(array), why), frozen)

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,11 @@ class Page:
         from IPython import display
 
         show: Callable[..., None] = display.display
-        try:
+        with suppress(ImportError):  # of matplotlib
             from minigrad.viz.graph_picture import picture_of
-        except ImportError:  # of matplotlib
-            picture = None
-        else:
-            picture = picture_of(self.data)
-        if picture is not None:
-            show(picture)
+
+            if (picture := picture_of(self.data)) is not None:
+                show(picture)
         show({"text/html": self.frame(), "text/plain": repr(self)}, raw=True)
 
 
