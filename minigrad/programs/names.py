@@ -80,17 +80,12 @@ class ValueNames:
     Args:
         given: the arrays that the step is called with, by name.
         surroundings: what the step reads besides.
-
-    Attributes:
-        arguments: the names of the given arrays in the lines.
-        space: the constants that have been named: functions, arrays, optimisers.
-        others: tensors that the step has used, and that are not among those of the surroundings.
     """
 
     def __init__(self, given: Mapping[str, NDArray[Any]], surroundings: Surroundings) -> None:
-        self.arguments: list[str] = []
-        self.space: dict[str, Any] = {}
-        self.others: dict[str, Tensor] = {}
+        self.arguments: list[str] = []  # the names of the given arrays in the lines
+        self.space: dict[str, Any] = {}  # the constants with a name: functions, arrays, optimisers
+        self.others: dict[str, Tensor] = {}  # tensors in use that the surroundings do not have
         self.surroundings = surroundings
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id

@@ -42,21 +42,13 @@ class Program:
         lines: all lines that one run of the step has given; those whose results nobody uses are
             left out.
         result: an expression for what the step returns.
-
-    Attributes:
-        surroundings: what the step reads besides its arguments.
-        texts: the lines and the result, with the values numbered in their order.
-        namespace: the functions and constants that the texts name.
-        source: the text of the program.
-        function: what the text defines, after `compile`.
-        zeroed: the leaves whose gradients from before the step does not leave alone.
     """
 
-    function: Callable[..., Any]
-    zeroed: set[Node]
+    function: Callable[..., Any]  # what the source defines, after `compile`
+    zeroed: set[Node]  # the leaves whose gradients from before the step does not leave alone
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
-        self.surroundings = names.surroundings
+        self.surroundings = names.surroundings  # what the step reads besides its arguments
         self.calls, self.next_check = 2, 10
         kept = _needed(lines, result)
         space, arguments = names.space, names.arguments
@@ -71,6 +63,7 @@ class Program:
                     new[name] = f"{MARK}{kind}{count}"
             return new[name]
 
+        # The lines and the result, with the values numbered in their order.
         self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept), result]]
         comments = [
             _VALUE.sub(renamed, text)

@@ -29,14 +29,7 @@ from minigrad.programs.program import ProgramLine
 
 
 class StepRecorder(Observer):
-    """Writes down one step.
-
-    Args:
-        names: names for the values in the lines.
-
-    Attributes:
-        lines: the program.
-    """
+    """Writes down one step, with these names for the values in its lines."""
 
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings

@@ -48,21 +48,14 @@ _memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "ho
 
 
 class Surroundings:
-    """All that a function reads besides its arguments.
-
-    Attributes:
-        functions: the function, those of the user that it calls, and the forwards of his modules.
-        tensors: the tensors that were found, by the names of parameters in modules, or by paths.
-        numbers: all numbers that were found, also in the code of the functions.
-        settable: the optimisers, schedulers and averages that were found, by paths.
-        generators: of random numbers.
-    """
+    """All that a function reads besides its arguments."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        # The function, those of the user that it calls, and the forwards of his modules.
         self.functions: list[FunctionType] = []
-        self.tensors: dict[str, Tensor] = {}
-        self.numbers: set[float] = set()
-        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}
+        self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
+        self.numbers: set[float] = set()  # also those in the code of the functions
+        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
         self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id

@@ -90,19 +90,14 @@ def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) ->
 class _Rerun:
     """Runs a graph again, as far as it depends on a leaf.
 
-    Attributes:
-        values: the value of each node.
-        dependents: of each leaf, the nodes that depend on it, the oldest first.
-        sizes: of each node, how many numbers its op gets and gives.
-
     Raises:
         _UnknownError: if not everything is saved that this takes.
     """
 
     def __init__(self, graph: GraphView) -> None:
         self.values: dict[Node, Array] = {}
-        self.dependents: dict[Node, list[Node]] = {}
-        self.sizes: dict[Node, int] = {}
+        self.dependents: dict[Node, list[Node]] = {}  # of each leaf, the oldest first
+        self.sizes: dict[Node, int] = {}  # how many numbers an op gets and gives
         self._root = graph.root
         self._arguments: dict[Node, list[Any]] = {}
         leaves_of: dict[Node, dict[Node, None]] = {}

@@ -18,10 +18,6 @@ _STEP = re.compile(r"\.step_group\(\w+, (\w+), \[(.*)\]\)")  # of parameters, by
 class ProgramView:
     """The program of a captured step.
 
-    Attributes:
-        lines: for each line its section, which may be "", its text, and what else to say of it.
-        arrays: the names of parameters and other arrays that are there before the step.
-
     Raises:
         TypeError: if it is no captured step.
         CaptureError: if the step has no program yet.
@@ -34,12 +30,12 @@ class ProgramView:
             )
         self._space = captured.namespace
         names = {id(v): name for name, v in self._space.items() if isinstance(v, np.ndarray)}
-        self.arrays = list(names.values())
+        self.arrays = list(names.values())  # parameters and others that are there before the step
         gradients: dict[str, str] = {}  # the names of parameters by those of their gradients
         for parameters, listed in _STEP.findall(captured.source):
             pairs = zip(self._space[parameters], listed.split(", "), strict=True)
             gradients |= {g: names.get(id(tensor._data), "a parameter") for tensor, g in pairs}
-        self.lines: list[list[str]] = []
+        self.lines: list[list[str]] = []  # section, text, and what else to say of it; or ""
         section = ""
         for text in captured.source.splitlines():
             if text.startswith("    # ") and text[6:] in _SECTIONS:
