@@ -90,7 +90,9 @@ def view_graph(
 
     Names are those of the caller's `variables` and of the parameters of `model`.
     """
-    root = node_of(loss, f"{role}: loss")
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")
+    root = node_of(loss, role)
     if not isinstance(tape, Tape | None):
         raise TypeError(f"{role}: tape must be what viz.record() gives, not {tape!r:.60}")
     if not isinstance(model, Module | None):
