@@ -294,7 +294,8 @@ class _Writer:
 
     def _pass(self, shown: Pass) -> Json:
         index, add = self._index, self._add
-        ends = [[index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()]
+        right = shown.right or shown.grads
+        ends = [[index[leaf], add(g), add(right[leaf])] for leaf, g in shown.grads.items()]
         initial = [[index[node], add(g)] for node, g in shown.initial.items()]
         # What is said of steps with a fault or note, which is the same for all of them.
         words = {
