@@ -24,9 +24,7 @@ def keep_freed_memory() -> bool:
     `GLIBC_TUNABLES` in the environment) are respected; other C libraries are left alone.
     """
     variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-    if any(name in os.environ for name in variables):
-        return False
-    if not _has_glibc():
+    if not _has_glibc() or any(name in os.environ for name in variables):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, LARGEST) and mallopt(_TRIM_THRESHOLD, KEPT))

@@ -24,17 +24,10 @@ class NoBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the block; there is nothing to close."""
+    def update(self, *_: object, **options: object) -> None:
+        """Do nothing, as nothing is shown."""
 
-    def update(self, n: float = 1) -> None:
-        """Count `n` more items as done."""
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Set the text behind the bar."""
-
-    def close(self) -> None:
-        """Take the bar off."""
+    set_postfix_str = close = __exit__ = update
 
 
 def progress_bar(

@@ -8,11 +8,36 @@ date, and products with it wrong without an error. So the memory is made read-on
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from numpy import ndarray
 
 Array = ndarray[Any, Any]
+T = TypeVar("T")
+
+
+class WeakIdMap(Generic[T]):
+    """A mapping by identity from arrays and Tensors, which have no hash, while they live."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Any], T]] = {}
+
+    def __setitem__(self, key: Any, value: T) -> None:
+        index, entries = id(key), self._entries
+        entries[index] = weakref.ref(key, lambda _: entries.pop(index, None)), value
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Any) -> T | None:
+        """Return what belongs to `key`, or None."""
+        entry = self._entries.get(id(key))
+        return None if entry is None else entry[1]
+
+    def pop(self, key: Any) -> T | None:
+        """Remove `key`, and return what belonged to it, or None."""
+        entry = self._entries.pop(id(key), None)
+        return None if entry is None else entry[1]
 
 
 def owner_of(array: Array) -> Array:
@@ -32,11 +57,9 @@ class Holder(Protocol):
 class _Hold(NamedTuple):
     views: list[weakref.ref[Array]]  # that were made read-only
     holders: weakref.WeakSet[Any]
-    owner: weakref.ref[Array]
 
 
-# By the id of the array that owns the memory, as long as it lives.
-_holds: dict[int, _Hold] = {}
+_holds = WeakIdMap[_Hold]()  # by the array that owns the memory
 
 
 def count_holds() -> int:
@@ -54,13 +77,11 @@ def hold(array: Array, holder: Holder) -> bool:
     owner = owner_of(array)
     if owner.base is not None and not _is_writable_buffer(owner.base):
         return False
-    key = id(owner)
-    known = _holds.get(key)
-    if known is None and not owner.flags.writeable:
-        return False  # for a reason of its own, that stays
+    known = _holds.get(owner)
     if known is None:
-        reference = weakref.ref(owner, lambda _: _holds.pop(key, None))
-        known = _holds[key] = _Hold([], weakref.WeakSet(), reference)
+        if not owner.flags.writeable:
+            return False  # for a reason of its own, that stays
+        known = _holds[owner] = _Hold([], weakref.WeakSet())
     known.holders.add(holder)
     view: Any = array
     while view is not owner:
@@ -84,7 +105,7 @@ def release(array: Array) -> bool:
     if not _holds:  # each step of an optimiser asks
         return False
     owner = owner_of(array)
-    known = _holds.pop(id(owner), None)
+    known = _holds.pop(owner)
     if known is None:
         return False
     owner.flags.writeable = True

@@ -30,11 +30,6 @@ def elsewhere() -> dict[str, dict[str, str]]:
     return table
 
 
-def since_0_2() -> dict[str, str]:
-    """Return the modules of version 0.1, each with where its contents are since version 0.2."""
-    return elsewhere()["minigrad 0.1"]
-
-
 def instead(owner: str, name: str) -> str:
     """Return what to use instead of a name that `owner` does not have, after a semicolon.
 
@@ -90,13 +85,9 @@ class _OldNames(MetaPathFinder):
     ) -> ModuleSpec | None:
         owner, _, last = name.rpartition(".")
         if owner.startswith(("minigrad", "lora")):
-            if name in since_0_2():
-                raise ModuleNotFoundError(
-                    f"there is no module `{name}` since minigrad 0.2; its contents are in "
-                    f"{since_0_2()[name]}",
-                    name=name,
-                )
-            if hint := instead(owner, last):
+            home = elsewhere()["minigrad 0.1"].get(name)
+            since = f" since minigrad 0.2; its contents are in {home}" if home else ""
+            if hint := since or instead(owner, last):
                 raise ModuleNotFoundError(f"there is no module `{name}`{hint}", name=name)
         return None
 

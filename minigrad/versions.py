@@ -11,10 +11,8 @@ Raw writes through `tensor.data[...] = ` are not seen, because numpy does not re
 from __future__ import annotations
 
 import itertools
-import weakref
-from typing import Any
 
-from minigrad.readonly import Array, count_holds, owner_of, release
+from minigrad.readonly import Array, WeakIdMap, count_holds, owner_of, release
 
 # `next` on a count is atomic, so the order is right across threads too.
 clock = itertools.count(1)
@@ -23,9 +21,8 @@ clock = itertools.count(1)
 # newer, as in any plain training loop, needs no check of its saved arrays.
 last_write = [0]
 
-# The time of the last write, and a reference to the array that owns the memory, by the id of that
-# array, for as long as it lives.
-_writes: dict[int, list[Any]] = {}
+# The time of the last write, in a list of one, by the array that owns the memory.
+_writes = WeakIdMap[list[int]]()
 
 
 def mark_written(*arrays: Array) -> None:
@@ -33,9 +30,9 @@ def mark_written(*arrays: Array) -> None:
     now = last_write[0] = next(clock)
     for array in arrays:
         owner = array if array.base is None else owner_of(array)
-        known = _writes.get(id(owner))
+        known = _writes.get(owner)
         if known is None:
-            _writes[id(owner)] = [now, _until_gone(owner)]
+            _writes[owner] = [now]
         else:
             known[0] = now
     if count_holds():  # the writes may have gone through views that stayed writable
@@ -43,12 +40,7 @@ def mark_written(*arrays: Array) -> None:
             release(array)
 
 
-def _until_gone(owner: Array) -> weakref.ref[Array]:
-    key = id(owner)
-    return weakref.ref(owner, lambda _: _writes.pop(key, None))
-
-
 def last_written(array: Array) -> int:
     """Return the time at which the memory of `array` was last written; 0 if it never was."""
-    known = _writes.get(id(owner_of(array)))
+    known = _writes.get(owner_of(array))
     return known[0] if known else 0

@@ -23,9 +23,10 @@ from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line, values_of
+from minigrad.diagnostics.recorder import Recorder, SourceLine, user_line, values_of
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 from minigrad.optim import Optimizer
+from minigrad.readonly import WeakIdMap
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
-from weakref import WeakKeyDictionary, ref
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,8 +29,6 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
-
-T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parents[1]
 # Files of the library itself, whose frames are not what the user wrote.
@@ -219,22 +217,3 @@ def record() -> Iterator[Tape]:
     tape = Tape()
     with observe(tape):
         yield tape
-
-
-class WeakIdMap(Generic[T]):
-    """A mapping by identity from arrays and Tensors, which have no hash, while they live."""
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[ref[Any], T]] = {}
-
-    def __setitem__(self, key: Any, value: T) -> None:
-        index, entries = id(key), self._entries
-        entries[index] = ref(key, lambda _: entries.pop(index, None)), value
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Any) -> T | None:
-        """Return what belongs to `key`, or None."""
-        entry = self._entries.get(id(key))
-        return None if entry is None else entry[1]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
 from minigrad.programs.surroundings import FOREIGN, LIBRARY, Surroundings, package_of
-from minigrad.readonly import owner_of
+from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr writes it in another way, so it is in no literal
 EARLIER = "e"  # begins the name of a gradient from before the step
@@ -80,22 +80,17 @@ class ValueNames:
     Args:
         given: the arrays that the step is called with, by name.
         surroundings: what the step reads besides.
-
-    Attributes:
-        arguments: the names of the given arrays in the lines.
-        space: the constants that have been named: functions, arrays, optimisers.
-        others: tensors that the step has used, and that are not among those of the surroundings.
     """
 
     def __init__(self, given: Mapping[str, NDArray[Any]], surroundings: Surroundings) -> None:
-        self.arguments: list[str] = []
-        self.space: dict[str, Any] = {}
-        self.others: dict[str, Tensor] = {}
+        self.arguments: list[str] = []  # the names of the given arrays in the lines
+        self.space: dict[str, Any] = {}  # the constants with a name: functions, arrays, optimisers
+        self.others: dict[str, Tensor] = {}  # tensors in use that the surroundings do not have
         self.surroundings = surroundings
         self._literals: dict[float, None] = {}
         self._names: dict[int, str] = {}  # of live arrays and other values, by id
         self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
-        self._owners: dict[int, Any] = {}  # the memory of arguments and results, by id
+        self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # of all arrays
         self._count = itertools.count(1)  # of values
         self._taken = {"slice"}  # names
@@ -113,9 +108,7 @@ class ValueNames:
             self.arguments.append(self.register(array, self._unique(name)))
 
     def _note(self, array: NDArray[Any]) -> None:
-        owner = owner_of(array)
-        key = id(owner)
-        self._owners[key] = weakref.ref(owner, lambda _: self._owners.pop(key, None))
+        self._owners[owner_of(array)] = True
         self._sizes |= {array.size, *array.shape}
 
     def new(self, prefix: str) -> str:
@@ -201,7 +194,7 @@ class ValueNames:
             return known
         label = self._labels.get(id(value), name)
         if isinstance(value, np.ndarray) and label is None:
-            if id(owner_of(value)) in self._owners:
+            if self._owners.get(owner_of(value)):
                 raise CaptureError(
                     f"an array of shape {value.shape} is a part or another arrangement of an "
                     f"argument or a result, and was not made by an op; use Tensors and ops"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import linecache
 import re
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.programs.names import EARLIER, MARK, CaptureError, ValueNames
 
@@ -20,19 +22,12 @@ _VALUE = re.compile(rf"{MARK}[a-z]\d+")
 
 @dataclass
 class ProgramLine:
-    """One line of a program.
+    """One line of a program."""
 
-    Attributes:
-        section: "forward", "backward" or "update".
-        outs: the names that it assigns to, by how the result is taken apart.
-        expression: what is computed, mostly a call.
-        has_effect: whether the line is needed even if nobody uses its result.
-    """
-
-    section: str
-    outs: str
-    expression: str
-    has_effect: bool
+    section: str  # "forward", "backward" or "update"
+    outs: str  # the names that it assigns to, by how the result is taken apart
+    expression: str  # what is computed, mostly a call
+    has_effect: bool  # whether the line is needed even if nobody uses its result
 
     def __str__(self) -> str:
         outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
@@ -47,21 +42,13 @@ class Program:
         lines: all lines that one run of the step has given; those whose results nobody uses are
             left out.
         result: an expression for what the step returns.
-
-    Attributes:
-        surroundings: what the step reads besides its arguments.
-        texts: the lines and the result, with the values numbered in their order.
-        namespace: the functions and constants that the texts name.
-        source: the text of the program.
-        function: what the text defines, after `compile`.
-        zeroed: the leaves whose gradients from before the step does not leave alone.
     """
 
-    function: Callable[..., Any]
-    zeroed: set[Node]
+    function: Callable[..., Any]  # what the source defines, after `compile`
+    zeroed: set[Node]  # the leaves whose gradients from before the step does not leave alone
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
-        self.surroundings = names.surroundings
+        self.surroundings = names.surroundings  # what the step reads besides its arguments
         self.calls, self.next_check = 2, 10
         kept = _needed(lines, result)
         space, arguments = names.space, names.arguments
@@ -76,6 +63,7 @@ class Program:
                     new[name] = f"{MARK}{kind}{count}"
             return new[name]
 
+        # The lines and the result, with the values numbered in their order.
         self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept), result]]
         comments = [
             _VALUE.sub(renamed, text)
@@ -94,10 +82,10 @@ class Program:
     def _body(self, sections: Sequence[str]) -> Iterator[str]:
         """List the lines with headings, each of which deletes the values that it is last to use."""
         last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
-        dead: dict[int, list[str]] = {}
+        dead = defaultdict(list)
         for name, i in last.items():
             if name not in self._constants:
-                dead.setdefault(i, []).append(name)
+                dead[i].append(name)
         before = ""
         for i, (section, text) in enumerate(zip(sections, self.texts, strict=False)):
             if section != before:
@@ -185,7 +173,7 @@ def _is_same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+        return are_same(a, b)
     if isinstance(a, (float, np.generic)):
         return type(a) is type(b) and repr(a) == repr(b)  # NaN is not equal to itself
     return type(a) is type(b) and bool(a == b)

@@ -19,7 +19,7 @@ from minigrad.core.backward import contiguous_copy, fit_to_input
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats
 from minigrad.core.grad_mode import is_grad_enabled
-from minigrad.core.node import Edge, Node
+from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
@@ -29,14 +29,7 @@ from minigrad.programs.program import ProgramLine
 
 
 class StepRecorder(Observer):
-    """Writes down one step.
-
-    Args:
-        names: names for the values in the lines.
-
-    Attributes:
-        lines: the program.
-    """
+    """Writes down one step, with these names for the values in its lines."""
 
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings
@@ -67,8 +60,7 @@ class StepRecorder(Observer):
                 "a checkpoint is not captured; call the function itself, or run this step eagerly"
             )
         given = [inputs, *inputs.options] if isinstance(inputs, SequenceInputs) else list(inputs)
-        is_mask = [getattr(part, "dtype", None) == np.bool_ for part in _flat(given[1:2])]
-        if op.name == "getitem" and any(is_mask):
+        if op.name == "getitem" and any(x.dtype == np.bool_ for x in arrays_in(given[1])):
             raise CaptureError(
                 "getitem: the shape of x[mask] depends on the values of the mask, and shapes in a "
                 "program are fixed; use minigrad.where, or multiply by the mask"
@@ -102,8 +94,8 @@ class StepRecorder(Observer):
         """Return what an op makes of the result of its forward: an array, of the right dtype."""
         if not out.ndim:
             call = self.names.call(np.asarray, [call])
-        dtypes = {x.dtype for x in _flat(called) if isinstance(x, np.ndarray)}
-        if out.dtype.kind == "f" and {x for x in dtypes if x.kind == "f"} != {out.dtype}:
+        floats = {x.dtype for x in arrays_in(called) if x.dtype.kind == "f"}
+        if out.dtype.kind == "f" and floats != {out.dtype}:
             call += f".astype('{out.dtype}', copy=False)"
         if op.cost is None and op.composition is None:
             raw = op.forward(*called)  # a function of numpy, which may return a part of an operand
@@ -324,12 +316,3 @@ def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
         converts = op.floats and isinstance(value, np.ndarray)
         converted[i] = as_floats(op, value) if converts else value
     return converted
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    """List values, and those in lists and tuples among them."""
-    for value in values:
-        if type(value) in (list, tuple):
-            yield from _flat(value)
-        else:
-            yield value

@@ -21,8 +21,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, partial
-from itertools import chain, repeat
-from operator import attrgetter, call, is_
+from itertools import chain
+from operator import attrgetter, call
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
+from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
@@ -43,25 +44,16 @@ _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
-_memory, _node, _grad, _hooks_of = map(attrgetter, ("_data", "node", "grad", "hooks"))
-
 
 class Surroundings:
-    """All that a function reads besides its arguments.
-
-    Attributes:
-        functions: the function, those of the user that it calls, and the forwards of his modules.
-        tensors: the tensors that were found, by the names of parameters in modules, or by paths.
-        numbers: all numbers that were found, also in the code of the functions.
-        settable: the optimisers, schedulers and averages that were found, by paths.
-        generators: of random numbers.
-    """
+    """All that a function reads besides its arguments."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        # The function, those of the user that it calls, and the forwards of his modules.
         self.functions: list[FunctionType] = []
-        self.tensors: dict[str, Tensor] = {}
-        self.numbers: set[float] = set()
-        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}
+        self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
+        self.numbers: set[float] = set()  # also those in the code of the functions
+        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
         self.generators = [random.generator()]
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
@@ -82,9 +74,10 @@ class Surroundings:
         """Compare further tensors."""
         self.tensors |= tensors
         self._found = list(self.tensors.values())
-        self._arrays, self._nodes = [*map(_memory, self._found)], [*map(_node, self._found)]
+        self._arrays = [tensor._data for tensor in self._found]
+        self._nodes = [tensor.node for tensor in self._found]
         self._leaves = [node for node in self._nodes if node is not None]
-        self._hooks = [*map(_hooks_of, self._leaves)]
+        self._hooks = [leaf.hooks for leaf in self._leaves]
 
     def leave_out(self, arrays: Iterable[Any]) -> None:
         """Do not compare the elements of these arrays, which a program reads anew."""
@@ -94,19 +87,17 @@ class Surroundings:
 
     def hold(self) -> bool:
         """Return whether everything is what it was."""
-        now = [*chain.from_iterable(map(call, self._reads))]
         return (
-            len(now) == len(self._all_values)
-            and all(map(is_, now, self._all_values))
+            are_same([*chain.from_iterable(map(call, self._reads))], self._all_values)
             and self.memory_holds()
-            and all(map(is_, map(_node, self._found), self._nodes))
-            and all(map(is_, map(_hooks_of, self._leaves), self._hooks))
+            and are_same([tensor.node for tensor in self._found], self._nodes)
+            and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
             and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
         )
 
     def memory_holds(self) -> bool:
         """Return whether the tensors have the memory that they had."""
-        return all(map(is_, map(_memory, self._found), self._arrays))
+        return are_same([tensor._data for tensor in self._found], self._arrays)
 
     def changes(self) -> list[str]:
         """Return the paths of what is not what it was."""
@@ -116,7 +107,7 @@ class Surroundings:
             if len(now) == len(before) == len(names):
                 values = zip(names, now, before, strict=True)
                 changed += [_joined(path, name) for name, a, b in values if a is not b]
-            elif len(now) != len(before) or not all(map(is_, now, before)):
+            elif not are_same(now, before):
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
@@ -137,8 +128,6 @@ class Surroundings:
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
-        if all(map(is_, map(_grad, self._leaves), repeat(None))):
-            return []  # as usual, and this is quick
         return [leaf for leaf in self._leaves if leaf.grad is not None]
 
     # ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import GraphView, view_graph
+from minigrad.viz.source import in_short
 
 _HEAD = """digraph {
   rankdir=LR;
@@ -113,7 +114,7 @@ def _inside(
             looks = _LEAF if view.node.op is None else _LOSS if view.node is graph.root else ""
             lines = [view.name, view.node.name if view.named and view.node.op is not None else ""]
             if view.value is not None and view.value.size == 1:
-                lines.append(f"{view.value.item():.4g}")
+                lines.append(in_short(view.value))
             else:
                 lines.append(" x ".join(map(str, view.node.shape)))
             yield f"{margin}{ids[view.node]} [label={_quoted(*lines)}{looks}];"

@@ -55,7 +55,8 @@ class Picture(Figure):
         self._path = path
         if path is not None:
             endings = self.canvas.get_supported_filetypes()
-            if Path(path).suffix[1:].lower() not in endings:
+            self._kind = Path(path).suffix[1:].lower()
+            if self._kind not in endings:
                 raise ValueError(
                     f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}"
                 )
@@ -64,8 +65,7 @@ class Picture(Figure):
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""
         if self._path is not None:
-            kind = Path(self._path).suffix[1:].lower()
-            write_atomically(self._path, self.rendered(kind))
+            write_atomically(self._path, self.rendered(self._kind))
         return self
 
     def rendered(self, kind: str) -> bytes:

@@ -7,13 +7,12 @@ and an edge that passes layers in between has a waypoint in each.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import count, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
@@ -21,8 +20,6 @@ from minigrad.viz.figure import INK, SIGNED, VERMILLION, Picture, shortened
 from minigrad.viz.previews import LETTERS, NOT_FINITE
 
 Json = dict[str, Any]
-Item = tuple[str, int]  # "nodes", "frozen" or "waypoint", and which of these
-Edge = tuple[Item, Item, int | None]  # from where to where, and the link, if a gradient goes there
 
 MOST = 40  # cards, of which more would be too small to be read
 _ACROSS = 5  # layers that have room from left to right; more go from top to bottom
@@ -35,17 +32,19 @@ _HEAD, _FOOT = 0.45, 0.6  # inches, for the title and for the legend
 _SWEEPS = 6  # over the layers; each sorts the cards of a layer by the mean place of what they touch
 _LEGEND = 5.4  # inches that the legend takes
 _GREY = "#5B6470"
-_SOFT: Json = {"color": _GREY}
 _ORANGE: Json = {"color": VERMILLION}
 
 
 def picture_of(data: Json) -> Picture | None:
     """Draw the graph of a page; None if it is so large that its cards could not be read."""
-    items: list[Item] = [(kind, i) for kind in ("nodes", "frozen") for i in range(len(data[kind]))]
-    if len(items) > MOST:
+    nodes = len(data["nodes"])
+    cards = nodes + len(data["frozen"])
+    if cards > MOST:
         return None
-    edges = list(_edges_of(data))
-    layers, routes = _layers(("nodes", data["root"]), items, edges)
+    edges = [(link["source"], link["target"]) for link in data["links"]]
+    for i, node in enumerate(data["nodes"]):
+        edges += [(nodes + frozen, i) for _, frozen in node.get("frozen", ())]
+    layers, routes = _layers(data["root"], cards, edges)
     is_across = len(layers) <= _ACROSS
     if not is_across and max(map(len, layers)) > _SIDE:
         return None
@@ -57,47 +56,39 @@ def picture_of(data: Json) -> Picture | None:
             beside = (place - (len(layer) - 1) / 2) * (side + _BESIDE)
             at[item] = (along, -beside) if is_across else (beside, -along)
     drawn = _Drawing(data, at, is_across)
-    shared = Counter((source, target) for source, target, _ in edges)
-    so_far = Counter[tuple[Item, Item]]()
-    for route, (source, target, link) in zip(routes, edges, strict=True):
-        many = shared[source, target]  # h + h uses h twice, and gets a gradient twice
+    shared, so_far = Counter(edges), Counter[tuple[int, int]]()
+    for link, (edge, route) in enumerate(zip(edges, routes, strict=True)):
+        many = shared[edge]  # h + h uses h twice, and gets a gradient twice
         apart = min(0.3, 0.6 / many) if is_across else min(0.75, 1.2 / many)
-        shift = (so_far[source, target] - (many - 1) / 2) * apart
-        so_far[source, target] += 1
+        shift = (so_far[edge] - (many - 1) / 2) * apart
+        so_far[edge] += 1
         drawn.edge(route, shift, link)
-    for item in items:
+    for item in range(cards):
         drawn.card(item)
     return drawn.picture
 
 
-def _edges_of(data: Json) -> Iterator[Edge]:
-    """Yield the links of a graph, and what leads from its frozen inputs."""
-    for i, link in enumerate(data["links"]):
-        yield ("nodes", link["source"]), ("nodes", link["target"]), i
-    for i, node in enumerate(data["nodes"]):
-        for _, frozen in node.get("frozen", ()):
-            yield ("frozen", frozen), ("nodes", i), None
-
-
 def _layers(
-    root: Item, items: Sequence[Item], edges: Sequence[Edge]
-) -> tuple[list[list[Item]], list[list[Item]]]:
-    """Return the layers, that of the loss first, each in order, and the route of each edge."""
-    depth = dict.fromkeys([root], 0)
-    for node in sorted((target for _, target, _ in edges), reverse=True):  # the newest first
-        for source, target, _ in edges:
-            if target == node:
-                depth[source] = max(depth.get(source, 0), depth[node] + 1)
-    layers: list[list[Item]] = [[] for _ in range(max(depth.values()) + 1)]
-    for item in items:
-        layers[depth[item]].append(item)
-    routes, touching = [], defaultdict(list)
-    for i, (source, target, _) in enumerate(edges):
-        between = range(depth[source] - 1, depth[target], -1)
-        waypoints = [("waypoint", i * len(layers) + level) for level in between]
-        for level, waypoint in zip(between, waypoints, strict=True):
-            layers[level].append(waypoint)
-        routes.append([source, *waypoints, target])
+    root: int, cards: int, edges: Sequence[tuple[int, int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the layers, that of the loss first, each in order, and the route of each edge.
+
+    Cards are numbered, and waypoints have the numbers after these.
+    """
+    depth = {root: 0}
+    for source, target in sorted(edges, key=itemgetter(1), reverse=True):  # the newest first
+        depth[source] = max(depth.get(source, 0), depth[target] + 1)
+    layers: list[list[int]] = [[] for _ in range(max(depth.values()) + 1)]
+    for card in range(cards):
+        layers[depth[card]].append(card)
+    waypoints, touching = count(cards), defaultdict(list)
+    routes = []
+    for source, target in edges:
+        route = [source]
+        for level in range(depth[source] - 1, depth[target], -1):
+            route.append(next(waypoints))
+            layers[level].append(route[-1])
+        routes.append([*route, target])
         for one, other in pairwise(routes[-1]):
             touching[one].append(other)
             touching[other].append(one)
@@ -109,40 +100,34 @@ def _layers(
     return layers, routes
 
 
-@dataclass
 class _Drawing:
     """The picture, in which one unit is an inch, and where the middle of each item is."""
 
-    data: Json
-    at: dict[Item, tuple[float, float]]
-    is_across: bool
-    # By the node and by the link: the pictures of what arrives there, and of what goes there.
-    gradients: dict[int, int] = field(default_factory=dict)
-    sent: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for step in (self.data["steps"][i] for i in self.data["passes"][0]["steps"]):
-            self.gradients[step["node"]] = step["g"]
-            self.sent |= {link: gradient for link, gradient, *_ in step.get("sent", ())}
-        xs, ys = zip(*self.at.values(), strict=True)
+    def __init__(self, data: Json, at: dict[int, tuple[float, float]], is_across: bool) -> None:
+        self.data, self.at, self.is_across = data, at, is_across
+        steps = [data["steps"][i] for i in data["passes"][0]["steps"]]
+        # By the node and by the link: the pictures of what arrives there, and of what goes there.
+        self.gradients = {step["node"]: step["g"] for step in steps}
+        self.sent = {link: g for step in steps for link, g, *_ in step.get("sent", ())}
+        xs, ys = zip(*at.values(), strict=True)
         wide = max(max(xs) - min(xs) + _WIDE + 2 * _MARGIN, _LEGEND)
         left = (max(xs) + min(xs) - wide) / 2
         low, top = min(ys) - _TALL / 2 - _FOOT, max(ys) + _TALL / 2 + _HEAD
         self.picture = Picture(wide, top - low)
         self.picture.set_layout_engine("none")
-        self._axes: Axes = self.picture.add_axes((0, 0, 1, 1), frame_on=False)
+        self._axes = self.picture.add_axes((0, 0, 1, 1), frame_on=False)
         self._axes.set(xlim=(left, left + wide), ylim=(low, top), xticks=[], yticks=[])
         self._axes.set_autoscale_on(False)
-        self._forth, self._back = ("→", "←") if self.is_across else ("↓", "↑")
-        title = shortened(self.data["title"], int(wide * 11))
-        keys = ["- - no gradient"] if self.data["frozen"] else []
-        if any(len(picture) > 2 for picture in self.data["pictures"]):
+        self._forth, self._back = ("→", "←") if is_across else ("↓", "↑")
+        title = shortened(data["title"], int(wide * 11))
+        keys = ["- - no gradient"] if data["frozen"] else []
+        if any(len(picture) > 2 for picture in data["pictures"]):
             keys.append("of arrays: blue below 0, grey 0, yellow above 0, pink not finite")
         for x, y, text, look in (
             (0, top - 0.33, title, {"size": 11, "weight": "bold"}),
             (0, low + 0.35, f"{self._forth} value", {}),
             (0.8, low + 0.35, f"{self._back} gradient, which goes back along the arrows", _ORANGE),
-            (0, low + _MARGIN, "      ".join(keys), _SOFT),
+            (0, low + _MARGIN, "      ".join(keys), {"color": _GREY}),
         ):
             self._write(left + _MARGIN + x, y, text, ha="left", va="bottom", **look)
 
@@ -150,10 +135,10 @@ class _Drawing:
         look = {"ha": "center", "va": "center", "size": 8.5, "color": INK, **look}
         self._axes.text(x, y, text.replace("$", r"\$"), **look)
 
-    def card(self, item: Item) -> None:
+    def card(self, item: int) -> None:
         """Draw a node or a frozen input, with its value and the gradient that arrives there."""
-        (kind, i), (x, y) = item, self.at[item]
-        thing, is_frozen = self.data[kind][i], kind == "frozen"
+        (x, y), is_frozen = self.at[item], item >= len(self.data["nodes"])
+        thing = [*self.data["nodes"], *self.data["frozen"]][item]
         value, is_leaf = thing.get("value"), not is_frozen and "op" not in thing
         look: Json = {"facecolor": "#E6EEF7" if is_leaf else "white", "edgecolor": INK}
         look |= {"edgecolor": _GREY, "linestyle": "--"} if is_frozen else {}
@@ -171,7 +156,7 @@ class _Drawing:
         aside = 0 if is_frozen else _WIDE / 4
         self._value(value, x - aside, y - 0.21, self._forth, INK)
         if not is_frozen:
-            self._value(self.gradients[i], x + aside, y - 0.21, self._back, VERMILLION)
+            self._value(self.gradients[item], x + aside, y - 0.21, self._back, VERMILLION)
 
     def _value(self, index: int | None, x: float, y: float, arrow: str, color: str) -> None:
         """Draw a number, or an array as a heat map, as the page does."""
@@ -196,10 +181,11 @@ class _Drawing:
                 zorder=3,
             )
 
-    def edge(self, route: Sequence[Item], shift: float, link: int | None) -> None:
+    def edge(self, route: Sequence[int], shift: float, link: int) -> None:
         """Draw an edge, and the gradient that goes back along it if that is one number.
 
-        Edges between the same two cards are shifted apart.
+        Edges between the same two cards are shifted apart. Those behind the links are of frozen
+        inputs.
         """
         moved = np.array([0, shift] if self.is_across else [shift, 0])
         forth = np.array([_WIDE / 2, 0] if self.is_across else [0, -_TALL / 2])
@@ -211,11 +197,11 @@ class _Drawing:
             points += [start + bend, end - bend, end, after]
             codes += [Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
         look: Json = {"arrowstyle": "-", "linestyle": "--", "color": _GREY}
-        if link is not None:
+        if link in self.sent:
             look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": INK}
         path = Path(points[:-1], codes[:-1])
         self._axes.add_patch(FancyArrowPatch(path=path, shrinkA=0, shrinkB=0, **look))
-        sent = [] if link is None else self.data["pictures"][self.sent[link]]
+        sent = self.data["pictures"][self.sent[link]] if link in self.sent else []
         if len(sent) == 2 and sent[1]:
             x, y = (points[0] + points[3]) / 2
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}

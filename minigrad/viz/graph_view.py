@@ -26,6 +26,7 @@ from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
 from minigrad.ops import bfloat16_linear, nf4_linear
+from minigrad.viz.source import in_short
 
 Array = NDArray[Any]
 
@@ -226,6 +227,15 @@ def _saved_by_node(node: Node) -> dict[str, Any]:
     return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
 
 
+def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
+    """Return what an op was called with, as far as it is on the tape or saved for VJPs, by name."""
+    saved, prefix = _saved_by_node(view.node), "its input "
+    known = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
+    if view.call is not None:
+        known |= {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
+    return known
+
+
 @dataclass
 class _Inputs:
     """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
@@ -240,10 +250,7 @@ class _Inputs:
         """Give a node its links, frozen inputs and options."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
-        saved, prefix = _saved_by_node(view.node), "its input "
-        given = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
-        if view.call is not None:
-            given = {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
+        given = known_arguments(view, op)
         many = op.takes_sequence or not op.vjps
         names = [name for name in given if name not in op.parameters] if many else op.parameters
         differentiable = names if many else {op.parameters[index] for index, _ in op.vjps}
@@ -287,7 +294,7 @@ class _Inputs:
         if known is not None:
             called = known[0]
         elif shown is not None and np.ndim(shown) == 0:
-            called = f"{np.asarray(shown).item():.4g}"
+            called = in_short(shown)
         frozen = FrozenInput(called, why, shown if decoded is None else decoded)
         if isinstance(array, np.ndarray) and array.size > 1:
             frozen = self.known.setdefault((*_memory(array), why), frozen)

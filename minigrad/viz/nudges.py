@@ -20,7 +20,7 @@ from minigrad.core.node import Node
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional import decompositions
-from minigrad.viz.graph_view import GraphView, NodeView
+from minigrad.viz.graph_view import GraphView, NodeView, known_arguments
 from minigrad.viz.previews import exact
 
 Array = NDArray[Any]
@@ -90,19 +90,14 @@ def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) ->
 class _Rerun:
     """Runs a graph again, as far as it depends on a leaf.
 
-    Attributes:
-        values: the value of each node.
-        dependents: of each leaf, the nodes that depend on it, the oldest first.
-        sizes: of each node, how many numbers its op gets and gives.
-
     Raises:
         _UnknownError: if not everything is saved that this takes.
     """
 
     def __init__(self, graph: GraphView) -> None:
         self.values: dict[Node, Array] = {}
-        self.dependents: dict[Node, list[Node]] = {}
-        self.sizes: dict[Node, int] = {}
+        self.dependents: dict[Node, list[Node]] = {}  # of each leaf, the oldest first
+        self.sizes: dict[Node, int] = {}  # how many numbers an op gets and gives
         self._root = graph.root
         self._arguments: dict[Node, list[Any]] = {}
         leaves_of: dict[Node, dict[Node, None]] = {}
@@ -159,29 +154,15 @@ class _Rerun:
 
 def _arguments(view: NodeView) -> list[Any]:
     """Return what the op of a node was called with: nodes, lists with nodes, and what is saved."""
-    op, node = view.node.op, view.node
+    op = view.node.op
     if not isinstance(op, Op) or not op.vjps:
         raise _UnknownError(f"{view.name} is the result of a function, and of no single op.")
     if op.forward.__module__ == decompositions.__name__:  # its ops are handed their results
         raise _UnknownError(f"LAPACK found {view.name} before this op was called.")
-    known = {p.name: p.default for p in op.signature.parameters.values()}
-    for _, _, vjp, *saved in node.edges or ():
-        for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
-            if slot < len(op.parameters) and not shape_only:
-                known[op.parameters[slot]] = value
-    known |= zip(op.parameters, node.arguments, strict=False)
-    first = op.parameters[0]
-    if view.call is not None and not op.takes_sequence:
-        known |= zip(op.parameters, view.call.inputs, strict=True)
-    elif op.takes_sequence:
-        inputs = known[first] if view.call is None else view.call.inputs
-        known[first] = [*inputs] if isinstance(inputs, (list, tuple)) else [None] * len(view.links)
-    for link in view.links:
-        argnum = link.edge[1]
-        if op.takes_sequence:
-            known[first][argnum] = link.source
-        else:
-            known[op.parameters[argnum]] = link.source
+    defaults = {p.name: p.default for p in op.signature.parameters.values()}
+    known = defaults | known_arguments(view, op) | {link.input: link.source for link in view.links}
+    if op.takes_sequence:
+        known[op.parameters[0]] = [known.pop(name) for name in [*known] if name not in defaults]
     missing = [name for name, value in known.items() if value is inspect.Parameter.empty]
     if missing:
         raise _UnknownError(f"Input {missing[0]} of {view.name} is not saved. {_TAPE}")

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,11 @@ class Page:
         from IPython import display
 
         show: Callable[..., None] = display.display
-        try:
+        with suppress(ImportError):  # of matplotlib
             from minigrad.viz.graph_picture import picture_of
-        except ImportError:  # of matplotlib
-            picture = None
-        else:
-            picture = picture_of(self.data)
-        if picture is not None:
-            show(picture)
+
+            if (picture := picture_of(self.data)) is not None:
+                show(picture)
         show({"text/html": self.frame(), "text/plain": repr(self)}, raw=True)
 
 
@@ -205,7 +203,7 @@ class _Writer:
 
     def __init__(self, graph: GraphView, previews: Previews) -> None:
         self._graph = graph
-        self._previews = previews
+        self._previews, self._add = previews, previews.add
         self._links = [link for view in graph.nodes.values() for link in view.links]
         # Each thing is written once, in the list of its kind, and then known by its index there.
         self._index: dict[Any, int] = {None: -1}
@@ -237,11 +235,8 @@ class _Writer:
             self._described[kind].append(described)
         return self._index[kind, id(thing)]
 
-    def _picture(self, value: Any) -> int | None:
-        return None if value is None else self._previews.add(value)
-
     def _frozen(self, frozen: FrozenInput) -> Json:
-        group, value = self._index[frozen.group], self._picture(frozen.value)
+        group, value = self._index[frozen.group], self._add(frozen.value)
         return _present(name=frozen.name, why=frozen.why, group=group, value=value)
 
     def _group(self, group: ModuleCall, name: str) -> Json:
@@ -266,7 +261,7 @@ class _Writer:
             frozen=[[name, self._index[frozen]] for name, frozen in view.frozen] or None,
             options=view.options or None,
             op=node.op and self._once("ops", node.op, _op_in_words, node.op),
-            value=self._picture(view.value),
+            value=self._add(view.value),
             line=line and str(line),
             hooks=len(node.hooks) or None,
         )
@@ -281,7 +276,7 @@ class _Writer:
             given.append(["needs_input_grad", -1, words])
         for name, value in saved_by(link.edge):
             is_array = isinstance(value, (np.ndarray, np.generic, int, float))
-            shown = [self._previews.add(value)] if is_array else [-1, in_words(value)]
+            shown = [self._add(value)] if is_array else [-1, in_words(value)]
             given.append([name, *shown])
         return {
             "source": self._index[link.source],
@@ -298,8 +293,9 @@ class _Writer:
         return self._once("vjps", key, _vjp_in_words, op, vjp)
 
     def _pass(self, shown: Pass) -> Json:
-        index, add = self._index, self._previews.add
-        ends = [[index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()]
+        index, add = self._index, self._add
+        right = shown.right or shown.grads
+        ends = [[index[leaf], add(g), add(right[leaf])] for leaf, g in shown.grads.items()]
         initial = [[index[node], add(g)] for node, g in shown.initial.items()]
         # What is said of steps with a fault or note, which is the same for all of them.
         words = {
@@ -321,28 +317,26 @@ class _Writer:
         return _present(
             kind=step.kind,
             node=self._index[step.node],
-            g=self._previews.add(step.gradient),
+            g=self._add(step.gradient),
             arrivals=step.arrivals,
             sent=[self._sent(step, sent) for sent in step.sent] or None,
-            before=self._picture(step.before),
-            after=self._picture(step.after),
+            before=self._add(step.before),
+            after=self._add(step.after),
             fault=1 if step.fault else None,
             note=1 if step.note else None,
         )
 
     def _sent(self, step: Step, sent: Sent) -> list[Any]:
         """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
-        add = self._previews.add
-        before = -1 if sent.before is None else add(sent.before)
-        written = [self._index[sent.link], add(sent.gradient), add(sent.after), before]
-        due = self._picture(sent.due)
-        g, result = sent.gradient, sent.result
-        unfitted = add(result) if (result.shape, result.dtype) != (g.shape, g.dtype) else None
+        before = -1 if sent.before is None else self._add(sent.before)
+        written = [self._index[sent.link], self._add(sent.gradient), self._add(sent.after), before]
+        due, g, result = self._add(sent.due), sent.gradient, sent.result
+        is_fitted = (result.shape, result.dtype) == (g.shape, g.dtype)
         formula = self._described["vjps"][self._vjp(sent.link)].get("formula", "")
         filled = filled_in(formula, {"g": step.gradient, **dict(saved_by(sent.link.edge))})
         number = in_short(result) if result.size == 1 else filled
         equation = f"{filled} = {number}" if filled not in (None, number) else None
-        more = _present(due=due, result=unfitted, filled=equation)
+        more = _present(due=due, result=None if is_fitted else self._add(result), filled=equation)
         return [*written, more] if more else written
 
 

@@ -65,15 +65,14 @@ class Pass:
     about: str = ""  # what happens in it, in a few sentences
     initial: Mapping[Node, Array] = field(default_factory=dict)  # gradients before it begins
     fault: int | None = None  # the first step in which a value goes wrong
-    right: dict[Node, Array] = field(default_factory=dict)  # each leaf's `.grad` as it should be
+    right: Mapping[Node, Array] | None = None  # each leaf's `.grad` as it should be, if other
 
     def __post_init__(self) -> None:
-        root, views = self.graph.root, self.graph.nodes.values()
+        root = self.graph.root
         seed = np.ones(root.shape, root.dtype)
         self.steps = [Step("seed", root, seed)]  # those that are shown
         # The gradient of each node so far; empty in the end if the pass was cut short.
         self.arrived: dict[Node, Array] = {**self.initial, root: seed}
-        self.vjps = sum(len(view.links) for view in views)  # of the complete pass
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
     @property
@@ -143,7 +142,6 @@ def right_order(graph: GraphView) -> Pass:
     shown = Pass(graph, "backward", "Backward pass")
     shown.run_in_order()
     shown.end()
-    shown.right = shown.grads
     shown.about = (
         "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
         "reaches its node has arrived, and each VJP runs once."
@@ -166,17 +164,15 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
     shown.steps = [step for step in first.steps if step.kind != "leaf"]
     shown.arrived = first.arrived
     shown.end(first.grads)
-    shown.right = shown.grads
     return shown
 
 
 def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
     """Run another `second` pass, from the gradients the first has left at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left)
+    shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left, right=second.grads)
     shown.run_in_order(first)
     shown.end(first.grads)
-    shown.right = second.grads
     shown.about = (
         "A second pass in an engine that stores gradients at inner nodes as well, and does not "
         "clear them. What the first pass has left there is added to, and sent on once more. "
@@ -194,12 +190,13 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     It runs the VJPs of a node once for each path that leads there, which may be exponentially many
     in the depth. So these are counted first, and a pass of too many is cut short.
     """
-    shown = Pass(graph, "depth", "Depth first")
+    shown = Pass(graph, "depth", "Depth first", right=first.grads)
     paths = Counter({graph.root: 1})
+    vjps = usual = 0  # of this pass and of the first
     for node in reversed(graph.nodes):
         for link in graph.nodes[node].links:
             paths[link.source] += paths[node]
-    shown.vjps = sum(paths[node] * len(view.links) for node, view in graph.nodes.items())
+            vjps, usual = vjps + paths[node], usual + 1
     ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
@@ -223,7 +220,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
             yield from (sent.link.source for sent in step.sent)
 
     stack = [visit(graph.root)]  # instead of recursion
-    while stack and (shown.vjps <= RUN or is_shown()):
+    while stack and (vjps <= RUN or is_shown()):
         parent = next(stack[-1], None)
         if parent is None:
             stack.pop()
@@ -238,14 +235,13 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         shown.arrived = {}
     else:
         shown.end()
-    shown.right = first.grads
-    if shown.vjps == first.vjps:
+    if vjps == usual:
         shown.about += "Here only one gradient arrives at each inner node, so that changes nothing."
         return shown
-    shown.about += f"It runs {shown.vjps:,} VJPs where {first.vjps:,} do. "
+    shown.about += f"It runs {vjps:,} VJPs where {usual:,} do. "
     if stack:
         shown.about += "That is too many to run to the end, so only its beginning is shown. "
-    elif sent < shown.vjps:
+    elif sent < vjps:
         shown.about += f"The first {sent:,} are shown, and the end. "
     if not stack and shown.fault is None:
         shown.about += "What is sent on again is 0 here, so no number goes wrong. "

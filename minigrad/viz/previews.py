@@ -38,8 +38,10 @@ class Previews:
         self._known: dict[str, int] = {}
         self._seen: dict[int, tuple[Any, int]] = {}  # by id, of values kept alive
 
-    def add(self, value: Any) -> int:
-        """Return the index of a preview of `value`, an array or a number."""
+    def add(self, value: Any) -> int | None:
+        """Return the index of a preview of `value`, an array or a number; None for None."""
+        if value is None:
+            return None
         if id(value) not in self._seen:
             array = np.asarray(value)
             kind: list[Any] = [list(array.shape), array.dtype.name]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from minigrad.core.tensor import Tensor
 from minigrad.programs import Captured
 from minigrad.viz.graph_view import Link
 
 _SECTIONS = "forward", "backward", "update"  # which begin with a comment in a line of its own
+_STEP = re.compile(r"\.step_group\(\w+, (\w+), \[(.*)\]\)")  # of parameters, by gradients
 
 
 class ProgramView:
     """The program of a captured step.
-
-    Attributes:
-        lines: for each line its section, which may be "", its text, and what else to say of it.
-        arrays: the names of parameters and other arrays that are there before the step.
 
     Raises:
         TypeError: if it is no captured step.
@@ -33,15 +28,16 @@ class ProgramView:
             raise TypeError(
                 f"explore: program must be what minigrad.capture() gives, not {captured!r:.60}"
             )
-        source, self._space = captured.source, captured.namespace
+        self._space = captured.namespace
         names = {id(v): name for name, v in self._space.items() if isinstance(v, np.ndarray)}
-        self.arrays = list(names.values())
-        found = [part for part in ast.walk(ast.parse(source)) if isinstance(part, ast.Call)]
-        self._calls = sorted(found, key=lambda call: call.lineno)
-        gradients = self._gradients(names)
-        self.lines: list[list[str]] = []
+        self.arrays = list(names.values())  # parameters and others that are there before the step
+        gradients: dict[str, str] = {}  # the names of parameters by those of their gradients
+        for parameters, listed in _STEP.findall(captured.source):
+            pairs = zip(self._space[parameters], listed.split(", "), strict=True)
+            gradients |= {g: names.get(id(tensor._data), "a parameter") for tensor, g in pairs}
+        self.lines: list[list[str]] = []  # section, text, and what else to say of it; or ""
         section = ""
-        for text in source.splitlines():
+        for text in captured.source.splitlines():
             if text.startswith("    # ") and text[6:] in _SECTIONS:
                 section = text[6:]
             elif text.startswith("    return "):
@@ -50,20 +46,6 @@ class ProgramView:
             outs = re.findall(r"\w+", left) if assigns else []
             of = [gradients[name] for name in outs if name in gradients]
             self.lines.append([section, text, f"gradient of {', '.join(of)}" if of else ""])
-
-    def _gradients(self, names: dict[int, str]) -> dict[str, str]:
-        """Return the names of parameters by those of the gradients that optimisers get."""
-        found = {}
-        for call in self._calls:
-            match call:
-                case ast.Call(
-                    func=ast.Attribute(attr="step_group"),
-                    args=[_, ast.Name(id=parameters), ast.List(elts=gradients)],
-                ):
-                    tensors: Sequence[Tensor] = self._space[parameters]
-                    for tensor, gradient in zip(tensors, gradients, strict=True):
-                        found[ast.unparse(gradient)] = names.get(id(tensor._data), "a parameter")
-        return found
 
     def lines_of(self, steps: Sequence[Sequence[Link]]) -> dict[Link, int]:
         """Return the lines that run the VJPs of links, which go together if one VJP serves them.
@@ -74,11 +56,12 @@ class ProgramView:
         vjps = [links[0].edge[2] for links in steps]
         known = [None if vjp is None else vjp.derivative for vjp in vjps]
         lines, called = [], []
-        for call in self._calls:
-            function = self._space.get(call.func.id) if isinstance(call.func, ast.Name) else None
-            if any(function is each for each in known if each is not None):
-                lines.append(call.lineno - 1)
-                called.append(function)
+        for line, (_, text, _) in enumerate(self.lines):
+            for name in re.findall(r"\w+(?=\()", text):
+                function = self._space.get(name)
+                if function is not None and any(function is each for each in known):
+                    lines.append(line)
+                    called.append(function)
         first, last = positions_of(called, known), positions_of(called[::-1], known[::-1])
         if first is None or last is None or first != [len(known) - 1 - at for at in last[::-1]]:
             return {}

@@ -73,16 +73,11 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
         return None
     called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in called]
-    text = formula.encode()  # offsets are in bytes
-    for node in sorted(names, key=lambda node: node.col_offset, reverse=True):
-        if node.id not in values:
-            continue
-        number = in_short(values[node.id])
-        if number.startswith("-") and node is not tree.body:
-            number = f"({number})"
-        assert node.end_col_offset is not None
-        text = text[: node.col_offset] + number.encode() + text[node.end_col_offset :]
-    return text.decode()
+    for node in names:
+        if node.id in values:
+            number = in_short(values[node.id])
+            node.id = f"({number})" if number[0] == "-" and node is not tree.body else number
+    return ast.unparse(tree)
 
 
 def in_short(value: Any) -> str:

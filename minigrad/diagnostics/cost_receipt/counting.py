@@ -28,9 +28,9 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
-from minigrad.diagnostics.recorder import Recorder, WeakIdMap
+from minigrad.diagnostics.recorder import Recorder
 from minigrad.optim import Optimizer
-from minigrad.readonly import owner_of
+from minigrad.readonly import WeakIdMap, owner_of
 
 
 @contextmanager

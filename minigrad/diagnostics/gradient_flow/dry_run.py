@@ -31,10 +31,10 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap, values_of
+from minigrad.diagnostics.recorder import CallRecord, Recorder, values_of
 from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
-from minigrad.readonly import owner_of
+from minigrad.readonly import WeakIdMap, owner_of
 
 Names = frozenset[str]  # of parameters
 EMPTY: frozenset[Any] = frozenset()

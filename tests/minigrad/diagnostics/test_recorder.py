@@ -5,7 +5,8 @@ import pytest
 
 import minigrad as mg
 from minigrad import nn, observe
-from minigrad.diagnostics.recorder import Recorder, WeakIdMap
+from minigrad.diagnostics.recorder import Recorder
+from minigrad.readonly import WeakIdMap
 
 
 class Log(Recorder):

@@ -139,6 +139,13 @@ def test_with_a_tape_sequences_options_and_constants_run_again():
     np.testing.assert_allclose(curve["changes"], true - true[STEPS], rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.parametrize("join", [mg.concatenate, mg.stack])
+def test_a_sequence_with_a_constant_that_is_not_saved_is_found_out(join):
+    x = mg.tensor([0.5, 1.0], requires_grad=True)
+    for parts in ([np.ones(2), x], [x, np.ones(2)]):
+        assert "is not saved. A tape keeps it" in nudged(join(parts).sum())["why"]
+
+
 def test_what_is_detached_stays_as_it_is():
     x = number(0.5)
     with mg.viz.record() as tape:
