@@ -311,6 +311,16 @@ def _options_of(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls))
 
 
+def unusual(module: Module, usual: Mapping[str, Any]) -> str:
+    """Return the options of a module that do not have the usual values, each after a comma."""
+    text = ""
+    for name, value in usual.items():
+        own = getattr(module, name, value)
+        if own != value:
+            text += f", {name}={own!r}" if isinstance(own, str) else f", {name}={own}"
+    return text
+
+
 def walk(
     value: Any, name: str, seen: set[int], every_path: bool = False
 ) -> Iterator[tuple[str, Any]]:
