@@ -49,32 +49,24 @@ def facts_of_process() -> dict[str, str]:
     chosen = numpy._core._multiarray_umath
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
+    script = getattr(sys.modules["__main__"], "__file__", None) or ""
+    folder = Path(__file__).parents[1]
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
-        "the script": digest_of_script(),
-        "the code of the library": digest_of_library(),
+        "the script": _digest_of_files([script]),
+        # The package may be a clone of another commit.
+        "the code of the library": _digest_of_files(sorted(folder.rglob("*.py"))),
     }
 
 
-def digest_of_script() -> str:
-    """Return a digest of the file that Python was started with."""
-    path = getattr(sys.modules["__main__"], "__file__", None) or ""
+def _digest_of_files(paths: Iterable[str | Path]) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return digest(Path(path).read_bytes() for path in paths)
     except OSError:
         return "no file"
-
-
-def digest_of_library() -> str:
-    """Return a digest of the source of the package, which may be a clone of another commit."""
-    known, folder = hashlib.sha256(), Path(__file__).parents[1]
-    for file in sorted(folder.rglob("*.py")):
-        known.update(file.read_bytes())
-    return known.hexdigest()[:16]
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -1,4 +1,8 @@
-"""Layers and models, all of them made of `Module`, and the initial values of weights."""
+"""Layers and models, all of them made of `Module`, and the initial values of weights.
+
+Where a layer has parameters, `dtype` is their dtype, and `rng` the generator of their first values,
+and of its dropout.
+"""
 
 import sys
 from typing import TYPE_CHECKING, Any

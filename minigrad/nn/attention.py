@@ -17,7 +17,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
-from minigrad.nn.module import Module
+from minigrad.nn.module import Module, unusual
 from minigrad.nn.normalization import LayerNorm, RMSNorm
 from minigrad.random import Rng
 from minigrad.versions import mark_written
@@ -45,8 +45,6 @@ class MultiHeadAttention(Module):
         dropout: the probability with which an attention weight is dropped, in training.
         kdim: the size of the vectors of the key; None for embed_dim.
         vdim: the size of the vectors of the value; None for embed_dim.
-        dtype: the dtype of the parameters.
-        rng: the generator of the weights and of the dropout.
 
     Attributes:
         q_proj, k_proj, v_proj, out_proj: the four maps, each a `Linear`.
@@ -155,12 +153,7 @@ class MultiHeadAttention(Module):
     def extra_repr(self) -> str:
         """The sizes, and the probability of dropout."""
         usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
-        facts = [
-            f"{name}={getattr(self, name)}"
-            for name, value in usual.items()
-            if getattr(self, name) != value
-        ]
-        return ", ".join([f"{self.embed_dim}, num_heads={self.num_heads}", *facts])
+        return f"{self.embed_dim}, num_heads={self.num_heads}{unusual(self, usual)}"
 
 
 def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
@@ -282,8 +275,6 @@ class TransformerBlock(Module):
         causal: whether each vector attends only to itself and those before it.
         norm: "layer" for `LayerNorm`, "rms" for `RMSNorm`.
         bias: whether linear maps and layer norms have one.
-        dtype: the dtype of the parameters.
-        rng: the generator of the weights and of the dropout.
 
     Attributes:
         norm1, attn, norm2, mlp: the parts.

@@ -12,7 +12,7 @@ from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
 from minigrad.functional.convolution import check_padding
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Module, Parameter, unusual
 from minigrad.ops.convolution import Sizes
 from minigrad.random import Rng
 
@@ -35,8 +35,6 @@ class Conv2d(Module):
         dilation: steps between elements of the kernel, one number or two.
         groups: into how many groups channels and filters are cut.
         bias: whether there is one.
-        dtype: the dtype of the parameters.
-        rng: the generator of their values.
 
     Attributes:
         weight: `(O, C / groups, h, w)`.
@@ -112,13 +110,10 @@ class Conv2d(Module):
 
     def extra_repr(self) -> str:
         """The channels, the size of a filter, and what differs from the defaults."""
+        ones, zeros = (1,) * self._axes, (0,) * self._axes
+        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        usual = {"stride": {1}, "padding": {0}, "dilation": {1}}
-        for name, numbers in usual.items():
-            if set(getattr(self, name)) != numbers:
-                text += f", {name}={getattr(self, name)!r}"
-        text += f", groups={self.groups}" if self.groups > 1 else ""
-        return text + ("" if self.bias is not None else ", bias=False")
+        return text + unusual(self, usual) + ("" if self.bias is not None else ", bias=False")
 
 
 class Conv1d(Conv2d):

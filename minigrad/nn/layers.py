@@ -15,7 +15,7 @@ from minigrad import functional, ops
 from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Module, Parameter, unusual
 from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
@@ -84,8 +84,6 @@ class Embedding(Module):
         embedding_dim: their size.
         padding_idx: an integer whose vector begins at zero and gets no gradient; a negative one
             counts from the end.
-        dtype: the dtype of the weight.
-        rng: the generator of the weight.
 
     Attributes:
         weight: `(num_embeddings, embedding_dim)`, a vector in each row.
@@ -134,9 +132,8 @@ class Embedding(Module):
 
     def extra_repr(self) -> str:
         """The sizes."""
-        return f"{self.num_embeddings}, {self.embedding_dim}" + (
-            "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        )
+        options = unusual(self, {"padding_idx": None})
+        return f"{self.num_embeddings}, {self.embedding_dim}{options}"
 
 
 class Dropout(Module):
@@ -227,8 +224,6 @@ class MLP(Module):
         activation: the function between the layers.
         dropout: the probability of dropout after each activation.
         bias: whether the layers have one.
-        dtype: the dtype of the parameters.
-        rng: the generator of the weights and of the dropout.
 
     Raises:
         ValueError: if there are fewer than two sizes, or one is not a positive integer, or dropout
@@ -280,8 +275,6 @@ class GatedMLP(Module):
         d_ff: the size of the hidden vectors.
         activation: the function of the gate, silu for SwiGLU, gelu for GEGLU.
         bias: whether the layers have one.
-        dtype: the dtype of the parameters.
-        rng: the generator of the weights.
 
     Raises:
         ValueError: if a size is not a positive integer.

@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
@@ -257,17 +256,18 @@ class FunctionModule(Module):
     """
 
     function: ClassVar[Callable[..., Any]]
+    _options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclass(repr=False, eq=False)(cls)
+        cls._options = tuple(field.name for field in fields(cls))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of some tensors, computed with the options of this module."""
-        cls: Any = self.__class__
-        for name in _options_of(cls):
+        for name in self._options:
             named[name] = getattr(self, name)
-        return cls.function(*tensors, **named)
+        return type(self).function(*tensors, **named)
 
     def extra_repr(self) -> str:
         """The options, those given by keyword only if they are not the usual; no arrays."""
@@ -305,10 +305,14 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
         tensors[name].copy_(value)
 
 
-@cache
-def _options_of(cls: Any) -> tuple[str, ...]:
-    """Return the names of the options of a class, which `fields` would look up in each call."""
-    return tuple(field.name for field in fields(cls))
+def unusual(module: Module, usual: Mapping[str, Any]) -> str:
+    """Return the options of a module that do not have the usual values, each after a comma."""
+    text = ""
+    for name, value in usual.items():
+        own = getattr(module, name, value)
+        if own != value:
+            text += f", {name}={own!r}" if isinstance(own, str) else f", {name}={own}"
+    return text
 
 
 def walk(

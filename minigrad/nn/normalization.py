@@ -30,7 +30,6 @@ class LayerNorm(Module):
         eps: a small number that keeps the root away from 0.
         elementwise_affine: whether there are a weight and a bias.
         bias: whether there is a bias beside the weight.
-        dtype: the dtype of the parameters.
 
     Attributes:
         weight: `normalized_shape`, ones at first, or None.
@@ -71,22 +70,11 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
 
-    The shape `(..., *normalized_shape)` stays.
-
-    Args:
-        normalized_shape: the sizes of the axes over which the mean is taken; one number for the
-            last axis alone.
-        eps: a small number that keeps the root away from 0; None for the machine epsilon of the
-            dtype of x.
-        elementwise_affine: whether there is a weight.
-        dtype: the dtype of the weight.
-
-    Attributes:
-        weight: `normalized_shape`, ones at first, or None.
+    Arguments and `weight` are those of `LayerNorm`, without a bias. An `eps` of None is the machine
+    epsilon of the dtype of x.
 
     Raises:
-        ValueError: if a size is not a positive integer, or `eps` is negative.
-        TypeError: if an option is no number or flag.
+        ValueError, TypeError: as `LayerNorm`.
     """
 
     def __init__(
@@ -127,7 +115,6 @@ class BatchNorm1d(Module):
         affine: whether there are a weight and a bias.
         track_running_stats: whether there are running means and variances; without, evaluation is
             as training.
-        dtype: the dtype of parameters and buffers.
 
     Attributes:
         weight, bias: `(C,)`, ones and zeros at first, or None.
@@ -232,7 +219,6 @@ class GroupNorm(Module):
         num_channels: C, a multiple of num_groups.
         eps: a small number that keeps the root away from 0.
         affine: whether there are a weight and a bias.
-        dtype: the dtype of the parameters.
 
     Attributes:
         weight, bias: `(C,)`, ones and zeros at first, or None.

@@ -17,7 +17,7 @@ from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Module, Parameter, unusual
 from minigrad.ops.recurrent import CELLS
 from minigrad.random import Rng
 
@@ -96,6 +96,12 @@ class _Recurrent(Module):
             for k in range(CELLS[self.cell].states)
         )
         return (h, *c) if c else h
+
+    def extra_repr(self) -> str:
+        """The sizes, and the options that are not the usual ones; a cell has few of them."""
+        flags = {"batch_first": False, "dropout": 0.0, "bidirectional": False}
+        options = unusual(self, {"num_layers": 1, "bias": True, **flags})
+        return f"{self.input_size}, {self.hidden_size}{options}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -179,13 +185,6 @@ class _Layers(_Recurrent):
         final = ops.concatenate(last) if len(last) > 1 else last[0]
         return x, self._apart(final, batched)
 
-    def extra_repr(self) -> str:
-        """The sizes, and the options that are not the usual ones."""
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
-        given = {name: getattr(self, name) for name in (*usual, "bidirectional")}
-        options = [f"{name}={v}" for name, v in given.items() if v != usual.get(name, False)]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])
-
 
 class RNN(_Layers):
     """h = f(W_ih x + b_ih + W_hh h + b_hh), f tanh or relu (Elman, 1990), in one or more layers.
@@ -202,8 +201,6 @@ class RNN(_Layers):
         batch_first: whether the batch is the first axis of input and output, not the second.
         dropout: the probability of dropout between layers, in training.
         bidirectional: whether each layer goes through the sequence backward, too.
-        dtype: the dtype of the parameters.
-        rng: the generator of the parameters and of the dropout.
 
     Attributes:
         weight_ih_l0, weight_hh_l0: `(H, input_size)`, or `(H, H)` or `(H, 2 H)` in a later layer;
@@ -311,10 +308,6 @@ class _Cell(_Recurrent):
         before = self._joined(hx, (len(x), self.hidden_size), batched, x.dtype)
         states = self._run(functional.expand_dims(x, 0), before, "")
         return self._apart(ops.getitem(states, 0), batched)
-
-    def extra_repr(self) -> str:
-        """The sizes, and whether biases are missing."""
-        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
 
 class RNNCell(_Cell):

@@ -180,16 +180,13 @@ class RMSprop(Optimizer):
         v <- alpha v + (1 - alpha) g^2
         x <- x - lr g / (sqrt(v) + eps)            (momentum: b <- momentum b + g / ..., x - lr b)
 
+    All other arguments are those of `Adam`.
+
     Args:
-        params: tensors, or groups of them.
-        lr: the step size.
         alpha: the decay rate of the means.
-        eps: a small number that keeps the division finite.
-        weight_decay: the strength of an L2 penalty.
         momentum: the share of the velocity b that stays in each step.
         centered: whether to divide by the root of the variance, v - m^2 with m the mean of g. It
             cannot be switched on once there have been steps.
-        maximize: whether to climb instead, with -g for g.
 
     Raises:
         ValueError: if an option has an impossible value.
@@ -245,14 +242,11 @@ class Adagrad(Optimizer):
         s <- s + g^2                               (s is initial_accumulator_value at first)
         x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
+    All other arguments are those of `Adam`.
+
     Args:
-        params: tensors, or groups of them.
-        lr: the step size.
-        lr_decay: how fast it falls with the number t of the step.
-        weight_decay: the strength of an L2 penalty.
+        lr_decay: how fast lr falls with the number t of the step.
         initial_accumulator_value: the sum before the first step.
-        eps: a small number that keeps the division finite.
-        maximize: whether to climb instead, with -g for g.
 
     Raises:
         ValueError: if an option has an impossible value.
