@@ -22,18 +22,16 @@ may share their keys (Ainslie et al., 2023): head h of H reads head h H_k // H o
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.gemm import PRODUCTS
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_strided
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of, transposed
 from minigrad.kernels.gemm.skinny import dots_of_rows
@@ -48,16 +46,7 @@ from minigrad.kernels.jit import (
     nothing,
 )
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import (
-    ADDRESS,
-    DTYPE,
-    I32,
-    Emitter,
-    address_of,
-    elements,
-    instruction,
-    keep_alive,
-)
+from minigrad.kernels.vector import address_of, elements, greatest_of, keep_alive
 
 SECONDS = 4e-11  # that a multiply-add takes, about
 FEW = 8  # queries of a head, at most, for which keys and values are read as they lie
@@ -250,6 +239,22 @@ def _matrix(x: Any, b: int, h: int, heads: int, row: int) -> Matrix:
 
 
 @jit()
+def _part(x: Any, row: int, column: int) -> Matrix:
+    """Return the matrix of an array from a row and a column on."""
+    at = address_of(x) + row * x.strides[0] + column * x.strides[1]
+    return Matrix(at, x.strides[0], x.strides[1])
+
+
+@jit()
+def _packed(x: Any, depth: int, row: int) -> Matrix:
+    """Return the panels in an array, `depth` rows of it for each, from a row of the array on.
+
+    The steps are those from row to row, and from panel to panel.
+    """
+    return Matrix(address_of(x) + row * x.strides[0], x.strides[0], depth * x.strides[0])
+
+
+@jit()
 def vector_at(x: Any, b: int, h: int, i: int) -> Any:
     """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
     return elements(_matrix(x, b, h, x.shape[1], i).at, 0, x.shape[3], x)
@@ -278,17 +283,15 @@ def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> No
 
 @external()
 def _multiply(
-    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_k: int, b_next: int,
-    c: int, c_row: int, add: bool,
-) -> None:  # fmt: skip
-    """Compute C = A B or +=; panels of B are `b_next` bytes apart, and rows of a panel `b_k`."""
-    line = t.NR * t.item
+    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: Matrix, c: Matrix, add: bool
+) -> None:
+    """Compute C = A B or +=, for so many panels of B (see `_packed`)."""
     for panel in range(panels):
-        done = 0
+        done, source, target = 0, b.at + panel * b.col, c.at + panel * t.NR * c.col
         while done < rows:
             done += tile_strided(
-                rows - done, a.at + done * a.row, a.row, a.col, b + panel * b_next, b_k, depth,
-                c + panel * line + done * c_row, c_row, add, t.zero,
+                rows - done, a.at + done * a.row, a.row, a.col, source, b.row, depth,
+                target + done * c.row, c.row, add, t.zero,
             )  # fmt: skip
 
 
@@ -323,39 +326,6 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
     for n in range(max(min(keys, i + 1 + mask.offset - j), 0), row.size):
         row[n] = -np.inf
     return scale
-
-
-@instruction(DTYPE)
-def greatest_of(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
-    """Return the greatest of `count` numbers from address `at` on, a multiple of the tile's NR.
-
-    A nan is ignored; the greatest of nothing is -inf. A loop in Python would not become vector
-    code, since the optimiser keeps the order of comparisons, in which a nan would matter.
-    """
-    builder = e.builder
-    least = ir.Constant(e.vector, [-math.inf] * e.lanes)
-
-    def greater(x: Any, y: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
-
-    def rows_of_tile(now: list[Any]) -> tuple[list[Any], Any]:
-        left, here, *most = now
-        new = [
-            greater(e.load(e.step(here, ADDRESS(e.vector_bytes), n), e.vector), most[n])
-            for n in range(NV)
-        ]
-        left = builder.sub(left, ADDRESS(NV * e.lanes))
-        here = builder.add(here, ADDRESS(NV * e.vector_bytes))
-        return [left, here, *new], builder.icmp_signed(">", left, ADDRESS(0))
-
-    new = e.loop([count, at, *[least] * NV], rows_of_tile)[2:]
-    result = functools.reduce(greater, new)
-    half = e.lanes // 2
-    while half:
-        turned = [(lane + half) % e.lanes for lane in range(e.lanes)]
-        result = greater(result, e.shuffle(result, result, turned))
-        half //= 2
-    return builder.extract_element(result, I32(0))
 
 
 @external(fastmath={"reassoc", "contract"})
@@ -402,8 +372,7 @@ def forward_loop(
     """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
-    item, line, few = t.item, t.NR * t.item, queries <= FEW
-    chunks = (queries + QUERIES - 1) // QUERIES
+    few, chunks = queries <= FEW, (queries + QUERIES - 1) // QUERIES
     for task in span(piece, pieces, q.shape[0] * heads * chunks):
         b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
         end = min(queries, start + QUERIES)
@@ -414,13 +383,13 @@ def forward_loop(
         if not few:
             _pack(t, transposed(K), d, keys, columns)
         if few and d_v == width:
-            V = Matrix(V.at, V.row, line)  # from row to row, and from panel to panel
+            V = Matrix(V.at, V.row, t.NR * t.item)  # as if it were packed
         else:
             _pack(t, V, keys, d_v, values)
-            V = Matrix(address_of(values), line, keys * line)
+            V = _packed(values, keys, 0)
         scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
         most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
-        score_row, sum_row = (wide + t.NR) * item, width * item
+        S, SV = _part(scores, 0, 0), _part(sums, 0, 0)
         for i in range(start, end, t.MR):
             high = min(t.MR, end - i)
             seen = min(keys, i + high + offset)
@@ -430,21 +399,17 @@ def forward_loop(
                 panels = _panels(t, step)
                 Q = _matrix(q, b, h, heads, i)
                 if few:
+                    rows = Matrix(K.at + j * K.row, K.row, K.col)
                     dots_of_rows(
-                        0, 1, Matrix(K.at + j * K.row, K.row, K.col), Q,
-                        Matrix(address_of(scores), item, score_row), step, high, d, False, False,
-                        item, t.zero,
-                    )  # fmt: skip
+                        0, 1, rows, Q, transposed(S), step, high, d, False, False, t.item, t.zero
+                    )
                 else:
-                    _multiply(
-                        t, high, panels, d, Q, address_of(columns) + j * d * item, line, d * line,
-                        address_of(scores), score_row, False,
-                    )  # fmt: skip
+                    K_T = _packed(columns, d, j // t.NR * d)
+                    _multiply(t, high, panels, d, Q, K_T, S, False)
                 for r in range(high):
                     row = scores[r, : panels * t.NR]
                     left = limited(row, number(scale), mask, b, h, i + r, j, step)
-                    at = address_of(scores) + r * score_row
-                    before, greatest = most[r], greatest_of(at, row.size, t.zero) * left
+                    before, greatest = most[r], greatest_of(row) * left
                     if not greatest > before:
                         greatest = before
                     elif j > 0:
@@ -457,10 +422,8 @@ def forward_loop(
                         row[:] = 0
                     else:
                         total[r] += exponentials(row, left, greatest)
-                _multiply(
-                    t, high, width // t.NR, step, Matrix(address_of(scores), score_row, item),
-                    V.at + j * V.row, V.row, V.col, address_of(sums), sum_row, j > 0,
-                )  # fmt: skip
+                rows = Matrix(V.at + j * V.row, V.row, V.col)
+                _multiply(t, high, width // t.NR, step, S, rows, SV, j > 0)
             for r in range(high):
                 lse[b, h, i + r] = most[r] + math.log(total[r])
                 share = number(1 / total[r])
@@ -485,24 +448,13 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
     """Write the products of rows of g with those of `out`.
 
     Each is summed from the first number to the last, as in the tile: if a query has one key only,
-    the difference from its slope is then 0. Four are summed at once, since each addition waits for
-    the one before.
+    the difference from its slope is then 0.
     """
-    last = means.size - 1
-    for i in range(0, means.size, 4):
-        rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
-        x0, y0 = vector_at(g, b, h, rows[0]), vector_at(out, b, h, rows[0])
-        x1, y1 = vector_at(g, b, h, rows[1]), vector_at(out, b, h, rows[1])
-        x2, y2 = vector_at(g, b, h, rows[2]), vector_at(out, b, h, rows[2])
-        x3, y3 = vector_at(g, b, h, rows[3]), vector_at(out, b, h, rows[3])
-        zero = g.dtype.type(0)
-        s0, s1, s2, s3 = zero, zero, zero, zero
-        for n in range(x0.size):
-            s0 += x0[n] * y0[n]
-            s1 += x1[n] * y1[n]
-            s2 += x2[n] * y2[n]
-            s3 += x3[n] * y3[n]
-        means[rows[3]], means[rows[2]], means[rows[1]], means[i] = s3, s2, s1, s0
+    for i in range(means.size):
+        x, y, total = vector_at(g, b, h, i), vector_at(out, b, h, i), g.dtype.type(0)
+        for n in range(x.size):
+            total += x[n] * y[n]
+        means[i] = total
 
 
 @external()
@@ -524,10 +476,8 @@ def backward_loop(
     """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-    item, line = t.item, t.NR * t.item
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
-    p_row = wide * item
     for task in span(piece, pieces, q.shape[0] * heads):
         b, h = task // heads, task % heads
         mean = np.empty(queries, q.dtype)
@@ -554,16 +504,10 @@ def backward_loop(
                     strip = min(t.MR, rows - s)
                     seen = min(step, i + s + strip + offset - j)
                     panels = _panels(t, seen)
-                    scores_at = address_of(weights) + s * p_row
-                    slopes_at = address_of(slopes) + s * p_row
-                    _multiply(
-                        t, strip, panels, d, _matrix(q, b, h, heads, i + s), address_of(k_columns),
-                        line, d * line, scores_at, p_row, False,
-                    )  # fmt: skip
-                    _multiply(
-                        t, strip, panels, d_v, _matrix(g, b, h, heads, i + s),
-                        address_of(v_columns), line, d_v * line, slopes_at, p_row, False,
-                    )  # fmt: skip
+                    Q, G = _matrix(q, b, h, heads, i + s), _matrix(g, b, h, heads, i + s)
+                    P, dP = _part(weights, s, 0), _part(slopes, s, 0)
+                    _multiply(t, strip, panels, d, Q, _packed(k_columns, d, 0), P, False)
+                    _multiply(t, strip, panels, d_v, G, _packed(v_columns, d_v, 0), dP, False)
                     for r in range(s, s + strip):
                         n = i + r
                         row, slope = weights[r, : panels * t.NR], slopes[r, : panels * t.NR]
@@ -575,30 +519,19 @@ def backward_loop(
                                 ds[b, h, n, j + key] = slope[key]
                         weights[r, panels * t.NR :] = 0
                         slopes[r, panels * t.NR :] = 0
-                    _multiply(
-                        t, strip, width // t.NR, seen, Matrix(slopes_at, p_row, item),
-                        address_of(k_rows), line, step * line,
-                        address_of(q_sums) + (i + s) * width * item, width * item, True,
-                    )  # fmt: skip
+                    K, dQ = _packed(k_rows, step, 0), _part(q_sums, i + s, 0)
+                    _multiply(t, strip, width // t.NR, seen, dP, K, dQ, True)
                 for s in range(0, step, t.MR):
                     strip = min(t.MR, step - s)
                     # The first row that sees these keys
                     first = min(rows, max(0, j + s - offset - i))
                     if first == rows:
                         break
-                    at, count = s * item + first * p_row, rows - first
-                    _multiply(
-                        t, strip, width_v // t.NR, count,
-                        Matrix(address_of(weights) + at, item, p_row),
-                        address_of(g_rows) + (i + first) * line, line, queries * line,
-                        address_of(v_sums) + s * width_v * item, width_v * item, True,
-                    )  # fmt: skip
-                    _multiply(
-                        t, strip, width // t.NR, count,
-                        Matrix(address_of(slopes) + at, item, p_row),
-                        address_of(q_rows) + (i + first) * line, line, queries * line,
-                        address_of(k_sums) + s * width * item, width * item, True,
-                    )  # fmt: skip
+                    P, dP = _part(weights, first, s), _part(slopes, first, s)
+                    Q, G = _packed(q_rows, queries, i + first), _packed(g_rows, queries, i + first)
+                    dK, dV, count = _part(k_sums, s, 0), _part(v_sums, s, 0), rows - first
+                    _multiply(t, strip, width_v // t.NR, count, transposed(P), G, dV, True)
+                    _multiply(t, strip, width // t.NR, count, transposed(dP), Q, dK, True)
             if dk.size:
                 _write(step, k_sums, number(scale), b, h, j, dk)
             if dv.size:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minigrad.kernels.fused import LINE
 from minigrad.kernels.jit import Array, Read, Strided, Written
-from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, part
+from minigrad.kernels.launch import for_each_dtype, kernel_for, part
 
 SECONDS = 2e-10  # that an element of dropout takes, about
 
@@ -22,37 +22,30 @@ Threshold = Annotated[Any, types.uint32]
 
 def where(condition: Array, x: Any, y: Any) -> Array:
     """Compute `np.where`, which takes ten times as long for a mask without a pattern."""
-    kinds = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
     arrays = [v for v in (x, y) if isinstance(v, np.ndarray)]
     kernel = None
     if arrays and condition.dtype == np.bool_ and {v.shape for v in arrays} == {condition.shape}:
-        kernel = kernel_for(_WHERE[kinds], *arrays)
+        kernel = kernel_for(_where_loop, *arrays)
     if kernel is None or not {x.__class__, y.__class__} <= {float, np.ndarray}:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
     rows = (np.asarray(v, out.dtype).ravel() for v in (x, y))
-    kernel(out.size * LINE, condition.ravel(), *rows, out.ravel())
+    are_arrays = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
+    kernel(out.size * LINE, condition.ravel(), *rows, *are_arrays, out.ravel())
     return out
 
 
-def _where_loop(x_is_array: bool, y_is_array: bool) -> dict[np.dtype[Any], Kernel]:
-    """Return the kernels for arrays, or for one array and one number."""
-
-    @for_each_dtype()
-    def where_loop(
-        piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, out: Written.D1
-    ) -> None:
-        chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-        xs, ys = part(piece, pieces, x), part(piece, pieces, y)
-        x0, y0 = x[0], y[0]
-        for i in range(chosen.size):
-            one, other = xs[i] if x_is_array else x0, ys[i] if y_is_array else y0
-            outs[i] = one if chosen[i] else other
-
-    return where_loop
-
-
-_WHERE = {kinds: _where_loop(*kinds) for kinds in ((True, True), (True, False), (False, True))}
+@for_each_dtype()
+def _where_loop(
+    piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, x_is_array: bool,
+    y_is_array: bool, out: Written.D1,
+) -> None:  # fmt: skip
+    """Choose from arrays, or from one array and the first number of another."""
+    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+    xs, ys, x0, y0 = part(piece, pieces, x), part(piece, pieces, y), x[0], y[0]
+    for i in range(chosen.size):
+        one, other = xs[i] if x_is_array else x0, ys[i] if y_is_array else y0
+        outs[i] = one if chosen[i] else other
 
 
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:

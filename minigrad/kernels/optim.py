@@ -57,8 +57,7 @@ class AddressTable:
         addresses: an int64 for each array of each row, behind one for what is read, as a gradient.
         starts: where each row begins when all lie one behind another, and where the last ends.
         size: the number of elements of all rows together.
-        own: memory for the numbers of each row.
-        options, constants: the numbers of all rows in the last call, and the same as an array.
+        own, options: memory for the numbers of each row, and for those of all rows.
     """
 
     def __init__(
@@ -72,8 +71,7 @@ class AddressTable:
         self.starts = np.cumsum([0, *(columns[0][row].size for row in rows)], dtype=np.int64)
         self.size = int(self.starts[-1])
         self.own = np.empty((len(rows), OWN), dtype)
-        self.options: Numbers | None = None
-        self.constants = np.empty(OPTIONS, dtype)
+        self.options = np.zeros(OPTIONS, dtype)
         self._copies: list[Array] = []
 
     def look_up_first(self, first: Column) -> None:
@@ -191,12 +189,8 @@ class MultiTensor:
         for table in tables.by_dtype:
             table.look_up_first(first)
             table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
-            if table.options != options:
-                table.options = options
-                table.constants = np.array(
-                    [*options, *[0.0] * (OPTIONS - len(options))], table.dtype
-                )
-            arguments = table.addresses, table.starts, table.own, table.constants
+            table.options[: len(options)] = options
+            arguments = table.addresses, table.starts, table.own, table.options
             self._kernels[table.dtype](table.size * SECONDS, *arguments)
 
 
@@ -243,12 +237,11 @@ def sgd(
 
     The share of a row is the part of its gradient that goes into the velocity.
     """
-    options = (lr, momentum, weight_decay)
+    options = (lr, momentum, weight_decay, float(nesterov))
     if momentum == 0:
         _plain(tables, gradients, options)
     else:
-        step = _nesterov if nesterov else _momentum
-        step(tables, gradients, options, [(share, 0.0) for share in shares])
+        _momentum(tables, gradients, options, [(share, 0.0) for share in shares])
 
 
 @MultiTensor
@@ -260,19 +253,11 @@ def _plain(g: Any, x: Any, _own: Any, options: Any) -> Any:
 
 @MultiTensor
 def _momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
-    """Do a step with momentum."""
-    lr, momentum, weight_decay, share = options[0], options[1], options[2], own[0]
-    speed = momentum * velocity + share * (g + weight_decay * x)
-    return x - lr * speed, speed
-
-
-@MultiTensor
-def _nesterov(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
-    """Do a step with Nesterov's momentum."""
+    """Do a step with momentum, ahead along the velocity if option 3 is 1 (Nesterov's momentum)."""
     lr, momentum, weight_decay, share = options[0], options[1], options[2], own[0]
     gradient = g + weight_decay * x
     speed = momentum * velocity + share * gradient
-    return x - lr * (gradient + momentum * speed), speed
+    return x - lr * (gradient + momentum * speed if options[3] else speed), speed
 
 
 # --------------------------------------------------------------------------------------------------

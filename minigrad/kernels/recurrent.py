@@ -33,6 +33,8 @@ from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 from minigrad.kernels.vector import address_of, elements, keep_alive
 
+Part = Callable[..., None]  # of a step, for one sequence
+
 SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
 
 
@@ -100,8 +102,14 @@ def backward(
 # --------------------------------------------------------------------------------------------------
 
 
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _tanh = vector_math.by_dtype(vector_math.tanh, lambda x: math.tanh(x))
 _sigmoid = vector_math.by_dtype(vector_math.sigmoid, lambda x: 1 / (1 + math.exp(-x)))
+
+
+@jit(inline="always")
+def _relu(x: Any) -> Any:
+    return _ZERO if x <= 0 else x
 
 
 @external(fastmath={"contract"})
@@ -167,35 +175,23 @@ def _row(x: Any, row: int) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-@jit(inline="always")
-def _activate_tanh(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
-    _copy(gates, after)
-    _apply_tanh(after)
+def _rnn(f: Callable[[Any], Any], slope: Callable[[Any, Any], Any]) -> tuple[Part, Part]:
+    """Return the parts of a step of an rnn: `slope` gives the gradient by the sum from d and h."""
+    slope = jit(inline="always")(slope)
 
+    @jit(inline="always")
+    def activate(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
+        for j in range(size):
+            after[j] = f(gates[j])
 
-@jit(inline="always")
-def _gradients_tanh(
-    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any,
-) -> None:  # fmt: skip
-    one = d.dtype.type(1)
-    for j in range(size):
-        dx[j] = d[j] * (one - h[j] * h[j])
+    @jit(inline="always")
+    def gradients(
+        size: int, _gates: Any, _before: Any, after: Any, d: Any, dx: Any, _dproduct: Any
+    ) -> None:
+        for j in range(size):
+            dx[j] = slope(d[j], after[j])
 
-
-@jit(inline="always")
-def _activate_relu(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
-    zero = after.dtype.type(0)
-    for j in range(size):
-        after[j] = zero if gates[j] <= zero else gates[j]
-
-
-@jit(inline="always")
-def _gradients_relu(
-    size: int, _gates: Any, _before: Any, h: Any, d: Any, dx: Any, _dproduct: Any,
-) -> None:  # fmt: skip
-    zero = d.dtype.type(0)
-    for j in range(size):
-        dx[j] = zero if h[j] <= zero else d[j]
+    return activate, gradients
 
 
 @jit(inline="always")
@@ -301,9 +297,7 @@ def _multiply(
     keep_alive(panels)
 
 
-def _loops(
-    saved: int, activate: Callable[..., None], gradients: Callable[..., None], apart: bool = False
-) -> Loops:
+def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> Loops:
     """Make the kernels of a cell; the arguments are those of `Loops`, and the parts of a step."""
 
     @for_each_dtype(pieces=0)
@@ -357,8 +351,8 @@ def _loops(
 
 
 LOOPS = {
-    "rnn_tanh": _loops(1, _activate_tanh, _gradients_tanh),
-    "rnn_relu": _loops(1, _activate_relu, _gradients_relu),
+    "rnn_tanh": _loops(1, *_rnn(_tanh, lambda d, h: d * (_ONE - h * h))),
+    "rnn_relu": _loops(1, *_rnn(_relu, lambda d, h: _ZERO if h <= 0 else d)),
     "gru": _loops(4, _activate_gru, _gradients_gru, apart=True),
     "lstm": _loops(4, _activate_lstm, _gradients_lstm),
 }

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rowwise
 from minigrad.kernels.jit import Array, jit
-from minigrad.kernels.vector import F32, I32, Emitter, instruction
+from minigrad.kernels.vector import greatest_of
 
 SECONDS = 4e-10  # that an element takes, about
 STRETCH = 2048  # elements that are added up in float32; sums of stretches are added in float64
@@ -30,41 +29,6 @@ STRETCH = 2048  # elements that are added up in float32; sums of stretches are a
 # --------------------------------------------------------------------------------------------------
 # Over a row
 # --------------------------------------------------------------------------------------------------
-
-
-def _swap_order(builder: Any, bits: Any) -> Any:
-    """Turn the bits of a float32 into an integer with the order of the floats, or back."""
-    rest = builder.and_(builder.ashr(bits, I32(31)), I32(0x7FFFFFFF))
-    return builder.xor(bits, rest)
-
-
-@instruction(types.int32)
-def _larger(e: Emitter, found: Any, x: Any) -> Any:
-    """Return the larger of two, the first of which is an integer made by `_swap_order`.
-
-    LLVM makes vector code of a maximum of integers. With floats it may not: a nan would be dropped
-    in one order and not in another. Here a nan is above inf, or below -inf.
-    """
-    key = _swap_order(e.builder, e.builder.bitcast(x, I32))
-    return e.builder.select(e.builder.icmp_signed(">", key, found), key, found)
-
-
-@instruction(types.float32)
-def _as_float(e: Emitter, found: Any) -> Any:
-    """Return the float that `_larger` has found."""
-    return e.builder.bitcast(_swap_order(e.builder, found), F32)
-
-
-_LEAST = np.int32(-(2**31))
-
-
-@jit(inline="always")
-def highest_of(row: Any) -> Any:
-    """Return the largest element of a row; whether a nan counts depends on its sign."""
-    found = _LEAST
-    for j in range(row.size):
-        found = _larger(found, row[j])
-    return _as_float(found)
 
 
 # A sum may be split into as many sums as a vector has lanes, which are added up at the end: in an
@@ -131,7 +95,7 @@ def _softmax(x: Array, axis: Any = -1) -> Array:
 @rowwise(SECONDS, reference=_softmax)
 def softmax(row: Any, result: Any) -> None:
     """Compute e^x / sum(e^x) along the last axis; the reference takes any axes."""
-    highest = highest_of(row)
+    highest = greatest_of(row)
     total = 0.0
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
@@ -167,7 +131,7 @@ def _log_softmax(x: Array, axis: Any = -1) -> Array:
 @rowwise(SECONDS, reference=_log_softmax)
 def log_softmax(row: Any, result: Any) -> None:
     """Compute x - log(sum(e^x)) along the last axis; the reference takes any axes."""
-    highest = highest_of(row)
+    highest = greatest_of(row)
     log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
     for j in range(row.size):
         result[j] = (row[j] - highest) - log

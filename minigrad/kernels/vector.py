@@ -12,6 +12,7 @@ checked here. The argument `zero` is any number of the dtype, and its value does
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -356,6 +357,55 @@ def add_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
 def copy_some(e: Emitter, source: Any, target: Any, count: Any, _zero: Any) -> None:
     """Copy `count` adjacent numbers, fewer than a vector has lanes; the other lanes become 0."""
     e.store(e.load_some(source, e.first_lanes(count)), target)
+
+
+@instruction(DTYPE)
+def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
+    """Return the greatest of `count` adjacent numbers from an address on.
+
+    A loop in Python would not become vector code, since the optimiser keeps the order of
+    comparisons, in which a nan would matter.
+    """
+    # As wide as LLVM's own at most: after wider ones the loops around them would be slow.
+    e = e.of_lanes(min(e.lanes, 32 // e.item))
+    builder = e.builder
+    least = ir.Constant(e.vector, [-math.inf] * e.lanes)
+    end = builder.add(at, builder.mul(count, ADDRESS(e.item)))
+    last = builder.sub(end, ADDRESS(e.vector_bytes))
+
+    def greater(x: Any, y: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    def of_a_part() -> list[Any]:
+        mask = e.first_lanes(count)
+        return [builder.select(mask, e.load_some(at, mask), least)]
+
+    def four_vectors(now: list[Any]) -> tuple[list[Any], Any]:
+        here, *most = now
+        new = []
+        for found in most:  # the last vector may overlap with others
+            before = builder.select(builder.icmp_signed("<", here, last), here, last)
+            new.append(greater(e.load(before, e.vector), found))
+            here = builder.add(here, ADDRESS(e.vector_bytes))
+        return [here, *new], builder.icmp_signed("<", here, end)
+
+    def of_vectors() -> list[Any]:
+        return [functools.reduce(greater, e.loop([at, *[least] * 4], four_vectors)[1:])]
+
+    is_short = builder.icmp_signed("<", count, ADDRESS(e.lanes))
+    (result,) = e.choose([(is_short, of_a_part)], of_vectors)
+    half = e.lanes // 2
+    while half:
+        turned = [(lane + half) % e.lanes for lane in range(e.lanes)]
+        result = greater(result, e.shuffle(result, result, turned))
+        half //= 2
+    return builder.extract_element(result, I32(0))
+
+
+@jit()
+def greatest_of(row: Any) -> Any:
+    """Return the greatest of the numbers of a row; a nan is ignored; that of nothing is -inf."""
+    return _greatest(address_of(row), row.size, row.dtype.type(0))
 
 
 @instruction()
