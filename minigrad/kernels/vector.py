@@ -222,11 +222,12 @@ class Emitter:
 
     def for_range(
         self, first: Any, end: Any, step: int, values: list[Any],
-        body: Callable[[Any, list[Any]], list[Any]],
+        body: Callable[[Any, list[Any]], list[Any]], *, may_be_empty: bool = True,
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
         `body` emits one round, given a number and the values; it returns those of the next round.
+        A loop that cannot be empty spares a comparison.
         """
 
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
@@ -234,8 +235,12 @@ class Emitter:
             then = self.builder.add(at, ADDRESS(step))
             return [then, *body(at, values)], self.builder.icmp_signed("<", then, end)
 
-        some = self.builder.icmp_signed("<", first, end)
-        return self.choose([(some, lambda: self.loop([first, *values], emit)[1:])], lambda: values)
+        def rounds() -> list[Any]:
+            return self.loop([first, *values], emit)[1:]
+
+        if not may_be_empty:
+            return rounds()
+        return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
 
     def prefetch(self, address: Any, to_write: bool) -> None:
         """Emit a hint that the cache line at `address` will soon be read, or written.

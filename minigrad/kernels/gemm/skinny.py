@@ -138,7 +138,8 @@ def tile_of_dots(
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
-            for address in a_rows:  # the next rows, since a row is too short to be guessed from
+            # The next rows are hinted at, since a row is too short to be guessed from.
+            for address in a_rows if mask is None else ():
                 e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
             vectors = [_load(e, builder.add(row, done), mask) for row in (*a_rows, *b_rows)]
             left, right = vectors[:R], vectors[R:]
