@@ -26,7 +26,7 @@ from minigrad.kernels.narrow import (
     read_only,
     strips,
 )
-from minigrad.kernels.vector import ADDRESS, Emitter, address_of, instruction, keep_alive
+from minigrad.kernels.vector import ADDRESS, Emitter, address_of, instruction
 
 SECONDS = 1e-10  # that an element takes, about
 INFINITE = np.uint16(0x7F80)  # the exponent of NaN and Inf
@@ -192,5 +192,3 @@ def _dots_loop(
                 address_of(bits) + j * cols * 2, cols * 2, cols,
                 address_of(out) + (i * rows + j) * 4, rows * 4,
             )  # fmt: skip
-    keep_alive(x)
-    keep_alive(bits)

@@ -234,8 +234,8 @@ CALLS: list[Any] = []
 class Kernel:
     """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
 
-    `seconds` is a guess at the time the work takes one thread. If it is long, threads share the
-    work. The result of the loop must not depend on the number of pieces.
+    Threads share the work if one would take long (see `minigrad.kernels.threads`). The result of
+    the loop must not depend on the number of pieces.
 
     Args:
         function: `loop(piece, pieces, *arguments)`, or `loop(launcher, pieces, *arguments)`.

@@ -231,14 +231,10 @@ def emit_tile(
                 sums = [e.multiply_add(*pair, s) for pair, s in zip(pairs, sums, strict=True)]
             return sums
 
-        def step(now: list[Any]) -> tuple[list[Any], Any]:
-            at, *sums = now
-            then = builder.add(at, lanes)
-            return [then, *added(sums, *read(high, at, at))], builder.icmp_signed("<", then, new)
+        def step(at: Any, sums: list[Any]) -> list[Any]:
+            return added(sums, *read(high, at, at))
 
-        none = [zeros] * (high * WIDTH)
-        has_more = builder.icmp_signed(">", new, ADDRESS(0))
-        sums = e.choose([(has_more, lambda: e.loop([ADDRESS(0), *none], step)[1:])], lambda: none)
+        sums = e.for_range(ADDRESS(0), new, e.lanes, [zeros] * (high * WIDTH), step)
         x, w = (
             [[builder.select(is_old, zeros, vector) for vector in row] for row in rows]
             for rows in read(high, last, new)

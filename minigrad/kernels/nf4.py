@@ -322,13 +322,9 @@ def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
 
 
 def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
-    """Write the values of codes to `out`.
+    """Write the values of codes to `out`: `(rows, cols)` of floats, C-contiguous.
 
-    Args:
-        codes: `(rows, (cols + 1) // 2)` uint8, two in each byte: the first in the upper half.
-        absmax: `(rows, blocks)` float32: the factor of the levels of each block.
-        block_size: how many elements of a row are a block; the last of a row may be shorter.
-        out: `(rows, cols)` of floats, C-contiguous.
+    The codes are stored as in `NF4Matrix`, and absmax is `(rows, blocks)` float32.
     """
     cols, loop = out.shape[1], _decode_loop.get(out.dtype)
     if loop is not None:
@@ -342,20 +338,15 @@ def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
 def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
     """Return absmax after double quantisation: `offset + scale * code / 127`, at least 0.
 
-    Args:
-        codes: `(n,)` int8, of the blocks from number `start` on.
-        start: the number of the first block.
-        offset: float32, one for each `GROUP` of blocks, for all groups.
-        scale: float32, one for each group too.
+    The codes are those of the blocks from number `start` on; offset and scale those of all groups.
     """
-    if _absmax_loop:
-        out = np.empty(len(codes), np.float32)
-        _absmax_loop[SINGLE].alone(codes, start, offset, scale, out)
-        return out
-    group = np.arange(start, start + len(codes)) // GROUP
-    # Rounded to below 0, it would reverse signs.
+    groups = slice(start // GROUP, (start + len(codes) - 1) // GROUP + 1)
+    first, factor = (
+        np.repeat(x[groups], GROUP)[start % GROUP :][: len(codes)] for x in (offset, scale)
+    )
     steps = codes.astype(np.float32) / np.float32(127)
-    found: Array = np.maximum(offset[group] + scale[group] * steps, np.float32(0))
+    # Rounded to below 0, it would reverse signs.
+    found: Array = np.maximum(first + factor * steps, np.float32(0))
     return found
 
 
@@ -393,15 +384,6 @@ def _read_absmax(codes: Array, start: int, offset: Array, scale: Array, out: Arr
         i = end
 
 
-# Without flags, for the bits of numpy: its product is rounded before the sum.
-@for_each_dtype(SINGLE, fastmath=(), threads=False)
-def _absmax_loop(
-    _piece: int, _pieces: int, codes: Annotated[Read.D1, types.int8], start: int,
-    offset: Read.D1, scale: Read.D1, out: Written.D1,
-) -> None:  # fmt: skip
-    _read_absmax(codes, start, offset, scale, out)
-
-
 @for_each_dtype()
 def _decode_loop(
     piece: int, pieces: int, codes: Annotated[Read.D2, types.uint8],
@@ -429,8 +411,6 @@ def _decode_loop(
         for j in range(begin + AT_ONCE * steps, end):
             shift = 0 if j & 1 else 4
             out[i, j] = levels[(np.intp(codes[i, j >> 1]) >> shift) & 15] * largest
-    keep_alive(codes)
-    keep_alive(out)
 
 
 @instruction()
@@ -490,8 +470,4 @@ def _dots_loop(
                 address_of(codes) + j * length, length, largest, blocks * 4, shift, length,
                 address_of(out) + (i * rows + j) * 4, rows * 4,
             )  # fmt: skip
-    keep_alive(x)
-    keep_alive(codes)
-    keep_alive(absmax)
     keep_alive(read)
-    keep_alive(out)

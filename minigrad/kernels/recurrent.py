@@ -287,13 +287,11 @@ def _multiply(
     add: bool,
 ) -> None:  # fmt: skip
     """Compute C = A B, or +=, for as many rows, from the panels of B."""
-    t, at, full = blocks_of(plan, like), first_line(panels), columns // plan[1]
+    t = blocks_of(plan, like)
     line, size = t.NR * t.item, t.NR * depth * t.item
-    macro_kernel(
-        t, rows, columns, depth, Panels(a.at, a.row, a.col, t.MR * a.row, False),
-        Panels(at, t.item, line, size, True), Panels(at + full * size, t.item, line, size, True), C,
-        add, 0,
-    )  # fmt: skip
+    A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
+    B = Panels(first_line(panels), t.item, line, size, True)
+    macro_kernel(t, rows, columns, depth, A, B, C, add, 0)
     keep_alive(panels)
 
 

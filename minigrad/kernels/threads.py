@@ -124,10 +124,7 @@ def threading_layer() -> str:
 
 
 class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads`
-    """A context for one kernel call: its value is the number of threads the call may use.
-
-    `seconds` is a guess at the time one thread would take.
-    """
+    """A context for one kernel call: its value is the number of threads the call may use."""
 
     __slots__ = ("_before", "_locked", "_seconds")
 

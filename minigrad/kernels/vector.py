@@ -221,6 +221,28 @@ class Emitter:
         builder.position_at_end(after)
         return then
 
+    def for_range(
+        self, first: Any, end: Any, step: int, values: list[Any],
+        body: Callable[[Any, list[Any]], list[Any]], *, may_be_empty: bool = True,
+    ) -> list[Any]:  # fmt: skip
+        """Emit a loop over the numbers from `first` to before `end`; return the last values.
+
+        `body` emits one round, given a number and the values; it returns those of the next round.
+        A loop that cannot be empty spares a comparison.
+        """
+
+        def emit(now: list[Any]) -> tuple[list[Any], Any]:
+            at, *values = now
+            then = self.builder.add(at, ADDRESS(step))
+            return [then, *body(at, values)], self.builder.icmp_signed("<", then, end)
+
+        def rounds() -> list[Any]:
+            return self.loop([first, *values], emit)[1:]
+
+        if not may_be_empty:
+            return rounds()
+        return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
+
     def prefetch(self, address: Any, to_write: bool) -> None:
         """Emit a hint that the cache line at `address` will soon be read, or written.
 
@@ -437,4 +459,7 @@ def transpose_block(
 
 @instruction()
 def keep_alive(_e: Emitter, _array: Any) -> None:
-    """Mention an array whose address is in use: numba frees an array after its last mention."""
+    """Mention an array whose address is in use: numba frees its own arrays after the last mention.
+
+    What a function is given lives as long as the call.
+    """

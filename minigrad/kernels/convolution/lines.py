@@ -105,11 +105,7 @@ def correlate(
         _multiply_block(
             t, s, rows, filters, depth, weights, at, address_of(table), result, bias.size > 0
         )
-    keep_alive(source)
-    keep_alive(weight)
-    keep_alive(table)
     keep_alive(lines)
-    keep_alive(out)
 
 
 @external()

@@ -133,16 +133,10 @@ def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator
             )
 
 
-class _InputPlan(NamedTuple):
-    rows: _Reaching
-    cols: _Reaching
-    plan: LoopPlan
-
-
 @lru_cache(PLANS)
 def input_plans(
     shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry
-) -> list[_InputPlan]:
+) -> list[tuple[_Reaching, _Reaching, LoopPlan]]:
     """Return a plan for each pair of remainders of a row and a column of x."""
     found = []
     for rows in _reaching(size[0], kernel[0], geometry, 0):
@@ -150,5 +144,5 @@ def input_plans(
             start, taps = (rows.start, cols.start), (rows.offsets, cols.offsets)
             counts = (rows.size, cols.size)
             plan = _plan(shape, itemsize, geometry.groups, start, (1, 1), taps, counts)
-            found.append(_InputPlan(rows, cols, plan))
+            found.append((rows, cols, plan))
     return found

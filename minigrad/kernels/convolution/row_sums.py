@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -29,22 +30,6 @@ from minigrad.kernels.vector import (
 FILTERS, TAPS = 4, 4 if vector_registers()[1] > 16 else 2  # in a tile
 
 
-class _RowProducts(NamedTuple):
-    """The operands of a tile of sums over rows, as values of the code being emitted."""
-
-    images: Any
-    rows: Any
-    cols: Any
-    g: Any  # rows as `_pack_rows` leaves them, and the bytes from a plane to the next
-    g_plane: Any
-    lines: Any
-    line: Any  # numbers from a line to that of the next row
-    lines_image: Any  # bytes from an image to the next
-    table: Any
-    out: Any
-    out_row: Any
-
-
 @instruction(types.intp)
 def _tile_of_row_products(
     e: Emitter, filters: Any, taps: Any, images: Any, rows: Any, cols: Any, g: Any, g_plane: Any,
@@ -52,98 +37,82 @@ def _tile_of_row_products(
 ) -> Any:  # fmt: skip
     """Compute out[i, j] += the sum over images and rows of g[i, row, :] * lines[table[j] + row, :].
 
-    A tile has FILTERS of `filters` planes of g, or one if there are not as many, and `taps` steps
-    of the table, at most TAPS. The number of planes is returned.
-    """
-    x = _RowProducts(images, rows, cols, g, g_plane, lines, line, lines_image, table, out, out_row)
-
-    def emit(height: int) -> list[Any]:
-        _emit_row_products(e, height, taps, x)
-        return [ADDRESS(height)]
-
-    enough = e.builder.icmp_signed(">=", filters, ADDRESS(FILTERS))
-    return e.choose([(enough, partial(emit, FILTERS))], partial(emit, 1))[0]
-
-
-def _emit_row_products(e: Emitter, height: int, taps: Any, x: _RowProducts) -> None:
-    """Emit a tile. Rows that fill half a vector at most are multiplied two at a time.
+    A tile has FILTERS of `filters` planes of g, `g_plane` bytes apart and with rows as `_pack_rows`
+    leaves them, or one if there are not as many; and `taps` steps of the table, at most TAPS. The
+    next row reads `line` numbers further on, and the next image `lines_image` bytes. The number of
+    planes is returned.
 
     Complete vectors are read, past the end of a row too, and the sums of such lanes are left as
-    they were: a multiply-add with a mask takes no longer, whereas a load does.
+    they were: a multiply-add with a mask takes no longer, whereas a load does. Rows that fill half
+    a vector at most are multiplied two at a time.
     """
     builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
-    vector_bytes = ADDRESS(e.vector_bytes)
+    zero, vector_bytes, every_lane = ADDRESS(0), ADDRESS(e.vector_bytes), list(range(e.lanes))
     last_tap = builder.sub(taps, ADDRESS(1))
-    columns = [
-        e.at_most(j, last_tap) for j in range(TAPS)
-    ]  # the last one stands in for those beyond
-    steps = [e.load(builder.add(x.table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
-    b_rows = [builder.add(x.lines, step) for step in steps]
-    b_step = builder.mul(x.line, item)
+    columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # the last stands in for those beyond
+    steps = [e.load(builder.add(table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
+    b_rows = [builder.add(lines, step) for step in steps]
+    b_step = builder.mul(line, item)
+    before_last = builder.udiv(builder.sub(cols, ADDRESS(1)), ADDRESS(e.lanes))
+    rest = e.first_lanes(builder.sub(cols, builder.mul(before_last, ADDRESS(e.lanes))))
+    before_last = builder.mul(before_last, vector_bytes)
 
-    def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any = None) -> list[Any]:
-        new = []
+    def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any) -> list[Any]:
+        new, height = [], len(sums) // TAPS
         for i in range(height):
-            factor = e.load(e.step(g_at, x.g_plane, i), e.vector)
+            factor = e.load(e.step(g_at, g_plane, i), e.vector)
             for value, old in zip(values, sums[i * TAPS : (i + 1) * TAPS], strict=True):
                 total = e.multiply_add(factor, value, old)
                 new.append(total if mask is None else builder.select(mask, total, old))
         return new
 
-    before_last = builder.udiv(builder.sub(x.cols, ADDRESS(1)), ADDRESS(e.lanes))
-    rest = e.first_lanes(builder.sub(x.cols, builder.mul(before_last, ADDRESS(e.lanes))))
-    before_last = builder.mul(before_last, vector_bytes)
+    def row_of_vectors(_row: Any, now: list[Any]) -> list[Any]:
+        g_at, b_at, *sums = now
 
-    def row_of_vectors(now: list[Any]) -> tuple[list[Any], Any]:
-        left, g_at, b_at, *sums = now
-
-        def vector(now: list[Any], mask: Any = None) -> tuple[list[Any], Any]:
-            done, *sums = now
+        def vector(done: Any, sums: list[Any], mask: Any = None) -> list[Any]:
             b_now = builder.add(b_at, done)
             values = [e.load(builder.add(row, b_now), e.vector) for row in b_rows]
-            new = multiply(sums, builder.add(g_at, done), values, mask)
-            then = builder.add(done, vector_bytes)
-            return [then, *new], builder.icmp_signed("<", then, before_last)
+            return multiply(sums, builder.add(g_at, done), values, mask)
 
-        several = builder.icmp_signed(">", before_last, ADDRESS(0))
-        sums = e.choose([(several, lambda: e.loop([ADDRESS(0), *sums], vector)[1:])], lambda: sums)
-        (then, *new), _ = vector([before_last, *sums], rest)
-        left = builder.sub(left, ADDRESS(1))
-        moved = [builder.add(g_at, then), builder.add(b_at, b_step)]
-        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+        sums = e.for_range(zero, before_last, e.vector_bytes, sums, vector)
+        sums = vector(before_last, sums, rest)
+        g_at = builder.add(g_at, builder.add(before_last, vector_bytes))
+        return [g_at, builder.add(b_at, b_step), *sums]
 
-    def two_rows(now: list[Any]) -> tuple[list[Any], Any]:
-        left, g_at, b_at, *sums = now
-        one = builder.icmp_signed("==", left, ADDRESS(1))
-        second_row = builder.select(one, ADDRESS(0), b_step)  # which is masked if it does not exist
+    def two_rows(row: Any, now: list[Any]) -> list[Any]:
+        g_at, b_at, *sums = now
+        one = builder.icmp_signed("==", builder.sub(rows, row), ADDRESS(1))
+        second_row = builder.select(one, zero, b_step)  # which is masked if it does not exist
         values = []
-        for row in b_rows:
-            at = builder.add(row, b_at)
+        for b_row in b_rows:
+            at = builder.add(b_row, b_at)
             pair = [half.load(p, half.vector) for p in (at, builder.add(at, second_row))]
-            values.append(e.shuffle(pair[0], pair[1], list(range(e.lanes))))
-        masks = [half.first_lanes(builder.select(one, n, x.cols)) for n in (x.cols, ADDRESS(0))]
-        mask = e.shuffle(masks[0], masks[1], list(range(e.lanes)))
-        new = multiply(sums, g_at, values, mask)
-        left = builder.sub(left, ADDRESS(2))
-        moved = [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2)]
-        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+            values.append(e.shuffle(pair[0], pair[1], every_lane))
+        masks = [half.first_lanes(builder.select(one, n, cols)) for n in (cols, zero)]
+        new = multiply(sums, g_at, values, e.shuffle(masks[0], masks[1], every_lane))
+        return [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2), *new]
 
-    def image(now: list[Any], row: Any) -> tuple[list[Any], Any]:
-        left, g_at, b_at, *sums = now
-        _, g_at, _, *new = e.loop([x.rows, g_at, b_at, *sums], row)
-        left = builder.sub(left, ADDRESS(1))
-        moved = [g_at, builder.add(b_at, x.lines_image)]
-        return [left, *moved, *new], builder.icmp_signed(">", left, ADDRESS(0))
+    def emit(height: int) -> list[Any]:
+        first = [g, zero, *[ir.Constant(e.vector, None)] * (height * TAPS)]
 
-    first = [x.images, x.g, ADDRESS(0), *[ir.Constant(e.vector, None)] * (height * TAPS)]
-    is_short = builder.icmp_signed("<=", x.cols, ADDRESS(half.lanes))
-    sums = e.choose(
-        [(is_short, lambda: e.loop(first, partial(image, row=two_rows))[3:])],
-        lambda: e.loop(first, partial(image, row=row_of_vectors))[3:],
-    )
-    rows = [e.step(x.out, x.out_row, i) for i in range(height)]
-    targets = [builder.add(row, builder.mul(j, item)) for row in rows for j in columns]
-    e.store_or_add(fold(e, sums), targets, ADDRESS(1))
+        def sums_over(step: int, row: Callable[..., list[Any]]) -> list[Any]:
+            def image(_image: Any, now: list[Any]) -> list[Any]:
+                g_at, _, *sums = e.for_range(zero, rows, step, now, row, may_be_empty=False)
+                return [g_at, builder.add(now[1], lines_image), *sums]
+
+            return e.for_range(zero, images, 1, first, image, may_be_empty=False)[2:]
+
+        is_short = builder.icmp_signed("<=", cols, ADDRESS(half.lanes))
+        sums = e.choose(
+            [(is_short, lambda: sums_over(2, two_rows))], lambda: sums_over(1, row_of_vectors)
+        )
+        out_rows = [e.step(out, out_row, i) for i in range(height)]
+        targets = [builder.add(row, builder.mul(j, item)) for row in out_rows for j in columns]
+        e.store_or_add(fold(e, sums), targets, ADDRESS(1))
+        return [ADDRESS(height)]
+
+    enough = builder.icmp_signed(">=", filters, ADDRESS(FILTERS))
+    return e.choose([(enough, partial(emit, FILTERS))], partial(emit, 1))[0]
 
 
 @jit(inline="always")
@@ -207,10 +176,8 @@ def weight_sums(
                     )  # fmt: skip
                 for i in range(0, images, near_images):
                     for row in range(0, rows, near_rows):
-                        some_images, some_rows = (
-                            min(near_images, images - i),
-                            min(near_rows, rows - row),
-                        )
+                        some_images = min(near_images, images - i)
+                        some_rows = min(near_rows, rows - row)
                         o = first_filter
                         while o < last_filter:
                             to, plane_bytes = packed, 0
@@ -232,9 +199,5 @@ def weight_sums(
                                     t.zero,
                                 )  # fmt: skip
                             o += done
-    keep_alive(source)
-    keep_alive(g)
-    keep_alive(table)
     keep_alive(lines)
     keep_alive(near)
-    keep_alive(out)

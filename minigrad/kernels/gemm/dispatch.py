@@ -1,12 +1,9 @@
 """Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
 
-Machine code that works on addresses relies on correct ones. Those that this module passes to the
-loops come from numpy: the shapes and strides of the arrays, and an output that it has made or
-checked.
-
-Arrays of any layout are served by the same machine code, compiled once for each dtype: it takes
-the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
-lets every other kind pass as one of these.
+Machine code that works on addresses relies on correct ones. They come from numpy: the shapes and
+strides of the arrays, and an output that is made or checked here. Arrays of any layout are served
+by the same machine code, compiled once for each dtype: it takes the most general kind of array (any
+strides, possibly read-only, possibly misaligned), as which numba lets every other kind pass.
 
 The shape and the strides of a product decide which loops it takes (`Products.multiply`):
 
@@ -72,23 +69,26 @@ def matmul(
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
-    if compiled is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
-        if bias is not None:
-            return _add_after_product(x, y, out, add, bias)
-        return _numpy_matmul(x, y, out, add)
+    if y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+        compiled = None
     x_shape, y_shape = x.shape, y.shape
-    if len(x_shape) != 2 or len(y_shape) != 2:
-        if bias is not None:
-            return _add_after_product(x, y, out, add, bias)
+    matrices = len(x_shape) == 2 == len(y_shape)
+    if bias is not None and (
+        compiled is None
+        or not matrices
+        or type(bias) is not np.ndarray
+        or bias.dtype != dtype
+        or bias.shape != y_shape[1:]
+    ):
+        return _add_after_product(x, y, out, add, bias)
+    if compiled is None:
+        return _numpy_matmul(x, y, out, add)
+    if not matrices:
         return _matmul_stacks(compiled, x, y, out, add)
     m, k = x_shape
     k_y, n = y_shape
     if k != k_y:
         _product_shape(x, y)  # raises an error
-    if bias is not None and (
-        type(bias) is not np.ndarray or bias.dtype != dtype or bias.shape != (n,)
-    ):
-        return _add_after_product(x, y, out, add, bias)
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:

@@ -29,9 +29,6 @@ A matrix B that is multiplied with often may have been packed before
 (`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
 few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank. Each of them would
 cost a pass over C otherwise.
-
-Everything here works on addresses, which `minigrad.kernels.gemm.products` takes from arrays that
-`minigrad.kernels.gemm.dispatch` has checked.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_at_edge, tile_packed, tile_strided
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size, tile_packed
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack, pack_columns
 from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
@@ -66,7 +63,6 @@ class Term(NamedTuple):
     depth: int
     a: Matrix
     B: Panels
-    edge: Panels  # the last panel of B, if that is narrower than NR
     pack: bool  # whether A is packed
     source: Matrix  # the block of B, if a piece packs the panels that it reads; else at address 0
 
@@ -111,6 +107,8 @@ def choose_packing(
     size = k * n * t.item
     wide = n > 4 * t.NR
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and (wide or size > t.near))
+    if t.masks == 0 and n % t.NR:  # a tile would read past the end of a row
+        pack_b = True
     streamed = not pack_b and size > t.far
     # Rows a power of two apart share few lines of a cache, and would drive each other out.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
@@ -139,24 +137,21 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
 
 @external()
 def macro_kernel(
-    t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
-    add: bool, spare: int,
+    t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, C: Matrix, add: bool,
+    spare: int,
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
-    `edge` is the last panel of B if that is narrower than NR. A tile whose rows are not contiguous
-    in C is computed in `spare` and copied. A sum of many terms is more exact if runs of them are
-    added up separately, and then the runs: so a tile goes to C after each RUN steps.
+    A tile whose rows are not contiguous in C is computed in `spare` and copied. A sum of many terms
+    is more exact if runs of them are added up separately, and then the runs: so a tile goes to C
+    after each RUN steps.
     """
     straight = C.col == t.item
     step = t.MR
     if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
         step = rows // 2  # two equal tiles, where the second would be a low one
     for j in range(0, cols, t.NR):
-        wide = min(t.NR, cols - j)
-        b, b_k = B.at + j // t.NR * B.next, B.along
-        if wide < t.NR:
-            b, b_k = edge.at, edge.along
+        wide, b = min(t.NR, cols - j), B.at + j // t.NR * B.next
         for i in range(0, rows, step):
             high = min(step, rows - i)
             a = A.at + i // t.MR * A.next if A.packed else A.at + i * A.across
@@ -164,24 +159,17 @@ def macro_kernel(
             if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
                 for k in range(0, depth, t.RUN):
                     steps = min(t.RUN, depth - k)
-                    tile_packed(a + k * A.along, b + k * b_k, steps, c, C.row, add or k > 0, t.zero)
+                    a_now, b_now = a + k * A.along, b + k * B.along
+                    tile_packed(a_now, b_now, steps, c, C.row, add or k > 0, t.zero)
                 continue
             while high > 0:
                 target, row = (c, C.row) if straight else (spare, t.NR * t.item)
                 done = 0
                 for k in range(0, depth, t.RUN):
-                    a_now, b_now, steps = a + k * A.along, b + k * b_k, min(t.RUN, depth - k)
-                    adds = (add and straight) or k > 0
-                    if wide == t.NR:
-                        done = tile_strided(
-                            high, a_now, A.across, A.along, b_now, b_k, steps, target, row, adds,
-                            t.zero,
-                        )  # fmt: skip
-                    else:
-                        done = tile_at_edge(
-                            high, wide, a_now, A.across, A.along, b_now, b_k, steps, target, row,
-                            adds, t.zero,
-                        )  # fmt: skip
+                    done = tile_of_size(
+                        high, wide, a + k * A.along, A.across, A.along, b + k * B.along, B.along,
+                        min(t.RUN, depth - k), target, row, (add and straight) or k > 0, t.zero,
+                    )  # fmt: skip
                 if not straight:
                     copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
                 high -= done
@@ -192,9 +180,9 @@ def macro_kernel(
 @jit(inline="always")
 def packed_size(t: BlockSizes, n: int, k: int, choice: PackingChoice, prepacked: int) -> int:
     """Return the bytes of the panels of B that `multiply` packs at a time."""
+    if prepacked or not choice.pack_b:
+        return 0
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    if prepacked or (not choice.pack_b and (t.masks or n % t.NR == 0)):
-        panels = 0
     size: int = panels * t.NR * min(k, choice.depth) * t.item
     return size
 
@@ -263,7 +251,6 @@ def multiply(
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
-        full = cols // t.NR
         extra = room + packed_size(t, n, k, choice, prepacked)
         if more.depth:
             turned = Matrix(more.b.at + jc * more.b.col, more.b.col, more.b.row)
@@ -272,26 +259,20 @@ def multiply(
             depth = min(choice.depth, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             size = t.NR * depth * t.item
-            at, across, along, step = room, t.item, t.NR * t.item, size
-            first = 0
+            B = Panels(room, t.item, t.NR * t.item, size, True)
             if prepacked:
                 at = prepacked + (jc * k + panels * t.NR * pc) * t.item
-                first = panels
-            edge_at, edge_along = at + full * size, t.NR * t.item
-            if not choice.pack_b:  # read in place: of all panels, or all but a narrow one
-                at, across, along, step = block.at, b.col, b.row, t.NR * b.col
-                first = panels if t.masks else full
-                if t.masks:
-                    edge_at, edge_along = at + full * step, along
-            if first < panels and not packed_at_use:
-                groups = (panels - first + GROUP - 1) // GROUP
-                share(launcher, groups, pack_columns, (t, block, cols, depth, first, room))
+                B = Panels(at, t.item, t.NR * t.item, size, True)
+            elif not choice.pack_b:  # read in place
+                B = Panels(block.at, b.col, b.row, t.NR * b.col, False)
+            elif not packed_at_use:
+                groups = (panels + GROUP - 1) // GROUP
+                share(launcher, groups, pack_columns, (t, block, cols, depth, room))
             last = pc + depth == k
             main = Term(
                 depth,
                 Matrix(a.at + pc * a.col, a.row, a.col),
-                Panels(at, across, along, step, choice.pack_b),
-                Panels(edge_at, across, edge_along, step, choice.pack_b),
+                B,
                 choice.pack_a,
                 Matrix(block.at if packed_at_use else 0, block.row, block.col),
             )
@@ -299,7 +280,6 @@ def multiply(
                 more.depth if last else 0,
                 more.a,
                 Panels(extra, t.item, t.NR * t.item, extra_size, True),
-                Panels(extra + full * extra_size, t.item, t.NR * t.item, extra_size, True),
                 False,
                 Matrix(0, 0, 0),
             )
@@ -352,18 +332,16 @@ def multiply_piece(
                 pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
                 A = Panels(packed_a, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
             for g in range(first, last, group):
-                B, edge, b = term.B, term.edge, term.source
+                B, b = term.B, term.source
                 wide = min(n, min(last, g + group) * t.NR) - g * t.NR
                 at = B.at + g * B.next
                 if b.at:
                     at = packed_b
                     columns = Matrix(b.at + g * t.NR * b.col, b.col, b.row)
                     pack(t, columns, wide, term.depth, t.NR, t.NR, at)
-                    narrow = at + wide // t.NR * B.next
-                    edge = Panels(narrow, edge.across, edge.along, edge.next, True)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
-                macro_kernel(t, high, wide, term.depth, A, B, edge, corner, adds, spare)
+                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, spare)
                 if bias.at and number == 0:
                     here = bias.at + i * bias.row + g * t.NR * bias.col
                     add_bias(t, high, wide, Matrix(here, bias.row, bias.col), corner)

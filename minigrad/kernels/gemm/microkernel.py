@@ -24,7 +24,7 @@ A compiler does not find this tile by itself, so it is emitted as LLVM code (see
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,13 +83,14 @@ class _Operands(NamedTuple):
 
 
 def _emit_tile(
-    e: Emitter, height: int, vectors: int, x: _Operands, cols: Any = None,
+    e: Emitter, vectors: int, x: _Operands, cols: Any, height: int,
     ahead: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Emit a tile of `vectors` in a row: C = sums, or C += sums.
 
-    It has `cols` columns, if not as many as the vectors have lanes. For packed panels, `ahead` has
-    the bytes of a step of k in those of B and A: no processor looks far enough ahead in both.
+    It has `cols` columns; None stands for as many as the vectors have lanes. For packed panels,
+    `ahead` has the bytes of a step of k in those of B and A: no processor looks far enough ahead in
+    both.
     """
     builder = e.builder
     mask = None
@@ -172,6 +173,20 @@ def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> li
     )
 
 
+def _emit_widths(
+    e: Emitter, rows: Any, cols: Any, tiles: Sequence[tuple[int, Callable[[int], None]]]
+) -> list[Any]:
+    """Emit tiles of several widths, the narrow ones first, and the choice; return the height.
+
+    Each comes with the columns that it has at most, and emits the height it is given.
+    """
+    cases = [
+        (e.builder.icmp_signed("<=", cols, ADDRESS(most)), partial(_emit_heights, e, rows, tile))
+        for most, tile in tiles
+    ]
+    return e.choose(cases[:-1], cases[-1][1])
+
+
 @instruction()
 def tile_packed(
     e: Emitter, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, _zero: Any
@@ -183,7 +198,7 @@ def tile_packed(
     tile = tile_shape(e.item)
     a_k, b_k = tile.AR * e.item, tile.NR * e.item
     x = _Operands(a, ADDRESS(e.item), ADDRESS(a_k), b, ADDRESS(b_k), depth, c, c_row, add)
-    _emit_tile(e, tile.MR, NV, x, ahead=(b_k, a_k))
+    _emit_tile(e, NV, x, None, tile.MR, ahead=(b_k, a_k))
 
 
 @instruction(types.intp)
@@ -196,11 +211,11 @@ def tile_strided(
     The operands may be unpacked, with any steps, but a row of B is NR adjacent numbers.
     """
     x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
-    return _emit_heights(e, rows, lambda height: _emit_tile(e, height, NV, x))[0]
+    return _emit_heights(e, rows, partial(_emit_tile, e, NV, x, None))[0]
 
 
 @instruction(types.intp)
-def tile_at_edge(
+def tile_of_size(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any,
     depth: Any, c: Any, c_row: Any, add: Any, _zero: Any,
 ) -> Any:  # fmt: skip
@@ -212,19 +227,10 @@ def tile_at_edge(
     widths = [(e, vectors) for vectors in range(1, NV + 1)]
     if e.lanes >= 8:  # half a vector takes some machines half the time
         widths.insert(0, (e.of_lanes(e.lanes // 2), 1))
-
-    def emit(width: Emitter, vectors: int) -> list[Any]:
-        tile = lambda height: _emit_tile(width, height, vectors, x, cols)  # noqa: E731
-        return _emit_heights(width, rows, tile)
-
-    cases = [
-        (
-            e.builder.icmp_signed("<=", cols, ADDRESS(vectors * width.lanes)),
-            partial(emit, width, vectors),
-        )
-        for width, vectors in widths
-    ]
-    return e.choose(cases[:-1], cases[-1][1])[0]
+    tiles = [(n * wide.lanes, partial(_emit_tile, wide, n, x, cols)) for wide, n in widths]
+    is_full = e.builder.icmp_signed("==", cols, ADDRESS(NV * e.lanes))
+    full = partial(_emit_heights, e, rows, partial(_emit_tile, e, NV, x, None))
+    return e.choose([(is_full, full)], partial(_emit_widths, e, rows, cols, tiles))[0]
 
 
 @instruction(types.intp)
@@ -240,16 +246,12 @@ def tile_over_taps(
     The height is returned.
     """
     x = _Operands(a, a_row, ADDRESS(e.item), b, ADDRESS(8), depth, c, c_row, add, table)
-    line_of_vector = partial(_emit_lines, e, 1, x, lines, cols, b_line, c_line)
-    cases = [(e.lanes, partial(_emit_heights, e, rows, line_of_vector))]
-    if e.lanes >= 8:
-        line_of_half = partial(_emit_lines, e, 2, x, lines, cols, b_line, c_line)
-        cases.insert(0, (e.lanes // 2, partial(_emit_heights, e, rows, line_of_half)))
-    found = e.choose(
-        [(e.builder.icmp_signed("<=", cols, ADDRESS(most)), emit) for most, emit in cases],
-        lambda: _emit_heights(e, rows, lambda height: _emit_tile(e, height, NV, x, cols)),
-    )
-    return found[0]
+    tiles = [
+        (e.lanes // parts, partial(_emit_lines, e, parts, x, lines, cols, b_line, c_line))
+        for parts in ((2, 1) if e.lanes >= 8 else (1,))
+    ]
+    tiles.append((NV * e.lanes, partial(_emit_tile, e, NV, x, cols)))
+    return _emit_widths(e, rows, cols, tiles)[0]
 
 
 @jit(inline="always")

@@ -100,11 +100,10 @@ def pack(
 
 @external()
 def pack_columns(
-    piece: int, _pieces: int, t: BlockSizes, b: Matrix, cols: int, depth: int, first: int,
-    target: int,
-) -> None:  # fmt: skip
-    """Pack a group of panels of a block of B, the piece-th after panel `first`."""
-    j = (first + piece * GROUP) * t.NR
+    piece: int, _pieces: int, t: BlockSizes, b: Matrix, cols: int, depth: int, target: int
+) -> None:
+    """Pack a group of panels of a block of B."""
+    j = piece * GROUP * t.NR
     transposed = Matrix(b.at + j * b.col, b.col, b.row)
     at = target + j * depth * t.item
     pack(t, transposed, min(GROUP * t.NR, cols - j), depth, t.NR, t.NR, at)

@@ -7,8 +7,8 @@ A plan is an array of integers, since compiled code takes arrays of any length, 
     count                                        how many products, one behind another in `out`
     length, step of x, step of y                 for each leading axis of a batch
 
-The functions here turn arrays into addresses and steps, with which
-`minigrad.kernels.gemm.macrokernel` works.
+The functions here turn arrays, which `gemm.dispatch` has checked, into addresses and steps, with
+which `gemm.macrokernel` works.
 """
 
 from __future__ import annotations
@@ -155,8 +155,7 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             at = first + (jc * k + count * t.NR * pc) * t.item
             groups = (count + GROUP - 1) // GROUP
-            share(launcher, groups, pack_columns, (t, block, cols, depth, 0, at))
-    keep_alive(panels)
+            share(launcher, groups, pack_columns, (t, block, cols, depth, at))
 
 
 @for_each_dtype(pieces=0, shares=True)
@@ -178,4 +177,3 @@ def gemm_packed(
     room = first_line(work)
     multiply(launcher, pieces, t, m, n, k, a, a, C, False, choice, room, prepacked, more)
     keep_alive(work)
-    keep_alive(panels)

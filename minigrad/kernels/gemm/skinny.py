@@ -50,6 +50,7 @@ SWEPT = 8  # rows that are added up at once
 SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
 CHAINS = 8  # sums of an inner product under way at once: a multiply-add takes four cycles
 BLOCK = 16384  # numbers of an inner product that are summed before they are added to the rest
+ZERO = ADDRESS(0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -91,6 +92,28 @@ def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
     return [builder.extract_element(vectors[i // e.lanes], I32(i % e.lanes)) for i in range(count)]
 
 
+def _for_each_vector(
+    e: Emitter, count: Any, values: list[Any],
+    body: Callable[[Any, Any, list[Any]], list[Any]], first: Any = ZERO,
+) -> list[Any]:  # fmt: skip
+    """Emit `body(offset, mask, values)` for each vector of `count` adjacent numbers.
+
+    Offsets in bytes begin at `first`. The mask is that of the numbers left for a last vector, else
+    None; `body` returns the next values.
+    """
+    builder = e.builder
+    rest = builder.urem(count, ADDRESS(e.lanes))
+    end = builder.mul(builder.sub(count, rest), ADDRESS(e.item))
+    values = e.for_range(first, end, e.vector_bytes, values, lambda at, old: body(at, None, old))
+    has_rest = builder.icmp_signed(">", rest, ZERO)
+    return e.choose([(has_rest, lambda: body(end, e.first_lanes(rest), values))], lambda: values)
+
+
+def _load(e: Emitter, address: Any, mask: Any) -> Any:
+    """Emit the vector at an address, or its lanes in a mask."""
+    return e.load(address, e.vector) if mask is None else e.load_some(address, mask)
+
+
 @instruction()
 def tile_of_dots(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
@@ -113,37 +136,18 @@ def tile_of_dots(
             return [builder.add(first, to_row) for to_row in steps]
 
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
-        vector = ADDRESS(e.vector_bytes)
-        rest = builder.urem(depth, ADDRESS(e.lanes))
-        length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
 
-        def multiply(sums: list[Any], load: Any) -> list[Any]:
-            left, right = [load(p) for p in a_rows], [load(p) for p in b_rows]
+        def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
+            # The next rows are hinted at, since a row is too short to be guessed from.
+            for address in a_rows if mask is None else ():
+                e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
+            vectors = [_load(e, builder.add(row, done), mask) for row in (*a_rows, *b_rows)]
+            left, right = vectors[:R], vectors[R:]
             return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
 
-        def multiply_rest(sums: list[Any], mask: Any) -> list[Any]:
-            return multiply(sums, lambda p: e.load_some(builder.add(p, length), mask))
-
-        def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
-            done, *sums = now
-            for address in a_rows:  # the next rows, since a row is too short to be guessed from
-                next_rows = builder.add(address, builder.mul(a_row, ADDRESS(R)))
-                e.prefetch(builder.add(next_rows, done), to_write=False)
-            new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
-            then = builder.add(done, vector)
-            return [then, *new], builder.icmp_signed("<", then, length)
-
         zeros = [ir.Constant(e.vector, None)] * (R * S)
-        has_vectors = builder.icmp_signed(">", length, ADDRESS(0))
-        full = e.choose(
-            [(has_vectors, lambda: e.loop([ADDRESS(0), *zeros], step_of_k)[1:])], lambda: zeros
-        )
-        has_rest = builder.icmp_signed(">", rest, ADDRESS(0))
-        totals = e.choose(  # lanes past the end are 0 in both operands
-            [(has_rest, lambda: multiply_rest(full, e.first_lanes(rest)))], lambda: full
-        )
-        numbers = fold(e, totals)
-        c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ADDRESS(0), c_col, S, cols)
+        numbers = fold(e, _for_each_vector(e, depth, zeros, multiply))
+        c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ZERO, c_col, S, cols)
         targets = [builder.add(row, col) for row in c_rows for col in c_cols]
         e.store_or_add(numbers, targets, add)
         return []
@@ -228,47 +232,23 @@ def dots(
 @instruction()
 def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _zero: Any) -> None:
     """Compute c = or += the sum of a[:depth] * b[:depth], adjacent numbers, in CHAINS sums."""
-    builder = e.builder
-    vector, stride = ADDRESS(e.vector_bytes), ADDRESS(e.vector_bytes * CHAINS)
-    rest = builder.urem(depth, ADDRESS(e.lanes))
-    length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
-    most = builder.sub(length, builder.urem(length, stride))
+    builder, stride = e.builder, e.vector_bytes * CHAINS
 
-    def multiply_add(sum_: Any, offset: Any, load: Any) -> Any:
-        return e.multiply_add(load(builder.add(a, offset)), load(builder.add(b, offset)), sum_)
+    def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
+        new = []
+        for i, total in enumerate(sums):
+            at = e.step(done, ADDRESS(e.vector_bytes), i)
+            x, y = (_load(e, builder.add(first, at), mask) for first in (a, b))
+            new.append(e.multiply_add(x, y, total))
+        return new
 
-    def chains_step(now: list[Any]) -> tuple[list[Any], Any]:
-        done, *sums = now
-        new = [
-            multiply_add(sums[i], e.step(done, vector, i), lambda p: e.load(p, e.vector))
-            for i in range(CHAINS)
-        ]
-        then = builder.add(done, stride)
-        return [then, *new], builder.icmp_signed("<", then, most)
-
-    def vector_step(now: list[Any]) -> tuple[list[Any], Any]:
-        done, sum_ = now
-        new = multiply_add(sum_, done, lambda p: e.load(p, e.vector))
-        then = builder.add(done, vector)
-        return [then, new], builder.icmp_signed("<", then, length)
-
-    zero = ir.Constant(e.vector, None)
-    zeros = [zero] * CHAINS
-    has_most = builder.icmp_signed(">", most, ADDRESS(0))
-    sums = e.choose(
-        [(has_most, lambda: e.loop([ADDRESS(0), *zeros], chains_step)[1:])], lambda: zeros
-    )
+    length = builder.mul(depth, ADDRESS(e.item))
+    most = builder.sub(length, builder.urem(length, ADDRESS(stride)))
+    zeros = [ir.Constant(e.vector, None)] * CHAINS
+    sums = e.for_range(ZERO, most, stride, zeros, lambda at, old: multiply(at, None, old))
     while len(sums) > 1:
         sums = [builder.fadd(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
-    has_vectors = builder.icmp_signed("<", most, length)
-    sums = e.choose([(has_vectors, lambda: e.loop([most, *sums], vector_step)[1:])], lambda: sums)
-    has_rest = builder.icmp_signed(">", rest, ADDRESS(0))
-    mask = e.first_lanes(rest)
-    total = e.choose(
-        [(has_rest, lambda: [multiply_add(sums[0], length, lambda p: e.load_some(p, mask))])],
-        lambda: sums,
-    )
-    e.store_or_add(fold(e, total), [c], add)
+    e.store_or_add(fold(e, _for_each_vector(e, depth, sums, multiply, first=most)), [c], add)
 
 
 @for_each_dtype(threads=False)
@@ -319,7 +299,7 @@ def stream(
                 hinted += 1
             B = Panels(here, t.item, b.row, 0, False)
             target = Matrix(C.at + j * t.item, C.row, C.col)
-            macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, 0)
+            macro_kernel(t, m, wide, depth, A, B, target, add or pc > 0, 0)
 
 
 def _sweep_of(count: int) -> Callable[..., None]:
@@ -332,28 +312,15 @@ def _sweep_of(count: int) -> Callable[..., None]:
         builder = e.builder
         factors = [e.broadcast(e.load(e.step(a, a_k, i), e.scalar)) for i in range(count)]
         rows = [e.step(b, b_row, i) for i in range(count)]
-        rest = builder.urem(cols, ADDRESS(e.lanes))
-        length = builder.mul(builder.sub(cols, rest), ADDRESS(e.item))
 
-        def total(done: Any, load: Any) -> Any:
-            sum_ = builder.fmul(factors[0], load(builder.add(rows[0], done)))
+        def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> list[Any]:
+            total = builder.fmul(factors[0], _load(e, builder.add(rows[0], done), mask))
             for factor, row in zip(factors[1:], rows[1:], strict=True):
-                sum_ = e.multiply_add(factor, load(builder.add(row, done)), sum_)
-            return sum_
+                total = e.multiply_add(factor, _load(e, builder.add(row, done), mask), total)
+            e.store_or_add([total], [builder.add(c, done)], add, [mask])
+            return []
 
-        def vector_of_columns(now: list[Any]) -> tuple[list[Any], Any]:
-            (done,) = now
-            value, address = total(done, lambda p: e.load(p, e.vector)), builder.add(c, done)
-            e.store_or_add([value], [address], add)
-            then = builder.add(done, ADDRESS(e.vector_bytes))
-            return [then], builder.icmp_signed("<", then, length)
-
-        with builder.if_then(builder.icmp_signed(">", length, ADDRESS(0))):
-            e.loop([ADDRESS(0)], vector_of_columns)
-        with builder.if_then(builder.icmp_signed(">", rest, ADDRESS(0))):
-            mask = e.first_lanes(rest)
-            value = total(length, lambda p: e.load_some(p, mask))
-            e.store_or_add([value], [builder.add(c, length)], add, [mask])
+        _for_each_vector(e, cols, [], vector_of_columns)
 
     return swept
 
