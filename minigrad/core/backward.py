@@ -228,16 +228,18 @@ def propagate(
                     result = edge[2].derivative(g)
                 else:
                     result = edge[2].derivative(g, *edge[3:])
-                for observer in observers:
-                    observer.on_vjp(node, parent, g, result)
+                if observers:
+                    for observer in observers:
+                        observer.on_vjp(node, parent, g, result)
+                    result = fit_to_input(result, parent, op, edge[1])
+                    for observer in observers:
+                        observer.on_gradient(node, parent, result)
                 if (
                     result.__class__ is not ndarray
                     or result.shape != parent.shape
                     or result.dtype is not parent.dtype
                 ):
                     result = fit_to_input(result, parent, op, edge[1])
-                for observer in observers:
-                    observer.on_gradient(node, parent, result)
                 earlier = known(parent)
                 pending[parent] = result if earlier is None else earlier + result
             if edges and not retain_graph:

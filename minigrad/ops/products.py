@@ -226,17 +226,20 @@ def _narrow_linear(x: Array, weight: Any, bias: Array, kind: type) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _narrow_linear_cost(weight: Any, bias: Array, out: Array) -> int:
-    """The FLOPs of the product; in NF4 also one for each element of W: level times absmax."""
-    levels = int(weight.size) if weight.format == "nf4" else 0
-    return (2 * int(weight.shape[1]) + (bias is not None)) * int(out.size) + levels
-
-
 def _narrow_linear_shape(x: Array, weight: Any) -> tuple[int, ...]:
     return (*x.shape[:-1], weight.shape[0])
 
 
-@op(linear=("x",), cost=_narrow_linear_cost, shape=_narrow_linear_shape, product=True)
+def _bfloat16_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    return (2 * int(weight.shape[1]) + (bias is not None)) * int(out.size)
+
+
+def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    """The FLOPs of the product, and one for each element of W: its level times an absmax."""
+    return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
+
+
+@op(linear=("x",), cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -255,7 +258,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
     return _narrow_linear(x, weight, bias, kernels.nf4.NF4Matrix)
 
 
-@op(linear=("x",), cost=_narrow_linear_cost, shape=_narrow_linear_shape, product=True)
+@op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
     """x W^T + b with a frozen W in bfloat16, as `nf4_linear` computes it with one in four bits.
 
@@ -266,9 +269,10 @@ def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Arr
     return _narrow_linear(x, weight, bias, kernels.bfloat16.BFloat16Matrix)
 
 
-for _narrow in (nf4_linear, bfloat16_linear):
-    _narrow.vjp("x", lambda g, weight: stored_linear(g, weight.T))
-    _narrow.vjp("bias", lambda g: g)
+nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
+nf4_linear.vjp("bias", lambda g: g)
+bfloat16_linear.vjp("x", lambda g, weight: bfloat16_linear(g, weight.T))
+bfloat16_linear.vjp("bias", lambda g: g)
 
 
 def stored_linear(x: Array, weight: Any, bias: Array = None) -> Array:
