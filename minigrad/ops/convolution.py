@@ -87,21 +87,6 @@ def convolution(
     return kernels.convolution.convolve(x, weight, bias, geometry)
 
 
-convolution.vjp(
-    "x",
-    lambda g, x_shape, weight, stride, padding, dilation, groups: convolution_input(
-        g, weight, x_shape[2:], stride, padding, dilation, groups
-    ),
-)
-convolution.vjp(
-    "weight",
-    lambda g, x, weight_shape, stride, padding, dilation, groups: convolution_weight(
-        g, x, weight_shape[2:], stride, padding, dilation, groups
-    ),
-)
-convolution.vjp("bias", lambda g: sum(g, (0, 2, 3)))
-
-
 @op(
     linear=("y", "weight"),
     floats=True,
@@ -127,20 +112,6 @@ def convolution_input(
     x = y.shape[0], weight.shape[1] * groups, *sizes
     geometry = _checked_result(y.shape, x, weight.shape, stride, padding, dilation, groups)
     return kernels.convolution.input_gradient(y, weight, sizes, geometry)
-
-
-convolution_input.vjp(
-    "y",
-    lambda g, weight, stride, padding, dilation, groups: convolution(
-        g, weight, None, stride, padding, dilation, groups
-    ),
-)
-convolution_input.vjp(
-    "weight",
-    lambda g, y, weight_shape, stride, padding, dilation, groups: convolution_weight(
-        y, g, weight_shape[2:], stride, padding, dilation, groups
-    ),
-)
 
 
 @op(
@@ -172,6 +143,32 @@ def convolution_weight(
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
+# The VJPs stand here, where all three ops are known: each is the VJP of the other two.
+convolution.vjp(
+    "x",
+    lambda g, x_shape, weight, stride, padding, dilation, groups: convolution_input(
+        g, weight, x_shape[2:], stride, padding, dilation, groups
+    ),
+)
+convolution.vjp(
+    "weight",
+    lambda g, x, weight_shape, stride, padding, dilation, groups: convolution_weight(
+        g, x, weight_shape[2:], stride, padding, dilation, groups
+    ),
+)
+convolution.vjp("bias", lambda g: sum(g, (0, 2, 3)))
+convolution_input.vjp(
+    "y",
+    lambda g, weight, stride, padding, dilation, groups: convolution(
+        g, weight, None, stride, padding, dilation, groups
+    ),
+)
+convolution_input.vjp(
+    "weight",
+    lambda g, y, weight_shape, stride, padding, dilation, groups: convolution_weight(
+        y, g, weight_shape[2:], stride, padding, dilation, groups
+    ),
+)
 convolution_weight.vjp(
     "y",
     lambda g, x, stride, padding, dilation, groups: convolution(
