@@ -167,31 +167,6 @@ def _taken_apart(role: str, given: Any) -> tuple[list[Leaf], list[Structure], bo
     return leaves, structures, not is_one
 
 
-class BackwardPass:
-    """The context of one backward pass: its grad mode, and reports to the observers.
-
-    A `grad_mode`, which may be entered many times and by several threads, takes longer.
-    """
-
-    __slots__ = ("_before", "_recorded")
-
-    def __init__(self, recorded: bool) -> None:
-        self._recorded = recorded
-
-    def __enter__(self) -> tuple[Any, ...]:
-        self._before, observers = mode.state
-        mode.state = (self._recorded, observers)
-        for observer in observers:
-            observer.on_pass(True)
-        return observers
-
-    def __exit__(self, *_: object) -> None:
-        observers = mode.observers
-        mode.state = (self._before, observers)
-        for observer in observers:
-            observer.on_pass(False)
-
-
 def propagate(
     pending: dict[Node, Any],
     *,
@@ -220,7 +195,11 @@ def propagate(
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
-    with BackwardPass(create_graph and recorded) as observers:
+    before, observers = mode.state
+    mode.state = (create_graph and recorded, observers)
+    for observer in observers:
+        observer.on_pass(True)
+    try:
         for node in order:
             g = take_out(node, None)
             if g is None:
@@ -269,6 +248,10 @@ def propagate(
                 node.edges = None
                 if op.replayed or not op.plain:
                     node.arguments = ()
+    finally:
+        mode.state = (before, mode.observers)
+        for observer in mode.observers:
+            observer.on_pass(False)
     return arrived
 
 

@@ -207,9 +207,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     bound.apply_defaults()
     options = dict(bound.arguments)
     arrays = list(options.pop(op.parameters[0]))
-    tensors = [value if isinstance(value, Tensor) else None for value in arrays]
+    found = any(isinstance(value, Tensor) for value in arrays)
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
-    found = any(tensor is not None for tensor in tensors)
     if found:
         data = agree(op, range(len(data)), data, arrays)
     try:
@@ -227,9 +226,9 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         slots = [list(data), *options.values(), out, _ARGNUM]
         saved = [shape(slots[slot]) if only else slots[slot] for slot, only in vjp.slots]
         edges = [
-            (tensor.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
-            for i, tensor in enumerate(tensors)
-            if tensor is not None and tensor.node is not None
+            (given.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
+            for i, given in enumerate(arrays)
+            if isinstance(given, Tensor) and given.node is not None
         ]
         if recording and edges and out.dtype.kind == "f":
             result.node = Node.of(op, edges, out)

@@ -292,8 +292,9 @@ class _Derivative:
     def _of_linear(self, argnum: int, tangent: Any) -> Any:
         """Call the op on a tangent, without what is added to its product."""
         values = list(self._values)
-        for i in self._op.optional:
-            values[i] = None
+        for i in self._op.vjp_of:
+            if not self._op.is_required(i):
+                values[i] = None
         values[argnum] = tangent
         return self._called(values)
 

@@ -101,8 +101,6 @@ class Op(OpLike, Generic[P]):
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         vjp_of: the same as a dict.
-        argnums: the argnums alone.
-        optional: those of inputs that can be left out, such as a bias.
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -124,8 +122,6 @@ class Op(OpLike, Generic[P]):
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
         self.vjp_of: dict[int, VJP] = {}
-        self.argnums: tuple[int, ...] = ()
-        self.optional: list[int] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in _RESERVED:
@@ -234,8 +230,6 @@ class Op(OpLike, Generic[P]):
         """Replace the VJPs; the next call of the op writes `call` again, for these."""
         self.vjps = vjps
         self.vjp_of = dict(vjps)
-        self.argnums = tuple(argnum for argnum, _ in vjps)
-        self.optional = [argnum for argnum in self.argnums if not self.is_required(argnum)]
         self.call = self._first_call
 
     def _check_names(self, asked: Any, *others: str) -> None:
@@ -322,7 +316,7 @@ class Op(OpLike, Generic[P]):
 
     def run_joint_vjp(self, g: Any, wanted: Sequence[int], residuals: Sequence[Any]) -> list[Any]:
         """Return the gradients by the inputs at the argnums `wanted`."""
-        known = self.argnums
+        known = list(self.vjp_of)
         needs_input_grad = tuple([argnum in wanted for argnum in known])
         results = self.vjps[0][1].derivative(g, needs_input_grad, *residuals)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):

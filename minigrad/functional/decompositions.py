@@ -13,25 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad import ops
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.statistics import widened
-from minigrad.ops import (
-    abs,
-    astype,
-    concatenate,
-    getitem,
-    inv,
-    isinf,
-    logical_and,
-    logical_or,
-    matmul,
-    reshape,
-    sum,
-    where,
-)
 from minigrad.ops.hints import Undefined
 from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
 from minigrad.ops.products import swap_last
@@ -99,7 +86,7 @@ def eigenvalues(a: Array, factors: Any) -> Array:
 @eigenvalues.vjp("a")
 def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     v = eigenvectors(a, factors)
-    return matmul(v * _as_row(_shared(g, out)), swap_last(v))
+    return ops.matmul(v * _as_row(_shared(g, out)), swap_last(v))
 
 
 @op(
@@ -117,16 +104,16 @@ def eigenvectors(a: Array, factors: Any) -> Array:
 def _eigenvectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     w = eigenvalues(a, factors)
     transposed = swap_last(out)
-    projected = _antisymmetric(matmul(transposed, g))
+    projected = _antisymmetric(ops.matmul(transposed, g))
     rotation = _divided(projected, _as_row(w) - _as_column(w), w)
-    return matmul(matmul(out, 0.5 * rotation), transposed)
+    return ops.matmul(ops.matmul(out, 0.5 * rotation), transposed)
 
 
 def _antisymmetric(x: Array) -> tuple[Array, Array]:
     """Return X - X^T, the gradient by rotations from vector to vector, and where it is needed."""
     transposed = swap_last(x)
     different = ~np.eye(x.shape[-1], dtype=bool)
-    return x - transposed, logical_and(logical_or(x != 0, transposed != 0), different)
+    return x - transposed, ops.logical_and(ops.logical_or(x != 0, transposed != 0), different)
 
 
 def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
@@ -136,27 +123,27 @@ def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -
     """
     x, is_needed = numerator
     near = _is_rounding(difference, values)
-    return x / where(logical_and(near, is_needed), nan, where(near, 1.0, difference))
+    return x / ops.where(ops.logical_and(near, is_needed), nan, ops.where(near, 1.0, difference))
 
 
 def _shared(g: Array, values: Array) -> Array:
     """Return the gradient of values, with the mean of it for those that are equal."""
-    equal = astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
-    return sum(equal * _as_row(g), -1) / sum(equal, -1)
+    equal = ops.astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
+    return ops.sum(equal * _as_row(g), -1) / ops.sum(equal, -1)
 
 
 def _is_rounding(differences: Array, values: Array) -> Array:
     """Return which differences of eigenvalues or singular values may be 0 but for rounding."""
-    limit = 10 * np.finfo(values.dtype).eps * sum(abs(values), -1)
-    return abs(differences) <= reshape(limit, (*limit.shape, 1, 1))
+    limit = 10 * np.finfo(values.dtype).eps * ops.sum(ops.abs(values), -1)
+    return ops.abs(differences) <= ops.reshape(limit, (*limit.shape, 1, 1))
 
 
 def _as_row(x: Array) -> Array:
-    return reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
+    return ops.reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
 
 
 def _as_column(x: Array) -> Array:
-    return reshape(x, (*x.shape, 1))
+    return ops.reshape(x, (*x.shape, 1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,9 +185,7 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 def svdvals(a: Array) -> Tensor:
     """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
 
-    The derivative of S_i is u_i v_i^T. Equal ones share their gradient evenly, where PyTorch
-    differentiates with the vectors that LAPACK happened to find. The gradient of a singular value
-    of 0 is 0, as that of |x| at 0; PyTorch takes one of its subgradients.
+    The derivative of S_i is u_i v_i^T; for equal ones, and for one of 0, see `svd`.
 
     Raises:
         ValueError: for an array of less than two axes, or if it has a nan or an inf.
@@ -229,8 +214,8 @@ def singular_values(a: Array, factors: Any) -> Array:
 @singular_values.vjp("a")
 def _singular_values_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     u, v = _thin(a, factors), _thin(swap_last(a), factors[::-1])
-    row = where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
-    return matmul(u * row, swap_last(v))
+    row = ops.where(_is_rounding(_as_row(out), out), 0.0, _as_row(_shared(g, out)))
+    return ops.matmul(u * row, swap_last(v))
 
 
 @op(
@@ -248,23 +233,23 @@ def singular_vectors(a: Array, factors: Any) -> Array:
 def _singular_vectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     s, v = singular_values(a, factors), _thin(swap_last(a), factors[::-1])
     count, rank = out.shape[-1], s.shape[-1]
-    projected = matmul(swap_last(out), g)
-    rotation, is_needed = (getitem(x, (..., slice(rank))) for x in _antisymmetric(projected))
+    projected = ops.matmul(swap_last(out), g)
+    rotation, is_needed = (ops.getitem(x, (..., slice(rank))) for x in _antisymmetric(projected))
     # All columns are eigenvectors of A A^T; those without a singular value have the eigenvalue 0.
     others = np.zeros((*s.shape[:-1], count - rank), s.dtype)
-    row, column = _as_row(s), _as_column(concatenate([s, others], -1))
+    row, column = _as_row(s), _as_column(ops.concatenate([s, others], -1))
     total = row + column
-    weights = row / where(total == 0, 1.0, total)
-    left = matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
+    weights = row / ops.where(total == 0, 1.0, total)
+    left = ops.matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
     if count < a.shape[-2]:  # they may also rotate out of the space that they span
-        rest = g - matmul(out, projected)
+        rest = g - ops.matmul(out, projected)
         left = left + _divided((rest, rest != 0), row, s)
-    return matmul(left, swap_last(v))
+    return ops.matmul(left, swap_last(v))
 
 
 def _thin(a: Array, factors: Any) -> Array:
     """Return the columns of U that belong to a singular value."""
-    return getitem(singular_vectors(a, factors), (..., slice(min(a.shape[-2:]))))
+    return ops.getitem(singular_vectors(a, factors), (..., slice(min(a.shape[-2:]))))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -291,7 +276,7 @@ def slogdet(a: Array) -> Slogdet:
     parts = observed(slogdet_of, as_array(widened(check_square(a))))
     logarithm = log_determinant(a, parts)
     sign = Tensor(parts[0]) if isinstance(a, Tensor) else parts[0]
-    return Slogdet(astype(sign, logarithm.dtype), logarithm)
+    return Slogdet(ops.astype(sign, logarithm.dtype), logarithm)
 
 
 def slogdet_of(a: Any) -> tuple[Any, Any]:
@@ -313,6 +298,6 @@ def log_determinant(a: Array, parts: Any) -> Array:
 
 @log_determinant.vjp("a")
 def _log_determinant_a(g: Array, a: Array, out: Array) -> Array:
-    g, singular = (reshape(x, (*x.shape, 1, 1)) for x in (g, isinf(out)))
-    regular = where(singular, np.eye(a.shape[-1], dtype=a.dtype), a)
-    return g * where(singular, nan, swap_last(inv(regular)))
+    g, singular = (ops.reshape(x, (*x.shape, 1, 1)) for x in (g, ops.isinf(out)))
+    regular = ops.where(singular, np.eye(a.shape[-1], dtype=a.dtype), a)
+    return g * ops.where(singular, nan, swap_last(ops.inv(regular)))

@@ -10,16 +10,7 @@ import numpy as np
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.ops import (
-    abs,
-    astype,
-    isnan,
-    log,
-    logical_and,
-    multiply,
-    sin,
-    where,
-)
+from minigrad.ops import abs, astype, isnan, log, logical_and, multiply, sin, where
 
 
 @composition

@@ -6,22 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad import ops
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import squeeze
-from minigrad.ops import (
-    argmax,
-    argmin,
-    argsort,
-    astype,
-    broadcast_to,
-    getitem,
-    reshape,
-    scatter_add,
-    where,
-)
-from minigrad.ops.shape import normalize_axis
+from minigrad.ops.shape import from_the_front, normalize_axis
 
 
 # Types as they are: annotations would be texts here, which the reference cannot look up.
@@ -43,7 +33,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
         IndexError: if one is out of range.
     """
     if axis is None:
-        x, axis = reshape(x, -1), 0
+        x, axis = ops.reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
     taken = as_integers("indices", indices)
     if taken.ndim != x.ndim or any(
@@ -56,7 +46,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
         )
     index: list[Any] = list(observed(np.indices, x.shape, np.int64, True))
     index[axis] = taken
-    return getitem(x, tuple(index))
+    return ops.getitem(x, tuple(index))
 
 
 @composition
@@ -75,7 +65,7 @@ def gather(x: Array, axis: int, indices: Array) -> Tensor:
     _check_smaller(taken, "x", x.shape, axis)
     corner = [slice(n) for n in taken.shape]
     corner[axis] = slice(None)
-    return take_along_axis(getitem(x, tuple(corner)), indices, axis)
+    return take_along_axis(ops.getitem(x, tuple(corner)), indices, axis)
 
 
 @composition
@@ -105,9 +95,11 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
     positions, sources, written = observed(last_written, taken, axis, x.shape)
     if src.ndim:
-        src = getitem(src, tuple(slice(n) for n in taken.shape))
-    values = astype(getitem(reshape(broadcast_to(src, taken.shape), -1), sources), x.dtype)
-    return where(written, reshape(scatter_add(values, positions, (x.size,)), x.shape), x)
+        src = ops.getitem(src, tuple(slice(n) for n in taken.shape))
+    flat = ops.reshape(ops.broadcast_to(src, taken.shape), -1)
+    values = ops.astype(ops.getitem(flat, sources), x.dtype)
+    out = ops.reshape(ops.scatter_add(values, positions, (x.size,)), x.shape)
+    return ops.where(written, out, x)
 
 
 def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
@@ -118,14 +110,8 @@ def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, 
     Raises:
         IndexError: if an index is out of range.
     """
-    size = shape[axis]
-    if indices.size and not (indices.min() >= -size and indices.max() < size):
-        raise IndexError(
-            f"indices run from {indices.min()} to {indices.max()}, which is out of bounds for "
-            f"axis {axis} of shape {shape}"
-        )
     index = np.indices(indices.shape)
-    index[axis] = indices % size if size else indices
+    index[axis] = from_the_front(indices, axis, shape)
     # In one row, where the last of several values for a position stays, in any order of memory.
     source = np.full(shape, -1)
     source.reshape(-1)[np.ravel_multi_index(index, shape).ravel()] = np.arange(indices.size)
@@ -153,7 +139,7 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
 
     With `axis=None`, x is flattened first. A nan counts as the largest; equals keep their order.
     """
-    return take_along_axis(x, argsort(x, axis, descending), axis)
+    return take_along_axis(x, ops.argsort(x, axis, descending), axis)
 
 
 @composition
@@ -170,8 +156,8 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
         raise TypeError(f"k is an integer, not {k!r}")
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
-    order = argsort(x, axis, descending=largest)
-    indices = getitem(order, (*[slice(None)] * axis, slice(k)))
+    order = ops.argsort(x, axis, descending=largest)
+    indices = ops.getitem(order, (*[slice(None)] * axis, slice(k)))
     return ValuesAndIndices(take_along_axis(x, indices, axis), indices)
 
 
@@ -185,7 +171,7 @@ def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return _chosen(x, argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
 
 @composition
@@ -195,7 +181,7 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return _chosen(x, argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
 
 def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIndices:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import ops
 from minigrad.checks import check_count
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
@@ -15,24 +16,6 @@ from minigrad.functional.composition import composition
 from minigrad.functional.decompositions import svdvals
 from minigrad.functional.shape import expand_dims, moveaxis
 from minigrad.functional.statistics import root
-from minigrad.ops import (
-    abs,
-    any,
-    broadcast_to,
-    getitem,
-    inv,
-    matmul,
-    max,
-    min,
-    multiply,
-    reshape,
-    scatter_add,
-    sign,
-    square,
-    sum,
-    transpose,
-    where,
-)
 from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import normalize_axes
 
@@ -60,35 +43,36 @@ def norm(
     count = len(axes)
     euclidean = (count, ord) in ((1, 2), (2, "fro"))
     if euclidean or (ord is None and (axis is None or count in (1, 2))):
-        return root(sum(square(x), axes, keepdims))
+        return root(ops.sum(ops.square(x), axes, keepdims))
     if count not in (1, 2):
         raise ValueError(f"takes vectors or matrices, not {count} axes of shape {x.shape}")
     if count == 1 and isinstance(ord, (int, float, np.number)) and ord == ord:  # no nan
         return _of_vectors(x, ord, axes, keepdims)
     if count == 2 and ord in (1, -1, np.inf, -np.inf):
         row, column = axes
-        sums = sum(abs(x), row if np.abs(ord) == 1 else column, keepdims=True)
-        return (max if ord > 0 else min)(sums, axes, keepdims)
+        sums = ops.sum(ops.abs(x), row if abs(ord) == 1 else column, keepdims=True)
+        return (ops.max if ord > 0 else ops.min)(sums, axes, keepdims)
     if count == 2 and ord in (2, -2, "nuc"):
         values = svdvals(moveaxis(x, axes, (-2, -1)))
-        out = sum(values, -1) if ord == "nuc" else (max if ord == 2 else min)(values, -1)
+        of_values = {2: ops.max, -2: ops.min, "nuc": ops.sum}[ord]
+        out = of_values(values, -1)
         return expand_dims(out, axes) if keepdims else out
     known = "a number or None" if count == 1 else "1, -1, 2, -2, inf, -inf, 'fro', 'nuc' or None"
     raise ValueError(f"ord is {known} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}")
 
 
 def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Tensor:
-    size = abs(x)
+    size = ops.abs(x)
     if np.isinf(p):
-        return (max if p > 0 else min)(size, axes, keepdims)
+        return (ops.max if p > 0 else ops.min)(size, axes, keepdims)
     if p >= 1:
-        return root(sum(size**p, axes, keepdims), p)
+        return root(ops.sum(size**p, axes, keepdims), p)
     if p == 0:
-        return root(sum(sign(size), axes, keepdims), 1)
+        return root(ops.sum(ops.sign(size), axes, keepdims), 1)
     zero = size == 0
-    total = sum(where(zero, 0.0, where(zero, 1.0, size) ** p), axes, keepdims)
+    total = ops.sum(ops.where(zero, 0.0, ops.where(zero, 1.0, size) ** p), axes, keepdims)
     if p < 0:  # one element of 0 makes the sum infinite, and the norm 0
-        total = where(any(zero, axes, keepdims), 0.0, total)
+        total = ops.where(ops.any(zero, axes, keepdims), 0.0, total)
     return root(total, p)
 
 
@@ -105,15 +89,15 @@ def matrix_power(a: Array, n: int) -> Tensor:
         raise TypeError(f"n is an integer, not {n!r:.60}")
     power = int(n)
     if power == 0:
-        return where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
+        return ops.where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
     if power < 0:
-        a, power = inv(a), -power
+        a, power = ops.inv(a), -power
     while power % 2 == 0:
-        a, power = matmul(a, a), power // 2
+        a, power = ops.matmul(a, a), power // 2
     out: Tensor = a
     while power := power // 2:
-        a = matmul(a, a)
-        out = matmul(out, a) if power % 2 else out
+        a = ops.matmul(a, a)
+        out = ops.matmul(out, a) if power % 2 else out
     return out
 
 
@@ -125,14 +109,14 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
         ValueError: if the axes are the same or do not exist.
     """
     x = moveaxis(x, normalize_axes((axis1, axis2), x.ndim), (-2, -1))
-    return getitem(x, (..., *observed(diagonal_indices, x.shape[-2:], offset)))
+    return ops.getitem(x, (..., *observed(diagonal_indices, x.shape[-2:], offset)))
 
 
 def diagonal_indices(shape: tuple[int, int], offset: int) -> tuple[Any, Any]:
     """Return the rows and the columns of the elements of a diagonal."""
     rows, columns = shape
-    first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
-    steps = np.arange(first, np.maximum(first, last))
+    first, last = max(-offset, 0), min(rows, columns - offset)
+    steps = np.arange(first, max(first, last))
     return steps, steps + offset
 
 
@@ -143,7 +127,7 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     Raises:
         ValueError: if the axes are the same or do not exist.
     """
-    return sum(diagonal(x, offset, axis1, axis2), -1)
+    return ops.sum(diagonal(x, offset, axis1, axis2), -1)
 
 
 @composition
@@ -157,8 +141,8 @@ def diag(x: Array, k: int = 0) -> Tensor:
         return diagonal(x, k)
     if x.ndim != 1:
         raise ValueError(f"takes a vector or a matrix, not an array of shape {x.shape}")
-    size = x.shape[0] + int(np.abs(k))
-    return scatter_add(x, observed(diagonal_indices, (size, size), k), (size, size))
+    size = x.shape[0] + abs(k)
+    return ops.scatter_add(x, observed(diagonal_indices, (size, size), k), (size, size))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -169,7 +153,7 @@ def diag(x: Array, k: int = 0) -> Tensor:
 @composition
 def outer(a: Array, b: Array) -> Tensor:
     """a[i] b[j] for the elements of a and of b, both flattened."""
-    return multiply(reshape(a, (-1, 1)), reshape(b, -1))
+    return ops.multiply(ops.reshape(a, (-1, 1)), ops.reshape(b, -1))
 
 
 @composition
@@ -183,9 +167,9 @@ def dot(a: Array, b: Array) -> Tensor:
         ValueError: if the sizes do not match.
     """
     if np.ndim(a) == 0 or np.ndim(b) == 0:
-        return multiply(a, b)
+        return ops.multiply(a, b)
     if b.ndim <= 2:
-        return matmul(a, b)
+        return ops.matmul(a, b)
     return tensordot(a, b, (-1, -2))
 
 
@@ -198,7 +182,7 @@ def inner(a: Array, b: Array) -> Tensor:
     Raises:
         ValueError: if the sizes do not match.
     """
-    return multiply(a, b) if 0 in (a.ndim, b.ndim) else tensordot(a, b, (-1, -1))
+    return ops.multiply(a, b) if 0 in (a.ndim, b.ndim) else tensordot(a, b, (-1, -1))
 
 
 @composition
@@ -230,9 +214,9 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
     rest_a = [i for i in range(a.ndim) if i not in of_a]
     rest_b = [i for i in range(b.ndim) if i not in of_b]
     rows, columns = [a.shape[i] for i in rest_a], [b.shape[i] for i in rest_b]
-    left = reshape(transpose(a, [*rest_a, *of_a]), (math.prod(rows), math.prod(sizes)))
-    right = reshape(transpose(b, [*of_b, *rest_b]), (math.prod(sizes), math.prod(columns)))
-    return reshape(matmul(left, right), [*rows, *columns])
+    left = ops.reshape(ops.transpose(a, [*rest_a, *of_a]), (math.prod(rows), math.prod(sizes)))
+    right = ops.reshape(ops.transpose(b, [*of_b, *rest_b]), (math.prod(sizes), math.prod(columns)))
+    return ops.reshape(ops.matmul(left, right), [*rows, *columns])
 
 
 @composition
@@ -242,11 +226,11 @@ def kron(a: Array, b: Array) -> Tensor:
     The result has the product of both sizes along each axis; an array with fewer axes gets new ones
     of size 1 in front.
     """
-    count = np.maximum(a.ndim, b.ndim)
+    count = max(a.ndim, b.ndim)
     sizes = [[1] * (count - x.ndim) + list(x.shape) for x in (a, b)]
-    left = reshape(a, [n for size in sizes[0] for n in (size, 1)])
-    right = reshape(b, [n for size in sizes[1] for n in (1, size)])
-    return reshape(multiply(left, right), [m * n for m, n in zip(*sizes, strict=True)])
+    left = ops.reshape(a, [n for size in sizes[0] for n in (size, 1)])
+    right = ops.reshape(b, [n for size in sizes[1] for n in (1, size)])
+    return ops.reshape(ops.multiply(left, right), [m * n for m, n in zip(*sizes, strict=True)])
 
 
 @composition
@@ -281,7 +265,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
         terms.append(chosen[0])
     ((out, axes),) = terms
     out, axes = _summed(out, axes, set(output))
-    return transpose(out, [axes.index(axis) for axis in output])
+    return ops.transpose(out, [axes.index(axis) for axis in output])
 
 
 # An axis is known by its letter, those of an ellipsis by their distance from its end: "-1", "-2".
@@ -336,7 +320,7 @@ def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]
     """Return an operand at its full size, with the diagonal for an axis that is named twice."""
     shape = tuple(sizes[axis] for axis in axes)
     if x.shape != shape:
-        x = broadcast_to(x, shape)
+        x = ops.broadcast_to(x, shape)
     for axis in axes:
         while axes.count(axis) > 1:
             first = axes.index(axis)
@@ -349,7 +333,7 @@ def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]
 def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
     """Sum x over the axes that are not needed any more."""
     rest = tuple(i for i, axis in enumerate(axes) if axis not in needed)
-    return (sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
+    return (ops.sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
 
 
 def _product(
@@ -365,15 +349,15 @@ def _product(
 
     def grouped(value: Array, axes: Axes, *groups: Axes) -> Array:
         """Return an operand with the axes of the batch, and one axis for each further group."""
-        ordered = transpose(
+        ordered = ops.transpose(
             value, [axes.index(axis) for group in (batch, *groups) for axis in group]
         )
-        return reshape(ordered, [*(sizes[axis] for axis in batch), *map(size, groups)])
+        return ops.reshape(ordered, [*(sizes[axis] for axis in batch), *map(size, groups)])
 
     def size(group: Axes) -> int:
         return math.prod(sizes[axis] for axis in group)
 
     left, right = grouped(x, x_axes, rows, inner), grouped(y, y_axes, inner, columns)
-    out = matmul(left, right) if inner else multiply(left, right)
+    out = ops.matmul(left, right) if inner else ops.multiply(left, right)
     axes = [*batch, *rows, *columns]
-    return reshape(out, [sizes[axis] for axis in axes]), axes
+    return ops.reshape(out, [sizes[axis] for axis in axes]), axes

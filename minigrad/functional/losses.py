@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import kernels
+from minigrad import kernels, ops
 from minigrad.checks import check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
@@ -17,21 +17,6 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.statistics import narrowed, widened
-from minigrad.ops import (
-    abs,
-    add,
-    astype,
-    clip,
-    getitem,
-    log_softmax,
-    mean,
-    multiply,
-    reshape,
-    softplus,
-    subtract,
-    sum,
-    where,
-)
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]
@@ -76,7 +61,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
         ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
     """
     check_reduction(reduction)
-    return _reduced(abs(prediction - _like(prediction, target)), reduction)
+    return _reduced(ops.abs(prediction - _like(prediction, target)), reduction)
 
 
 @composition
@@ -92,7 +77,7 @@ def huber(
     if not delta > 0:
         raise ValueError(f"delta must be positive, not {delta!r}")
     d = prediction - _like(prediction, target)
-    near = clip(d, -delta, delta)
+    near = ops.clip(d, -delta, delta)
     return _reduced(near * (d - 0.5 * near), reduction)
 
 
@@ -140,11 +125,11 @@ def cross_entropy(
         observed(check_not_negative, as_array(target), _NEGATIVE_TARGETS)
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
-            probabilities = add(multiply(1 - label_smoothing, probabilities), share)
-        terms = log_softmax(logits, axis) * probabilities
+            probabilities = ops.add(ops.multiply(1 - label_smoothing, probabilities), share)
+        terms = ops.log_softmax(logits, axis) * probabilities
         if weights is not None:
             terms = terms * _along(axis, weights, logits.ndim)
-        return _reduced(-sum(terms, axis), reduction)
+        return _reduced(-ops.sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
         labels = _as_int64(as_array(target), ignore_index)
@@ -152,7 +137,7 @@ def cross_entropy(
             options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
             counts, divisor = observed(label_weights, labels, *options)
             return label_loss(logits, labels, counts, label_smoothing, divisor)
-    scores = log_softmax(logits, axis)
+    scores = ops.log_softmax(logits, axis)
     return _label_losses(scores, axis, target, weights, ignore_index, reduction, label_smoothing)
 
 
@@ -200,7 +185,7 @@ def linear_cross_entropy(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
         )
     smoothing = float(label_smoothing)
-    given = reshape(given, -1)
+    given = ops.reshape(given, -1)
     labels = _as_int64(given, ignore_index)
     trained = is_differentiated(weight)
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
@@ -215,7 +200,7 @@ def linear_cross_entropy(
         losses = linear_label_loss(
             rows, weight, labels, counts, smoothing, divisor, chunk, differentiated
         )
-    return reshape(losses, target.shape) if reduction == "none" else losses
+    return ops.reshape(losses, target.shape) if reduction == "none" else losses
 
 
 @composition
@@ -263,10 +248,10 @@ def binary_cross_entropy_with_logits(
     t = _like(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
-    positive = t * softplus(-logits)
+    positive = t * ops.softplus(-logits)
     if pos_weight is not None:
         positive = positive * pos_weight
-    losses = positive + subtract(1, t) * softplus(logits)
+    losses = positive + ops.subtract(1, t) * ops.softplus(logits)
     return _reduced(losses if weight is None else losses * weight, reduction)
 
 
@@ -278,7 +263,7 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     if weight.ndim > t.ndim or any(given not in (1, size) for given, size in sizes):
         raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
     observed(check_not_negative, as_array(weight), f"{name} is not negative, unlike {{}}")
-    return astype(weight, t.dtype)
+    return ops.astype(weight, t.dtype)
 
 
 def _label_losses(
@@ -307,16 +292,17 @@ def _label_losses(
         )
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
-    losses = where(used, -getitem(scores, tuple(index)), 0.0)  # an infinite loss times 0 is 0 here
+    # An infinite loss times 0 is 0 here.
+    losses = ops.where(used, -ops.getitem(scores, tuple(index)), 0.0)
     if class_weights is not None:
         losses = losses * weights
     if smoothing:
         if class_weights is not None:
             scores = scores * _along(axis, class_weights, scores.ndim)
-        spread = where(counted, -sum(scores, axis), 0.0)
+        spread = ops.where(counted, -ops.sum(scores, axis), 0.0)
         losses = (1 - smoothing) * losses + smoothing / classes * spread
     if reduction == "mean" and labels.size:
-        return narrowed(sum(widened(losses)) / total, losses)
+        return narrowed(ops.sum(widened(losses)) / total, losses)
     return _reduced(losses, reduction)
 
 
@@ -326,7 +312,7 @@ def _as_int64(labels: Any, ignore_index: int) -> Any:
         return None
     if not isinstance(ignore_index, (int, np.integer)):
         return None
-    return labels if labels.dtype == np.int64 else astype(labels, np.int64)
+    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
 
 
 def label_weights(
@@ -401,7 +387,7 @@ def check_not_negative(values: NDArray[Any], message: str) -> None:
 
 def _along(axis: int, class_weights: NDArray[Any], ndim: int) -> Array:
     """Return the weights of classes in the shape that goes with scores of `ndim` axes."""
-    return reshape(class_weights, (-1,) + (1,) * (ndim - axis - 1))
+    return ops.reshape(class_weights, (-1,) + (1,) * (ndim - axis - 1))
 
 
 def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
@@ -429,7 +415,7 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
 
 def _squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
     difference = prediction - target
-    return sum(difference * difference) / divisor
+    return ops.sum(difference * difference) / divisor
 
 
 @op(composition=_squared_error)
@@ -458,12 +444,12 @@ def _label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
     counted, *index = observed(counted_scores, labels, weights)
-    scores = log_softmax(logits)
-    losses = (smoothing - 1) * getitem(scores, tuple(index))
+    scores = ops.log_softmax(logits)
+    losses = (smoothing - 1) * ops.getitem(scores, tuple(index))
     if smoothing:
-        losses = losses - (smoothing / logits.shape[1]) * sum(scores, 1)
-    losses = where(counted, losses, 0.0) * weights  # an infinite loss times 0 is 0 here
-    return losses if divisor is None else sum(losses) / divisor
+        losses = losses - (smoothing / logits.shape[1]) * ops.sum(scores, 1)
+    losses = ops.where(counted, losses, 0.0) * weights  # an infinite loss times 0 is 0 here
+    return losses if divisor is None else ops.sum(losses) / divisor
 
 
 def counted_scores(labels: Any, weights: Any) -> tuple[Any, Any, Any]:
@@ -561,7 +547,7 @@ def _like(prediction: Array, target: Array) -> Array:
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
     wanted = prediction.dtype
-    return astype(target, wanted) if target.dtype != wanted and wanted.kind == "f" else target
+    return ops.astype(target, wanted) if target.dtype != wanted and wanted.kind == "f" else target
 
 
 def check_reduction(reduction: str) -> None:
@@ -576,4 +562,4 @@ def check_reduction(reduction: str) -> None:
 def _reduced(losses: Any, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return losses  # type: ignore[no-any-return]
-    return sum(losses) if reduction == "sum" else mean(losses)
+    return ops.sum(losses) if reduction == "sum" else ops.mean(losses)

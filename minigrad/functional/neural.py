@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,13 +84,8 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if padding_idx is None:
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
-    return where(observed(equal_rows, integers, padding_idx % count), constant, rows)
-
-
-def equal_rows(integers: NDArray[Any], value: int) -> Booleans:
-    """Return where integers are equal to a value, with a last axis of size 1."""
-    equal: Booleans = (integers == value)[..., None]
-    return equal
+    is_padding = observed(np.equal, integers, padding_idx % count)
+    return where(getitem(is_padding, (..., None)), constant, rows)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -194,24 +188,6 @@ def fused_attention(
     return kernels.attention.attention(query, key, value, allowed, added, offset, scale)
 
 
-def _inputs(
-    g: Array,
-    needs_input_grad: Sequence[bool],
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Booleans | None,
-    added: Array,
-    offset: int | None,
-    scale: float,
-    out: Array,
-    residuals: Array,
-) -> Sequence[Array]:
-    return kernels.attention.attention_gradients(
-        g, query, key, value, allowed, added, offset, scale, out, residuals, needs_input_grad
-    )
-
-
 def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
     """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
     scores, by_keys, by_values = _flops(query, key, value, out)
@@ -221,7 +197,11 @@ def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, 
 
 fused_attention.joint_vjp(
     ("query", "key", "value", "added"),
-    _inputs,
+    lambda g, needs_input_grad, query, key, value, allowed, added, offset, scale, out, residuals: (
+        kernels.attention.attention_gradients(
+            g, query, key, value, allowed, added, offset, scale, out, residuals, needs_input_grad
+        )
+    ),
     cost={
         "query": lambda query, key, value, out: _flops(query, key, value, out)[1],
         "key": lambda query, key, value, out: _flops(query, key, value, out)[1] + _sum(key, out),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,17 +55,14 @@ def channel_norm(
     return kernels.channel_norm.norm(x, moments, weight, bias, eps, num_groups)
 
 
-def _gradients(
-    g: Array, needs_input_grad: Sequence[bool], x: Array, weight: Array, moments: Any,
-    num_groups: int | None, is_fixed: bool, eps: float,
-) -> Sequence[Array]:  # fmt: skip
-    return kernels.channel_norm.norm_gradients(
-        g, x, moments, weight, eps, num_groups, is_fixed, needs_input_grad
-    )
-
-
 channel_norm.joint_vjp(
-    ("x", "weight", "bias"), _gradients, cost={"x": 5, "shared": lambda out: 4 * out.size}
+    ("x", "weight", "bias"),
+    lambda g, needs_input_grad, x, weight, moments, num_groups, is_fixed, eps: (
+        kernels.channel_norm.norm_gradients(
+            g, x, moments, weight, eps, num_groups, is_fixed, needs_input_grad
+        )
+    ),
+    cost={"x": 5, "shared": lambda out: 4 * out.size},
 )
 
 

@@ -87,25 +87,6 @@ def convolution(
     return kernels.convolution.convolve(x, weight, bias, geometry)
 
 
-@convolution.vjp("x")
-def _convolution_x(
-    g: Array, x_shape: Shape, weight: Array, stride: Sizes, padding: Sizes, dilation: Sizes,
-    groups: int,
-) -> Array:  # fmt: skip
-    return convolution_input(g, weight, x_shape[2:], stride, padding, dilation, groups)
-
-
-@convolution.vjp("weight")
-def _convolution_weight(
-    g: Array, x: Array, weight_shape: Shape, stride: Sizes, padding: Sizes, dilation: Sizes,
-    groups: int,
-) -> Array:  # fmt: skip
-    return convolution_weight(g, x, weight_shape[2:], stride, padding, dilation, groups)
-
-
-convolution.vjp("bias", lambda g: sum(g, (0, 2, 3)))
-
-
 @op(
     linear=("y", "weight"),
     floats=True,
@@ -131,21 +112,6 @@ def convolution_input(
     x = y.shape[0], weight.shape[1] * groups, *sizes
     geometry = _checked_result(y.shape, x, weight.shape, stride, padding, dilation, groups)
     return kernels.convolution.input_gradient(y, weight, sizes, geometry)
-
-
-@convolution_input.vjp("y")
-def _convolution_input_y(
-    g: Array, weight: Array, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> Array:
-    return convolution(g, weight, None, stride, padding, dilation, groups)
-
-
-@convolution_input.vjp("weight")
-def _convolution_input_weight(
-    g: Array, y: Array, weight_shape: Shape, stride: Sizes, padding: Sizes, dilation: Sizes,
-    groups: int,
-) -> Array:  # fmt: skip
-    return convolution_weight(y, g, weight_shape[2:], stride, padding, dilation, groups)
 
 
 @op(
@@ -177,18 +143,44 @@ def convolution_weight(
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
-@convolution_weight.vjp("y")
-def _convolution_weight_y(
-    g: Array, x: Array, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> Array:
-    return convolution(x, g, None, stride, padding, dilation, groups)
-
-
-@convolution_weight.vjp("x")
-def _convolution_weight_x(
-    g: Array, y: Array, x_shape: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> Array:
-    return convolution_input(y, g, x_shape[2:], stride, padding, dilation, groups)
+# The VJPs stand here, where all three ops are known: each is the VJP of the other two.
+convolution.vjp(
+    "x",
+    lambda g, x_shape, weight, stride, padding, dilation, groups: convolution_input(
+        g, weight, x_shape[2:], stride, padding, dilation, groups
+    ),
+)
+convolution.vjp(
+    "weight",
+    lambda g, x, weight_shape, stride, padding, dilation, groups: convolution_weight(
+        g, x, weight_shape[2:], stride, padding, dilation, groups
+    ),
+)
+convolution.vjp("bias", lambda g: sum(g, (0, 2, 3)))
+convolution_input.vjp(
+    "y",
+    lambda g, weight, stride, padding, dilation, groups: convolution(
+        g, weight, None, stride, padding, dilation, groups
+    ),
+)
+convolution_input.vjp(
+    "weight",
+    lambda g, y, weight_shape, stride, padding, dilation, groups: convolution_weight(
+        y, g, weight_shape[2:], stride, padding, dilation, groups
+    ),
+)
+convolution_weight.vjp(
+    "y",
+    lambda g, x, stride, padding, dilation, groups: convolution(
+        x, g, None, stride, padding, dilation, groups
+    ),
+)
+convolution_weight.vjp(
+    "x",
+    lambda g, y, x_shape, stride, padding, dilation, groups: convolution_input(
+        y, g, x_shape[2:], stride, padding, dilation, groups
+    ),
+)
 
 
 def _checked(

@@ -216,7 +216,8 @@ lora_linear.joint_vjp(
 # --------------------------------------------------------------------------------------------------
 
 
-def _narrow_linear(x: Array, weight: Any, bias: Array) -> Array:
+def _narrow_linear(x: Array, weight: Any, bias: Array, kind: type) -> Array:
+    kernels.narrow.check_kind("", weight, kind)
     x = np.asarray(x)
     check_linear(x, weight, bias)
     out = weight.T.matmul(as_rows(x))
@@ -254,8 +255,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         TypeError: if the weight is no NF4Matrix.
         ValueError: if the sizes do not match.
     """
-    kernels.narrow.check_kind("", weight, kernels.nf4.NF4Matrix)
-    return _narrow_linear(x, weight, bias)
+    return _narrow_linear(x, weight, bias, kernels.nf4.NF4Matrix)
 
 
 @op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
@@ -266,8 +266,7 @@ def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Arr
         TypeError: if the weight is no BFloat16Matrix.
         ValueError: if the sizes do not match.
     """
-    kernels.narrow.check_kind("", weight, kernels.bfloat16.BFloat16Matrix)
-    return _narrow_linear(x, weight, bias)
+    return _narrow_linear(x, weight, bias, kernels.bfloat16.BFloat16Matrix)
 
 
 nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))

@@ -234,20 +234,28 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
     parts = [np.asarray(part) for part in (index if isinstance(index, tuple) else (index,))]
     if len(parts) > len(shape) or any(part.dtype.kind not in "iu" for part in parts):
         return None
+    indices = [from_the_front(part, axis, shape) for axis, part in enumerate(parts)]
+    if len(indices) == 1:
+        return indices[0], 1
     sizes = shape[: len(parts)]
-    checked = []
-    for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        least, most = (part.min(), part.max()) if part.size else (0, -1)
-        if not (least >= -size and most < size):
-            raise IndexError(
-                f"indices run from {least} to {most}, which is out of "
-                f"bounds for axis {axis} of shape {shape}"
-            )
-        part = part.astype(np.intp, copy=False)  # bytes have no room for a position beyond 255
-        checked.append(np.where(part < 0, part + size, part) if least < 0 else part)
-    if len(checked) == 1:
-        return checked[0], 1
-    return np.ravel_multi_index(tuple(np.broadcast_arrays(*checked)), sizes), len(parts)
+    return np.ravel_multi_index(tuple(np.broadcast_arrays(*indices)), sizes), len(parts)
+
+
+def from_the_front(indices: Array, axis: int, shape: Sequence[int]) -> Array:
+    """Return integers that index an axis of an array of this shape, counted from its front.
+
+    Raises:
+        IndexError: if one is out of range.
+    """
+    size = shape[axis]
+    least, most = (indices.min(), indices.max()) if indices.size else (0, -1)
+    if not (least >= -size and most < size):
+        raise IndexError(
+            f"indices run from {least} to {most}, which is out of bounds for axis {axis} of shape "
+            f"{tuple(shape)}"
+        )
+    indices = indices.astype(np.intp, copy=False)  # bytes have no room for a position beyond 255
+    return np.where(indices < 0, indices + size, indices) if least < 0 else indices
 
 
 def plain_index(index: Any) -> Any:

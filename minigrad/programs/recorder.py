@@ -203,9 +203,9 @@ class StepRecorder(Observer):
             self._emit(out, self.names.call(np.asarray, [call]) if is_number else call)
         else:
             if node not in self._joint:
-                self._joint[node] = self._emit("", ""), ["_"] * len(op.argnums)
+                self._joint[node] = self._emit("", ""), ["_"] * len(op.vjps)
             line, outs = self._joint[node]
-            out = outs[op.argnums.index(argnum)] = self.names.new("g")
+            out = outs[list(op.vjp_of).index(argnum)] = self.names.new("g")
             arguments.insert(1, str(tuple(each != "_" for each in outs)))  # which are wanted
             line.outs = as_tuple(outs)
             line.expression = self.names.call(vjp.derivative, arguments, name)

@@ -80,8 +80,7 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
     With `has_aux`, f returns `(value, aux)`, and the result is `(gradient, aux)`.
 
     Raises:
-        TypeError: as `value_and_grad`.
-        ValueError: as `value_and_grad`.
+        TypeError, ValueError: as `value_and_grad`.
     """
     both = _value_and_grad("gradient", f, argnums, has_aux)
 
@@ -277,8 +276,7 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
     is for containers: `H["w"]["b"]` has the shape of w + that of b.
 
     Raises:
-        TypeError: as `value_and_grad`.
-        ValueError: as `value_and_grad`.
+        TypeError, ValueError: as `value_and_grad`.
     """
     gradients_of_f = _gradients_of("hessian", f, argnums)
 

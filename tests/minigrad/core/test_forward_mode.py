@@ -556,13 +556,13 @@ def test_properties_are_true():
             if op.name not in OPS or op.takes_sequence or not isinstance(result, Tensor):
                 return
             values = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
-            for i in op.argnums:
+            for i in op.vjp_of:
                 x = values[i]
                 if not isinstance(x, Tensor) or x.dtype != np.float64:
                     continue
                 if op.parameters[i] in op.linear:
                     base = [
-                        v if op.is_required(j) or j not in op.argnums else None
+                        v if op.is_required(j) or j not in op.vjp_of else None
                         for j, v in enumerate(values)
                     ]
                     one, two = (Tensor(rng.standard_normal(x.shape)) for _ in range(2))
@@ -595,7 +595,7 @@ def test_properties_are_true():
     wanted = {
         (o.name, i)
         for o in OPS.values()
-        for i in o.argnums
+        for i in o.vjp_of
         if not o.takes_sequence and (o.elementwise or o.parameters[i] in o.linear)
     }
     assert wanted - seen == set()
