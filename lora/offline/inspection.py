@@ -216,8 +216,7 @@ def check_adapter(
         base: what `open_base` opens; None to check the adapter alone.
         merged: a model that should be the base with the update in it, which `open_base` opens.
             Mistakes that were made instead are named.
-        workers: the number of processes that share the files, layers and tensors of the base and
-            the model. Each takes the memory of one.
+        workers: processes that share the work, to the same bits; each takes the memory of one.
         progress: show a progress bar if it takes long.
 
     Raises:

@@ -98,18 +98,17 @@ def merge_files(
             has, and copies of those without weights (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
             too; None for the dtype of each tensor.
-        limit: raise an error if in one layer a larger share of the update is lost to rounding.
-        radius: the norm of the inputs that the certificate's bound is for.
+        limit: refuse if in one layer a larger share of the update is lost to rounding.
+        radius: the norm of the inputs that the certificate's bound holds for.
         check_base: raise an error for a base that the adapter was not made on, if its metadata
             names one.
-        workers: the number of processes. They share the layers of the certificate, and the files;
-            each takes the memory of one. The files are the same to the bit. A script that asks for
-            more than one needs `if __name__ == "__main__":`, since each imports it again.
+        workers: processes that share the work, to the same bits; each takes the memory of one.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
-        ChildProcessError: if a worker was killed.
+        ChildProcessError: if a worker was killed, or could not start. Each imports a script again,
+            which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
             the adapter, it does not go with the base, `out` is one of the inputs, of another kind
             than its name says, or has other weights in it, or something would not be finite.
