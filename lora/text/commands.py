@@ -47,11 +47,8 @@ HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 def add_commands(command: Command, path: Callable[[str], str]) -> None:
     """Add the commands and their options to a parser.
 
-    Args:
-        command: makes a command of a name, the function that it runs and a help text, and returns
-            the function that adds an argument to it. Arguments are called as the parameters of the
-            function that is run.
-        path: the type of an argument that is a path.
+    `command` makes a command of a name, the function that it runs and a help text, and returns the
+    function that adds an argument to it; `path` is the type of an argument that is a path.
     """
 
     def add_base(add: Add) -> None:
