@@ -121,7 +121,8 @@ def tiny_gguf(path, folder, quantised=None, rope_factors=None, **metadata):
     """
     import gguf
 
-    from lora.text.folder import read_config, weights
+    from lora.text.architecture import read_config
+    from lora.text.loading import weights
 
     config = read_config(folder)
     architecture = {"mistral": "llama"}.get(config.architecture, config.architecture)

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora.text.architecture import CLASSES, config_from_json
-from lora.text.folder import read_config, read_json, weights
+from lora.text.architecture import CLASSES, config_from_json, read_config, read_json
+from lora.text.loading import weights
 from minigrad.io import load_state, save_state
 from tests.lora.text.models import config_of, tiny_folder, weights_of
 

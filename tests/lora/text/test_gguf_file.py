@@ -7,8 +7,9 @@ import gguf
 import numpy as np
 import pytest
 
-from lora.text import folder
+from lora.text import loading
 from lora.text.architecture import CLASSES, config_from_json
+from lora.text.architecture import read_config as read_folder
 from lora.text.gguf_file import GGUFFile, config_json, read_config, weights
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import tiny_folder, tiny_gguf
@@ -29,13 +30,13 @@ def test_a_file_has_the_weights_of_its_folder(tmp_path, architecture):
         options |= {"no_rope_layer_interval": 4}  # as llama.cpp has it
     made, file = written(tmp_path, architecture, options=options)
     config = read_config(file)
-    wanted = dict(folder.weights(made, folder.read_config(made)))
+    wanted = dict(loading.weights(made, read_folder(made)))
     found = dict(weights(file, config))
     assert found.keys() == wanted.keys()
     for name, array in found.items():
         assert np.array_equal(array, wanted[name]), name
     if architecture != "mistral":  # which is llama there
-        assert config == folder.read_config(made)
+        assert config == read_folder(made)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -43,7 +44,7 @@ def test_narrow_floats_are_read_as_they_are(tmp_path, dtype):
     made, file = written(tmp_path, options={"dtype": dtype})
     config = read_config(file)
     assert config.stored_dtype == dtype
-    wanted = dict(folder.weights(made, config))
+    wanted = dict(loading.weights(made, config))
     for name, array in weights(file, config):
         assert array.dtype == dtype
         assert np.array_equal(array, wanted[name])
@@ -56,7 +57,7 @@ def test_weights_of_few_bits_become_float32(tmp_path, kind):
     config = read_config(file)
     assert config.stored_dtype == "float32"
     bits = int(kind[1])
-    wanted = dict(folder.weights(made, config))
+    wanted = dict(loading.weights(made, config))
     for name, array in weights(file, config):
         assert array.dtype == np.float32
         size = np.abs(wanted[name]).max()
