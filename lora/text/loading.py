@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text import gguf_file
 from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
+from lora.text.gguf_file import GGUFFile, GGUFTensors
 from lora.text.model import LanguageModel
 from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.heap import physical_memory
-from minigrad.io import TensorSet, open_tensors
+from minigrad.io import open_tensors
+from minigrad.io.tensor_file import Tensors
 from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -53,18 +54,14 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
-    if is_gguf(path):
-        file = gguf_file.GGUFFile(path)
-        config = gguf_file.read_config(file)
-        arrays = gguf_file.weights(file, config)
-    else:
-        config = read_config(path)
-        arrays = weights(path, config)
+    file = GGUFTensors(GGUFFile(path)) if is_gguf(path) else None
+    config = read_config(path) if file is None else file.config
     form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
     shapes = expected_shapes(config)
     check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
+    arrays = weights(open_tensors(path) if file is None else file, config)
     options: Any = {"unit": "tensor", "shown": progress, "total": len(shapes)}
     fill(model, progress_bar(arrays, what="reading", **options), form)
     return model
@@ -93,10 +90,8 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
     model.eval()
 
 
-def weights(
-    folder: str | os.PathLike[str], config: ModelConfig
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the name and values of each parameter in a Hugging Face folder, in the files' order.
+def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name and values of each parameter in files, in their order, and close them.
 
     They have the dtype in which they are stored. In bfloat16 that is ml_dtypes', so no copy in
     float32 is made; float8 becomes bfloat16, which has all of its values.
@@ -104,7 +99,7 @@ def weights(
     A ValueError is raised before the first one if tensors are missing, unexpected, mis-shaped or of
     a dtype that is not supported; and later if a file is cut short.
     """
-    with open_tensors(folder) as tensors:
+    with tensors:
         # Old files have the frequencies too, which follow from the configuration.
         names = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
         if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
@@ -126,7 +121,7 @@ def weights(
             yield name, _read(tensors, name)
 
 
-def _read(tensors: TensorSet, name: str) -> NDArray[Any]:
+def _read(tensors: Tensors, name: str) -> NDArray[Any]:
     """Read a tensor in its dtype, or in bfloat16 if that is float8."""
     info = tensors.info(name)
     if info.dtype in ("float32", "float16"):
@@ -165,7 +160,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         ValueError: if the tokenizer is not supported, or a file is wrong.
     """
     if is_gguf(path):
-        return Tokenizer.from_gguf(gguf_file.GGUFFile(path).metadata)
+        return Tokenizer.from_gguf(GGUFFile(path).metadata)
     return Tokenizer.from_folder(path)
 
 

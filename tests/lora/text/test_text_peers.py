@@ -12,6 +12,7 @@ from lora.text.architecture import CLASSES, config_from_json, expected_shapes
 from lora.text.architecture import read_config as read_folder
 from lora.text.chat_template import ChatTemplate
 from lora.text.tokenization import Tokenizer
+from minigrad.io import open_tensors
 from tests.lora.text.models import CONFIG, TEXT, config_of, tiny_folder, tiny_tokenizer
 
 pytestmark = [
@@ -158,7 +159,7 @@ def test_a_folder_of_transformers_is_read_with_the_same_weights(
     read = read_folder(tmp_path)
     assert read.stored_dtype == dtype
     parameters = dict(model.named_parameters())
-    for name, array in loading.weights(tmp_path, read):
+    for name, array in loading.weights(open_tensors(tmp_path), read):
         assert array.dtype == dtype
         assert np.array_equal(array.astype(np.float32), parameters.pop(name).detach().float())
     assert not parameters
@@ -172,7 +173,7 @@ def test_smollm2_has_the_weights_that_transformers_reads(transformers, smollm2):
     parameters = dict(model.named_parameters())
     config = gguf_file.read_config(file)
     assert config.rope_theta == model.config.rope_parameters["rope_theta"]
-    for name, array in gguf_file.weights(file, config):
+    for name, array in loading.weights(gguf_file.GGUFTensors(file), config):
         assert np.array_equal(array, parameters.pop(name).detach().float()), name
     assert not parameters
 
