@@ -144,13 +144,9 @@ def config_from_json(
 ) -> ModelConfig:
     """Return what a `config.json` says.
 
-    Args:
-        config: the content of the file.
-        generation: the content of `generation_config.json`, whose end tokens count, if it has some.
-        sizes: the dtype and bytes of each weight, if these are known better than `config` says.
-
-    Raises:
-        ValueError: if the architecture or an option is not supported, or a value is wrong.
+    The end tokens of `generation_config.json` count, if it has some. `sizes` are the dtype and
+    bytes of each weight, if these are known better than `config` says. A ValueError is raised if
+    the architecture or an option is not supported, or a value is wrong.
     """
     listed, kind = config.get("architectures") or [], config.get("model_type")
     for architecture, name in CLASSES.items():
