@@ -26,6 +26,8 @@ from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
+__all__ = ["DTYPES", "load_model", "tokenizer"]
+
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _FLOATS = ("float32", "bfloat16", "float16", *FLOAT8)
