@@ -118,15 +118,16 @@ class AdaptedBase(Closing):
             self.layers = {weight.name: layer for layer, weight in self.weights.items()}
             # The key of each tensor that replaces one of the base, by its name there.
             self.replaced = self._find_replaced()
+            # Those of these names that the base lacks, and of them the heads that it has tied; and
+            # the weights of embeddings that change, and may be the model's head too.
+            self.added = [name for name in self.replaced if name not in self.tensors]
+            tables = tied_tables(list(self.tensors), self.tensors)
+            shapes = [self.tensors.info(name).shape for name in tables]
+            own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
+            self.heads = [name for name in self.added if own[name] in shapes]
+            changed = [] if self.heads else [*self.layers, *self.replaced]
+            self.tied = [name for name in tables if name in changed]
             self._stack = stack.pop_all()
-        # Those of these names that the base lacks, and whether they are of a head that it has tied;
-        # the weights of embeddings that change, and may be the model's head too.
-        self.added = [name for name in self.replaced if name not in self.tensors]
-        may_be_tied = tied_tables(list(self.tensors), self.tensors)
-        shapes, tensors = [self.tensors.info(n).shape for n in may_be_tied], self.files.tensors
-        self.heads = [name for name in self.added if tensors[self.replaced[name]].shape in shapes]
-        changed = [] if self.heads else [*self.layers, *self.replaced]
-        self.tied = [name for name in may_be_tied if name in changed]
         self._updates: dict[str, Adapter] = {}
 
     def close(self) -> None:
@@ -138,10 +139,10 @@ class AdaptedBase(Closing):
         if layer not in self._updates:
             files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
             parts = {part: files.part(stored, part) for part in stored.keys}
-            a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
-            options: Any = {"magnitude": magnitude, "scaling": files.config.scaling}
+            magnitude, scaling = parts.pop(MAGNITUDE, None), files.config.scaling
+            a, b = parts[A], parts[B]
             with np.errstate(over="ignore"):  # Inf in the dtype of the weight is refused later
-                made = Adapter.of(weight, a, b, stored.scale, **options)
+                made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
             set_pissa_start(made, files, weight, stored.kind)
             self._updates[layer] = made
         return self._updates[layer]
