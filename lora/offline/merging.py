@@ -213,7 +213,7 @@ def _certificate(
 def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     """Compute the row of a layer, whose weight will be stored in a dtype."""
     layer, dtype, radius = task
-    weight, update = base.weights[layer], base.update(layer)
+    weight, update = base.weights[layer], base.update(layer, keep=True)
     one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
     return certify([part], {layer: dtype}, radius, progress=False).rows[0]
@@ -232,7 +232,7 @@ def _write(
                 parts = [(0, base.files.read(key))]
             elif name in base.layers:
                 layer = base.layers[name]
-                parts = _merged(base.weights[layer], base.update(layer))
+                parts = _merged(base.weights[layer], base.update(layer, keep=True))
             elif base.tensors.info(name).dtype == info.dtype:
                 writer.copy(name, base.tensors.raw(name))
                 continue

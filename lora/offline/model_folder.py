@@ -134,18 +134,19 @@ class AdaptedBase(Closing):
         """Close the files."""
         self._stack.close()
 
-    def update(self, layer: str) -> Adapter:
-        """Return the update of a layer, which stays in memory."""
-        if layer not in self._updates:
-            files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
-            parts = {part: files.part(stored, part) for part in stored.keys}
-            magnitude, scaling = parts.pop(MAGNITUDE, None), files.config.scaling
-            a, b = parts[A], parts[B]
-            with np.errstate(over="ignore"):  # Inf in the dtype of the weight is refused later
-                made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
-            set_pissa_start(made, files, weight, stored.kind)
+    def update(self, layer: str, keep: bool = False) -> Adapter:
+        """Return the update of a layer; with `keep` it stays in memory for the next call."""
+        if layer in self._updates:
+            return self._updates[layer]
+        files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
+        parts = {part: files.part(stored, part) for part in stored.keys}
+        a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
+        with np.errstate(over="ignore"):  # Inf in the dtype of the weight is refused later
+            made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
+        set_pissa_start(made, files, weight, stored.kind)
+        if keep:
             self._updates[layer] = made
-        return self._updates[layer]
+        return made
 
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers = self.tensors, self.files.layers
