@@ -18,15 +18,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import Any
 
 from lora.certificate import MergeError
-from lora.config import Bias
 from lora.offline import check_adapter, convert_adapter, extract_files, merge_files, summarise
 from lora.offline.inspection import draw
-from lora.offline.model_folder import EMBEDDINGS
 from lora.peft.folder import FLOATS
-from lora.text.commands import add_commands
+from lora.text.commands import add_commands, add_options
 from minigrad.distributed import world
 
 WRONG, FAILED, STOPPED = 1, 2, 130
@@ -37,7 +35,8 @@ _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default that of the process, and return the exit status."""
-    options = vars(_parser().parse_args(arguments))
+    given = vars(_parser().parse_args(arguments)).items()
+    options = {name: value for name, value in given if value is not None}
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
     plot = options.pop("plot", None)
     written = plot or options.get("out")
@@ -107,15 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     add("adapter", type=_path, help=_ADAPTER)
     add("out", type=_path, help="a file that ends in .safetensors, or a folder")
     add("--dtype", choices=FLOATS, help="the dtype of all float tensors (as in the base)")
-    help_text = "refuse if in one layer a larger share of the update is lost to rounding"
-    add("--limit", type=float, metavar="SHARE", help=help_text)
-    help_text = "the norm of the inputs that the certificate's bound holds for (1)"
-    add("--radius", type=float, default=1.0, help=help_text)
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
-    help_text = "processes that share the work, to the same bits; each takes the memory of one (1)"
-    workers: Any = {"type": int, "default": 1, "metavar": "N", "help": help_text}
-    add("--workers", **workers)
+    add_options(add, merge_files, ("limit", "radius", "workers"))
 
     help_text = "write an adapter as the GGUF file that llama.cpp reads, or one of these for PEFT"
     add = command("convert", convert_adapter, help_text)
@@ -130,30 +123,20 @@ def _parser() -> argparse.ArgumentParser:
     add = command("check", check_adapter, help_text, "verify")
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
     add("base", type=_path, nargs="?", help=_BASE)
-
     help_text = "a model that should be the base with the adapter merged: was it done right?"
     add("--merged", metavar="MODEL", type=_path, help=help_text)
-    add("--workers", **workers)
+    add_options(add, check_adapter, ["workers"])
 
     help_text = "write the adapter that comes nearest to a model trained as a whole"
     add = command("extract", extract_files, help_text)
     add("base", type=_path, help=_BASE)
     add("finetuned", type=_path, help="the fine-tuned model: a file or a folder, as for the base")
     add("out", type=_path, help="a folder for the adapter")
-    add("--rank", type=int, required=True, help="the rank of each update")
-    for option, help_text, several, usual in (
-        ("--targets", "ends of names of layers, or patterns with *", "+", ("*",)),
-        ("--exclude", "of these, those to leave out", "+", ()),
-        ("--modules-to-save", "modules to take over whole", "+", ()),
-        ("--embeddings", "which layers are tables of vectors", "*", EMBEDDINGS),
-    ):
-        add(option, nargs=several, metavar="NAME", default=usual, help=help_text)
-    add("--bias", choices=get_args(Bias), default="none", help="which biases to take over (none)")
     add("--dtype", choices=FLOATS, help="the dtype of the adapter (as in the base)")
-    help_text = "the files have weights as (d_in, d_out), where biases do not tell"
-    add("--fan-in-fan-out", action="store_true", help=help_text)
-    add("--lossy", action="store_true", help="leave out what the adapter would not have")
-    add("--workers", **workers)
+    help_text = "which layers are tables of vectors"
+    add("--embeddings", nargs="*", metavar="NAME", help=help_text)
+    lists = "targets", "exclude", "modules_to_save"
+    add_options(add, extract_files, ("rank", *lists, "bias", "fan_in_fan_out", "lossy", "workers"))
     return parser
 
 

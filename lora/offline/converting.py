@@ -25,8 +25,7 @@ from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, by_key, check_tensors, write_folder
-from lora.text import folder
-from lora.text.architecture import ModelConfig, config_from_json, expected_shapes
+from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, read_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package
 from minigrad import __version__
@@ -82,7 +81,7 @@ def convert_adapter(
             first factors, or a number too large for its dtype; or `out` is the base.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
-    content = None if Path(base).is_file() else folder.read_json(base, "config.json")
+    content = None if Path(base).is_file() else read_json(base, "config.json")
     config = read_config(GGUFFile(base)) if content is None else config_from_json(content)
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():

@@ -98,11 +98,10 @@ def extract_files(
         bias: "lora_only" copies the biases of layers with updates, "all" every bias.
         modules_to_save: ends of names of modules to copy in full.
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
-        lossy: leave out what differs and the adapter would not have, instead of raising an error.
+        lossy: leave out what differs and the adapter would not have, instead of refusing.
         dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
-        workers: the number of processes that compare the tensors. They share the singular vectors
-            too if the environment gives BLAS one thread (OPENBLAS_NUM_THREADS=1). The adapter is
-            the same to the bit as that of one worker. Each takes the memory of one.
+        workers: processes that share the work, to the same bits; each takes the memory of one. The
+            singular vectors are shared only if BLAS has one thread (OPENBLAS_NUM_THREADS=1).
         progress: show a progress bar.
 
     Raises:

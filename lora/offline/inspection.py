@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, open_adapted, other_weights
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -216,8 +216,7 @@ def check_adapter(
         base: what `open_base` opens; None to check the adapter alone.
         merged: a model that should be the base with the update in it, which `open_base` opens.
             Mistakes that were made instead are named.
-        workers: the number of processes that share the files, layers and tensors of the base and
-            the model. Each takes the memory of one.
+        workers: processes that share the work, to the same bits; each takes the memory of one.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -238,18 +237,18 @@ def check_adapter(
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
-            opening = partial(open_adapted, base, folder, merged)
+            opening = partial(AdaptedBase, base, folder, merged)
             crew = stack.enter_context(Crew(opening, workers, progress))
-            tensors, resolved = crew.opened.tensors, crew.opened.resolved
+            opened, tensors = crew.opened, crew.opened.tensors
             has_checksum &= all(file.has_checksum for file in tensors.files.values())
             damage = crew.map(_damage, list(tensors.files), "base", "file")
             found += [Finding("wrong", "base", problem) for problem in damage if problem]
-            problems = [*resolved.problems, *other_weights(crew)]
-            finite = crew.map(_is_finite, list(resolved.weights), "base", "layer")
-            weights = zip(resolved.weights.values(), finite, strict=True)
+            problems = [*opened.problems, *other_weights(crew)]
+            finite = crew.map(_is_finite, list(opened.weights), "base", "layer")
+            weights = zip(opened.weights.values(), finite, strict=True)
             broken = [weight.name for weight, is_finite in weights if not is_finite]
-            if crew.opened.model is not None:
-                names = list({**tensors.tensors, **resolved.replaced, **crew.opened.model.tensors})
+            if opened.model is not None:
+                names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
                 compared = crew.map(compare_tensor, names, "compare", "tensor")
                 for name, verdict in zip(names, compared, strict=True):
                     if isinstance(verdict, MergedLayer):
@@ -261,9 +260,9 @@ def check_adapter(
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
                 *(Finding("wrong", "base", problem) for problem in problems),
-                *(Finding("odd", name, added) for name in resolved.added),
-                *(Finding("odd", name, TIED) for name in resolved.tied),
-                *(Finding("odd", name, UNTIED) for name in resolved.heads),
+                *(Finding("odd", name, added) for name in opened.added),
+                *(Finding("odd", name, TIED) for name in opened.tied),
+                *(Finding("odd", name, UNTIED) for name in opened.heads),
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
@@ -279,7 +278,7 @@ def _damage(base: AdaptedBase, file: str) -> str:
 
 
 def _is_finite(base: AdaptedBase, layer: str) -> bool:
-    return base.resolved.weights[layer].is_finite()
+    return base.weights[layer].is_finite()
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:

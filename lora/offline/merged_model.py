@@ -19,7 +19,7 @@ from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
 from lora.offline.model_folder import AdaptedBase
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS, AdapterFolder
 from lora.scaling import LoRAScaling
 from lora.spectra import frobenius
@@ -51,21 +51,20 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
     """Compare a tensor of the model; return the layer if it has an update, or what is wrong."""
     tensors, files, model = base.tensors, base.files, base.model
     assert model is not None
-    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
     if name not in model:
         return "" if _is_copy(name, tensors) else "is missing in the model"
-    if name in layers:
-        info, weight = model.info(name), base.resolved.weights[layers[name]]
+    if name in base.layers:
+        layer, info = base.layers[name], model.info(name)
+        weight = base.weights[layer]
         if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
             return f"is of {info.dtype} and shape {info.shape} in the model"
         merged = StoredWeight(model, name, weight.is_transposed)
         if not merged.is_finite():
             return "has NaN or Inf in it, in the model"
-        adapter = adapter_of(files, files.layers[layers[name]], weight)
         usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-        return _compared(layers[name], merged, weight, adapter, info.dtype, usual)
-    if name in base.resolved.replaced:
-        is_same = _is_same(files, base.resolved.replaced[name], model, name)
+        return _compared(layer, merged, weight, base.update(layer), info.dtype, usual)
+    if name in base.replaced:
+        is_same = _is_same(files, base.replaced[name], model, name)
         return "" if is_same else "is not that of the adapter"
     if name not in tensors:
         return "" if _is_copy(name, model) else "is in the model only"

@@ -23,7 +23,6 @@ from lora.offline.model_folder import (
     UNTIED,
     AdaptedBase,
     find_sidecars,
-    open_adapted,
     other_weights,
 )
 from lora.offline.stored_weight import StoredWeight
@@ -41,7 +40,7 @@ _ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `ResolvedBase`."""
+    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `AdaptedBase`."""
 
     path: Path  # of the file or the folder that was written
     certificate: MergeCertificate  # what the merge loses
@@ -99,18 +98,17 @@ def merge_files(
             has, and copies of those without weights (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
             too; None for the dtype of each tensor.
-        limit: raise an error if in one layer a larger share of the update is lost to rounding.
-        radius: the norm of the inputs that the certificate's bound is for.
+        limit: refuse if in one layer a larger share of the update is lost to rounding.
+        radius: the norm of the inputs that the certificate's bound holds for.
         check_base: raise an error for a base that the adapter was not made on, if its metadata
             names one.
-        workers: the number of processes. They share the layers of the certificate, and the files;
-            each takes the memory of one. The files are the same to the bit. A script that asks for
-            more than one needs `if __name__ == "__main__":`, since each imports it again.
+        workers: processes that share the work, to the same bits; each takes the memory of one.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
-        ChildProcessError: if a worker was killed.
+        ChildProcessError: if a worker was killed, or could not start. Each imports a script again,
+            which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
             the adapter, it does not go with the base, `out` is one of the inputs, of another kind
             than its name says, or has other weights in it, or something would not be finite.
@@ -122,20 +120,20 @@ def merge_files(
     target = Path(out)
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:
-        opening = partial(open_adapted, base, adapter)
+        opening = partial(AdaptedBase, base, adapter)
         crew = stack.enter_context(Crew(opening, workers, progress))
-        tensors, files, resolved = crew.opened.tensors, crew.opened.files, crew.opened.resolved
+        opened, tensors, files = crew.opened, crew.opened.tensors, crew.opened.files
         shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else SINGLE: [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
-        problems = [*wrong_in(files, progress), *resolved.problems]
+        problems = [*wrong_in(files, progress), *opened.problems]
         if check_base:
             problems += other_weights(crew)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
-        for name in resolved.added:
-            next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
-        names = {key: name for name, key in resolved.replaced.items()}
+        for name in opened.added:
+            next(iter(shards.values())).append(files.tensors[opened.replaced[name]])
+        names = {key: name for name, key in opened.replaced.items()}
 
         def result(info: TensorInfo) -> TensorInfo:
             """Describe the result of a tensor of the base, or of one that the adapter adds."""
@@ -147,7 +145,7 @@ def merge_files(
         folder, kept = target.parent, list[str]()
         left_out: Sequence[str] = ()
         if not is_file:
-            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(opened.heads))
             inputs = [find(adapter, WEIGHTS), *(file.path for file in tensors.files.values())]
             hashes = list(crew.map(_digest, inputs, "hash of the inputs", "file"))
             computing = __version__, np.__version__, vector_registers()
@@ -166,9 +164,9 @@ def merge_files(
             if name not in kept
         ]
         list(crew.map(_write, tasks, "merge", "file"))
-    found = resolved.added, resolved.tied, resolved.heads, resolved.prefix
+    found = opened.added, opened.tied, opened.heads, opened.prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
-    replaced = list(resolved.replaced)
+    replaced = list(opened.replaced)
     return MergedFiles(target, certificate, replaced, *found, left_out, size, kept)
 
 
@@ -186,7 +184,7 @@ def _certificate(
 ) -> MergeCertificate:
     """Compute the certificate, but for the rows that a file of notes has; note the others there."""
     every = {info.name: info.dtype for infos in shards.values() for info in infos}
-    weights = crew.opened.resolved.weights
+    weights = crew.opened.weights
     dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
     rows: dict[str, CertificateRow] = {}
     if notes is not None and notes.exists():
@@ -215,7 +213,7 @@ def _certificate(
 def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     """Compute the row of a layer, whose weight will be stored in a dtype."""
     layer, dtype, radius = task
-    weight, update = base.resolved.weights[layer], base.update(layer)
+    weight, update = base.weights[layer], base.update(layer, keep=True)
     one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
     return certify([part], dtype, radius, progress=False).rows[0]
@@ -226,15 +224,15 @@ def _write(
 ) -> None:
     """Write a file: its path, tensors and metadata, and whether dtypes may be others."""
     path, infos, metadata, is_converted = task
-    layers = {weight.name: layer for layer, weight in base.resolved.weights.items()}
     with writing(path, infos, metadata) as writer:
         for info in infos:
-            name, key = info.name, base.resolved.replaced.get(info.name)
+            name, key = info.name, base.replaced.get(info.name)
             parts: Iterable[tuple[int, Array]]
             if key is not None:
                 parts = [(0, base.files.read(key))]
-            elif name in layers:
-                parts = _merged(base.resolved.weights[layers[name]], base.update(layers[name]))
+            elif name in base.layers:
+                layer = base.layers[name]
+                parts = _merged(base.weights[layer], base.update(layer, keep=True))
             elif base.tensors.info(name).dtype == info.dtype:
                 writer.copy(name, base.tensors.raw(name))
                 continue

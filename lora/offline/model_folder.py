@@ -1,8 +1,8 @@
 """Heuristics about the model folders of others: all guesses about what the files of a model mean.
 
 The files of transformers do not say how their names and shapes relate to the layers of the model
-that PEFT has adapted. `resolve` finds out which tensors of a base an adapter is about: the prefix
-of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors, and heads
+that PEFT has adapted. `AdaptedBase` finds out which tensors an adapter is about: the prefix of the
+names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors, and heads
 that are tied to the embedding.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
@@ -18,21 +18,31 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora.adapter import Adapter
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import Crew
 from lora.peft.config import CONFIG
-from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import (
+    FLOATS,
+    KEYS,
+    MAGNITUDE,
+    NO_FLOATS,
+    A,
+    AdapterFolder,
+    B,
+    StoredLayer,
+)
+from lora.peft.loading import set_pissa_start
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
+from minigrad.io.tensor_file import Closing
 
 PathLike = str | os.PathLike[str]
 
@@ -86,123 +96,125 @@ def open_base(path: PathLike) -> TensorSet:
     return open_tensors(path)
 
 
-@dataclass(frozen=True)
-class ResolvedBase:
-    """The tensors of a base that an adapter is about."""
+class AdaptedBase(Closing):
+    """A base and an adapter, both open, and the tensors of the base that the adapter is about.
 
-    weights: Mapping[str, StoredWeight]  # of the layers with an update, by their names in it
-    replaced: Mapping[str, str]  # the key of each tensor that replaces one of the base, by its name
-    added: Sequence[str]  # those of these names that the base lacks
-    tied: Sequence[str]  # weights of embeddings that change, and may be the model's head too
-    heads: Sequence[str]  # added tensors that are the weight of a head that the base has tied
-    prefix: str  # what the base's names have before those of the adapter; "-" and what they lack
-    problems: Sequence[str]  # what does not go together
+    `model`, if it is given, should be the base with the adapter in it. Each worker of a `Crew` has
+    one of these. Errors are those of `open_base` and `AdapterFolder`.
+    """
 
+    def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:
+        with ExitStack() as stack:
+            self.tensors = stack.enter_context(open_base(base))
+            self.files = stack.enter_context(AdapterFolder(adapter))
+            self.model = None if model is None else stack.enter_context(open_base(model))
+            # What does not go together, without what `findings_of` finds wrong with the adapter.
+            self.problems: list[str] = []
+            # What the base's names have before those of the adapter; "-" and what they lack.
+            own_names = [f"{layer}.weight" for layer in self.files.layers] or self.files.whole
+            self.prefix = _prefix(list(own_names), self.tensors)
+            # The weights of layers with an update, and the names of these by those of the weights.
+            self.weights = self._find_weights()
+            self.layers = {weight.name: layer for layer, weight in self.weights.items()}
+            # The key of each tensor that replaces one of the base, by its name there.
+            self.replaced = self._find_replaced()
+            # Those of these names that the base lacks, and of them the heads that it has tied; and
+            # the weights of embeddings that change, and may be the model's head too.
+            self.added = [name for name in self.replaced if name not in self.tensors]
+            tables = tied_tables(list(self.tensors), self.tensors)
+            shapes = [self.tensors.info(name).shape for name in tables]
+            own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
+            self.heads = [name for name in self.added if own[name] in shapes]
+            changed = [] if self.heads else [*self.layers, *self.replaced]
+            self.tied = [name for name in tables if name in changed]
+            self._stack = stack.pop_all()
+        self._updates: dict[str, Adapter] = {}
 
-@dataclass(frozen=True)
-class AdaptedBase:
-    """A base and an adapter, both open; each worker of a `Crew` has one."""
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
 
-    tensors: TensorSet
-    files: AdapterFolder
-    resolved: ResolvedBase
-    model: TensorSet | None  # one that should be the base with the adapter in it
-    updates: dict[str, Adapter] = field(default_factory=dict)  # those that were asked for
+    def update(self, layer: str, keep: bool = False) -> Adapter:
+        """Return the update of a layer; with `keep` it stays in memory for the next call."""
+        if layer in self._updates:
+            return self._updates[layer]
+        files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
+        parts = {part: files.part(stored, part) for part in stored.keys}
+        a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
+        with np.errstate(over="ignore"):  # Inf in the dtype of the weight is refused later
+            made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
+        set_pissa_start(made, files, weight, stored.kind)
+        if keep:
+            self._updates[layer] = made
+        return made
 
-    def update(self, layer: str) -> Adapter:
-        """Return the update of a layer, which stays in memory."""
-        if layer not in self.updates:
-            stored, weight = self.files.layers[layer], self.resolved.weights[layer]
-            self.updates[layer] = adapter_of(self.files, stored, weight)
-        return self.updates[layer]
+    def _find_weights(self) -> dict[str, StoredWeight]:
+        base, layers = self.tensors, self.files.layers
+        names = {layer: _with(self.prefix, f"{layer}.weight") for layer in layers}
+        missing = [layer for layer, name in names.items() if name not in base]
+        if len(missing) > max(1, len(layers) / 2):  # all for one reason
+            names = {layer: name for layer, name in names.items() if name in base}
+            matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+            self.problems.append(
+                f"another base: it has none of {len(missing)} layers of the adapter, which are "
+                f"like {missing[0]!r}, and its own like "
+                f"{', '.join(map(repr, matrices[:2])) or '(none)'}; if it is the right one, "
+                f"transformers gives the weights of this model other names when it loads them: "
+                f"save it with save_pretrained(..., save_original_format=False)"
+            )
+        transposed, found = TransposedWeights(base), {}
+        for layer, name in names.items():
+            if {A, B} <= layers[layer].keys.keys():
+                try:
+                    found[layer] = _weight(self.files, layers[layer], base, name, transposed)
+                except (KeyError, ValueError) as error:
+                    self.problems.append(str(error.args[0]))
+        return found
 
-
-@contextmanager
-def open_adapted(
-    base: PathLike, adapter: PathLike, model: PathLike | None = None
-) -> Iterator[AdaptedBase]:
-    """Open what an `AdaptedBase` has; errors are those of `open_base` and `AdapterFolder`."""
-    with open_base(base) as tensors, AdapterFolder(adapter) as files, ExitStack() as stack:
-        merged = None if model is None else stack.enter_context(open_base(model))
-        yield AdaptedBase(tensors, files, resolve(files, tensors), merged)
+    def _find_replaced(self) -> dict[str, str]:
+        base, files, found = self.tensors, self.files, {}
+        for own_name, key in files.whole.items():
+            name, layer = _with(self.prefix, own_name), own_name.removesuffix(".weight")
+            if layer != own_name and layer in files.layers:  # PEFT may write it beside an update
+                has_weight = layer in self.weights
+                if has_weight and not files.is_same(key, base.read(name, np.float64)):
+                    self.problems.append(
+                        f"another base: {key} of the adapter is not {name}, which it has an update "
+                        f"of"
+                    )
+                continue
+            found[name] = key
+            if name in base:
+                info = base.info(name)
+                self.problems += files.tensor_problems(key, info.shape, "in the base")
+                if info.dtype not in FLOATS:
+                    what = f"{name} is of {info.dtype} in the base"
+                    self.problems.append(f"unusable: {what}, {NO_FLOATS}")
+            elif not files.is_meant(key):
+                self.problems.append(
+                    f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of "
+                    f"the base"
+                )
+        return found
 
 
 def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
     """Yield the layers whose weights do not have the hashes in the adapter's metadata, if any."""
-    facts, weights = crew.opened.files.facts, crew.opened.resolved.weights
-    stored = {name: fact.stored for name, fact in facts.layers.items()}
+    base = crew.opened
+    stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
     # The matrix of the adapter was that of the file, unless it was rounded to few bits.
     same = [
         name
-        for name, weight in weights.items()
-        if stored.get(name, "dense") in ("dense", crew.opened.tensors.info(weight.name).dtype)
+        for name, weight in base.weights.items()
+        if stored.get(name, "dense") in ("dense", base.tensors.info(weight.name).dtype)
     ]
-    return facts.base_problems(
+    return base.files.facts.base_problems(
         same, lambda names: crew.map(_fingerprint, names, "hash of the base", "layer")
     )
 
 
 def _fingerprint(base: AdaptedBase, layer: str) -> str:
-    return base.resolved.weights[layer].fingerprint()
-
-
-def resolve(files: AdapterFolder, base: TensorSet) -> ResolvedBase:
-    """Find the tensors of a base that an adapter is about.
-
-    The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
-    is accepted if all names fit with the same prefix added or removed. What `findings_of` finds
-    wrong with the adapter is not reported again.
-    """
-    own_weights = [f"{layer}.weight" for layer in files.layers]
-    prefix = _prefix(own_weights or list(files.whole), base)
-    transposed = TransposedWeights(base)
-    problems: list[str] = []
-    weights: dict[str, StoredWeight] = {}
-    missing = [n for n in files.layers if _with(prefix, f"{n}.weight") not in base]
-    has_one_cause = len(missing) > max(1, len(files.layers) / 2)
-    if has_one_cause:
-        matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
-        problems.append(
-            f"another base: it has none of {len(missing)} layers of the adapter, which are like "
-            f"{missing[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; "
-            f"if it is the right one, transformers gives the weights of this model other names "
-            f"when it loads them: save it with save_pretrained(..., save_original_format=False)"
-        )
-    for layer in files.layers.values():
-        if {A, B} <= layer.keys.keys() and not (has_one_cause and layer.name in missing):
-            try:
-                name = _with(prefix, f"{layer.name}.weight")
-                weights[layer.name] = _weight(files, layer, base, name, transposed)
-            except (KeyError, ValueError) as error:
-                problems.append(str(error.args[0]))
-    replaced: dict[str, str] = {}
-    for own_name, key in files.whole.items():
-        name = _with(prefix, own_name)
-        if own_name in own_weights:  # PEFT may write the weight beside an update of it
-            has_weight = own_name.removesuffix(".weight") in weights
-            if has_weight and not files.is_same(key, base.read(name, np.float64)):
-                problems.append(
-                    f"another base: {key} of the adapter is not {name}, which it has an update of"
-                )
-            continue
-        replaced[name] = key
-        if name in base:
-            info = base.info(name)
-            problems += files.tensor_problems(key, info.shape, "in the base")
-            if info.dtype not in FLOATS:
-                problems.append(f"unusable: {name} is of {info.dtype} in the base, {NO_FLOATS}")
-        elif not files.is_meant(key):
-            problems.append(
-                f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
-                f"base"
-            )
-    added = [name for name in replaced if name not in base]
-    may_be_tied = tied_tables(list(base), base)
-    shapes = [base.info(name).shape for name in may_be_tied]
-    heads = [name for name in added if files.tensors[replaced[name]].shape in shapes]
-    changed = {weight.name for weight in weights.values()} | replaced.keys()
-    tied = [] if heads else [name for name in may_be_tied if name in changed]
-    return ResolvedBase(weights, replaced, added, tied, heads, prefix, problems)
+    return base.weights[layer].fingerprint()
 
 
 def _with(prefix: str, name: str) -> str:
@@ -211,7 +223,10 @@ def _with(prefix: str, name: str) -> str:
 
 
 def _prefix(names: Sequence[str], base: TensorSet) -> str:
-    """Return the one prefix with which the base has all names, if it has none of them without."""
+    """Return the one prefix with which the base has all names, if it has none of them without.
+
+    The names of a model inside of another one have one, as of an encoder in a classifier.
+    """
     if not names or any(name in base for name in names):
         return ""
     parts = names[0].split(".")

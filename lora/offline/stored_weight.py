@@ -1,4 +1,4 @@
-"""StoredWeight: a weight that stays in its file, and the update of an adapter on it."""
+"""StoredWeight: a weight that stays in its file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from lora.adapter import Adapter
 from lora.frozen import Array, FrozenMatrix, strips
 from lora.peft.facts import fingerprint_of_rows
-from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.peft.loading import set_pissa_start
+from lora.peft.folder import FLOATS
 from minigrad.io import TensorSet
 
 BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
@@ -74,14 +72,3 @@ class StoredWeight(FrozenMatrix):
         """Return the fingerprint of the tensor."""
         read = partial(self._tensors.read, self.name, None)
         return fingerprint_of_rows(self.stored_shape, read)
-
-
-def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
-    """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
-    parts = {part: files.part(layer, part) for part in layer.keys}
-    a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
-    scaling = files.config.scaling
-    with np.errstate(over="ignore"):  # what is infinite in the dtype of the weight is refused later
-        made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
-    set_pissa_start(made, files, weight, layer.kind)
-    return made

@@ -34,16 +34,9 @@ class Crew(Closing, Generic[O]):
     read from standard input. A worker has its share of the threads of kernels, which change no bit,
     and as many threads of BLAS as this process, which change the last digits of a decomposition.
 
-    Args:
-        opening: opens the files, in this process at once, and in each worker that is started.
-        workers: the number of processes; 1 for this one alone.
-        progress: show progress bars.
-
-    Attributes:
-        workers: the number; it can be set to 1.
-        opened: what is open in this process.
-
-    A ValueError is raised if the number is not positive, and what `opening` raises.
+    `opening` opens the files, in this process at once, as `opened`, and in each worker that is
+    started. `workers` is the number of processes, 1 for this one alone, and can be set to 1 later.
+    A ValueError is raised if it is not positive, and what `opening` raises.
     """
 
     def __init__(
@@ -59,17 +52,15 @@ class Crew(Closing, Generic[O]):
     ) -> Iterator[R]:
         """Yield what a function of a module makes of the files and each task, in their order.
 
-        Raises:
-            ChildProcessError: if a worker was killed.
-            BaseException: what the function has raised.
+        A ChildProcessError is raised if a worker was killed, and what the function raises.
         """
         try:
             if min(self.workers, len(tasks)) > 1:
                 results = self._submit(partial(_call, function), tasks)
             else:
                 results = (function(self.opened, task) for task in tasks)
-            options: dict[str, Any] = {"shown": self._progress, "total": len(tasks)}
-            yield from progress_bar(results, what=what, unit=unit, **options)
+            total, shown = len(tasks), self._progress
+            yield from progress_bar(results, what=what, unit=unit, total=total, shown=shown)
         except BrokenProcessPool:
             raise ChildProcessError(
                 "a worker was killed or could not start; if memory has run out, take fewer; a "

@@ -7,7 +7,7 @@ In reading order:
 
     model                          the computation
     architecture                   its sizes and options, as `config.json` says them
-    folder, gguf_file, loading     reading a Hugging Face folder, or a GGUF file
+    loading, gguf_file             reading a Hugging Face folder, or a GGUF file
     tokenization, chat_template    text to tokens and back; a conversation to text
     generating                     writing
     data, training, evaluating     examples in JSONL, training an adapter, measuring it

@@ -10,6 +10,7 @@ not implemented, is an error with its name.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_problems
+from minigrad.io import find, open_tensors
+from minigrad.io.tensor_file import parse_json
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -28,6 +31,11 @@ CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
 }
 """The architectures by transformers' `model_type`, with the class that `config.json` names."""
+
+_LARGEST_JSON = 1 << 26  # bytes; tokenizer_config.json may list some hundred thousand tokens
+
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""The narrow dtypes in files, with ml_dtypes' names. What is stored in them becomes bfloat16."""
 
 _FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 
@@ -136,13 +144,9 @@ def config_from_json(
 ) -> ModelConfig:
     """Return what a `config.json` says.
 
-    Args:
-        config: the content of the file.
-        generation: the content of `generation_config.json`, whose end tokens count, if it has some.
-        sizes: the dtype and bytes of each weight, if these are known better than `config` says.
-
-    Raises:
-        ValueError: if the architecture or an option is not supported, or a value is wrong.
+    The end tokens of `generation_config.json` count, if it has some. `sizes` are the dtype and
+    bytes of each weight, if these are known better than `config` says. A ValueError is raised if
+    the architecture or an option is not supported, or a value is wrong.
     """
     listed, kind = config.get("architectures") or [], config.get("model_type")
     for architecture, name in CLASSES.items():
@@ -197,6 +201,43 @@ def config_from_json(
         bos_token_id=given.get("bos_token_id"),
         stored_dtype=dtypes.most_common(1)[0][0],
     )
+
+
+def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
+    """Return the table in a JSON file of a folder, or None if there is no such file.
+
+    A ValueError is raised if the file is no JSON, no table, or larger than any such file.
+    """
+    path = find(folder, name)
+    text = repr(os.fspath(path))
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{text} is larger than any file of that name")
+    try:
+        found = parse_json(path.read_bytes(), text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{text} cannot be read: {error!r:.200}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{text} must be a table, not {found!r:.60}")
+    return found
+
+
+def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """Return the configuration of the model in a folder.
+
+    A FileNotFoundError is raised if it has no `config.json`, or no weights, and a ValueError if the
+    model is not supported, or a file is wrong.
+    """
+    config = read_json(folder, "config.json")
+    if config is None:
+        raise FileNotFoundError(
+            f"{os.fspath(folder)!r} has no config.json, so it is no model's folder"
+        )
+    with open_tensors(folder) as tensors:
+        infos = tensors.tensors.values()
+        sizes = [("bfloat16" if i.dtype in FLOAT8 else i.dtype, i.nbytes) for i in infos]
+    return config_from_json(config, read_json(folder, "generation_config.json"), sizes)
 
 
 def _wrong(given: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import lora
 from lora.attachment.state import attachment_of
@@ -47,11 +47,8 @@ HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 def add_commands(command: Command, path: Callable[[str], str]) -> None:
     """Add the commands and their options to a parser.
 
-    Args:
-        command: makes a command of a name, the function that it runs and a help text, and returns
-            the function that adds an argument to it. Arguments are called as the parameters of the
-            function that is run.
-        path: the type of an argument that is a path.
+    `command` makes a command of a name, the function that it runs and a help text, and returns the
+    function that adds an argument to it; `path` is the type of an argument that is a path.
     """
 
     def add_base(add: Add) -> None:
@@ -71,7 +68,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("data", type=path, help=f"{_DATA_HELP}; rows have text, prompt and completion, or messages")
     add("out", type=path, help="a folder for the adapter, in PEFT's format")
     add("--config", type=path, metavar="FILE", help="options.json of an earlier run, to repeat it")
-    _add_options(add, training.train, training.OPTION_NAMES)
+    add_options(add, training.train, training.OPTION_NAMES)
     add("--mask-prompt", dest="train_on_prompts", action="store_false", help="the default")
     help_text = "go on from the last checkpoint in OUT, with its options and the same data"
     add("--resume", action="store_true", help=help_text)
@@ -83,7 +80,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("--message", help="a message to answer, through the model's chat template")
     add("--chat", action="store_true", help=f"talk: one line is one message ({HELP})")
     add("--system", help="a system message, for --message and --chat")
-    _add_options(add, generating.TextGenerator, ("max_tokens", "temperature", "top_k", "top_p"))
+    add_options(add, generating.TextGenerator, ("max_tokens", "temperature", "top_k", "top_p"))
     add("--seed", type=int, default=0, help="of the draws (0)")
 
     help_text = "measure the loss and perplexity per token of answers, of the base and an adapter"
@@ -91,40 +88,35 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add_base(add)
     add("data", type=path, help=f"{_DATA_HELP}, of which test.jsonl counts")
     add_adapters(add)
-    _add_options(add, read_rows, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
+    add_options(add, read_rows, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
 
 
-def _add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
+def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
     """Add options for parameters of a function, with the types and texts that these have there.
 
     An option that is not given is None.
     """
     of_args = r"^    (\w+): (.*(?:\n {8}.*)*)"
     texts = dict(re.findall(of_args, inspect.getdoc(function) or "", re.MULTILINE))
+    parameters = inspect.signature(function, eval_str=True).parameters
     for name in names:
-        parameter = inspect.signature(function).parameters[name]
-        kind, usual = parameter.annotation.removesuffix(" | None"), parameter.default
-        options: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
-        if kind in ("int", "float"):
-            options = {"type": {"int": int, "float": float}[kind]}
-        elif kind == "bool":
+        usual, kind = parameters[name].default, parameters[name].annotation
+        shown, options = "", dict[str, Any](nargs="+", metavar="NAME")
+        if get_origin(kind) is Literal:
+            shown, options = f" ({usual})", {"choices": get_args(kind)}
+        elif kind is bool:
             options = {"action": "store_true"}
-        elif kind.startswith("Literal"):
-            options = {"choices": re.findall(r"'(\w+)'", kind)}
-        shown = f" ({usual:g})" if "type" in options and usual is not None else ""
+        elif number := {int, float} & {kind, *get_args(kind)}:
+            options = {"type": number.pop(), "required": usual is inspect.Parameter.empty}
+            shown = f" ({usual:g})" if isinstance(usual, (int, float)) else ""
         help_text = " ".join(texts.get(name, "").split()).removesuffix(".") + shown
         spellings = f"--{name.replace('_', '-')}", _MLX_LM.get(name)
         add(*filter(None, spellings), default=None, help=help_text, **options)
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def train(
-    base: str, data: str, out: str, config: str | None, dtype: str | None, progress: bool,
-    resume: bool, **options: Any,
+    base: str, data: str, out: str, *, config: str | None = None, dtype: str | None = None,
+    resume: bool, progress: bool, **options: Any,
 ) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
     ranks, saved = world(), Path(out) / training.OPTIONS
@@ -136,7 +128,7 @@ def train(
     earlier = ranks.on_first(options_of_earlier_run, "train")
     form = earlier.pop(training.DTYPE, None)
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
-    given = {**earlier, **_given(options), "base_model": base, "progress": progress}
+    given = {**earlier, **options, "base_model": base, "progress": progress}
     result = training.train(model, tokenizer, data, out, resume=resume, **given)
     if not ranks.is_first:  # which has all that is left to do
         return None
@@ -154,8 +146,9 @@ def train(
 
 
 def generate(
-    base: str, dtype: str | None, adapter: Sequence[str], prompt: str | None, message: str | None,
-    chat: bool, system: str | None, check_base: bool, progress: bool, **options: Any,
+    base: str, *, adapter: Sequence[str], prompt: str | None = None, message: str | None = None,
+    chat: bool, system: str | None = None, dtype: str | None = None, check_base: bool,
+    progress: bool, **options: Any,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write after a prompt, answer a message, or converse until the input ends."""
     if (prompt is not None) + (message is not None) + chat != 1:
@@ -165,7 +158,7 @@ def generate(
     if chat and not progress:
         raise ValueError("--json goes with --prompt or --message; a conversation is for people")
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
-    writer = generating.TextGenerator(model, tokenizer, **_given(options))
+    writer = generating.TextGenerator(model, tokenizer, **options)
     first = [] if system is None else [{"role": "system", "content": system}]
     if chat:
         converse(writer, first)
@@ -232,7 +225,7 @@ def show(text: str) -> None:
 
 
 def evaluate(
-    base: str, data: str, dtype: str | None, adapter: Sequence[str], check_base: bool,
+    base: str, data: str, *, adapter: Sequence[str], dtype: str | None = None, check_base: bool,
     progress: bool, **options: Any,
 ) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
     """Measure the loss of the base, and beside it that of an adapter."""
@@ -242,7 +235,7 @@ def evaluate(
     file = files.get("test") or files.get("valid") or files["train"]
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     vocab_size, most = model.config.vocab_size, model.config.max_length
-    given = {"max_length": min(training.LONGEST, most), **_given(options)}
+    given = {"max_length": min(training.LONGEST, most), **options}
     rows = read_rows(file, tokenizer, vocab_size=vocab_size, **given)
     if progress:
         print(rows, file=sys.stderr)

@@ -292,12 +292,12 @@ def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool
 class GGUFTensors(TensorFile):
     """The weights in a GGUF file, as if they were those of a Hugging Face folder.
 
-    The configuration is read unless it is given. A ValueError is raised if tensors are missing,
-    unexpected or mis-shaped, or the model is not supported.
+    A ValueError is raised if tensors are missing, unexpected or mis-shaped, or the model is not
+    supported.
     """
 
-    def __init__(self, file: GGUFFile, config: ModelConfig | None = None) -> None:
-        self.file, self.config = file, config or read_config(file)
+    def __init__(self, file: GGUFFile) -> None:
+        self.file, self.config = file, read_config(file)
         self.path, self.location = file.path, repr(os.fspath(file.path))
         self.metadata, self.has_checksum = {}, False
         known = {theirs: name for name, theirs in gguf_names(self.config).items()}
@@ -338,13 +338,3 @@ class GGUFTensors(TensorFile):
 
     def close(self) -> None:
         """Do nothing, since the file is open only while it is read."""
-
-
-def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the name that transformers gives a parameter, and its values, for each in the file.
-
-    Errors are those of `GGUFTensors`, before the first one, and of `GGUFFile.read`.
-    """
-    tensors = GGUFTensors(file, config)
-    for name in tensors:
-        yield name, tensors.stored(name)

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lora.text import folder, gguf_file
-from lora.text.architecture import expected_shapes
+from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
+from lora.text.gguf_file import GGUFFile, GGUFTensors
 from lora.text.model import LanguageModel
+from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.heap import physical_memory
+from minigrad.io import open_tensors
+from minigrad.io.tensor_file import Tensors
 from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
 __all__ = ["DTYPES", "load_model", "tokenizer"]
 
-HEAD = "lm_head"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+_FLOATS = ("float32", "bfloat16", "float16", *FLOAT8)
 
 DTYPES = ("float32", "bfloat16", "nf4")
 """The forms in which matrices may be in memory; vectors are in float32."""
@@ -49,18 +56,14 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
-    if is_gguf(path):
-        file = gguf_file.GGUFFile(path)
-        config = gguf_file.read_config(file)
-        arrays = gguf_file.weights(file, config)
-    else:
-        config = folder.read_config(path)
-        arrays = folder.weights(path, config)
+    file = GGUFTensors(GGUFFile(path)) if is_gguf(path) else None
+    config = read_config(path) if file is None else file.config
     form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
     shapes = expected_shapes(config)
     check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
+    arrays = weights(open_tensors(path) if file is None else file, config)
     options: Any = {"unit": "tensor", "shown": progress, "total": len(shapes)}
     fill(model, progress_bar(arrays, what="reading", **options), form)
     return model
@@ -79,7 +82,7 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
         narrow: Module  # stores the matrix in few bits
         if not isinstance(layer, Linear):
             narrow = BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(array))
-        elif form == "bfloat16" or owner == HEAD:
+        elif form == "bfloat16" or name == _HEAD:
             narrow = BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(array), layer.bias)
         else:
             wide = array.astype(np.float32, copy=False)
@@ -89,11 +92,57 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
     model.eval()
 
 
+def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name and values of each parameter in files, in their order, and close them.
+
+    They have the dtype in which they are stored. In bfloat16 that is ml_dtypes', so no copy in
+    float32 is made; float8 becomes bfloat16, which has all of its values.
+
+    A ValueError is raised before the first one if tensors are missing, unexpected, mis-shaped or of
+    a dtype that is not supported; and later if a file is cut short.
+    """
+    with tensors:
+        # Old files have the frequencies too, which follow from the configuration.
+        names = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
+        if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
+            head, embedding = (tensors.raw(name) for name in (_HEAD, _EMBEDDING))
+            if any(a != b for a, b in zip_longest(head, embedding)):
+                raise ValueError(
+                    f"{tensors.location} has a {_HEAD} that is not {_EMBEDDING}, and config.json "
+                    f"says that it is (tie_word_embeddings)"
+                )
+            names.remove(_HEAD)
+        shapes = {name: tensors.info(name).shape for name in names}
+        check_shapes(tensors.location, shapes, expected_shapes(config))
+        for name in names:
+            if (dtype := tensors.info(name).dtype) not in _FLOATS:
+                raise ValueError(
+                    f"{name} of {tensors.location} is of {dtype}; there are {', '.join(_FLOATS)}"
+                )
+        for name in names:
+            yield name, _read(tensors, name)
+
+
+def _read(tensors: Tensors, name: str) -> NDArray[Any]:
+    """Read a tensor in its dtype, or in bfloat16 if that is float8."""
+    info = tensors.info(name)
+    if info.dtype in ("float32", "float16"):
+        return tensors.read(name)
+    narrow = package("ml_dtypes")
+    stored, start = np.empty(info.nbytes, np.uint8), 0
+    for part in tensors.raw(name):
+        stored[start : start + len(part)] = np.frombuffer(part, np.uint8)
+        start += len(part)
+    dtype = getattr(narrow, FLOAT8.get(info.dtype, "bfloat16"))
+    found: NDArray[Any] = stored.view(dtype).reshape(info.shape).astype(narrow.bfloat16, copy=False)
+    return found
+
+
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
     bits, needed = {"float32": 32.0, "bfloat16": 16.0, "nf4": 4.2}[form], 0.0
     for name, shape in shapes.items():
-        is_table = name.split(".")[-2] in ("embed_tokens", HEAD)  # is in bfloat16 beside NF4
+        is_table = name in (_HEAD, _EMBEDDING)  # is in bfloat16 beside NF4
         each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
         needed += math.prod(shape) * each / 8
     there = physical_memory()
@@ -113,7 +162,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         ValueError: if the tokenizer is not supported, or a file is wrong.
     """
     if is_gguf(path):
-        return Tokenizer.from_gguf(gguf_file.GGUFFile(path).metadata)
+        return Tokenizer.from_gguf(GGUFFile(path).metadata)
     return Tokenizer.from_folder(path)
 
 

@@ -133,7 +133,6 @@ class Decoder(Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._tables: Rotation = (np.empty((0, 0)), np.empty((0, 0)))
 
     def forward(
         self, ids: Ids, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
@@ -163,13 +162,9 @@ class Decoder(Module):
                 f"a text of {stop} tokens is too long: this model was made for {most}, as its "
                 f"max_position_embeddings or its sliding_window says; shorten the text"
             )
-        if stop > len(self._tables[0]):
-            length = min(most, max(2 * stop, 256))  # grows rarely, and need not reach the limit
-            turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-            angles = np.outer(np.arange(length), turns)
-            self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        cos, sin = self._tables
-        return cos[start:stop], sin[start:stop]
+        turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        angles = np.outer(np.arange(start, stop), turns)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 class DecoderLayer(Module):

@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from lora.text.architecture import read_json
 from lora.text.chat_template import ChatTemplate
-from lora.text.folder import read_json
 from lora.text.packages import package
 from minigrad.io import find
 

@@ -121,7 +121,9 @@ def tiny_gguf(path, folder, quantised=None, rope_factors=None, **metadata):
     """
     import gguf
 
-    from lora.text.folder import read_config, weights
+    from lora.text.architecture import read_config
+    from lora.text.loading import weights
+    from minigrad.io import open_tensors
 
     config = read_config(folder)
     architecture = {"mistral": "llama"}.get(config.architecture, config.architecture)
@@ -142,7 +144,7 @@ def tiny_gguf(path, folder, quantised=None, rope_factors=None, **metadata):
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.asarray(rope_factors, np.float32))
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for name, array in weights(folder, config):
+    for name, array in weights(open_tensors(folder), config):
         name, part = gguf_name(name)
         if part in heads and architecture in ("llama", "smollm3"):
             rows = array.reshape(heads[part], 2, config.head_dim // 2, *array.shape[1:])

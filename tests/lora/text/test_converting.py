@@ -8,8 +8,8 @@ import lora
 from lora.__main__ import main
 from lora.offline import convert_adapter
 from lora.peft.folder import AdapterFolder
-from lora.text import folder
-from lora.text.architecture import CLASSES, config_from_json
+from lora.text.architecture import CLASSES, config_from_json, expected_shapes
+from lora.text.architecture import read_config as read_folder
 from lora.text.gguf_file import GGUFFile
 from lora.text.loading import load_model
 from minigrad.io import load_state
@@ -285,7 +285,7 @@ def test_a_wrong_alpha_is_refused(alpha, base, tmp_path):
 
 def test_bits_of_few_become_float32(base, tmp_path):
     config = config_from_json(config_of())
-    assert folder.read_config(base).head_dim == config.head_dim
+    assert read_folder(base).head_dim == config.head_dim
     a = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
     path = tmp_path / "a.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -308,5 +308,5 @@ def test_bits_of_few_become_float32(base, tmp_path):
 
 def test_projections_are_all_that_a_layer_has():
     config = config_from_json(config_of())
-    names = {name.split(".")[-2] for name in folder.expected_shapes(config) if "_proj" in name}
+    names = {name.split(".")[-2] for name in expected_shapes(config) if "_proj" in name}
     assert names == set(PROJECTIONS)

@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora.text.architecture import CLASSES, config_from_json
-from lora.text.folder import read_config, read_json, weights
-from minigrad.io import load_state, save_state
+from lora.text.architecture import CLASSES, config_from_json, read_config, read_json
+from lora.text.loading import weights
+from minigrad.io import load_state, open_tensors, save_state
 from tests.lora.text.models import config_of, tiny_folder, weights_of
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -27,7 +27,7 @@ def edit(folder, change):
 
 
 def read(folder):
-    return dict(weights(folder, read_config(folder)))
+    return dict(weights(open_tensors(folder), read_config(folder)))
 
 
 @pytest.mark.parametrize("architecture", CLASSES)
@@ -85,13 +85,13 @@ def test_a_configuration_that_lies_about_shapes_is_refused_before_the_first_weig
     folder = tiny_folder(tmp_path / "m")
     configure(folder, intermediate_size=47)
     with pytest.raises(ValueError, match=r"mis-shaped: model.layers.0.mlp.gate_proj.weight is"):
-        next(weights(folder, read_config(folder)))
+        next(weights(open_tensors(folder), read_config(folder)))
     configure(folder, intermediate_size=48, num_hidden_layers=3)
     with pytest.raises(ValueError, match=r"missing: model.layers.2.self_attn.q_proj.weight"):
-        next(weights(folder, read_config(folder)))
+        next(weights(open_tensors(folder), read_config(folder)))
     configure(folder, num_hidden_layers=1)
     with pytest.raises(ValueError, match=r"unexpected: model.layers.1.self_attn.q_proj.weight"):
-        next(weights(folder, read_config(folder)))
+        next(weights(open_tensors(folder), read_config(folder)))
 
 
 def test_weights_that_are_no_floats_are_refused(tmp_path):

@@ -7,10 +7,12 @@ import gguf
 import numpy as np
 import pytest
 
-from lora.text import folder
 from lora.text.architecture import CLASSES, config_from_json
-from lora.text.gguf_file import GGUFFile, config_json, read_config, weights
+from lora.text.architecture import read_config as read_folder
+from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json, read_config
+from lora.text.loading import weights
 from lora.text.tokenization import Tokenizer
+from minigrad.io import open_tensors
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
 
@@ -29,13 +31,13 @@ def test_a_file_has_the_weights_of_its_folder(tmp_path, architecture):
         options |= {"no_rope_layer_interval": 4}  # as llama.cpp has it
     made, file = written(tmp_path, architecture, options=options)
     config = read_config(file)
-    wanted = dict(folder.weights(made, folder.read_config(made)))
-    found = dict(weights(file, config))
+    wanted = dict(weights(open_tensors(made), read_folder(made)))
+    found = dict(weights(GGUFTensors(file), config))
     assert found.keys() == wanted.keys()
     for name, array in found.items():
         assert np.array_equal(array, wanted[name]), name
     if architecture != "mistral":  # which is llama there
-        assert config == folder.read_config(made)
+        assert config == read_folder(made)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -43,8 +45,8 @@ def test_narrow_floats_are_read_as_they_are(tmp_path, dtype):
     made, file = written(tmp_path, options={"dtype": dtype})
     config = read_config(file)
     assert config.stored_dtype == dtype
-    wanted = dict(folder.weights(made, config))
-    for name, array in weights(file, config):
+    wanted = dict(weights(open_tensors(made), config))
+    for name, array in weights(GGUFTensors(file), config):
         assert array.dtype == dtype
         assert np.array_equal(array, wanted[name])
 
@@ -56,8 +58,8 @@ def test_weights_of_few_bits_become_float32(tmp_path, kind):
     config = read_config(file)
     assert config.stored_dtype == "float32"
     bits = int(kind[1])
-    wanted = dict(folder.weights(made, config))
-    for name, array in weights(file, config):
+    wanted = dict(weights(open_tensors(made), config))
+    for name, array in weights(GGUFTensors(file), config):
         assert array.dtype == np.float32
         size = np.abs(wanted[name]).max()
         assert np.abs(array - wanted[name]).max() < 2.2 * size / 2**bits
@@ -65,9 +67,9 @@ def test_weights_of_few_bits_become_float32(tmp_path, kind):
 
 def test_rows_are_converted_some_at_a_time(tmp_path, monkeypatch):
     _, file = written(tmp_path, options={"intermediate_size": 64}, quantised="Q8_0")
-    whole = dict(weights(file, read_config(file)))
+    whole = dict(weights(GGUFTensors(file), read_config(file)))
     monkeypatch.setattr("lora.frozen.STRIP", 100)
-    for name, array in weights(file, read_config(file)):
+    for name, array in weights(GGUFTensors(file), read_config(file)):
         assert np.array_equal(array, whole[name])
 
 
@@ -201,7 +203,7 @@ def test_broken_headers_end_with_an_error_soon(tmp_path):
         path.write_bytes(broken)
         try:
             file = GGUFFile(path)
-            dict(weights(file, read_config(file)))
+            dict(weights(GGUFTensors(file), read_config(file)))
         except ValueError:
             pass
 
@@ -211,7 +213,7 @@ def test_tensors_that_contradict_the_metadata_are_named(tmp_path):
     config = read_config(file)
     file.tensors["blk.7.attn_q.weight"] = file.tensors.pop("blk.1.attn_q.weight")
     with pytest.raises(ValueError, match=r"missing: model.layers.1.self_attn.q_proj.weight"):
-        next(weights(file, config))
+        next(weights(GGUFTensors(file), config))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import lora
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files
 from lora.offline.merged_model import RIGHT
-from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.offline.model_folder import AdaptedBase
 from lora.peft.folder import AdapterFolder
 from minigrad.io import TensorInfo, load_state, open_tensors, writing_set
 from tests.lora.text.models import tiny_adapter, tiny_folder, tiny_gguf
@@ -37,11 +37,10 @@ def weights(path):
 def updates(base, adapter):
     """dW of each weight in float64, as in the file."""
     found = {}
-    with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
-        for name, layer in files.layers.items():
-            weight = StoredWeight(tensors, f"{name}.weight", layer.kind == "embedding")
-            dw = adapter_of(files, layer, weight).update(weight, slice(None))
-            found[weight.name] = dw.T if layer.kind == "embedding" else dw
+    with AdaptedBase(base, adapter) as opened:
+        for name, weight in opened.weights.items():
+            dw = opened.update(name).update(weight, slice(None))
+            found[weight.name] = dw.T if opened.files.layers[name].kind == "embedding" else dw
     return found
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora.text import folder, gguf_file
+from lora.text import gguf_file, loading
 from lora.text.architecture import CLASSES, config_from_json, expected_shapes
+from lora.text.architecture import read_config as read_folder
 from lora.text.chat_template import ChatTemplate
 from lora.text.tokenization import Tokenizer
+from minigrad.io import open_tensors
 from tests.lora.text.models import CONFIG, TEXT, config_of, tiny_folder, tiny_tokenizer
 
 pytestmark = [
@@ -154,10 +156,10 @@ def test_a_folder_of_transformers_is_read_with_the_same_weights(
     theirs = transformers.AutoConfig.for_model(**config)
     model = transformers.AutoModelForCausalLM.from_config(theirs).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path, max_shard_size="30KB")
-    read = folder.read_config(tmp_path)
+    read = read_folder(tmp_path)
     assert read.stored_dtype == dtype
     parameters = dict(model.named_parameters())
-    for name, array in folder.weights(tmp_path, read):
+    for name, array in loading.weights(open_tensors(tmp_path), read):
         assert array.dtype == dtype
         assert np.array_equal(array.astype(np.float32), parameters.pop(name).detach().float())
     assert not parameters
@@ -171,7 +173,7 @@ def test_smollm2_has_the_weights_that_transformers_reads(transformers, smollm2):
     parameters = dict(model.named_parameters())
     config = gguf_file.read_config(file)
     assert config.rope_theta == model.config.rope_parameters["rope_theta"]
-    for name, array in gguf_file.weights(file, config):
+    for name, array in loading.weights(gguf_file.GGUFTensors(file), config):
         assert np.array_equal(array, parameters.pop(name).detach().float()), name
     assert not parameters
 
@@ -179,7 +181,7 @@ def test_smollm2_has_the_weights_that_transformers_reads(transformers, smollm2):
 def test_smollm2_has_the_tokens_of_transformers(transformers, smollm2):
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
     ours = Tokenizer.from_gguf(gguf_file.GGUFFile(smollm2).metadata)
-    source = "\n".join(p.read_text() for p in sorted(Path(folder.__file__).parent.glob("*.py")))
+    source = "\n".join(p.read_text() for p in sorted(Path(loading.__file__).parent.glob("*.py")))
     for text in (TEXT, "a<|im_end|>b"):
         assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"]
     # From a GGUF file transformers does not split digits first, so that the last space before a
