@@ -57,7 +57,8 @@ class AddressTable:
         addresses: an int64 for each array of each row, behind one for what is read, as a gradient.
         starts: where each row begins when all lie one behind another, and where the last ends.
         size: the number of elements of all rows together.
-        own, options: memory for the numbers of each row, and for those of all rows.
+        own: memory for the numbers of each row.
+        options, constants: the numbers of all rows in the last call, and the same as an array.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class AddressTable:
         self.starts = np.cumsum([0, *(columns[0][row].size for row in rows)], dtype=np.int64)
         self.size = int(self.starts[-1])
         self.own = np.empty((len(rows), OWN), dtype)
-        self.options = np.zeros(OPTIONS, dtype)
+        self.options: Numbers | None = None
+        self.constants = np.zeros(OPTIONS, dtype)
         self._copies: list[Array] = []
 
     def look_up_first(self, first: Column) -> None:
@@ -189,8 +191,10 @@ class MultiTensor:
         for table in tables.by_dtype:
             table.look_up_first(first)
             table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
-            table.options[: len(options)] = options
-            arguments = table.addresses, table.starts, table.own, table.options
+            if table.options != options:
+                table.options = options
+                table.constants[: len(options)] = options
+            arguments = table.addresses, table.starts, table.own, table.constants
             self._kernels[table.dtype](table.size * SECONDS, *arguments)
 
 
