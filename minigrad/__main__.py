@@ -74,10 +74,11 @@ def check(options: argparse.Namespace) -> int:
         low, high = options.range or (0.0, 1.0)
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
-        arrays = [np.asarray(x).astype(options.dtype) for x in inputs]
+        of = importlib.import_module("ml_dtypes") if options.dtype == "bfloat16" else np
+        arrays = [np.asarray(x).astype(getattr(of, options.dtype)) for x in inputs]
         settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
         if options.vjp is None:
-            given = arrays_of(f, arrays, options.framework)
+            given = arrays_of(f, arrays, options.framework, options.dtype)
             report = gradcheck(f, given, options.order, **settings)
         elif options.order == 2 or options.framework:
             raise ValueError(
@@ -94,15 +95,16 @@ def check(options: argparse.Namespace) -> int:
     return STATUS[report.verdict]
 
 
-def arrays_of(f: Any, arrays: list[Any], framework: str | None) -> list[Any]:
+def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> list[Any]:
     """Return arrays of a framework; that of f, if none is named and it can be seen."""
     found = framework_of(f, []) if framework is None else None
     framework = found.framework if found else framework
     if framework == "torch":
         torch = importlib.import_module("torch")
         parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
-        dtype = next((p.dtype for p in parameters), None)  # which inputs of a Module have too
-        return [torch.from_numpy(x).to(dtype).requires_grad_() for x in arrays]
+        own = next((p.dtype for p in parameters), getattr(torch, dtype))  # that of a Module
+        wide = (x.astype(np.float64) for x in arrays)  # which PyTorch takes from numpy
+        return [torch.from_numpy(x).to(own).requires_grad_() for x in wide]
     if framework == "jax":
         jax = importlib.import_module("jax.numpy")
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
@@ -173,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--order", type=int, choices=(1, 2), help="up to which (2, and 1 for other libraries)"
     )
     checked.add_argument(
-        "--dtype", choices=("float64", "float32", "float16"), default="float64",
-        help="of the inputs; a Module of PyTorch takes its own (float64)",
+        "--dtype", choices=("float64", "float32", "float16", "bfloat16"), default="float64",
+        help="of the inputs (float64); a Module of PyTorch takes its own; bfloat16 is ml_dtypes'",
     )  # fmt: skip
     checked.add_argument(
         "--range", type=interval, metavar="LOW,HIGH",

@@ -42,6 +42,9 @@ def backward(g, x, y):
 
 def unfinished(g, x, y):
     return g * np.sin(y), None
+
+def refuses(g, x, y):
+    raise TypeError(f"inputs of {x.dtype}")
 """
 
 
@@ -111,6 +114,8 @@ def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, f
     [
         ("backward", [], 0, "check_vjp of forward: agree (24 entries compared"),
         ("backward", ["--samples", "5", "--dtype", "float32"], 0, "agree (10 of 24 entries"),
+        ("backward", ["--dtype", "bfloat16"], 0, "agree (24 entries compared"),
+        ("refuses", ["--dtype", "bfloat16"], 3, "inputs of bfloat16"),
         ("unfinished", [], 1, "unfinished returned None for an input of floats"),
         ("backward", ["--order", "2"], 3, "leave out --framework and --order"),
         ("backward", ["--framework", "torch"], 3, "leave out --framework and --order"),
@@ -137,7 +142,8 @@ def test_a_module_of_pytorch_gets_inputs_of_its_dtype(tmp_path, monkeypatch, cap
     assert "gradcheck of Linear: agree" in capsys.readouterr().out
     assert status(f"{file}:Mine", "--shapes", "3") == 3
     assert "name its .apply" in capsys.readouterr().err
-    assert status(f"{file}:f", "--shapes", "3", "--framework", "torch") == 0
+    for dtype in ("float64", "float32", "bfloat16"):
+        assert status(f"{file}:f", "--shapes", "3", "--framework", "torch", "--dtype", dtype) == 0
     assert status(f"{file}:f", "--shapes", "3") == 3
     assert "a function of PyTorch or JAX is given arrays of theirs" in capsys.readouterr().err
 
