@@ -63,6 +63,7 @@ def attack(size, victim, command, instant, checkpoint, **environment):
     return "stopped while MPI started or ended", seconds
 
 
+@pytest.mark.full
 @needs_mpi
 def test_a_rank_that_stops_is_named_and_one_process_resumes(tmp_path):
     expected = digest(1, tmp_path / "whole")

@@ -37,6 +37,7 @@ def bits(model):
     return {name: value.tobytes() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.full
 def test_spirals(tmp_path, programs):
     eager = spirals.main(True, tmp_path / "eager.png")
     assert programs == []
@@ -65,7 +66,7 @@ def test_digits(programs, adapted):
     assert models[0] == models[1]
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.full), True])
 def test_charlm(programs, adapted):
     text = np.random.default_rng(1).integers(0, 20, 500)
     schedule = Schedule(12, lr=1e-2, batch_size=3, looks=2)

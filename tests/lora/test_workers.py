@@ -276,6 +276,7 @@ def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path, 
     assert clean(out) == {**clean(tmp_path / "right"), "card.md": b"old"}
 
 
+@pytest.mark.full
 @linux
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_the_certificate_of_a_merge_that_was_killed_goes_on(is_cut, files, tmp_path, monkeypatch):
@@ -361,6 +362,7 @@ def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
     print(f"{kept} files of {12 * SHARDS} were complete")
 
 
+@pytest.mark.full
 @linux
 def test_two_merges_do_not_go_on_with_one_rest(files, tmp_path):
     base, adapter, out = files
@@ -375,6 +377,7 @@ def test_two_merges_do_not_go_on_with_one_rest(files, tmp_path):
     assert clean(out) == clean(tmp_path / "right")
 
 
+@pytest.mark.full
 @linux
 def test_a_merge_whose_worker_was_killed_says_so_and_can_go_on(files, tmp_path):
     base, adapter, out = files
@@ -395,6 +398,7 @@ def test_an_interrupt_ends_workers_and_changes_nothing(files):
     assert not files[-1].exists()
 
 
+@pytest.mark.full
 def test_workers_that_cannot_start_are_an_error(files):
     base, adapter, out = files
     script = out.with_suffix(".py")
@@ -442,6 +446,7 @@ def test_an_error_ends_workers_that_have_more_to_do():
             next(results)
 
 
+@pytest.mark.full
 @posix
 def test_a_full_disk_is_the_error_of_a_worker(files):
     base, adapter, out = files

@@ -625,7 +625,10 @@ def peak_of(depth, width=20_000):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("around", [nullcontext, no_grad, lambda: observe(Observer())])
+@pytest.mark.parametrize(
+    "around",
+    [nullcontext, *(pytest.param(f, marks=full) for f in (no_grad, lambda: observe(Observer())))],
+)
 def test_memory_does_not_grow_with_depth(around):
     with around():
         assert peak_of(500) < peak_of(10) + 2  # arrays
