@@ -4,7 +4,7 @@ A tangent is the derivative of a value in a direction: with x + t v for the inpu
 t = 0. When an op has run, the tangent of its result follows from those of its inputs. Nothing has
 to be kept for a way back, so the memory does not grow with the depth of f.
 
-No op needs a rule of its own for this. An op is one of four kinds:
+No op needs a rule of its own for this, and few have one (`Op.jvp`). An op is one of four kinds:
 
 - elementwise: it multiplies the gradient of each element by a number, and a tangent by the same
   one. So its VJP is applied to the tangent.
@@ -168,7 +168,8 @@ class ForwardMode(Observer):
         missing = [op.input_name(i) for i in moving if i not in vjps]
         if missing:
             raise without_vjp(op, missing)
-        if op.replayed and not (op.elementwise and _is_unwatched()):
+        direct = op.elementwise or op.own_jvp is not None
+        if op.replayed and not (direct and _is_unwatched()):
             with observe(self):
                 composed = op.compose(*_converted(op, inputs, vjps, result.dtype))
                 if composed.dtype != result.dtype:
@@ -249,6 +250,11 @@ class _Derivative:
         op = self._op
         terms: list[Any] = []
         transposed: dict[int, Any] = {}
+        if self._unwatched and op.own_jvp is not None:
+            moves = [None if v is None else v._data for v in map(tangents.get, self._vjps)]
+            if any(v is not None for v in moves):
+                terms.append(op.own_jvp.derivative(moves, *self._saved(op.own_jvp)))
+            tangents = {}
         for i, tangent in tangents.items():
             if tangent is None:
                 continue
@@ -306,16 +312,16 @@ class _Derivative:
     def _pulled_back(self, g: Any, argnums: Sequence[int]) -> list[Any]:
         """Return what the VJPs of some inputs make of a gradient of the result."""
         if not self._op.plain:
-            return self._op.run_joint_vjp(g, argnums, self._saved(argnums[0]))
-        return [self._vjps[i].derivative(g, *self._saved(i)) for i in argnums]
+            return self._op.run_joint_vjp(g, argnums, self._saved(self._vjps[argnums[0]]))
+        return [self._vjps[i].derivative(g, *self._saved(self._vjps[i], i)) for i in argnums]
 
-    def _saved(self, argnum: int) -> list[Any]:
-        """Return what the VJP of an input takes after the gradient."""
+    def _saved(self, derivative: VJP, argnum: int | None = None) -> list[Any]:
+        """Return what a derivative takes after the gradient or the tangents."""
         slots = self._slots
         slots[-1] = argnum
         return [
             shape(array_of(slots[slot])) if shape_only else slots[slot]
-            for slot, shape_only in self._vjps[argnum].slots
+            for slot, shape_only in derivative.slots
         ]
 
     def _by_transposition(self, tangents: Mapping[int, Any]) -> list[Any]:

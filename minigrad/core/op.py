@@ -101,6 +101,7 @@ class Op(OpLike, Generic[P]):
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         vjp_of: the same as a dict.
+        own_jvp: how a tangent goes through the op, if it was said (see `Op.jvp`).
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -122,6 +123,7 @@ class Op(OpLike, Generic[P]):
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
         self.vjp_of: dict[int, VJP] = {}
+        self.own_jvp: VJP | None = None
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in _RESERVED:
@@ -225,6 +227,16 @@ class Op(OpLike, Generic[P]):
         vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
         self.set_vjps([(self._argnum(name), vjp) for name in names])
         self.plain = False
+
+    def jvp(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
+        """Say how tangents go through the op, if what follows from its other derivatives is slow.
+
+        `derivative(tangents, ...)` gets a tangent, or None for zero, for each input with a VJP, and
+        then what a VJP may name; it returns the tangent of the result. All are arrays: a tangent
+        that is differentiated itself goes through the composition or the VJPs.
+        """
+        self.own_jvp = VJP(self, derivative, ("tangents",))
+        return derivative
 
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
         """Replace the VJPs; the next call of the op writes `call` again, for these."""

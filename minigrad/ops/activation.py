@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,11 @@ def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     return kernels.softmax.softmax_gradient(g, out)
 
 
+@softmax.jvp
+def _softmax_tangent(tangents: Sequence[Array], axis: Axis, out: Array) -> Array:
+    return _softmax_x(tangents[0], axis, out)  # the Jacobian is symmetric
+
+
 def _log_softmax(x: Array, axis: Axis = -1) -> Array:
     return log(_softmax(x, axis))
 
@@ -177,6 +183,11 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not _is_last(axis, out):
         return g - exp(out) * sum(g, axis, keepdims=True)
     return kernels.softmax.log_softmax_gradient(g, out)
+
+
+@log_softmax.jvp
+def _log_softmax_tangent(tangents: Sequence[Array], axis: Axis, out: Array) -> Array:
+    return tangents[0] - sum(exp(out) * tangents[0], axis, keepdims=True)
 
 
 def _is_last(axis: Axis, x: Array) -> bool:

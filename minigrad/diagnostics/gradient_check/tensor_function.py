@@ -11,7 +11,7 @@ import numpy as np
 from minigrad.containers import Leaf, flatten
 from minigrad.core.backward import grad
 from minigrad.core.forward_mode import ForwardMode
-from minigrad.core.grad_mode import grad_mode
+from minigrad.core.grad_mode import grad_mode, unobserved
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array, assigned
@@ -112,9 +112,10 @@ class TensorFunction(CheckedFunction):
     def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
 
-        It is None if f cannot run so, because it differentiates by its inputs itself.
+        It is None if f cannot run so, because it differentiates by its inputs itself. Nobody
+        watches, because then an op uses its own rule for tangents, if it has one.
         """
-        with grad_mode(False), suppress(RuntimeError):
+        with unobserved(False), suppress(RuntimeError):
             forward = ForwardMode(1)
             pairs = zip(operands, directions, strict=True)
             inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]

@@ -466,6 +466,58 @@ def test_a_vjp_may_skip_gradients_of_zero():
     assert_array_equal(jvp(doubled, X, V)[1].data, 2 * V)
 
 
+def with_own_jvp(factor):
+    """x y, whose tangent of x is multiplied by a factor, and the number of calls of that rule."""
+
+    @op
+    def scaled(x, y):
+        return x * y
+
+    calls = []
+
+    def tangent(tangents, x, y):
+        calls.append([v is not None for v in tangents])
+        along_x, along_y = (0.0 if v is None else v for v in tangents)
+        return factor * along_x * y + along_y * x
+
+    scaled.vjp("x", lambda g, y: g * y)
+    scaled.vjp("y", lambda g, x: g * x)
+    scaled.jvp(tangent)
+    return scaled, calls
+
+
+def test_an_op_may_say_how_its_tangents_go():
+    scaled, calls = with_own_jvp(1.0)
+    assert_allclose(jvp(scaled, (X, W), (V, X))[1].data, V * W + X * X, rtol=1e-15)
+    assert_allclose(jvp(lambda x: scaled(x, W), X, V)[1].data, V * W, rtol=1e-15)
+    assert_array_equal(jvp(lambda x: scaled(W, W) + x, X, V)[1].data, V)
+    assert calls == [[True, True], [True, False]]
+    # What is differentiated again goes through the VJPs.
+    pushed = value_and_grad(lambda x: (jvp(lambda y: scaled(x, y), W, V)[1] * X).sum())
+    assert_allclose(pushed(X)[1].data, V * X, rtol=1e-15)
+    assert len(calls) == 2
+
+
+def test_the_checker_finds_a_wrong_rule_for_tangents():
+    for factor, verdict in ((1.0, "agree"), (1.01, "disagree")):
+        scaled, calls = with_own_jvp(factor)
+        report = minigrad.gradcheck(scaled, (X, W))
+        assert report.verdict == verdict
+        assert calls
+    assert "forward mode" in str(report)
+
+
+@pytest.mark.parametrize("norm", [minigrad.layer_norm, minigrad.rms_norm])
+def test_tangents_of_a_norm_are_those_of_its_composition(norm):
+    rng = np.random.default_rng(0)
+    x, v, weight, along_weight = rng.standard_normal((4, 5, 6))
+    weight, along_weight = weight[0], along_weight[0]
+    found = jvp(lambda x, w: norm(x, 6, w), (x, weight), (v, along_weight))[1]
+    with observe(Observer()):  # then the composition runs, for whoever looks at it
+        right = jvp(lambda x, w: norm(x, 6, w), (x, weight), (v, along_weight))[1]
+    assert_allclose(found.data, right.data, rtol=1e-12)
+
+
 def test_a_vjp_that_does_not_go_with_its_mark_is_an_error():
     @op(elementwise=True)
     def sign(x):
