@@ -24,10 +24,12 @@ from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.array_pair import ArrayPair
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
+    LeafFunction,
     NoGradient,
     Vector,
     elsewhere,
     flat,
+    has_named_parts,
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
@@ -70,7 +72,8 @@ def gradcheck(
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
             Module, whose trainable parameters are operands too.
         inputs: one tensor, array or number, or several; copied. Those not of floats are constants.
-            Of PyTorch's tensors only those that require a gradient are operands, if any does.
+            Dicts, dataclasses and named tuples of them will do too, at any depth. Of PyTorch's
+            tensors only those that require a gradient are operands, if any does.
         order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well. The
             default is 2, and 1 for functions of other frameworks.
         tolerance: the difference to allow in float64, relative to the larger of both numbers.
@@ -88,6 +91,10 @@ def gradcheck(
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
+    several = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    if has_named_parts(several):
+        f = LeafFunction(f, several)
+        inputs = f.leaves
     framework = framework_of(f, inputs)
     function: CheckedFunction = (framework or TensorFunction)(f, inputs)
     if order is None:

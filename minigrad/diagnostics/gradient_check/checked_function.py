@@ -24,6 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
 from minigrad.diagnostics.restored import Draws
@@ -387,8 +388,56 @@ def copied_module(module: Any) -> Any:
         raise op_error(TypeError, "gradcheck", message) from error
 
 
+class LeafFunction:
+    """A function of dicts, dataclasses and named tuples, as a function of the leaves in them.
+
+    Attributes:
+        leaves: those of the inputs.
+        names: what the leaves are called: `params["w"]`.
+    """
+
+    def __init__(self, f: Any, inputs: Sequence[Any]) -> None:
+        self.__name__ = getattr(f, "__name__", type(f).__name__)
+        self._f = f
+        found: list[Leaf] = []
+        self._structures: list[Structure] = []
+        for x, name in zip(inputs, names_of_inputs(f, len(inputs)), strict=True):
+            if has_named_parts(x):
+                self._structures.append(flatten(x, name, found))
+            else:
+                self._structures.append(len(found))
+                found.append(Leaf(x, name))
+        self.leaves = [leaf.value for leaf in found]
+        self.names = [leaf.path for leaf in found]
+        models = [leaf.path for leaf in found if leaf.stays]
+        if models or hasattr(f, "named_parameters"):
+            message = "a Module and containers do not go together; check a function that calls the "
+            message += f"Module, with arrays ({', '.join(models) or self.__name__})"
+            raise op_error(TypeError, "gradcheck", message)
+
+    def __call__(self, *leaves: Any) -> Any:
+        """Call the function with the containers around other leaves."""
+        return self._f(*(rebuild(structure, leaves) for structure in self._structures))
+
+
+def has_named_parts(x: Any) -> bool:
+    """Return whether an input is a container; a list or tuple of numbers alone is an array."""
+    pending, seen = [x], set()
+    while pending:
+        part = pending.pop()
+        if type(part) not in (list, tuple):
+            if is_container(part) and not hasattr(part, "named_parameters"):
+                return True
+        elif id(part) not in seen:  # one may contain itself
+            seen.add(id(part))
+            pending += part
+    return False
+
+
 def names_of_inputs(f: Any, count: int) -> list[str]:
     """Return what f calls its inputs; "input 0" where it has no name, or that of a parameter."""
+    if isinstance(f, LeafFunction):
+        return f.names
     names = [f"input {i}" for i in range(count)]
     is_module = hasattr(f, "named_parameters")
     taken = dict(f.named_parameters()) if is_module else {}

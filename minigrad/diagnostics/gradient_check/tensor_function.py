@@ -21,6 +21,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Foreign,
     Gradients,
+    LeafFunction,
     copied,
     copied_module,
     flat,
@@ -48,15 +49,16 @@ class TensorFunction(CheckedFunction):
         if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
             inputs = [inputs]
         if not isinstance(inputs, (list, tuple)):
-            what = "one tensor, array or number, or a list or tuple of them"
+            what = "one tensor, array or number, or a list, tuple, dict or dataclass of them"
             raise self.error(f"inputs are {what}, not {type(inputs).__name__}")
+        names = names_of_inputs(f, len(inputs))
         for i, x in enumerate(inputs):
             try:
                 self._inputs.append(copied(as_array(x)))
             except (TypeError, ValueError) as error:
-                raise self.error(f"input {i} must be made of numbers; {error}") from error
+                where = names[i] if isinstance(f, LeafFunction) else f"input {i}"
+                raise self.error(f"{where} must be made of numbers; {error}") from error
         self._parameters: list[Parameter] = []
-        names = names_of_inputs(f, len(self._inputs))
         arrays = dict(zip(names, self._inputs, strict=True))
         if isinstance(f, Module):
             f = module = copied_module(f)

@@ -5,6 +5,7 @@ import itertools
 import random
 import re
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -1167,8 +1168,8 @@ def test_the_tolerance_that_was_used_is_told():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (None, "inputs are one tensor, array or number, or a list or tuple of them, not NoneType"),
-        ({"x": X}, "inputs are .* not dict"),
+        (None, "inputs are one tensor, array or number, or a list, .* of them, not NoneType"),
+        ([X, {"y": "text"}], r'b\["y"\] must be made of numbers'),
         ([X, None], "input 1 must be"),
         ([X, X.astype(complex)], "input 1 must be .* not complex128"),
     ],
@@ -1176,6 +1177,62 @@ def test_the_tolerance_that_was_used_is_told():
 def test_inputs_that_are_none_are_refused(inputs, message):
     with pytest.raises(TypeError, match=message):
         gradcheck(minigrad.multiply, inputs)
+
+
+class Layer(NamedTuple):
+    weight: Any
+    bias: Any = None
+
+
+def test_containers_are_operands_by_their_leaves():
+    def network(x, layers, options):
+        for layer in layers:
+            x = minigrad.tanh(x @ layer["norm"].weight + layer["bias"])
+        return x * options["scale"]
+
+    rng = np.random.default_rng(0)
+    layers = [{"norm": Layer(rng.standard_normal((3, 3))), "bias": np.ones(3)} for _ in range(2)]
+    inputs = rng.standard_normal((2, 3)), layers, {"scale": 2}
+    report = gradcheck(network, inputs)
+    assert report.verdict == "agree"
+    first = [one for one in report.comparisons if one.order == 1]
+    names = [f"layers[{i}]{part}" for i in range(2) for part in ('["norm"].weight', '["bias"]')]
+    assert [one.operand for one in first] == ["x", *names]
+    assert gradcheck(lambda d: d["a"] * d["b"], {"a": X, "b": 2.0}).verdict == "agree"
+
+
+def test_a_wrong_gradient_by_a_leaf_is_named():
+    @minigrad.op
+    def product(a, b):
+        return a * b
+
+    product.vjp("a", lambda g, b: g * b)
+    product.vjp("b", lambda g, a: g * a * 1.1)
+    report = gradcheck(lambda params: product(params["w"], params["v"]), [{"w": X, "v": X + 1}])
+    assert report.verdict == "disagree"
+    assert {wrong.operand for wrong in report.wrong if wrong.order == 1} == {'params["v"]'}
+    assert 'params["v"]' in str(report)
+
+
+def test_a_module_and_containers_do_not_go_together():
+    model = nn.Linear(3, 2, dtype=np.float64)
+    for f, inputs in (
+        (model, [{"x": X}]),
+        (lambda d: d["model"](d["x"]), [{"x": X, "model": model}]),
+    ):
+        with pytest.raises(TypeError, match="a Module and containers do not go together; check a"):
+            gradcheck(f, inputs)
+
+
+def test_a_container_without_end_is_refused():
+    endless = {"x": X}
+    endless["self"] = endless
+    with pytest.raises(ValueError, match="contains itself"):
+        gradcheck(lambda d: d["x"], endless)
+    around = [X]
+    around.append(around)
+    with pytest.raises(TypeError, match="input 0 must be made of numbers"):
+        gradcheck(lambda x: x, [around])
 
 
 def test_a_class_is_no_function():

@@ -1,5 +1,6 @@
 """gradcheck of functions of PyTorch and JAX."""
 
+import functools
 import subprocess
 import sys
 import textwrap
@@ -371,6 +372,22 @@ def test_a_wrong_vjp_of_jax_is_found(jax, backward, reason):
     assert reason in reasons(report)
     if not reason:
         assert {entry.operand for entry in report.wrong} >= {"x"}
+
+
+def test_containers_of_jax_and_pytorch_are_operands_by_their_leaves(jax, torch):
+    def loss(params, x):
+        return ((x @ params["layer"]["w"] + params["b"]) ** 2).sum() / params["count"]
+
+    rng = np.random.default_rng(0)
+    w, b, x = rng.standard_normal((3, 2)), np.ones(2), rng.standard_normal((4, 3))
+    of_jax = jax.numpy.array
+    of_torch = functools.partial(torch.tensor, requires_grad=True)
+    for made in (of_jax, of_torch):
+        params = {"layer": {"w": made(w)}, "b": made(b), "count": 4}
+        report = gradcheck(loss, (params, made(x)))
+        assert report.verdict == "agree"
+        names = [one.operand for one in report.comparisons]
+        assert names == ['params["layer"]["w"]', 'params["b"]', "x"]
 
 
 def test_a_vjp_that_is_wrong_at_second_order_only(jax):
