@@ -670,6 +670,32 @@ def test_it_is_dark_where_the_system_is_or_the_reader_says_so(opened, name):
     assert min(page.evaluate(PAPER)[:3]) > 200
 
 
+EARLY = """
+if (window === top) {
+  localStorage.setItem("theme", "dark");
+  const { get } = Object.getOwnPropertyDescriptor(HTMLIFrameElement.prototype, "contentDocument");
+  let isFirst = true;
+  Object.defineProperty(HTMLIFrameElement.prototype, "contentDocument", {
+    get() {
+      const found = isFirst ? new Document() : get.call(this);
+      isFirst = false;
+      return found;
+    },
+  });
+}
+"""
+"""A frame whose document is empty when it is asked for first, as while it begins to load."""
+
+
+@pytest.mark.full
+def test_a_frame_that_begins_to_load_gets_its_colours_when_it_has_loaded(opened):
+    page = opened("index.html")
+    page.add_init_script(EARLY)
+    page.reload()
+    page.wait_for_load_state("load")
+    assert max(page.frames[1].evaluate(PAPER)[:3]) < 60
+
+
 @pytest.mark.full
 def test_a_visitor_of_the_start_page_sees_gradients_within_some_clicks(opened):
     page = opened("index.html")

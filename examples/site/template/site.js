@@ -20,8 +20,8 @@
 
   // A page in a frame sees the system's colours only, so it is told.
   function tell(frame) {
-    const inside = frame.contentDocument;
-    if (inside && root.dataset.theme) inside.documentElement.dataset.theme = root.dataset.theme;
+    const inside = frame.contentDocument?.documentElement; // not there while the frame begins to load
+    if (inside && root.dataset.theme) inside.dataset.theme = root.dataset.theme;
   }
 
   function show(button) {
