@@ -247,14 +247,32 @@ class _Derivative:
 
     def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
         """Return the derivative along tangents of some inputs; None stands for zero."""
+        own = self._op.own_jvp if self._unwatched else None
+        if own is None:
+            terms = self._terms(tangents)
+        else:
+            moves = [None if v is None else v._data for v in map(tangents.get, self._vjps)]
+            is_moving = any(v is not None for v in moves)
+            terms = [own.derivative(moves, *self._saved(own))] if is_moving else []
+        if not terms:
+            return None
+        total = functools.reduce(operator.add, terms)
+        found = np.shape(total)
+        if found != self._result.shape:
+            if own is not None:
+                name, right = self._op.name, self._result.shape
+                raise ValueError(f"the JVP of `{name}` returned shape {found}, and not {right}")
+            raise self._wrong_mark(found)
+        if isinstance(total, Tensor):
+            same = total.dtype == self._result.dtype
+            return total if same else total.astype(self._result.dtype)
+        return Tensor.at(np.asarray(total, self._result.dtype), None)
+
+    def _terms(self, tangents: Mapping[int, Tensor | None]) -> list[Any]:
+        """Return arrays or Tensors whose sum is the derivative; none if it is zero."""
         op = self._op
         terms: list[Any] = []
         transposed: dict[int, Any] = {}
-        if self._unwatched and op.own_jvp is not None:
-            moves = [None if v is None else v._data for v in map(tangents.get, self._vjps)]
-            if any(v is not None for v in moves):
-                terms.append(op.own_jvp.derivative(moves, *self._saved(op.own_jvp)))
-            tangents = {}
         for i, tangent in tangents.items():
             if tangent is None:
                 continue
@@ -278,15 +296,7 @@ class _Derivative:
             terms.append(self._called([given, *options]))
         elif transposed:
             terms += self._by_transposition(transposed)
-        if not terms:
-            return None
-        total = functools.reduce(operator.add, terms)
-        if np.shape(total) != self._result.shape:
-            raise self._wrong_mark(np.shape(total))
-        if isinstance(total, Tensor):
-            same = total.dtype == self._result.dtype
-            return total if same else total.astype(self._result.dtype)
-        return Tensor.at(np.asarray(total, self._result.dtype), None)
+        return terms
 
     def _wrong_mark(self, shape: tuple[int, ...]) -> ValueError:
         return ValueError(

@@ -66,12 +66,16 @@ class VJP:
         cost: Cost | Mapping[str, Cost] | None = None,
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
+        is_jvp = leading == ("tangents",)
+        kind = "JVP" if is_jvp else "VJP"
         if names[: len(leading)] != leading:
             raise ValueError(
-                f"a VJP of `{op.name}` takes {', '.join(leading)} first, "
+                f"a {kind} of `{op.name}` takes {', '.join(leading)} first, "
                 f"not {', '.join(names)}{''.join(instead('Op', name) for name in names)}"
             )
-        special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
+        special = ["out"] if is_jvp else ["out", "argnum"]
+        if op.returns_residuals and not is_jvp:  # forward mode does not keep them
+            special.append("residuals")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         # For each parameter after `g` its index in `known`, and whether only the shape is needed.
         self.slots: list[tuple[int, bool]] = []
@@ -80,8 +84,8 @@ class VJP:
             slot = known.get(name.removesuffix("_shape") if shape_only else name)
             if slot is None:
                 raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}{instead('Op', name)}; it can have g, "
-                    f"out and {', '.join(op.parameters)}, or the shape of one, as "
+                    f"a {kind} of `{op.name}` asks for {name!r}{instead('Op', name)}; it can have "
+                    f"{leading[0]}, out and {', '.join(op.parameters)}, or the shape of one, as "
                     f"{op.parameters[0]}_shape"
                 )
             self.slots.append((slot, shape_only))
@@ -234,7 +238,12 @@ class Op(OpLike, Generic[P]):
         `derivative(tangents, ...)` gets a tangent, or None for zero, for each input with a VJP, and
         then what a VJP may name; it returns the tangent of the result. All are arrays: a tangent
         that is differentiated itself goes through the composition or the VJPs.
+
+        Raises:
+            ValueError: if it has one, or the JVP names a value that the op does not have.
         """
+        if self.own_jvp is not None:
+            raise ValueError(f"`{self.name}` already has a JVP")
         self.own_jvp = VJP(self, derivative, ("tangents",))
         return derivative
 

@@ -91,6 +91,11 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
     The gradients of x and the weight share the FLOPs of standardising x again.
     """
 
+    def settings(x: Array, normalized_shape: Sizes, eps: float | None) -> tuple[Any, float]:
+        """Return the sizes of the axes, and eps, for the kernels."""
+        sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+        return sizes, _least(x) if eps is None else eps
+
     def gradients(
         g: Array,
         needs_input_grad: Sequence[bool],
@@ -99,8 +104,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         weight: Array,
         eps: float | None,
     ) -> Sequence[Array]:
-        eps = _least(x) if eps is None else eps
-        sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+        sizes, eps = settings(x, normalized_shape, eps)
         needed = (*needs_input_grad, False)[:3]  # rms_norm has no bias
         found = kernels.normalization.norm_gradients(g, x, sizes, weight, eps, centred, needed)
         return found[: len(inputs)]
@@ -113,8 +117,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         eps: float | None,
     ) -> Array:
         along_x, along_weight, along_bias = (*tangents, None)[:3]
-        eps = _least(x) if eps is None else eps
-        sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+        sizes, eps = settings(x, normalized_shape, eps)
         out = np.zeros(x.shape, x.dtype) if along_bias is None else along_bias
         if along_weight is not None:
             out = out + kernels.normalization.norm(x, sizes, along_weight, None, eps, centred)

@@ -507,6 +507,30 @@ def test_the_checker_finds_a_wrong_rule_for_tangents():
     assert "forward mode" in str(report)
 
 
+def test_a_rule_for_tangents_that_cannot_be_one_is_refused():
+    scaled, _ = with_own_jvp(1.0)
+    with pytest.raises(ValueError, match="`scaled` already has a JVP"):
+        scaled.jvp(lambda tangents: tangents[0])
+
+    @op
+    def doubled(x):
+        return 2 * x
+
+    doubled.vjp("x", lambda g: 2 * g)
+    with pytest.raises(ValueError, match="a JVP of `doubled` takes tangents first, not g"):
+        doubled.jvp(lambda g: 2 * g)
+    for name in ("residuals", "argnum", "y"):
+        with pytest.raises(
+            ValueError, match=f"a JVP of `doubled` asks for '{name}'; .* tangents, out"
+        ):
+            doubled.jvp(eval(f"lambda tangents, {name}: 0"))
+    doubled.jvp(lambda tangents: tangents[0].sum())
+    with pytest.raises(
+        ValueError, match=r"the JVP of `doubled` returned shape \(\), and not \(3,\)"
+    ):
+        jvp(doubled, X, V)
+
+
 @pytest.mark.parametrize("norm", [minigrad.layer_norm, minigrad.rms_norm])
 def test_tangents_of_a_norm_are_those_of_its_composition(norm):
     rng = np.random.default_rng(0)
