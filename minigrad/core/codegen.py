@@ -306,7 +306,10 @@ def agree(
     for i, (argnum, value) in enumerate(zip(argnums, agreed, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
-        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(argnum)):
+        elif isinstance(value, int):
+            # A size, or a member of an enumeration, is the plain number.
+            agreed[i] = value if value.__class__ is bool else int(value)
+        elif value.__class__ is not float and (value is not None or op.is_required(argnum)):
             text = f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}"
             raise op_error(TypeError, op.name, text)
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]

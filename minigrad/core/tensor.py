@@ -11,7 +11,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -84,6 +84,23 @@ def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
                     f"{value} does not fit into {target}, which goes from {least} to {most}"
                 )
     return array.astype(target)
+
+
+class _Size(int):
+    """A number of elements whose call says what to use for the method `size()` of PyTorch.
+
+    It is an int everywhere else; a copy and a file have a plain int.
+    """
+
+    def __call__(self, axis: int | None = None) -> NoReturn:
+        instead = ".shape" if axis is None else f".shape[{axis}]"
+        raise TypeError(
+            f"size is not a method here; use {instead}. Without a call, .size is the number of "
+            f"elements, {self}"
+        )
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
 
 
 class Tensor:
@@ -197,7 +214,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self._data.size
+        return _Size(self._data.size)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -35,7 +35,7 @@ _MANY = 4096  # elements, from which on a loop of our own pays
 
 def _beside(number: Array, array: Array) -> Array:
     """Return a number in the dtype of integers beside it; `np.where` would wrap it round to fit."""
-    if number.__class__ is int and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
+    if isinstance(number, int) and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)
     return number
 

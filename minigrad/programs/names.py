@@ -159,6 +159,8 @@ class ValueNames:
             return known
         if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
             return repr(value)
+        if isinstance(value, int):
+            value = int(value)  # of a size, or of a member of an enumeration
         if type(value) is int or (type(value) is float and math.isfinite(value)):
             self._literals[value] = None
             return repr(value)

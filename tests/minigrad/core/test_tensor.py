@@ -1,6 +1,8 @@
 """What a tensor is: construction, dtypes, and how it meets Python and numpy."""
 
 import copy
+import enum
+import json
 import math
 import operator
 import os
@@ -195,6 +197,8 @@ WEAK = {
     "numpy float64": np.float64(2.5),
     "numpy float32": np.float32(2.5),
     "numpy int64": np.int64(2),
+    "enumeration": enum.IntEnum("Rank", {"LOW": 2}).LOW,
+    "size": tensor([1.0, 2.0]).size,
     "0-d array": np.array(2.5),
     "0-d integer array": np.array(2),
     "0-d tensor": Tensor(np.array(2.5)),
@@ -404,6 +408,21 @@ def test_tensors_are_hashed_by_identity():
 def test_shape_facts():
     x = minigrad.zeros(2, 3)
     assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float32)
+
+
+@pytest.mark.parametrize(("axes", "instead"), [((), ".shape. "), ((1,), ".shape[1]. ")])
+def test_a_call_of_size_says_what_to_use(axes, instead):
+    with pytest.raises(TypeError, match=re.escape(f"use {instead}") + ".* number of elements, 6$"):
+        minigrad.zeros(2, 3).size(*axes)
+
+
+def test_size_is_a_plain_int_where_it_is_stored():
+    size = minigrad.zeros(2, 3).size
+    assert type(pickle.loads(pickle.dumps(size))) is type(copy.deepcopy(size)) is int
+    assert type(tensor(size).item()) is type(size + 1) is int
+    assert json.dumps([size]) == "[6]"
+    whole = minigrad.where(tensor([True, False]), size, tensor([1, 2], dtype="int8"))
+    assert (whole.dtype, whole.tolist()) == (np.int8, [6, 2])
 
 
 # ------------------------------------------------------------------------------------------------
