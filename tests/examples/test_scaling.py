@@ -65,6 +65,7 @@ def test_one_process_predicts_its_own_step_and_sends_nothing(tmp_path, capsys):
     assert is_picture(out)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     not (find_spec("mpi4py") and shutil.which("mpiexec")), reason="needs mpi4py and mpiexec"
 )

@@ -852,6 +852,7 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     assert page.count("<span>64&nbsp;</span>") == 4
 
 
+@pytest.mark.full
 def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
     fault = np.zeros((64, 64))
     fault[41, 7] = 1.0

@@ -80,14 +80,19 @@ def put_and_be_killed(folder, moment, calls=CALLS, names=(ENTRY, OTHER)):
     return status != 0
 
 
-@pytest.fixture
-def unfinished(tmp_path):
-    """A folder whose save was killed between the two files that it replaces."""
-    folder = tmp_path / "out"
+@pytest.fixture(scope="module")
+def killed_between_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed") / "out"
     put(folder, "old")
     assert put_and_be_killed(folder, 1, "replace")
     assert seen(folder) == [("newer", "newer"), ("old", "newer")]
     return folder
+
+
+@pytest.fixture
+def unfinished(killed_between_two, tmp_path):
+    """A folder whose save was killed between the two files that it replaces."""
+    return shutil.copytree(killed_between_two, tmp_path / "out")  # with the times of the files
 
 
 def test_files_appear_together_and_others_stay(tmp_path):
@@ -564,12 +569,18 @@ with io.replacing_together(sys.argv[1], "entry", sys.argv[2]) as stage:
 """
 
 
+@pytest.fixture(scope="module")
+def killed_before_the_end(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, "-c", PLANNED, str(folder), "one"], check=False)
+    assert len(hidden(folder)) == 1
+    return folder
+
+
 @pytest.fixture
-def left(tmp_path):
+def left(killed_before_the_end, tmp_path):
     """A folder in which a save of the plan "one" was killed."""
-    subprocess.run([sys.executable, "-c", PLANNED, str(tmp_path), "one"], check=False)
-    assert len(hidden(tmp_path)) == 1
-    return tmp_path
+    return shutil.copytree(killed_before_the_end, tmp_path, dirs_exist_ok=True)
 
 
 @posix

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from minigrad.readonly import hold, release, writable
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there are no panels without kernels")
 
 FLOATS = [np.float32, np.float64]
+
+full = partial(pytest.param, marks=pytest.mark.full)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def assert_right(made, x):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rows", [1, prepacked.ROWS - 1, prepacked.ROWS, 100, 333])
-@pytest.mark.parametrize("sizes", [(160, 210), (130, 1100), (1100, 130)])
+@pytest.mark.parametrize("sizes", [(160, 210), *map(full, [(130, 1100), (1100, 130)])])
 def test_with_and_without_panels_a_layer_computes_the_same(dtype, rows, sizes, rng, packed):
     made = layer(rng, *sizes, dtype)
     assert_right(made, rng.standard_normal((rows, sizes[1])).astype(dtype))
@@ -74,7 +77,7 @@ def test_with_and_without_panels_a_layer_computes_the_same(dtype, rows, sizes, r
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rows", [5, 40, 100, 300])  # few, in one function, and in several
 @pytest.mark.parametrize("has_panels", [False, True])
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [1, full(2)])
 def test_the_bias_of_a_layer_is_added_after_the_product(dtype, rows, has_panels, step, rng, packed):
     x, weight, a, b = (
         rng.standard_normal(shape).astype(dtype)

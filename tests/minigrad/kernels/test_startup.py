@@ -125,6 +125,7 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
+@pytest.mark.full
 @needs_jit
 def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     compiled, loaded, said = machine.run(TWO_OPS)

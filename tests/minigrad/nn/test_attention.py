@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import minigrad
 from minigrad import grad, nn
 from minigrad.nn import MultiHeadAttention, Sequential, TransformerBlock
 from tests.minigrad.nn.test_layers import scatter, standardised
+
+full = partial(pytest.param, marks=pytest.mark.full)
 
 
 def attention(embed_dim=4, num_heads=2, *arguments, **options):
@@ -193,7 +196,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["self", "causal", *map(full, ("mask", "bias"))])
 def test_gradients_of_self_attention(rng, call):
     make, shape, options = CALLS[call]
     layer = Called(make(), options)
@@ -451,7 +454,7 @@ def test_the_mlp_of_a_block_is_four_times_as_wide_and_of_gelus_unless_told_other
     ]
 
 
-@pytest.mark.parametrize("options", [{"causal": True}, {"norm": "rms", "bias": False}])
+@pytest.mark.parametrize("options", [{"causal": True}, full({"norm": "rms", "bias": False})])
 def test_gradients_of_a_block(rng, options):
     layer = block(4, 2, 3, **options)
     minigrad.assert_gradients(layer, rng.standard_normal((2, 4)))
