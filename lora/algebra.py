@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -259,5 +259,5 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
                 f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
                 f"adapters, or take smaller weights"
             )
-        found.append(FullCopy(copy.name, copy.reason, copy.original, TrainedCopy(moved)))
+        found.append(replace(copy, own=TrainedCopy(moved)))
     return found

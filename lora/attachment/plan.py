@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -157,9 +157,12 @@ class Plan:
     def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
         """Copy the parameters of the modules to save."""
         names = {id(module): name for name, module in modules.items()}
-        with_parameters = [n for n, m in modules.items() if n and list(m.parameters())]
+        able = [
+            n for n, m in modules.items()
+            if n and (list(m.parameters()) or any(map(_is_narrow, m.modules())))
+        ]  # fmt: skip
         parts: set[str] = set()  # by their first names, which may be in another module
-        for name in find("modules_to_save", self.config.modules_to_save, with_parameters, {}):
+        for name in find("modules_to_save", self.config.modules_to_save, able, {}):
             for part in modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)
@@ -168,11 +171,11 @@ class Plan:
                         f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
                     )
-                if isinstance(part, (NarrowLinear, BFloat16Embedding)):
+                if _is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
                         f"modules_to_save: {own} is in {bits}, which do not train; leave it "
-                        f"out, or exclude it from lora.quantize"
+                        f"out, load the model in float32, or exclude it from lora.quantize"
                     )
 
         def is_meant(name: str) -> bool:
@@ -203,7 +206,8 @@ class Plan:
                     f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
                 )
             if id(parameter) not in known:
-                self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
+                own, shared = TrainedCopy(parameter), tuple(each for each in names if each != name)
+                self.copies.append(FullCopy(name, reason, parameter, own, shared))
         return found
 
 
@@ -213,6 +217,10 @@ def _around(layer: Any) -> AdaptedLayer:
         return LoRAConv.around(layer)
     is_table = isinstance(layer, (Embedding, BFloat16Embedding))
     return (LoRAEmbedding if is_table else LoRALayer).around(layer)
+
+
+def _is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
+    return isinstance(module, (NarrowLinear, BFloat16Embedding))
 
 
 def _inside(name: str, module: str) -> bool:

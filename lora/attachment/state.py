@@ -36,6 +36,13 @@ class FullCopy:
     reason: str  # the field of the configuration that asked for it
     original: Parameter = field(repr=False)  # the parameter that the model had
     own: TrainedCopy = field(repr=False)  # the copy that the adapter trains
+    # further names of the original, in modules that share it
+    others: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the original in the model."""
+        return self.name, *self.others
 
 
 @dataclass

@@ -16,7 +16,16 @@ from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import Crew
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import (
+    KEYS,
+    MAGNITUDE,
+    PREFIX,
+    A,
+    AdapterFolder,
+    B,
+    StoredLayer,
+    check_is_folder,
+)
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.progress import progress_bar
@@ -227,8 +236,7 @@ def check_adapter(
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")
     path = os.fspath(folder)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"there is no folder {path!r}")
+    check_is_folder(folder)
     rows: list[MergedLayer] = []
     with ExitStack() as stack:
         try:

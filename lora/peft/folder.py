@@ -227,13 +227,24 @@ class AdapterFolder(Closing):
         self._file.close()
 
 
+def check_is_folder(path: str | os.PathLike[str]) -> None:
+    """Raise an error unless there is a folder at a path, which may have an adapter in it."""
+    name = os.fspath(path)
+    if os.path.isfile(path):
+        advice = f"name its folder, which has {CONFIG} too"
+        if name.endswith(".gguf"):
+            advice = f"python -m lora convert {name} FOLDER --base BASE makes one of it"
+        raise NotADirectoryError(f"{name!r} is a file, and an adapter is a folder; {advice}")
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"there is no folder {name!r}")
+
+
 def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
     """Return the configuration and the tensors of one save, even while another one is going on.
 
     The third is the names of the files that were read from `.saved`.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
+    check_is_folder(path)
     names = CONFIG, WEIGHTS
 
     def identities(files: Mapping[str, Path]) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, carry_out, planning
 from lora.attachment.plan import Plan
-from lora.attachment.state import parameters_in_use
+from lora.attachment.state import parameter_names, parameters_in_use
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
@@ -30,6 +30,7 @@ from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
 from lora.variants.inits import INITS, draw
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
+from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -133,7 +134,7 @@ def _set_parameters(
         }
         for name, update in plan.updates.items()
     }
-    full = {copy.name: (copy.own, copy.own.shape) for copy in plan.copies}
+    full = {name: (copy.own, copy.own.shape) for copy in plan.copies for name in copy.names}
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
     parameters = by_key(updates, full, tables)
     values: dict[str, Array] = {}
@@ -150,20 +151,24 @@ def _set_parameters(
                 values[key] = files.read(key, parameter.dtype).reshape(parameter.shape)
             if not np.isfinite(values[key]).all():
                 broken.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
-    own = dict(parameters_in_use(model))
+    for copy in plan.copies:
+        first, *others = (PREFIX + name for name in copy.names)
+        problems += [
+            f"apart: {first} and {other} differ, and are one parameter in the model; untie them"
+            for other in others
+            if {first, other} <= values.keys() and not np.array_equal(values[first], values[other])
+        ]
+    own = _stored_weights(plan, model)
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
         # PEFT may write the weights of embeddings and of the head, adapted or not; these must be
         # those that the model has.
-        name = key.removeprefix(PREFIX)
-        adapted = plan.layers.get(name.removesuffix(".weight").removesuffix(".base_layer"))
-        stored = None if adapted is None else getattr(adapted.base_weight, "_data", None)
-        if stored is not None and key.endswith(".weight"):
-            if not files.is_same(key, stored):
-                problems.append(f"another base: {key} is not the weight that the model has")
-        elif name not in own or not files.is_same(key, own[name].data):
+        weight = own.get(key.removeprefix(PREFIX))
+        if weight is None:
             problems.append(f"unexpected: {key} {files.tensors[key].shape}")
+        elif not _is_weight(files, key, weight):
+            problems.append(f"another base: {key} is not the weight that the model has")
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
         f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
@@ -179,6 +184,29 @@ def _set_parameters(
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key][0].data = value
+
+
+def _stored_weights(plan: Plan, model: Module) -> dict[str, Array | NarrowMatrix]:
+    """Return the weights that the model has, by all names that PEFT may give them."""
+    in_use, names = parameters_in_use(model), parameter_names(model)
+    found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, NarrowMatrix):
+            found[f"{name}.weight"] = weight
+    for name, layer in plan.layers.items():
+        stored = getattr(layer.base_weight, "_data", layer.base_weight)
+        found |= {f"{name}.weight": stored, f"{name}.base_layer.weight": stored}
+    return found
+
+
+def _is_weight(files: AdapterFolder, key: str, weight: Array | NarrowMatrix) -> bool:
+    """Tell whether a tensor of the file is a weight; of one in four bits, whether it may be."""
+    if not isinstance(weight, NarrowMatrix):
+        return files.is_same(key, weight)
+    if weight.format == "nf4":  # which has lost the digits
+        return files.tensors[key].shape == weight.shape
+    return files.is_same(key, weight.dense())
 
 
 def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix, kind: str) -> None:

@@ -113,7 +113,7 @@ def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -
     A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
     layers, so the file gets the biases of the model for the others.
     """
-    found = {copy.name: copy.own.data for copy in attached.copies}
+    found = {name: copy.own.data for copy in attached.copies for name in copy.names}
     bias = _bias_of(attached)
     every = [copy for each in record.adapters.values() for copy in each.copies]
     originals = {copy.name: copy.original for copy in every}
@@ -217,21 +217,22 @@ def _modules_to_save(
     modules: Mapping[str, Module], names: Sequence[str], attached: Attached
 ) -> tuple[str, ...]:
     """Return the modules trained in full, which PEFT must find by the ends of their names."""
-    saved = [copy.name for copy in attached.copies if copy.reason == "modules_to_save"]
+    copies = [copy for copy in attached.copies if copy.reason == "modules_to_save"]
+    saved = {name for copy in copies for name in copy.names}
     if not saved:
         return ()
     asked = () if attached.config is None else tuple(attached.config.modules_to_save)
-    owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in saved))
+    owners = tuple(dict.fromkeys(n.rpartition(".")[0] for copy in copies for n in copy.names))
     for patterns in (asked or owners, owners):
         found = {
             name
             for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
             for name, _ in modules[module].named_parameters(module)
         }
-        if found == set(saved):
+        if found == saved:
             return patterns
     raise ValueError(
         f"PEFT finds modules that are trained in full by the ends of their names, so it would not "
-        f"train {', '.join(owners)} alone, but {', '.join(sorted(found - set(saved)))} too; "
+        f"train {', '.join(owners)} alone, but {', '.join(sorted(found - saved))} too; "
         f"rename them in the model, or save the others too"
     )

@@ -56,8 +56,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
         help_text = "how the base is in memory (as stored: bfloat16 or float32)"
         add("--dtype", choices=loading.DTYPES, help=help_text)
 
-    def add_adapters(add: Add) -> None:
-        help_text = "a folder with an adapter; it may be given several times"
+    def add_adapters(add: Add, help_text: str) -> None:
         options = {"action": "append", "default": [], "metavar": "FOLDER"}
         add("--adapter", "--adapter-path", help=help_text, **options)
         help_text = "also take an adapter that was made on another base, as in other bits"
@@ -75,7 +74,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
 
     add = command("generate", generate, "write with a language model, or talk to it")
     add_base(add)
-    add_adapters(add)
+    add_adapters(add, "a folder with an adapter; --chat takes several, and can switch to each")
     add("--prompt", help="a text to go on from")
     add("--message", help="a message to answer, through the model's chat template")
     add("--chat", action="store_true", help=f"talk: one line is one message ({HELP})")
@@ -87,7 +86,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add = command("eval", evaluate, help_text)
     add_base(add)
     add("data", type=path, help=f"{_DATA_HELP}, of which test.jsonl counts")
-    add_adapters(add)
+    add_adapters(add, "a folder with an adapter")
     add_options(add, read_rows, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
 
 
@@ -155,6 +154,8 @@ def generate(
         raise ValueError("give one of --prompt, --message and --chat")
     if system is not None and prompt is not None:
         raise ValueError("--system goes with --message or --chat; a raw prompt has no turns")
+    if len(adapter) > 1 and not chat:
+        raise ValueError("--prompt and --message take one --adapter; --chat can switch to others")
     if chat and not progress:
         raise ValueError("--json goes with --prompt or --message; a conversation is for people")
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
@@ -208,7 +209,8 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
             lora.switch(writer.model, *([] if name.strip() == BASE else [name.strip()]))
             writer.forget()
         elif word.startswith("/"):
-            show(f"{HELP}; adapters: {', '.join(names)}\n")
+            unknown = f"there is no adapter {name.strip()!r}; " if word == "/use" else ""
+            show(unknown + f"{HELP}; adapters: {', '.join(names)}\n")
         elif word:
             question = {"role": "user", "content": line.strip()}
             try:

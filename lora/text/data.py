@@ -176,8 +176,9 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     try:
         row = json.loads(line.strip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        what = f"the line is not JSON: {error.msg}, at character {error.pos + 1}"
-        raise ValueError(f"{what} of {len(error.doc):,}") from None
+        length = len(error.doc)
+        at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
+        raise ValueError(f"the line is not JSON: {error.msg}, at {at}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]

@@ -12,6 +12,7 @@ import numpy as np
 from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
 from lora.text.data import Batch
+from lora.variants.narrow import BFloat16Embedding
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
 from minigrad.kernels.gemm import matmul, prepacked
@@ -64,7 +65,7 @@ def estimate(
         module.weight
         for module in modules.values()
         if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
-        and (sizes.tie_word_embeddings or not isinstance(module, Embedding))
+        and not isinstance(module, (Embedding, BFloat16Embedding))  # which look rows up
     ]
     products = sum(math.prod(matrix.shape) for matrix in matrices)
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
 from lora.text.gguf_file import GGUFFile, GGUFTensors
-from lora.text.model import LanguageModel
+from lora.text.model import LanguageModel, TiedHead
 from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
@@ -82,6 +82,8 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
         narrow: Module  # stores the matrix in few bits
         if not isinstance(layer, Linear):
             narrow = BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(array))
+            if isinstance(model.lm_head, TiedHead):
+                model.lm_head.weight = narrow.weight
         elif form == "bfloat16" or name == _HEAD:
             narrow = BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(array), layer.bias)
         else:

@@ -38,7 +38,7 @@ class LanguageModel(Module):
     Attributes:
         config: the same.
         model: the embeddings, the layers, and the last norm.
-        lm_head: the `Linear` of the head; None if the head is the table of the embeddings.
+        lm_head: the head, a `Linear`, or a `TiedHead` if its weight is the table of the embeddings.
         task_type: what PEFT calls such models.
         checkpointing: whether a layer saves only its input for the backward pass, and runs again in
             it, which takes a third more time and a fraction of the memory.
@@ -50,8 +50,10 @@ class LanguageModel(Module):
         self.config = config
         self.checkpointing = False
         self.model = Decoder(config)
-        self.lm_head = None
-        if not config.tie_word_embeddings:
+        self.lm_head: Linear | TiedHead
+        if config.tie_word_embeddings:
+            self.lm_head = TiedHead(self.model.embed_tokens.weight)
+        else:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids: Ids, caches: Sequence[KVCache] | None = None) -> Tensor:
@@ -66,18 +68,12 @@ class LanguageModel(Module):
         Raises:
             ValueError: if there are more tokens than the model can tell the order of.
         """
-        return self.head(self.model(ids, caches, self.checkpointing))
-
-    def head(self, x: Tensor) -> Tensor:
-        """Return x W^T, the logits that belong to the last vectors of the model."""
-        if self.lm_head is None:
-            return stored_linear(x, self.model.embed_tokens.weight)  # type: ignore[no-any-return]
-        return self.lm_head(x)  # type: ignore[no-any-return]
+        return self.lm_head(self.model(ids, caches, self.checkpointing))  # type: ignore[no-any-return]
 
     def next_logits(self, ids: Ids, caches: Sequence[KVCache]) -> NDArray[Any]:
         """Return the logits of the token after the last one: `(batch, vocab_size)`."""
         with mg.no_grad():
-            return self.head(self.model(ids, caches)[:, -1]).numpy()
+            return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
     def loss(self, ids: Ids, counted: NDArray[np.bool_]) -> tuple[Tensor, int]:
         """Return the mean of -log p over the counted tokens, and how many there are.
@@ -95,8 +91,7 @@ class LanguageModel(Module):
         if isinstance(self.lm_head, lora.LoRALayer):
             total = mg.cross_entropy(self.lm_head(x), target, "sum")
         else:
-            layer = self.model.embed_tokens if self.lm_head is None else self.lm_head
-            total = mg.linear_cross_entropy(x, layer.weight, target, "sum")
+            total = mg.linear_cross_entropy(x, self.lm_head.weight, target, "sum")
         return total / count, len(rows)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
@@ -108,6 +103,20 @@ class LanguageModel(Module):
     def extra_repr(self) -> str:
         """The architecture."""
         return self.config.architecture
+
+
+class TiedHead(Module):
+    """A head without a weight of its own: x W^T, where W is the table of the embeddings.
+
+    An adapter on the embeddings leaves it as it is, as PEFT's do.
+    """
+
+    def __init__(self, weight: Any) -> None:
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, `(..., vocab_size)`."""
+        return stored_linear(x, self.weight)  # type: ignore[no-any-return]
 
 
 def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, float]:

@@ -323,6 +323,8 @@ def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     """Check that a run can begin in a folder, or go on in it with the same options and data."""
     file, name = folder / OPTIONS, os.fspath(folder)
+    if folder.is_file():
+        raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
     if not resume:
         there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
         if there:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import lora
 import minigrad
@@ -325,6 +325,34 @@ def test_an_adapter_on_a_table_in_bfloat16_is_that_on_the_same_table_in_floats(d
             assert parameter.grad.data.any()
 
 
+@pytest.mark.parametrize("others_in", ["bfloat16", "nf4"])
+def test_base_weights_that_peft_wrote_must_be_those_in_few_bits(rng, tmp_path, others_in):
+    def net():
+        made = two_tables(np.random.default_rng(0))[1]
+        lora.detach(made)
+        lora.quantize(made, exclude=["q"], format=others_in, progress=False)
+        return made
+
+    made = net()
+    lora.attach(made, LoRAConfig(rank=2, targets=["table"]), rng=rng)
+    shake(made, rng)
+    lora.save(made, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    arrays = load_file(path)
+    beside = {"table.base_layer.weight": made.table.base_weight, "head.weight": made.head.weight}
+    beside = {f"base_model.model.{name}": weight.dense() for name, weight in beside.items()}
+    save_file(arrays | beside, path)
+    again = net()
+    lora.load(again, tmp_path)
+    assert_array_equal(again(IDS).data, made(IDS).data)
+    for key, weight in beside.items():
+        if others_in == "nf4" and "head" in key:
+            continue  # its digits are lost, so that any may be those that it was made of
+        save_file(arrays | beside | {key: weight + 1}, path)
+        with pytest.raises(ValueError, match=f"another base: {key}"):
+            lora.load(net(), tmp_path)
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_what_can_be_done_with_an_adapter_can_be_on_a_table_in_bfloat16(rng, tmp_path, use_dora):
     plain, narrow = two_tables(rng, use_dora=use_dora)
@@ -380,7 +408,7 @@ def test_a_tied_head_and_an_adapter_between(rng):
     model(np.array([1, 5])).sum().backward()
     assert all(p.grad is not None for p in model.trainable_parameters())
     for name in ("table", "head"):
-        with pytest.raises(ValueError, match=f"modules_to_save: {name} is in bfloat16|no layer"):
+        with pytest.raises(ValueError, match=f"modules_to_save: {name} is in bfloat16.*in float32"):
             lora.attach(
                 Tied(matrix), LoRAConfig(rank=2, targets=["up"], modules_to_save=[name]), rng=rng
             )

@@ -208,7 +208,8 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"text": "the', "not JSON"),
+        (b'{"text": "the', "not JSON.* at character 10 of 13"),
+        (b'{"text": ', "not JSON.* at its end"),
         (b"[1, 2]", "an object of JSON"),
         (b'{"text": "\xff"}', "utf-8"),
         (b'{"text": "\\ud800"}', "surrogates not allowed"),

@@ -7,6 +7,7 @@ import lora
 import minigrad as mg
 from lora.text import loading
 from lora.text.loading import load_model, tokenizer
+from lora.text.model import TiedHead
 from minigrad.nn import Embedding, Linear
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
@@ -39,10 +40,10 @@ def test_a_folder_and_a_gguf_file_are_the_same_model(tmp_path):
 def test_weights_stored_in_bfloat16_stay_so(tmp_path, tied):
     folder = tiny_folder(tmp_path / "base", dtype="bfloat16", tie_word_embeddings=tied)
     narrow, wide = load_model(folder), load_model(folder, "float32")
-    head = [type(None)] if tied else [lora.BFloat16Linear]
+    head = [TiedHead] if tied else [lora.BFloat16Linear]
     linear = [lora.BFloat16Linear] * 2
     assert kinds(narrow) == [lora.BFloat16Embedding, *linear, *head]
-    assert kinds(wide) == [Embedding, Linear, Linear, type(None) if tied else Linear]
+    assert kinds(wide) == [Embedding, Linear, Linear, TiedHead if tied else Linear]
     np.testing.assert_allclose(logits(narrow), logits(wide), atol=1e-5)  # sums in another order
     counted = np.ones(IDS.shape, bool)
     with mg.no_grad():

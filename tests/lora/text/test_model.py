@@ -73,6 +73,36 @@ def test_checkpointing_changes_no_gradient(tied, tmp_path, rng):
         np.testing.assert_array_equal(plain, again)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_the_embeddings_leaves_a_tied_head_as_it_is(dtype, tmp_path, rng):
+    base = tiny_folder(tmp_path / "base", tie_word_embeddings=True)
+    plain, model = load_model(base, dtype), load_model(base, dtype)
+    lora.attach(model, lora.LoRAConfig(rank=2, alpha=4, targets=["embed_tokens"]), rng=rng)
+    ids, counted = ids_of(model, rng, 2, 9), np.ones((2, 9), bool)
+    np.testing.assert_array_equal(model(ids).data, plain(ids).data)  # A begins at 0
+    adapter = model.model.embed_tokens.adapters["default"]
+    adapter.lora_a = rng.standard_normal(adapter.lora_a.shape)
+    with lora.disabled(model):
+        np.testing.assert_array_equal(model(ids).data, plain(ids).data)
+    with mg.no_grad():
+        expected = plain.lm_head(model.model(ids)).numpy()
+    np.testing.assert_allclose(model(ids).data, expected, atol=1e-6)
+    loss, count = model.loss(ids, counted)
+    log_p = mg.log_softmax(mg.tensor(expected[:, :-1]))
+    right = -np.take_along_axis(log_p.numpy(), ids[:, 1:, None], 2).mean()
+    assert count == 16
+    assert loss.item() == pytest.approx(right, rel=1e-5)
+    loss.backward()
+    assert abs(adapter.lora_a.grad.numpy()).max() > 0
+
+
+def test_a_table_that_is_the_head_too_is_not_trained_in_full(tmp_path):
+    model = load_model(tiny_folder(tmp_path / "base", tie_word_embeddings=True))
+    config = lora.LoRAConfig(rank=2, targets=["q_proj"], modules_to_save=["embed_tokens"])
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is tied to lm_head.weight"):
+        lora.attach(model, config)
+
+
 def test_gradients_are_those_of_central_differences(tmp_path, rng):
     folder = tiny_folder(tmp_path / "base", num_hidden_layers=1, hidden_size=16)
     model = load_model(folder).astype(np.float64)

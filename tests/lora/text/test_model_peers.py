@@ -118,3 +118,27 @@ def test_logits_and_gradients_of_adapters_are_those_of_transformers_and_peft(
     largest = max(abs(g).max() for g in gradients.values())
     for name, g in gradients.items():
         np.testing.assert_allclose(found[name], g, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("parts", [["embed_tokens"], ["embed_tokens", "q_proj"], ["lm_head"]])
+def test_adapters_on_embeddings_and_head_are_those_of_peft(parts, tied, dtype, tmp_path):
+    """PEFT writes their base weights into the adapter's file, too."""
+    if tied and parts == ["lm_head"]:
+        pytest.skip("a tied head has no weight of its own")
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    config = random_config("llama", rng)
+    config.tie_word_embeddings = tied
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    theirs.to(getattr(torch, dtype)).eval().save_pretrained(tmp_path / "base")
+    options = peft.LoraConfig(r=3, lora_alpha=7, target_modules=parts, init_lora_weights=False)
+    adapted = peft.get_peft_model(theirs, options)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    ours = load_model(tmp_path / "base")
+    lora.load(ours, tmp_path / "adapter")
+    ids = rng.integers(0, config.vocab_size, (2, 9))
+    with torch.no_grad():
+        expected = adapted.float()(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(ours(ids).data, expected, atol=1e-5 * abs(expected).max())

@@ -108,6 +108,29 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
+def test_what_would_have_no_effect_is_refused(base, data, tmp_path, capsys):
+    two = ("--adapter", tmp_path / "a", "--adapter", tmp_path / "b")
+    status, _, error = run(capsys, "generate", base, *two, "--prompt", "a")
+    assert (status, "take one --adapter" in error) == (2, True)
+    (tmp_path / "file").write_text("")
+    status, _, error = run(capsys, "train", base, data, tmp_path / "file", *TRAIN)
+    assert (status, "is a file, and a run needs a folder" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("a.gguf", "python -m lora convert"), ("adapter_model.safetensors", "name its folder")],
+)
+def test_a_file_where_an_adapter_is_asked_for_is_named(name, advice, base, tmp_path, capsys):
+    (tmp_path / name).write_text("")
+    for command in (("inspect",), ("check",), ("merge", base), ("generate", base, "--adapter")):
+        others = {"merge": (tmp_path / "out",), "generate": ("--prompt", "a")}
+        status, _, error = run(capsys, *command, tmp_path / name, *others.get(command[0], ()))
+        assert status == 2
+        assert f"{name}' is a file, and an adapter is a folder; " in error
+        assert advice in error
+
+
 def test_a_full_disk_ends_a_run_that_can_be_resumed(base, data, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -163,13 +186,14 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
 
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
     run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
-    lines = "why?\n/use base\nwhy?\n/reset\nwhy?\n/nonsense\n\n/exit\nnever read\n"
+    lines = "why?\n/use base\nwhy?\n/reset\nwhy?\n/use nobody\n\n/exit\nnever read\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     status, printed, _ = run(
         capsys, "generate", base, "--adapter", tmp_path / "taught", "--chat", "--max-tokens", 6
     )
     assert status == 0
-    assert printed.count("adapters: base, taught") == 2  # at the start, and for nonsense
+    assert printed.count("adapters: base, taught") == 2  # at the start, and for a wrong name
+    assert "there is no adapter 'nobody'; /use NAME" in printed
     model, tok = load_model(base), tokenizer(base)
     ask = [{"role": "user", "content": "why?"}]
     plain = lora.text.generate(model, tok, ask, max_tokens=6)
@@ -192,13 +216,13 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
         (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not beside 2"),
-        (("eval", "BASE", "BROKEN"), "Expecting value, at character 9 of 8"),
+        (("eval", "BASE", "BROKEN"), "Expecting value, at its end"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
         (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
         (("generate", "BASE", "--prompt", "a", "--seed", -1), "seed must be an integer"),
         (
-            ("generate", "BASE", "--prompt", "a", "--adapter", "x/a", "--adapter", "y/a"),
+            ("generate", "BASE", "--chat", "--adapter", "x/a", "--adapter", "y/a"),
             "a folder name of its own",
         ),
     ],

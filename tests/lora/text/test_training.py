@@ -386,10 +386,11 @@ def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapt
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
 
 
-def test_a_folder_that_cannot_be_made_is_no_run_to_resume(data, tmp_path):
+def test_a_file_is_no_folder_to_run_in(data, tmp_path):
     (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(FileExistsError, match=r"out'$"):
-        run(data, tmp_path / "out")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=r"out' is a file, and a run needs a folder"):
+            run(data, tmp_path / "out", resume=resume)
 
 
 @pytest.mark.parametrize(
