@@ -61,7 +61,7 @@ def backward(
                 f"backward: a leaf of shape {node.shape} was {node.dtype} in the forward pass and "
                 f"has been converted since; this gradient is not its own, compute the result again"
             )
-    _announce(arrived, adding=True)
+    announce(arrived, adding=True)
     for node in list(arrived):
         accumulate(node, take(arrived, node))
 
@@ -140,7 +140,7 @@ def grad(
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
-    _announce(arrived, adding=False)
+    announce(arrived, adding=False)
     gradients = []
     for i, ((source, path, _), node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
@@ -255,7 +255,7 @@ def propagate(
     return arrived
 
 
-def _announce(arrived: Mapping[Node, Any], adding: bool) -> None:
+def announce(arrived: Mapping[Node, Any], adding: bool) -> None:
     """Show the observers the gradients that are about to be added to `.grad`, or returned."""
     for observer in mode.observers:
         for node, g in arrived.items():

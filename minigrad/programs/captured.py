@@ -193,6 +193,12 @@ class Captured(Generic[P, R]):
         with observe(recorder):
             result = self._eager(args, kwargs)
         recorder.check_state()
+        if written := surroundings.written():
+            raise CaptureError(
+                f"capture: the step writes to {', '.join(written)}, a numpy array, which a program "
+                f"would not do again; make it a Tensor and write with copy_, or pass it to the "
+                f"step and return the new one"
+            )
         returned = names.result(result)
         surroundings.add(names.others)
         program = Program(names, recorder.lines, returned)
@@ -239,15 +245,15 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     A program does what the library does in a step. What else the step does, such as writing to a
     file, or `math.isfinite` of the norm that `clip_grad_norm` returns, happens when it is recorded
-    only.
+    only. A `jvp` in it becomes ops, whose last digits may be others.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
-            `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph` or a checkpoint,
-            sets an option of an optimiser, loads a state of one, of a scheduler or of averages,
-            draws random numbers from numpy, or does something else in its second call than in the
-            first.
+            `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph`, `hvp` or a
+            checkpoint, writes to a numpy array, sets an option of an optimiser, loads a state of
+            one, of a scheduler or of averages, draws random numbers from numpy, or does something
+            else in its second call than in the first.
     """
     return Captured(step)
 

@@ -153,6 +153,8 @@ class StepRecorder(Observer):
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Begin with the gradient of the output."""
+        if isinstance(gradient, Tensor):
+            self._refuse_graph()
         self._section = "backward"
         assert output.node is not None
         self._reach(output.node, self.names.constant(gradient, "seed"))
@@ -169,14 +171,20 @@ class StepRecorder(Observer):
     def on_pass(self, begins: bool) -> None:
         """Note that VJPs run, whose calls of ops are no lines."""
         if begins and is_grad_enabled():
-            raise CaptureError(
-                "create_graph: a backward pass that is recorded in a graph is not captured; leave "
-                "gradients of gradients to a function outside of the step"
-            )
+            self._refuse_graph()
         if begins and not self._running:
             for known in (self._reached, self._edges, self._joint):  # of an earlier pass
                 known.clear()
         self._running += 1 if begins else -1
+
+    def _refuse_graph(self) -> None:
+        """Raise an error for a backward pass whose gradients can be differentiated."""
+        raise CaptureError(
+            "a backward pass that is recorded in a graph is not captured: with create_graph=True, "
+            "in hvp and hessian, or in gradient, vjp and the like where an argument requires a "
+            "gradient; detach such arguments, or leave gradients of gradients to a function "
+            "outside of the step"
+        )
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Write the call of a VJP; one for several inputs is one line."""

@@ -25,6 +25,7 @@ from itertools import chain
 from operator import attrgetter, call
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,8 @@ FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose obje
 LIBRARY = {"minigrad", "lora"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
 _INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
-_LARGEST = 1 << 16  # bytes of a plain array whose elements are compared
+_LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
+_LARGEST_SUMMED = 1 << 26  # bytes of one for which it is found that the step itself writes to it
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
 
@@ -68,7 +70,9 @@ class Surroundings:
         self._all_values = [*chain.from_iterable(self._values)]
         self.add({})
         self.leave_out(self._arrays)
-        self._bytes = {path: array.tobytes() for path, array in self._plain.items()}
+        self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
+        self._plain = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
+        self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
 
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
@@ -126,6 +130,10 @@ class Surroundings:
             states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
         return settings, states
 
+    def written(self) -> list[str]:
+        """Return the paths of plain arrays that were written to since."""
+        return [path for path, (x, before) in self._sums.items() if crc32(x.tobytes()) != before]
+
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
         return [leaf for leaf in self._leaves if leaf.grad is not None]
@@ -163,7 +171,7 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST:
+            if value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)

@@ -522,6 +522,8 @@ class Trainer:
         step. `shares` are their shares in the rows of all; they weigh the gradients, unless the
         loss counts something else, which is returned then.
         """
+        # Of a captured method, attributes count that its own code names, such as these.
+        model, loss = self.model, self.loss
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         facts: list[MicroBatchFacts] = []
 
@@ -530,7 +532,7 @@ class Trainer:
             for number in numbers:  # whose gradients add up
                 observed(self._draw_for, number)
                 item = number - first
-                facts.append(self._propagate(micro_batches[item], shares[item]))
+                facts.append(self._propagate(model, loss, micro_batches[item], shares[item]))
             return [None if p.grad is None else p.grad._data for p in parameters]
 
         own = list(parts(0, count, range(first, first + len(micro_batches))))
@@ -566,10 +568,12 @@ class Trainer:
         """Let a micro-batch of the step have random numbers of its own."""
         self._streams.begin(number)
 
-    def _propagate(self, micro_batch: MicroBatch, share: Any) -> MicroBatchFacts:
+    def _propagate(
+        self, model: Module, loss: Loss, micro_batch: MicroBatch, share: Any
+    ) -> MicroBatchFacts:
         """Compute the loss of a micro-batch, and its gradients with the weight of its share."""
         *inputs, target = micro_batch
-        mean, counted = _checked(self.loss(self.model(*inputs), target))
+        mean, counted = _checked(loss(model(*inputs), target))
         if counted is not None and self.capture:
             raise ValueError(
                 "capture=True: the loss returns (mean, count), and a program cannot read the "

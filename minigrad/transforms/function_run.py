@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
-from minigrad.core.backward import propagate, take
+from minigrad.core.backward import announce, propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
-from minigrad.core.grad_mode import grad_mode, is_grad_enabled
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import identity
@@ -126,6 +126,8 @@ class Run:
         for output, cotangent in zip(outputs, cotangents, strict=True):
             if (node := output.node) is not None and node.order > self.start:
                 v = cotangent if record else cotangent._data
+                for observer in mode.observers:
+                    observer.on_backward(output, v)
                 pending[node] = pending[node] + v if node in pending else v
         ends: list[Any] = [x.node for x in self.inputs]
         arrived = propagate(
@@ -136,6 +138,7 @@ class Run:
             create_graph=record,
             recorded=is_grad_enabled() and self._is_to_be_recorded(outputs, cotangents),
         )
+        announce(arrived, adding=False)
         return tuple(
             take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
             for end in ends

@@ -25,6 +25,7 @@ class Training:
     step: Callable[..., Any]
     batches: list[Any]
     parts: dict[str, Any]
+    captured: Any = None  # the same step as a program with a `source`, unless capture makes one
     patch: Any = None  # a MonkeyPatch, for changes of what all trainings share
 
     def found(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def outcomes(build: Callable[[], Training], change: Change | None, captured: boo
 
 
 def _run(training: Training, change: Change | None, captured: bool) -> list[Any]:
-    step = mg.capture(training.step) if captured else training.step
+    step = training.captured or mg.capture(training.step) if captured else training.step
     results: list[Any] = []
     for k in range(BEFORE + AFTER):
         if k == BEFORE:

@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
 from minigrad import Tensor, nn, optim
@@ -655,7 +656,7 @@ REFUSED = {
     "checkpoint": (lambda m, h, loss, x, y: mg.checkpoint(m, x), "a checkpoint is not captured"),
     "retain_grad": (retains, r"retain_grad\(\) is not captured"),
     "hook": (hooked, "a hook is not captured"),
-    "create_graph": (differentiates_twice, "create_graph: a backward pass that is recorded"),
+    "create_graph": (differentiates_twice, "a backward pass that is recorded in a graph"),
     "gradients in numpy": (clips_with_numpy, r"\.data or \.numpy\(\)"),
     "gradients in place": (writes_gradients, r"\.data or \.numpy\(\)"),
 }
@@ -1273,3 +1274,73 @@ def test_all_cases_of_ops_in_a_captured_step(case, dtype):
     except (TypeError, ValueError) as error:
         pytest.skip(f"the op does not take {dtype.__name__}: {error}")
     check_op(case, dtype)
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions that differentiate functions
+# --------------------------------------------------------------------------------------------------
+
+
+def energy(x):
+    return mg.sum(mg.tanh(x) * x)
+
+
+def step_of_a_dict(x):
+    weights = {"w": mg.tensor(np.eye(4, 3)), "b": mg.tensor(np.ones(3))}
+    value, gradient = mg.value_and_grad(lambda p: mg.sum(mg.tanh(x @ p["w"] + p["b"]) ** 2))(
+        weights
+    )
+    return value, weights["w"] - 0.1 * gradient["w"], gradient["b"]
+
+
+def two_pullbacks(x):
+    _, pullback = mg.vjp(mg.tanh, x)
+    return pullback(x * 2)[0] + pullback(mg.exp(x))[0]
+
+
+def of_a_weight(x):
+    with mg.no_grad():
+        return mg.gradient(lambda w: mg.sum((x @ w) ** 2))(WEIGHT)
+
+
+WEIGHT = mg.tensor(np.eye(4, 3) + 0.5, requires_grad=True)
+
+TRANSFORMS = {
+    "gradient": lambda x: mg.gradient(energy)(x),
+    "value_and_grad of a dict": step_of_a_dict,
+    "vjp": two_pullbacks,
+    "jacobian": lambda x: mg.jacobian(mg.tanh)(x),
+    "gradient in no_grad": of_a_weight,
+    "jvp": lambda x: mg.jvp(energy, x, x)[1],
+    "jacfwd": lambda x: mg.jacfwd(mg.tanh)(x),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_derivatives_of_functions_are_captured(name, rng):
+    captured = mg.capture(TRANSFORMS[name])
+    for _ in range(5):
+        x = mg.tensor(rng.standard_normal(4))
+        found, eager = captured(x), TRANSFORMS[name](x)
+        pairs = [(found, eager)] if isinstance(found, Tensor) else zip(found, eager, strict=True)
+        for one, other in pairs:
+            if name in ("jvp", "jacfwd"):
+                assert_allclose(one.data, other.data, rtol=1e-14)  # as ops, which round apart
+            else:
+                assert_array_equal(one.data, other.data)
+    assert captured.programs
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: mg.hvp(energy, x, x),
+        lambda x: mg.hessian(energy)(x),
+        lambda x: mg.gradient(lambda y: mg.sum(mg.gradient(energy)(y) * y))(x),
+        lambda x: mg.jvp(mg.gradient(energy), x, x)[1],
+        lambda x: mg.gradient(lambda w: mg.sum((x @ w) ** 2))(WEIGHT),
+    ],
+)
+def test_gradients_that_can_be_differentiated_are_refused(step):
+    with pytest.raises(mg.CaptureError, match=r"recorded in a graph is not captured.*hvp and hess"):
+        mg.capture(step)(mg.ones(4))
