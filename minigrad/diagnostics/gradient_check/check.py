@@ -81,8 +81,9 @@ def gradcheck(
             in some random directions; `GradcheckReport.missed` says how much that can overlook.
         nondet_tol: by how much two calls with the same inputs may differ, of `f` or of its
             gradient, relative to the largest number there: sums by atomics add in any order. What
-            repeated calls differ by widens error bars and tolerances. By default a function that
-            does not give the same numbers again, to 1e-12, cannot be judged.
+            repeated calls differ by widens error bars and tolerances, and all is judged as in
+            float32. By default a function that does not give the same numbers again, to 1e-12,
+            cannot be judged.
         rng: where cotangents and samples are drawn from; by default a fixed seed.
         progress: show a progress bar if it takes longer than a second or two.
 
@@ -212,6 +213,7 @@ def _checked(
         check_positive(f"{function.checker}: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
     function.nondet_tol = float(nondet_tol)
+    function.unsteady = nondet_tol > 0  # even if all calls here should give the same numbers
     report = GradcheckReport(function.name, tolerance, checker=function.checker)
     with np.errstate(all="ignore"), function.restored():  # what is not finite is in the report
         with function.explained(f"with the inputs it was given{function.given_as}"):

@@ -73,7 +73,7 @@ class CheckedFunction(ABC):
         others: how many tensors f depends on that require a gradient and are no operands.
         unreached: for names of operands without a gradient, what may be the reason.
         nondet_tol: the difference that two calls may have, relative to the largest number.
-        unsteady: whether two calls have differed, by more than a sum in another order.
+        unsteady: whether two calls may differ, by more than a sum in another order.
     """
 
     checker: ClassVar[str] = "gradcheck"
@@ -307,9 +307,13 @@ class CheckedFunction(ABC):
     def broadcast_flaws(self, operands: Arrays) -> list[tuple[str, str]]:
         """Compare the gradients for cotangents of ones, and of one number that is broadcast.
 
-        Such a cotangent arrives behind a sum, and has strides of 0.
+        Such a cotangent arrives behind a sum, and has strides of 0. For ones, a gradient may be
+        what rounding leaves of 0, as that of a batch norm; so it is measured by one for cotangents
+        that vary.
         """
         pullback = self.vjp(operands)
+        varied = [np.cos(np.arange(math.prod(shape))).reshape(shape) for shape in self.shapes]
+        usual = pullback(varied)
         try:
             plain, other = (
                 pullback([of_ones(shape) for shape in self.shapes])
@@ -319,9 +323,9 @@ class CheckedFunction(ABC):
             why = f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
             return [(self.names[0], why)]
         flaws = []
-        for name, x, g, h in zip(self.names, operands, plain, other, strict=True):
+        for name, x, g, h, v in zip(self.names, operands, plain, other, usual, strict=True):
             share = tolerances.SAME_BROADCAST_EPS * float(finfo(x.dtype).eps)
-            near = max(share, self.nondet_tol) * largest_of([g])
+            near = max(share, self.nondet_tol) * largest_of([g, v])
             if not np.allclose(g, h, rtol=0.0, atol=near, equal_nan=True):
                 why = (
                     "its gradient is another one for a cotangent that is broadcast, as behind a sum"

@@ -96,7 +96,7 @@ class GradcheckReport:
         others: how many tensors f depends on that require a gradient, but were not passed in.
         dtype: that differences were taken in.
         slack: the largest error that an entry which agrees may have.
-        unsteady: whether two calls differed, by what `nondet_tol` allows.
+        unsteady: whether two calls may differ, as `nondet_tol` allows.
         checker: the function that made the report.
     """
 
@@ -165,7 +165,11 @@ class GradcheckReport:
                 f"{self.directions} random directions were compared besides"
             )
         if self.dtype != "float64":
-            how = "other numbers in each call, so judged as in" if self.unsteady else "computed in"
+            how = (
+                "numbers may differ from call to call, so judged as in"
+                if self.unsteady
+                else "computed in"
+            )
             found.append(
                 f"{how} {self.dtype}, in which differences can show relative errors of more "
                 f"than {self.tolerance:.2g}, and no smaller ones"

@@ -29,7 +29,8 @@ SAME_VALUES = 1e-12
 # Two paths to one gradient, relative to it. If they are closer, only the first one is judged.
 SAME_PATH = 1e-9
 # The gradients for a cotangent of ones with its own memory and for one that is broadcast, in eps of
-# the largest element: kernels for other strides add in another order.
+# the largest element, or of that for other cotangents: kernels for other strides add in another
+# order.
 SAME_BROADCAST_EPS = 1e3
 
 # Where differences are taken:
