@@ -89,6 +89,8 @@ def check(options: argparse.Namespace) -> int:
             report = check_vjp(f, load(options.vjp), arrays, **settings)
     except (Exception, SystemExit) as error:  # what a script does on import is no verdict
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        if options.framework is None and options.vjp is None and "torch" in sys.modules:
+            notes += "\n  of a function of PyTorch, say --framework torch"
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
     print(report)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import check_count
 from minigrad.core.grad_mode import mode, observed
 
 Rng = np.random.Generator | None
@@ -24,7 +25,11 @@ _seed: int | None = None  # the last seed of `manual_seed`
 
 
 def manual_seed(seed: int) -> np.random.Generator:
-    """Restart the default generator from `seed` and return it; equal seeds give equal numbers."""
+    """Restart the default generator from `seed` and return it; equal seeds give equal numbers.
+
+    A ValueError is raised if the seed is not an integer of at least 0.
+    """
+    check_count("the seed", seed)
     observed(restart, seed)
     return _default
 

@@ -29,8 +29,8 @@ from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
 from lora.variants.inits import INITS, draw
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
-from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -186,26 +186,25 @@ def _set_parameters(
         parameters[key][0].data = value
 
 
-def _stored_weights(plan: Plan, model: Module) -> dict[str, Array | NarrowMatrix]:
-    """Return the weights that the model has, by all names that PEFT may give them."""
+def _stored_weights(plan: Plan, model: Module) -> dict[str, Any]:
+    """Return the weights of the model, dense and in few bits, by all names that PEFT may use."""
     in_use, names = parameters_in_use(model), parameter_names(model)
     found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, NarrowMatrix):
-            found[f"{name}.weight"] = weight
+        if isinstance(module, (NarrowLinear, BFloat16Embedding)):
+            found[f"{name}.weight"] = module.weight
     for name, layer in plan.layers.items():
         stored = getattr(layer.base_weight, "_data", layer.base_weight)
         found |= {f"{name}.weight": stored, f"{name}.base_layer.weight": stored}
     return found
 
 
-def _is_weight(files: AdapterFolder, key: str, weight: Array | NarrowMatrix) -> bool:
+def _is_weight(files: AdapterFolder, key: str, weight: Any) -> bool:
     """Tell whether a tensor of the file is a weight; of one in four bits, whether it may be."""
-    if not isinstance(weight, NarrowMatrix):
+    if isinstance(weight, np.ndarray):
         return files.is_same(key, weight)
     if weight.format == "nf4":  # which has lost the digits
-        return files.tensors[key].shape == weight.shape
+        return bool(files.tensors[key].shape == weight.shape)
     return files.is_same(key, weight.dense())
 
 

@@ -379,8 +379,12 @@ def save_state(
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
-        TypeError: if an array is not of numbers, or a fact is no string.
+        TypeError: if `arrays` is no dict, one is not of numbers, or a fact is no string.
     """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            f"save_state takes a dict of arrays, such as model.state_dict(), not {arrays!r:.60}"
+        )
     plain = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in plain.items():
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:

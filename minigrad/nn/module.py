@@ -84,6 +84,18 @@ class Module(Owner):
 
     training: bool = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a TypeError if a parameter or buffer would become a plain value."""
+        if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, (Parameter, Buffer)):
+            kind = type(vars(self).get(name))
+            if kind is Parameter or kind is Buffer:
+                raise TypeError(
+                    f"{name} is a {kind.__name__}, and a plain {type(value).__name__} would be no "
+                    f"part of the model; write .{name}.copy_(value), or assign "
+                    f"nn.{kind.__name__}(value)"
+                )
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output of the module; subclasses define it."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
@@ -279,7 +291,9 @@ class FunctionModule(Module):
 def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: str) -> None:
     """Write the values of a state into tensors of the same names, as `load_state_dict` does."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"load_state_dict: the state is a dict of arrays, not {state!r:.60}")
+        pair = "; load_state returns (state, metadata)" if isinstance(state, tuple) else ""
+        kind = type(state).__name__
+        raise TypeError(f"load_state_dict: the state is a dict of arrays, not a {kind}{pair}")
     problems = []
     values = {}
     for name, tensor in tensors.items():

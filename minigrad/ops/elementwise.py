@@ -286,19 +286,25 @@ _FROM_MINUS_1_TO_1: dict[str, Any] = {
     "gradient_hint": {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1},
 }
 
+
+def _one_minus_square(x: Array) -> Array:
+    """Compute 1 - x^2 with all of its digits near +-1, and all digits of its slope near 0."""
+    return where(x * x < 0.25, 1.0 - x * x, (1.0 - x) * (1.0 + x))
+
+
 arcsin = curve(
     "arcsin",
     "The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1.",
     **_FROM_MINUS_1_TO_1,
 )
-arcsin.vjp("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
+arcsin.vjp("x", lambda g, x: g / sqrt(_one_minus_square(x)))
 
 arccos = curve(
     "arccos",
     "The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1.",
     **_FROM_MINUS_1_TO_1,
 )
-arccos.vjp("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
+arccos.vjp("x", lambda g, x: -g / sqrt(_one_minus_square(x)))
 
 arctan = curve(
     "arctan", "The angle in (-pi/2, pi/2) with tangent x, with derivative 1 / (1 + x^2)."
@@ -379,4 +385,4 @@ arctanh = curve(
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )
-arctanh.vjp("x", lambda g, x: g / ((1.0 - x) * (1.0 + x)))
+arctanh.vjp("x", lambda g, x: g / _one_minus_square(x))

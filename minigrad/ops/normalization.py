@@ -174,6 +174,11 @@ def _checked_sizes(
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )
+    if not all(isinstance(size, (int, np.integer)) for size in sizes):
+        raise TypeError(
+            f"normalized_shape is the size of the last axis, or of the last axes in a tuple, not "
+            f"{normalized_shape!r:.60}"
+        )
     if not sizes or math.prod(sizes) == 0:
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ Record = dict[str, float]
 
 @dataclass
 class History:
-    """The records of a run.
+    """The records of a run: `history["loss"]` is one column, and iteration goes by epochs.
 
     Attributes:
         steps: for each step of the optimiser its number, epoch, loss, learning rate (of the first
@@ -34,10 +35,21 @@ class History:
 
     def __getitem__(self, name: str) -> list[float]:
         """Return one column of the epochs, such as "loss"; a KeyError names those there are."""
-        names = list(dict.fromkeys(key for record in self.epochs for key in record))
-        if name not in names:
-            raise KeyError(f"the epochs have no {name!r}, only {', '.join(names) or 'nothing yet'}")
+        if name not in self:
+            known = ", ".join(self.keys()) or "nothing yet"
+            raise KeyError(f"the epochs have no {name!r}, only {known}")
         return [record[name] for record in self.epochs if name in record]
+
+    def keys(self) -> list[str]:
+        """Return the names of all columns of the epochs."""
+        return list(dict.fromkeys(key for record in self.epochs for key in record))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[Record]:
+        """Go through the records of the epochs."""
+        return iter(self.epochs)
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -101,8 +101,8 @@ class Trainer:
             gradients add up to that of one batch of all their rows, in the memory of one of them:
             sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
             Several ranks share them out.
-            A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
-            class weights adds up the weights of the targets.
+            So let a loss that leaves out targets, as by an `ignore_index`, return how many others
+            there are, and one with class weights the sum of the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
             to record after each epoch, for the rows of training and validation; a dict names them.
         clip_norm: the largest gradient norm to step with.
@@ -134,7 +134,7 @@ class Trainer:
     Raises:
         ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
             averages do not belong together.
-        TypeError: if `scheduler` or `ema` is something else.
+        TypeError: if `model`, `optimizer`, `scheduler` or `ema` is something else.
         FileNotFoundError: if the folder of the checkpoint does not exist.
     """
 
@@ -171,13 +171,23 @@ class Trainer:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
+        required: dict[str, tuple[Any, type]]
+        required = {"model": (model, Module), "optimizer": (optimizer, Optimizer)}
+        for name, (part, kind) in required.items():
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"{name} must be a {kind.__name__}, not {part!r:.60}; the order is "
+                    f"Trainer(model, optimizer, loss)"
+                )
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         optimized = self._optimized()
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
-        for name, part, kind in (("scheduler", scheduler, LRScheduler), ("ema", ema, EMA)):
+        optional: dict[str, tuple[Any, type]]
+        optional = {"scheduler": (scheduler, LRScheduler), "ema": (ema, EMA)}
+        for name, (part, kind) in optional.items():
             if part is not None and not isinstance(part, kind):
                 raise TypeError(f"{name} must be an {kind.__name__} or None, not {part!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
@@ -379,6 +389,12 @@ class Trainer:
             with no_grad():
                 loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
+            for name, value in named.items():
+                if np.ndim(value):
+                    raise TypeError(
+                        f"the metric {name} returned {np.size(value)} numbers, and not one; take "
+                        f"their mean, for example"
+                    )
             return {"loss": loss.item(), **named}
         own, ranks = [], world()
         with self._without_draws(ranks), evaluation_mode(self.model):

@@ -124,3 +124,11 @@ def test_what_is_impossible_is_never_drawn_whatever_the_generator_gives(rng):
 def test_what_no_token_can_be_drawn_from_is_refused(logits, options, message):
     with pytest.raises(ValueError, match="sample: .*" + message):
         sample(logits, **options)
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, None])
+def test_a_seed_is_a_count(seed):
+    with pytest.raises(
+        ValueError, match=f"the seed must be an integer of at least 0, not {seed!r}"
+    ):
+        minigrad.manual_seed(seed)

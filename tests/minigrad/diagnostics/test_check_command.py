@@ -145,7 +145,9 @@ def test_a_module_of_pytorch_gets_inputs_of_its_dtype(tmp_path, monkeypatch, cap
     for dtype in ("float64", "float32", "bfloat16"):
         assert status(f"{file}:f", "--shapes", "3", "--framework", "torch", "--dtype", dtype) == 0
     assert status(f"{file}:f", "--shapes", "3") == 3
-    assert "a function of PyTorch or JAX is given arrays of theirs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a function of PyTorch or JAX is given arrays of theirs" in error
+    assert "say --framework torch" in error
 
 
 def test_shapes_must_be_given(file, capsys):

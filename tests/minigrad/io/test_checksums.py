@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minigrad import nn
 from minigrad.io import TensorFile, TensorInfo, load_state, save_state, writing
 
 KEY = "minigrad.sha256"
@@ -67,6 +68,15 @@ def test_files_of_others_have_none_and_are_read(path):
         assert not file.has_checksum
         file.check()
     assert load_state(path)[0]["x"].tolist() == [1, 1, 1]
+
+
+def test_what_is_no_dict_of_arrays_is_refused(path):
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"such as model\.state_dict\(\), not Linear"):
+        save_state(path, model)
+    save_state(path, model.state_dict())
+    with pytest.raises(TypeError, match=r"not a tuple; load_state returns \(state, metadata\)"):
+        model.load_state_dict(load_state(path))
 
 
 def test_others_read_files_with_one(path):

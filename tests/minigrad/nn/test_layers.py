@@ -403,6 +403,12 @@ def test_a_norm_of_another_shape_is_an_error(norm):
         norm(3)(minigrad.ones((2, 4)))
 
 
+@pytest.mark.parametrize("norm", [minigrad.layer_norm, minigrad.rms_norm])
+def test_a_norm_without_its_sizes_says_so(norm):
+    with pytest.raises(TypeError, match=r"normalized_shape is the size of .* not array"):
+        norm(minigrad.ones(2, 3), minigrad.ones(3))
+
+
 # ----------------------------------------------------------------------------------------------
 # What all layers with parameters do
 # ----------------------------------------------------------------------------------------------

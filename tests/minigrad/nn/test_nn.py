@@ -432,3 +432,22 @@ def test_repr_of_one_layer_is_one_line():
     assert repr(nn.ReLU()) == "ReLU()"
     assert repr(nn.Softmax(axis=1)) == "Softmax(axis=1)"
     assert repr(nn.MSELoss("sum")) == "MSELoss(reduction='sum')"
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+@pytest.mark.parametrize("make", [minigrad.zeros, np.zeros])
+def test_a_plain_value_does_not_replace_a_parameter_or_a_buffer(kind, make):
+    class Model(nn.Module):
+        def __init__(self):
+            self.part = kind(np.ones(2))
+            self.other = None
+
+    model = Model()
+    with pytest.raises(TypeError, match=rf"part is a {kind.__name__}.*\.part\.copy_\(value\)"):
+        model.part = make(2)
+    assert list(model.state_dict()) == ["part"]
+    model.part = kind(make(2))
+    assert model.state_dict()["part"].tolist() == [0, 0]
+    model.part = None
+    model.other = make(2)
+    assert list(model.state_dict()) == []

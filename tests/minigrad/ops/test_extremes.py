@@ -329,3 +329,19 @@ def test_whole_powers_of_both_signs_are_those_of_numpy(n, rng):
 def test_losses_that_would_be_wrong_without_a_word_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(Tensor(X, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("function", "curvature"),
+    [
+        (minigrad.arcsin, lambda x: x / (1 - x * x) ** 1.5),
+        (minigrad.arccos, lambda x: -x / (1 - x * x) ** 1.5),
+        (minigrad.arctanh, lambda x: 2 * x / (1 - x * x) ** 2),
+    ],
+)
+def test_second_derivatives_have_all_digits_near_0_and_near_1(function, curvature):
+    values = np.array([1e-20, -1e-8, 1e-6, -1e-4, 0.1, 0.49, 0.51, -0.9, 1 - 2**-12], np.float32)
+    slope = minigrad.gradient(lambda x: function(x).sum())
+    found = minigrad.gradient(lambda x: slope(x).sum())(minigrad.tensor(values))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.data, curvature(values.astype(np.float64)), rtol=1e-6)

@@ -394,6 +394,29 @@ def test_a_missing_column_is_an_error_with_the_names_there_are(data):
         History()["loss"]
 
 
+def test_a_history_is_asked_for_columns_and_goes_by_epochs(data):
+    history = make().fit(data, epochs=2)
+    assert "loss" in history
+    assert "validation_loss" not in history
+    assert [*history] == history.epochs
+    assert dict(history)["loss"] == history["loss"] == [record["loss"] for record in history]
+
+
+def test_parts_in_another_order_are_refused():
+    model = Slope()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer must be .*Trainer\(model, optimizer, loss\)"):
+        Trainer(model, minigrad.mse, optimizer)
+    with pytest.raises(TypeError, match="model must be a Module, not "):
+        Trainer(optimizer, model, minigrad.mse)
+
+
+def test_a_metric_of_several_numbers_is_named(data):
+    trainer = make(metrics={"error": lambda prediction, target: prediction - target})
+    with pytest.raises(TypeError, match="the metric error returned 40 numbers, and not one"):
+        trainer.fit(data, epochs=1)
+
+
 def test_repr_of_a_history_has_its_last_epoch(data):
     assert repr(History()) == "History(no epochs yet)"
     history = make(batch_size=20).fit(data, epochs=2)
