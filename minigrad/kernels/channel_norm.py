@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from numba import types
 
-from minigrad.kernels.jit import Array, Read, Written, jit
+from minigrad.kernels.jit import Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.normalization import STRETCH, about_pivot
 
@@ -81,14 +81,16 @@ def norm_gradients(
     mean, rstd = _of_rows(rows, moments, eps)
     scale = rstd if weight is None else rstd * weight
     pivot = mean.astype(x.dtype)
-    dx = None
-    if needs_input_grad[0] and is_fixed:
-        dx = _from_rows(_scaled(gs, np.zeros_like(pivot), scale, np.zeros_like(pivot)), x.shape)
     if is_fixed and not any(needs_input_grad[1:]):
-        return dx, None, None
-    total, products = _row_sums(gs, rows, pivot)
+        zero = np.zeros_like(pivot)
+        return _from_rows(_scaled(gs, zero, scale, zero), x.shape), None, None
+    total, products, dx = _row_sums(
+        gs, rows, pivot, scale if is_fixed and needs_input_grad[0] else None
+    )
     products = (products + (pivot - mean) * total) * rstd
-    if needs_input_grad[0] and not is_fixed:
+    if dx is not None:
+        dx = _from_rows(dx, x.shape)
+    elif needs_input_grad[0]:
         factor = 1.0 if weight is None else weight
         x_factor = rstd * rstd * _shared(products * factor, rows, num_groups)
         constant = rstd * _shared(total * factor, rows, num_groups) + (pivot - mean) * x_factor
@@ -146,15 +148,22 @@ def _scaled(x: Array, pivot: Array, scale: Array, shift: Array) -> Array:
     return out
 
 
-def _row_sums(g: Array, x: Array, pivot: Array) -> Array:
-    """Return the sums of g and of g (x - pivot) in each row."""
+def _row_sums(
+    g: Array, x: Array, pivot: Array, scale: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Return the sums of g and of g (x - pivot) in each row; and g scale, if there is a scale."""
     kernel = kernel_for(_row_sums_loop, x, g)
     if kernel is None:
         products = (g * (x - pivot[..., None])).sum(2, np.float64)
-        return np.stack([g.sum(2, np.float64), products])
+        scaled = None if scale is None else (g * scale[..., None]).astype(x.dtype)
+        return g.sum(2, np.float64), products, scaled
     out = np.empty((2, x.shape[0] * x.shape[1]))
-    kernel(2 * x.size * SECONDS, _flat(g), _flat(x), _numbers(x, pivot), out)
-    return out.reshape(2, *x.shape[:2])
+    scaled = None if scale is None else np.empty_like(x)
+    numbers = _numbers(x, pivot, pivot if scale is None else scale)
+    written = nothing(x.dtype, 2) if scaled is None else _flat(scaled)
+    kernel(2 * x.size * SECONDS, _flat(g), _flat(x), numbers, written, out)
+    total, products = out.reshape(2, *x.shape[:2])
+    return total, products, scaled
 
 
 def _input_gradient_rows(
@@ -224,14 +233,19 @@ def _sums_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
 
 @for_each_dtype()
 def _row_sums_loop(
-    piece: int, pieces: int, g: Read.D2, x: Read.D2, pivots: Read.D2, out: Doubles
-) -> None:
+    piece: int, pieces: int, g: Read.D2, x: Read.D2, numbers: Read.D2, scaled: Written.D2,
+    out: Doubles,
+) -> None:  # fmt: skip
     for row in span(piece, pieces, len(x)):
-        total, products = 0.0, 0.0
+        total, products, scale = 0.0, 0.0, numbers[row, 1]
         for start in range(0, x.shape[1], STRETCH):
-            end = start + STRETCH
-            sums = _sums_of_stretch(g[row, start:end], x[row, start:end], pivots[row, 0])
+            gs, xs = g[row, start : start + STRETCH], x[row, start : start + STRETCH]
+            sums = _sums_of_stretch(gs, xs, numbers[row, 0])
             total += sums[0]
             products += sums[1]
+            if scaled.size:  # while g is in the nearest cache
+                outs = scaled[row, start : start + STRETCH]
+                for i in range(outs.size):
+                    outs[i] = gs[i] * scale
         out[0, row] = total
         out[1, row] = products

@@ -283,11 +283,10 @@ def test_the_whole_main_demo(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("scaling", "optimizer"), [("standard", "sgd"), ("rslora", "adamw")])
-def test_the_main_demo_with_other_options(tmp_path, scaling, optimizer):
+def test_the_main_demo_with_other_options(tmp_path):
     out = tmp_path / "options.png"
     results = lora_regression.main(
-        rank=4, alpha=4, scaling=scaling, optimizer=optimizer, epochs=20, seed=3, out=out
+        rank=4, alpha=4, scaling="rslora", optimizer="sgd", epochs=20, seed=3, out=out
     )
     mean, margin = compare(results, LORA, NONE)
     assert mean < -margin

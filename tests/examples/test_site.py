@@ -533,13 +533,14 @@ def test_the_linter_has_nothing_to_say_about_the_script(tmp_path):
 
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-VARIED = [
+EACH_KIND = [
     *("index.html", "gallery.html", "guides/index.html", "guides/lora.html", "course/index.html"),
     "course/teaching.html",
     *("reference/index.html", "reference/minigrad/distributed.html", "reference/minigrad/viz.html"),
     *("source/minigrad/ops/index.html", "source/minigrad/core/backward.py.html"),
-    *(f"course/{path.stem}.html" for path in walkthroughs()),
+    *(f"course/{path.stem}.html" for path in walkthroughs()[::5]),
 ]
+VARIED = list(dict.fromkeys([*EACH_KIND, *(f"course/{p.stem}.html" for p in walkthroughs())]))
 """Pages of each kind, and all of the course."""
 
 
@@ -604,7 +605,7 @@ def findings(page, **options):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_axe_finds_nothing_in_light_and_dark(opened, name):
     page = opened(name)
     assert list(findings(page)) == []

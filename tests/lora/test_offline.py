@@ -1336,7 +1336,7 @@ def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsy
 
 @pytest.mark.full
 def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
-    ended = mutate(1500, net, rng, tmp_path, capsys)
+    ended = mutate(600, net, rng, tmp_path, capsys)
     assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
     assert {("check", status) for status in (0, WRONG, FAILED)} < ended
 
