@@ -7,7 +7,7 @@ model say which tensors there must be, and each tensor of the file must be one o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -158,17 +158,7 @@ def _set_parameters(
             for other in others
             if {first, other} <= values.keys() and not np.array_equal(values[first], values[other])
         ]
-    own = _stored_weights(plan, model)
-    for key in files.tensors:
-        if key in parameters or key in files.repeated:
-            continue
-        # PEFT may write the weights of embeddings and of the head, adapted or not; these must be
-        # those that the model has.
-        weight = own.get(key.removeprefix(PREFIX))
-        if weight is None:
-            problems.append(f"unexpected: {key} {files.tensors[key].shape}")
-        elif not _is_weight(files, key, weight):
-            problems.append(f"another base: {key} is not the weight that the model has")
+    problems += _problems_of_base_weights(plan, model, files, parameters)
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
         f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
@@ -186,8 +176,27 @@ def _set_parameters(
         parameters[key][0].data = value
 
 
-def _stored_weights(plan: Plan, model: Module) -> dict[str, Any]:
-    """Return the weights of the model, dense and in few bits, by all names that PEFT may use."""
+def _problems_of_base_weights(
+    plan: Plan, model: Module, files: AdapterFolder, parameters: Collection[str]
+) -> Iterator[str]:
+    """Yield what is wrong with tensors that are no parameters of the adapter.
+
+    PEFT may write the weights of embeddings and of the head, adapted or not; these must be those
+    that the model has.
+    """
+    own = _base_weights(plan, model)
+    for key in files.tensors:
+        if key in parameters or key in files.repeated:
+            continue
+        weight = own.get(key.removeprefix(PREFIX))
+        if weight is None:
+            yield f"unexpected: {key} {files.tensors[key].shape}"
+        elif not _is_weight(files, key, weight):
+            yield f"another base: {key} is not the weight that the model has"
+
+
+def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
+    """Return the weights of the base, dense and in few bits, by all names that PEFT may use."""
     in_use, names = parameters_in_use(model), parameter_names(model)
     found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     for name, module in model.named_modules():

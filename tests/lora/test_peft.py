@@ -186,6 +186,13 @@ def test_a_head_that_peft_wrote_beside_updates_of_others_must_be_that_of_the_mod
     edit(folder / WEIGHTS, lambda arrays: arrays.update({key: weight}))
     lora.load(model, folder)
     assert relative(output(model, "transformer"), RESULTS["names_in_vain; output"]) < 1e-6
+    beside = model_of("transformer")
+    lora.attach(
+        beside, LoRAConfig(rank=1, targets=["q_proj"], modules_to_save=["head"]), adapter="a"
+    )
+    beside.head.weight.copy_(2 * weight)
+    lora.load(beside, folder)  # the weight of the base, and not the one that the other trains
+    assert relative(output(beside, "transformer"), RESULTS["names_in_vain; output"]) < 1e-6
     for other in (weight + 1, weight[:1], weight.astype(int)):
         edit(folder / WEIGHTS, lambda arrays, other=other: arrays.update({key: other}))
         with pytest.raises(ValueError, match=f"another base: {key}"):
