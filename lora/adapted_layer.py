@@ -216,7 +216,8 @@ class AdaptedLayer(Module):
                 f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
                 f"call unmerge() first"
             )
-        self.active = tuple(names)
+        if tuple(names) != self.active:  # else a captured step would take it for a change
+            self.active = tuple(names)
 
     def pause(self) -> None:
         """Let no adapter take part until `resume`; pauses can be nested."""

@@ -70,7 +70,8 @@ class Observer:
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """The value of `tensor` has left the graph by `how`, such as "detach()".
 
-        `value` is a Tensor or an array in the same memory, or None for Python numbers.
+        With ".data =" it is about to get other memory. `value` is a Tensor or an array in the same
+        memory, or None for Python numbers.
         """
 
     def on_text(self, tensor: Tensor) -> None:

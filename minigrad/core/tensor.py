@@ -166,6 +166,8 @@ class Tensor:
     @data.setter
     def data(self, value: Any) -> None:
         array = self._assignable(value)
+        if mode.state[1]:
+            _announce(self, None, ".data =")
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
         mark_written(self._data)

@@ -27,12 +27,13 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import are_same
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
@@ -67,6 +68,7 @@ class Captured(Generic[P, R]):
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
         self._names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        self._attribute = getattr(step, "__name__", "")  # under which an object has it as a method
         self._lock = threading.RLock()
         self.reset()
 
@@ -115,11 +117,14 @@ class Captured(Generic[P, R]):
     def __reduce__(self) -> Any:
         """Return what copies and pickles are made of: they record for themselves."""
         owner = getattr(self.step, "__self__", None)
-        if owner is not None and vars(owner).get(self.step.__name__) is self:
-            return getattr, (owner, self.step.__name__)
+        if owner is not None and getattr(owner, self._attribute, None) is self:
+            return getattr, (owner, self._attribute)
         scope = sys.modules.get(getattr(self.step, "__module__", None) or "")
         name: str = getattr(self.step, "__qualname__", "")
         return name if getattr(scope, name, None) is self else (Captured, (self.step,))
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = name
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         """Make a step in a class a method, with programs of its own for each object."""
@@ -130,8 +135,12 @@ class Captured(Generic[P, R]):
                 f"capture: an object of {type(owner).__name__} has no __dict__ to keep programs "
                 f"in; leave out its __slots__, or capture a function"
             )
-        bound = Captured(cast(Any, self.step).__get__(owner, kind))
-        vars(owner)[self.step.__name__] = bound
+        # Another class may have a method of this name, and a copy of the object has its attributes.
+        kept = f"_captured {getattr(self.step, '__qualname__', '')} {self._attribute}"
+        bound: Captured[Any, Any] | None = vars(owner).get(kept)
+        if bound is None or getattr(bound.step, "__self__", owner) is not owner:
+            bound = vars(owner)[kept] = Captured(cast(Any, self.step).__get__(owner, kind))
+            bound._attribute = self._attribute
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -163,7 +172,15 @@ class Captured(Generic[P, R]):
     def _eager(self, args: Any, kwargs: Any) -> R:
         """Run the step itself."""
         kwargs = {name: _with_tensors(value) for name, value in kwargs.items()}
-        return self.step(*map(_with_tensors, args), **kwargs)
+        args = [*map(_with_tensors, args)]
+        before = [*_contents([args, kwargs])]
+        result = self.step(*args, **kwargs)
+        if not are_same([*_contents([args, kwargs])], before):
+            raise CaptureError(
+                "capture: the step writes to a list or dict among its arguments, which a program "
+                "would not do again; return what is new; the step has been made"
+            )
+        return result
 
     def _record(
         self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
@@ -245,15 +262,19 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     A program does what the library does in a step. What else the step does, such as writing to a
     file, or `math.isfinite` of the norm that `clip_grad_norm` returns, happens when it is recorded
-    only. A `jvp` in it becomes ops, whose last digits may be others.
+    only. A `jvp` in it becomes ops, whose last digits may be others. A program takes for constant what
+    the step reads through functions in C alone, such as `os.environ`, a context variable or an
+    `operator.attrgetter`, and what numpy makes of arrays of more than 64 KB outside of the library.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.
         CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
             `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph`, `hvp` or a
-            checkpoint, writes to a numpy array, sets an option of an optimiser, loads a state of
-            one, of a scheduler or of averages, draws random numbers from numpy, or does something
-            else in its second call than in the first.
+            checkpoint, writes to a numpy array, or to a list or dict among its arguments, gives a
+            tensor other memory, reads an iterator, makes an array whose size depends on values,
+            sets an option of an optimiser, loads a state of one, of a scheduler or of averages,
+            draws random numbers otherwise than by minigrad, or does something else in its second
+            call than in the first.
     """
     return Captured(step)
 
@@ -299,8 +320,21 @@ def _with_tensors(value: Any) -> Any:
     return value
 
 
+def _contents(value: Any) -> Iterator[Any]:
+    """Go through what is in lists and dicts, at any depth."""
+    for each in (*value, *value.values()) if isinstance(value, dict) else value:
+        yield each
+        if isinstance(each, (list, tuple, dict)):
+            yield from _contents(each)
+
+
 def _check_code(surroundings: Surroundings) -> None:
-    """Raise a CaptureError if the code of a step prints, or reads values."""
+    """Raise a CaptureError if the code of a step prints, reads values, or draws from iterators."""
+    for path in surroundings.iterators():
+        raise CaptureError(
+            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
+            f"is; take the next value outside of the step, and pass it as an argument"
+        )
     for function in surroundings.functions:
         names = {name for code in codes(function) for name in code.co_names}
         for name in sorted(names & {"item", "tolist", "print"}):

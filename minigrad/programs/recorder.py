@@ -23,6 +23,7 @@ from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
+from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
 from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
@@ -40,6 +41,8 @@ class StepRecorder(Observer):
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, Iterator[Edge]] = {}  # those that have not been gone through
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines of several gradients
+        self._shared: set[str | None] = set()  # gradients that are arrays with another name too
+        self._summed: set[str | None] = set()  # sums of gradients, which are views of new memory
         self._state = self.surroundings.state()
 
     def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
@@ -126,20 +129,32 @@ class StepRecorder(Observer):
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
         """Write the call of a function that is no op."""
+        if function is np.nonzero or (function is one_hot_rows and arguments[1] is None):
+            raise CaptureError(
+                f"{function.__name__}: the size of the result depends on values, and shapes in a "
+                f"program are fixed; use minigrad.where, or give one_hot its num_classes"
+            )
         if begins and not self._running:
             self.check_state()
         self._running += 1 if begins else -1
         if begins or self._running:
             return
         self._state = self.surroundings.state()
-        if function is contiguous_copy and result.strides == arguments[0].strides:
-            self.names.register(result, self.names.name(arguments[0]))  # nothing writes to either
-            return
         if (getattr(function, "__module__", None) or "").startswith("minigrad.optim"):
             self._section = "update"
         call = self.names.call(function, [self.names.name(array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
         self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
+        if function is contiguous_copy and self._is_alone(arguments[0]):
+            self.lines[-1].copied = self.names.name(arguments[0])
+
+    def _is_alone(self, array: Any) -> bool:
+        """Return whether no other value is in the memory of an array."""
+        name = self.names.known(array)
+        if not isinstance(array, np.ndarray) or name in self._shared:
+            return False
+        is_own = array.flags.owndata or name in self._summed
+        return is_own and array.flags.c_contiguous and array.flags.writeable
 
     def on_result(self, result: Any) -> Any:
         """Give the step a StepNumber for each number."""
@@ -163,8 +178,8 @@ class StepRecorder(Observer):
         """Add to the gradient that has reached a node."""
         before = self._pending.get(node)
         if before is not None:
-            total = self.names.new("g")
-            self._emit(total, f"{before} + {name}")
+            total, both = self.names.new("g"), f"{before} + {name}"
+            self._emit(total, both if node.shape else self.names.call(np.asarray, [both]))
             name = total
         self._pending[node] = name
 
@@ -198,6 +213,7 @@ class StepRecorder(Observer):
             self._reached[node] = self._pending.pop(node)
             self._edges[node] = iter(node.edges or ())
         g = self._reached[node]
+        is_known = isinstance(result, np.ndarray) and self.names.known(result) is not None
         _, argnum, vjp, *saved = next(edge for edge in self._edges[node] if edge[0] is parent)
         arguments = [g, *map(self.names.name, saved)]
         name = f"{op.name}_vjp"
@@ -217,6 +233,8 @@ class StepRecorder(Observer):
             arguments.insert(1, str(tuple(each != "_" for each in outs)))  # which are wanted
             line.outs = as_tuple(outs)
             line.expression = self.names.call(vjp.derivative, arguments, name)
+        if is_known:
+            self._shared.add(out)
         self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
@@ -227,6 +245,7 @@ class StepRecorder(Observer):
             arguments = [name, self.names.name(gradient.shape), f"'{gradient.dtype}'"]
             name = self.names.new("g")
             self._emit(name, self.names.call(sum_to, arguments))
+            self._summed.add(name)
         self._reach(parent, name)
 
     def on_free(self, node: Node) -> None:
@@ -273,6 +292,11 @@ class StepRecorder(Observer):
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
+        if how == ".data =" and not self._running:
+            raise CaptureError(
+                "an assignment to .data gives a tensor other memory, which a program would not do "
+                "again; write into the memory that it has, with copy_"
+            )
         if not self._running and how not in ("detach()", "Tensor()"):
             how = ".data or .numpy()" if how == ".data" else how
             raise CaptureError(

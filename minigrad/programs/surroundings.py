@@ -14,17 +14,25 @@ small plain arrays that the program does not have are compared, as numpy may hav
 from __future__ import annotations
 
 import dis
+import io
 import random as stdlib_random
 import re
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from functools import cached_property, partial
 from itertools import chain
 from operator import attrgetter, call
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -64,6 +72,9 @@ class Surroundings:
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
         self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
+        self._slots: list[tuple[str, Any, list[str]]] = []  # and of which only these slots count
+        self._sources: list[Any] = []  # of random numbers, beside the generators of numpy
+        self._iterators: list[str] = []  # the paths of what has a next value
         self._walk(function, "")
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
@@ -125,10 +136,15 @@ class Surroundings:
         """
         settings = {path: _settings(each) for path, each in self.settable.items()}
         states = [repr(generator.bit_generator.state) for generator in self.generators]
+        states += [_state_of_source(source) for source in self._sources]
         if "random" in self._words:
             _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
             states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
         return settings, states
+
+    def iterators(self) -> list[str]:
+        """Return the paths of the iterators that the functions name."""
+        return [path for path in self._iterators if path.rpartition(".")[2] in self._words]
 
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since."""
@@ -179,14 +195,20 @@ class Surroundings:
             self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
+        elif isinstance(value, BuiltinMethodType):
+            self._walk(value.__self__, path)
+        elif isinstance(value, (stdlib_random.Random, np.random.RandomState)):
+            self._sources.append(value)
+        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
             for name in ("fget", "__func__", "func", "args", "keywords"):
                 self._walk(getattr(value, name, None), path)
         elif isinstance(value, (tuple, frozenset)):  # which cannot change
             self._walk_all(path, enumerate(value))
-        elif isinstance(value, (list, set, deque)):
-            self._enter(path, range(len(value)), value.__iter__)
-        elif isinstance(value, dict):
+        elif isinstance(value, (list, set, deque, MappingView)):
+            self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
+        elif isinstance(value, (dict, MappingProxyType, ChainMap)):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, (Optimizer, LRScheduler, EMA)):
             self.settable[_unused(path, self.settable)] = value
@@ -204,25 +226,25 @@ class Surroundings:
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
-        attributes = getattr(value, "__dict__", {})
-        self._walk(attributes.get("__wrapped__"), path)
+        attributes = getattr(value, "__dict__", None)
+        self._walk((attributes or {}).get("__wrapped__"), path)
         module = type(value).__module__
         if module.startswith(_NOT_COMPARED):
             return
         self._walk(type(value), path)
-        if attributes and (not is_all or package_of(module) in FOREIGN):
+        declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
+        if attributes is not None and (not is_all or package_of(module) in FOREIGN):
             self._scopes.append((path, value))
+            self._slots.append((path, value, slots))
         elif package_of(module) not in FOREIGN:
             if isinstance(value, Module):
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
-            declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
-            slots = [
-                n for names in declared for n in ([names] if isinstance(names, str) else names)
-            ]
             if slots:
                 self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
-            self._enter(path, [*attributes], attributes.values)
+            if attributes is not None:
+                self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
         """Walk through the optimisers, and what the code names of classes, modules and so on."""
@@ -231,12 +253,23 @@ class Surroundings:
             known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # which grow meanwhile
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
+            for path, value, slots in self._slots:
+                named = [name for name in slots if name in self._words]
+                self._walk_all(path, [(name, getattr(value, name, None)) for name in named])
             for path, each in [*self.settable.items()]:  # now, since modules have better names
                 groups = getattr(each, "param_groups", ())
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
             names = self._read(scope)
             self._compare(path, names, partial(map, vars(scope).get, names))
+            if not isinstance(scope, ModuleType):  # a new attribute may be one that the code names
+                self._compare(path, ("a new attribute",), partial(_count, scope))
+        for path, value, slots in self._slots:
+            named = [name for name in slots if name in self._words]
+            self._compare(path, named, partial(_attributes, value, named))
+        for path, each in self.settable.items():
+            names = [name for name, _ in _named_settings(each, self._words)]
+            self._compare(path, names, partial(_values_of_settings, each, self._words))
 
     def _read(self, scope: Any) -> list[str]:
         return sorted(vars(scope).keys() & self._words)
@@ -253,7 +286,7 @@ class Surroundings:
         self._enter("", code.co_freevars, partial(map, _content, cells))
         read = set()
         for code in codes(function):
-            self._words |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+            self._words |= {*code.co_names, *code.co_freevars, *_texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
@@ -270,6 +303,53 @@ _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
     groups = optimizer.param_groups
     return chain(groups, *[group["params"] for group in groups])
+
+
+def _count(scope: Any) -> list[int]:
+    return [min(len(vars(scope)), 256)]  # up to which an equal int is the same object
+
+
+def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
+    return [getattr(value, name, None) for name in names]
+
+
+def _texts(constants: Iterable[Any]) -> Iterator[str]:
+    """List the texts among the constants of a code, and in its tuples."""
+    for each in constants:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, (tuple, frozenset)):
+            yield from _texts(each)
+
+
+def _state_of_source(source: Any) -> str:
+    if isinstance(source, stdlib_random.Random):
+        return repr(hash(source.getstate()))
+    return repr(
+        [
+            part if isinstance(part, (str, int, float)) else crc32(part.tobytes())
+            for part in source.get_state(legacy=True)
+        ]
+    )
+
+
+def _values_of_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[Any]:
+    return [setting for _, setting in _named_settings(value, words)]
+
+
+def _named_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[tuple[str, Any]]:
+    """List what a program reads anew by itself, and what the code of a step names too."""
+    if isinstance(value, Optimizer):
+        groups = enumerate(value.param_groups)
+        return [
+            (f"param_groups.{i}.{k}", group[k])
+            for i, group in groups
+            for k in sorted(group.keys() & words - {"params"})
+        ]
+    found = [(name, vars(value)[name]) for name in sorted(vars(value).keys() & words)]
+    if isinstance(value, LRScheduler) and "get_last_lr" in words:
+        found += [("get_last_lr()", rate) for rate in value.get_last_lr()]
+    return found
 
 
 def _settings(value: Optimizer | LRScheduler | EMA) -> Any:

@@ -446,6 +446,8 @@ class Trainer:
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
             self._after_step(validation, last)
+            if self._pass is not begun:  # a function has loaded another state, to go on from there
+                return False
             at_once = self._world.any(self._at_once, "the end of a step")
             if begun.position < len(train):
                 is_end = at_once or len(steps) == last
@@ -520,7 +522,10 @@ class Trainer:
         self._usual_count = sum(sizes) if count > 1 else None
         own = block(count, self._world.rank, self._world.size)
         mine = slice(own.start, own.stop)
-        step = self.captured_step or self._make_step
+        captured: Any = self.captured_step
+        if captured is not None and captured.step.__self__ is not self:  # of what this is a copy of
+            captured = self.captured_step = programs.capture(self._make_step)
+        step = captured or self._make_step
         with self._streams:
             values, norm, counted = step(micro_batches[mine], shares[mine], own.start, count)
         counts = counted or rows

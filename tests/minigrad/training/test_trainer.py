@@ -402,6 +402,29 @@ def test_a_history_is_asked_for_columns_and_goes_by_epochs(data):
     assert dict(history)["loss"] == history["loss"] == [record["loss"] for record in history]
 
 
+def test_a_state_that_is_loaded_after_a_step_is_where_it_goes_on(data, tmp_path):
+    calls, file = [], tmp_path / "state"
+
+    def go_back_once(trainer):
+        calls.append(len(trainer.history.steps))
+        if len(calls) == 3:
+            trainer.save(file)
+        if len(calls) == 6:
+            trainer.load(file)
+
+    trainer = make(batch_size=10, on_step=go_back_once)
+    trainer.fit(data, epochs=4)
+    plain = make(batch_size=10)
+    plain.fit(data, epochs=4)
+    assert calls == [1, 2, 3, 4, 5, 6, *range(4, 17)]
+    assert [(r["step"], r["epoch"]) for r in trainer.history.steps] == [
+        (r["step"], r["epoch"]) for r in plain.history.steps
+    ]
+    assert trainer.history["epoch"] == [1, 2, 3, 4]
+    for found, expected in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
+        np.testing.assert_array_equal(found.data, expected.data)
+
+
 def test_parts_in_another_order_are_refused():
     model = Slope()
     optimizer = SGD(model.parameters(), lr=0.1)
