@@ -262,9 +262,9 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     A program does what the library does in a step. What else the step does, such as writing to a
     file, or `math.isfinite` of the norm that `clip_grad_norm` returns, happens when it is recorded
-    only. A `jvp` in it becomes ops, whose last digits may be others. A program takes for constant what
-    the step reads through functions in C alone, such as `os.environ`, a context variable or an
-    `operator.attrgetter`, and what numpy makes of arrays of more than 64 KB outside of the library.
+    only. A `jvp` in it becomes ops, whose last digits may be others. What the step reads through C
+    code alone, such as `os.environ`, a context variable or an `operator.attrgetter`, is a constant,
+    and so is what numpy makes of arrays of more than 64 KB outside of the library.
 
     Raises:
         TypeError: if it is no function, or an argument is of another kind.

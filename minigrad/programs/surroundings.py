@@ -265,11 +265,11 @@ class Surroundings:
             if not isinstance(scope, ModuleType):  # a new attribute may be one that the code names
                 self._compare(path, ("a new attribute",), partial(_count, scope))
         for path, value, slots in self._slots:
-            named = [name for name in slots if name in self._words]
-            self._compare(path, named, partial(_attributes, value, named))
+            if named := [name for name in slots if name in self._words]:
+                self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
-            names = [name for name, _ in _named_settings(each, self._words)]
-            self._compare(path, names, partial(_values_of_settings, each, self._words))
+            if named := [name for name, _ in _named_settings(each, self._words)]:
+                self._compare(path, named, partial(_values_of_settings, each, self._words))
 
     def _read(self, scope: Any) -> list[str]:
         return sorted(vars(scope).keys() & self._words)
