@@ -27,6 +27,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -77,7 +78,7 @@ class Captured(Generic[P, R]):
         self._programs: dict[Any, list[Program]] = {}
         self._first: dict[Any, Program] = {}
         self._last: Program | None = None
-        self._changes = 0
+        self._changes = Counter[Any]()  # of the surroundings of each kind of arguments, in a row
         self._warned = False
 
     @property
@@ -202,7 +203,7 @@ class Captured(Generic[P, R]):
         _check_code(surroundings)
         first = self._first.pop(key, None)
         if first is not None and not first.surroundings.hold():
-            self._count_change(first.surroundings)
+            self._count_change(key, first.surroundings)
             first = None
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
@@ -232,13 +233,14 @@ class Captured(Generic[P, R]):
             program.compile(zeroed)
             others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
             self._programs[key] = [program, *others][:MOST_PROGRAMS]
-            self._last, self._changes = program, 0
+            self._last = program
+            self._changes.pop(key, None)
         return cast(R, _with_tensors(result))
 
-    def _count_change(self, before: Surroundings) -> None:
+    def _count_change(self, key: Any, before: Surroundings) -> None:
         """Count that the surroundings changed between two recordings."""
-        self._changes += 1
-        if self._changes > MOST_CHANGES:
+        self._changes[key] += 1
+        if self._changes[key] > MOST_CHANGES:
             changes = ", ".join([*dict.fromkeys(before.changes())][:5])
             raise CaptureError(
                 f"capture: the step reads {changes}, and that changes from call to call; make it "
