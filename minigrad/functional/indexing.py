@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import ops
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -138,6 +139,9 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis` from small to large, each with its gradient.
 
     With `axis=None`, x is flattened first. A nan counts as the largest; equals keep their order.
+
+    Raises:
+        TypeError: if `descending` is neither True nor False.
     """
     return take_along_axis(x, ops.argsort(x, axis, descending), axis)
 
@@ -149,8 +153,10 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
     The gradient goes to the elements that were taken; of equal elements, to the first.
 
     Raises:
+        TypeError: if `k` is no integer, or `largest` neither True nor False.
         ValueError: if there are fewer than k.
     """
+    check_flag("largest", largest)
     axis = normalize_axis(axis, x.ndim)
     if not isinstance(k, (int, np.integer)):
         raise TypeError(f"k is an integer, not {k!r}")

@@ -15,9 +15,12 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     """The variance over `axis`, sum((x - mean)^2) / (n - ddof).
 
     Raises:
+        TypeError: if `ddof` is no number.
         ValueError: if n <= ddof.
     """
     count = count_along(x.shape, axis)
+    if not isinstance(ddof, (int, float, np.number)):
+        raise TypeError(f"ddof must be a number, not {ddof!r:.60}")
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")
     wide = widened(x)
@@ -30,6 +33,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     """The standard deviation over `axis`, the root of `var`; where that is 0, so is the gradient.
 
     Raises:
+        TypeError: if `ddof` is no number.
         ValueError: if n <= ddof.
     """
     return narrowed(root(var(widened(x), axis, ddof, keepdims)), x)

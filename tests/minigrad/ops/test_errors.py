@@ -256,6 +256,11 @@ PLACES = [
     bad("topk", (X, -1), ValueError, "-1"),
     bad("topk", (X, 1.5), TypeError, "1.5"),
     bad("topk", (NUMBER, 1), ValueError, "-1"),
+    bad("topk", (X, 1, -1, "no"), TypeError, "largest must be True or False, not 'no'"),
+    *[
+        bad(name, (X, -1, "stable"), TypeError, "descending must be True or False, not 'stable'")
+        for name in ("sort", "argsort")
+    ],
     bad("one_hot", (ROW,), TypeError, "float64"),
     bad("one_hot", (places(0, 3), 3), ValueError, "0 to 3", "3 classes"),
     bad("one_hot", (places(0, -1), 3), ValueError, "-1", "3 classes"),
@@ -285,6 +290,14 @@ NUMBERS = [
     bad("softplus", (X, 0.0), ValueError, "0.0"),
     bad("var", (ROW,), ValueError, "3 elements", "ddof=3", ddof=3),
     bad("std", (ROW,), ValueError, "3 elements", "ddof=4", ddof=4),
+    *[
+        bad(name, (X, 0, float), TypeError, "ddof must be a number, not <class 'float'>")
+        for name in ("var", "std")
+    ],
+    *[
+        bad(name, (X, 0, "f4"), TypeError, "keepdims must be True or False, not 'f4'")
+        for name in ("sum", "mean", "prod", "max", "min")
+    ],
     bad("dropout", (X, 1.5), ValueError, "1.5"),
     bad("dropout", (X, math.nan), ValueError, "nan"),
     *[
