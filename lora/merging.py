@@ -29,6 +29,9 @@ def merge(
     each layer and dtype which share of the update is lost, the largest change of a weight in units
     in the last place, and a bound on the change of the outputs.
 
+    No gradient passes from the merged weight to A and B. So a merged model whose adapters train
+    runs under `minigrad.no_grad()` only, and a RuntimeError in its forward pass says so elsewhere.
+
     Args:
         model: with adapters.
         adapters: names of active ones to merge; None for all of them. Others go on beside the

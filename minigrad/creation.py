@@ -151,14 +151,14 @@ def eye(
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the standard normal distribution."""
+    """Draw from the standard normal distribution; a TypeError if the dtype is not one of floats."""
     return Tensor(observed(draw, rng, dtype, "standard_normal", as_shape(shape)), requires_grad)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the uniform distribution on [0, 1)."""
+    """Draw from the uniform distribution on [0, 1); a TypeError if the dtype is none of floats."""
     return Tensor(observed(draw, rng, dtype, "random", as_shape(shape)), requires_grad)
 
 
@@ -169,6 +169,11 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
     """Draw an array by a method of the generator."""
+    if method != "integers" and np.dtype(dtype).kind != "f":
+        raise TypeError(
+            f"rand and randn draw only floats, which {np.dtype(dtype).name} would cut off; "
+            f"randint draws integers"
+        )
     return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
 
 

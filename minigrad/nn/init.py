@@ -8,6 +8,7 @@ number can, with 2 gain^2 / (fan_in + fan_out) (Xavier; Glorot and Bengio, 2010)
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -52,10 +53,15 @@ def skipped() -> Iterator[None]:
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
-    """Let a function that fills a tensor do nothing where that is skipped."""
+    """Let a function that fills a tensor do nothing where that is skipped, and check the tensor."""
+    name, draws = fill.__name__, "rng" in inspect.signature(fill).parameters
 
     @wraps(fill)
     def filled(tensor: T, *args: P.args, **options: P.kwargs) -> T:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: fills a Tensor, not {tensor!r:.60}")
+        if draws and tensor.dtype.kind != "f":
+            raise TypeError(f"{name}: draws floats, and {tensor.describe()} is not of floats")
         if not _thread.skipping:
             fill(tensor, *args, **options)
         return tensor

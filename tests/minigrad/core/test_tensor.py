@@ -844,6 +844,13 @@ def test_random_factories_draw_from_their_distributions():
     assert minigrad.randn().shape == ()
 
 
+@pytest.mark.parametrize("dtype", ["int64", bool])
+def test_random_floats_are_not_cut_off(dtype):
+    for draw in (minigrad.rand, minigrad.randn):
+        with pytest.raises(TypeError, match=r"only floats, which \w+ would cut off; randint"):
+            draw(3, dtype=dtype)
+
+
 DRAWS = {
     "randn": lambda **options: minigrad.randn(5, **options),
     "rand": lambda **options: minigrad.rand(5, **options),

@@ -206,6 +206,20 @@ def test_what_fills_matrices_refuses_others(fill, shape):
         fill(minigrad.zeros(shape))
 
 
+def test_random_values_fill_floats_only():
+    integers = minigrad.zeros(3, 4, dtype="int64")
+    for fill in (init.normal_, init.uniform_, init.xavier_uniform_, init.orthogonal_):
+        with pytest.raises(TypeError, match=r"^\w+_: draws floats, .* int64 is not of floats"):
+            fill(integers)
+    assert init.ones_(integers).sum() == 12
+
+
+@pytest.mark.parametrize("fill", [init.ones_, init.normal_])
+def test_an_array_is_no_tensor_to_fill(fill):
+    with pytest.raises(TypeError, match=rf"^{fill.__name__}: fills a Tensor, not array"):
+        fill(np.zeros(2))
+
+
 # Weights that will be loaded
 
 

@@ -606,6 +606,14 @@ def impossible_option(state):
     state["param_groups"][1]["lr"] = -1.0
 
 
+def a_number_for_groups(state):
+    state["param_groups"] = 3
+
+
+def a_group_without_parameters(state):
+    del state["param_groups"][0]["params"]
+
+
 FAULTS = [
     other_group_sizes,
     another_shape,
@@ -614,6 +622,8 @@ FAULTS = [
     lacks_an_option,
     unknown_option,
     impossible_option,
+    a_number_for_groups,
+    a_group_without_parameters,
 ]
 
 
