@@ -111,11 +111,16 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
         rng: the generator of the order.
 
     Raises:
-        ValueError: if the lengths differ, or one of the two parts would be empty.
+        ValueError: if the lengths differ, `test_size` is not between 0 and 1, or one of the two
+            parts would be empty.
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
-    n_test = round(n * test_size) if 0 < test_size < 1 else 0
+    if not 0 < test_size < 1:
+        raise ValueError(
+            f"test_size is the share of the rows for the test, between 0 and 1, not {test_size!r}"
+        )
+    n_test = round(n * test_size)
     if not 0 < n_test < n:
         raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
     order = generator(rng).permutation(n)
@@ -171,10 +176,17 @@ def batches(
 ) -> Iterator[list[Arrays]]:
     """Yield the rows of several arrays in batches of `batch_size`, the last perhaps smaller.
 
+    Args:
+        arrays: arrays with the same number of rows.
+        batch_size: the number of rows in a batch.
+        shuffle: whether the rows come in random order.
+        rng: the generator of the order.
+
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
     """
     check_positive("batch_size", batch_size)
+    arrays = [as_array(each) if isinstance(each, (list, tuple)) else each for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):

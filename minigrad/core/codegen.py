@@ -410,7 +410,8 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         keepdims = dict(zip(op.parameters, values, strict=False)).get("keepdims", False)
         if not isinstance(keepdims, int):
             text = f"keepdims must be True or False, not {keepdims!r:.60}"
-    text = f"{text}; it was called with {operands}"
+    if operands:  # a list of inputs may be empty
+        text = f"{text}; it was called with {operands}"
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):

@@ -271,6 +271,8 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
 def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
     """Return the result of `one_hot` for an array of integers, which it checks."""
     if num_classes is None:
+        if classes.size and classes.min() < 0:
+            raise ValueError(f"labels must be at least 0, and one is {classes.min()}")
         num_classes = int(classes.max()) + 1 if classes.size else 0
     if num_classes < 0:
         raise ValueError(f"num_classes is not negative, unlike {num_classes}")

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.checks import check_probability
+from minigrad.checks import check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.random import Rng, generator
 
@@ -132,13 +132,16 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
 
 @_filling
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with values uniform in [a, b)."""
+    """Fill with values uniform in [a, b); a ValueError if a > b."""
+    if not a <= b:
+        raise ValueError(f"uniform_: a must be at most b, unlike a={a} and b={b}")
     return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
 @_filling
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with normal values of the given mean and standard deviation."""
+    """Fill with normal values of the given mean and standard deviation; a ValueError if std < 0."""
+    check_range("normal_: std", std, 0, math.inf)
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 

@@ -384,7 +384,8 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number with hyperbolic tangent x, +-inf at +-1, where the derivative 1 / (1 - x^2) is inf.",
+    "The number with hyperbolic tangent x. At +-1 it is +-inf, and the derivative 1 / (1 - x^2) "
+    "inf.",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

@@ -214,6 +214,24 @@ def test_random_values_fill_floats_only():
     assert init.ones_(integers).sum() == 12
 
 
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (
+            lambda tensor: init.normal_(tensor, std=-1),
+            r"^normal_: std must be in \[0, inf\), not -1",
+        ),
+        (
+            lambda x: init.uniform_(x, 2, 1),
+            "^uniform_: a must be at most b, .* a=2 and b=1",
+        ),
+    ],
+)
+def test_impossible_distributions_are_refused(fill, message):
+    with pytest.raises(ValueError, match=message):
+        fill(minigrad.zeros(2))
+
+
 @pytest.mark.parametrize("fill", [init.ones_, init.normal_])
 def test_an_array_is_no_tensor_to_fill(fill):
     with pytest.raises(TypeError, match=rf"^{fill.__name__}: fills a Tensor, not array"):

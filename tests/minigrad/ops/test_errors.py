@@ -264,7 +264,7 @@ PLACES = [
     bad("one_hot", (ROW,), TypeError, "float64"),
     bad("one_hot", (places(0, 3), 3), ValueError, "0 to 3", "3 classes"),
     bad("one_hot", (places(0, -1), 3), ValueError, "-1", "3 classes"),
-    bad("one_hot", (places(0, -1),), ValueError, "-1"),
+    bad("one_hot", (places(0, -1),), ValueError, "labels must be at least 0, and one is -1"),
     bad("one_hot", (places(), -2), ValueError, "-2"),
     bad("one_hot", (places(0), 1.5), TypeError, "1.5"),
     bad("embedding", (places(0, 2), X), IndexError, "0 to 2", "2 rows"),
