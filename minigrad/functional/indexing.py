@@ -127,10 +127,10 @@ def _check_smaller(
     if indices.ndim != len(shape) or any(
         i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
     ):
-        beside = "" if axis is None else f" but along axis {axis}"
+        larger = "may not be larger" if axis is None else f"only along axis {axis} may be larger"
         raise ValueError(
-            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they have "
-            f"as many axes, and are not larger{beside}"
+            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they need "
+            f"as many axes as {name}, and {larger}"
         )
 
 

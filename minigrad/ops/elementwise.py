@@ -133,7 +133,8 @@ round.vjp("x", flat)
 
 copysign = of_two(
     "copysign",
-    "|a| with the sign of b, broadcast; of derivative +-1 in a, 0 at a = 0, and 0 in b.",
+    "|a| with the sign of b, broadcast. The derivative by a is +1 or -1, and 0 at a = 0; that by b "
+    "is 0.",
 )
 copysign.vjp("a", lambda g, a, b: g * sign(a) * copysign(1.0, b))
 copysign.vjp("b", flat)
