@@ -1,4 +1,7 @@
-"""The table of derivatives, by family. A new op is one block here, and one row in tests/cases/."""
+"""The table of derivatives, by family.
+
+A new op is one block here, one row in tests/cases/ and one entry in tests/peers/draws.py.
+"""
 
 from minigrad.core.op import OPS
 from minigrad.ops.activation import *
