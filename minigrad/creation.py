@@ -71,12 +71,12 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(observed(np.zeros, as_sizes(shape), dtype), requires_grad)
+    return Tensor(observed(np.zeros, as_shape(shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(observed(np.ones, as_sizes(shape), dtype), requires_grad)
+    return Tensor(observed(np.ones, as_shape(shape), dtype), requires_grad)
 
 
 def full(
@@ -88,7 +88,7 @@ def full(
         ValueError: if the value is out of range of an integer dtype.
     """
     value = as_array(fill_value) if isinstance(fill_value, Tensor) else fill_value
-    return Tensor(observed(filled, as_sizes((shape,)), value, dtype), requires_grad)
+    return Tensor(observed(filled, as_shape((shape,)), value, dtype), requires_grad)
 
 
 def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
@@ -154,39 +154,28 @@ def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution; a TypeError if the dtype is not one of floats."""
-    return Tensor(observed(draw, rng, dtype, "standard_normal", as_sizes(shape)), requires_grad)
+    return Tensor(observed(draw, rng, dtype, "standard_normal", as_shape(shape)), requires_grad)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1); a TypeError if the dtype is none of floats."""
-    return Tensor(observed(draw, rng, dtype, "random", as_sizes(shape)), requires_grad)
+    return Tensor(observed(draw, rng, dtype, "random", as_shape(shape)), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
-    """Draw from the integers `low` to `high` - 1; a ValueError if there are none."""
+    """Draw an int64 array of `shape` from `low` to `high` - 1; a ValueError if there are none."""
     if not low < high:
         raise ValueError(f"randint: low must be less than high, unlike low={low} and high={high}")
-    return Tensor(observed(draw, rng, np.int64, "integers", low, high, as_sizes((shape,))))
+    return Tensor(observed(draw, rng, np.int64, "integers", low, high, as_shape((shape,))))
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
     """Draw an array by a method of the generator."""
     if method != "integers" and np.dtype(dtype).kind != "f":
-        raise TypeError(
-            f"rand and randn draw only floats, which {np.dtype(dtype).name} would cut off; "
-            f"randint draws integers"
-        )
+        raise TypeError(f"rand and randn draw only floats, not {np.dtype(dtype)}; use randint")
     return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
-
-
-def as_sizes(sizes: Any) -> tuple[int, ...]:
-    """Return the shape of a new array; a ValueError if a size is negative."""
-    shape = as_shape(sizes)
-    if any(size < 0 for size in shape):
-        raise ValueError(f"the sizes of a new tensor are at least 0, unlike those of {shape}")
-    return shape
 
 
 def as_shape(sizes: Any) -> tuple[int, ...]:

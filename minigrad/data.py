@@ -15,6 +15,8 @@ from minigrad.checks import check_positive
 from minigrad.core.tensor import as_array
 from minigrad.random import Rng, generator
 
+__all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
+
 Arrays = NDArray[Any]
 
 
@@ -111,15 +113,12 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
         rng: the generator of the order.
 
     Raises:
-        ValueError: if the lengths differ, `test_size` is not between 0 and 1, or one of the two
-            parts would be empty.
+        ValueError: if the lengths differ, or one of the two parts would be empty.
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
     if not 0 < test_size < 1:
-        raise ValueError(
-            f"test_size is the share of the rows for the test, between 0 and 1, not {test_size!r}"
-        )
+        raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
     n_test = round(n * test_size)
     if not 0 < n_test < n:
         raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
@@ -141,7 +140,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, x: Any) -> Standardizer:
-        """Make the standardiser of the columns of `x`.
+        """Make the standardiser of the columns of `x`, an array `(rows, ...)` of numbers.
 
         Raises:
             ValueError: if there are no rows, or a value is not finite, or so large that the
@@ -175,12 +174,6 @@ def batches(
     arrays: Sequence[Arrays], batch_size: int, *, shuffle: bool = True, rng: Rng = None
 ) -> Iterator[list[Arrays]]:
     """Yield the rows of several arrays in batches of `batch_size`, the last perhaps smaller.
-
-    Args:
-        arrays: arrays with the same number of rows.
-        batch_size: the number of rows in a batch.
-        shuffle: whether the rows come in random order.
-        rng: the generator of the order.
 
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.

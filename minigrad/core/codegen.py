@@ -410,8 +410,7 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         keepdims = dict(zip(op.parameters, values, strict=False)).get("keepdims", False)
         if not isinstance(keepdims, int):
             text = f"keepdims must be True or False, not {keepdims!r:.60}"
-    if operands:  # a list of inputs may be empty
-        text = f"{text}; it was called with {operands}"
+    text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):

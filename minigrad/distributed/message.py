@@ -25,12 +25,6 @@ def encoded(value: Any) -> Array:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def check_sendable(value: Any) -> None:
-    """Raise a TypeError unless a value is an array, or what JSON can have."""
-    if not isinstance(value, np.ndarray):  # which may be long
-        encoded(value)
-
-
 def _plain(value: Any) -> Any:
     """Return a number of numpy as one of Python."""
     if isinstance(value, np.generic):

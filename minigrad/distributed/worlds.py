@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.distributed.message import check_sendable
+from minigrad.distributed.message import encoded
 from minigrad.distributed.tree import Part
 
 Array = NDArray[Any]
@@ -34,15 +34,14 @@ class World:
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them.
 
-        A value is an array, or what JSON can have; else a TypeError is raised. `call` names the
-        call in messages.
+        A value is an array, or what JSON can have, else it is a TypeError. Messages name `call`.
         """
-        check_sendable(value)
-        return [value]
+        return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank: an array, or what JSON can have."""
-        check_sendable(value)
+        if not isinstance(value, np.ndarray):  # which may be long
+            encoded(value)  # an error if ranks could not send it
         return value
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
@@ -50,9 +49,7 @@ class World:
 
         An error that it raises there is raised on all: of its own class if that is one of Python's.
         """
-        result = function()
-        check_sendable(result)
-        return result
+        return self.broadcast(function())
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""

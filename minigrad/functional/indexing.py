@@ -139,9 +139,6 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis` from small to large, each with its gradient.
 
     With `axis=None`, x is flattened first. A nan counts as the largest; equals keep their order.
-
-    Raises:
-        TypeError: if `descending` is neither True nor False.
     """
     return take_along_axis(x, ops.argsort(x, axis, descending), axis)
 

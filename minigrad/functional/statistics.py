@@ -15,7 +15,6 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     """The variance over `axis`, sum((x - mean)^2) / (n - ddof).
 
     Raises:
-        TypeError: if `ddof` is no number.
         ValueError: if n <= ddof.
     """
     count = count_along(x.shape, axis)
@@ -33,7 +32,6 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     """The standard deviation over `axis`, the root of `var`; where that is 0, so is the gradient.
 
     Raises:
-        TypeError: if `ddof` is no number.
         ValueError: if n <= ddof.
     """
     return narrowed(root(var(widened(x), axis, ddof, keepdims)), x)

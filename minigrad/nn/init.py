@@ -22,6 +22,10 @@ from minigrad.checks import check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.random import Rng, generator
 
+__all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_"]
+__all__ += ["ones_", "orthogonal_", "skipped", "sparse_", "trunc_normal_", "uniform_"]
+__all__ += ["xavier_normal_", "xavier_uniform_", "zeros_"]
+
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 P = ParamSpec("P")

@@ -87,9 +87,6 @@ def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
     """The indices that sort the elements along `axis` from small to large; equals keep their order.
 
     With `axis=None`, the array is flattened first. A nan counts as the largest.
-
-    Raises:
-        TypeError: if `descending` is neither True nor False.
     """
     check_flag("descending", descending)
     if axis is None:

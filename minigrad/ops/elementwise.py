@@ -213,10 +213,7 @@ _LOG: dict[str, Any] = {
 }
 
 log = curve(
-    "log",
-    "The natural logarithm, with derivative 1 / x. At 0 it is -inf, and the derivative inf; of "
-    "x < 0 it is nan.",
-    **_LOG,
+    "log", "The natural logarithm: -inf at 0, where the derivative 1 / x is inf; nan below.", **_LOG
 )
 log.vjp("x", lambda g, x: g / x)
 
@@ -385,8 +382,7 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number with hyperbolic tangent x. At +-1 it is +-inf, and the derivative 1 / (1 - x^2) "
-    "inf.",
+    "The number of hyperbolic tangent x: +-inf at +-1, where the derivative 1 / (1 - x^2) is inf.",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

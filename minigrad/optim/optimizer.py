@@ -283,11 +283,9 @@ class Optimizer(ABC):
         groups = state_dict["param_groups"]
         if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
             raise ValueError(
-                f"load_state_dict: 'param_groups' is a list of dicts of options, not {groups!r:.60}"
+                f"load_state_dict: param_groups is a list of dicts, not {groups!r:.50}"
             )
-        sizes, expected = (
-            [len(g.get("params", ())) for g in gs] for gs in (groups, self.param_groups)
-        )
+        sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(
                 f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"

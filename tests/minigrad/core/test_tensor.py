@@ -847,8 +847,6 @@ def test_random_factories_draw_from_their_distributions():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: minigrad.zeros(-1), r"^the sizes of a new tensor are at least 0, .* \(-1,\)"),
-        (lambda: minigrad.full((2, -3), 1.0), r"at least 0, unlike those of \(2, -3\)"),
         (lambda: minigrad.arange(0, 3, 0), "^arange: step must not be 0"),
         (lambda: minigrad.randint(3, 3, (2,)), "^randint: low must be less than high, .* high=3"),
     ],
@@ -861,7 +859,7 @@ def test_factories_refuse_what_is_not_there(make, message):
 @pytest.mark.parametrize("dtype", ["int64", bool])
 def test_random_floats_are_not_cut_off(dtype):
     for draw in (minigrad.rand, minigrad.randn):
-        with pytest.raises(TypeError, match=r"only floats, which \w+ would cut off; randint"):
+        with pytest.raises(TypeError, match=r"draw only floats, not \w+; use randint"):
             draw(3, dtype=dtype)
 
 

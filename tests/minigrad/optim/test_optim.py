@@ -610,10 +610,6 @@ def a_number_for_groups(state):
     state["param_groups"] = 3
 
 
-def a_group_without_parameters(state):
-    del state["param_groups"][0]["params"]
-
-
 FAULTS = [
     other_group_sizes,
     another_shape,
@@ -623,7 +619,6 @@ FAULTS = [
     unknown_option,
     impossible_option,
     a_number_for_groups,
-    a_group_without_parameters,
 ]
 
 
