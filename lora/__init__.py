@@ -12,7 +12,8 @@
     algebra, extraction            sums of adapters, and adapters of differences
     identities, liveness           whether LoRA's identities hold, and adapters train
     spectra, viz                   singular values, and pictures of the updates
-    peft, offline                  PEFT's folders; and `python -m lora`, which needs no model
+    peft, offline                  PEFT's folders; `python -m lora` on files, which loads no model
+    text                           language models, which `train`, `generate` and `eval` load
 """
 
 import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence

@@ -78,9 +78,9 @@ def combine(
     adapter that is named twice counts with the sum of its weights, and not at all if that is 0; a
     sum without any terms left is an update of zero, of rank 1.
 
-    A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
-    of it, DoRA and PiSSA included; else the result is plain LoRA. Its scale and its dropout are the
-    common ones of the terms, or 1 and 0 if they differ.
+    A layer has the sum over the adapters that it has. If only one adapter is left in a layer, with
+    weight 1, the layer gets a copy of it, also of DoRA or PiSSA; else the result is plain LoRA. Its
+    scale and its dropout are the common ones of the terms, or 1 and 0 if they differ.
 
     Biases and modules that are trained in full are theta_0 + w_1 (theta_1 - theta_0) + ..., where
     theta_0 is the original of the model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -29,6 +29,9 @@ def merge(
     each layer and dtype which share of the update is lost, the largest change of a weight in units
     in the last place, and a bound on the change of the outputs.
 
+    No gradient passes from the merged weight to A and B. So a merged model whose adapters train
+    runs under `minigrad.no_grad()` only, and a RuntimeError in its forward pass says so elsewhere.
+
     Args:
         model: with adapters.
         adapters: names of active ones to merge; None for all of them. Others go on beside the
@@ -49,6 +52,8 @@ def merge(
     found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters
     if chosen is not None:
+        if not isinstance(chosen, Iterable):
+            raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
         attachment, chosen = state.required_attachment(model), tuple(chosen)
         if not chosen:
             raise ValueError("adapters are empty; None stands for all that are active")

@@ -122,13 +122,13 @@ def plot_singular_values(
     Args:
         model: with adapters.
         adapter: its name; None for the sum of all that are active.
-        path: a PNG, SVG or PDF file to save the picture to; None for none.
+        path: the file to save the picture in, such as a PNG, SVG or PDF; None for no file.
 
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
         ValueError: if it has no such adapter, all updates are 0, one has NaN or Inf, or the path
-            has another suffix.
+            is that of no picture.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 

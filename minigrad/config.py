@@ -14,7 +14,7 @@ def show_config(file: TextIO | None = None) -> None:
     """Print the environment, as a bug report or a measurement should state it.
 
     Args:
-        file: the stream to print to, by default `sys.stdout`. `config` returns the facts instead.
+        file: the stream, by default `sys.stdout`. `minigrad.config.config()` returns the facts.
     """
     facts = config()
     width = max(map(len, facts))

@@ -117,8 +117,10 @@ def arange(
     """Return start, start + step, ... below `stop`; from 0 if only one number is given.
 
     Raises:
-        ValueError: if a number is out of range of an integer dtype.
+        ValueError: if `step` is 0, or a number is out of range of an integer dtype.
     """
+    if step == 0:
+        raise ValueError("arange: step must not be 0")
     first, last = (0, start) if stop is None else (start, stop)
     values = observed(np.arange, first, last, step)
     if dtype is None:
@@ -151,24 +153,28 @@ def eye(
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the standard normal distribution."""
+    """Draw from the standard normal distribution; a TypeError if the dtype is not one of floats."""
     return Tensor(observed(draw, rng, dtype, "standard_normal", as_shape(shape)), requires_grad)
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the uniform distribution on [0, 1)."""
+    """Draw from the uniform distribution on [0, 1); a TypeError if the dtype is none of floats."""
     return Tensor(observed(draw, rng, dtype, "random", as_shape(shape)), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
-    """Draw from the integers `low` to `high` - 1."""
+    """Draw an int64 array of `shape` from `low` to `high` - 1; a ValueError if there are none."""
+    if not low < high:
+        raise ValueError(f"randint: low must be less than high, unlike low={low} and high={high}")
     return Tensor(observed(draw, rng, np.int64, "integers", low, high, as_shape((shape,))))
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
     """Draw an array by a method of the generator."""
+    if method != "integers" and np.dtype(dtype).kind != "f":
+        raise TypeError(f"rand and randn draw only floats, not {np.dtype(dtype)}; use randint")
     return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
 
 

@@ -15,6 +15,8 @@ from minigrad.checks import check_positive
 from minigrad.core.tensor import as_array
 from minigrad.random import Rng, generator
 
+__all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
+
 Arrays = NDArray[Any]
 
 
@@ -115,7 +117,9 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
-    n_test = round(n * test_size) if 0 < test_size < 1 else 0
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
+    n_test = round(n * test_size)
     if not 0 < n_test < n:
         raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
     order = generator(rng).permutation(n)
@@ -136,7 +140,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, x: Any) -> Standardizer:
-        """Make the standardiser of the columns of `x`.
+        """Make the standardiser of the columns of `x`, an array `(rows, ...)` of numbers.
 
         Raises:
             ValueError: if there are no rows, or a value is not finite, or so large that the
@@ -175,6 +179,7 @@ def batches(
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
     """
     check_positive("batch_size", batch_size)
+    arrays = [as_array(each) if isinstance(each, (list, tuple)) else each for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):

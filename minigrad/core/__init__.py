@@ -7,6 +7,7 @@ It knows no op and no layer. In reading order:
     codegen      the call of an op, as a function written for that op; the dtype of its result
     node         the graph, and the order in which a backward pass visits it
     backward     the backward pass
+    forward_mode derivatives in a direction, computed together with the values
     checkpoint   forgetting what a part of the forward pass saved, and running it again
     grad_mode    whether this thread records a graph
     observers    watching what happens, for diagnostics and pictures

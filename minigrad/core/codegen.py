@@ -406,7 +406,11 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         named = dict(zip(op.parameters, values, strict=False))
         if "axis" in named:
             text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    text = f"{text}; it was called with {operands}"
+    if text.endswith("cannot be interpreted as an integer"):
+        keepdims = dict(zip(op.parameters, values, strict=False)).get("keepdims", False)
+        if not isinstance(keepdims, int):
+            text = f"keepdims must be True or False, not {keepdims!r:.60}"
+    text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):

@@ -147,8 +147,8 @@ class Op(OpLike, Generic[P]):
         for asked in (self.cost, self.shape, self.nonfinite_hint):
             self._check_names(asked, "out")
         self._check_names(self.gradient_hint, "out", "g", "gradient")
-        for linear in self.linear:
-            self._argnum(linear)
+        for name in (*self.linear, *self.fresh):
+            self._argnum(name)
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -463,7 +463,8 @@ def op(
         forward: the function. Parameters that get a VJP are inputs, all others are options.
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
-        replayed: the VJPs of the op work on arrays only, as those that are kernels.
+        replayed: the VJPs of the op work on arrays only, as those that are kernels. It needs a
+            composition.
         elementwise: each element of the result depends on one element of each input, broadcast.
             Forward mode then takes the VJP of an input for its derivative in a direction, too.
         linear: inputs that the result is linear in while the others are fixed; those that can be
@@ -471,7 +472,7 @@ def op(
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
         returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
-            The op still returns `out` only.
+            The op still returns `out` only. It needs `replayed`.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns their sum. If it is left out, they are those of the composition, or of the
             functions of numpy in the forward; where these are not seen, receipts do not count it.
@@ -484,6 +485,10 @@ def op(
             for each a condition on the values; or a function that returns a text or None.
         gradient_hint: the same for a gradient. It gets what the VJP saved, and may name also `g`,
             the gradient that arrived, and `gradient`, the one that the VJP returned.
+
+    Raises:
+        ValueError: if a property lacks another that it needs, or names a parameter that the
+            function does not have; or the function has one that no op can have, such as `*args`.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:

@@ -423,9 +423,10 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
 
     An Inf is an error where an op makes it of finite numbers, in every gradient, in a trained leaf,
     and as a loss. It is no error in data and constants, since -inf in a mask is meant: it is passed
-    on until it is made a NaN, and then the error says where it came in. In such an op, any other
-    Inf counts as passed on too. With `inf=False` only NaN are looked for, which suits code in which
-    an op makes Inf on purpose, as log(0) does, and another op takes it away.
+    on until it is made a NaN, and then the error says where it came in. If an operand of an op
+    already has an Inf, no Inf in its result is reported. With `inf=False` only NaN are looked for,
+    which suits code in which an op makes Inf on purpose, as log(0) does, and another op takes it
+    away.
 
     It watches the thread that enters it; a block inside another replaces it for that time. Off, it
     costs nothing. On, an op and its derivative take about 17 us more together, and each result is

@@ -171,7 +171,7 @@ class MPIWorld(World):
         self.sent += len(content) if self.rank == root else 0
         return content
 
-    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+    def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, and return its result, or raise its error, on all."""
         value, failure = None, None
         if self.is_first:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.distributed.message import encoded
 from minigrad.distributed.tree import Part
 
 Array = NDArray[Any]
@@ -33,20 +34,22 @@ class World:
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them.
 
-        A value is an array, or what JSON can have. `call` names it in messages.
+        A value is an array, or what JSON can have, else it is a TypeError. Messages name `call`.
         """
-        return [value]
+        return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank: an array, or what JSON can have."""
+        if not isinstance(value, np.ndarray):  # which may be long
+            encoded(value)  # an error if ranks could not send it
         return value
 
-    def on_first(self, function: Callable[[], Any], call: str) -> Any:
+    def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, as to write a file, and return its result on all.
 
         An error that it raises there is raised on all: of its own class if that is one of Python's.
         """
-        return function()
+        return self.broadcast(function())
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""

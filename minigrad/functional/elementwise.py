@@ -46,7 +46,7 @@ def sinc(x: Array) -> Tensor:
 def nan_to_num(
     x: Array, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Tensor:
-    """x with numbers for what is none, where the gradient is 0.
+    """x with nan, inf and -inf replaced by numbers; the gradient of a replaced element is 0.
 
     Args:
         x: the array; integers remain as they are.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import ops
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -126,10 +127,10 @@ def _check_smaller(
     if indices.ndim != len(shape) or any(
         i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
     ):
-        beside = "" if axis is None else f" but along axis {axis}"
+        larger = "may not be larger" if axis is None else f"only along axis {axis} may be larger"
         raise ValueError(
-            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they have "
-            f"as many axes, and are not larger{beside}"
+            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they need "
+            f"as many axes as {name}, and {larger}"
         )
 
 
@@ -149,8 +150,10 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
     The gradient goes to the elements that were taken; of equal elements, to the first.
 
     Raises:
+        TypeError: if `k` is no integer, or `largest` neither True nor False.
         ValueError: if there are fewer than k.
     """
+    check_flag("largest", largest)
     axis = normalize_axis(axis, x.ndim)
     if not isinstance(k, (int, np.integer)):
         raise TypeError(f"k is an integer, not {k!r}")
@@ -265,6 +268,8 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
 def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
     """Return the result of `one_hot` for an array of integers, which it checks."""
     if num_classes is None:
+        if classes.size and classes.min() < 0:
+            raise ValueError(f"labels must be at least 0, and one is {classes.min()}")
         num_classes = int(classes.max()) + 1 if classes.size else 0
     if num_classes < 0:
         raise ValueError(f"num_classes is not negative, unlike {num_classes}")

@@ -18,6 +18,8 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
         ValueError: if n <= ddof.
     """
     count = count_along(x.shape, axis)
+    if not isinstance(ddof, (int, float, np.number)):
+        raise TypeError(f"ddof must be a number, not {ddof!r:.60}")
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")
     wide = widened(x)

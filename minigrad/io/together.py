@@ -114,9 +114,9 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
 def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the paths of the files that a broken save has left in `.saved`, by their names.
 
-    There are none if they do not count. They count while the files beside them are those that the
-    manifest names, or are missing. The files of a save of version 0.1, which has no manifest, count
-    if one of them is missing beside them, and a UserWarning says so.
+    The result is empty if the files in the folder are not those that the manifest names: something
+    newer was saved. Missing files do not matter. The files of a save of version 0.1, which has no
+    manifest, count if one of them is missing beside them, and a UserWarning says so.
     """
     found, has_manifest = _unfinished(Path(folder))
     if found and not has_manifest:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from minigrad import ops
+from minigrad.checks import check_range
 from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import FunctionModule, Module
 
@@ -22,12 +25,18 @@ class LeakyReLU(FunctionModule):
     function = ops.leaky_relu
     negative_slope: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_range("LeakyReLU: negative_slope", self.negative_slope, -math.inf, math.inf)
+
 
 class ELU(FunctionModule):
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016)."""
 
     function = ops.elu
     alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("ELU: alpha", self.alpha, -math.inf, math.inf)
 
 
 class GELU(FunctionModule):

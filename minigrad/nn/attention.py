@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_positive, check_probability
+from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -77,6 +77,7 @@ class MultiHeadAttention(Module):
                 f"of {num_heads}"
             )
         check_probability("MultiHeadAttention: dropout", dropout)
+        check_flag("MultiHeadAttention: bias", bias)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout, self.rng = dropout, rng
@@ -300,6 +301,8 @@ class TransformerBlock(Module):
         rng: Rng = None,
     ) -> None:
         check_positive("TransformerBlock: d_model", d_model)
+        check_flag("TransformerBlock: causal", causal)
+        check_flag("TransformerBlock: bias", bias)
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.causal = causal
         self.norm1 = _norm(norm, d_model, bias, dtype)

@@ -8,6 +8,7 @@ number can, with 2 gain^2 / (fan_in + fan_out) (Xavier; Glorot and Bengio, 2010)
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +18,13 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.checks import check_probability
+from minigrad.checks import check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.random import Rng, generator
+
+__all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_"]
+__all__ += ["ones_", "orthogonal_", "skipped", "sparse_", "trunc_normal_", "uniform_"]
+__all__ += ["xavier_normal_", "xavier_uniform_", "zeros_"]
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -52,10 +57,15 @@ def skipped() -> Iterator[None]:
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
-    """Let a function that fills a tensor do nothing where that is skipped."""
+    """Let a function that fills a tensor do nothing where that is skipped, and check the tensor."""
+    name, draws = fill.__name__, "rng" in inspect.signature(fill).parameters
 
     @wraps(fill)
     def filled(tensor: T, *args: P.args, **options: P.kwargs) -> T:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: fills a Tensor, not {tensor!r:.60}")
+        if draws and tensor.dtype.kind != "f":
+            raise TypeError(f"{name}: draws floats, and {tensor.describe()} is not of floats")
         if not _thread.skipping:
             fill(tensor, *args, **options)
         return tensor
@@ -126,13 +136,16 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
 
 @_filling
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with values uniform in [a, b)."""
+    """Fill with values uniform in [a, b); a ValueError if a > b."""
+    if not a <= b:
+        raise ValueError(f"uniform_: a must be at most b, unlike a={a} and b={b}")
     return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
 @_filling
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with normal values of the given mean and standard deviation."""
+    """Fill with normal values of the given mean and standard deviation; a ValueError if std < 0."""
+    check_range("normal_: std", std, 0, math.inf)
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 

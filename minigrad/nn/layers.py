@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_positive, check_probability
+from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, unusual
@@ -46,6 +46,7 @@ class Linear(Module):
     ) -> None:
         check_positive("Linear: in_features", in_features)
         check_positive("Linear: out_features", out_features)
+        check_flag("Linear: bias", bias)
         self.weight = Parameter.empty((out_features, in_features), dtype)
         self.bias = Parameter.empty(out_features, dtype) if bias else None
         init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
@@ -244,6 +245,7 @@ class MLP(Module):
         if not isinstance(sizes, Sequence):
             raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
         _check_callable(activation, "MLP: the activation")
+        check_flag("MLP: bias", bias)
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
         self.activation = activation
@@ -292,6 +294,7 @@ class GatedMLP(Module):
         rng: Rng = None,
     ) -> None:
         _check_callable(activation, "GatedMLP: the activation")
+        check_flag("GatedMLP: bias", bias)
         self.activation = activation
         self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
         self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)

@@ -203,8 +203,8 @@ class RNN(_Layers):
         bidirectional: whether each layer goes through the sequence backward, too.
 
     Attributes:
-        weight_ih_l0, weight_hh_l0: `(H, input_size)`, or `(H, H)` or `(H, 2 H)` in a later layer;
-            and `(H, H)`.
+        weight_ih_l0: `(H, input_size)`; in later layers `(H, H)`, or `(H, 2 H)` if bidirectional.
+        weight_hh_l0: `(H, H)`.
         bias_ih_l0, bias_hh_l0: `(H,)`, or None.
 
     Raises:

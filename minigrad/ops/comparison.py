@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from minigrad.checks import check_flag
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.ops.of_numpy import binary, booleans, index, logical, logical_reducer, unary
@@ -87,6 +88,7 @@ def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
 
     With `axis=None`, the array is flattened first. A nan counts as the largest.
     """
+    check_flag("descending", descending)
     if axis is None:
         x, axis = np.ravel(x), -1
     if not descending:

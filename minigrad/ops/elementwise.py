@@ -133,7 +133,8 @@ round.vjp("x", flat)
 
 copysign = of_two(
     "copysign",
-    "|a| with the sign of b, broadcast; of derivative +-1 in a, 0 at a = 0, and 0 in b.",
+    "|a| with the sign of b, broadcast. The derivative by a is +1 or -1, and 0 at a = 0; that by b "
+    "is 0.",
 )
 copysign.vjp("a", lambda g, a, b: g * sign(a) * copysign(1.0, b))
 copysign.vjp("b", flat)
@@ -212,7 +213,7 @@ _LOG: dict[str, Any] = {
 }
 
 log = curve(
-    "log", "The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below.", **_LOG
+    "log", "The natural logarithm: -inf at 0, where the derivative 1 / x is inf; nan below.", **_LOG
 )
 log.vjp("x", lambda g, x: g / x)
 
@@ -381,7 +382,7 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number with hyperbolic tangent x; it and the derivative 1 / (1 - x^2) are inf at +-1.",
+    "The number of hyperbolic tangent x: +-inf at +-1, where the derivative 1 / (1 - x^2) is inf.",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

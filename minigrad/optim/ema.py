@@ -197,7 +197,7 @@ def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
     named = {str(k): tensor for k, tensor in enumerate(model_or_parameters)}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"EMA: parameter {name} must be a Tensor, not {type(tensor).__name__}")
+            raise TypeError(f"EMA: element {name} must be a Tensor, not {type(tensor).__name__}")
         if not tensor.is_leaf:
             raise ValueError(f"EMA: parameter {name} is {tensor.describe()}, and no leaf")
     return named

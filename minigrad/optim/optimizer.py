@@ -269,10 +269,11 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned, with its options.
 
-        An option that is missing there counts as switched off, if it is off here too.
+        An option that is missing there, and is False here, stays False.
 
         Raises:
-            ValueError: if it belongs to other parameters; then nothing is changed.
+            TypeError: if a value in it is of a wrong type; after any error nothing is changed.
+            ValueError: if it is no such state, or belongs to other parameters or options.
         """
         parameters = self._parameters()
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -280,6 +281,10 @@ class Optimizer(ABC):
                 "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
             )
         groups = state_dict["param_groups"]
+        if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
+            raise ValueError(
+                f"load_state_dict: param_groups is a list of dicts, not {groups!r:.50}"
+            )
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(

@@ -106,6 +106,8 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         TypeError: as `value_and_grad`.
         ValueError: if there are no primals; in the pullback, if v has another shape.
     """
+    if not primals:
+        raise ValueError("vjp: there are no primals; write vjp(f, x)")
     call = Call("vjp", f, range(len(primals)), primals)
     run = Run(call)
     outs, structure = run.results()
@@ -346,6 +348,8 @@ def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[Call, 
         )
     if not several:
         primals, tangents = [primals], [tangents]
+    if not primals:
+        raise ValueError(f"{name}: there are no primals; write {name}(f, x, v)")
     if len(primals) != len(tangents):
         raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
     call = Call(name, f, range(len(primals)), primals)

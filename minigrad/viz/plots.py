@@ -53,7 +53,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
 
     Args:
         history: the records of a run.
-        path: the file to save the picture in, a PNG, SVG or PDF; None for no file.
+        path: the file to save the picture in, such as a PNG, SVG or PDF; None for no file.
 
     Raises:
         ImportError: if matplotlib is not installed.

@@ -1,9 +1,10 @@
 """The one table of op cases: a row, or several, for every op and every public composition.
 
-A new op is one block in `minigrad/ops/` and one row here, in the file of its family. The sweep in
-tests/minigrad/ops/test_ops.py then checks the value against `reference`, the derivatives of first
-and second order against differences, layouts of memory, float32, plain arrays, and that nothing is
-missing from the table; test_peers.py beside it compares the row with PyTorch's function.
+A new op is one block in `minigrad/ops/`, one row here, in the file of its family, and one entry in
+tests/peers/draws.py; where PyTorch's name or arguments differ, tests/peers/pytorch.py says how. The
+sweep in tests/minigrad/ops/test_ops.py then checks the value against `reference`, the derivatives
+of first and second order against differences, layouts of memory, float32, plain arrays, and that
+nothing is missing from the table; test_peers.py beside it compares the row with PyTorch's function.
 
     Case("tanh", normal((2, 3)), np.tanh)
 

@@ -34,6 +34,7 @@ from lora.peft import (
     PeftConfig,
     fingerprint,
     read_config,
+    write_folder,
 )
 from lora.peft.facts import KEY
 from minigrad import nn
@@ -542,7 +543,11 @@ def test_a_dtype_that_is_none_or_too_small_is_refused(tmp_path):
     model.layers[0].lora_a = np.full((3, 6), 1e6, np.float32)
     with pytest.raises(ValueError, match=r"lora_A\.weight in float16 would be Inf"):
         lora.save(model, tmp_path / "out", dtype="float16")
-    assert os.listdir(tmp_path) == []
+    model = adapted()
+    lora.save(model, tmp_path / "saved")
+    with AdapterFolder(tmp_path / "saved") as saved, pytest.raises(ValueError, match="'int8'"):
+        write_folder(tmp_path / "out", saved.config, {}, saved.facts, "int8")
+    assert os.listdir(tmp_path) == ["saved"]
 
 
 def test_the_metadata_say_scale_base_seed_and_version(tmp_path):

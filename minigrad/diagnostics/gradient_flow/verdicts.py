@@ -54,8 +54,9 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     The states of a parameter:
 
     - "live": its gradient is not zero;
-    - "zero by construction": it is, only because another parameter is all zeros that gets a
-      gradient itself, as A of LoRA while B = 0: it trains once that one has moved;
+    - "zero by construction": its gradient is zero only because another parameter is still all
+      zeros (A of LoRA while B = 0). That other parameter gets a gradient, so this one trains after
+      its first step;
     - "zero": its gradient is zero in every element for another reason;
     - "not finite": a nan or an infinity is in its gradient;
     - "cut": it was used, but no gradient gets back to it;

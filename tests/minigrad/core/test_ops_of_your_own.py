@@ -465,6 +465,12 @@ def test_keeping_without_a_replay_is_refused():
         op(composition=lambda x: x, returns_residuals=True)(lambda x: (x, x))
 
 
+@pytest.mark.parametrize("property", ["linear", "fresh"])
+def test_a_property_that_names_no_input_is_refused(property):
+    with pytest.raises(ValueError, match="has no input 'z', only x"):
+        op(**{property: ["z"]})(lambda x: x)
+
+
 def test_a_vjp_cannot_name_what_the_op_does_not_keep():
     fused = op(lambda x: x)
     with pytest.raises(ValueError, match="asks for 'residuals'"):

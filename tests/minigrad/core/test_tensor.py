@@ -844,6 +844,25 @@ def test_random_factories_draw_from_their_distributions():
     assert minigrad.randn().shape == ()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: minigrad.arange(0, 3, 0), "^arange: step must not be 0"),
+        (lambda: minigrad.randint(3, 3, (2,)), "^randint: low must be less than high, .* high=3"),
+    ],
+)
+def test_factories_refuse_what_is_not_there(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("dtype", ["int64", bool])
+def test_random_floats_are_not_cut_off(dtype):
+    for draw in (minigrad.rand, minigrad.randn):
+        with pytest.raises(TypeError, match=r"draw only floats, not \w+; use randint"):
+            draw(3, dtype=dtype)
+
+
 DRAWS = {
     "randn": lambda **options: minigrad.randn(5, **options),
     "rand": lambda **options: minigrad.rand(5, **options),
@@ -972,7 +991,7 @@ MATRIX = minigrad.zeros(2, 3)
         (lambda: MATRIX.broadcast_to((2, 4)), r"^broadcast_to: .*\(2, 3\)"),
         (lambda: MATRIX.squeeze(0), r"^squeeze: axis 0 of shape \(2, 3\) has size 2, not 1"),
         (lambda: minigrad.concatenate([MATRIX, ROW]), r"^concatenate: .*\(2, 3\).*\(3,\)"),
-        (lambda: minigrad.concatenate([]), r"^concatenate: takes at least one array, not none"),
+        (lambda: minigrad.concatenate([]), r"^concatenate: takes at least one array, not none$"),
         (lambda: minigrad.where(MATRIX > 0, minigrad.zeros(4), 0), r"^where: .*\(2, 3\)"),
         (lambda: minigrad.zeros(0).max(), r"^max: shape \(0,\) has no elements"),
         (lambda: minigrad.zeros(0, 3).mean(0), r"^mean: shape \(0, 3\) has no elements"),

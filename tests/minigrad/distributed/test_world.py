@@ -1,8 +1,10 @@
 """`world()`: its calls, and what it is in processes that are no ranks."""
 
+import numpy as np
 import pytest
 
 from minigrad.distributed import mpi
+from minigrad.distributed.worlds import World
 from tests.minigrad.distributed.ranks import needs_mpi, run_well
 
 
@@ -11,6 +13,18 @@ from tests.minigrad.distributed.ranks import needs_mpi, run_well
 def test_calls_give_what_one_process_has(size):
     every = run_well(size, "-m", "tests.minigrad.distributed.calls")
     assert every == [f"{rank} {size}\ndone\n" for rank in range(size)]
+
+
+@pytest.mark.parametrize("name", ["gather", "broadcast", "on_first"])
+def test_one_process_sends_what_ranks_can_send(name):
+    call = getattr(World(), name)
+    for value, sent in (({1}, False), ([{"a": None}], True), (np.ones(2), True)):
+        given = (lambda value=value: value) if name == "on_first" else value
+        if sent:
+            assert call(given) is value or call(given) == [value]
+        else:
+            with pytest.raises(TypeError, match="a set cannot go from rank to rank"):
+                call(given)
 
 
 # Each rank works longer than the patience: in Python, in the compiler, and not at all.

@@ -514,6 +514,8 @@ def test_a_block_drops_in_training_only_in_four_places(rng):
         ((4, 2), {"dropout": -0.1}, ValueError, r"dropout is a probability, not -0\.1"),
         ((4, 2), {"norm": "batch"}, ValueError, "norm is 'layer' or 'rms', not 'batch'"),
         ((4, 2), {"activation": nn.GELU}, TypeError, r"make one, as in GELU\(\)"),
+        ((4, 2), {"causal": "no"}, TypeError, "^TransformerBlock: causal must be True or False"),
+        ((4, 2), {"bias": "no"}, TypeError, "^TransformerBlock: bias must be True or False"),
     ],
 )
 def test_blocks_that_cannot_be_made(arguments, options, error, message):

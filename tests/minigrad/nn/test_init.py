@@ -206,6 +206,38 @@ def test_what_fills_matrices_refuses_others(fill, shape):
         fill(minigrad.zeros(shape))
 
 
+def test_random_values_fill_floats_only():
+    integers = minigrad.zeros(3, 4, dtype="int64")
+    for fill in (init.normal_, init.uniform_, init.xavier_uniform_, init.orthogonal_):
+        with pytest.raises(TypeError, match=r"^\w+_: draws floats, .* int64 is not of floats"):
+            fill(integers)
+    assert init.ones_(integers).sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (
+            lambda tensor: init.normal_(tensor, std=-1),
+            r"^normal_: std must be in \[0, inf\), not -1",
+        ),
+        (
+            lambda x: init.uniform_(x, 2, 1),
+            "^uniform_: a must be at most b, .* a=2 and b=1",
+        ),
+    ],
+)
+def test_impossible_distributions_are_refused(fill, message):
+    with pytest.raises(ValueError, match=message):
+        fill(minigrad.zeros(2))
+
+
+@pytest.mark.parametrize("fill", [init.ones_, init.normal_])
+def test_an_array_is_no_tensor_to_fill(fill):
+    with pytest.raises(TypeError, match=rf"^{fill.__name__}: fills a Tensor, not array"):
+        fill(np.zeros(2))
+
+
 # Weights that will be loaded
 
 

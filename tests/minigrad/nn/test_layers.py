@@ -183,6 +183,15 @@ def test_a_gated_mlp_refuses_what_it_cannot_be_made_of():
         GatedMLP(3, 4, activation="silu")
 
 
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [(Linear, (3, 4)), (MLP, ([3, 4],)), (GatedMLP, (3, 4)), (nn.MultiHeadAttention, (4, 2))],
+)
+def test_a_bias_is_a_flag(make, arguments):
+    with pytest.raises(TypeError, match=f"^{make.__name__}: bias must be True or False, not 'no'"):
+        make(*arguments, bias="no")
+
+
 @pytest.mark.parametrize("sizes", [[], [3]])
 def test_mlp_needs_two_sizes(sizes):
     with pytest.raises(ValueError, match="at least those of input and output"):
@@ -254,6 +263,15 @@ def test_flatten_of_axes_that_are_not_there_is_an_error(layer, message):
 def test_a_softplus_bends_with_a_positive_beta(beta):
     with pytest.raises(ValueError, match="beta must be positive"):
         nn.Softplus(beta)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(nn.ELU, "ELU: alpha must"), (nn.LeakyReLU, "LeakyReLU: negative_slope must")],
+)
+def test_an_option_of_an_activation_is_a_number(make, message):
+    with pytest.raises(TypeError, match=f"^{message} be a number, not 'a'"):
+        make("a")
 
 
 # ----------------------------------------------------------------------------------------------

@@ -244,11 +244,26 @@ PLACES = [
     bad("take_along_axis", (X, np.zeros((2, 1), bool), 1), TypeError, "bool"),
     bad("gather", (X, 1, places([3])), IndexError, "3"),
     bad("gather", (X, 1, places(0)), ValueError, "(2, 3)", "(1,)"),
-    bad("gather", (X, 1, places([0], [0], [0])), ValueError, "(2, 3)", "(3, 1)"),
+    bad(
+        "gather",
+        (X, 1, places([0], [0], [0])),
+        ValueError,
+        "(2, 3)",
+        "(3, 1)",
+        "only along axis 1 may be larger",
+    ),
     bad("gather", (X, 1, np.zeros((2, 1))), TypeError, "float64"),
     *[bad("scatter", (X, 1, places([i]), X), IndexError, str(i), "axis 1") for i in (3, -4)],
     bad("scatter", (X, 1, places([0], [0], [0]), X), ValueError, "(2, 3)", "(3, 1)"),
-    bad("scatter", (X, 1, places([0, 0]), X[:, :1]), ValueError, "src", "(2, 1)", "(1, 2)"),
+    bad(
+        "scatter",
+        (X, 1, places([0, 0]), X[:, :1]),
+        ValueError,
+        "src",
+        "(2, 1)",
+        "(1, 2)",
+        "may not be larger",
+    ),
     bad("scatter", (X, 1, places([0]), ROW), ValueError, "src", "(3,)"),
     bad("scatter", (X, 1, np.zeros((1, 1)), X), TypeError, "float64"),
     bad("scatter", (places(1, 2), 0, places(0), 0.5), TypeError, "int64", "astype"),
@@ -256,10 +271,15 @@ PLACES = [
     bad("topk", (X, -1), ValueError, "-1"),
     bad("topk", (X, 1.5), TypeError, "1.5"),
     bad("topk", (NUMBER, 1), ValueError, "-1"),
+    bad("topk", (X, 1, -1, "no"), TypeError, "largest must be True or False, not 'no'"),
+    *[
+        bad(name, (X, -1, "stable"), TypeError, "descending must be True or False, not 'stable'")
+        for name in ("sort", "argsort")
+    ],
     bad("one_hot", (ROW,), TypeError, "float64"),
     bad("one_hot", (places(0, 3), 3), ValueError, "0 to 3", "3 classes"),
     bad("one_hot", (places(0, -1), 3), ValueError, "-1", "3 classes"),
-    bad("one_hot", (places(0, -1),), ValueError, "-1"),
+    bad("one_hot", (places(0, -1),), ValueError, "labels must be at least 0, and one is -1"),
     bad("one_hot", (places(), -2), ValueError, "-2"),
     bad("one_hot", (places(0), 1.5), TypeError, "1.5"),
     bad("embedding", (places(0, 2), X), IndexError, "0 to 2", "2 rows"),
@@ -285,6 +305,14 @@ NUMBERS = [
     bad("softplus", (X, 0.0), ValueError, "0.0"),
     bad("var", (ROW,), ValueError, "3 elements", "ddof=3", ddof=3),
     bad("std", (ROW,), ValueError, "3 elements", "ddof=4", ddof=4),
+    *[
+        bad(name, (X, 0, float), TypeError, "ddof must be a number, not <class 'float'>")
+        for name in ("var", "std")
+    ],
+    *[
+        bad(name, (X, 0, "f4"), TypeError, "keepdims must be True or False, not 'f4'")
+        for name in ("sum", "mean", "prod", "max", "min")
+    ],
     bad("dropout", (X, 1.5), ValueError, "1.5"),
     bad("dropout", (X, math.nan), ValueError, "nan"),
     *[

@@ -345,7 +345,11 @@ leaf = minigrad.ones((2,), requires_grad=True)
     ("parameters", "error", "message"),
     [
         (leaf, TypeError, "the parameters are a list, as in"),
-        ([leaf, np.ones(2)], TypeError, "parameter 1 must be a Tensor, not ndarray"),
+        (
+            [leaf, np.ones(2)],
+            TypeError,
+            "element 1 must be a Tensor, not ndarray",
+        ),
         ([leaf * 2], ValueError, r"parameter 0 is .*multiply.* no leaf"),
         ([], ValueError, "none of the parameters requires a gradient"),
         ([leaf.detach(), minigrad.arange(3)], ValueError, "none of the parameters requires"),

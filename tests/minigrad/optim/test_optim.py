@@ -606,6 +606,10 @@ def impossible_option(state):
     state["param_groups"][1]["lr"] = -1.0
 
 
+def a_number_for_groups(state):
+    state["param_groups"] = 3
+
+
 FAULTS = [
     other_group_sizes,
     another_shape,
@@ -614,6 +618,7 @@ FAULTS = [
     lacks_an_option,
     unknown_option,
     impossible_option,
+    a_number_for_groups,
 ]
 
 
