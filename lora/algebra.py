@@ -32,24 +32,40 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The sum in one layer."""
+    """The sum in one layer.
 
-    name: str  # of the layer
-    rank: int  # of the adapter that was made
-    ranks: tuple[int, ...]  # the ranks of the terms; with PiSSA of the difference, which is 2 r
-    error: float = 0.0  # the Frobenius norm of what was left out to reduce the rank
-    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
-    note: str = ""  # a remark, such as "copy"
+    Attributes:
+        name: that of the layer.
+        rank: that of the adapter that was made.
+        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
+        error: the Frobenius norm of what was left out to reduce the rank.
+        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
+        note: a remark, such as "copy".
+    """
+
+    name: str
+    rank: int
+    ranks: tuple[int, ...]
+    error: float = 0.0
+    relative_error: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class CombineReport:
-    """The report of `combine`: a line for each layer, and the sum."""
+    """The report of `combine`: a line for each layer, and the sum.
 
-    layers: tuple[Combined, ...]  # of the new adapter
-    copies: tuple[FullCopy, ...]  # the parameters that it has in full
-    adapter: str  # its name
-    terms: tuple[tuple[str, float], ...]  # the names of the adapters in it, with their weights
+    Attributes:
+        layers: those of the new adapter.
+        copies: the parameters that it has in full.
+        adapter: its name.
+        terms: the names of the adapters in it, with their weights.
+    """
+
+    layers: tuple[Combined, ...]
+    copies: tuple[FullCopy, ...]
+    adapter: str
+    terms: tuple[tuple[str, float], ...]
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "ranks of the terms", "error", "relative", "")

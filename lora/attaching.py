@@ -33,14 +33,23 @@ _LOCK = threading.Lock()  # blocks of `disabled` are counted, and several thread
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """The report of `attach`: a line for each layer that matched, and the counts."""
+    """The report of `attach`: a line for each layer that matched, and the counts.
 
-    matches: tuple[Match, ...]  # the layers that got an adapter
-    copies: tuple[FullCopy, ...]  # the parameters that are trained in full
-    adapter: str  # its name
-    trainable: int  # the number of parameters that train now
-    total: int  # of all, with adapters, originals of copies, and weights in few bits
-    emptied: tuple[str, ...] = ()  # the targets of which `exclude` has left no layer
+    Attributes:
+        matches: the layers that got an adapter.
+        copies: the parameters that are trained in full.
+        adapter: its name.
+        trainable: the number of parameters that train after this.
+        total: that of all, with adapters, originals of copies, and weights in few bits.
+        emptied: the targets of which `exclude` has left no layer.
+    """
+
+    matches: tuple[Match, ...]
+    copies: tuple[FullCopy, ...]
+    adapter: str
+    trainable: int
+    total: int
+    emptied: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:

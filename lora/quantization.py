@@ -25,14 +25,23 @@ from minigrad.tables import aligned, counted, in_bytes
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced."""
+    """One layer that `quantize` has replaced.
 
-    name: str  # its name in the model
-    pattern: str  # the target pattern that found it
-    shape: tuple[int, int]  # of its weight
-    bytes_before: int  # the size of the weight as it was
-    bytes_after: int  # the size of the weight in few bits
-    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
+    Attributes:
+        name: its name in the model.
+        pattern: the target pattern that found it.
+        shape: that of its weight.
+        bytes_before: the size of the weight as it was.
+        bytes_after: the size of the weight in few bits.
+        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    error: float
 
     @property
     def bytes_per_number(self) -> float:
@@ -42,9 +51,9 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """The report of `quantize`: a line for each layer, and the totals."""
+    """The report of `quantize`: a line for each layer that was replaced, and the totals."""
 
-    layers: tuple[QuantizedLayer, ...]  # that were replaced
+    layers: tuple[QuantizedLayer, ...]
 
     @property
     def names(self) -> list[str]:

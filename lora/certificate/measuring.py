@@ -50,21 +50,28 @@ class CertificateRow:
 
     V is W' = W + dW as it is stored, and W_t is W as it is stored. If V overflows, or W or dW is
     not finite, `lost`, `ulp` and `bound` are infinite.
+
+    Attributes:
+        layer: its name.
+        dtype: the one that the weight is stored in.
+        absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
+        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
+            more rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing
+            W.
+        ulp: the largest |V - W_t| in units in the last place, of the larger one of both; see
+            `lora.certificate.rounding.unit_of`, also for NF4.
+        bound: a limit on the difference between an output of the merged layer and of the layer as
+            it was, as both are computed, for any input x with |x| <= radius.
+        note: what is not finite, or 0, or overflows.
     """
 
-    layer: str  # its name
-    dtype: str  # that the weight is stored in
-    absorbed: float  # of the entries with dW != 0, the share with V = W_t: their update is lost
-    # |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is more
-    # rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing W.
+    layer: str
+    dtype: str
+    absorbed: float
     lost: float
-    # The largest |V - W_t| in units in the last place, of the larger one of both; see
-    # `lora.certificate.rounding.unit_of`, also for NF4.
     ulp: float
-    # The largest difference between an output of the merged layer and of the layer as it was, as
-    # both are computed, for any input x with |x| <= radius.
     bound: float
-    note: str = ""  # what is not finite, or 0, or overflows
+    note: str = ""
 
     @property
     def is_finite(self) -> bool:
@@ -85,10 +92,14 @@ class MergeCertificate:
     Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
     layers, one for each dtype with the layer that loses most. `certificate[layer]` gives the rows
     of a layer.
+
+    Attributes:
+        rows: one for each layer and dtype.
+        radius: the norm of the inputs for which `bound` is valid.
     """
 
-    rows: tuple[CertificateRow, ...]  # one for each layer and dtype
-    radius: float  # the norm of the inputs for which `bound` is valid
+    rows: tuple[CertificateRow, ...]
+    radius: float
 
     @property
     def layers(self) -> list[str]:

@@ -111,17 +111,26 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 @dataclass(frozen=True)
 class IdentityCheck:
-    """One identity of one layer."""
+    """One identity of one layer.
 
-    layer: str  # the name of the layer in the model
-    identity: str  # the name of the identity
-    dtype: str  # the precision in which it was computed
-    deviation: float  # the difference that is nearest to its bound, or exceeds it most
-    bound: float  # the difference that rounding explains there; 0 where the identity is exact
-    # "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger than
-    # rounding
+    Attributes:
+        layer: the name of the layer in the model.
+        identity: the name of the identity.
+        dtype: the precision in which it was computed.
+        deviation: the difference that is nearest to its bound, or exceeds it most.
+        bound: the difference that rounding explains there; 0 where the identity is exact.
+        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
+            than rounding.
+        note: which A and B were used, if not the layer's own; or why there is no verdict.
+    """
+
+    layer: str
+    identity: str
+    dtype: str
+    deviation: float
+    bound: float
     verdict: Verdict
-    note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
+    note: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,10 +138,10 @@ class VerifyReport:
     """The report of `verify`. It is true only if every identity of every layer holds.
 
     Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
-    bound that rounding explains, and the verdict.
+    bound that rounding explains, and the verdict. `checks` are the rows.
     """
 
-    checks: tuple[IdentityCheck, ...]  # one for each layer and identity
+    checks: tuple[IdentityCheck, ...]
 
     @property
     def failed(self) -> list[IdentityCheck]:

@@ -200,7 +200,13 @@ def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
 
 @op(linear=("values",), cost=lambda values: values.size, shape=lambda shape: shape)
 def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
-    """An array of `shape` with `values` added to zeros at `index`; repeated indices add up."""
+    """An array of `shape` with `values` added to zeros at `index`; repeated indices add up.
+
+    Args:
+        values: the numbers, of the shape that `out[index]` has.
+        index: what an array takes between brackets.
+        shape: that of the result.
+    """
     values = np.asarray(values)
     out = np.zeros(shape, values.dtype)
     index = plain_index(index)

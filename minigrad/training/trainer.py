@@ -176,7 +176,7 @@ class Trainer:
         for name, (part, kind) in required.items():
             if not isinstance(part, kind):
                 raise TypeError(
-                    f"{name} must be a {kind.__name__}, not {part!r:.60}; the order is "
+                    f"{name} must be of class {kind.__name__}, not {part!r:.60}; the order is "
                     f"Trainer(model, optimizer, loss)"
                 )
         self.model, self.optimizer, self.loss = model, optimizer, loss

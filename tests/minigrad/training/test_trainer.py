@@ -430,7 +430,7 @@ def test_parts_in_another_order_are_refused():
     optimizer = SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"optimizer must be .*Trainer\(model, optimizer, loss\)"):
         Trainer(model, minigrad.mse, optimizer)
-    with pytest.raises(TypeError, match="model must be a Module, not "):
+    with pytest.raises(TypeError, match="model must be of class Module, not "):
         Trainer(optimizer, model, minigrad.mse)
 
 
