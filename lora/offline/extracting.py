@@ -139,10 +139,9 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        tasks = [
-            (name, name in tables or transposed.get(f"{name}.weight", fan_in_fan_out), rank)
-            for name in layers
-        ]
+        shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
+        stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
+        tasks = [(name, stored.get(name, True), rank) for name in layers]
         if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
             crew.workers = 1  # threads of several processes would take turns, ten times as long
         rows, updates, facts = [], {}, {}
@@ -151,7 +150,8 @@ def extract_files(
             updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
-        found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
+        # The field counts where the base shows nothing; else PEFT expects that of its last layer.
+        known = None not in shown.values() and any(shown.values())
         config = PeftConfig(
             exact(layers, modules),
             r=rank,
@@ -160,7 +160,7 @@ def extract_files(
             alpha_pattern=smaller,
             bias=bias,
             modules_to_save=tuple(modules_to_save),
-            fan_in_fan_out=fan_in_fan_out or any(found_transposed),
+            fan_in_fan_out=fan_in_fan_out or known,
         )
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
         write_folder(out, config, tensors, Facts(facts, __version__), dtype)

@@ -265,10 +265,15 @@ def _weight(
     weight = StoredWeight(base, name, layer.kind == "embedding")
     if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
         # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
-        # of the layer which was adapted last.
+        # of the layer which was adapted last. `lora.save` does not know the files of the base.
+        says = files.config.fan_in_fan_out
+        is_sure = (
+            files.facts.version is None
+            and sum(each.kind == "linear" for each in files.layers.values()) == 1
+        )
+        shown = None if is_sure else transposed.get(name)
         is_square = weight.shape == wanted
-        is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
-        weight = StoredWeight(base, name, is_transposed)
+        weight = StoredWeight(base, name, not is_square or (says if shown is None else shown))
     is_matrix = len(weight.stored_shape) == 2
     if wanted != (weight.shape if is_matrix else weight.stored_shape):
         raise ValueError(
@@ -282,7 +287,8 @@ class TransposedWeights:
     """The weights of a model that are stored as W^T, `(d_in, d_out)`.
 
     The length of a layer's bias shows it. Where it does not, since the weight is square, the
-    weight is taken to be stored as those of the nearest layers by name whose biases do show it.
+    weight is taken to be stored as those of the nearest layers by name whose biases do show it. In
+    the root module only the layers that are its own are near: a head is unlike the trunk beside it.
     """
 
     def __init__(self, base: TensorSet) -> None:
@@ -296,18 +302,22 @@ class TransposedWeights:
                 if rows != columns and size in (rows, columns):
                     self._known[name] = size == columns
 
-    def get(self, name: str, default: bool) -> bool:
-        """Tell whether a weight is transposed; `default` if the base does not show it."""
+    def get(self, name: str) -> bool | None:
+        """Tell whether a weight is transposed; None if the base does not show it."""
         if name in self._known:
             return self._known[name]
         rows, columns = self._base.info(name).shape
         parts = name.split(".")
         for i in reversed(range(len(parts) if rows == columns else 0)):
             module = "".join(f"{part}." for part in parts[:i])
-            near = {known for each, known in self._known.items() if each.startswith(module)}
+            near = {
+                known
+                for each, known in self._known.items()
+                if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
+            }
             if near:
-                return near.pop() if len(near) == 1 else default
-        return default
+                return near.pop() if len(near) == 1 else None
+        return None
 
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:

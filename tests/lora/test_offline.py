@@ -268,6 +268,81 @@ def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, 
     np.testing.assert_array_equal(found.T if stored_turned else found, right)
 
 
+@pytest.fixture
+def trunk(rng, tmp_path):
+    """A square layer without a bias, beside a trunk of weights that are stored transposed."""
+    arrays = {
+        "proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
+        "trunk.h.0.c_attn.weight": rng.standard_normal((8, 24)).astype(np.float32),
+        "trunk.h.0.c_attn.bias": np.zeros(24, np.float32),
+        "trunk.h.0.c_proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
+    }
+    save_state(tmp_path / "trunk.safetensors", arrays)
+    return tmp_path / "trunk.safetensors", arrays
+
+
+# By PEFT's rule the field is that of the layer which was adapted last, in the order of the model.
+@pytest.mark.parametrize(
+    ("layers", "says", "transposed"),
+    [
+        (["proj"], False, []),
+        (["trunk.h.0.c_proj"], True, ["trunk.h.0.c_proj"]),
+        (["trunk.h.0.c_proj", "proj"], False, ["trunk.h.0.c_proj"]),
+        (["trunk.h.0.c_attn", "proj"], False, ["trunk.h.0.c_attn"]),
+    ],
+)
+def test_a_square_weight_beside_a_transposed_trunk(layers, says, transposed, trunk, rng, tmp_path):
+    base, arrays = trunk
+    adapter, right = made(tmp_path / "adapter"), dict(arrays)
+    tensors = {}
+    for name in layers:
+        weight = arrays[f"{name}.weight"]
+        d_out, d_in = weight.shape[::-1] if name in transposed else weight.shape
+        a, b = rng.standard_normal((2, d_in)), rng.standard_normal((d_out, 2))
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
+        update = (b @ a).T if name in transposed else b @ a
+        right[f"{name}.weight"] = weight + update
+    save_state(adapter / WEIGHTS, tensors)
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": layers}
+    (adapter / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": says}))
+    merge_files(base, adapter, tmp_path / "out.safetensors", progress=False)
+    found = state(tmp_path / "out.safetensors")
+    for name in right:
+        np.testing.assert_allclose(found[name], right[name], rtol=1e-4, atol=1e-5)
+    extract_files(base, tmp_path / "out.safetensors", tmp_path / "extracted", 2, progress=False)
+    merge_files(base, tmp_path / "extracted", tmp_path / "again.safetensors", progress=False)
+    extracted = load_state(tmp_path / "extracted" / WEIGHTS)[0]
+    again = state(tmp_path / "again.safetensors")
+    for name in layers:
+        np.testing.assert_allclose(again[f"{name}.weight"], right[f"{name}.weight"], atol=1e-4)
+        a, b = (extracted[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
+        wanted = right[f"{name}.weight"] - arrays[f"{name}.weight"]
+        np.testing.assert_allclose(
+            (b @ a).T if name in transposed else b @ a, wanted, rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_of_one_layer_the_configuration_of_peft_says_how_it_is_stored(says, rng, tmp_path):
+    # The square weight is of another kind than the one beside it.
+    arrays = {
+        "block.up.weight": np.zeros((8, 4) if says else (4, 8), np.float32),
+        "block.up.bias": np.zeros(8, np.float32),
+        "block.square.weight": np.zeros((8, 8), np.float32),
+    }
+    save_state(tmp_path / "base.safetensors", arrays)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
+    parts = {"lora_A.weight": a, "lora_B.weight": b}
+    adapter, out = made(tmp_path / "adapter"), tmp_path / "out.safetensors"
+    save_state(adapter / WEIGHTS, {f"{PREFIX}block.square.{k}": x for k, x in parts.items()})
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["square"]}
+    (adapter / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": says}))
+    merge_files(tmp_path / "base.safetensors", adapter, out, progress=False)
+    found = state(out)["block.square.weight"]
+    np.testing.assert_allclose(found.T if says else found, b @ a, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("is_turned", "most"), [(False, 1.2), (True, 2)])
 def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, monkeypatch):
