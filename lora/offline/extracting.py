@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from lora.offline.workers import Crew
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
-from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, write_folder
+from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
@@ -114,10 +113,7 @@ def extract_files(
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
-    for model in map(Path, (base, finetuned)):
-        # transformers would take it for that of an adapter then.
-        if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
-            raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
+    check_no_model(out, base, finetuned)
     with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
         before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))

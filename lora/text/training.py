@@ -33,6 +33,7 @@ from lora.config import LoRAConfig
 from lora.linear import LoRALayer
 from lora.peft import save
 from lora.peft.facts import fingerprint_of
+from lora.peft.folder import check_no_model
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
@@ -155,9 +156,9 @@ def train(
 
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` are whole.
-        ValueError: if an option is impossible, a row is wrong, `out` has another run in it, or the
-            data, the base or an option is not that of the run to go on with. The model is as it was
-            then, and nothing was written.
+        ValueError: if an option is impossible, a row is wrong, `out` has another run or a model in
+            it, or the data, the base or an option is not that of the run to go on with. The model
+            is as it was then, and nothing was written.
         FloatingPointError: if the loss is no longer finite; the last adapter that was good is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
@@ -325,6 +326,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     file, name = folder / OPTIONS, os.fspath(folder)
     if folder.is_file():
         raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
+    check_no_model(folder)
     if not resume:
         there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
         if there:

@@ -1176,6 +1176,15 @@ def test_no_adapter_is_put_into_the_folder_of_a_model(which, net, rng, tmp_path)
     assert snapshot(tmp_path) == before
 
 
+def test_no_adapter_is_put_into_the_folder_of_another_model(net, rng, tmp_path):
+    base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
+    other = base_of(net, tmp_path / "other")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="other' is the folder of a model; name another one"):
+        extract_files(base, tuned, other, 1, bias="all")
+    assert snapshot(tmp_path) == before
+
+
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
     base = base_of(net, tmp_path / "base")
     with pytest.raises(ValueError, match="none of the targets differs"):

@@ -274,6 +274,16 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
             run(data, tmp_path / "out", resume=True)
 
 
+def test_no_adapter_is_trained_into_the_folder_of_a_model(data, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "out" / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match="is the folder of a model; name another one"):
+        run(data, tmp_path / "out")
+    (tmp_path / "out" / "pytorch_model.bin").unlink()
+    run(data, tmp_path / "out")
+
+
 # ----------------------------------------------------------------------------------------------
 # What goes wrong
 # ----------------------------------------------------------------------------------------------
