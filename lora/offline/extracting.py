@@ -179,7 +179,7 @@ def _is_equal(models: _Models, name: str) -> bool:
     if old.shape != new.shape:
         return False
     if {old.dtype, new.dtype} <= CODES.keys():
-        return np.array_equal(before.read(name), after.read(name))
+        return np.array_equal(before.read(name), after.read(name), equal_nan=True)
     # numpy lacks the other dtypes, and can only compare their bytes
     parts = zip_longest(before.raw(name), after.raw(name))
     return old.dtype == new.dtype and all(one == other for one, other in parts)

@@ -158,6 +158,7 @@ def _is_same(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name
         np.array_equal(
             to_stored(source.read(key, None, rows), own.dtype),
             to_stored(model.read(name, None, rows), own.dtype),
+            equal_nan=True,
         )
         for rows in strips(info.shape)
     )

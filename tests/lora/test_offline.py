@@ -31,6 +31,7 @@ from minigrad.io import (
     load_state,
     open_tensors,
     save_state,
+    writing,
     writing_set,
 )
 from minigrad.nn import Linear, Module
@@ -1183,6 +1184,28 @@ def test_no_adapter_is_put_into_the_folder_of_another_model(net, rng, tmp_path):
     with pytest.raises(ValueError, match="other' is the folder of a model; name another one"):
         extract_files(base, tuned, other, 1, bias="all")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_not_finite_in_both_models_is_the_same(dtype, net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    arrays = net.state_dict() | {"mask": np.array([np.nan, -np.inf, 0.0], np.float32)}
+    infos = [
+        TensorInfo(name, dtype if name == "mask" else "float32", x.shape)
+        for name, x in arrays.items()
+    ]
+    base, merged = tmp_path / "base.safetensors", tmp_path / "merged.safetensors"
+    with writing(base, infos) as writer:
+        for name, x in arrays.items():
+            writer.write(name, x)
+    merge_files(base, tmp_path / "adapter", merged)
+    assert check_adapter(tmp_path / "adapter", base, merged).is_right
+    found = extract_files(base, merged, tmp_path / "extracted", 2)
+    assert [layer.name for layer in found.layers] == ["up"]
+    edit(merged, replaced("mask", np.array([0.0, -np.inf, np.nan], np.float32)))
+    assert not check_adapter(tmp_path / "adapter", base, merged).is_right
+    with pytest.raises(ValueError, match="would not have: mask"):
+        extract_files(base, merged, tmp_path / "extracted", 2)
 
 
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
