@@ -263,18 +263,19 @@ def _check_out(
         raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    if is_file:
-        return
-    if os.path.lexists(out) and not out.is_dir():
+    if not is_file and os.path.lexists(out) and not out.is_dir():
         raise ValueError(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )
-    strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
+    strange = set[str]()
+    if not is_file:  # a file may be one of many
+        strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
     if len(shards) == 1:  # an index would be older than the files beside it
-        strange |= {each.name for each in out.glob("*.safetensors.index.json")}
+        strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
+        which = f"the folder of {text}" if is_file else text
         raise ValueError(
-            f"{text} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
+            f"{which} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
         )
 
 

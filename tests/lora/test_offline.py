@@ -471,6 +471,10 @@ REFUSED = {
         lambda base, adapter, out: (base, adapter, indexed(out)),
         f"has other weights in it, {INDEX}; name a folder without",
     ),
+    "a file beside an index": (
+        lambda base, adapter, out: (base, adapter, indexed(out) / "model.safetensors"),
+        f"the folder of .*out/model.safetensors' has other weights in it, {INDEX}; name a folder",
+    ),
 }
 
 
