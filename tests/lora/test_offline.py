@@ -1368,6 +1368,28 @@ def test_the_status_says_what_happened(files, tmp_path, capsys):
     assert "inspect" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["", ".safetensors", ".png"])
+def test_a_path_that_is_too_long_is_told_in_one_sentence(ending, files, tmp_path, capsys):
+    out = tmp_path / ("x" * 300 + ending)
+    command = ["inspect", files[1], "--plot"] if ending == ".png" else ["merge", *files]
+    status, printed, message = run(*command, out, capsys=capsys)
+    assert (status, printed) == (FAILED, "")
+    assert re.fullmatch(rf"lora {command[0]}: .*File name too long: .*\n", message)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() == 0, reason="root may enter any folder")
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_folder_that_may_not_be_entered_is_told_in_one_sentence(name, files, tmp_path, capsys):
+    closed = made(tmp_path / "closed")
+    closed.chmod(0)
+    try:
+        status, printed, message = run("merge", *files, closed / name, capsys=capsys)
+    finally:
+        closed.chmod(0o700)
+    assert (status, printed) == (FAILED, "")
+    assert re.fullmatch(r"lora merge: .*Permission denied: .*\n", message)
+
+
 def test_a_path_that_is_empty_is_none(files, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["merge", *map(str, files), ""])
