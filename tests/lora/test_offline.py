@@ -271,12 +271,14 @@ def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, 
 
 @pytest.fixture
 def trunk(rng, tmp_path):
-    """A square layer without a bias, beside a trunk of weights that are stored transposed."""
+    """Square layers without biases, beside and in a trunk whose others are stored transposed."""
     arrays = {
         "proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
         "trunk.h.0.c_attn.weight": rng.standard_normal((8, 24)).astype(np.float32),
         "trunk.h.0.c_attn.bias": np.zeros(24, np.float32),
         "trunk.h.0.c_proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
+        "trunk.h.0.c_proj.bias": np.zeros(8, np.float32),
+        "trunk.h.0.gate.weight": rng.standard_normal((8, 8)).astype(np.float32),
     }
     save_state(tmp_path / "trunk.safetensors", arrays)
     return tmp_path / "trunk.safetensors", arrays
@@ -290,6 +292,8 @@ def trunk(rng, tmp_path):
         (["trunk.h.0.c_proj"], True, ["trunk.h.0.c_proj"]),
         (["trunk.h.0.c_proj", "proj"], False, ["trunk.h.0.c_proj"]),
         (["trunk.h.0.c_attn", "proj"], False, ["trunk.h.0.c_attn"]),
+        (["proj", "trunk.h.0.c_attn"], True, ["trunk.h.0.c_attn"]),
+        (["trunk.h.0.gate", "trunk.h.0.c_proj"], True, ["trunk.h.0.c_proj"]),
     ],
 )
 def test_a_square_weight_beside_a_transposed_trunk(layers, says, transposed, trunk, rng, tmp_path):
