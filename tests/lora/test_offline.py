@@ -1263,7 +1263,7 @@ def run(*arguments, capsys):
     return status, captured.out, captured.err
 
 
-def test_a_flipped_bit_in_a_base_is_found(files):
+def test_a_flipped_bit_in_a_base_is_found(files, tmp_path):
     base, adapter = files
     content = bytearray((base / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -1271,6 +1271,10 @@ def test_a_flipped_bit_in_a_base_is_found(files):
     finding = check_adapter(adapter, base).findings[0]
     assert (finding.level, finding.where) == ("wrong", "base")
     assert "is damaged" in finding.what
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="is damaged, or another program has changed it"):
+        merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert snapshot(tmp_path) == before
 
 
 def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
