@@ -16,6 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -147,8 +148,9 @@ def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
     top, found = Path(path), {}
     for each in (top, *top.rglob("*")):
         hidden = any(part.startswith(".") for part in each.relative_to(top).parts)
-        if each.is_file() and not hidden:
-            found[each] = each.stat().st_ino, each.stat().st_mtime_ns
+        with suppress(OSError):  # a path that cannot be is for the command to refuse
+            if each.is_file() and not hidden:
+                found[each] = each.stat().st_ino, each.stat().st_mtime_ns
     return found
 
 

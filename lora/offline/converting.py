@@ -81,7 +81,11 @@ def convert_adapter(
             first factors, or a number too large for its dtype; or `out` is the base.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
-    content = None if Path(base).is_file() else read_json(base, "config.json")
+    content = read_json(base, "config.json") if Path(base).is_dir() else None
+    if content is None and Path(base).is_dir():
+        raise FileNotFoundError(
+            f"{os.fspath(base)!r} has no config.json, so it is no model's folder"
+        )
     config = read_config(GGUFFile(base)) if content is None else config_from_json(content)
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from lora.offline.workers import Crew
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
-from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, write_folder
+from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
@@ -114,10 +113,7 @@ def extract_files(
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
-    for model in map(Path, (base, finetuned)):
-        # transformers would take it for that of an adapter then.
-        if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
-            raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
+    check_no_model(out, base, finetuned)
     with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
         before, after = crew.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
@@ -139,10 +135,9 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        tasks = [
-            (name, name in tables or transposed.get(f"{name}.weight", fan_in_fan_out), rank)
-            for name in layers
-        ]
+        shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
+        stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
+        tasks = [(name, stored.get(name, True), rank) for name in layers]
         if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
             crew.workers = 1  # threads of several processes would take turns, ten times as long
         rows, updates, facts = [], {}, {}
@@ -151,7 +146,8 @@ def extract_files(
             updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
-        found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
+        # The field counts where the base shows nothing; else PEFT expects that of its last layer.
+        known = None not in shown.values() and any(shown.values())
         config = PeftConfig(
             exact(layers, modules),
             r=rank,
@@ -160,7 +156,7 @@ def extract_files(
             alpha_pattern=smaller,
             bias=bias,
             modules_to_save=tuple(modules_to_save),
-            fan_in_fan_out=fan_in_fan_out or any(found_transposed),
+            fan_in_fan_out=fan_in_fan_out or known,
         )
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
         write_folder(out, config, tensors, Facts(facts, __version__), dtype)
@@ -183,7 +179,7 @@ def _is_equal(models: _Models, name: str) -> bool:
     if old.shape != new.shape:
         return False
     if {old.dtype, new.dtype} <= CODES.keys():
-        return np.array_equal(before.read(name), after.read(name))
+        return np.array_equal(before.read(name), after.read(name), equal_nan=True)
     # numpy lacks the other dtypes, and can only compare their bytes
     parts = zip_longest(before.raw(name), after.raw(name))
     return old.dtype == new.dtype and all(one == other for one, other in parts)

@@ -52,7 +52,11 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
     tensors, files, model = base.tensors, base.files, base.model
     assert model is not None
     if name not in model:
-        return "" if _is_copy(name, tensors) else "is missing in the model"
+        missing = "is missing in the model"
+        if name in base.layers:
+            return missing
+        source, key = (files, base.replaced[name]) if name in base.replaced else (tensors, name)
+        return "" if _is_copy(source, key, model, name) else missing
     if name in base.layers:
         layer, info = base.layers[name], model.info(name)
         weight = base.weights[layer]
@@ -67,7 +71,7 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         is_same = _is_same(files, base.replaced[name], model, name)
         return "" if is_same else "is not that of the adapter"
     if name not in tensors:
-        return "" if _is_copy(name, model) else "is in the model only"
+        return "" if _is_copy(model, name, model, name) else "is in the model only"
     if not _is_same(tensors, name, model, name):
         return "is not that of the base, and the adapter does not change it"
     return ""
@@ -134,11 +138,11 @@ def _compared(
     return MergedLayer(name, dtype, *figures, next(found, unknown))
 
 
-def _is_copy(name: str, tensors: TensorSet) -> bool:
-    """Tell whether a matrix is a copy of another, as a tied head; or follows from the sizes."""
-    others = [other for other in tensors if other != name and len(tensors.info(name).shape) == 2]
+def _is_copy(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name: str) -> bool:
+    """Tell whether the model has a tensor as another matrix, as a tied head; or needs none."""
+    others = [o for o in model if o != name and len(model.info(o).shape) == 2]
     return name.endswith("rotary_emb.inv_freq") or any(
-        _is_same(tensors, other, tensors, name) for other in others
+        _is_same(source, key, model, other) for other in others
     )
 
 
@@ -154,6 +158,7 @@ def _is_same(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name
         np.array_equal(
             to_stored(source.read(key, None, rows), own.dtype),
             to_stored(model.read(name, None, rows), own.dtype),
+            equal_nan=True,
         )
         for rows in strips(info.shape)
     )

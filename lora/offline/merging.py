@@ -109,8 +109,9 @@ def merge_files(
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
         ChildProcessError: if a worker was killed, or could not start. Each imports a script again,
             which therefore needs `if __name__ == "__main__":`.
-        ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
-            the adapter, it does not go with the base, `out` is one of the inputs, of another kind
+        ValueError: if a file is not what it should be (of a base only a merge into a folder, which
+            reads it twice, compares the checksum), `check_adapter` finds something wrong with the
+            adapter, it does not go with the base, `out` is one of the inputs, of another kind
             than its name says, or has other weights in it, or something would not be finite.
         MergeError: if more than the limit would be lost.
         OSError: if it cannot be written. Whatever the error, the files at `out` are as they were.
@@ -146,7 +147,8 @@ def merge_files(
         left_out: Sequence[str] = ()
         if not is_file:
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(opened.heads))
-            inputs = [find(adapter, WEIGHTS), *(file.path for file in tensors.files.values())]
+            paths = ((name, file.path) for name, file in tensors.files.items())
+            inputs = [(None, find(adapter, WEIGHTS)), *paths]
             hashes = list(crew.map(_digest, inputs, "hash of the inputs", "file"))
             computing = __version__, np.__version__, vector_registers()
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
@@ -170,9 +172,16 @@ def merge_files(
     return MergedFiles(target, certificate, replaced, *found, left_out, size, kept)
 
 
-def _digest(_: AdaptedBase, path: Path) -> str:
-    """Return the hash of a file."""
+def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
+    """Return the hash of an input: its name among the files of the base, if any, and its path.
+
+    A header with a checksum stands for the file, whose tensors must have that checksum then.
+    """
+    name, path = task
     with open(path, "rb") as file:
+        if name is not None and base.tensors.files[name].has_checksum:
+            base.tensors.files[name].check()
+            return sha256(file.read(int.from_bytes(file.read(8), "little"))).hexdigest()
         return file_digest(file, "sha256").hexdigest()
 
 
@@ -263,18 +272,19 @@ def _check_out(
         raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    if is_file:
-        return
-    if os.path.lexists(out) and not out.is_dir():
+    if not is_file and os.path.lexists(out) and not out.is_dir():
         raise ValueError(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )
-    strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
+    strange = set[str]()
+    if not is_file:  # a file may be one of many
+        strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
     if len(shards) == 1:  # an index would be older than the files beside it
-        strange |= {each.name for each in out.glob("*.safetensors.index.json")}
+        strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
+        which = f"the folder of {text}" if is_file else text
         raise ValueError(
-            f"{text} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
+            f"{which} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
         )
 
 

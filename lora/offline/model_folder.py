@@ -150,7 +150,11 @@ class AdaptedBase(Closing):
 
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers = self.tensors, self.files.layers
-        names = {layer: _with(self.prefix, f"{layer}.weight") for layer in layers}
+        names = {
+            layer: _with(self.prefix, f"{layer}.weight")
+            for layer, stored in layers.items()
+            if stored.kind != "attention"  # which `findings_of` finds
+        }
         missing = [layer for layer, name in names.items() if name not in base]
         if len(missing) > max(1, len(layers) / 2):  # all for one reason
             names = {layer: name for layer, name in names.items() if name in base}
@@ -264,10 +268,8 @@ def _weight(
         )
     weight = StoredWeight(base, name, layer.kind == "embedding")
     if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
-        # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
-        # of the layer which was adapted last.
         is_square = weight.shape == wanted
-        is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
+        is_transposed = not is_square or _is_transposed(files, name, transposed)
         weight = StoredWeight(base, name, is_transposed)
     is_matrix = len(weight.stored_shape) == 2
     if wanted != (weight.shape if is_matrix else weight.stored_shape):
@@ -278,36 +280,64 @@ def _weight(
     return weight
 
 
+def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeights) -> bool:
+    """Tell whether a square weight is stored transposed.
+
+    PEFT's fan_in_fan_out is that of the layer which was adapted last, so it is sure for one layer.
+    """
+    says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
+    if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
+        return says
+    shown = transposed.get(name)
+    if shown is None:
+        return says and (transposed.has_bias(name) or not is_of_peft)
+    return shown
+
+
 class TransposedWeights:
     """The weights of a model that are stored as W^T, `(d_in, d_out)`.
 
     The length of a layer's bias shows it. Where it does not, since the weight is square, the
-    weight is taken to be stored as those of the nearest layers by name whose biases do show it.
+    weight is taken to be stored as those of the nearest layers by name whose biases do show it. In
+    the root module only the layers that are its own are near: a head is unlike the trunk beside it.
+    Nothing shows it of a layer without a bias, which the Conv1D of transformers always has.
     """
 
     def __init__(self, base: TensorSet) -> None:
         self._base = base
         self._known: dict[str, bool] = {}
         for name, info in base.tensors.items():
-            bias = f"{name.removesuffix('.weight')}.bias"
-            if name.endswith(".weight") and len(info.shape) == 2 and bias in base:
+            if name.endswith(".weight") and len(info.shape) == 2 and self.has_bias(name):
                 rows, columns = info.shape
-                size = base.info(bias).size
+                size = base.info(_bias_of(name)).size
                 if rows != columns and size in (rows, columns):
                     self._known[name] = size == columns
 
-    def get(self, name: str, default: bool) -> bool:
-        """Tell whether a weight is transposed; `default` if the base does not show it."""
+    def has_bias(self, name: str) -> bool:
+        """Tell whether the layer of a weight has a bias."""
+        return _bias_of(name) in self._base
+
+    def get(self, name: str) -> bool | None:
+        """Tell whether a weight is transposed; None if the base does not show it."""
         if name in self._known:
             return self._known[name]
         rows, columns = self._base.info(name).shape
         parts = name.split(".")
-        for i in reversed(range(len(parts) if rows == columns else 0)):
+        for i in reversed(range(len(parts) if rows == columns and self.has_bias(name) else 0)):
             module = "".join(f"{part}." for part in parts[:i])
-            near = {known for each, known in self._known.items() if each.startswith(module)}
+            near = {
+                known
+                for each, known in self._known.items()
+                if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
+            }
             if near:
-                return near.pop() if len(near) == 1 else default
-        return default
+                return near.pop() if len(near) == 1 else None
+        return None
+
+
+def _bias_of(weight: str) -> str:
+    """Return the name of the bias of the layer that has a weight."""
+    return f"{weight.removesuffix('.weight')}.bias"
 
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:

@@ -44,6 +44,10 @@ NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about a te
 PREFIX = "base_model.model."
 KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
 
+_OUT_PROJ = ".base_layer.out_proj"  # what PEFT calls a layer inside of nn.MultiheadAttention
+
+_MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
+
 _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
 _LARGEST_HEADER = 1 << 24  # bytes; some hundred describe a tensor
 _LONGEST = 1000  # characters of a key; those of models have some tens
@@ -102,7 +106,7 @@ class StoredLayer:
 
     name: str  # the name of the layer in the model
     keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
-    kind: str  # "linear", "embedding" or "convolution"
+    kind: str  # "linear", "embedding", "convolution", or "attention" for nn.MultiheadAttention
     scale: float  # the factor of B A by the metadata, or if they lack it by the configuration
 
 
@@ -158,6 +162,8 @@ class AdapterFolder(Closing):
             scale = self.config.scale_of(name) if facts is None else facts.scale
             is_conv = any(len(self.tensors[key].shape) > 2 for key in keys.values())
             kind = "embedding" if name in embeddings else "convolution" if is_conv else "linear"
+            if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
+                kind = "attention"
             self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:
@@ -237,6 +243,20 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
         raise NotADirectoryError(f"{name!r} is a file, and an adapter is a folder; {advice}")
     if not os.path.isdir(path):
         raise FileNotFoundError(f"there is no folder {name!r}")
+
+
+def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:
+    """Raise an error if a path, for an adapter, is the folder of one of some models, or of another.
+
+    transformers would take that model for the one of the adapter then.
+    """
+    folder = Path(path)
+    folders = [model if model.is_dir() else model.parent for model in map(Path, models)]
+    is_model = (folder / "config.json").is_file() and any(
+        any(folder.glob(pattern)) for pattern in _MODELS
+    )
+    if is_model or folder.resolve() in [each.resolve() for each in folders]:
+        raise ValueError(f"{os.fspath(path)!r} is the folder of a model; name another one")
 
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from lora.peft.facts import Facts, LayerFacts, fingerprint_of
 from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
 from lora.scaling import LoRAScaling
 from minigrad import __version__
+from minigrad.checks import check_count
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
@@ -59,10 +60,15 @@ def save(
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if there is no such adapter or dtype, there is NaN or Inf in it, or would be in
-            the dtype, a scale is 0, or PEFT could not tell the modules that were trained in full.
+        ValueError: if there is no such adapter or dtype, the path is empty, the seed is no integer
+            of at least 0, there is NaN or Inf in the adapter, or would be in the dtype, a scale is
+            0, or PEFT could not tell the modules that were trained in full.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
+    if not os.fspath(folder):  # as of a variable that is not set
+        raise ValueError("the path of the folder is empty; name one, '.' for the present one")
+    if seed is not None:
+        check_count("seed", seed)
     record = state.required_attachment(model)
     attached = record.get(adapter)
     in_place = state.attached_layers(model, record)
@@ -103,7 +109,7 @@ def save(
         for name, layer in bar
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
-    seed = attached.seed if seed is None else seed
+    seed = attached.seed if seed is None else int(seed)
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
 
 

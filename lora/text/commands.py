@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import lora
 from lora.attachment.state import attachment_of
+from lora.peft.folder import check_no_model
 from lora.text import evaluating, generating, loading, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
@@ -119,6 +120,7 @@ def train(
 ) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
     ranks, saved = world(), Path(out) / training.OPTIONS
+    ranks.on_first(lambda: check_no_model(out, base), "train")
 
     def options_of_earlier_run() -> dict[str, Any]:
         file = str(saved) if resume and config is None and saved.exists() else config

@@ -31,8 +31,9 @@ from lora.attaching import attach, remove
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.linear import LoRALayer
-from lora.peft import save
+from lora.peft import CONFIG, save
 from lora.peft.facts import fingerprint_of
+from lora.peft.folder import check_no_model
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
@@ -155,9 +156,9 @@ def train(
 
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` are whole.
-        ValueError: if an option is impossible, a row is wrong, `out` has another run in it, or the
-            data, the base or an option is not that of the run to go on with. The model is as it was
-            then, and nothing was written.
+        ValueError: if an option is impossible, a row is wrong, `out` has another run or a model in
+            it, or the data, the base or an option is not that of the run to go on with. The model
+            is as it was then, and nothing was written.
         FloatingPointError: if the loss is no longer finite; the last adapter that was good is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
@@ -214,7 +215,14 @@ def train(
     def write() -> None:
         save(model, folder, seed=seed, base_model=base_model, progress=progress)
 
-    before = model.checkpointing
+    def claim() -> None:
+        try:
+            (folder / OPTIONS).touch(exist_ok=False)
+        except FileExistsError:  # of a run that began while this one read its rows
+            _check_folder(folder, known, resume)
+            raise
+
+    before, is_claimed = model.checkpointing, False
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
@@ -238,6 +246,9 @@ def train(
         )
         if resume and ranks.on_first((folder / CHECKPOINT).exists, "train"):
             trainer.load(folder / CHECKPOINT)
+        if not resume:
+            ranks.on_first(claim, "train")
+            is_claimed = True
         content = json.dumps(facts, indent=2).encode()
         ranks.on_first(lambda: write_atomically(folder / OPTIONS, content), "train")
         try:
@@ -257,6 +268,9 @@ def train(
         ranks.on_first(write, "train")
     except BaseException as error:
         remove(model, DEFAULT)
+        is_empty = is_claimed and not trainer.history.steps and not (folder / CONFIG).exists()
+        if is_empty and isinstance(error, Exception):
+            (folder / OPTIONS).unlink(missing_ok=True)  # there is nothing to go on with
         if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
             there = (
                 f"what {os.fspath(folder)!r} has in it is complete, and resume goes on from that"
@@ -325,8 +339,9 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     file, name = folder / OPTIONS, os.fspath(folder)
     if folder.is_file():
         raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
+    check_no_model(folder)
     if not resume:
-        there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
+        there = [each for each in (OPTIONS, CONFIG) if (folder / each).exists()]
         if there:
             raise ValueError(
                 f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"

@@ -31,6 +31,7 @@ from minigrad.io import (
     load_state,
     open_tensors,
     save_state,
+    writing,
     writing_set,
 )
 from minigrad.nn import Linear, Module
@@ -268,6 +269,85 @@ def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, 
     np.testing.assert_array_equal(found.T if stored_turned else found, right)
 
 
+@pytest.fixture
+def trunk(rng, tmp_path):
+    """Square layers without biases, beside and in a trunk whose others are stored transposed."""
+    arrays = {
+        "proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
+        "trunk.h.0.c_attn.weight": rng.standard_normal((8, 24)).astype(np.float32),
+        "trunk.h.0.c_attn.bias": np.zeros(24, np.float32),
+        "trunk.h.0.c_proj.weight": rng.standard_normal((8, 8)).astype(np.float32),
+        "trunk.h.0.c_proj.bias": np.zeros(8, np.float32),
+        "trunk.h.0.gate.weight": rng.standard_normal((8, 8)).astype(np.float32),
+    }
+    save_state(tmp_path / "trunk.safetensors", arrays)
+    return tmp_path / "trunk.safetensors", arrays
+
+
+# By PEFT's rule the field is that of the layer which was adapted last, in the order of the model.
+@pytest.mark.parametrize(
+    ("layers", "says", "transposed"),
+    [
+        (["proj"], False, []),
+        (["trunk.h.0.c_proj"], True, ["trunk.h.0.c_proj"]),
+        (["trunk.h.0.c_proj", "proj"], False, ["trunk.h.0.c_proj"]),
+        (["trunk.h.0.c_attn", "proj"], False, ["trunk.h.0.c_attn"]),
+        (["proj", "trunk.h.0.c_attn"], True, ["trunk.h.0.c_attn"]),
+        (["trunk.h.0.gate", "trunk.h.0.c_proj"], True, ["trunk.h.0.c_proj"]),
+    ],
+)
+def test_a_square_weight_beside_a_transposed_trunk(layers, says, transposed, trunk, rng, tmp_path):
+    base, arrays = trunk
+    adapter, right = made(tmp_path / "adapter"), dict(arrays)
+    tensors = {}
+    for name in layers:
+        weight = arrays[f"{name}.weight"]
+        d_out, d_in = weight.shape[::-1] if name in transposed else weight.shape
+        a, b = rng.standard_normal((2, d_in)), rng.standard_normal((d_out, 2))
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
+        update = (b @ a).T if name in transposed else b @ a
+        right[f"{name}.weight"] = weight + update
+    save_state(adapter / WEIGHTS, tensors)
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": layers}
+    (adapter / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": says}))
+    merge_files(base, adapter, tmp_path / "out.safetensors", progress=False)
+    found = state(tmp_path / "out.safetensors")
+    for name in right:
+        np.testing.assert_allclose(found[name], right[name], rtol=1e-4, atol=1e-5)
+    extract_files(base, tmp_path / "out.safetensors", tmp_path / "extracted", 2, progress=False)
+    merge_files(base, tmp_path / "extracted", tmp_path / "again.safetensors", progress=False)
+    extracted = load_state(tmp_path / "extracted" / WEIGHTS)[0]
+    again = state(tmp_path / "again.safetensors")
+    for name in layers:
+        np.testing.assert_allclose(again[f"{name}.weight"], right[f"{name}.weight"], atol=1e-4)
+        a, b = (extracted[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
+        wanted = right[f"{name}.weight"] - arrays[f"{name}.weight"]
+        np.testing.assert_allclose(
+            (b @ a).T if name in transposed else b @ a, wanted, rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_of_one_layer_the_configuration_of_peft_says_how_it_is_stored(says, rng, tmp_path):
+    # The square weight is of another kind than the one beside it.
+    arrays = {
+        "block.up.weight": np.zeros((8, 4) if says else (4, 8), np.float32),
+        "block.up.bias": np.zeros(8, np.float32),
+        "block.square.weight": np.zeros((8, 8), np.float32),
+    }
+    save_state(tmp_path / "base.safetensors", arrays)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
+    parts = {"lora_A.weight": a, "lora_B.weight": b}
+    adapter, out = made(tmp_path / "adapter"), tmp_path / "out.safetensors"
+    save_state(adapter / WEIGHTS, {f"{PREFIX}block.square.{k}": x for k, x in parts.items()})
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["square"]}
+    (adapter / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": says}))
+    merge_files(tmp_path / "base.safetensors", adapter, out, progress=False)
+    found = state(out)["block.square.weight"]
+    np.testing.assert_allclose(found.T if says else found, b @ a, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("is_turned", "most"), [(False, 1.2), (True, 2)])
 def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, monkeypatch):
@@ -394,6 +474,10 @@ REFUSED = {
     "an old index": (
         lambda base, adapter, out: (base, adapter, indexed(out)),
         f"has other weights in it, {INDEX}; name a folder without",
+    ),
+    "a file beside an index": (
+        lambda base, adapter, out: (base, adapter, indexed(out) / "model.safetensors"),
+        f"the folder of .*out/model.safetensors' has other weights in it, {INDEX}; name a folder",
     ),
 }
 
@@ -859,6 +943,23 @@ WRONGS = {
         {"rank_pattern": {"up": 9}, "alpha_pattern": {"up": 72}},
         "odd: up: its rank 9 is larger than the layer, 6",
     ),
+    "no inputs": (
+        lambda a: a | {UP_A: np.zeros((2, 0), "f4")},
+        {},
+        r"wrong: up: A is \(2, 0\) and B \(8, 2\), so the layer or its rank has a size of 0",
+    ),
+    "rank 0": (
+        lambda a: a | {UP_A: np.zeros((0, 6), "f4"), UP_B: np.zeros((8, 0), "f4")},
+        {},
+        r"wrong: up: A is \(0, 6\) and B \(8, 0\), so the layer or its rank has a size of 0",
+    ),
+    "an attention layer of PyTorch": (
+        lambda a: (
+            a | {key.replace("up.", "up.base_layer.out_proj."): a[key] for key in (UP_A, UP_B)}
+        ),
+        {},
+        "wrong: up.base_layer.out_proj: belongs to PyTorch's nn.MultiheadAttention",
+    ),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
@@ -904,6 +1005,19 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
             message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
         )
         assert told
+
+
+def test_an_attention_layer_of_pytorch_is_no_sign_of_another_base(files, tmp_path):
+    base, adapter = files
+    arrays = {}
+    for layer, size in (("mha", 24), ("mha.base_layer.out_proj", 8)):
+        arrays[f"{PREFIX}{layer}.lora_A.weight"] = np.ones((2, 8), "f4")
+        arrays[f"{PREFIX}{layer}.lora_B.weight"] = np.ones((size, 2), "f4")
+    save_state(adapter / WEIGHTS, arrays)
+    configure(adapter, target_modules=["mha"], bias="none")
+    edit(base / "model.safetensors", replaced("mha.in_proj_weight", np.ones((24, 8), "f4")))
+    wrong = [each.where for each in check_adapter(adapter, base).findings if each.level == "wrong"]
+    assert sorted(wrong) == ["mha", "mha.base_layer.out_proj"]
 
 
 def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
@@ -1101,6 +1215,37 @@ def test_no_adapter_is_put_into_the_folder_of_a_model(which, net, rng, tmp_path)
     assert snapshot(tmp_path) == before
 
 
+def test_no_adapter_is_put_into_the_folder_of_another_model(net, rng, tmp_path):
+    base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
+    other = base_of(net, tmp_path / "other")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="other' is the folder of a model; name another one"):
+        extract_files(base, tuned, other, 1, bias="all")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_not_finite_in_both_models_is_the_same(dtype, net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    arrays = net.state_dict() | {"mask": np.array([np.nan, -np.inf, 0.0], np.float32)}
+    infos = [
+        TensorInfo(name, dtype if name == "mask" else "float32", x.shape)
+        for name, x in arrays.items()
+    ]
+    base, merged = tmp_path / "base.safetensors", tmp_path / "merged.safetensors"
+    with writing(base, infos) as writer:
+        for name, x in arrays.items():
+            writer.write(name, x)
+    merge_files(base, tmp_path / "adapter", merged)
+    assert check_adapter(tmp_path / "adapter", base, merged).is_right
+    found = extract_files(base, merged, tmp_path / "extracted", 2)
+    assert [layer.name for layer in found.layers] == ["up"]
+    edit(merged, replaced("mask", np.array([0.0, -np.inf, np.nan], np.float32)))
+    assert not check_adapter(tmp_path / "adapter", base, merged).is_right
+    with pytest.raises(ValueError, match="would not have: mask"):
+        extract_files(base, merged, tmp_path / "extracted", 2)
+
+
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
     base = base_of(net, tmp_path / "base")
     with pytest.raises(ValueError, match="none of the targets differs"):
@@ -1118,7 +1263,7 @@ def run(*arguments, capsys):
     return status, captured.out, captured.err
 
 
-def test_a_flipped_bit_in_a_base_is_found(files):
+def test_a_flipped_bit_in_a_base_is_found(files, tmp_path):
     base, adapter = files
     content = bytearray((base / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -1126,6 +1271,10 @@ def test_a_flipped_bit_in_a_base_is_found(files):
     finding = check_adapter(adapter, base).findings[0]
     assert (finding.level, finding.where) == ("wrong", "base")
     assert "is damaged" in finding.what
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="is damaged, or another program has changed it"):
+        merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert snapshot(tmp_path) == before
 
 
 def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
@@ -1255,6 +1404,28 @@ def test_the_status_says_what_happened(files, tmp_path, capsys):
         main(["explode"])
     assert ended.value.code == FAILED
     assert "inspect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["", ".safetensors", ".png"])
+def test_a_path_that_is_too_long_is_told_in_one_sentence(ending, files, tmp_path, capsys):
+    out = tmp_path / ("x" * 300 + ending)
+    command = ["inspect", files[1], "--plot"] if ending == ".png" else ["merge", *files]
+    status, printed, message = run(*command, out, capsys=capsys)
+    assert (status, printed) == (FAILED, "")
+    assert re.fullmatch(rf"lora {command[0]}: .*File name too long: .*\n", message)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() == 0, reason="root may enter any folder")
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_folder_that_may_not_be_entered_is_told_in_one_sentence(name, files, tmp_path, capsys):
+    closed = made(tmp_path / "closed")
+    closed.chmod(0)
+    try:
+        status, printed, message = run("merge", *files, closed / name, capsys=capsys)
+    finally:
+        closed.chmod(0o700)
+    assert (status, printed) == (FAILED, "")
+    assert re.fullmatch(r"lora merge: .*Permission denied: .*\n", message)
 
 
 def test_a_path_that_is_empty_is_none(files, capsys):

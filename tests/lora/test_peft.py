@@ -566,6 +566,25 @@ def test_the_metadata_say_scale_base_seed_and_version(tmp_path):
         assert files.facts.seed == 7
 
 
+@pytest.mark.parametrize("seed", ["7", -1, True, 1.0, np.float32(2)])
+def test_a_seed_that_could_not_be_read_back_is_refused(seed, tmp_path):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        lora.save(adapted(), tmp_path / "out", seed=seed)
+    assert not (tmp_path / "out").exists()
+    lora.save(adapted(), tmp_path / "out", seed=np.int64(7))
+    with AdapterFolder(tmp_path / "out") as files:
+        assert files.facts.seed == 7
+
+
+def test_an_empty_path_is_not_taken_for_the_present_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the path of the folder is empty; name one"):
+        lora.save(adapted(), "")
+    assert not any(tmp_path.iterdir())
+    lora.save(adapted(), ".")
+    assert (tmp_path / CONFIG).is_file()
+
+
 def test_the_seed_of_the_default_generator_is_known_if_it_was_set(tmp_path):
     mg.manual_seed(123)
     model = adapted()

@@ -241,6 +241,33 @@ def test_a_head_of_its_own_or_none_is_no_mistake_if_it_is_tied(tmp_path):
     assert wrong(adapter, base, other)[1] == ["is in the model only"]
 
 
+def without_head(arrays):
+    del arrays["lm_head.weight"]
+
+
+CHANGED_HEADS = {
+    "an update": ({"targets": ["lm_head", "q_proj"]}, True),
+    "in full": ({"modules_to_save": ["lm_head"]}, True),
+    "in full, new to the base": ({"modules_to_save": ["lm_head"]}, False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_HEADS)
+def test_a_head_that_the_adapter_changes_must_be_in_the_model(name, tmp_path):
+    options, is_stored = CHANGED_HEADS[name]
+    base = tiny_folder(tmp_path / "m", tie_word_embeddings=True)
+    embedding = weights(base)["model.embed_tokens.weight"]
+    if is_stored:
+        double = write(base, tmp_path / "d", lambda arrays: {**arrays, "lm_head.weight": embedding})
+        base = shutil.copytree(base, double, ignore=lambda *_: [WEIGHTS], dirs_exist_ok=True)
+    adapter = tiny_adapter(tmp_path / "a", tiny_folder(tmp_path / "untied"), **options)
+    merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert check_adapter(adapter, base, tmp_path / "out").merged
+    assert "is missing in the model" not in wrong(adapter, base, tmp_path / "out")[1]
+    write(tmp_path / "out", tmp_path / "lost", without_head)
+    assert "is missing in the model" in wrong(adapter, base, tmp_path / "lost")[1]
+
+
 def test_modules_in_full_are_compared_with_the_adapter(tmp_path):
     base = tiny_folder(tmp_path / "m")
     adapter = tiny_adapter(tmp_path / "a", base, modules_to_save=["lm_head"])

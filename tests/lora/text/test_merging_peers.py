@@ -11,7 +11,9 @@ from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
 from tests.lora.text.test_merging import merged_logits
 
 torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 transformers = pytest.importorskip("transformers")
+load_file, save_file = safetensors_torch.load_file, safetensors_torch.save_file
 
 pytestmark = pytest.mark.peers
 
@@ -63,3 +65,42 @@ def test_what_peft_merges_is_found_to_be_right(dtype, options, tmp_path):
     assert found.is_right, found
     assert len(found.merged) == 14
     assert not check_adapter(tmp_path / "adapter", base, base).is_right
+
+
+LAYERS = [
+    ["head"],
+    ["c_proj"],
+    ["c_attn", "head"],
+    ["first", "c_attn"],
+    ["c_attn", "c_proj", "wte"],
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT, which corrects its fan_in_fan_out
+@pytest.mark.parametrize("targets", LAYERS)
+def test_square_layers_beside_a_trunk_of_conv1d_merge_as_by_peft(targets, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16, **special
+    )
+    model = torch.nn.ModuleDict(
+        {
+            "first": torch.nn.Linear(32, 32, bias=False),
+            "transformer": transformers.GPT2Model(config),
+            "head": torch.nn.Linear(32, 32, bias=False),
+        }
+    )
+    base, merged = tmp_path / "base.safetensors", tmp_path / "merged.safetensors"
+    save_file(model.state_dict(), base)
+    options = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, options)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_files(base, tmp_path / "adapter", merged, progress=False)
+    right, found = adapted.merge_and_unload().state_dict(), load_file(merged)
+    assert found.keys() == right.keys()
+    for name, weight in right.items():
+        np.testing.assert_allclose(found[name].numpy(), weight.numpy(), atol=1e-5, err_msg=name)
+    save_file(right, tmp_path / "right.safetensors")
+    assert check_adapter(tmp_path / "adapter", base, tmp_path / "right.safetensors").is_right

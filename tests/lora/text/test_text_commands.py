@@ -93,6 +93,16 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
     assert (status, printed) == (0, expected + "\n")
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_no_adapter_is_trained_into_the_folder_of_a_model(own, base, data, tmp_path, capsys):
+    out = base if own else tiny_folder(tmp_path / "other", seed=1)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    status, printed, error = run(capsys, "train", base, data, out, *TRAIN)
+    assert (status, printed) == (2, "")
+    assert error == f"lora train: {str(out)!r} is the folder of a model; name another one\n"
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
 def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     others = ("--targets", "q_proj", "v_proj", "--dtype", "nf4")
     run(capsys, "train", base, data, tmp_path / "a", *TRAIN, *others)

@@ -18,6 +18,7 @@ from lora.text.evaluating import evaluate
 from lora.text.training import train
 from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
+from minigrad.training import Trainer
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
 
@@ -272,6 +273,57 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
         (tmp_path / "out" / "options.json").write_bytes(damage)
         with pytest.raises(ValueError, match="has no options of a run"):
             run(data, tmp_path / "out", resume=True)
+
+
+def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monkeypatch):
+    others = []
+
+    def save_it_first(*arguments, **options):
+        if not others:  # in the last moment before the first run claims the folder
+            others.append(None)
+            others[0] = run(data, tmp_path / "out")
+        return Trainer(*arguments, **options)
+
+    monkeypatch.setattr("lora.text.training.Trainer", save_it_first)
+    model = StandIn()
+    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
+        run(data, tmp_path / "out", model, seed=1)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    same_runs(run(data, tmp_path / "whole"), others[0])
+    assert json.loads((tmp_path / "out" / "options.json").read_bytes())["options"]["seed"] == 0
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_the_folder_to_the_next(data, tmp_path):
+    class Breaks(StandIn):
+        def loss(self, ids, counted):
+            raise MemoryError("no memory")
+
+    with pytest.raises(MemoryError, match="no memory"):
+        run(data, tmp_path / "out", Breaks())
+    assert contents(tmp_path / "out") == {}
+    run(data, tmp_path / "out")
+
+
+def test_a_first_loss_that_is_not_finite_leaves_the_adapter_and_the_options(data, tmp_path):
+    class Breaks(StandIn):
+        def loss(self, ids, counted):
+            mean, count = super().loss(ids, counted)
+            return mean * np.float32(np.nan), count
+
+    with pytest.raises(FloatingPointError, match="nan at step 1"):
+        run(data, tmp_path / "out", Breaks())
+    names = ["adapter_config.json", "adapter_model.safetensors", "options.json"]
+    assert sorted(contents(tmp_path / "out")) == names
+
+
+def test_no_adapter_is_trained_into_the_folder_of_a_model(data, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "out" / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match="is the folder of a model; name another one"):
+        run(data, tmp_path / "out")
+    (tmp_path / "out" / "pytorch_model.bin").unlink()
+    run(data, tmp_path / "out")
 
 
 # ----------------------------------------------------------------------------------------------
