@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import getattr_static
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,35 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
             object.__getattribute__(asked, name)
     text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
     return AttributeError(text, name=name, obj=asked)
+
+
+class _Elsewhere:
+    """An attribute that a class does not have: asking for it says what to use instead."""
+
+    def __init__(self, owner: str, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __get__(self, asked: Any, kind: type) -> Any:
+        if asked is not None:
+            raise missing(self._owner, self._name, asked)
+        raise AttributeError(f"type object {kind.__name__!r} has no attribute {self._name!r}")
+
+
+def add_hints(kind: type, owner: str) -> None:
+    """Let objects of a class say what to use for the names in the table that they do not have.
+
+    From Python 3.12 on `__getattr__` does this for any name; in 3.11 a class that has it looks up
+    all of its attributes more slowly.
+    """
+    for name in elsewhere()[owner]:
+        if not hasattr(kind, name):
+            setattr(kind, name, _Elsewhere(owner, name))
+
+    def listed(self: Any) -> list[str]:
+        names = object.__dir__(self)
+        return [n for n in names if not isinstance(getattr_static(self, n, None), _Elsewhere)]
+
+    kind.__dir__ = listed  # type: ignore[assignment]
 
 
 def instead_of_keyword(error: TypeError) -> str:

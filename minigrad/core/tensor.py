@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
-from minigrad.renamed import missing
+from minigrad.renamed import add_hints, missing
 from minigrad.versions import mark_written
 
 # A Tensor, an array or a number: ops and compositions accept each of these.
@@ -568,6 +568,10 @@ def overwrite(array: NDArray[Any], value: NDArray[Any]) -> None:
     """Write a value into the memory of an array, and note that it was written."""
     array[...] = value
     mark_written(array)
+
+
+if sys.version_info < (3, 12):
+    add_hints(Tensor, "Tensor")
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:

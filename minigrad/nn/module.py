@@ -28,7 +28,7 @@ from minigrad.checks import check_problems, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.renamed import missing
+from minigrad.renamed import add_hints, missing
 
 __all__ = ["Buffer", "Module", "Parameter"]
 
@@ -257,6 +257,10 @@ class Module(Owner):
         if trainable != total:
             count += f", {trainable:,} trainable"
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
+
+
+if sys.version_info < (3, 12):
+    add_hints(Module, "Module")
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(field,))
