@@ -53,11 +53,17 @@ class Extracted:
 
 @dataclass(frozen=True, repr=False)
 class ExtractReport:
-    """The report of `extract`: a line for each target."""
+    """The report of `extract`: a line for each target.
 
-    layers: tuple[Extracted, ...]  # the targets, including the ones that do not differ
-    copies: tuple[FullCopy, ...]  # the parameters that the adapter has in full
-    adapter: str  # its name
+    Attributes:
+        layers: the targets, including the ones that do not differ.
+        copies: the parameters that the adapter has in full.
+        adapter: its name.
+    """
+
+    layers: tuple[Extracted, ...]
+    copies: tuple[FullCopy, ...]
+    adapter: str
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "error", "relative", "energy", "")

@@ -45,12 +45,19 @@ _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True, repr=False)
 class ConvertedAdapter:
-    """The result of `convert_adapter`."""
+    """The result of `convert_adapter`.
 
-    path: str  # of the file or the folder that was written
-    alpha: float  # in its metadata or configuration
-    layers: tuple[str, ...]  # with an update
-    multiplied: Mapping[str, float]  # by name, what B was multiplied by in layers of another alpha
+    Attributes:
+        path: the file or the folder that was written.
+        alpha: the one in its metadata or configuration.
+        layers: the layers with an update.
+        multiplied: by name, what B was multiplied by in layers of another alpha.
+    """
+
+    path: str
+    alpha: float
+    layers: tuple[str, ...]
+    multiplied: Mapping[str, float]
 
     def __repr__(self) -> str:
         lines = [f"{name}: B was multiplied by {x:.6g}" for name, x in self.multiplied.items()]

@@ -36,14 +36,23 @@ _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, repr=False)
 class ExtractedFiles:
-    """The result of `extract_files`."""
+    """The result of `extract_files`.
 
-    path: str  # of the folder that was written
-    layers: tuple[Extracted, ...]  # that differ, and get an update
-    embeddings: tuple[str, ...]  # those of them that are tables of vectors
-    whole: tuple[str, ...]  # the tensors that the adapter has in full
-    lost: tuple[str, ...]  # the tensors that differ, and that it has nothing of
-    tied: tuple[str, ...]  # weights of embeddings that change, and may be the model's head too
+    Attributes:
+        path: the folder that was written.
+        layers: the layers that differ, and get an update.
+        embeddings: those of them that are tables of vectors.
+        whole: the tensors that the adapter has in full.
+        lost: the tensors that differ, and that it has nothing of.
+        tied: weights of embeddings that change, and may be the model's head too.
+    """
+
+    path: str
+    layers: tuple[Extracted, ...]
+    embeddings: tuple[str, ...]
+    whole: tuple[str, ...]
+    lost: tuple[str, ...]
+    tied: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")

@@ -41,17 +41,29 @@ UNFINISHED = (
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
-    """The update s B A of one layer, without DoRA's magnitude."""
+    """The update s B A of one layer, without DoRA's magnitude.
 
-    name: str  # of the layer
-    kind: str  # of the layer, and "DoRA" if the update has a magnitude
-    d_in: int  # the size of an input; of an embedding, the count
-    d_out: int  # the size of an output
-    rank: int  # of B A, at most
-    scale: float  # s
-    norm_a: float  # the Frobenius norm of A
-    norm_b: float  # the Frobenius norm of B
-    singular_values: tuple[float, ...]  # of s B A, descending
+    Attributes:
+        name: that of the layer.
+        kind: the kind of the layer, and "DoRA" if the update has a magnitude.
+        d_in: the size of an input; for an embedding, the number of vectors.
+        d_out: the size of an output.
+        rank: the largest rank that B A can have.
+        scale: s.
+        norm_a: the Frobenius norm of A.
+        norm_b: the Frobenius norm of B.
+        singular_values: those of s B A, descending.
+    """
+
+    name: str
+    kind: str
+    d_in: int
+    d_out: int
+    rank: int
+    scale: float
+    norm_a: float
+    norm_b: float
+    singular_values: tuple[float, ...]
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -73,18 +85,31 @@ class LayerSummary(Spectral):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `summarise`."""
+    """The result of `summarise`.
 
-    path: str  # of the folder
-    layers: tuple[LayerSummary, ...]  # with an update
-    whole: dict[str, tuple[int, ...]]  # the shape of each parameter trained in full, by name
+    Attributes:
+        path: the folder.
+        layers: the layers with an update.
+        whole: the shape of each parameter trained in full, by name.
+        dtypes: those of the tensors.
+        parameters: the number of elements of all tensors.
+        nbytes: their size in the file.
+        config: the configuration.
+        facts: the metadata.
+        has_checksum: whether the tensors have one, which was found to be right.
+        unfinished: files from a save that was broken off, see `UNFINISHED`.
+    """
+
+    path: str
+    layers: tuple[LayerSummary, ...]
+    whole: dict[str, tuple[int, ...]]
     dtypes: tuple[str, ...]
     parameters: int
-    nbytes: int  # in the file
+    nbytes: int
     config: PeftConfig
-    facts: Facts  # the metadata
-    has_checksum: bool  # whether the tensors have one, which was found to be right
-    unfinished: tuple[str, ...]  # files from a save that was broken off, see `UNFINISHED`
+    facts: Facts
+    has_checksum: bool
+    unfinished: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -164,11 +189,17 @@ def draw(summary: Summary, path: PathLike) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something "wrong" about an adapter, or only "odd", which may be meant so."""
+    """Something "wrong" about an adapter, or only "odd", which may be meant so.
+
+    Attributes:
+        level: "wrong" or "odd".
+        where: the layer, key or file.
+        what: the fact, and what to do about it.
+    """
 
     level: Literal["wrong", "odd"]
-    where: str  # the layer, key or file
-    what: str  # the fact, and what to do about it
+    where: str
+    what: str
 
     def __str__(self) -> str:
         return f"{self.level}: {self.where}: {self.what}"
@@ -176,14 +207,23 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """The result of `check_adapter`."""
+    """The result of `check_adapter`.
 
-    path: str  # of the folder of the adapter
+    Attributes:
+        path: the folder of the adapter.
+        findings: what is wrong or odd.
+        checked: the number of layers.
+        has_base: whether a base was checked too.
+        has_checksum: whether all tensors, the base's too, have one, which was right.
+        merged: the layers of a merged model, if one was checked.
+    """
+
+    path: str
     findings: tuple[Finding, ...]
-    checked: int  # the number of layers
-    has_base: bool  # whether a base was checked too
-    has_checksum: bool  # whether all tensors, the base's too, have one, which was right
-    merged: tuple[MergedLayer, ...] = ()  # the layers of a merged model, if one was checked
+    checked: int
+    has_base: bool
+    has_checksum: bool
+    merged: tuple[MergedLayer, ...] = ()
 
     @property
     def is_right(self) -> bool:

@@ -37,14 +37,23 @@ Update = Callable[[slice, slice], Array]
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """The comparison of a layer of a model with a base and an update of it."""
+    """The comparison of a layer of a model with a base and an update of it.
 
-    name: str  # of the layer
-    dtype: str  # in which the model stores it
-    ratio: float  # <M - W, dW> / <dW, dW>, near 1
-    error: float  # |M - V| / |dW|
-    rounding: float  # the largest error that rounding explains
-    verdict: str  # RIGHT, or which mistake was made
+    Attributes:
+        name: that of the layer.
+        dtype: the one in which the model stores it.
+        ratio: <M - W, dW> / <dW, dW>, near 1.
+        error: |M - V| / |dW|.
+        rounding: the largest error that rounding explains.
+        verdict: `RIGHT`, or which mistake was made.
+    """
+
+    name: str
+    dtype: str
+    ratio: float
+    error: float
+    rounding: float
+    verdict: str
 
 
 def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:

@@ -40,18 +40,28 @@ _ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `AdaptedBase`."""
+    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `AdaptedBase`.
 
-    path: Path  # of the file or the folder that was written
-    certificate: MergeCertificate  # what the merge loses
-    replaced: Sequence[str]  # tensors that the adapter replaces by its own, trained in full
-    added: Sequence[str]  # those of them that the base lacks
+    Attributes:
+        path: the file or the folder that was written.
+        certificate: what the merge loses.
+        replaced: the tensors that the adapter replaces by its own, trained in full.
+        added: those of them that the base lacks.
+        left_out: files beside the base that are not copied, and folders, with a slash.
+        nbytes: the size of all tensors.
+        kept: the files that a merge which was killed had completed.
+    """
+
+    path: Path
+    certificate: MergeCertificate
+    replaced: Sequence[str]
+    added: Sequence[str]
     tied: Sequence[str]
     heads: Sequence[str]
     prefix: str
-    left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
-    nbytes: int  # of all tensors
-    kept: Sequence[str]  # files that a merge which was killed had completed
+    left_out: Sequence[str]
+    nbytes: int
+    kept: Sequence[str]
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]

@@ -25,12 +25,19 @@ KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """The facts about one layer."""
+    """The facts about one layer.
 
-    scale: float  # the factor of B A
-    base: str | None = None  # the fingerprint of its matrix; None if it is not known
-    stored: str = "dense"  # how that matrix was stored: "dense", "nf4" or "bfloat16"
-    dropout: float | None = None  # of its inputs, in training; None for that of the configuration
+    Attributes:
+        scale: the factor of B A.
+        base: the fingerprint of its matrix; None if it is not known.
+        stored: how that matrix was stored: "dense", "nf4" or "bfloat16".
+        dropout: that of its inputs in training; None for that of the configuration.
+    """
+
+    scale: float
+    base: str | None = None
+    stored: str = "dense"
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
@@ -44,12 +51,19 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts about an adapter."""
+    """The facts about an adapter.
 
-    layers: Mapping[str, LayerFacts] = field(default_factory=dict)  # about each layer, by name
-    version: str | None = None  # the version of the library that wrote the file
-    seed: int | None = None  # the seed of the generator of A and of dropout
-    dora_norm_gradient: bool = False  # whether DoRA was trained with its full derivative
+    Attributes:
+        layers: the facts about each layer, by name.
+        version: the version of the library that wrote the file.
+        seed: the seed of the generator of A and of dropout.
+        dora_norm_gradient: whether DoRA was trained with its full derivative.
+    """
+
+    layers: Mapping[str, LayerFacts] = field(default_factory=dict)
+    version: str | None = None
+    seed: int | None = None
+    dora_norm_gradient: bool = False
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a file; PEFT expects the entry "format"."""

@@ -102,12 +102,20 @@ def _parameter_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The update of one layer in a file."""
+    """The update of one layer in a file.
 
-    name: str  # the name of the layer in the model
-    keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
-    kind: str  # "linear", "embedding", "convolution", or "attention" for nn.MultiheadAttention
-    scale: float  # the factor of B A by the metadata, or if they lack it by the configuration
+    Attributes:
+        name: that of the layer in the model.
+        keys: those of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
+        kind: "linear", "embedding", "convolution", or "attention" for PyTorch's
+            nn.MultiheadAttention.
+        scale: the factor of B A by the metadata, or if they lack it by the configuration.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    kind: str
+    scale: float
 
 
 class AdapterFolder(Closing):

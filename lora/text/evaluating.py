@@ -17,13 +17,21 @@ from minigrad.training.trainer import evaluation_mode
 
 @dataclass(frozen=True, repr=False)
 class EvalReport:
-    """The loss of a model on some rows."""
+    """The loss of a model on some rows.
 
-    loss: float  # the mean of -log p over all tokens that count
-    perplexity: float  # e^loss
-    tokens: int  # the number of tokens that count
-    standard_error: float  # of the loss; NaN for a single row
-    base: EvalReport | None = None  # of the model without its adapters, if it was asked for
+    Attributes:
+        loss: the mean of -log p over all tokens that count.
+        perplexity: e^loss.
+        tokens: the number of tokens that count.
+        standard_error: that of the loss; NaN for a single row.
+        base: the report of the model without its adapters, if it was asked for.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    standard_error: float
+    base: EvalReport | None = None
 
     def __repr__(self) -> str:
         error = self.perplexity * self.standard_error  # of e^loss, to first order

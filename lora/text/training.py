@@ -56,12 +56,19 @@ _VALIDATIONS = 5  # in a run, if nothing else is asked for
 
 @dataclass(frozen=True, repr=False)
 class TrainResult:
-    """The result of `train`."""
+    """The result of `train`.
 
-    out: Path  # the folder of the adapter
-    history: History  # the records of all steps, with a `validation_loss` where there was one
-    data: Mapping[str, Dataset]  # by "train" and "valid"
-    best_step: int  # the step of the adapter that was saved
+    Attributes:
+        out: the folder of the adapter.
+        history: the records of all steps, with a `validation_loss` where there was one.
+        data: the rows by "train" and "valid".
+        best_step: the step of the adapter that was saved.
+    """
+
+    out: Path
+    history: History
+    data: Mapping[str, Dataset]
+    best_step: int
 
     def summary(self) -> dict[str, Any]:
         """Return the result as numbers, texts, lists and dicts, which JSON can have."""
