@@ -87,12 +87,12 @@ class Module(Owner):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a TypeError if a parameter or buffer would become a plain value."""
         if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, (Parameter, Buffer)):
-            kind = type(vars(self).get(name))
-            if kind is Parameter or kind is Buffer:
+            before = vars(self).get(name)
+            if isinstance(before, (Parameter, Buffer)):
+                kind = "Parameter" if isinstance(before, Parameter) else "Buffer"
                 raise TypeError(
-                    f"{name} is a {kind.__name__}, and a plain {type(value).__name__} would be no "
-                    f"part of the model; write .{name}.copy_(value), or assign "
-                    f"nn.{kind.__name__}(value)"
+                    f"{name} is a {kind}, and a plain {type(value).__name__} would be no part of "
+                    f"the model; write .{name}.copy_(value), or assign nn.{kind}(value)"
                 )
         super().__setattr__(name, value)
 

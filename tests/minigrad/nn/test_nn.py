@@ -434,7 +434,11 @@ def test_repr_of_one_layer_is_one_line():
     assert repr(nn.MSELoss("sum")) == "MSELoss(reduction='sum')"
 
 
-@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+class Special(nn.Parameter):
+    """A parameter of a class of its own."""
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer, Special])
 @pytest.mark.parametrize("make", [minigrad.zeros, np.zeros])
 def test_a_plain_value_does_not_replace_a_parameter_or_a_buffer(kind, make):
     class Model(nn.Module):
@@ -443,7 +447,8 @@ def test_a_plain_value_does_not_replace_a_parameter_or_a_buffer(kind, make):
             self.other = None
 
     model = Model()
-    with pytest.raises(TypeError, match=rf"part is a {kind.__name__}.*\.part\.copy_\(value\)"):
+    usual = "Buffer" if kind is nn.Buffer else "Parameter"
+    with pytest.raises(TypeError, match=rf"part is a {usual}.*\.part\.copy_\(value\)"):
         model.part = make(2)
     assert list(model.state_dict()) == ["part"]
     model.part = kind(make(2))
