@@ -22,7 +22,7 @@ from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
@@ -165,7 +165,7 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
     adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
-    narrow = [m.weight for m in model.modules() if isinstance(m, (NarrowLinear, BFloat16Embedding))]
+    narrow = [m.weight for m in model.modules() if is_narrow(m)]
     in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),

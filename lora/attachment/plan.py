@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from lora.patterns import find
 from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear
+from lora.variants.narrow import BFloat16Embedding, is_narrow
 from minigrad.nn import Conv2d, Embedding, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
@@ -159,7 +159,7 @@ class Plan:
         names = {id(module): name for name, module in modules.items()}
         able = [
             n for n, m in modules.items()
-            if n and (list(m.parameters()) or any(map(_is_narrow, m.modules())))
+            if n and (list(m.parameters()) or any(map(is_narrow, m.modules())))
         ]  # fmt: skip
         parts: set[str] = set()  # by their first names, which may be in another module
         for name in find("modules_to_save", self.config.modules_to_save, able, {}):
@@ -171,7 +171,7 @@ class Plan:
                         f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
                     )
-                if _is_narrow(part):
+                if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
                         f"modules_to_save: {own} is in {bits}, which do not train; leave it "
@@ -217,10 +217,6 @@ def _around(layer: Any) -> AdaptedLayer:
         return LoRAConv.around(layer)
     is_table = isinstance(layer, (Embedding, BFloat16Embedding))
     return (LoRAEmbedding if is_table else LoRALayer).around(layer)
-
-
-def _is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
-    return isinstance(module, (NarrowLinear, BFloat16Embedding))
 
 
 def _inside(name: str, module: str) -> bool:

@@ -29,7 +29,7 @@ from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
 from lora.variants.inits import INITS, draw
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear
+from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
@@ -200,7 +200,7 @@ def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
     in_use, names = parameters_in_use(model), parameter_names(model)
     found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     for name, module in model.named_modules():
-        if isinstance(module, (NarrowLinear, BFloat16Embedding)):
+        if is_narrow(module):
             found[f"{name}.weight"] = module.weight
     for name, layer in plan.layers.items():
         stored = getattr(layer.base_weight, "_data", layer.base_weight)

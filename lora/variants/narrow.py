@@ -7,7 +7,7 @@ linear layer of a model by one, and `lora.attach` puts adapters on top.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -181,3 +181,8 @@ class BFloat16Embedding(Module):
     def extra_repr(self) -> str:
         """Describe the sizes."""
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+
+
+def is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
+    """Tell whether the weight of a module is in few bits, and so no parameter."""
+    return isinstance(module, (NarrowLinear, BFloat16Embedding))
