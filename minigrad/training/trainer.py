@@ -13,13 +13,12 @@ micro-batches of a step are shared out among the ranks (see `minigrad.distribute
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_nor
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
-from minigrad.training.history import History, Record, as_record
+from minigrad.training.history import History, as_record
 from minigrad.training.ranks import (
     MicroBatchFacts,
     check_ranks,
@@ -50,10 +49,18 @@ from minigrad.training.ranks import (
     sum_of_all,
     take_from_first,
 )
+from minigrad.training.saved_state import (
+    MISFITS,
+    PARTS,
+    RECORDED,
+    UnfinishedEpoch,
+    check_generators,
+    check_records,
+    unfinished_epoch,
+)
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
-    Items,
     MicroBatch,
     MicroBatches,
     Rows,
@@ -76,15 +83,6 @@ def evaluation_mode(model: Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@dataclass
-class _Pass:
-    """An epoch that has begun: the order of its items, how many are done, and what counted."""
-
-    order: Items
-    position: int = 0  # in the order
-    counts: list[float] = field(default_factory=list)  # what the loss counted in each step
 
 
 class Trainer:
@@ -221,7 +219,7 @@ class Trainer:
         self._usual_count: int | None = None  # what a loss may count in a step
         self.history = History()
         self._stopping = self._at_once = False
-        self._pass: _Pass | None = None
+        self._pass: UnfinishedEpoch | None = None
         self._best: dict[str, NDArray[Any]] = {}
         self._best_loss = math.inf
         self._epochs_since_best = 0
@@ -428,7 +426,7 @@ class Trainer:
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
         if self._pass is None:
-            self._pass = _Pass(random.generator(self.rng).permutation(len(train)))
+            self._pass = UnfinishedEpoch(random.generator(self.rng).permutation(len(train)))
         begun, size = self._pass, train.batch_size * self.accumulation_steps
         counts, steps = begun.counts, self.history.steps
         before = sum(step["seconds"] for step in steps[len(steps) - len(begun.counts) :])
@@ -699,7 +697,7 @@ class Trainer:
         """
         try:
             self._load(state)
-        except _MISFITS as error:
+        except MISFITS as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
@@ -707,7 +705,7 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take a state; if it does not fit, raise an error of some kind and change nothing."""
-        check_state("a Trainer", state, _STATE)
+        check_state("a Trainer", state, PARTS)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -716,8 +714,8 @@ class Trainer:
                     f"{own or 'none'}"
                 )
         history = History(list(state["steps"]), list(state["epochs"]))
-        _check_records(history.steps, {"step", *_RECORDED})
-        _check_records(history.epochs, _RECORDED)
+        check_records(history.steps, {"step", *RECORDED})
+        check_records(history.epochs, RECORDED)
         best, best_loss = dict(state["best"]), state["best_loss"]
         if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
             raise ValueError(
@@ -725,8 +723,8 @@ class Trainer:
             )
         check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
-        _check_generators(state["generators"], generators)
-        begun = _checked_pass(state["pass"], history.steps)
+        check_generators(state["generators"], generators)
+        begun = unfinished_epoch(state["pass"], history.steps)
         weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
@@ -838,55 +836,3 @@ def _rows_of(target: Any) -> int:
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
-
-
-# What a part raises if its state has values of other types or sizes than its own.
-_MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-_STATE = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
-_STATE |= {"epochs_since_best", "steps", "epochs", "pass"}
-_RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
-
-
-def _check_records(records: Sequence[Any], names: set[str]) -> None:
-    """Raise a ValueError unless each record has numbers only, and those of these names."""
-    for record in records:
-        values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
-        if not all(isinstance(value, (int, float)) for value in values):
-            raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
-
-
-def _checked_pass(state: Any, steps: Sequence[Record]) -> _Pass | None:
-    """Return an epoch that has begun; raise an error if it is impossible after these steps."""
-    if state is None:
-        return None
-    order, position, counts = np.array(state["order"]), state["position"], list(state["counts"])
-    check_count("position", position)
-    for count in counts:
-        check_range("what a step counted", count, 0, math.inf)
-    is_order = order.ndim == 1 and order.dtype.kind == "i" and len(order) > 0
-    if not is_order or not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise ValueError("the order of the unfinished epoch is none")
-    if position > len(order) or bool(position) != bool(counts) or not all(counts):
-        raise ValueError("the position in the unfinished epoch does not go with its counts")
-    if len(counts) > min(len(steps), position):
-        raise ValueError("the unfinished epoch has counts of more steps than were made")
-    return _Pass(order, int(position), counts)
-
-
-def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerator]) -> None:
-    """Raise an error unless the states are possible ones of these generators.
-
-    numpy does not check all of a state: a position beyond the end would be read from.
-    """
-    kinds = [saved["bit_generator"] for saved in states]
-    own_kinds = [bits.state["bit_generator"] for bits in own]
-    if kinds != own_kinds:
-        raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
-    for saved, bits in zip(states, own, strict=True):
-        duplicate = copy.deepcopy(bits)
-        duplicate.state = saved
-        taken = duplicate.state
-        possible = 0 <= taken["state"].get("pos", 0) <= 624 and 0 <= taken.get("buffer_pos", 0) <= 4
-        if not possible or checkpoint_file.as_json(taken) != checkpoint_file.as_json(saved):
-            raise ValueError(f"it has an impossible state of a {saved['bit_generator']}")
