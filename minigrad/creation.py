@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import check_count
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
@@ -71,12 +72,12 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(observed(np.zeros, as_shape(shape), dtype), requires_grad)
+    return Tensor(observed(np.zeros, _new_shape("zeros", shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(observed(np.ones, as_shape(shape), dtype), requires_grad)
+    return Tensor(observed(np.ones, _new_shape("ones", shape), dtype), requires_grad)
 
 
 def full(
@@ -88,7 +89,7 @@ def full(
         ValueError: if the value is out of range of an integer dtype.
     """
     value = as_array(fill_value) if isinstance(fill_value, Tensor) else fill_value
-    return Tensor(observed(filled, as_shape((shape,)), value, dtype), requires_grad)
+    return Tensor(observed(filled, _new_shape("full", (shape,)), value, dtype), requires_grad)
 
 
 def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
@@ -147,28 +148,34 @@ def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
     """Return the identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
-    return Tensor(observed(np.eye, n, m, 0, dtype), requires_grad)
+    return Tensor(
+        observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, dtype), requires_grad
+    )
 
 
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution; a TypeError if the dtype is not one of floats."""
-    return Tensor(observed(draw, rng, dtype, "standard_normal", as_shape(shape)), requires_grad)
+    return Tensor(
+        observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
+    )
 
 
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1); a TypeError if the dtype is none of floats."""
-    return Tensor(observed(draw, rng, dtype, "random", as_shape(shape)), requires_grad)
+    return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw an int64 array of `shape` from `low` to `high` - 1; a ValueError if there are none."""
     if not low < high:
         raise ValueError(f"randint: low must be less than high, unlike low={low} and high={high}")
-    return Tensor(observed(draw, rng, np.int64, "integers", low, high, as_shape((shape,))))
+    return Tensor(
+        observed(draw, rng, np.int64, "integers", low, high, _new_shape("randint", (shape,)))
+    )
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
@@ -178,8 +185,22 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
     return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
 
 
-def as_shape(sizes: Any) -> tuple[int, ...]:
-    """Return `(2, 3)` for both f(2, 3) and f((2, 3))."""
+def as_shape(name: str, sizes: Any) -> tuple[int, ...]:
+    """Return `(2, 3)` for both f(2, 3) and f((2, 3)), where f has this name."""
     if len(sizes) == 1 and isinstance(sizes[0], (Sequence, np.ndarray)):
         (sizes,) = sizes
-    return tuple(operator.index(size) for size in sizes)
+    try:
+        return tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        raise TypeError(
+            f"{name} takes integers, or one tuple of them, not {sizes!r:.100}; n // 2 is an "
+            f"integer where n / 2 is a float"
+        ) from None
+
+
+def _new_shape(name: str, sizes: Any) -> tuple[int, ...]:
+    """Return the shape of an array to make; a ValueError if a size is negative."""
+    shape = as_shape(name, sizes)
+    for size in shape:
+        check_count(f"{name}: each size of a shape", size)
+    return shape

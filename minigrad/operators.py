@@ -162,7 +162,7 @@ class Operators(Tensor):
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """Return the elements in another shape, `(2, 3)` or `2, 3`, of which one size may be -1."""
-        return ops.reshape.call(self, as_shape(shape))
+        return ops.reshape.call(self, as_shape("reshape", shape))
 
     def flatten(self) -> Tensor:
         """Return all elements in one axis."""
@@ -170,7 +170,9 @@ class Operators(Tensor):
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Put the axes in another order, `(1, 0)` or `1, 0`; without any, in reverse order."""
-        return ops.transpose.call(self, None if axes in ((), (None,)) else as_shape(axes))
+        return ops.transpose.call(
+            self, None if axes in ((), (None,)) else as_shape("transpose", axes)
+        )
 
 
 def _unwrapped(value: Any) -> Any:

@@ -405,6 +405,20 @@ def test_tensors_are_hashed_by_identity():
     assert len({x, y, x}) == 2
 
 
+@pytest.mark.parametrize("name", ["zeros", "ones", "full", "rand", "randn", "randint", "eye"])
+def test_impossible_sizes_are_refused_by_name(name):
+    fixed = {
+        "full": lambda n: minigrad.full(n, 1.0),
+        "randint": lambda n: minigrad.randint(0, 2, n),
+    }
+    make = fixed.get(name, getattr(minigrad, name))
+    assert make(2).shape[0] == 2
+    with pytest.raises(ValueError, match=f"{name}: each size of a shape must be .* not -1"):
+        make(-1)
+    with pytest.raises(TypeError, match=rf"{name} takes integers, .* not \(?2.5.* n // 2"):
+        make(2.5)
+
+
 def test_shape_facts():
     x = minigrad.zeros(2, 3)
     assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float32)
