@@ -15,7 +15,7 @@ from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.decompositions import svdvals
 from minigrad.functional.shape import expand_dims, moveaxis
-from minigrad.functional.statistics import root
+from minigrad.functional.statistics import narrowed, root, widened
 from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import normalize_axes
 
@@ -39,6 +39,10 @@ def norm(
     Raises:
         ValueError: for another order, or more than two axes.
     """
+    return narrowed(_norm(widened(x), ord, axis, keepdims), x)
+
+
+def _norm(x: Array, ord: float | str | None, axis: Axis, keepdims: bool) -> Tensor:
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
     euclidean = (count, ord) in ((1, 2), (2, "fro"))

@@ -43,13 +43,13 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
         ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
     """
     check_reduction(reduction)
-    target = _like(prediction, target)
-    size = prediction.size
-    usual = prediction.dtype in _FLOATS and target.dtype == prediction.dtype
-    if reduction != "none" and usual and size:
-        return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
-    difference = prediction - target
-    return _reduced(difference * difference, reduction)
+    wide, target = _alike(prediction, target)
+    if reduction != "none" and wide.dtype in _FLOATS and wide.size:
+        loss = squared_error(wide, target, float(wide.size) if reduction == "mean" else 1.0)
+    else:
+        difference = wide - target
+        loss = _reduced(difference * difference, reduction)
+    return narrowed(loss, prediction)
 
 
 @composition
@@ -62,7 +62,8 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
         ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
     """
     check_reduction(reduction)
-    return _reduced(ops.abs(prediction - _like(prediction, target)), reduction)
+    wide, target = _alike(prediction, target)
+    return narrowed(_reduced(ops.abs(wide - target), reduction), prediction)
 
 
 @composition
@@ -77,9 +78,10 @@ def huber(
     check_reduction(reduction)
     if not delta > 0:
         raise ValueError(f"delta must be positive, not {delta!r}")
-    d = prediction - _like(prediction, target)
+    wide, target = _alike(prediction, target)
+    d = wide - target
     near = ops.clip(d, -delta, delta)
-    return _reduced(near * (d - 0.5 * near), reduction)
+    return narrowed(_reduced(near * (d - 0.5 * near), reduction), prediction)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def cross_entropy(
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
-        probabilities = _like(logits, target)
+        _, probabilities = _alike(logits, target)
         observed(check_not_negative, as_array(target), _NEGATIVE_TARGETS)
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
@@ -246,14 +248,15 @@ def binary_cross_entropy_with_logits(
         ValueError: if the shapes differ, a weight is negative, or a target is not in [0, 1].
     """
     check_reduction(reduction)
-    t = _like(logits, target)
+    x, t = _alike(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
-    positive = t * ops.softplus(-logits)
+    positive = t * ops.softplus(-x)
     if pos_weight is not None:
         positive = positive * pos_weight
-    losses = positive + ops.subtract(1, t) * ops.softplus(logits)
-    return _reduced(losses if weight is None else losses * weight, reduction)
+    losses = positive + ops.subtract(1, t) * ops.softplus(x)
+    losses = losses if weight is None else losses * weight
+    return narrowed(_reduced(losses, reduction), logits)
 
 
 def _factor(name: str, weight: Array, t: Array) -> Array:
@@ -568,12 +571,16 @@ def _linear_label_loss_x(g: Array, divisor: float | None, residuals: Array) -> A
 # --------------------------------------------------------------------------------------------------
 
 
-def _like(prediction: Array, target: Array) -> Array:
-    """Check the target, and return it in the prediction's dtype: float64 would slow a model."""
+def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
+    """Check the target, and return both in the prediction's dtype, or in float64 for integers.
+
+    A target of float64 would slow a model of float32.
+    """
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
-    wanted = prediction.dtype
-    return ops.astype(target, wanted) if target.dtype != wanted and wanted.kind == "f" else target
+    prediction = prediction if prediction.dtype.kind == "f" else widened(prediction)
+    same = target.dtype == prediction.dtype
+    return prediction, target if same else ops.astype(target, prediction.dtype)
 
 
 def check_reduction(reduction: str) -> None:

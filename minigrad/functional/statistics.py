@@ -48,10 +48,14 @@ _HALF = np.dtype(np.float16)
 
 
 def widened(x: Array) -> Array:
-    """Return float16 as float32, in which sums and squares neither overflow nor vanish."""
-    return astype(x, np.float32) if x.dtype is _HALF else x
+    """Return float16 as float32 and integers as float64: sums and squares do not overflow there."""
+    if x.dtype.kind == "f":
+        return astype(x, np.float32) if x.dtype is _HALF else x
+    return astype(x, np.float64)
 
 
 def narrowed(result: Tensor, x: Array) -> Tensor:
-    """Return the result in the dtype of x, if that is float16."""
-    return astype(result, np.float16) if x.dtype is _HALF else result
+    """Return the result in float16 if x is of it, and a Tensor in float32 if x is of integers."""
+    if x.dtype.kind == "f":
+        return astype(result, x.dtype) if result.dtype != x.dtype else result
+    return astype(result, np.float32) if isinstance(result, Tensor) else result

@@ -131,3 +131,59 @@ def test_other_functions_keep_integers(name, dtype):
     expected = getattr(np, numpy_name)(*arguments)
     assert found.dtype == np.asarray(expected).dtype
     assert_array_equal(found.data, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "order", "right"),
+    [
+        (np.uint8, [0, 1, 5, 200, 3, 255], None, 105060**0.5),
+        (np.int8, [-128, 100], 1, 228),
+        (np.int8, [-128, 100], np.inf, 128),
+        (np.int32, [100_000], 3, 100_000),
+        (np.float16, [300, 400], None, 500),
+        (np.float16, [3e-4, 4e-4], 2, 5e-4),
+    ],
+)
+def test_norms_of_integers_and_of_half_precision_have_all_digits(dtype, x, order, right):
+    array = np.array(x, dtype)
+    found = minigrad.norm(Tensor(array), order)
+    assert found.dtype == (np.float16 if dtype is np.float16 else np.float32)
+    assert_allclose(found.data, right, rtol=1e-3 if dtype is np.float16 else 1e-7)
+    assert_allclose(minigrad.norm(array, order), right, rtol=1e-3 if dtype is np.float16 else 1e-15)
+
+
+def test_half_precision_has_a_gradient_of_its_norm():
+    x = Tensor(np.float16([300, 400]), requires_grad=True)
+    minigrad.norm(x).backward()
+    assert_allclose(x.grad.data, [0.6, 0.8], atol=5e-4)  # half a unit in the last digit
+
+
+def test_variance_of_large_integers_has_all_digits():
+    x = np.array([2**30, 2**30 + 2])
+    assert minigrad.var(Tensor(x)).item() == minigrad.std(Tensor(x)).item() == 1
+    assert minigrad.var(x) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "right"),
+    [
+        (minigrad.mse, np.square),
+        (minigrad.l1, np.abs),
+        (minigrad.huber, lambda d: np.where(abs(d) > 1, abs(d) - 0.5, 0.5 * d**2)),
+    ],
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_of_integers_do_not_wrap_round(loss, right, reduction):
+    reduced = {"mean": np.mean, "sum": np.sum, "none": np.copy}[reduction]
+    for x, y in ((np.uint8([1, 200]), np.uint8([2, 3])), (np.int32([10**5, 1]), np.int32([0, 1]))):
+        expected = reduced(right(x.astype(float) - y))
+        found = loss(Tensor(x), Tensor(y), reduction)
+        assert found.dtype == np.float32
+        assert_allclose(found.data, expected, rtol=1e-7)
+        assert_array_equal(loss(x, y, reduction), expected)
+
+
+def test_binary_cross_entropy_of_integers_does_not_wrap_round():
+    loss = minigrad.binary_cross_entropy_with_logits(Tensor(np.uint8([1])), [1.0])
+    assert loss.dtype == np.float32
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-1)))
