@@ -170,7 +170,13 @@ def rand(
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
-    """Draw an int64 array of `shape` from `low` to `high` - 1; a ValueError if there are none."""
+    """Draw an int64 array of `shape` from `low` to `high` - 1.
+
+    Raises:
+        TypeError: if `low` or `high` is not an integer.
+        ValueError: if there are no numbers to draw.
+    """
+    low, high = as_shape("randint", (low, high))
     if not low < high:
         raise ValueError(f"randint: low must be less than high, unlike low={low} and high={high}")
     return Tensor(
@@ -179,10 +185,19 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
-    """Draw an array by a method of the generator."""
+    """Draw an array by a method of the generator; "random" gives numbers below 1 in each dtype."""
     if method != "integers" and np.dtype(dtype).kind != "f":
         raise TypeError(f"rand and randn draw only floats, not {np.dtype(dtype)}; use randint")
-    return np.asarray(getattr(generator(rng), method)(*arguments), dtype)
+    drawn = np.asarray(getattr(generator(rng), method)(*arguments), dtype)
+    return below(drawn, 1.0) if method == "random" else drawn
+
+
+def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
+    """Return numbers with those that were rounded up to a bound replaced by the next one below."""
+    kept: NDArray[Any] = np.minimum(
+        drawn, np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
+    )
+    return kept
 
 
 def as_shape(name: str, sizes: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_positive
-from minigrad.core.tensor import as_array
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
 
 __all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
@@ -131,8 +131,8 @@ class Standardizer:
     """A standardiser: (x - mean) / scale by column, and back; fit it on the training rows only.
 
     Attributes:
-        mean: the mean of each column.
-        scale: the standard deviation of each column, 1 where the column is constant.
+        mean: the mean of each column, in float64.
+        scale: the standard deviation of each column, in float64; 1 where the column is constant.
     """
 
     mean: Arrays
@@ -158,16 +158,22 @@ class Standardizer:
             scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
         if not (np.isfinite(mean).all() and np.isfinite(scale).all()):
             raise ValueError("the data have values whose squares overflow in float64; scale them")
-        dtype = values.dtype if values.dtype.kind == "f" else np.float64
-        return cls(mean.astype(dtype), scale.astype(dtype))
+        return cls(mean, scale)
 
     def transform(self, x: Any) -> Arrays:
-        """Return (x - mean) / scale."""
-        return (as_array(x) - self.mean) / self.scale
+        """Return (x - mean) / scale, in the dtype of x, or in float64 if x is of integers."""
+        values = as_array(x)
+        return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
         """Return z scale + mean, the x of which z is the transform."""
-        return as_array(z) * self.scale + self.mean
+        values = as_array(z)
+        return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
+
+
+def _in_floats_of(given: Arrays, result: Arrays) -> Arrays:
+    """Return a result of float64 in the dtype of what was given, unless that is of integers."""
+    return result.astype(given.dtype) if given.dtype.kind == "f" else result
 
 
 def batches(
@@ -177,7 +183,13 @@ def batches(
 
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
+        TypeError: if `arrays` is one array, whose rows would be taken for arrays.
     """
+    if isinstance(arrays, (np.ndarray, Tensor)):
+        raise TypeError(
+            f"batches takes a list of arrays, not one of shape {arrays.shape}; write "
+            f"batches([x], ...)"
+        )
     check_positive("batch_size", batch_size)
     arrays = [as_array(each) if isinstance(each, (list, tuple)) else each for each in arrays]
     n = _common_length(arrays)

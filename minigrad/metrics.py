@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.tensor import as_array
+from minigrad.functional.indexing import check_below
 
 
 def mse(prediction: Any, target: Any) -> float:
@@ -35,6 +36,8 @@ def r2(prediction: Any, target: Any) -> float:
     """
     errors = _errors(prediction, target)
     y = as_array(target).astype(np.float64)
+    if y.ndim == 0:
+        raise ValueError("r2 needs an axis of rows, and a single number has none")
     if (y == y[:1]).all():  # the mean of equal numbers rounds, so their variance may not be 0
         raise ValueError("r2 is not defined for a target that is constant")
     return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean(axis=0)) ** 2))
@@ -43,11 +46,11 @@ def r2(prediction: Any, target: Any) -> float:
 def accuracy(prediction: Any, target: Any) -> float:
     """Return the share of targets whose class has the highest score.
 
-    The shapes of prediction and target are `(..., classes)` and `(...)`.
+    The shapes of prediction and target are `(..., classes)` and `(...)`. It is nan if a score is.
 
     Raises:
         TypeError: if the targets are not integers.
-        ValueError: if the shapes do not match, or there are none.
+        ValueError: if the shapes do not match, there are none, or a target is none of the classes.
     """
     scores, classes = as_array(prediction), as_array(target)
     if classes.dtype.kind not in "iu":
@@ -59,6 +62,9 @@ def accuracy(prediction: Any, target: Any) -> float:
         )
     if scores.size == 0:
         raise ValueError("there are no predictions to judge")
+    check_below("accuracy: targets", classes, scores.shape[-1], "classes")
+    if np.isnan(scores).any():
+        return float("nan")
     return float(np.mean(scores.argmax(-1) == classes))
 
 

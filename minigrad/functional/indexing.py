@@ -94,6 +94,8 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
         _check_smaller(taken, "src", src.shape)
     if src.dtype.kind == "f" and x.dtype.kind != "f":
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
+    if not src.ndim and x.dtype.kind in "iu":
+        src = observed(as_array, as_array(src), x.dtype)  # refuses a number that does not fit
     positions, sources, written = observed(last_written, taken, axis, x.shape)
     if src.ndim:
         src = ops.getitem(src, tuple(slice(n) for n in taken.shape))

@@ -113,11 +113,12 @@ def cross_entropy(
             et al., 2016).
 
     Raises:
-        TypeError: if the targets are neither integers nor floats.
+        TypeError: if the targets are neither integers nor floats, or `ignore_index` is no integer.
         ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
             is not in [0, 1], or no target is left to take the mean of.
     """
     check_reduction(reduction)
+    check_ignore_index(ignore_index)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
     axis, weights = _classes(logits, weight)
@@ -135,7 +136,7 @@ def cross_entropy(
         return _reduced(-ops.sum(terms, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        labels = _as_int64(as_array(target), ignore_index)
+        labels = _as_int64(as_array(target))
         if labels is not None:
             options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
             counts, divisor = observed(label_weights, labels, *options)
@@ -177,6 +178,7 @@ def linear_cross_entropy(
             impossible value, or no target is left to take the mean of.
     """
     check_reduction(reduction)
+    check_ignore_index(ignore_index)
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
     if isinstance(weight, (list, tuple)):  # not annotated as Array, since it may be in few bits
@@ -189,7 +191,7 @@ def linear_cross_entropy(
         )
     smoothing = float(label_smoothing)
     given = ops.reshape(given, -1)
-    labels = _as_int64(given, ignore_index)
+    labels = _as_int64(given)
     trained = is_differentiated(weight)
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
     if trained or not same_floats or labels is None:
@@ -220,6 +222,7 @@ def nll(
     The arguments and the errors are those of `cross_entropy` with integer targets.
     """
     check_reduction(reduction)
+    check_ignore_index(ignore_index)
     axis, weights = _classes(log_probabilities, weight)
     return _label_losses(log_probabilities, axis, target, weights, ignore_index, reduction)
 
@@ -310,11 +313,9 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _as_int64(labels: Any, ignore_index: int) -> Any:
+def _as_int64(labels: Any) -> Any:
     """Return integers in the one dtype that has kernels; None if it does not hold them."""
     if labels.dtype.kind not in "iu" or labels.dtype == np.uint64:
-        return None
-    if not isinstance(ignore_index, (int, np.integer)):
         return None
     return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
 
@@ -581,6 +582,14 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     prediction = prediction if prediction.dtype.kind == "f" else widened(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)
+
+
+def check_ignore_index(value: Any) -> None:
+    """Raise a TypeError unless the target to ignore is an integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"ignore_index is an integer, not {value!r:.60}; the default, -100, is no class"
+        )
 
 
 def check_reduction(reduction: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from minigrad.checks import check_probability, check_range
 from minigrad.core.tensor import Tensor
+from minigrad.creation import below
 from minigrad.random import Rng, generator
 
 __all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_"]
@@ -139,7 +140,8 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None)
     """Fill with values uniform in [a, b); a ValueError if a > b."""
     if not a <= b:
         raise ValueError(f"uniform_: a must be at most b, unlike a={a} and b={b}")
-    return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
+    drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
+    return tensor.copy_(below(drawn, b) if a < b else drawn)
 
 
 @_filling

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, field
 from minigrad import functional
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Array
-from minigrad.functional.losses import Reduction, check_reduction
+from minigrad.functional.losses import Reduction, check_ignore_index, check_reduction
 from minigrad.nn.module import FunctionModule
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"]
@@ -86,6 +86,7 @@ class CrossEntropyLoss(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ignore_index(self.ignore_index)
         check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
 
@@ -99,3 +100,7 @@ class NLLLoss(Loss):
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ignore_index(self.ignore_index)

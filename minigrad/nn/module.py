@@ -300,6 +300,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
         raise TypeError(f"load_state_dict: the state is a dict of arrays, not a {kind}{pair}")
     problems = []
     values = {}
+    memory = {id(_owner(tensor._data)) for tensor in tensors.values()}
     for name, tensor in tensors.items():
         if name not in state:
             problems.append(f"missing: {name} {tensor.shape}")
@@ -314,6 +315,10 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
                 f"mis-shaped: {name} is {values[name].shape} in the state, "
                 f"{tensor.shape} in the module"
             )
+        elif not _holds(tensor.dtype, values[name]):
+            problems.append(f"mis-typed: {name} has numbers that are no {tensor.dtype}")
+        elif id(_owner(values[name])) in memory:  # of a tensor that is written to first, perhaps
+            values[name] = values[name].copy()
     for name in state:
         if name not in tensors:
             problems.append(f"unexpected: {name}{nearest(name, tensors)}")
@@ -321,6 +326,22 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
         tensors[name].copy_(value)
+
+
+def _owner(array: NDArray[Any]) -> Any:
+    """Return the object that has the memory of an array, which may be a view of a view."""
+    owner: Any = array
+    while (base := getattr(owner, "base", None)) is not None:
+        owner = base
+    return owner
+
+
+def _holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
+    """Tell whether integers or booleans of a dtype can be these values; floats always can."""
+    if dtype.kind == "f" or values.dtype == dtype:
+        return True
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(values.astype(dtype), values)
 
 
 def unusual(module: Module, usual: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import are_same, check_range, check_state
+from minigrad.checks import are_same, check_count, check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.readonly import release
@@ -281,9 +281,21 @@ class Optimizer(ABC):
                 "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
             )
         groups = state_dict["param_groups"]
-        if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
+        if not isinstance(groups, Sequence) or not all(
+            isinstance(g, Mapping) and isinstance(g.get("params"), Sequence) for g in groups
+        ):
             raise ValueError(
-                f"load_state_dict: param_groups is a list of dicts, not {groups!r:.50}"
+                f"load_state_dict: param_groups is a list of dicts that list their 'params', not "
+                f"{groups!r:.100}"
+            )
+        found = state_dict["state"]
+        if not isinstance(found, Mapping) or not all(
+            str(number).isdecimal() and isinstance(state, Mapping)
+            for number, state in found.items()
+        ):
+            raise ValueError(
+                f"load_state_dict: state is a dict of dicts by the numbers of parameters, not "
+                f"{found!r:.100}"
             )
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
@@ -298,8 +310,8 @@ class Optimizer(ABC):
             self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]
-        for number, state in state_dict["state"].items():
-            if not 0 <= int(number) < len(parameters):
+        for number, state in found.items():
+            if int(number) >= len(parameters):
                 raise ValueError(
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
@@ -311,8 +323,10 @@ class Optimizer(ABC):
                 check_state(owner, state, names | (self.unused_names & state.keys()))
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
-                if not isinstance(value, np.ndarray):
-                    check_range(role, value, 0, np.inf)  # a number of steps
+                if key == "step":
+                    check_count(role, value)
+                elif not isinstance(value, np.ndarray):
+                    raise ValueError(f"{role} is an array, not {value!r:.60}")
                 elif value.shape != parameter.shape or value.dtype.kind != "f":
                     raise ValueError(
                         f"{role} has shape {value.shape} and dtype {value.dtype}, the parameter "

@@ -294,3 +294,17 @@ def test_skipping_ends_with_the_block_and_concerns_one_thread_only():
         raise KeyError
     draws(found)
     assert found == [False, True, True]
+
+
+def test_half_precision_is_uniform_below_its_bound():
+    rng = np.random.default_rng(0)
+    assert minigrad.rand(100_000, dtype=np.float16, rng=rng).data.max() < 1
+    x = minigrad.zeros(100_000, dtype=np.float16)
+    assert init.uniform_(x, -2.0, 3.0, rng=rng).data.max() < 3
+    assert (init.uniform_(x, 0.1, 0.1, rng=rng).data == np.float16(0.1)).all()
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 3.9), (0, 2.5)])
+def test_integers_are_drawn_between_integers(bounds):
+    with pytest.raises(TypeError, match="randint takes integers"):
+        minigrad.randint(*bounds, (3,))

@@ -303,3 +303,19 @@ def test_a_head_refuses_what_does_not_fit(change, message, rng):
     with pytest.raises((TypeError, ValueError), match=message) as error:
         minigrad.linear_cross_entropy(**({"x": x, "weight": weight, "target": target} | change))
     assert str(error.value).startswith("linear_cross_entropy: ")
+
+
+@pytest.mark.parametrize("index", [None, 0.5, "1", [1], True])
+def test_an_impossible_target_to_ignore_is_refused(index):
+    z, labels = minigrad.tensor([[1.0, 2.0], [1.0, 2.0]]), [0, 1]
+    calls = [
+        lambda: minigrad.cross_entropy(z, labels, ignore_index=index),
+        lambda: minigrad.cross_entropy(z, minigrad.softmax(z), ignore_index=index),
+        lambda: minigrad.nll(minigrad.log_softmax(z), labels, ignore_index=index),
+        lambda: minigrad.linear_cross_entropy(z, np.eye(2, dtype="f"), labels, ignore_index=index),
+        lambda: nn.CrossEntropyLoss(ignore_index=index),
+        lambda: nn.NLLLoss(ignore_index=index),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="ignore_index is an integer, not"):
+            call()

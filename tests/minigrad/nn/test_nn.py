@@ -456,3 +456,22 @@ def test_a_plain_value_does_not_replace_a_parameter_or_a_buffer(kind, make):
     model.part = None
     model.other = make(2)
     assert list(model.state_dict()) == []
+
+
+@pytest.mark.parametrize("of", [lambda p: p, lambda p: p.data, lambda p: p.data[:]])
+def test_weights_of_a_module_itself_can_change_places(of):
+    model = Sequential(*(Linear(1, 1, bias=False) for _ in range(3)))
+    for i, layer in enumerate(model):
+        layer.weight.copy_([[float(i)]])
+    model.load_state_dict({f"{i}.weight": of(model[(i - 1) % 3].weight) for i in range(3)})
+    assert [layer.weight.item() for layer in model] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("number", [np.nan, 2.7, 1e30])
+def test_what_is_no_integer_is_not_loaded_into_integers(number):
+    norm = nn.BatchNorm1d(2)
+    state = {**norm.state_dict(), "num_batches_tracked": np.array(number)}
+    with pytest.raises(ValueError, match=r"mis-typed: num_batches_tracked has .* no int64"):
+        norm.load_state_dict(state)
+    norm.load_state_dict({**state, "num_batches_tracked": np.array(3.0)})
+    assert norm.num_batches_tracked.item() == 3

@@ -99,3 +99,11 @@ def test_the_last_value_at_a_place_remains_however_indices_lie_in_memory(axis, r
         expected[tuple(target)] = src[place]
     for arranged in (indices, np.asfortranarray(indices), indices[::-1].copy()[::-1]):
         assert_array_equal(minigrad.scatter(x, axis, arranged, src), expected)
+
+
+@pytest.mark.parametrize("number", [300, -1])
+def test_scatter_refuses_a_number_that_does_not_fit(number):
+    x = minigrad.tensor(np.uint8([1, 200]))
+    with pytest.raises(ValueError, match=f"scatter: {number} does not fit into uint8"):
+        minigrad.scatter(x, 0, [0], number)
+    assert minigrad.scatter(x, 0, [0], 7).tolist() == [7, 200]

@@ -1017,3 +1017,31 @@ def test_observers_are_told_of_a_step_while_its_gradients_are_there():
         optimizer.step()
     optimizer.step()
     assert steps.seen == [(optimizer, [0.5], [2.0])]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s["state"][0].update(exp_avg=0.1),
+            "exp_avg of parameter 0 is an array",
+        ),
+        (lambda s: s["state"][0].update(step=2.5), "step of parameter 0 must be an integer"),
+        (lambda s: s["state"][0].update(step=np.ones(2)), "step of parameter 0 must be an integer"),
+        (lambda s: s["param_groups"][0].pop("params"), "list their 'params'"),
+        (lambda s: s.update(state=[1]), "dict of dicts by the numbers of parameters"),
+        (lambda s: s.update(state={"w": {}}), "dict of dicts by the numbers of parameters"),
+        (lambda s: s["state"].update({0: 3}), "dict of dicts by the numbers of parameters"),
+    ],
+)
+def test_a_state_of_another_form_is_refused_and_changes_nothing(change, message):
+    p = minigrad.tensor([1.0, 1.0], requires_grad=True)
+    p.grad = minigrad.tensor([1.0, 1.0])
+    optimizer = Adam([p])
+    optimizer.step()
+    state = optimizer.state_dict()
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.state_dict()["state"][0]["step"] == 2

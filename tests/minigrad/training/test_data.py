@@ -7,6 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import minigrad
 from minigrad.data import Standardizer, batches, read_csv, train_test_split
@@ -360,3 +361,23 @@ def test_batches_of_unequal_lengths_or_of_nothing_are_an_error():
         next(batches([np.ones(4), np.ones(3)], 2))
     with pytest.raises(ValueError, match="empty"):
         next(batches([np.ones((0, 2))], 2))
+
+
+@pytest.mark.parametrize("make", [np.asarray, minigrad.tensor])
+def test_one_array_is_no_list_of_arrays(make):
+    with pytest.raises(TypeError, match=r"list of arrays, not one of shape \(3, 10\)"):
+        next(batches(make(np.ones((3, 10))), 2))
+
+
+def test_standardisation_of_few_digits_is_computed_with_all():
+    tiny, large = np.float16([[0], [6e-8], [0]]), np.float16([[6e4], [-6e4], [-6e4]])
+    for x in (tiny, large):
+        z = Standardizer.fit(x).transform(x)
+        assert z.dtype == np.float16
+        assert_allclose(z.mean(), 0, atol=1e-3)  # half a unit in the last digit
+        assert_allclose(abs(z).max(), 2**0.5, rtol=1e-3)
+        assert_allclose(Standardizer.fit(x).inverse(z), x, rtol=1e-3, atol=6e-8)
+    far = np.float32(1e6) + np.random.default_rng(0).standard_normal((1000, 1), np.float32)
+    standardised = Standardizer.fit(far).transform(far)
+    assert standardised.dtype == np.float32
+    assert abs(standardised.mean(dtype=np.float64)) < 1e-6

@@ -127,3 +127,14 @@ def test_accuracy_is_the_share_of_right_classes():
 def test_accuracy_of_what_does_not_match_is_refused(scores, target, error):
     with pytest.raises(error):
         accuracy(scores, target)
+
+
+def test_accuracy_does_not_hide_what_is_no_score_and_refuses_what_is_no_class():
+    assert math.isnan(accuracy(np.full((4, 3), np.nan), np.zeros(4, int)))
+    with pytest.raises(ValueError, match="accuracy: targets run from -100 to 2"):
+        accuracy(np.eye(3), np.array([0, -100, 2]))
+
+
+def test_r2_of_single_numbers_is_refused():
+    with pytest.raises(ValueError, match="r2 needs an axis of rows"):
+        r2(1.0, 2.0)
