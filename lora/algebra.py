@@ -208,7 +208,7 @@ def _sum(
         what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
         raise ValueError(
             f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
-            f"W is of no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
+            f"W has no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
             f"approximate: lora.fold a copy of the model with these adapters active, and "
             f"lora.extract from that and the base"
         )

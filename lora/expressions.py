@@ -160,7 +160,7 @@ class Expression:
         if ahead < 0:
             behind, most = parts.getwidth()
             if behind != most:
-                raise ValueError("it is no regular expression: a look behind is of one width")
+                raise ValueError("it is no regular expression: a look behind has one width")
 
         def steps(after: int, name: Name) -> int:
             found = step(name.every, name) >> behind

@@ -43,7 +43,7 @@ def merge(
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if a layer is of no dtype that can be certified, a name is no string, or the
+        TypeError: if a layer has a dtype that cannot be certified, a name is no string, or the
             limit or radius no number. After any error nothing is changed.
         ValueError: if there are no adapters, a name is not that of an active one, none is active,
             an option makes no sense, or a merged weight would not be finite.

@@ -1,4 +1,4 @@
-"""Patterns for names of layers: which names match one, and which patterns are none.
+"""Patterns for names of layers: which names match one, and which texts are no patterns.
 
 A pattern is a name, "q", which also stands for every name that ends in ".q"; or, where one string
 is given instead of a sequence, a regular expression for entire names. `find` is strict: a pattern

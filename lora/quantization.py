@@ -125,8 +125,8 @@ def quantize(
     is_nf4 = format == "nf4"
     if not is_nf4 and (block_size != 64 or not double_quant):
         raise ValueError(
-            'quantize: block_size and double_quant are of format="nf4"; bfloat16 has neither, so '
-            "leave them out"
+            'quantize: block_size and double_quant belong to format="nf4"; bfloat16 has neither, '
+            "so leave them out"
         )
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)

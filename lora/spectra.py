@@ -64,7 +64,7 @@ def singular_values(a: Array, b: Array) -> Array:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return np.full(len(a), np.nan)
     (a, power_a), (b, power_b) = _moderate(a), _moderate(b)
-    # With B = Q R and A^T = P S they are those of R S^T, which is of no more than rank x rank.
+    # With B = Q R and A^T = P S they are those of R S^T, of at most rank x rank.
     core = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
     with np.errstate(over="ignore"):
         return np.ldexp(np.linalg.svd(core, compute_uv=False), power_a + power_b)

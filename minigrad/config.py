@@ -66,7 +66,7 @@ def set_pack_limit(size: int | None) -> None:
 
 
 def installed_version(distribution: str) -> str:
-    """Return the version of an installed package, or a text that says that it is none."""
+    """Return the version of an installed package, or a text that says that it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

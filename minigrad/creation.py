@@ -156,7 +156,7 @@ def eye(
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the standard normal distribution; a TypeError if the dtype is not one of floats."""
+    """Draw from the standard normal distribution; a TypeError for other dtypes than floats."""
     return Tensor(
         observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
     )
@@ -165,7 +165,7 @@ def randn(
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the uniform distribution on [0, 1); a TypeError if the dtype is none of floats."""
+    """Draw from the uniform distribution on [0, 1); a TypeError for other dtypes than floats."""
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 

@@ -161,7 +161,7 @@ class Standardizer:
         return cls(mean, scale)
 
     def transform(self, x: Any) -> Arrays:
-        """Return (x - mean) / scale, in the dtype of x, or in float64 if x is of integers."""
+        """Return (x - mean) / scale, in the dtype of x, or in float64 if x holds integers."""
         values = as_array(x)
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
@@ -172,7 +172,7 @@ class Standardizer:
 
 
 def _in_floats_of(given: Arrays, result: Arrays) -> Arrays:
-    """Return a result of float64 in the dtype of what was given, unless that is of integers."""
+    """Return a result of float64 in the dtype of what was given, unless that holds integers."""
     return result.astype(given.dtype) if given.dtype.kind == "f" else result
 
 

@@ -50,7 +50,7 @@ def accuracy(prediction: Any, target: Any) -> float:
 
     Raises:
         TypeError: if the targets are not integers.
-        ValueError: if the shapes do not match, there are none, or a target is none of the classes.
+        ValueError: if the shapes do not match, there are none, or a target is not a class.
     """
     scores, classes = as_array(prediction), as_array(target)
     if classes.dtype.kind not in "iu":

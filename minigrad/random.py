@@ -62,7 +62,7 @@ def generator(rng: Rng = None) -> np.random.Generator:
 
     Raises:
         TypeError: if it is anything else; a seed is no generator, `np.random.default_rng(seed)` is.
-        ValueError: if it is none of those that `draw_only_from` allows.
+        ValueError: if it is not one that `draw_only_from` allows.
     """
     if rng is None:
         rng = _default

@@ -203,7 +203,7 @@ class Plan:
                 )
             if parameter.dtype.kind != "f":
                 raise TypeError(
-                    f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
+                    f"{reason}: {name} has dtype {parameter.dtype}, and only floats can be trained"
                 )
             if id(parameter) not in known:
                 own, shared = TrainedCopy(parameter), tuple(each for each in names if each != name)

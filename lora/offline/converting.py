@@ -112,7 +112,7 @@ def _kind(config: ModelConfig) -> str:
 
 
 def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
-    """Return which layers, by the shapes of A and B, are none of the model."""
+    """Return which layers, by the shapes of A and B, do not belong to the model."""
     wanted, problems = expected_shapes(config), []
     for name, (a, b) in shapes.items():
         shape = wanted.get(f"{name}.weight", ())

@@ -107,7 +107,7 @@ def extract_files(
         modules_to_save: ends of names of modules to copy in full.
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of refusing.
-        dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
+        dtype: the dtype of the tensors; None for float32, or float64 if the base has it.
         workers: processes that share the work, to the same bits; each takes the memory of one. The
             singular vectors are shared only if BLAS has one thread (OPENBLAS_NUM_THREADS=1).
         progress: show a progress bar.

@@ -432,6 +432,6 @@ def _findings_of_layer(
     # What rounding to float32 makes of values that are 0.
     found = numerical_rank(singular_values(a, b), max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
-        yield odd(f"B A is of rank {found} only, with room for {room}")
+        yield odd(f"B A has rank {found} only, with room for {room}")
     if len(a) > room:
         yield odd(f"its rank {len(a)} is larger than the layer, {room}")

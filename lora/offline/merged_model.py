@@ -70,7 +70,7 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         layer, info = base.layers[name], model.info(name)
         weight = base.weights[layer]
         if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
-            return f"is of {info.dtype} and shape {info.shape} in the model"
+            return f"has dtype {info.dtype} and shape {info.shape} in the model"
         merged = StoredWeight(model, name, weight.is_transposed)
         if not merged.is_finite():
             return "has NaN or Inf in it, in the model"

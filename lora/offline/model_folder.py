@@ -192,7 +192,7 @@ class AdaptedBase(Closing):
                 info = base.info(name)
                 self.problems += files.tensor_problems(key, info.shape, "in the base")
                 if info.dtype not in FLOATS:
-                    what = f"{name} is of {info.dtype} in the base"
+                    what = f"{name} has dtype {info.dtype} in the base"
                     self.problems.append(f"unusable: {what}, {NO_FLOATS}")
             elif not files.is_meant(key):
                 self.problems.append(

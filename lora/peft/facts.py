@@ -109,7 +109,7 @@ class Facts:
 def fingerprint(matrix: Array) -> str:
     """Return a sha256 of the elements of a matrix, the same in every dtype that can store them.
 
-    The hash is of the shape, as in "(768, 64)", and of the rows as float32 in C order,
+    The hash covers the shape, as in "(768, 64)", and the rows as float32 in C order,
     little-endian; or as float64, if float32 cannot store all of them.
     """
     return fingerprint_of_rows(matrix.shape, matrix.__getitem__)

@@ -175,7 +175,7 @@ class AdapterFolder(Closing):
             self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:
-        """Tell whether a bias is of a module trained in full, and PEFT has written it before."""
+        """Tell whether PEFT wrote a bias before, with a module that is trained in full."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -207,9 +207,9 @@ class AdapterFolder(Closing):
         return self._file.raw(key)
 
     def dtype_problem(self, key: str) -> str:
-        """Say that a tensor is of no dtype that an adapter can have; empty if it is of one."""
+        """Say that an adapter cannot have the dtype of a tensor; empty if it can."""
         dtype = self.tensors[key].dtype
-        return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
+        return "" if dtype in FLOATS else f"has dtype {dtype}, {NO_FLOATS}"
 
     def is_same(self, key: str, array: Array) -> bool:
         """Tell whether a tensor has the shape and, in its dtype, the elements of an array."""

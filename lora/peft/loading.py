@@ -76,7 +76,7 @@ def load(
         found = config.targets_among(order, linear)
         if not found:
             raise ValueError(
-                f"{path!r} is of another model: its target_modules "
+                f"{path!r} belongs to another model: its target_modules "
                 f"{config.target_modules!r:.200} are none of the layers "
                 f"{', '.join(order) or '(none)'}; it has updates of "
                 f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"

@@ -256,7 +256,7 @@ def _wrong(given: Mapping[str, Any]) -> list[str]:
     if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
         problems.append("num_attention_heads is no multiple of num_key_value_heads")
     if not problems and given["head_dim"] % 2:
-        problems.append(f"head_dim {given['head_dim']} is odd, and rotations are of pairs")
+        problems.append(f"head_dim {given['head_dim']} is odd, and rotations turn pairs")
     return problems
 
 

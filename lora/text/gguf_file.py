@@ -91,7 +91,7 @@ class GGUFFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no GGUF file, is cut short, or a tensor is of a type that the gguf
+        ValueError: if it is no GGUF file, is cut short, or a tensor has a type that the gguf
             package cannot convert to floats.
     """
 
@@ -128,7 +128,7 @@ class GGUFFile:
                 gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
             except NotImplementedError:
                 raise ValueError(
-                    f"{name} is of type {kind}, which the gguf package cannot convert to floats; "
+                    f"{name} has type {kind}, which the gguf package cannot convert to floats; "
                     f"take a file of another quantisation"
                 ) from None
         alignment = self.metadata.get("general.alignment", 32)
@@ -281,7 +281,7 @@ def gguf_names(config: ModelConfig) -> dict[str, str]:
 def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool) -> NDArray[Any]:
     """Return the rows of a projection in the order in which llama.cpp has them, or `back`.
 
-    Only those of queries and keys differ, in some architectures. The rows are of entire heads.
+    Only those of queries and keys differ, in some architectures. The rows make up entire heads.
     """
     if config.architecture not in _PERMUTED or not ("q_proj" in name or "k_proj" in name):
         return rows

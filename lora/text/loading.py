@@ -119,7 +119,7 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
         for name in names:
             if (dtype := tensors.info(name).dtype) not in _FLOATS:
                 raise ValueError(
-                    f"{name} of {tensors.location} is of {dtype}; there are {', '.join(_FLOATS)}"
+                    f"{name} of {tensors.location} has dtype {dtype}, not {', '.join(_FLOATS)}"
                 )
         for name in names:
             yield name, _read(tensors, name)

@@ -82,7 +82,7 @@ _USUAL = {Tensor, np.ndarray, type(None)}
 
 
 def _array(value: Any, others: Sequence[Any]) -> Any:
-    """Return a list or number as an array, in float64 if another array is of float64."""
+    """Return a list or number as an array, in float64 if another array has it."""
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)

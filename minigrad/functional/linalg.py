@@ -33,8 +33,8 @@ def norm(
     the root of the sum of squares of either; for a matrix it is also called "fro".
 
     With `axis=None`, x itself is the vector or the matrix; with `ord=None` too, x may have any
-    shape. Where the norm is 0, so is the gradient; so is that of an element of 0 for p < 1, where
-    the slope is infinite.
+    shape. The gradient is 0 where the norm is 0, and for an element of 0 if p < 1, where the slope
+    is infinite.
 
     Raises:
         ValueError: for another order, or more than two axes.

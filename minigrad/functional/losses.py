@@ -263,7 +263,7 @@ def binary_cross_entropy_with_logits(
 
 
 def _factor(name: str, weight: Array, t: Array) -> Array:
-    """Check a weight of losses with targets t, and return it in their dtype; None is none."""
+    """Check a weight of losses with targets t, and return it in their dtype, or None for none."""
     if weight is None:
         return None
     sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)

@@ -315,5 +315,5 @@ def _mask(
     if values.dtype == np.bool_:
         return values, None
     if values.dtype.kind != "f":
-        raise TypeError(f"a mask is of booleans or of floats, not of {values.dtype}")
+        raise TypeError(f"a mask holds booleans or floats, not {values.dtype}")
     return None, attn_mask

@@ -29,7 +29,7 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
 @composition
 def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-    """The standard deviation over `axis`, the root of `var`; where that is 0, so is the gradient.
+    """The standard deviation over `axis`, the root of `var`; its gradient is 0 where it is 0.
 
     Raises:
         ValueError: if n <= ddof.
@@ -55,7 +55,7 @@ def widened(x: Array) -> Array:
 
 
 def narrowed(result: Tensor, x: Array) -> Tensor:
-    """Return the result in float16 if x is of it, and a Tensor in float32 if x is of integers."""
+    """Return the result in float16 if x has it, and a Tensor in float32 if x holds integers."""
     if x.dtype.kind == "f":
         return astype(result, x.dtype) if result.dtype != x.dtype else result
     return astype(result, np.float32) if isinstance(result, Tensor) else result

@@ -185,7 +185,7 @@ class TensorFile(Tensors):
         file, offset = self._file, self._offsets[name]
         if info.dtype not in NAMES.values():
             raise ValueError(
-                f"{name} in {os.fspath(file.name)!r} is of dtype {info.dtype}, which cannot be "
+                f"{name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
                 f"read here; there are {', '.join(NAMES.values())}"
             )
         shape, before = info.shape, 0  # the number of elements before the rows

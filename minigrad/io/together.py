@@ -248,8 +248,8 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
                 pass
             except PermissionError as error:
                 raise PermissionError(
-                    f"{os.fspath(saved)!r} is of a save by another user that has not ended; wait, "
-                    f"ask them to save again, or name another folder ({error})"
+                    f"{os.fspath(saved)!r} belongs to a save by another user that has not ended; "
+                    f"wait, ask them to save again, or name another folder ({error})"
                 ) from error
         try:
             os.rename(stage, saved)

@@ -161,9 +161,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     """Raise an error unless a mask fits the scores of query, key and value of these shapes."""
     values = as_array(mask)
     if values.dtype.kind not in "bf":
-        raise TypeError(
-            f"MultiHeadAttention: a mask is of booleans or of floats, not of {values.dtype}"
-        )
+        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {values.dtype}")
     ndim = max(map(len, shapes)) + 1
     if values.ndim not in (2, ndim):
         raise ValueError(

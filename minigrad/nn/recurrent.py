@@ -62,7 +62,7 @@ class _Recurrent(Module):
         if x.ndim not in (axes - 1, axes) or x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__}: x has {axes} axes, or {axes - 1} without a batch, and the "
-                f"last is of size {self.input_size}; this one has shape {x.shape}"
+                f"last has size {self.input_size}; this one has shape {x.shape}"
             )
         return x.ndim == axes
 
@@ -190,7 +190,7 @@ class RNN(_Layers):
     """h = f(W_ih x + b_ih + W_hh h + b_hh), f tanh or relu (Elman, 1990), in one or more layers.
 
     All parameters begin uniform in +-1 / sqrt(hidden_size). Their names end in the number of the
-    layer, `_l0`, and in `_reverse` if they are of the backward direction.
+    layer, `_l0`, and in `_reverse` if they belong to the backward direction.
 
     Args:
         input_size: the size of a vector of the sequence.

@@ -43,20 +43,20 @@ logical_or = logical(
 any = logical_reducer(
     "any",
     "True if any element over `axis` is true, False if there are none; raises a TypeError unless x "
-    "is of booleans.",
+    "holds booleans.",
     "logical_or",
 )
 all = logical_reducer(
     "all",
     "True if all elements over `axis` are true, also if there are none; raises a TypeError unless "
-    "x is of booleans.",
+    "x holds booleans.",
     "logical_and",
 )
 
 
 @op
 def logical_not(x: Array) -> Array:
-    """not x, element by element; raises a TypeError unless x is of booleans."""
+    """not x, element by element; raises a TypeError unless x holds booleans."""
     return np.logical_not(booleans(x))
 
 

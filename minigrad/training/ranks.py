@@ -113,7 +113,7 @@ def sum_of_all(
         count: the number of micro-batches of the step.
         own: the sums of gradients of this rank, by part of the tree.
         facts: the facts of the micro-batches of this rank.
-        parameters: those that the gradients are of.
+        parameters: the parameters of these gradients.
         keys: of the random numbers of the step.
 
     Raises:

@@ -618,7 +618,7 @@ def test_an_integer_parameter_cannot_be_trained_whole(rng):
     net = TokenNet(rng)
     net.head.positions = Parameter(np.arange(3), requires_grad=False)
     before, state = snapshot(net), rng.bit_generator.state
-    with pytest.raises(TypeError, match=r"modules_to_save: head\.positions is of int64"):
+    with pytest.raises(TypeError, match=r"modules_to_save: head\.positions has dtype int64"):
         put(net, "a", rng, ["q"], modules_to_save=["head"])
     assert snapshot(net) == before
     assert rng.bit_generator.state == state

@@ -714,7 +714,7 @@ def test_what_is_taken_over_must_fit_the_dtype_of_the_base(net, rng, tmp_path):
         merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
     assert not (tmp_path / "out").exists()
     edit(base / "model.safetensors", lambda a: {**a, "head.bias": a["head.bias"].astype(int)})
-    with pytest.raises(ValueError, match=r"unusable: head.bias is of int64 in the base"):
+    with pytest.raises(ValueError, match=r"unusable: head.bias has dtype int64 in the base"):
         merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
 
 
@@ -931,7 +931,7 @@ WRONGS = {
     "a bias of integers": (
         replaced(f"{PREFIX}head.base_layer.bias", np.zeros(3, int)),
         {},
-        "wrong: base_model.model.head.base_layer.bias: is of int64, and not of float64",
+        "wrong: base_model.model.head.base_layer.bias: has dtype int64, and not of float64",
     ),
     "another magnitude": (
         replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(7, "f4")),
@@ -960,9 +960,9 @@ WRONGS = {
         {},
         "wrong: up.base_layer.out_proj: belongs to PyTorch's nn.MultiheadAttention",
     ),
-    "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
+    "rank": (deficient, {}, "odd: up: B A has rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
-    "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
+    "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a has dtype int64"),
     "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
     "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),
     "an expression": (

@@ -660,7 +660,7 @@ def test_all_that_is_missing_unexpected_or_wrong_is_in_one_error(saved):
     for line in (
         f"missing: {keys[0]} (3, 6)",
         f"mis-shaped: {keys[1]} is (11, 3) in the file, and (12, 3) by",
-        f"unusable: {keys[2]} is of int32",
+        f"unusable: {keys[2]} has dtype int32",
         f"not finite: {keys[3]}",
         "unexpected: base_model.model.layers.7.lora_A.weight (3, 6)",
         "unexpected: something (1,)",
@@ -681,7 +681,7 @@ def test_a_failed_load_leaves_other_adapters_active(saved):
 
 
 def test_an_adapter_of_another_architecture_is_an_error_that_lists_the_layers(saved):
-    with pytest.raises(ValueError, match="is of another model") as error:
+    with pytest.raises(ValueError, match="belongs to another model") as error:
         lora.load(model_of("mlp"), FOLDERS / "expression")
     assert "are none of the layers layers.0, layers.1, layers.2;" in str(error.value)
     assert "it has updates of block.attn.k_proj, block.attn.q_proj, head" in str(error.value)

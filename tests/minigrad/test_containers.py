@@ -527,7 +527,7 @@ TIED = nn.Linear(2, 2)
     ("bad", "error", "message"),
     [
         ({"layers": [X, "text"]}, TypeError, r'0\["layers"\]\[1\] must be a Tensor, .* not a str'),
-        ({"n": Pair(X, 3)}, TypeError, r'0\["n"\].bias is of int64, .* write 3.0'),
+        ({"n": Pair(X, 3)}, TypeError, r'0\["n"\].bias has dtype int64, .* write 3.0'),
         ({"a": Affine(X, lambda: 1)}, TypeError, r'0\["a"\].bias must be .* not a function'),
         (CYCLE, ValueError, r'0\["self"\] is a container that contains itself'),
         ({}, TypeError, "0 must be a Tensor, .* not a dict without any"),

@@ -347,7 +347,7 @@ def test_a_python_float_is_float32_as_in_tensor():
         assert (value.dtype, found.dtype) == (dtype, dtype)
         assert gradient(lambda t: cube(t["x"][0]))({"x": [x]})["x"][0].dtype == dtype
         assert jvp(cube, x, 1.0).tangent.dtype == dtype
-    with pytest.raises(TypeError, match=r"argument 0 is of int64, .* write 2.0, or"):
+    with pytest.raises(TypeError, match=r"argument 0 has dtype int64, .* write 2.0, or"):
         value_and_grad(cube)(2)
 
 
@@ -1150,11 +1150,11 @@ ALL = [*WRAPPING, "vjp", "jvp", "hvp"]
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (3, "argument 1 is of int64, .* write 3.0, or"),
-        (np.arange(3), r"argument 1 is of int64, .* convert it, \.astype\('float32'\)"),
-        (Tensor(np.arange(3)), "argument 1 is of int64"),
-        (True, "argument 1 is of bool"),
-        (np.array([True]), "argument 1 is of bool"),
+        (3, "argument 1 has dtype int64, .* write 3.0, or"),
+        (np.arange(3), r"argument 1 has dtype int64, .* convert it, \.astype\('float32'\)"),
+        (Tensor(np.arange(3)), "argument 1 has dtype int64"),
+        (True, "argument 1 has dtype bool"),
+        (np.array([True]), "argument 1 has dtype bool"),
         ("text", "argument 1 must be a Tensor, an array or a number, not a str"),
         (None, "argument 1 must be .* not a NoneType"),
         ({1.0, 2.0}, "argument 1 must be .* not a set; containers of these are dicts, lists"),

@@ -147,7 +147,7 @@ def check_vjp(
     Raises:
         TypeError: if there is no float among the inputs or the results, or if backward returns
             something else than one array for each input.
-        ValueError: if a function writes to the inputs, or the arguments are none of those above.
+        ValueError: if a function writes to the inputs, or an argument is not one of those above.
             What the functions raise themselves has a note of how they were called.
     """
     function = ArrayPair(forward, backward, inputs)

@@ -47,7 +47,7 @@ RECORDING = "and recorded its gradient for order 2; order=1 checks the first der
 
 
 class NoGradient(Exception):  # noqa: N818  # a finding, which the checker reports
-    """Says that what a function gives as a gradient is none, whatever its numbers are."""
+    """Says that what a function gives as a gradient is not one, whatever its numbers are."""
 
     def __init__(self, operand: str, reason: str) -> None:
         super().__init__(f"{operand}: {reason}")
@@ -62,7 +62,7 @@ class CheckedFunction(ABC):
 
     Attributes:
         checker: the function that the user called, for messages.
-        framework: that f is of, for messages.
+        framework: the framework of f, for messages.
         layout: the name of another layout in memory that a cotangent may have, and what makes it.
         selects: whether a gradient can be asked for by some operands only.
         given_as: what the inputs are when f is called, for messages.
@@ -104,7 +104,7 @@ class CheckedFunction(ABC):
         if not self.operands:
             dtypes = [str(x.dtype) for x in arrays.values()]
             raise self.error(
-                f"no input is of floats, so there is nothing to differentiate by; they are {dtypes}"
+                f"no input holds floats, so there is nothing to differentiate by; they are {dtypes}"
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
@@ -120,7 +120,7 @@ class CheckedFunction(ABC):
 
     @abstractmethod
     def _call(self, arrays: Foreign) -> list[Any]:
-        """Call f, and return the results that are of floats, which have the shapes of before."""
+        """Call f, and return the results that hold floats, with the shapes of the first call."""
 
     @abstractmethod
     def _to_numpy(self, x: Any) -> Array:

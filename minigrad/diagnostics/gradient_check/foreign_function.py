@@ -60,7 +60,7 @@ class ForeignFunction(CheckedFunction):
         if not given:
             kinds = _kinds(self._inputs)
             raise self.error(
-                f"no input is of floats of {self.framework}; they are {kinds}; convert them first"
+                f"no input holds floats of {self.framework}; they are {kinds}; convert them first"
             )
         self.take({name: copied(self._to_numpy(x)) for name, x in given.items()})
         self._given = list(given.values())
@@ -149,7 +149,7 @@ class TorchFunction(ForeignFunction):
         return self.torch.from_numpy(x).to(like.device)
 
     def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
-        """Call f; constants and a Module are of float64 if all operands are."""
+        """Call f; constants and a Module have float64 if all operands have."""
         operands = [*(inputs[i] for i in self._positions), *parameters]
         wide = all(x.dtype == self.torch.float64 for x in operands)
         inputs = [x.double() if wide and self._is_floats(x) else x for x in inputs]
@@ -272,7 +272,7 @@ class JaxFunction(ForeignFunction):
 
 
 def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
-    """Return what checks functions of the framework that f or its inputs are of, or None."""
+    """Return what checks functions of the framework of f or of its inputs, or None."""
     of_f = [f, getattr(f, "__self__", None)]
     given = [*of_f, *(inputs if isinstance(inputs, (list, tuple)) else [inputs])]
     types = [x if isinstance(x, type) else type(x) for x in given]
@@ -282,6 +282,6 @@ def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
     }
     is_torch, is_jax = "torch" in roots, bool(roots & {"jax", "jaxlib"})
     if is_torch and is_jax:
-        message = "f and its inputs are of PyTorch and of JAX; use those of one"
+        message = "f and its inputs belong to PyTorch and to JAX; use one of the two"
         raise op_error(TypeError, "gradcheck", message)
     return TorchFunction if is_torch else JaxFunction if is_jax else None

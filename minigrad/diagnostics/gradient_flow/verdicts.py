@@ -74,7 +74,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     if the model trains, and prints as a table.
 
     Args:
-        model: in the mode, train or eval, that is of interest.
+        model: in the mode to look at, train or eval.
         loss_fn: `loss_fn(model, batch)`, or a loss of predictions and targets, or of the
             predictions alone (see `minigrad.diagnostics.loss_call.loss_of`).
         batch: what goes with it.
@@ -105,7 +105,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
     judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
     rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
-    strays = (  # they require a gradient like parameters, and are none
+    strays = (  # they require a gradient like parameters, and are not parameters
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()

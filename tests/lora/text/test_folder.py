@@ -97,7 +97,7 @@ def test_a_configuration_that_lies_about_shapes_is_refused_before_the_first_weig
 def test_weights_that_are_no_floats_are_refused(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     edit(folder, lambda x: x.update({"model.norm.weight": np.ones(32, np.int8)}))
-    with pytest.raises(ValueError, match=r"model.norm.weight of .* is of int8"):
+    with pytest.raises(ValueError, match=r"model.norm.weight of .* has dtype int8"):
         read(folder)
 
 

@@ -150,7 +150,7 @@ def test_a_type_that_cannot_be_converted_is_named(tmp_path):
     assert content[at] == 0
     content[at] = 24  # eight-bit integers
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"output_norm.weight is of type I8"):
+    with pytest.raises(ValueError, match=r"output_norm.weight has type I8"):
         GGUFFile(path)
     content[at] = 250
     path.write_bytes(content)

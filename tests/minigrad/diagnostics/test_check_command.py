@@ -99,7 +99,7 @@ def test_the_report_is_printed_and_the_status_is_the_verdict(
         ("{file}:root", ["--range", "5"], "is not two numbers"),
         ("{file}:product", ["--order", "3"], "argument --order: invalid choice"),
         ("{file}:product", ["--shapes", "3x4,5x4"], "matmul"),
-        ("{file}:root", ["--shapes", ""], "no input is of floats"),
+        ("{file}:root", ["--shapes", ""], "no input holds floats"),
     ],
 )
 def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, file, capsys):

@@ -299,7 +299,7 @@ def test_errors_say_what_to_pass(torch):
     x = torch.tensor(X)
     with pytest.raises(TypeError, match=r"an array of floats of torch, or .* not ndarray"):
         gradcheck(lambda x: x.detach().numpy(), [x])
-    with pytest.raises(TypeError, match=r"no input is of floats .* \['Tensor torch.int64'\]; conv"):
+    with pytest.raises(TypeError, match=r"no input holds floats .* \['Tensor torch.int64'\]; conv"):
         gradcheck(torch.sum, [torch.tensor([1, 2])])
     custom = function(torch, torch.tanh, raising).__self__
     with pytest.raises(TypeError, match=r"f is the class Custom; pass Custom.apply"):
