@@ -13,6 +13,7 @@ from; and so are the turns of a conversation, as the model's chat template write
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -24,8 +25,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer, check_tokens
+from lora.text.tokenization import Tokenizer, check_text, check_tokens
 from minigrad.checks import check_positive, nearest
+from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
@@ -132,7 +134,8 @@ def read_rows(
     with open(file, "rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
             digest.update(line)
-            if not line.strip():
+            line = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not line:
                 continue
             notes: list[str] = []
             try:
@@ -174,7 +177,11 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     With `as_chat` prompt and completion become messages.
     """
     try:
-        row = json.loads(line.strip().decode("utf-8-sig"))
+        row = parse_json(line.decode(), "the row")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1:,} of the line is not UTF-8; write the file again in UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         length = len(error.doc)
         at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
@@ -204,7 +211,7 @@ def _check_text(name: str, value: Any) -> None:
     """Raise a ValueError unless a value is a text that can be encoded."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text, not {value!r:.60}")
-    value.encode()  # a UnicodeEncodeError if there is half a character
+    check_text(name, value)
 
 
 def _parts(
@@ -219,14 +226,13 @@ def _parts(
     else:
         begin, answer = row.get("prompt", row.get("text")), row.get("completion")
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        tokens = tokenizer.encode(begin, add_special_tokens=True)
-        if end and tokens[-1:] == end:  # some tokenizers end each text
-            tokens.pop()
+        tokens = tokenizer.encode_beginning(begin)
         if answer is None:
             yield tokens + end * bool(begin), True
         else:
             yield tokens, False
-            yield (tokenizer.encode(answer) + end if answer.strip() else []), True
+            counts = train_on_prompts or bool(answer.strip())
+            yield (tokenizer.encode(answer) + end if counts else []), True
 
 
 def _check_messages(_: str, messages: Any) -> None:
