@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -159,8 +159,8 @@ def train(
         save_every: the number of steps after which to write a checkpoint; by default each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
-        resume: whether to go on with the run in `out`. A chat template writes the date on which that
-            run began.
+        resume: whether to go on with the run in `out`; a chat template writes the date on which it
+            began.
         base_model: the name of the base, for PEFT.
         progress: show a bar, and the estimate of memory and time before it.
 
@@ -307,12 +307,48 @@ OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options of an earlier run, which `train` has written to `options.json`.
 
-    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks.
+    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks, or
+    one is not of the type that it has there.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
     if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
+    kinds = {**get_type_hints(train), DTYPE: str}
+    for name, value in found.items():
+        if not _is_of(value, kinds[name]):
+            *others, last = _accepted(kinds[name])
+            accepted = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
     return found
+
+
+_JSON: dict[Any, str] = {
+    **{int: "an integer", float: "a number", bool: "true or false", str: "a text"},
+    **{type(None): "null", Sequence: "a list of texts"},
+}
+"""What JSON has of the types of options."""
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value of JSON is of the type of a parameter."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is Sequence:
+        return isinstance(value, list) and all(_is_of(each, *arguments) for each in value)
+    if arguments:
+        return any(_is_of(value, each) for each in arguments)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _accepted(kind: Any) -> list[str]:
+    """Return the values that a type has, in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return list(map(repr, arguments))
+    if arguments and origin is not Sequence:
+        return [text for each in arguments for text in _accepted(each)]
+    return [_JSON[origin or kind]]
 
 
 def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
