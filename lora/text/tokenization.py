@@ -177,8 +177,8 @@ class Tokenizer:
         if "".join(tokens.encode(_SAMPLE, add_special_tokens=False).tokens) != _SAMPLE_BYTES:
             raise ValueError(
                 f"the vocabulary of {os.fspath(path)!r} is not supported; there is byte-level BPE, "
-                f"and not SentencePiece, as of Llama 2 and Mistral 7B, nor words, nor a space "
-                f"before each text"
+                f"and not SentencePiece, as of Llama 2 and Mistral 7B, or one that puts a space "
+                f"before each text; take a model with byte-level BPE"
             )
         config = read_json(folder, "tokenizer_config.json") or {}
         listed = config.get("added_tokens_decoder")
@@ -220,8 +220,9 @@ class Tokenizer:
         if model != "gpt2" or rule not in _RULES:
             raise ValueError(
                 f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
-                f"supported; there is 'gpt2', byte-level BPE, with {', '.join([*_RULES, *_SAME])}, "
-                f"and not 'llama', SentencePiece; read the model's Hugging Face folder instead"
+                f"supported; there is 'gpt2', byte-level BPE, with {', '.join([*_RULES, *_SAME])}; "
+                f"with another rule read the model's Hugging Face folder instead; 'llama', "
+                f"SentencePiece, is supported in neither"
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
         is_whole = rule in _WHOLE
