@@ -87,6 +87,9 @@ def _sandbox() -> Any:
             raise jinja2.exceptions.SecurityError(f"to make something {sizes[0]} times {sizes[1]}")
         return left * right
 
+    def power(left: Any, right: Any) -> Any:  # a tower of them takes all time
+        raise jinja2.exceptions.SecurityError("a power (**); write it as a product")
+
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
@@ -111,8 +114,8 @@ def _sandbox() -> Any:
     made = package("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[answers, extensions.loopcontrols]
     )
-    made.intercepted_binops, made.binop_table = {"*", "**"}, {**made.binop_table, "*": times}
-    del made.binop_table["**"]  # no template needs a power, and a tower of them takes all time
+    made.intercepted_binops = {"*", "**"}
+    made.binop_table = {**made.binop_table, "*": times, "**": power}
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -7,6 +7,7 @@ counted by these. Some have the spelling of mlx-lm, which many scripts use, besi
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -69,7 +70,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("out", type=path, help="a folder for the adapter, in PEFT's format")
     add("--config", type=path, metavar="FILE", help="options.json of an earlier run, to repeat it")
     add_options(add, training.train, training.OPTION_NAMES)
-    add("--mask-prompt", dest="train_on_prompts", action="store_false", help="the default")
+    add("--mask-prompt", action="store_true", help="the default: prompts do not count")
     help_text = "go on from the last checkpoint in OUT, with its options and the same data"
     add("--resume", action="store_true", help=help_text)
 
@@ -116,10 +117,12 @@ def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) ->
 
 def train(
     base: str, data: str, out: str, *, config: str | None = None, dtype: str | None = None,
-    resume: bool, progress: bool, **options: Any,
+    mask_prompt: bool, resume: bool, progress: bool, **options: Any,
 ) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter, with the options that were given, and the usual ones for the others."""
     ranks, saved = world(), Path(out) / training.OPTIONS
+    if mask_prompt and options.setdefault("train_on_prompts", False):
+        raise ValueError("--mask-prompt contradicts --train-on-prompts; give one of them")
     ranks.on_first(lambda: check_no_model(out, base), "train")
 
     def options_of_earlier_run() -> dict[str, Any]:
@@ -134,16 +137,19 @@ def train(
     if not ranks.is_first:  # which has all that is left to do
         return None
     some = result.data.get("valid", result.data["train"])
-    answers = samples.write_samples(model, tokenizer, some, progress=progress)
-    picture = Path(out) / PICTURE
+    answers: list[samples.Sample] = []
+    picture, notes = Path(out) / PICTURE, [f"drawn: {Path(out) / PICTURE}"]
+    try:
+        answers = samples.write_samples(model, tokenizer, some, progress=progress)
+    except ValueError as error:
+        notes.insert(0, f"not answered: {error}")
     try:
         samples.draw(result.history.steps, answers, picture)
-        drawn = f"drawn: {picture}"
     except ImportError as error:
-        drawn = f"not drawn: {error}"
+        notes[-1] = f"not drawn: {error}"
     if not progress:
         return {**result.summary(), "samples": answers}
-    return "\n".join([repr(result), *map(str, answers), drawn])
+    return "\n".join([repr(result), *map(str, answers), *notes])
 
 
 def generate(
@@ -199,6 +205,8 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
     names = [BASE, *(() if attachment is None else attachment.adapters)]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # of a line that is no text, only that is refused
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         show("> ")
         line = sys.stdin.readline()

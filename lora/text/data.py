@@ -13,19 +13,23 @@ from; and so are the turns of a conversation, as the model's chat template write
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer, check_tokens
+from lora.text.tokenization import Tokenizer, check_text, check_tokens
 from minigrad.checks import check_positive, nearest
+from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
@@ -36,6 +40,7 @@ _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _LONGEST_LINE = 1 << 26  # bytes; what is longer is read in parts, which are no rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
+Render = Callable[..., str]  # as `Tokenizer.render`
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,15 @@ class Dataset(Sequence[Row]):
     rows: list[Row] = field(default_factory=list)  # those that can be trained on
     # By what happened, the lines of the file to which it did.
     notes: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def tokens_digest(self) -> str:
+        """The SHA-256 of the tokens of the rows, and of which of them count."""
+        found = hashlib.sha256()
+        for row in self.rows:
+            for part in (np.int64(len(row.ids)), row.ids, row.counted):
+                found.update(part.tobytes())
+        return found.hexdigest()
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -103,6 +117,7 @@ def read_rows(
     long_rows: Literal["cut", "refuse"] = "cut",
     train_on_prompts: bool = False,
     as_chat: bool = False,
+    now: datetime | None = None,
 ) -> Dataset:
     """Read a JSONL file.
 
@@ -116,6 +131,7 @@ def read_rows(
         long_rows: whether a longer row is cut at the end, or is an error.
         train_on_prompts: whether all tokens count.
         as_chat: whether prompt and completion are a turn of the user and one of the assistant.
+        now: the time of which a chat template may write the date, by default the present one.
 
     Raises:
         OSError: if the file cannot be read.
@@ -128,17 +144,18 @@ def read_rows(
         raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
     largest = tokenizer.vocab_size if vocab_size is None else vocab_size
     name, digest = os.fspath(file), hashlib.sha256()
+    render = partial(tokenizer.render, strftime_now=(now or datetime.now()).strftime)
     rows = Dataset(name)
     with open(file, "rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
             digest.update(line)
-            if not line.strip():
+            line = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not line:
                 continue
             notes: list[str] = []
             try:
-                parts = list(
-                    _parts(_parsed(line, as_chat, notes), tokenizer, train_on_prompts, notes)
-                )
+                row = _parsed(line, as_chat, notes)
+                parts = list(_parts(row, tokenizer, render, train_on_prompts, notes))
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
                 counts = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
                 counts |= train_on_prompts
@@ -174,7 +191,11 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     With `as_chat` prompt and completion become messages.
     """
     try:
-        row = json.loads(line.strip().decode("utf-8-sig"))
+        row = parse_json(line.decode(), "the row")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1:,} of the line is not UTF-8; write the file again in UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         length = len(error.doc)
         at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
@@ -204,29 +225,32 @@ def _check_text(name: str, value: Any) -> None:
     """Raise a ValueError unless a value is a text that can be encoded."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text, not {value!r:.60}")
-    value.encode()  # a UnicodeEncodeError if there is half a character
+    check_text(name, value)
 
 
 def _parts(
-    row: Mapping[str, Any], tokenizer: Tokenizer, train_on_prompts: bool, notes: list[str]
+    row: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    render: Render,
+    train_on_prompts: bool,
+    notes: list[str],
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the tokens of a row in parts, each with whether it is an answer."""
     if "messages" in row and train_on_prompts:
-        yield tokenizer.encode(tokenizer.render(row["messages"]), parse_special=True), True
+        yield tokenizer.encode(render(row["messages"]), parse_special=True), True
     elif "messages" in row:
-        for text, is_answer in _turns(row["messages"], tokenizer, notes):
+        for text, is_answer in _turns(row["messages"], render, notes):
             yield tokenizer.encode(text, parse_special=True), is_answer
     else:
         begin, answer = row.get("prompt", row.get("text")), row.get("completion")
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        tokens = tokenizer.encode(begin, add_special_tokens=True)
-        if end and tokens[-1:] == end:  # some tokenizers end each text
-            tokens.pop()
+        tokens = tokenizer.encode_beginning(begin)
         if answer is None:
             yield tokens + end * bool(begin), True
         else:
             yield tokens, False
-            yield (tokenizer.encode(answer) + end if answer.strip() else []), True
+            counts = train_on_prompts or bool(answer.strip())
+            yield (tokenizer.encode(answer) + end if counts else []), True
 
 
 def _check_messages(_: str, messages: Any) -> None:
@@ -245,7 +269,7 @@ def _check_messages(_: str, messages: Any) -> None:
 
 
 def _turns(
-    messages: list[dict[str, str]], tokenizer: Tokenizer, notes: list[str]
+    messages: list[dict[str, str]], render: Render, notes: list[str]
 ) -> Iterator[tuple[str, bool]]:
     """Yield the text of a conversation in parts, each with whether it is an answer.
 
@@ -253,12 +277,12 @@ def _turns(
     of an answer. Some templates write earlier turns in another way than the last one; then only the
     last answer counts. A first turn has nothing before it, and is no answer.
     """
-    written = tokenizer.render(messages)
+    written = render(messages)
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
 
     def span(number: int) -> tuple[int, int] | None:
-        before = tokenizer.render(messages[:number], add_generation_prompt=True)
-        after = tokenizer.render(messages[: number + 1])
+        before = render(messages[:number], add_generation_prompt=True)
+        after = render(messages[: number + 1])
         fits = after.startswith(before) and written.startswith(after)
         return (len(before), len(after)) if fits else None
 

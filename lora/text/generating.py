@@ -30,7 +30,8 @@ class TextGenerator:
         model: the language model, with adapters or without.
         tokenizer: its tokenizer.
         max_tokens: the largest number of tokens to write.
-        temperature: divides the scores: 0 always takes the likeliest token.
+        temperature: divides the scores: 0 always takes the likeliest token. By default it is 1 with
+            `top_k` or `top_p`, and 0 without.
         top_k: draw from this many tokens, the likeliest ones, only.
         top_p: draw from as few of the likeliest tokens as have this probability together.
         seed: the seed of the draws; None for the default generator.
@@ -52,7 +53,7 @@ class TextGenerator:
         tokenizer: Tokenizer,
         *,
         max_tokens: int = 256,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
@@ -60,7 +61,9 @@ class TextGenerator:
         check_positive("max_tokens", max_tokens)
         check_count("seed", 0 if seed is None else seed)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        usual = 0.0 if top_k is None and top_p is None else 1.0
+        self.temperature = usual if temperature is None else temperature
+        self.top_k, self.top_p = top_k, top_p
         self.rng = random.generator(None if seed is None else np.random.default_rng(seed))
         self.prompt_tokens: list[int] = []
         self.tokens: list[int] = []
@@ -70,6 +73,8 @@ class TextGenerator:
         self._capacity = 0
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
+        lacking = tokenizer.lacking(model.config.vocab_size)
+        self._padding = [i for i in lacking if i not in self._ends]  # of the table, never drawn
 
     def forget(self) -> None:
         """Read everything again in the next call, as after a switch of adapters."""
@@ -87,7 +92,7 @@ class TextGenerator:
                 prompt is longer than the model was made for.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+            ids = self.tokenizer.encode_beginning(prompt)
         else:
             text = self.tokenizer.render(prompt, add_generation_prompt=True)
             ids = self.tokenizer.encode(text, parse_special=True)
@@ -116,6 +121,7 @@ class TextGenerator:
         written = min(self.max_tokens, room)
         logits = self._read_prompt(prompt, len(prompt) + written)
         while True:
+            logits[self._padding] = -np.inf
             token = int(sample(logits, self.temperature, self.top_k, self.top_p, self.rng))
             self.seconds = time.perf_counter() - started
             if token in self._ends:

@@ -53,7 +53,7 @@ _CONFIG = {
 _ABSENT = (
     *("expert_count", "logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
     *("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"),
-    *("attention.max_alibi_bias", "rope.scaling.attn_factor"),
+    *("attention.max_alibi_bias", "rope.scaling.attn_factor", "use_parallel_residual"),
 )
 """Options that change the result and are not implemented."""
 
@@ -221,8 +221,11 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     window, names = value("attention.sliding_window"), file.tensors
     kind = "mistral" if architecture == "llama" and window else architecture
     rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+    factor = value("rope.scaling.factor")
+    if factor is None:
+        factor = value("rope.scale_linear")  # its old name
+    if scaling in (None, "linear") and factor:  # linear is llama.cpp's default
+        rope |= {"rope_type": "linear", "factor": factor}
     words = metadata.get("tokenizer.ggml.tokens")
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     found = {
@@ -247,6 +250,8 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     if metadata.get("split.count", 1) != 1:
         problems.append("other parts; join them with llama-gguf-split --merge")
     problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
+    if value("attention.causal") is False:
+        problems.append(f"{architecture}.attention.causal False")
     if scaling not in (None, "none", "linear"):
         problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
     check_problems(what, problems)
@@ -254,7 +259,9 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if value(key) not in (None, config.head_dim):
             problems.append(f"{architecture}.{key} {value(key)!r:.60}, not {config.head_dim}")
-    if _FACTORS in names:
+    if _FACTORS in names and rope["rope_type"] == "linear":
+        problems.append(f"{_FACTORS} beside linear scaling")
+    elif _FACTORS in names:
         factors = file.read(_FACTORS).reshape(-1)
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
         frequencies = partial(rotary_frequencies, config.head_dim, config.rope_theta)

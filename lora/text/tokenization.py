@@ -1,8 +1,9 @@
 """Tokenizer: text to tokens and back, and conversations to text.
 
-A Hugging Face folder has a `tokenizer.json`, which the tokenizers package reads. A GGUF file has
-the vocabulary and the merges of byte-pair encoding (Sennrich et al., 2016) on bytes, and a name for
-the rule by which text is first divided into words, `tokenizer.ggml.pre`.
+A vocabulary is one of byte-pair encoding (Sennrich et al., 2016) on bytes, so that parts of a text
+that are encoded apart are its bytes. A Hugging Face folder has a `tokenizer.json`, which the
+tokenizers package reads. A GGUF file has the vocabulary, the merges, and a name for the rule by
+which text is first divided into words, `tokenizer.ggml.pre`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ _WHOLE = ("llama-bpe", "tekken")
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are not divided
 
+_SAMPLE, _SAMPLE_BYTES = "a é\n", "aĠÃ©Ċ"
+"""A text, and its bytes as the characters that stand for them in vocabularies."""
+
 
 class Tokenizer:
     """The tokenizer of a language model; `from_folder` and `from_gguf` make one.
@@ -56,10 +60,9 @@ class Tokenizer:
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its number, or None.
         eos_token, eos_token_id: the token that ends a text, and its number, or None.
-        chat_template: the template of conversations, or None.
     """
 
-    def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: str | None) -> None:
+    def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
         self._tokens = tokens
         self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
@@ -67,13 +70,25 @@ class Tokenizer:
             None if token is None else tokens.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
-        self.chat_template = chat_template
-        self._template = None if chat_template is None else ChatTemplate(chat_template, special)
+        self._templates = chat_template  # one, several with names, or None, as files have it
+        self._template: ChatTemplate | None = None  # is made when it is first used
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens."""
         return int(self._tokens.get_vocab_size())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template of conversations, or None; a ValueError if it is not clear which one."""
+        found = self._templates
+        if not isinstance(found, list):
+            return found if isinstance(found, str) else None
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        if not isinstance(named.get("default"), str):
+            names = sorted(map(str, named))
+            raise ValueError(f"of the chat templates {names} none is called default")
+        return str(named["default"])
 
     def encode(
         self, text: str, add_special_tokens: bool = False, parse_special: bool = False
@@ -86,9 +101,27 @@ class Tokenizer:
                 model has such.
             parse_special: whether `<|im_end|>` and the like in the text are special tokens, as in
                 what `render` returns. They are characters like all others if not.
+
+        Raises:
+            ValueError: if the text has half a character.
         """
+        check_text("the text", text)
         self._tokens.encode_special_tokens = not parse_special
         return list(self._tokens.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """Return the tokens of a text that goes on.
+
+        The tokens that begin a text are before them, if the model has such. Those that end a text,
+        which some tokenizers add too, are not.
+        """
+        around = self._tokens.encode("a")
+        return list(around.ids[: around.special_tokens_mask.index(0)]) + self.encode(text)
+
+    def lacking(self, size: int) -> list[int]:
+        """Return the numbers below a size that are no token, as where a model's table is padded."""
+        known = set(self._tokens.get_vocab().values())
+        return [i for i in range(size) if i not in known]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are no characters become U+FFFD.
@@ -113,6 +146,8 @@ class Tokenizer:
         **variables: Any,
     ) -> str:
         """Return a conversation as text; a ValueError without a template, or as it raises one."""
+        if self._template is None and (template := self.chat_template) is not None:
+            self._template = ChatTemplate(template, self._special)
         if self._template is None:
             raise ValueError(
                 "this model has no chat template, so it was not trained on conversations; give it "
@@ -124,7 +159,8 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `tokenizer.json`, and the special tokens and the chat template beside it.
 
-        A FileNotFoundError is raised if there is none, and a ValueError if a file is wrong.
+        A FileNotFoundError is raised if there is none. A ValueError is raised if the vocabulary is
+        not one of bytes, other files have tokens that it lacks, or a file is wrong.
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
@@ -138,18 +174,35 @@ class Tokenizer:
             raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
-        config: dict[str, Any] = {}
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            config |= read_json(folder, file) or {}
-        special = {}
-        for name, value in config.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if name.endswith("_token") and isinstance(text, str):
-                special[name] = text
+        if "".join(tokens.encode(_SAMPLE, add_special_tokens=False).tokens) != _SAMPLE_BYTES:
+            raise ValueError(
+                f"the vocabulary of {os.fspath(path)!r} is not supported; there is byte-level BPE, "
+                f"and not SentencePiece, as of Llama 2 and Mistral 7B, or one that puts a space "
+                f"before each text; take a model with byte-level BPE"
+            )
+        config = read_json(folder, "tokenizer_config.json") or {}
+        listed = config.get("added_tokens_decoder")
+        added = list(listed.values()) if isinstance(listed, dict) else []
+        if "added_tokens_decoder" not in config:  # with it, transformers reads no other file
+            config |= read_json(folder, "special_tokens_map.json") or {}
+            added += read_json(folder, "added_tokens.json") or {}
+        for key in ("extra_special_tokens", "additional_special_tokens"):
+            more = config.get(key)
+            more = list(more.values()) if isinstance(more, dict) else more
+            added += more if isinstance(more, list) else []
+        for token in map(_content, added):
+            if isinstance(token, str) and tokens.token_to_id(token) is None:
+                raise ValueError(
+                    f"{os.fspath(path)!r} lacks {token!r:.60}, which a file beside it adds to the "
+                    f"vocabulary; write the folder again with the save_pretrained of transformers' "
+                    f"AutoTokenizer"
+                )
+        texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
+        special = {name: text for name, text in texts.items() if isinstance(text, str)}
         template = find(folder, "chat_template.jinja")
         if template.is_file():
             return cls(tokens, special, template.read_text(encoding="utf-8"))
-        return cls(tokens, special, _template_of(config.get("chat_template")))
+        return cls(tokens, special, config.get("chat_template"))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
@@ -167,8 +220,9 @@ class Tokenizer:
         if model != "gpt2" or rule not in _RULES:
             raise ValueError(
                 f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
-                f"supported; there is 'gpt2', byte-level BPE, with {', '.join([*_RULES, *_SAME])}, "
-                f"and not 'llama', SentencePiece; read the model's Hugging Face folder instead"
+                f"supported; there is 'gpt2', byte-level BPE, with {', '.join([*_RULES, *_SAME])}; "
+                f"with another rule read the model's Hugging Face folder instead; 'llama', "
+                f"SentencePiece, is supported in neither"
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
         is_whole = rule in _WHOLE
@@ -192,7 +246,7 @@ class Tokenizer:
             i = metadata.get(f"tokenizer.ggml.{key}_token_id")
             if isinstance(i, int) and 0 <= i < len(words):
                 special[f"{name}_token"] = words[i]
-        made = cls(tokens, special, _template_of(metadata.get("tokenizer.chat_template")))
+        made = cls(tokens, special, metadata.get("tokenizer.chat_template"))
         ends = {}
         for name, i in (("bos", made.bos_token_id), ("eos", made.eos_token_id)):
             is_usual = is_whole and name == "bos"
@@ -233,9 +287,8 @@ class TextStream:
         text = self._tokenizer.decode(self._ids)
         complete = text.removesuffix("\N{REPLACEMENT CHARACTER}")
         new, self._sent = complete[self._sent :], max(self._sent, len(complete))
-        if new and complete == text:  # the last token stays: a first one may lack its space
-            self._ids = [token]
-            self._sent = len(self._tokenizer.decode(self._ids))
+        if complete == text:
+            self._ids, self._sent = [], 0
         return new
 
 
@@ -248,11 +301,17 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
         )
 
 
-def _template_of(found: Any) -> str | None:
-    """Return the template in tokenizer_config.json: a text, or the one called "default"."""
-    if not isinstance(found, list):
-        return found if isinstance(found, str) else None
-    named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-    if not isinstance(named.get("default"), str):
-        raise ValueError(f"of the chat templates {sorted(map(str, named))} none is called default")
-    return str(named["default"])
+def check_text(name: str, text: str) -> None:
+    """Raise a ValueError unless a text has characters only, and so can be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
+            f"that is not UTF-8; a text has whole characters"
+        ) from None
+
+
+def _content(token: Any) -> Any:
+    """Return the text of a token, which files have alone or with its properties."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -20,8 +20,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -51,6 +52,7 @@ OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
 DTYPE = "dtype"  # among the options there: how the base was in memory
 
 LONGEST = 1024  # tokens of a row, if nothing else is asked for
+_TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # made of the data
 _VALIDATIONS = 5  # in a run, if nothing else is asked for
 
 
@@ -157,15 +159,16 @@ def train(
         save_every: the number of steps after which to write a checkpoint; by default each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
-        resume: whether to go on with the run in `out`.
+        resume: whether to go on with the run in `out`; a chat template writes the date on which it
+            began.
         base_model: the name of the base, for PEFT.
         progress: show a bar, and the estimate of memory and time before it.
 
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` are whole.
         ValueError: if an option is impossible, a row is wrong, `out` has another run or a model in
-            it, or the data, the base or an option is not that of the run to go on with. The model
-            is as it was then, and nothing was written.
+            it, or the data, their tokens, the base or an option are not those of the run to go on
+            with. The model is as it was then, and nothing was written.
         FloatingPointError: if the loss is no longer finite; the last adapter that was good is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
@@ -185,20 +188,24 @@ def train(
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
+    folder = Path(out)
+    began = _beginning(folder, resume)
     reading = {name: options[name] for name in _OF_ROWS}
+    reading |= {"vocab_size": model.config.vocab_size, "now": began}
     rows = {
-        split: read_rows(file, tokenizer, vocab_size=model.config.vocab_size, **reading)
+        split: read_rows(file, tokenizer, **reading)
         for split, file in data_files(data).items()
         if split != "test"
     }
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
-    folder = Path(out)
     form, base = _base_of(model, linear[:1] + linear[-1:])
     facts = {
         "options": {**options, DTYPE: form},
-        "data": {f"{split}.jsonl": each.digest for split, each in rows.items()},
+        "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
+        | {_TOKENS.format(split): each.tokens_digest for split, each in rows.items()},
         "base": base,
+        "time": began.isoformat(),
     }
     ranks = world()
     progress = progress and ranks.is_first
@@ -300,22 +307,70 @@ OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options of an earlier run, which `train` has written to `options.json`.
 
-    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks.
+    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks, or
+    one is not of the type that it has there.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
     if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
+    kinds = {**get_type_hints(train), DTYPE: str}
+    for name, value in found.items():
+        if not _is_of(value, kinds[name]):
+            *others, last = _accepted(kinds[name])
+            accepted = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
     return found
 
 
+_JSON: dict[Any, str] = {
+    **{int: "an integer", float: "a number", bool: "true or false", str: "a text"},
+    **{type(None): "null", Sequence: "a list of texts"},
+}
+"""What JSON has of the types of options."""
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value of JSON is of the type of a parameter."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is Sequence:
+        return isinstance(value, list) and all(_is_of(each, *arguments) for each in value)
+    if arguments:
+        return any(_is_of(value, each) for each in arguments)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _accepted(kind: Any) -> list[str]:
+    """Return the values that a type has, in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return list(map(repr, arguments))
+    if arguments and origin is not Sequence:
+        return [text for each in arguments for text in _accepted(each)]
+    return [_JSON[origin or kind]]
+
+
 def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options, the data and the base in an `options.json`."""
+    """Return the options, the data, the base and the time of the beginning in an `options.json`."""
     try:
         found = json.loads(Path(file).read_bytes())
         data, base = dict(found.get("data", {})), found.get("base")
-        return {"options": dict(found["options"]), "data": data, "base": base}
+        began = datetime.fromisoformat(found["time"]) if "time" in found else datetime.now()
+        return {"options": dict(found["options"]), "data": data, "base": base, "time": began}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+
+
+def _beginning(folder: Path, resume: bool) -> datetime:
+    """Return when the run in a folder began, of which a chat template may write the date."""
+    file = folder / OPTIONS
+
+    def found() -> str:
+        began = _saved_run(file)["time"] if resume and file.is_file() else datetime.now()
+        return str(began.isoformat())
+
+    return datetime.fromisoformat(world().on_first(found, "train"))
 
 
 class _Passing(Module):

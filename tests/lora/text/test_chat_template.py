@@ -80,6 +80,11 @@ def test_templates_that_try_too_much_end_with_a_sentence(template):
         render(template)
 
 
+def test_a_power_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"what is not allowed: a power \(\*\*\)"):
+        render("{{ 2 ** 3 }}")
+
+
 @pytest.mark.parametrize("name", ["messages.__class__", "raise_exception.__globals__"])
 def test_what_python_is_made_of_is_nothing_in_a_template(name):
     assert render("{{ " + name + " }}") == ""

@@ -192,9 +192,16 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, row):
         read_rows(written(tmp_path, row), tokenizer())
 
 
-def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
-    file = written(tmp_path, b"\xef\xbb\xbf" + b'{"text": "the fox"}', b"", b"  ", b"")
-    assert len(read_rows(file, tokenizer())) == 1
+@pytest.mark.parametrize("first", [b'{"text": "the fox"}', b"", b" \r"])
+def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path, first):
+    file = written(tmp_path, b"\xef\xbb\xbf" + first, b"", b"  ", b'{"text": "the fox"}', b"")
+    assert len(read_rows(file, tokenizer())) == 1 + bool(first.strip())
+
+
+def test_a_blank_completion_counts_where_everything_does(tmp_path):
+    tok, row = tokenizer(), {"prompt": "the fox", "completion": " \n"}
+    (found,) = read_rows(written(tmp_path, row), tok, train_on_prompts=True)
+    assert parts(found, tok)[0] == "the fox \n<|im_end|>"
 
 
 def test_other_keys_are_not_read_and_that_is_said(tmp_path):
@@ -211,8 +218,9 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
         (b'{"text": "the', "not JSON.* at character 10 of 13"),
         (b'{"text": ', "not JSON.* at its end"),
         (b"[1, 2]", "an object of JSON"),
-        (b'{"text": "\xff"}', "utf-8"),
-        (b'{"text": "\\ud800"}', "surrogates not allowed"),
+        (b'{"text": "\xff"}', "byte 11 of the line is not UTF-8; write the file again"),
+        (b'{"text": "\\ud800"}', "character 1 of 1 of text is half of one"),
+        (b'{"text": "a", "text": "b"}', "the row has the same name twice"),
         (b"[" * 100_000, "recursion|JSON"),
         ({"text": 3}, "text is a text, not 3"),
         ({"prompt": "a"}, "this one has 'prompt'"),

@@ -58,6 +58,39 @@ def test_equal_seeds_write_equal_texts(parts):
     assert texts[1] == generate(*parts, "fox", seed=1, **options)
 
 
+def test_tokens_are_drawn_unless_the_likeliest_are_asked_for(parts):
+    options = {"max_tokens": 8, "seed": 0}
+    plain = generate(*parts, "fox", **options)
+    assert generate(*parts, "fox", top_k=50, **options) != plain
+    assert generate(*parts, "fox", top_p=0.99, **options) != plain
+    assert generate(*parts, "fox", top_k=50, temperature=0, **options) == plain
+    assert TextGenerator(*parts).temperature == 0.0
+
+
+def test_rows_of_a_padded_table_are_never_drawn(tmp_path):
+    folder = tiny_folder(tmp_path / "base", vocab_size=4000, eos_token_id=None)
+    model, tok = load_model(folder), tokenizer(folder)
+    for options in ({}, {"temperature": 100.0, "seed": 0}, {"top_k": 3000, "seed": 0}):
+        writer = TextGenerator(model, tok, max_tokens=20, **options)
+        list(writer.stream("fox"))
+        assert max(writer.tokens) < tok.vocab_size
+
+
+def test_a_prompt_has_no_end_where_the_tokenizer_ends_each_text(parts):
+    from tokenizers.processors import TemplateProcessing
+
+    from lora.text.tokenization import Tokenizer
+    from tests.lora.text.models import tiny_tokenizer
+
+    tokens = type(tiny_tokenizer()).from_str(tiny_tokenizer().to_str())
+    around = [("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    tokens.post_processor = TemplateProcessing("<|endoftext|> $A <|im_end|>", special_tokens=around)
+    tok = Tokenizer(tokens, {"eos_token": "<|im_end|>"}, None)
+    writer = TextGenerator(parts[0], tok, max_tokens=1)
+    list(writer.stream("fox"))
+    assert writer.prompt_tokens == [0, *tok.encode("fox")]
+
+
 def test_a_conversation_is_read_once(parts, monkeypatch):
     model, tok = parts
     writer = TextGenerator(model, tok, max_tokens=4)

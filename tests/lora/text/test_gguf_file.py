@@ -97,6 +97,9 @@ def test_llama3_scaling_is_found_in_its_factors(tmp_path):
     assert scaling["rope_type"] == "llama3"
     assert scaling["factor"] == factor
     assert scaling["original_max_position_embeddings"] == 8192
+    file.metadata["llama.rope.scaling.factor"] = 2.0
+    with pytest.raises(ValueError, match=r"rope_freqs.weight beside linear scaling"):
+        read_config(file)
     _, file = written(tmp_path / "other", options={"rope_theta": theta}, rope_factors=[1, 2, 3, 8])
     with pytest.raises(ValueError, match=r"rope_freqs.weight"):
         read_config(file)
@@ -115,8 +118,28 @@ def test_linear_scaling_and_a_window(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scale_linear": 4.0}, 4.0),
+        ({"rope.scaling.factor": 2.0, "rope.scale_linear": 4.0}, 2.0),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, None),
+        ({"rope.scaling.factor": 0.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+    ],
+)
+def test_scaling_without_a_type_is_linear_as_in_llama_cpp(tmp_path, keys, factor):
+    _, file = written(tmp_path)
+    file.metadata |= {f"llama.{key}": value for key, value in keys.items()}
+    scaling = read_config(file).rope_scaling
+    assert scaling == (factor and {"rope_type": "linear", "factor": factor})
+
+
+@pytest.mark.parametrize(
     ("key", "value", "kind"),
     [
+        ("attention__causal", False, "BOOL"),
+        ("use_parallel_residual", True, "BOOL"),
         ("rope__scaling__type", "yarn", "STRING"),
         ("expert_count", 8, "UINT32"),
         ("rope__scaling__attn_factor", 1.5, "FLOAT32"),

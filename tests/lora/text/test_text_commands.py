@@ -118,6 +118,53 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "3"}, "steps is an integer or null, not '3'"),
+        ({"rank": 2.5}, "rank is an integer, not 2.5"),
+        ({"lr": None}, "lr is a number, not None"),
+        ({"batch_size": True}, "batch_size is an integer, not True"),
+        ({"checkpointing": "false"}, "checkpointing is true or false, not 'false'"),
+        ({"targets": 5}, "targets is a text, a list of texts or null, not 5"),
+        ({"targets": ["q_proj", 5]}, "targets is a text, a list of texts or null, not"),
+        ({"long_rows": "drop"}, "long_rows is 'cut' or 'refuse', not 'drop'"),
+        ({"dtype": ["nf4"]}, "dtype is a text, not ['nf4']"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused(base, data, tmp_path, capsys, options, message):
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({"options": {"steps": 1, **options}}))
+    status, _, error = run(capsys, "train", base, data, tmp_path / "out", "--config", file)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_masked_prompts_are_the_default_and_undo_those_of_a_config(base, data, tmp_path, capsys):
+    run(capsys, "train", base, data, tmp_path / "a", *TRAIN, "--train-on-prompts")
+    config = ("--config", tmp_path / "a" / "options.json")
+    run(capsys, "train", base, data, tmp_path / "b", *config, "--mask-prompt")
+    run(capsys, "train", base, data, tmp_path / "c", *TRAIN)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+def test_samples_that_cannot_be_written_do_not_lose_a_run(
+    base, data, tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise ValueError("no answer")
+
+    monkeypatch.setattr("lora.text.samples.write_samples", fail)
+    status, printed, _ = run(capsys, "train", base, data, tmp_path / "a", *TRAIN)
+    assert status == 0
+    assert "not answered: no answer" in printed
+    assert (tmp_path / "a" / "training.png").is_file()
+    status, printed, _ = run(capsys, "train", base, data, tmp_path / "b", *TRAIN, "--json")
+    assert (status, json.loads(printed)["samples"]) == (0, [])
+
+
 def test_what_would_have_no_effect_is_refused(base, data, tmp_path, capsys):
     two = ("--adapter", tmp_path / "a", "--adapter", tmp_path / "b")
     status, _, error = run(capsys, "generate", base, *two, "--prompt", "a")
@@ -194,6 +241,16 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
     assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
 
 
+def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypatch):
+    lines = io.BytesIO(b"\xff\xfe\nwhy?\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
+    assert status == 0
+    first, second = printed.split("> ")[1:3]
+    assert "is half of one, or a byte that is not UTF-8" in first
+    assert second.strip()
+
+
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
     run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
     lines = "why?\n/use base\nwhy?\n/reset\nwhy?\n/use nobody\n\n/exit\nnever read\n"
@@ -231,6 +288,11 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
         (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
         (("generate", "BASE", "--prompt", "a", "--seed", -1), "seed must be an integer"),
+        (("generate", "BASE", "--prompt", "\udcff"), "character 1 of 1 of the text is half of one"),
+        (
+            ("train", "BASE", "LONG", "OUT", "--mask-prompt", "--train-on-prompts"),
+            "--mask-prompt contradicts --train-on-prompts",
+        ),
         (
             ("generate", "BASE", "--chat", "--adapter", "x/a", "--adapter", "y/a"),
             "a folder name of its own",

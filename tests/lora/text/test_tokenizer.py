@@ -10,7 +10,7 @@ import pytest
 from lora.text.gguf_file import GGUFFile
 from lora.text.tokenization import Tokenizer
 from tests.fixtures.make_vocabularies import NAMES, cases
-from tests.lora.text.models import TEXT, tiny_folder, tiny_gguf
+from tests.lora.text.models import TEXT, tiny_folder, tiny_gguf, tiny_tokenizer
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "text" / "vocabularies.json"
 
@@ -84,18 +84,29 @@ def test_a_stream_goes_on_after_bytes_that_are_no_character(tokenizer):
     assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
 
 
-def test_a_stream_keeps_the_spaces_of_words_that_begin_with_one(tmp_path):
+@pytest.mark.parametrize("layout", ["Llama 2", "Gemma", "Mistral", "words", "prefix"])
+def test_a_folder_with_a_vocabulary_that_is_not_of_bytes_is_refused(tmp_path, layout):
     from tokenizers import Tokenizer as Tokens
-    from tokenizers import decoders, models, pre_tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers
 
-    made = Tokens(models.BPE({"<unk>": 0, "▁a": 1, "▁b": 2, "c": 3}, [], unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
+    words = {word: i for i, word in enumerate(["<unk>", "\n", "a", "é", "▁", "▁a"])}
+    made = Tokens(models.BPE(words, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    spaces = normalizers.Replace(" ", "▁")
+    if layout == "Llama 2":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    elif layout == "Gemma":
+        made.normalizer = spaces
+    elif layout == "Mistral":
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    elif layout == "words":
+        made = Tokens(models.WordLevel(words, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+    else:
+        made = Tokens.from_str(tiny_tokenizer().to_str())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     made.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.from_folder(tmp_path)
-    stream = tokenizer.stream()
-    assert "".join(stream.feed(i) for i in [1, 2, 3, 2, 2, 1]) == "a bc b b a"
-    assert tokenizer.decode([1, 2, 3, 2, 2, 1]) == "a bc b b a"
+    with pytest.raises(ValueError, match="byte-level BPE, and not SentencePiece"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
@@ -105,6 +116,8 @@ def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
     tokenizer = Tokenizer.from_gguf(metadata)
     inner = tokenizer.encode("Hi")
     assert tokenizer.encode("Hi", add_special_tokens=True) == [0, *inner, 2]
+    assert tokenizer.encode_beginning("Hi") == [0, *inner]  # goes on, so it has no end
+    assert tokenizer.encode_beginning("") == [0]
     del metadata["tokenizer.ggml.add_bos_token"], metadata["tokenizer.ggml.add_eos_token"]
     metadata["tokenizer.ggml.pre"] = "llama-bpe"  # which has a first token by default
     assert Tokenizer.from_gguf(metadata).encode("Hi", add_special_tokens=True)[0] == 0
@@ -193,8 +206,13 @@ def test_where_the_chat_template_is(tmp_path):
 
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     assert template(named) == "D"
-    with pytest.raises(ValueError, match=r"'tool_use'.* none is called default"):
-        template(named[:1])
+    turns = [{"role": "user", "content": "x"}]
+    for found, message in ((named[:1], "'tool_use'.* none is called"), ("{% for %}", "jinja2")):
+        path.write_text(json.dumps({**config, "chat_template": found}))
+        tokenizer = Tokenizer.from_folder(folder)  # texts that are no conversations need none
+        assert tokenizer.encode("fox")
+        with pytest.raises(ValueError, match=message):
+            tokenizer.render(turns)
     assert template(None) is None
     with pytest.raises(ValueError, match="no chat template"):
         Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
@@ -208,6 +226,38 @@ def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
     tokenizer = Tokenizer.from_folder(folder)
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (2, None)
+    config = {"eos_token": "<|im_start|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_folder(folder).eos_token_id == 2
+    config["added_tokens_decoder"] = {"1": {"content": "<|im_start|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_folder(folder).eos_token_id == 1  # as in transformers
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": "<think>"}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<think>"}}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<think>"]}),
+        ("tokenizer_config.json", {"additional_special_tokens": [{"content": "<think>"}]}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<think>", "<|im_end|>"]}),
+        ("added_tokens.json", {"<think>": 400, "<|im_end|>": 2}),
+    ],
+)
+def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, file, content):
+    folder = tiny_folder(tmp_path / "m")
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json' lacks '<think>', .*save_pretrained"):
+        Tokenizer.from_folder(folder)
+    text = json.dumps(content).replace("<think>", "<|im_start|>")
+    (folder / file).write_text(text)
+    assert Tokenizer.from_folder(folder).encode("<|im_start|>", parse_special=True) == [1]
+
+
+def test_a_text_with_half_a_character_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="character 3 of 3 of the text is half of one, or a byte"):
+        tokenizer.encode("fo\udcff")
 
 
 def test_importing_the_library_does_not_import_what_texts_need():

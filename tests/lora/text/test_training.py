@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,12 @@ import lora
 from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
+from lora.text.tokenization import Tokenizer
 from lora.text.training import train
 from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
 from minigrad.training import Trainer
+from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
 
@@ -34,9 +37,10 @@ def validated(data):
     return data
 
 
-def run(data, out, model=None, **options):
+def run(data, out, model=None, tok=None, **options):
     options = {"progress": False, "rank": 2, "lr": 0.05, "steps": 12, **options}
-    return train(StandIn() if model is None else model, tokenizer(), data, out, **options)
+    model, tok = model or StandIn(), tok or tokenizer()
+    return train(model, tok, data, out, **options)
 
 
 def adapter_of(folder):
@@ -262,6 +266,33 @@ def test_a_run_does_not_go_on_with_other_data_or_another_base(data, tmp_path):
         run(data, tmp_path / "out", resume=True)
 
 
+def test_a_run_goes_on_with_the_date_that_its_chat_template_wrote(data, tmp_path, monkeypatch):
+    tok = Tokenizer(tiny_tokenizer(), {}, "{{ strftime_now('%A, %d %B %Y') }}" + TEMPLATE)
+
+    def today(day):
+        clock = SimpleNamespace(now=lambda: datetime(2026, 11, day))
+        clock.fromisoformat = datetime.fromisoformat
+        monkeypatch.setattr("lora.text.training.datetime", clock)
+
+    today(27)
+    options = {"tok": tok, "as_chat": True, "train_on_prompts": True}
+    whole = run(data, tmp_path / "whole", **options)
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "out", Interrupted(6, die), save_every=2, **options)
+    today(28)
+    same_runs(run(data, tmp_path / "out", resume=True, **options), whole)
+    other = run(data, tmp_path / "other", **options)
+    assert other.history.steps[0]["loss"] != whole.history.steps[0]["loss"]
+    same_runs(run(data, tmp_path / "other", resume=True, **options), other)
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer_or_chat_template(data, tmp_path):
+    run(data, tmp_path / "out", as_chat=True)
+    tok = Tokenizer(tiny_tokenizer(), {}, "Answer. " + TEMPLATE)
+    with pytest.raises(ValueError, match=r"options:\n.*of train\.jsonl \(tokenizer, chat template"):
+        run(data, tmp_path / "out", tok=tok, as_chat=True, resume=True)
+
+
 def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         run(data, tmp_path / "out", resume=True)
@@ -269,7 +300,8 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
     run(data, tmp_path / "out")
     with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
         run(data, tmp_path / "out")
-    for damage in (b"{", b"[]", b"{}", b'{"options": 3, "data": {}, "base": 1}'):
+    other = b'{"options": {}, "time": "noon"}'
+    for damage in (b"{", b"[]", b"{}", b'{"options": 3, "data": {}, "base": 1}', other):
         (tmp_path / "out" / "options.json").write_bytes(damage)
         with pytest.raises(ValueError, match="has no options of a run"):
             run(data, tmp_path / "out", resume=True)
