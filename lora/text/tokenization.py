@@ -1,9 +1,9 @@
 """Tokenizer: text to tokens and back, and conversations to text.
 
-A vocabulary is one of byte-pair encoding (Sennrich et al., 2016) on bytes, so that parts of a text
-that are encoded apart are its bytes. A Hugging Face folder has a `tokenizer.json`, which the
-tokenizers package reads. A GGUF file has the vocabulary, the merges, and a name for the rule by
-which text is first divided into words, `tokenizer.ggml.pre`.
+A Hugging Face folder has a `tokenizer.json`, which the tokenizers package reads. A GGUF file has
+the vocabulary and the merges of byte-pair encoding (Sennrich et al., 2016) on bytes, and a name for
+the rule by which text is first divided into words, `tokenizer.ggml.pre`. Prompts and answers are
+encoded apart, so a tokenizer that puts a space before each text is refused.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ _SAME = {
 _WHOLE = ("llama-bpe", "tekken")
 """The rules of vocabularies in which a whole word is one token, if it is in the vocabulary."""
 
+_HALF = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no character
+
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are not divided
 
-_SAMPLE, _SAMPLE_BYTES = "a é\n", "aĠÃ©Ċ"
-"""A text, and its bytes as the characters that stand for them in vocabularies."""
+_SPACES = ("Ġ", "▁")
+"""The characters that stand for a space in vocabularies."""
 
 
 class Tokenizer:
@@ -159,8 +161,8 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `tokenizer.json`, and the special tokens and the chat template beside it.
 
-        A FileNotFoundError is raised if there is none. A ValueError is raised if the vocabulary is
-        not one of bytes, other files have tokens that it lacks, or a file is wrong.
+        A FileNotFoundError is raised if there is none. A ValueError is raised if a space is put
+        before each text, other files have tokens that the vocabulary lacks, or a file is wrong.
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
@@ -174,11 +176,11 @@ class Tokenizer:
             raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
-        if "".join(tokens.encode(_SAMPLE, add_special_tokens=False).tokens) != _SAMPLE_BYTES:
+        if tokens.encode("a", add_special_tokens=False).tokens[0].startswith(_SPACES):
             raise ValueError(
-                f"the vocabulary of {os.fspath(path)!r} is not supported; there is byte-level BPE, "
-                f"and not SentencePiece, as of Llama 2 and Mistral 7B, or one that puts a space "
-                f"before each text; take a model with byte-level BPE"
+                f"{os.fspath(path)!r} puts a space before each text, as SentencePiece does for "
+                f"Llama 2 and Mistral 7B, so no answer can be encoded apart from its prompt; this "
+                f"is not supported; take a model with byte-level BPE, such as a Llama 3"
             )
         config = read_json(folder, "tokenizer_config.json") or {}
         listed = config.get("added_tokens_decoder")
@@ -285,10 +287,12 @@ class TextStream:
         """Return the text that is complete with a token; the bytes of half a character wait."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        complete = text.removesuffix("\N{REPLACEMENT CHARACTER}")
+        complete = text.rstrip(_HALF)  # some decoders write one for each byte
         new, self._sent = complete[self._sent :], max(self._sent, len(complete))
-        if complete == text:
-            self._ids, self._sent = [], 0
+        alone = self._tokenizer.decode([token])
+        if new and complete == text and _HALF not in alone:
+            # The last token stays, since a first one may lack its space.
+            self._ids, self._sent = [token], len(alone)
         return new
 
 

@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora.text.gguf_file import GGUFFile
@@ -84,14 +85,17 @@ def test_a_stream_goes_on_after_bytes_that_are_no_character(tokenizer):
     assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("layout", ["Llama 2", "Gemma", "Mistral", "words", "prefix"])
-def test_a_folder_with_a_vocabulary_that_is_not_of_bytes_is_refused(tmp_path, layout):
+def vocabulary(layout):
+    """Return a tokenizer whose vocabulary is not one of bytes."""
     from tokenizers import Tokenizer as Tokens
-    from tokenizers import models, normalizers, pre_tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    words = {word: i for i, word in enumerate(["<unk>", "\n", "a", "é", "▁", "▁a"])}
+    every = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "▁", "▁a"]
+    words = {word: i for i, word in enumerate(every)}
     made = Tokens(models.BPE(words, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence(parts)
     if layout == "Llama 2":
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     elif layout == "Gemma":
@@ -104,9 +108,26 @@ def test_a_folder_with_a_vocabulary_that_is_not_of_bytes_is_refused(tmp_path, la
     else:
         made = Tokens.from_str(tiny_tokenizer().to_str())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="byte-level BPE, and not SentencePiece"):
+    return made
+
+
+@pytest.mark.parametrize("layout", ["Llama 2", "Mistral", "prefix"])
+def test_a_folder_whose_tokenizer_puts_a_space_before_each_text_is_refused(tmp_path, layout):
+    vocabulary(layout).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="puts a space before each text"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["Gemma", "words"])
+def test_a_stream_has_the_text_of_its_tokens_at_once(tmp_path, layout):
+    vocabulary(layout).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    rng = np.random.default_rng(0)
+    texts = ["a é🙂 b", "b a\n a", "".join(rng.choice(list("ab é🙂ß"), 50)) + "a"]
+    for text in texts:
+        ids, stream = tokenizer.encode(text), tokenizer.stream()
+        assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
+        assert layout == "words" or tokenizer.decode(ids) == text
 
 
 def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
