@@ -9,7 +9,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
-from minigrad.nn import Module
+from minigrad.nn import Module, Parameter
 
 
 def merge(
@@ -160,7 +160,8 @@ def fold(model: Module) -> Module:
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
                 copy.own.unwrap()
-                state.restore_flags([(copy.own, flags[id(copy.original)])])
+                if isinstance(copy.original, Parameter):
+                    state.restore_flags([(copy.own, flags[id(copy.original)])])
         state.store(model, None)
         state.restore_flags(attachment.flags)
     state.replace(model, folded)

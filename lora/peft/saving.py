@@ -114,7 +114,7 @@ def save(
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
-    """Return the parameters that an adapter trains in full, by their names in the model.
+    """Return what an adapter has in full, by its names in the model.
 
     A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
     layers, so the file gets the biases of the model for the others.
@@ -233,7 +233,7 @@ def _modules_to_save(
         found = {
             name
             for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
-            for name, _ in modules[module].named_parameters(module)
+            for name, _ in modules[module].named_state(module)
         }
         if found == saved:
             return patterns

@@ -56,6 +56,7 @@ from tests.lora.folders import (
     relative,
     two_adapters,
 )
+from tests.lora.models import batch_normed, with_own_statistics
 from tests.minigrad.io.test_tensors import mutated
 
 
@@ -239,6 +240,35 @@ def test_what_is_saved_loads_with_the_same_outputs(options, dtype, tmp_path):
     for key, array in load_file(tmp_path / WEIGHTS).items():
         assert load_file(twice / WEIGHTS)[key].tobytes() == array.tobytes()
     assert config_of(twice) == config_of(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_running_statistics_are_saved_with_the_module_that_is_trained_in_full(dtype, rng, tmp_path):
+    model, other = with_own_statistics(rng), batch_normed().eval()
+    lora.save(model, tmp_path, dtype=dtype)
+    count = load_state(tmp_path / WEIGHTS)[0]["base_model.model.1.num_batches_tracked"]
+    assert (count.dtype, count.shape, int(count)) == (np.int64, (), 3)
+    assert check_adapter(tmp_path).is_right
+    lora.load(other, tmp_path)
+    assert other[1].num_batches_tracked == 3
+    x = rng.standard_normal((6, 4))
+    assert relative(other(x).data, model(x).data) <= (1e-12 if dtype is None else 0.02)
+    assert np.array_equal(lora.detach(other)(x).data, lora.detach(model)(x).data)
+
+
+def test_running_statistics_that_are_missing_or_of_another_dtype_are_refused(rng, tmp_path):
+    lora.save(with_own_statistics(rng), tmp_path)
+    mean, count = (f"base_model.model.1.{n}" for n in ("running_mean", "num_batches_tracked"))
+
+    def spoil(arrays):
+        arrays[count] = np.ones(())
+        del arrays[mean]
+
+    edit(tmp_path / WEIGHTS, spoil)
+    with pytest.raises(ValueError, match="nothing was changed") as error:
+        lora.load(batch_normed(), tmp_path)
+    assert f"missing: {mean} (3,)" in str(error.value)
+    assert f"unusable: {count} is of float64, and not of int64" in str(error.value)
 
 
 def test_everything_about_an_adapter_comes_back(tmp_path):
