@@ -51,6 +51,7 @@ class AdaptedLayer(Module):
         adapters: all adapters, by name.
         active: the names of those that take part.
         enabled: whether any takes part.
+        is_attached: whether `lora.attach` has put the layer into a model.
     """
 
     lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. Assigning copies.")
@@ -65,6 +66,7 @@ class AdaptedLayer(Module):
 
     base_weight: Any
     bias: Parameter | None
+    is_attached: bool = False
     _dtype: Any = None  # the dtype of what is computed with a weight in few bits
 
     def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
@@ -136,6 +138,15 @@ class AdaptedLayer(Module):
         """Describe the base besides its sizes, in short texts: if its weight is in few bits."""
         format = getattr(self.base_weight, "format", None)
         return [] if format is None else ["NF4" if format == "nf4" else format]
+
+    def __getstate__(self) -> Any:
+        """Return what copies and pickles are made of; a RuntimeError inside of `lora.disabled`."""
+        if self._paused:
+            raise RuntimeError(
+                "a model can be neither copied nor pickled inside of lora.disabled(model), whose "
+                "end would not reach the copy; leave the block first"
+            )
+        return super().__getstate__()
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
         yield from vars(self).items()

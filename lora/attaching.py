@@ -156,10 +156,19 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
     attachment = state.attachment_of(model)
     if attachment is None:
-        attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
-        model.freeze()
+        attachment = Attachment({}, [])
         state.store(model, attachment)
+    # All others are frozen, which may have come into the model since the last adapter.
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
+    updates = [update for layer in layers for update in layer.adapters.values()]
+    known = {id(p) for p, _ in attachment.flags}
+    known |= {id(part) for update in updates for _, part in update.contents()}
+    new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
+    attachment.flags += [(p, p.requires_grad) for p in new]
+    state.restore_flags((p, False) for p in new)
     attachment.replaced |= plan.replaced
+    for _, layer in plan.replaced.values():
+        layer.is_attached = True
     state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
@@ -297,7 +306,9 @@ def disabled(model: Module) -> Iterator[Module]:
 def detach(model: Module) -> Module:
     """Take all adapters off and return the very model as it was, `requires_grad` flags included.
 
-    Running statistics that no adapter has for itself stay as training has left them. A ValueError is raised if `attach` has put none on.
+    Running statistics that no adapter has for itself stay as training has left them.
+
+    A ValueError is raised if `attach` has put none on.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")

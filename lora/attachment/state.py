@@ -131,6 +131,15 @@ def attachment_of(model: Module) -> Attachment | None:
     return found
 
 
+def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
+    """List a model and the modules inside of it that `attach` was called with, inner ones first.
+
+    Inner ones were attached to later, so their flags are to be restored before those of others.
+    """
+    found = [(module, attachment_of(module)) for module in model.modules()]
+    return [(module, attachment) for module, attachment in found[::-1] if attachment is not None]
+
+
 def required_attachment(model: Module) -> Attachment:
     """Return what `attach` has put on a model; a ValueError if that is nothing."""
     attachment = attachment_of(model)

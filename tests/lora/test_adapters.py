@@ -546,6 +546,19 @@ def test_a_part_with_statistics_of_an_adapter_cannot_be_disabled_by_itself(rng):
         pass
 
 
+def test_a_layer_that_came_later_is_frozen_by_the_next_attach_and_gets_its_flags_back(rng):
+    net = TokenNet(rng)
+    put(net, "a", rng, ["q"])
+    net.head, net.late = Linear(5, 3, rng=rng), Linear(5, 3, rng=rng)
+    net.late.bias.requires_grad_(False)
+    report = put(net, "b", rng, ["q"], modules_to_save=["head"])
+    assert report.trainable == 2 * (5 + 4) + 5 * 3 + 3
+    assert not any(p.requires_grad for p in net.late.parameters())
+    lora.fold(lora.remove(net, "a"))
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    assert [name for name, flag in flags.items() if not flag] == ["late.bias"]
+
+
 def test_a_conversion_reaches_what_is_switched_off(rng):
     net = TokenNet(rng)
     base = out(net)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import weakref
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
 from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.training.trainer import Trainer
-from tests.lora.models import layers_of, snapshot
+from tests.lora.models import layers_of, put_on, snapshot
 
 
 class Pair(NamedTuple):
@@ -633,6 +634,40 @@ def test_fold_restores_the_flags_and_the_mode(rng):
     assert not any(m.training for m in net.modules())
 
 
+def nested(rng):
+    inner = Sequential(Linear(4, 8, rng=rng), Linear(8, 3, rng=rng))
+    return Sequential(inner, Linear(3, 3, rng=rng))
+
+
+def test_fold_of_a_larger_model_folds_the_parts_that_have_adapters(rng):
+    model, x = nested(rng), rng.standard_normal((5, 4))
+    model[0][1].bias.requires_grad_(False)
+    put_on(model[0], "a", rng, targets=["0"], modules_to_save=["1"])
+    y = model(x).data
+    lora.fold(model)
+    np.testing.assert_allclose(model(x).data, y, rtol=1e-5, atol=1e-6)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert flags == {
+        "0.0.weight": True,
+        "0.0.bias": True,
+        "0.1.weight": True,
+        "0.1.bias": False,
+        "1.weight": True,
+        "1.bias": True,
+    }
+    lora.attach(model, LoRAConfig(rank=2, targets=["0.0"]))
+
+
+def test_fold_of_a_part_of_the_attached_model_is_an_error_and_changes_nothing(rng):
+    model, x = nested(rng), rng.standard_normal((5, 4))
+    put_on(model, "a", rng, targets=["0.0", "1"])
+    y = model(x).data
+    with pytest.raises(ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"):
+        lora.fold(model[0])
+    assert np.array_equal(model(x).data, y)
+    np.testing.assert_allclose(lora.fold(model)(x).data, y, rtol=1e-5, atol=1e-6)
+
+
 def test_fold_lets_the_base_weights_go(rng):
     net = MLP([3, 4, 1])
     weights = [weakref.ref(layer.weight) for layer in net.layers]
@@ -718,6 +753,17 @@ def test_disabled_blocks_can_be_nested(rng):
             pass
         assert np.array_equal(net(x).data, base)
     assert not np.array_equal(net(x).data, base)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_disabled_model_is_neither_copied_nor_pickled(rng, copied):
+    by_hand = Sequential(LoRALayer(np.ones((3, 4)), 3, 4, 2, 4))
+    model = nested(rng)
+    lora.attach(model, LoRAConfig(rank=2, targets=["0.0"], modules_to_save=["0.1"]))
+    for each in (by_hand, model):
+        with lora.disabled(each), pytest.raises(RuntimeError, match=r"lora\.disabled.*first"):
+            copied(each)
+        copied(each)
 
 
 def test_an_adapter_that_was_off_stays_off(rng):
