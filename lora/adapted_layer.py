@@ -155,6 +155,11 @@ class AdaptedLayer(Module):
             for key, part in adapter.contents():
                 yield prefix + key, part
 
+    def _generators(self) -> Iterable[np.random.Generator]:
+        yield from super()._generators()
+        # An adapter without dropout has drawn its A already, and draws no more.
+        yield from (a.rng for a in self.adapters.values() if a.rng is not None and a.dropout)
+
     @property
     def adapter(self) -> Adapter:
         """The one adapter that is active, or else the only one; an AttributeError without one."""

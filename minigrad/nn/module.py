@@ -124,6 +124,13 @@ class Module(Owner):
         """
         return vars(self).items()
 
+    def _generators(self) -> Iterable[np.random.Generator]:
+        """List the generators that this module draws from, but for those of modules inside it.
+
+        A module that stores some elsewhere than among its attributes overrides this.
+        """
+        return (v for v in vars(self).values() if isinstance(v, np.random.Generator))
+
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all inside it, each once, with its dotted path."""
         for name, value in walk(self, prefix, set()):

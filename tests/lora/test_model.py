@@ -662,7 +662,9 @@ def test_fold_of_a_part_of_the_attached_model_is_an_error_and_changes_nothing(rn
     model, x = nested(rng), rng.standard_normal((5, 4))
     put_on(model, "a", rng, targets=["0.0", "1"])
     y = model(x).data
-    with pytest.raises(ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"):
+    with pytest.raises(
+        ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"
+    ):
         lora.fold(model[0])
     assert np.array_equal(model(x).data, y)
     np.testing.assert_allclose(lora.fold(model)(x).data, y, rtol=1e-5, atol=1e-6)
@@ -818,10 +820,10 @@ def test_a_frozen_parameter_of_an_attached_model_cannot_be_handed_to_an_optimise
 def adapting(seed, **options):
     """A trainer of adapters that drop, all of whose randomness comes from `seed`."""
     net = MLP([3, 8, 1], rng=np.random.default_rng(0))
-    rng = np.random.default_rng(seed)
-    lora.attach(net, LoRAConfig(rank=1, dropout=0.3), rng=rng)
+    lora.attach(net, LoRAConfig(rank=1, dropout=0.3), rng=np.random.default_rng(seed))
     optimizer = Adam(net.trainable_parameters(), lr=0.05)
-    return Trainer(net, optimizer, minigrad.mse, progress=False, rng=rng, **options)
+    options = {"rng": np.random.default_rng(seed), "progress": False, **options}
+    return Trainer(net, optimizer, minigrad.mse, **options)
 
 
 def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
@@ -836,6 +838,22 @@ def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
     assert values(second.model) == values(whole.model)
     assert second.history["loss"] == whole.history["loss"]
     assert values(whole.model) != values(adapting(1).model)
+
+
+def test_a_trainer_knows_the_generators_of_adapters_that_drop(rng):
+    x = rng.standard_normal((40, 3))
+
+    def fitted(draws):
+        def loss(prediction, target):
+            layer.rng.random(draws)  # which the next micro-batch does not depend on
+            return minigrad.mse(prediction, target)
+
+        trainer = adapting(1)
+        trainer.loss, layer = loss, trainer.model.layers[0]
+        trainer.fit((x, x[:, :1]), epochs=2)
+        return values(trainer.model)
+
+    assert fitted(0) == fitted(3)
 
 
 # ----------------------------------------------------------------------------------------------
