@@ -22,7 +22,7 @@ from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.frozen import Array, FrozenMatrix, copy_for_adapter
-from lora.scaling import LoRAScaling, check_number, check_size
+from lora.scaling import LoRAScaling, check_finite, check_size
 from lora.spectra import Approximation
 from minigrad.nn import Module
 from minigrad.tables import aligned
@@ -165,10 +165,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         attachment.get(name)
-        check_number(f"the weight of {name!r}", weight)
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
-        found.setdefault(name, []).append(float(weight))
+        found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # Sums that are rounded once, and sorted names, so that the order has no influence.
     try:
         totals = {name: math.fsum(found[name]) for name in sorted(found)}
@@ -187,7 +184,6 @@ def _sum(
     """Compute the sum of factors times adapters in one layer, and its line of the report."""
     for name, adapter in adapters.items():
         broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
-        broken += [] if math.isfinite(adapter.scale) else ["scale"]
         if broken:
             raise ValueError(
                 f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
