@@ -345,10 +345,12 @@ def walk(
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
-    With `every_path`, modules only are listed once, and a parameter by each of its paths in them.
+    With `every_path`, each is listed by every path, but only the first one of a module is followed.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
+            if every_path:
+                yield name, value
             return
         seen.add(id(value))
     yield name, value

@@ -148,6 +148,13 @@ def test_every_target_must_match(rng, targets, misses, hints):
     assert snapshot(net) == before
 
 
+def test_another_name_of_a_shared_layer_is_an_error_that_says_which_counts(rng):
+    layer = Linear(4, 4, rng=rng)
+    model = Sequential(layer, Sequential(minigrad.nn.ReLU(), layer))
+    with pytest.raises(ValueError, match=r"'1\.1' \(the same layer as '0', which is its name\)"):
+        lora.attach(model, LoRAConfig(rank=2, targets=["1.1"]))
+
+
 def test_a_model_without_linear_layers_is_an_error():
     with pytest.raises(ValueError, match="no linear layer"):
         lora.attach(Sequential(minigrad.tanh), LoRAConfig())
