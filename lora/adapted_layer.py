@@ -51,6 +51,7 @@ class AdaptedLayer(Module):
         adapters: all adapters, by name.
         active: the names of those that take part.
         enabled: whether any takes part.
+        is_attached: whether `lora.attach` has put the layer into a model.
     """
 
     lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. Assigning copies.")
@@ -65,6 +66,7 @@ class AdaptedLayer(Module):
 
     base_weight: Any
     bias: Parameter | None
+    is_attached: bool = False
     _dtype: Any = None  # the dtype of what is computed with a weight in few bits
 
     def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
@@ -137,12 +139,26 @@ class AdaptedLayer(Module):
         format = getattr(self.base_weight, "format", None)
         return [] if format is None else ["NF4" if format == "nf4" else format]
 
+    def __getstate__(self) -> Any:
+        """Return what copies and pickles are made of; a RuntimeError inside of `lora.disabled`."""
+        if self._paused:
+            raise RuntimeError(
+                "a model can be neither copied nor pickled inside of lora.disabled(model), whose "
+                "end would not reach the copy; leave the block first"
+            )
+        return super().__getstate__()
+
     def _contents(self) -> Iterable[tuple[str, Any]]:
         yield from vars(self).items()
         for name, adapter in self.adapters.items():
             prefix = "" if name == DEFAULT else f"{name}."
             for key, part in adapter.contents():
                 yield prefix + key, part
+
+    def _generators(self) -> Iterable[np.random.Generator]:
+        yield from super()._generators()
+        # An adapter without dropout has drawn its A already, and draws no more.
+        yield from (a.rng for a in self.adapters.values() if a.rng is not None and a.dropout)
 
     @property
     def adapter(self) -> Adapter:

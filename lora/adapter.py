@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lora.frozen import Array, FrozenMatrix
-from lora.scaling import LoRAScaling, check_rank_and_alpha
+from lora.scaling import LoRAScaling, check_finite, check_rank_and_alpha
 from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
@@ -55,6 +55,7 @@ class Adapter:
     lora_a: Any  # A, `(rank, d_in)`
     lora_b: Any  # B, `(d_out, rank)`
     lora_magnitude: Any  # m, `(d_out,)`, at first the norms of the rows of W; None without DoRA
+    scale: float  # the factor of B A, a finite number
 
     def __init__(
         self,
@@ -93,6 +94,8 @@ class Adapter:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "dropout":
             check_probability(name, value)
+        elif name == "scale":
+            value = check_finite(name, value)
         # So an optimiser that has A, B or m continues to train what the layer uses.
         present = vars(self).get(name, value) if name in _COPIED_INTO else value
         if present is value:

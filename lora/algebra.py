@@ -21,8 +21,8 @@ from lora.adapter import Adapter
 from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
-from lora.frozen import Array, FrozenMatrix, TrainedCopy
-from lora.scaling import LoRAScaling, check_number, check_size
+from lora.frozen import Array, FrozenMatrix, copy_for_adapter
+from lora.scaling import LoRAScaling, check_finite, check_size
 from lora.spectra import Approximation
 from minigrad.nn import Module
 from minigrad.tables import aligned
@@ -57,7 +57,7 @@ class CombineReport:
 
     Attributes:
         layers: those of the new adapter.
-        copies: the parameters that it has in full.
+        copies: the parameters and buffers that it has in full.
         adapter: its name.
         terms: the names of the adapters in it, with their weights.
     """
@@ -98,8 +98,8 @@ def combine(
     weight 1, the layer gets a copy of it, also of DoRA or PiSSA; else the result is plain LoRA. Its
     scale and its dropout are the common ones of the terms, or 1 and 0 if they differ.
 
-    Biases and modules that are trained in full are theta_0 + w_1 (theta_1 - theta_0) + ..., where
-    theta_0 is the original of the model.
+    Biases and modules that are trained in full, and the buffers of these, are theta_0 + w_1
+    (theta_1 - theta_0) + ..., where theta_0 is the original of the model.
 
     Args:
         model: to which `lora.attach` has given the adapters.
@@ -165,10 +165,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         attachment.get(name)
-        check_number(f"the weight of {name!r}", weight)
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
-        found.setdefault(name, []).append(float(weight))
+        found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # Sums that are rounded once, and sorted names, so that the order has no influence.
     try:
         totals = {name: math.fsum(found[name]) for name in sorted(found)}
@@ -187,7 +184,6 @@ def _sum(
     """Compute the sum of factors times adapters in one layer, and its line of the report."""
     for name, adapter in adapters.items():
         broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
-        broken += [] if math.isfinite(adapter.scale) else ["scale"]
         if broken:
             raise ValueError(
                 f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
@@ -269,11 +265,12 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
             first = copy.original._data.astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):
                 total = sum((weight * (value - first) for weight, value in own), first)
-                moved = total.astype(copy.original.dtype)
+                is_count = copy.original.dtype.kind != "f"  # a buffer that counts batches
+                moved = (np.rint(total) if is_count else total).astype(copy.original.dtype)
         if not np.isfinite(moved).all():
             raise ValueError(
                 f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
                 f"adapters, or take smaller weights"
             )
-        found.append(replace(copy, own=TrainedCopy(moved)))
+        found.append(replace(copy, own=copy_for_adapter(copy.original, moved)))
     return found

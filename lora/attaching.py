@@ -21,10 +21,10 @@ from lora.attachment import state
 from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
-from lora.frozen import TrainedCopy
+from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Conv2d, Embedding, Linear, Module
+from minigrad.nn import Buffer, Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
@@ -37,7 +37,7 @@ class AttachReport:
 
     Attributes:
         matches: the layers that got an adapter.
-        copies: the parameters that are trained in full.
+        copies: the parameters that are trained in full, and the buffers beside them.
         adapter: its name.
         trainable: the number of parameters that train after this.
         total: that of all, with adapters, originals of copies, and weights in few bits.
@@ -63,8 +63,10 @@ class AttachReport:
             sizes = f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}"
             rows.append((m.name, m.pattern, *sizes, m.note))
         for c in self.copies:
-            sizes = str(c.own.shape), "", f"{c.own.size:,}"
-            rows.append((c.name, c.reason, *sizes, "in full"))
+            trains, note = f"{c.own.size:,}", "in full"
+            if isinstance(c.own, Buffer):
+                trains, note = "", "a buffer of its own"
+            rows.append((c.name, c.reason, str(c.own.shape), "", trains, note))
         share = 100 * self.trainable / self.total
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
         notes = [f"{target}: all its layers are excluded" for target in self.emptied]
@@ -154,10 +156,19 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
     attachment = state.attachment_of(model)
     if attachment is None:
-        attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
-        model.freeze()
+        attachment = Attachment({}, [])
         state.store(model, attachment)
+    # All others are frozen, which may have come into the model since the last adapter.
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
+    updates = [update for layer in layers for update in layer.adapters.values()]
+    known = {id(p) for p, _ in attachment.flags}
+    known |= {id(part) for update in updates for _, part in update.contents()}
+    new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
+    attachment.flags += [(p, p.requires_grad) for p in new]
+    state.restore_flags((p, False) for p in new)
     attachment.replaced |= plan.replaced
+    for _, layer in plan.replaced.values():
+        layer.is_attached = True
     state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
@@ -251,8 +262,8 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
     """Let nothing of an adapter train until it is active again."""
     attached = attachment.adapters[name]
     layers = state.attached_layers(model, attachment)
-    own = [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
-    own += [copy.own for copy in attached.copies]
+    own: list[Tensor] = [copy.own for copy in attached.copies]
+    own += [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
     state.restore_flags((parameter, False) for parameter in own)
 
@@ -262,13 +273,13 @@ def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
     It does so for all threads, until the last of the blocks is left. A ValueError is raised if
-    there are no adapters, or the model is a part of the one that they are on, and contains a
-    parameter that an adapter trains in full.
+    there are no adapters, or the model is a part of the one that they are on, and contains what an
+    adapter has in full.
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
     attachment = state.attachment_of(model)
-    for name, parameter in model.named_parameters() if attachment is None else ():
-        if isinstance(parameter, TrainedCopy):
+    for name, tensor in model.named_state() if attachment is None else ():
+        if isinstance(tensor, (TrainedCopy, OwnBuffer)):
             raise ValueError(
                 f"{name} is trained in full by an adapter, and its original is known to the "
                 f"complete model only; call this with the model that lora.attach was called with"
@@ -294,6 +305,8 @@ def disabled(model: Module) -> Iterator[Module]:
 
 def detach(model: Module) -> Module:
     """Take all adapters off and return the very model as it was, `requires_grad` flags included.
+
+    Running statistics that no adapter has for itself stay as training has left them.
 
     A ValueError is raised if `attach` has put none on.
     """

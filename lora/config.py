@@ -70,6 +70,7 @@ class LoRAConfig:
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
             complete model.
         modules_to_save: names of further modules, such as a new head, which are trained in full.
+            Their buffers, such as running means, belong to the adapter too.
         init: "gaussian", "kaiming", "orthogonal", "mica", which freezes B, "pissa" or, for large
             layers, "pissa_niter_4": see `lora.variants.inits`.
         use_dora: train a magnitude for each output as well (Liu et al., 2024).

@@ -12,7 +12,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import carry_out, check_attachable
 from lora.attachment.plan import Plan
-from lora.attachment.state import FullCopy, attachment_of, parameter_names
+from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
@@ -23,8 +23,8 @@ from lora.spectra import Approximation
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear
 from minigrad import kernels
 from minigrad.checks import check_problems
-from minigrad.core.tensor import as_array
-from minigrad.nn import Module, Parameter
+from minigrad.core.tensor import Tensor, as_array
+from minigrad.nn import Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
@@ -57,7 +57,7 @@ class ExtractReport:
 
     Attributes:
         layers: the targets, including the ones that do not differ.
-        copies: the parameters that the adapter has in full.
+        copies: the parameters and buffers that the adapter has in full.
         adapter: its name.
     """
 
@@ -158,7 +158,7 @@ def extract(
     plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
     covered = {f"{name}.weight" for name in plan.updates}
     covered |= {other for copy in plan.copies for other in pair.equal_names(copy.name)}
-    lost = [name for name in pair.parameters if name not in covered and pair.differs(name)]
+    lost = [name for name in pair.tensors if name not in covered and pair.differs(name)]
     if lost:
         raise ValueError(
             f"the finetuned model differs from the base in what the adapter would not have: "
@@ -186,34 +186,34 @@ def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
 
 
 class _Pair:
-    """The parameters of the base, weights in few bits among them, and the finetuned values.
+    """The state of the base, weights in few bits among it, and the finetuned values.
 
-    `parameters` are those of the base, by each of their names, and `values` the finetuned ones, by
-    the same names. A tied parameter has several. The state may give any of them, and where the tie
-    was cut, as by `fold`, values that differ.
+    `tensors` are the parameters and buffers of the base, by each of their names, and `values` the
+    finetuned ones, by the same names. A tied parameter has several. The state may give any of them,
+    and where the tie was cut, as by `fold`, values that differ.
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
-        own: dict[int, Any] = {id(parameter): parameter for parameter in base.parameters()}
-        self._names = parameter_names(base)
+        own: dict[int, Any] = {id(tensor): tensor for _, tensor in base.named_state()}
+        self._names = state_names(base)
         for name, layer in _in_few_bits(base).items():
             own[id(layer.weight)] = layer.weight
             self._names.setdefault(id(layer.weight), []).append(name)
-        self.parameters: dict[str, Parameter | kernels.narrow.NarrowMatrix] = {
+        self.tensors: dict[str, Tensor | kernels.narrow.NarrowMatrix] = {
             name: own[key] for key, names in self._names.items() for name in names
         }
         self.values: dict[str, Array] = {}
         problems = []
         for name, given in state.items():
-            if name not in self.parameters:
-                problems.append(f"unexpected: {near(str(name), self.parameters)}")
+            if name not in self.tensors:
+                problems.append(f"unexpected: {near(str(name), self.tensors)}")
                 continue
             try:
                 value = as_array(given)
             except (TypeError, ValueError) as error:
                 problems.append(f"unusable: {name}: {error}")
                 continue
-            shape = self.parameters[name].shape
+            shape = self.tensors[name].shape
             if value.shape != shape:
                 problems.append(f"mis-shaped: {name} is {value.shape}, in the base {shape}")
             elif not np.isfinite(value).all():
@@ -223,19 +223,19 @@ class _Pair:
         for names in self._names.values():
             there = [name for name in names if name in state]
             if not there:
-                problems.append(f"missing: {names[0]} {self.parameters[names[0]].shape}")
+                problems.append(f"missing: {names[0]} {self.tensors[names[0]].shape}")
             elif there[0] in self.values:
                 for name in names:
                     self.values.setdefault(name, self.values[there[0]])
         check_problems("the finetuned model does not fit the base; nothing was changed", problems)
 
     def equal_names(self, name: str) -> list[str]:
-        """List the names of this parameter under which the finetuned model has this value."""
-        value, names = self.values[name], self._names[id(self.parameters[name])]
+        """List the names of this tensor under which the finetuned model has this value."""
+        value, names = self.values[name], self._names[id(self.tensors[name])]
         return [other for other in names if np.array_equal(self.values[other], value)]
 
     def differs(self, name: str) -> bool:
-        """Tell whether the two values of a parameter differ."""
-        value, parameter = self.values[name], self.parameters[name]
-        ours = parameter._data if isinstance(parameter, Parameter) else parameter.dense(value.dtype)
+        """Tell whether the two values of a tensor differ."""
+        value, tensor = self.values[name], self.tensors[name]
+        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(value.dtype)
         return not np.array_equal(value, ours)

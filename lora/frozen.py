@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Parameter
+from minigrad.nn import Buffer, Parameter
 from minigrad.ops.products import stored_linear
 from minigrad.readonly import hold, release
 
@@ -201,6 +201,21 @@ class TrainedCopy(Parameter):
     def unwrap(self) -> None:
         """Become an ordinary parameter of the model."""
         self.__class__ = Parameter  # type: ignore[assignment]  # which differs in nothing else
+
+
+class OwnBuffer(Buffer):
+    """A copy of a buffer, such as a running mean, that an adapter has for itself."""
+
+    __slots__ = ()
+
+    def unwrap(self) -> None:
+        """Become an ordinary buffer of the model."""
+        self.__class__ = Buffer  # type: ignore[assignment]  # which differs in nothing else
+
+
+def copy_for_adapter(original: Parameter | Buffer, value: Any) -> TrainedCopy | OwnBuffer:
+    """Return the tensor, with this value, that is to take the place of an original."""
+    return OwnBuffer(value) if isinstance(original, Buffer) else TrainedCopy(value)
 
 
 def frozen_bias(bias: Parameter | None) -> Tensor | None:

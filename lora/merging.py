@@ -9,7 +9,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
-from minigrad.nn import Module
+from minigrad.nn import Module, Parameter
 
 
 def merge(
@@ -112,18 +112,27 @@ def fold(model: Module) -> Module:
 
     W is freed, unless something else refers to it: a weight that was tied to another is no longer.
     Parameters that were trained in full stay in the model. Flags are as they were before `attach`.
-    A model that is itself a layer with adapters is not changed; its plain layer is returned.
+    Parts of the model that `attach` was called with are folded as if each was by itself. A model
+    that is itself a layer with adapters is not changed; its plain layer is returned.
 
     Raises:
-        ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
-            not finite; nothing is changed then.
+        ValueError: if there are no adapters, one is not active, which would be lost, W + dW is not
+            finite, or the model is a part of the one that `attach` was called with; nothing is
+            changed then.
         RuntimeError: if an adapter was changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
-    attachment = state.attachment_of(model)
-    if attachment is not None:
+    attachments = state.attachments_in(model)
+    for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
-        state.attached_layers(model, attachment)
+        state.attached_layers(part, attachment)
+    known = {id(layer) for _, each in attachments for _, layer in each.replaced.values()}
+    others = [name for name, m in layers.items() if name and m.is_attached and id(m) not in known]
+    if others:
+        raise ValueError(
+            f"the adapters of {', '.join(others)} are known to the complete model only; call this "
+            f"with the model that lora.attach was called with"
+        )
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
@@ -150,7 +159,7 @@ def fold(model: Module) -> Module:
         return folded[id(model)]
     for layer in layers.values():
         folded[id(layer)].training = layer.training
-    if attachment is not None:
+    for part, attachment in attachments:
         flags = {id(parameter): flag for parameter, flag in attachment.flags}
         for original, layer in attachment.replaced.values():
             own = dict(original.named_parameters())
@@ -160,8 +169,9 @@ def fold(model: Module) -> Module:
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
                 copy.own.unwrap()
-                state.restore_flags([(copy.own, flags[id(copy.original)])])
-        state.store(model, None)
+                if isinstance(copy.original, Parameter):
+                    state.restore_flags([(copy.own, flags[id(copy.original)])])
+        state.store(part, None)
         state.restore_flags(attachment.flags)
     state.replace(model, folded)
     return model

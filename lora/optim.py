@@ -43,6 +43,10 @@ def param_groups(
     is the one that has to move. Where one of A and B is frozen, the other decays. Matrices that
     train in full decay as usual, towards zero. Magnitudes, biases and the gains of norms do not.
 
+    PEFT's `create_loraplus_optimizer` has other rates: each parameter of one axis, such as a
+    magnitude or a bias, learns at ratio lr too, and the factors of embeddings at
+    `loraplus_lr_embedding`, which is 1e-6 unless it is given.
+
     Args:
         model: with adapters; what is frozen, such as those that are not active, is left out.
         lr: the learning rate of A.

@@ -90,12 +90,17 @@ def _is_for_any(pattern: str) -> bool:
 
 
 def find(
-    role: str, patterns: Patterns, names: Iterable[str], groups: Mapping[str, Sequence[str]]
+    role: str,
+    patterns: Patterns,
+    names: Iterable[str],
+    groups: Mapping[str, Sequence[str]],
+    first: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the names that match, in their order, each with the first pattern that finds it.
 
     The groups are names that stand for several, such as an attention for its projections; `role` is
-    the name of the parameter with the patterns, for messages. A ValueError is raised if a pattern
+    the name of the parameter with the patterns, and `first` the name that each layer goes by, by
+    all of its names, for messages. A ValueError is raised if a pattern
     matches none of them, with all names, and the nearest to a miss.
     """
     names, one = list(names), isinstance(patterns, str)
@@ -108,7 +113,13 @@ def find(
         )
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
-        hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
+        alike = {miss: (first or {}).get(miss) for miss in missed}
+        hints = ", ".join(
+            f"{miss!r} (the same layer as {alike[miss]!r}, which is its name)"
+            if alike[miss] in names
+            else near(miss, [*names, *groups])
+            for miss in missed
+        )
         raise ValueError(
             f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
             f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import attachment_of, parameter_names, replace
+from lora.attachment.state import attachment_of, replace, state_names
 from lora.attachment.targets import is_plain, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -149,7 +149,7 @@ def quantize(
         if wrong:
             raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     linears: dict[str, Any] = {name: m for name, m in modules.items() if name in found}
-    names = parameter_names(model)
+    names = state_names(model)
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(

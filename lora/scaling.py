@@ -52,6 +52,14 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 
+def check_finite(name: str, value: Any) -> float:
+    """Return `value` as a float; a TypeError if it is no number, a ValueError if not finite."""
+    check_number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
 def check_size(name: str, value: Any) -> int:
     """Return `value` as an int; a TypeError if it is no integer, a ValueError below 1."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):

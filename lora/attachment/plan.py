@@ -10,19 +10,19 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.state import FullCopy, attachment_of, parameter_names
+from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import Target, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
-from lora.frozen import TrainedCopy
+from lora.frozen import TrainedCopy, copy_for_adapter
 from lora.linear import LoRALayer, check_rank_fits
 from lora.patterns import find
 from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import BFloat16Embedding, is_narrow
-from minigrad.nn import Conv2d, Embedding, Module
+from minigrad.nn import Buffer, Conv2d, Embedding, Module, Parameter
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -64,7 +64,7 @@ class Plan:
         # The targets that `exclude` has left without a layer, which is no mistake.
         names = [target.name for target in targets]
         self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
-        self._names = parameter_names(model)
+        self._names = state_names(model)
         # By name, each layer that will be replaced, and the one that will replace it.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
         self.layers: dict[str, AdaptedLayer] = {}  # all that will get the adapter, new or not
@@ -103,7 +103,7 @@ class Plan:
                         f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
                         f"full, so no base is common to both; exclude it, or remove that adapter"
                     )
-        self.copies: list[FullCopy] = []  # the parameters that will be trained in full
+        self.copies: list[FullCopy] = []  # what the adapter will have in full
         if config.modules_to_save:
             self._save_modules(model, modules)
         if config.bias != "none":
@@ -151,15 +151,16 @@ class Plan:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
-        if not self._copy(model, "bias", is_meant, "let the layer that shares it have one too"):
+        advice = "let the layer that shares it have one too"
+        if not self._copy(model.parameters(), "bias", is_meant, advice):
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
 
     def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
-        """Copy the parameters of the modules to save."""
+        """Copy the parameters and buffers of the modules to save."""
         names = {id(module): name for name, module in modules.items()}
         able = [
             n for n, m in modules.items()
-            if n and (list(m.parameters()) or any(map(is_narrow, m.modules())))
+            if n and (any(m.named_state()) or any(map(is_narrow, m.modules())))
         ]  # fmt: skip
         parts: set[str] = set()  # by their first names, which may be in another module
         for name in find("modules_to_save", self.config.modules_to_save, able, {}):
@@ -181,18 +182,23 @@ class Plan:
         def is_meant(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        self._copy(model, "modules_to_save", is_meant, "save the module that shares it too")
+        whole = (tensor for _, tensor in model.named_state())
+        self._copy(whole, "modules_to_save", is_meant, "save the module that shares it too")
 
     def _copy(
-        self, model: Module, reason: str, is_meant: Callable[[str], bool], advice: str
+        self,
+        tensors: Iterable[Parameter | Buffer],
+        reason: str,
+        is_meant: Callable[[str], bool],
+        advice: str,
     ) -> bool:
-        """Copy each parameter that is meant, by all of its names; tell whether there was one."""
+        """Copy each tensor that is meant, by all of its names; tell whether there was one."""
         known = {id(copy.original) for copy in self.copies}
         found = False
-        for parameter in model.parameters():
-            names = self._names[id(parameter)]
+        for tensor in tensors:
+            names = self._names[id(tensor)]
             name = next(filter(is_meant, names), None)
-            if name is None or isinstance(parameter, TrainedCopy):
+            if name is None or isinstance(tensor, TrainedCopy):
                 continue
             found = True
             others = [other for other in names if not is_meant(other)]
@@ -201,13 +207,13 @@ class Plan:
                     f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
                     f"{advice}, or untie them"
                 )
-            if parameter.dtype.kind != "f":
+            if isinstance(tensor, Parameter) and tensor.dtype.kind != "f":
                 raise TypeError(
-                    f"{reason}: {name} has dtype {parameter.dtype}, and only floats can be trained"
+                    f"{reason}: {name} has dtype {tensor.dtype}, and only floats can be trained"
                 )
-            if id(parameter) not in known:
-                own, shared = TrainedCopy(parameter), tuple(each for each in names if each != name)
-                self.copies.append(FullCopy(name, reason, parameter, own, shared))
+            if id(tensor) not in known:
+                own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
+                self.copies.append(FullCopy(name, reason, tensor, own, shared))
         return found
 
 

@@ -2,9 +2,10 @@
 
 Some adapters train parameters in full, such as biases or a new head. They train copies, which are
 exchanged with the originals while the adapter is active: the model without the adapter, or with
-another one, is what it was. The one that is not in use, the copy or the original, is stored on the
-model as `_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So the `state_dict` of a
-model has both, and fits only where the same adapters are active.
+another one, is what it was. So are the buffers of a module that is trained in full, such as running
+means. What is not in use, the copy or the original, is stored on the model as
+`_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So the `state_dict` of a model has
+both, and fits only where the same adapters are active.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
-from lora.frozen import TrainedCopy
+from lora.frozen import OwnBuffer, TrainedCopy
 from lora.patterns import near
-from minigrad.nn import Module, Parameter
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Buffer, Module, Parameter
 from minigrad.nn.module import walk
 
 _ATTACHMENT = "_lora_attachment"
@@ -30,12 +32,12 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class FullCopy:
-    """A parameter of the model, and the copy of it that an adapter trains."""
+    """A parameter of the model and the copy of it that an adapter trains; or a buffer, and its."""
 
     name: str  # the first name of the original in the model
     reason: str  # the field of the configuration that asked for it
-    original: Parameter = field(repr=False)  # the parameter that the model had
-    own: TrainedCopy = field(repr=False)  # the copy that the adapter trains
+    original: Parameter | Buffer = field(repr=False)  # what the model had
+    own: TrainedCopy | OwnBuffer = field(repr=False)  # the copy that the adapter has
     # further names of the original, in modules that share it
     others: tuple[str, ...] = field(default=(), repr=False)
 
@@ -52,9 +54,9 @@ class Attached:
     # the configuration it was made by; None if it was computed from other adapters
     config: LoRAConfig | None
     layers: list[str]  # the names of its layers
-    copies: list[FullCopy] = field(default_factory=list)  # the parameters that it trains in full
+    copies: list[FullCopy] = field(default_factory=list)  # what it has in full
     # the `requires_grad` flags of its parameters, while it is not active
-    flags: list[tuple[Parameter, bool]] = field(default_factory=list)
+    flags: list[tuple[Tensor, bool]] = field(default_factory=list)
     seed: int | None = None  # the seed that A was drawn from, if that is known
 
 
@@ -129,6 +131,15 @@ def attachment_of(model: Module) -> Attachment | None:
     return found
 
 
+def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
+    """List a model and the modules inside of it that `attach` was called with, inner ones first.
+
+    Inner ones were attached to later, so their flags are to be restored before those of others.
+    """
+    found = [(module, attachment_of(module)) for module in model.modules()]
+    return [(module, attachment) for module, attachment in found[::-1] if attachment is not None]
+
+
 def required_attachment(model: Module) -> Attachment:
     """Return what `attach` has put on a model; a ValueError if that is nothing."""
     attachment = attachment_of(model)
@@ -178,15 +189,15 @@ def parameters_in_use(model: Module) -> Iterator[tuple[str, Parameter]]:
             yield name, parameter
 
 
-def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
+def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
     """Set `requires_grad` of each parameter to a former value."""
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
 
 
-def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
-    """Replace modules or parameters, given by id.
+def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
+    """Replace modules, parameters or buffers, given by id.
 
     Attributes, lists and dicts are changed in place; a tuple of such is replaced by another.
     """
@@ -195,8 +206,8 @@ def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
             vars(module)[name] = _replaced(value, new)
 
 
-def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
-    if isinstance(value, (Module, Parameter)):
+def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
+    if isinstance(value, (Module, Parameter, Buffer)):
         return new.get(id(value), value)
     if isinstance(value, list):
         value[:] = [_replaced(item, new) for item in value]
@@ -210,10 +221,10 @@ def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
     return value
 
 
-def parameter_names(model: Module) -> dict[int, list[str]]:
-    """List all names of each parameter, by its id: one in every module that refers to it."""
+def state_names(model: Module) -> dict[int, list[str]]:
+    """List all names of each parameter and buffer, by its id: one in every module that has it."""
     found: dict[int, list[str]] = {}
     for name, value in walk(model, "", set(), every_path=True):
-        if isinstance(value, Parameter):
+        if isinstance(value, (Parameter, Buffer)):
             found.setdefault(id(value), []).append(name)
     return found

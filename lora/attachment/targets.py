@@ -15,6 +15,7 @@ from lora.expressions import expression
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, matches, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
+from minigrad.nn.module import walk
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Target:
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` means, in the order of the model."""
-    targets = select(config, *candidates(model), projections(model))
+    first: dict[int, str] = {}  # the names of modules that are in several places
+    paths = walk(model, "", set(), every_path=True)
+    others = {n: first.setdefault(id(m), n) for n, m in paths if isinstance(m, Module)}
+    targets = select(config, *candidates(model), projections(model), others)
     order = [name for name, _ in model.named_modules()]
     return sorted(targets, key=lambda target: order.index(target.name))
 
@@ -72,17 +76,19 @@ def select(
     linear: Iterable[str],
     other: Iterable[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
+    first: Mapping[str, str] | None = None,
 ) -> list[Target]:
     """Choose the layers that `config` means, each with its rank and alpha.
 
     They are among the `linear` layers and `other` ones that can have an adapter, which "all-linear"
-    leaves out; `groups` are names that stand for several. A ValueError is raised if a pattern, an
+    leaves out; `groups` are names that stand for several, and `first` the names that layers go by,
+    by all of their names. A ValueError is raised if a pattern, an
     index or an exclusion is in vain, or nothing is left. A pattern all of whose layers are excluded
     is not in vain.
     """
     linear, groups = list(linear), groups or {}
     if config.targets != ALL_LINEAR:
-        found = find("targets", config.targets, [*linear, *other], groups)
+        found = find("targets", config.targets, [*linear, *other], groups, first)
     elif linear:
         found = dict.fromkeys(linear, ALL_LINEAR)
     else:

@@ -298,7 +298,6 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
     values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}
     arrays: dict[str, list[Any]] = {
         **{name: [value._data] for name, value in values.items() if value is not None},
-        "the scale": [layer.scale],
         "x": [x for x, _ in uses],
         "the gradient that arrives": [g for _, g in uses],
     }

@@ -366,7 +366,7 @@ def findings_of(
     for layer in bar:
         yield from _findings_of_layer(files, layer, with_ranks)
     for name, key in files.whole.items():
-        if problem := files.dtype_problem(key):
+        if not files.counts(key) and (problem := files.dtype_problem(key)):
             yield Finding("wrong", key, problem)
         elif not np.isfinite(files.read(key)).all():
             yield Finding("wrong", key, "has NaN or Inf in it")

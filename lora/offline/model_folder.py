@@ -190,8 +190,10 @@ class AdaptedBase(Closing):
             found[name] = key
             if name in base:
                 info = base.info(name)
-                self.problems += files.tensor_problems(key, info.shape, "in the base")
-                if info.dtype not in FLOATS:
+                counts = files.counts(key) and info.dtype == files.tensors[key].dtype
+                dtype = info.dtype if counts else FLOATS[0]
+                self.problems += files.tensor_problems(key, info.shape, dtype, "in the base")
+                if info.dtype not in FLOATS and not counts:
                     what = f"{name} has dtype {info.dtype} in the base"
                     self.problems.append(f"unusable: {what}, {NO_FLOATS}")
             elif not files.is_meant(key):

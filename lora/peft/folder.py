@@ -9,8 +9,8 @@ A key of PEFT's is `base_model.model.<layer>.<part>`. The parts of an update are
 On a convolution A is filters `(rank, C, h, w)`, and B and m have the axes of a kernel of one
 element: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
 
-Every other key is a parameter that was trained in full: the bias of a layer with an update is
-called `<layer>.base_layer.bias`, others as in the model.
+Every other key is a parameter that was trained in full, or a buffer beside it: the bias of a layer
+with an update is called `<layer>.base_layer.bias`, others as in the model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
-from minigrad.io.tensor_info import from_stored, to_stored
+from minigrad.io.tensor_info import CODES, from_stored, to_stored
 
 V = TypeVar("V")
 Shape = tuple[int, ...]
@@ -206,22 +206,33 @@ class AdapterFolder(Closing):
         """Return the bytes of a tensor, in parts."""
         return self._file.raw(key)
 
-    def dtype_problem(self, key: str) -> str:
-        """Say that an adapter cannot have the dtype of a tensor; empty if it can."""
+    def counts(self, key: str) -> bool:
+        """Tell whether a tensor can be a buffer of integers, as numbers of batches are."""
         dtype = self.tensors[key].dtype
-        return "" if dtype in FLOATS else f"has dtype {dtype}, {NO_FLOATS}"
+        is_integer = dtype in CODES and dtype not in FLOATS
+        return is_integer and self.config.is_saved(_parameter_of(key))
+
+    def dtype_problem(self, key: str, dtype: str = FLOATS[0]) -> str:
+        """Say that a tensor cannot stand for one of a dtype; empty if it can.
+
+        A float may have any of `FLOATS`; a buffer of integers is stored as it is.
+        """
+        own = self.tensors[key].dtype
+        if dtype in FLOATS:
+            return "" if own in FLOATS else f"has dtype {own}, {NO_FLOATS}"
+        return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
     def is_same(self, key: str, array: Array) -> bool:
         """Tell whether a tensor has the shape and, in its dtype, the elements of an array."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
-    def tensor_problems(self, key: str, shape: tuple[int, ...], source: str) -> Iterator[str]:
-        """Yield why a tensor cannot be one of the shape that a model or a base, `source`, has."""
+    def tensor_problems(self, key: str, shape: Shape, dtype: str, source: str) -> Iterator[str]:
+        """Yield why a tensor cannot be one of the shape and dtype of a model or base, `source`."""
         own = self.tensors[key].shape
         if own != shape:
             yield f"mis-shaped: {key} is {own} in the file, and {shape} {source}"
-        if problem := self.dtype_problem(key):
+        if problem := self.dtype_problem(key, dtype):
             yield f"unusable: {key} {problem}"
 
     def scale_problems(self) -> Iterator[tuple[str, str]]:
@@ -332,7 +343,7 @@ def write_folder(
     """Write the two files of an adapter, which appear together or not at all.
 
     The folder is made if it is not there; other files in it stay. The tensors are given by PEFT's
-    keys, and are rounded to `dtype`, one of `FLOATS`, or keep their own for None.
+    keys, and are rounded to `dtype`, one of `FLOATS`, or keep their own for None, as integers do.
 
     Raises:
         ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
@@ -357,9 +368,13 @@ def check_dtype(dtype: str | None) -> None:
 
 def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> list[TensorInfo]:
     """Describe the tensors as they will be in a file; raise an error as `write_folder` does."""
-    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
-    for info in infos:
-        check_dtype(info.dtype)
+    infos = []
+    for key, array in tensors.items():
+        is_integer = array.dtype.kind in "iub"  # as a buffer may be
+        own = array.dtype.name if is_integer else dtype or array.dtype.name
+        if not is_integer:
+            check_dtype(own)
+        infos.append(TensorInfo(key, own, array.shape))
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(

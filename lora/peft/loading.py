@@ -18,7 +18,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, carry_out, planning
 from lora.attachment.plan import Plan
-from lora.attachment.state import parameter_names, parameters_in_use
+from lora.attachment.state import parameters_in_use, state_names
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
@@ -144,7 +144,7 @@ def _set_parameters(
             problems.append(f"missing: {key} {shape}")
             continue
         source = "by its configuration and the model"
-        unfit = list(files.tensor_problems(key, shape, source))
+        unfit = list(files.tensor_problems(key, shape, parameter.dtype.name, source))
         problems += unfit
         if not unfit:
             with np.errstate(over="ignore"):
@@ -197,7 +197,7 @@ def _problems_of_base_weights(
 
 def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
     """Return the weights of the base, dense and in few bits, by all names that PEFT may use."""
-    in_use, names = parameters_in_use(model), parameter_names(model)
+    in_use, names = parameters_in_use(model), state_names(model)
     found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     for name, module in model.named_modules():
         if is_narrow(module):

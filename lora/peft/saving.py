@@ -77,10 +77,10 @@ def save(
     has_magnitudes = any(update.lora_magnitude is not None for update in updates.values())
     parts: dict[str, dict[str, Array]] = {}
     for name, update in updates.items():
-        if update.scale == 0 or not math.isfinite(update.scale):
+        if update.scale == 0:
             raise ValueError(
-                f"{name}: the scale is {float(update.scale)}, and a file cannot store such an "
-                f"update; assign another to layer.scale"
+                f"{name}: the scale is 0, and a file cannot store such an update; assign another "
+                f"to layer.scale"
             )
         a, b = (factor.data for factor in update.factors())
         own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
@@ -101,7 +101,7 @@ def save(
     bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
         name: LayerFacts(
-            abs(float(updates[name].scale)),
+            abs(updates[name].scale),
             fingerprint_of(layer),
             getattr(layer.base_weight, "format", "dense"),
             float(updates[name].dropout) if mixed else None,
@@ -114,7 +114,7 @@ def save(
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
-    """Return the parameters that an adapter trains in full, by their names in the model.
+    """Return what an adapter has in full, by its names in the model.
 
     A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
     layers, so the file gets the biases of the model for the others.
@@ -157,7 +157,7 @@ def _config_of(
     modes = {update.scaling for update in updates.values()}
     scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
     ranks = {name: len(each[A]) for name, each in parts.items()}
-    scales = {name: abs(float(update.scale)) for name, update in updates.items()}
+    scales = {name: abs(update.scale) for name, update in updates.items()}
     alphas: dict[str, float] = {}
     for name, rank in ranks.items():  # alpha is an integer if it is one but for rounding
         alpha = scaling.alpha(scales[name], rank)
@@ -233,7 +233,7 @@ def _modules_to_save(
         found = {
             name
             for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
-            for name, _ in modules[module].named_parameters(module)
+            for name, _ in modules[module].named_state(module)
         }
         if found == saved:
             return patterns

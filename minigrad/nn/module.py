@@ -124,6 +124,13 @@ class Module(Owner):
         """
         return vars(self).items()
 
+    def _generators(self) -> Iterable[np.random.Generator]:
+        """List the generators that this module draws from, but for those of modules inside it.
+
+        A module that stores some elsewhere than among its attributes overrides this.
+        """
+        return (v for v in vars(self).values() if isinstance(v, np.random.Generator))
+
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all inside it, each once, with its dotted path."""
         for name, value in walk(self, prefix, set()):
@@ -359,10 +366,12 @@ def walk(
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
-    With `every_path`, modules only are listed once, and a parameter by each of its paths in them.
+    With `every_path`, each is listed by every path, but only the first one of a module is followed.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
+            if every_path:
+                yield name, value
             return
         seen.add(id(value))
     yield name, value

@@ -776,7 +776,7 @@ class Trainer:
         """
         own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
         for module in self.model.modules():
-            own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
+            own += module._generators()
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,15 @@ import lora
 import minigrad
 from lora import AdaptedLayer, LoRAConfig, LoRALayer
 from lora.attachment.state import attachment_of
-from minigrad.nn import Embedding, LayerNorm, Linear, Module, Sequential
+from minigrad.nn import (
+    BatchNorm1d,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    Parameter,
+    Sequential,
+)
 
 KINDS = ["dense", "embedding", "nf4", "bfloat16"]
 
@@ -39,6 +47,22 @@ class TiedNet(Module):
 
     def forward(self, x):
         return self.head(minigrad.tanh(self.table(x)))
+
+
+def batch_normed(dtype=np.float64):
+    """A linear layer and a norm with running statistics; each call makes the same one."""
+    return Sequential(
+        Linear(4, 3, dtype=dtype, rng=np.random.default_rng(3)), BatchNorm1d(3, dtype=dtype)
+    )
+
+
+def with_own_statistics(rng, name="default", passes=3):
+    """The same with an adapter whose statistics are of other data; it is in evaluation mode."""
+    model = batch_normed()
+    put_on(model, name, rng, targets=["0"], modules_to_save=["1"])
+    for _ in range(passes):
+        model(5 * rng.standard_normal((8, 4)) + 3)
+    return model.eval()
 
 
 def one_layer(kind, rng, dtype=np.float64, width=(6, 4), block_size=4):
@@ -80,7 +104,7 @@ def shake(model, rng, name="default", size=0.3):
     parts = [part for adapter in adapters_of(model, name).values() for part in adapter.trained()]
     attachment = attachment_of(model)
     if attachment is not None:
-        parts += [copy.own for copy in attachment.adapters[name].copies]
+        parts += [c.own for c in attachment.adapters[name].copies if isinstance(c.own, Parameter)]
     for part in parts:
         part.copy_(part.data + size * rng.standard_normal(part.shape))
 

@@ -1,6 +1,7 @@
 """Several adapters on one base: added, switched, summed, merged in part; what trains in full."""
 
 import copy
+import re
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,6 +14,8 @@ import minigrad
 from lora import AdaptedLayer, LoRAConfig, LoRAEmbedding
 from lora.attachment.state import attachment_of
 from minigrad.nn import (
+    BatchNorm1d,
+    Buffer,
     Embedding,
     Linear,
     Module,
@@ -21,7 +24,17 @@ from minigrad.nn import (
     Sequential,
 )
 from minigrad.optim import Adam
-from tests.lora.models import TOKENS, TiedNet, TokenNet, layers_of, put_on, shake, snapshot
+from tests.lora.models import (
+    TOKENS,
+    TiedNet,
+    TokenNet,
+    batch_normed,
+    layers_of,
+    put_on,
+    shake,
+    snapshot,
+    with_own_statistics,
+)
 
 D = np.float64
 
@@ -481,6 +494,69 @@ def test_fold_keeps_what_was_trained_whole(rng):
     lora.fold(net)
     np.testing.assert_allclose(out(net), tuned, rtol=1e-12, atol=1e-13)
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_the_running_statistics_of_a_module_in_full_belong_to_the_adapter(rng):
+    x, base = rng.standard_normal((6, 4)), batch_normed().eval()
+    model = with_own_statistics(rng, "a")
+    tuned = model(x).data
+    assert model[1].num_batches_tracked == 3
+    with lora.disabled(model):
+        assert np.array_equal(model(x).data, base(x).data)
+        assert model[1].num_batches_tracked == 0
+    assert np.array_equal(model(x).data, tuned)
+    put(model, "b", rng, ["0"])
+    assert model[1].num_batches_tracked == 0
+    lora.switch(model, "a")
+    assert np.array_equal(model(x).data, tuned)
+    folded = lora.fold(lora.remove(copy.deepcopy(model), "b"))
+    np.testing.assert_allclose(folded(x).data, tuned, rtol=1e-12, atol=1e-13)
+    assert {name: type(b) for name, b in folded.named_buffers()} == dict.fromkeys(
+        ["1.running_mean", "1.running_var", "1.num_batches_tracked"], Buffer
+    )
+    assert np.array_equal(lora.detach(model)(x).data, base(x).data)
+
+
+def test_the_state_of_a_model_has_the_statistics_of_base_and_adapter(rng):
+    x, other = rng.standard_normal((6, 4)), with_own_statistics(rng, passes=1)
+    model = with_own_statistics(rng)
+    other.load_state_dict(model.state_dict())
+    assert np.array_equal(other(x).data, model(x).data)
+    assert np.array_equal(lora.detach(other)(x).data, lora.detach(model)(x).data)
+
+
+def test_a_report_tells_buffers_from_what_trains(rng):
+    text = str(put(batch_normed(), "a", rng, ["0"], modules_to_save=["1"]))
+    assert re.search(r"1\.bias +modules_to_save +\(3,\) +3 +in full", text)
+    assert re.search(r"1\.running_mean +modules_to_save +\(3,\) +a buffer of its own", text)
+
+
+def test_a_module_that_has_buffers_only_can_be_in_full(rng):
+    model = Sequential(Linear(4, 3, rng=rng), BatchNorm1d(3, affine=False))
+    put(model, "a", rng, ["0"], modules_to_save=["1"])
+    model(rng.standard_normal((8, 4)))
+    assert lora.detach(model)[1].num_batches_tracked == 0
+
+
+def test_a_part_with_statistics_of_an_adapter_cannot_be_disabled_by_itself(rng):
+    inner = Sequential(Linear(4, 3, rng=rng), BatchNorm1d(3, affine=False))
+    model = Sequential(inner)
+    put(model, "a", rng, ["0.0"], modules_to_save=["0.1"])
+    with pytest.raises(ValueError, match=r"1\.running_mean.*complete model"), lora.disabled(inner):
+        pass
+
+
+def test_a_layer_that_came_later_is_frozen_by_the_next_attach_and_gets_its_flags_back(rng):
+    net = TokenNet(rng)
+    put(net, "a", rng, ["q"])
+    net.head, net.late = Linear(5, 3, rng=rng), Linear(5, 3, rng=rng)
+    net.late.bias.requires_grad_(False)
+    report = put(net, "b", rng, ["q"], modules_to_save=["head"])
+    assert report.trainable == 2 * (5 + 4) + 5 * 3 + 3
+    assert not any(p.requires_grad for p in net.late.parameters())
+    lora.fold(lora.remove(net, "a"))
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    assert [name for name, flag in flags.items() if not flag] == ["late.bias"]
 
 
 def test_a_conversion_reaches_what_is_switched_off(rng):

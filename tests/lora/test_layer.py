@@ -129,6 +129,25 @@ def test_vectors_come_as_arrays_and_lists_too(rng):
     assert layer(x.tolist()).shape == (4, D_OUT)
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("x", TypeError),
+        (None, TypeError),
+        (minigrad.tensor(2.0), TypeError),
+        (np.nan, ValueError),
+        (-np.inf, ValueError),
+    ],
+)
+def test_a_scale_is_a_finite_number(rng, value, error):
+    layer = lora_layer(rng)
+    with pytest.raises(error, match="scale must be a"):
+        layer.scale = value
+    assert layer.scale == 2.0
+    layer.scale = np.float32(-3)
+    assert type(layer.scale) is float
+
+
 @pytest.mark.parametrize("shape", [(), (D_OUT,), (D_IN, 4)])
 def test_an_input_of_another_size_is_an_error(rng, shape):
     layer = lora_layer(rng)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import weakref
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
 from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.training.trainer import Trainer
-from tests.lora.models import layers_of, snapshot
+from tests.lora.models import layers_of, put_on, snapshot
 
 
 class Pair(NamedTuple):
@@ -145,6 +146,13 @@ def test_every_target_must_match(rng, targets, misses, hints):
     assert "'q'" not in missed or targets == "q"
     assert not any(f"{miss!r} (did you mean {miss!r}?)" in missed for miss in misses)
     assert snapshot(net) == before
+
+
+def test_another_name_of_a_shared_layer_is_an_error_that_says_which_counts(rng):
+    layer = Linear(4, 4, rng=rng)
+    model = Sequential(layer, Sequential(minigrad.nn.ReLU(), layer))
+    with pytest.raises(ValueError, match=r"'1\.1' \(the same layer as '0', which is its name\)"):
+        lora.attach(model, LoRAConfig(rank=2, targets=["1.1"]))
 
 
 def test_a_model_without_linear_layers_is_an_error():
@@ -633,6 +641,42 @@ def test_fold_restores_the_flags_and_the_mode(rng):
     assert not any(m.training for m in net.modules())
 
 
+def nested(rng):
+    inner = Sequential(Linear(4, 8, rng=rng), Linear(8, 3, rng=rng))
+    return Sequential(inner, Linear(3, 3, rng=rng))
+
+
+def test_fold_of_a_larger_model_folds_the_parts_that_have_adapters(rng):
+    model, x = nested(rng), rng.standard_normal((5, 4))
+    model[0][1].bias.requires_grad_(False)
+    put_on(model[0], "a", rng, targets=["0"], modules_to_save=["1"])
+    y = model(x).data
+    lora.fold(model)
+    np.testing.assert_allclose(model(x).data, y, rtol=1e-5, atol=1e-6)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert flags == {
+        "0.0.weight": True,
+        "0.0.bias": True,
+        "0.1.weight": True,
+        "0.1.bias": False,
+        "1.weight": True,
+        "1.bias": True,
+    }
+    lora.attach(model, LoRAConfig(rank=2, targets=["0.0"]))
+
+
+def test_fold_of_a_part_of_the_attached_model_is_an_error_and_changes_nothing(rng):
+    model, x = nested(rng), rng.standard_normal((5, 4))
+    put_on(model, "a", rng, targets=["0.0", "1"])
+    y = model(x).data
+    with pytest.raises(
+        ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"
+    ):
+        lora.fold(model[0])
+    assert np.array_equal(model(x).data, y)
+    np.testing.assert_allclose(lora.fold(model)(x).data, y, rtol=1e-5, atol=1e-6)
+
+
 def test_fold_lets_the_base_weights_go(rng):
     net = MLP([3, 4, 1])
     weights = [weakref.ref(layer.weight) for layer in net.layers]
@@ -720,6 +764,17 @@ def test_disabled_blocks_can_be_nested(rng):
     assert not np.array_equal(net(x).data, base)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_disabled_model_is_neither_copied_nor_pickled(rng, copied):
+    by_hand = Sequential(LoRALayer(np.ones((3, 4)), 3, 4, 2, 4))
+    model = nested(rng)
+    lora.attach(model, LoRAConfig(rank=2, targets=["0.0"], modules_to_save=["0.1"]))
+    for each in (by_hand, model):
+        with lora.disabled(each), pytest.raises(RuntimeError, match=r"lora\.disabled.*first"):
+            copied(each)
+        copied(each)
+
+
 def test_an_adapter_that_was_off_stays_off(rng):
     net, x, _ = attached(rng)
     net.first.enabled = False
@@ -772,10 +827,10 @@ def test_a_frozen_parameter_of_an_attached_model_cannot_be_handed_to_an_optimise
 def adapting(seed, **options):
     """A trainer of adapters that drop, all of whose randomness comes from `seed`."""
     net = MLP([3, 8, 1], rng=np.random.default_rng(0))
-    rng = np.random.default_rng(seed)
-    lora.attach(net, LoRAConfig(rank=1, dropout=0.3), rng=rng)
+    lora.attach(net, LoRAConfig(rank=1, dropout=0.3), rng=np.random.default_rng(seed))
     optimizer = Adam(net.trainable_parameters(), lr=0.05)
-    return Trainer(net, optimizer, minigrad.mse, progress=False, rng=rng, **options)
+    options = {"rng": np.random.default_rng(seed), "progress": False, **options}
+    return Trainer(net, optimizer, minigrad.mse, **options)
 
 
 def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
@@ -790,6 +845,22 @@ def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
     assert values(second.model) == values(whole.model)
     assert second.history["loss"] == whole.history["loss"]
     assert values(whole.model) != values(adapting(1).model)
+
+
+def test_a_trainer_knows_the_generators_of_adapters_that_drop(rng):
+    x = rng.standard_normal((40, 3))
+
+    def fitted(draws):
+        def loss(prediction, target):
+            layer.rng.random(draws)  # which the next micro-batch does not depend on
+            return minigrad.mse(prediction, target)
+
+        trainer = adapting(1)
+        trainer.loss, layer = loss, trainer.model.layers[0]
+        trainer.fit((x, x[:, :1]), epochs=2)
+        return values(trainer.model)
+
+    assert fitted(0) == fitted(3)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from tests.lora.folders import (
     snapshot,
     without,
 )
+from tests.lora.models import batch_normed, with_own_statistics
 from tests.minigrad.io.test_tensors import mutated
 from tests.peers import lora_cases
 
@@ -112,6 +113,23 @@ def test_a_merged_file_is_the_folded_model_to_the_bit(name, dtype, rng, tmp_path
         "config.json",
         "model.safetensors",
     ]
+
+
+def test_running_statistics_are_merged_extracted_and_checked_with_their_module(rng, tmp_path):
+    model = with_own_statistics(rng)
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(batch_normed(), tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
+    merge_files(base, tmp_path / "adapter", tmp_path / "narrow", dtype="float32")
+    found, right = state(tmp_path / "tuned"), lora.fold(model).state_dict()
+    assert all(np.array_equal(found[name], value) for name, value in right.items())
+    assert state(tmp_path / "narrow")["1.num_batches_tracked"].dtype == np.int64
+    report = check_adapter(tmp_path / "adapter", base, merged=tmp_path / "tuned")
+    assert report.is_right
+    extract_files(base, tmp_path / "tuned", tmp_path / "again", 2, modules_to_save=["1"])
+    other = lora.load(again := batch_normed(), tmp_path / "again")
+    assert again[1].num_batches_tracked == 3
+    assert "1.running_var" in [copy.name for copy in other.copies]
 
 
 def loaded_layers(folder):

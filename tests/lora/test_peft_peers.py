@@ -12,6 +12,7 @@ import minigrad as mg
 from lora import LoRAConfig
 from lora.peft import CONFIG, PeftConfig
 from tests.lora.folders import TOLERANCE, moved, relative
+from tests.lora.models import batch_normed
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, one
 
@@ -111,6 +112,44 @@ def test_we_compute_with_files_of_peft_what_it_does(theirs, name, dtype, tmp_pat
     lora.load(model, tmp_path)
     limit = 3e-6 if pissa else TOLERANCE[dtype]  # PEFT takes float32 products off its base
     assert relative(our_output(model, case.model, dtype), wanted) <= limit
+
+
+def their_batch_norm():
+    import torch
+
+    torch.manual_seed(0)
+    linear, norm = torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)
+    return torch.nn.Sequential(linear, norm).double()
+
+
+def our_batch_norm():
+    model = batch_normed()
+    model.load_state_dict({n: t.numpy() for n, t in their_batch_norm().state_dict().items()})
+    return model
+
+
+def test_running_statistics_travel_both_ways_with_their_module(theirs, rng, tmp_path):
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    x, batch = rng.standard_normal((5, 4)), 5 * rng.standard_normal((8, 4)) + 3
+    ours_there = our_batch_norm()
+    lora.attach(ours_there, LoRAConfig(rank=2, targets=["0"], modules_to_save=["1"]))
+    ours_there(batch)
+    lora.save(ours_there, tmp_path / "ours")
+    there = PeftModel.from_pretrained(their_batch_norm(), tmp_path / "ours")
+    found = there.eval()(torch.tensor(x)).detach().numpy()
+    assert relative(found, ours_there.eval()(x).data) <= TOLERANCE["float64"]
+    there = get_peft_model(
+        their_batch_norm(), LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"])
+    )
+    there(torch.tensor(batch))
+    there.save_pretrained(tmp_path / "theirs")
+    here = our_batch_norm().eval()
+    lora.load(here, tmp_path / "theirs")
+    assert here[1].num_batches_tracked == 1
+    wanted = there.eval()(torch.tensor(x)).detach().numpy()
+    assert relative(here(x).data, wanted) <= TOLERANCE["float64"]
 
 
 def saved_from(model, folder, theirs, adapter="default", dtype="float32"):

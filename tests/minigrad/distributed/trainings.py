@@ -20,6 +20,7 @@ from minigrad import Trainer, nn, optim
 STEPS = 12
 WIDTH, ROWS, LENGTH = 16, 90, 5
 LORA = lora.LoRAConfig(rank=4, targets="all-linear")
+DROPPING = lora.LoRAConfig(rank=4, targets="all-linear", dropout=0.2)
 
 
 def mlp(rng):
@@ -62,6 +63,7 @@ KINDS = {
         lambda rng: adapted(rng, lora.LoRAConfig(rank=4, targets="all-linear", use_dora=True)),
         {},
     ),
+    "LoRA with dropout": (lambda rng: adapted(rng, DROPPING), {}),
     "NF4": (lambda rng: adapted(rng, quantised=True), {}),
     "a loss that counts": (adapted, {"loss": counted}),
     "captured": (adapted, {"capture": True}),
