@@ -79,19 +79,23 @@ class Picture(Figure):
 
 
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
-    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many.
-
-    If a name is long, all are without the modules that all of them are in.
-    """
+    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
     step = -(-len(names) // MOST_NAMES)
+    axis.set_ticks(range(0, len(names), step), short_names(names)[::step])
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without their middles, if they are long.
+
+    If one is long, all are without the modules that all of them are in.
+    """
     if max(map(len, names), default=0) > LONGEST:
         parts = [name.split(".") for name in names]
         levels = zip(*(each[:-1] for each in parts), strict=False)
         common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
         if common:
             names = [f"…{'.'.join(each[common:])}" for each in parts]
-    shown = [shortened(name, LONGEST) for name in names[::step]]
-    axis.set_ticks(range(0, len(names), step), shown)
+    return [shortened(name, LONGEST) for name in names]
 
 
 def shortened(name: str, letters: int) -> str:
