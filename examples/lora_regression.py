@@ -215,5 +215,6 @@ if __name__ == "__main__":
     add("--seed", type=int, help="the first of the five seeds (0)")
     add("--csv", metavar="FILE", help="your own table: a header line, then numbers")
     add("--target", metavar="COLUMN", help="the column to predict")
-    add("--shift-by", metavar="COLUMN", help="the rows in which it is above its mean are new")
+    words = "rows with it above its mean are new (the column most correlated with --target)"
+    add("--shift-by", metavar="COLUMN", help=words)
     run(main, parser, refusals=(ValueError, OSError, FloatingPointError))
