@@ -17,8 +17,10 @@ from minigrad.io.atomic import check_target, write_atomically
 try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
@@ -62,6 +64,18 @@ class Picture(Figure):
                 )
             check_target(path, "the picture: ")
 
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure, with formulas at ticks only: a name may have dollar signs in it."""
+        axis_texts = {
+            text
+            for axis in self.findobj(Axis)
+            for text in axis.findobj(Text)
+            if text is not axis.label
+        }
+        for text in self.findobj(Text):
+            text.set_parse_math(text.get_parse_math() and text in axis_texts)
+        super().draw(renderer)
+
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""
         if self._path is not None:
@@ -81,7 +95,7 @@ class Picture(Figure):
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
     """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
     step = -(-len(names) // MOST_NAMES)
-    axis.set_ticks(range(0, len(names), step), short_names(names)[::step])
+    axis.set_ticks(range(0, len(names), step), short_names(names)[::step], parse_math=False)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

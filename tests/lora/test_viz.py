@@ -194,6 +194,18 @@ class Update(Spectral):
     rank: int = 2
 
 
+def test_dollar_signs_in_the_name_of_a_layer_are_no_formula(rng):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, "$_$", nn.Linear(4, 4, rng=rng))
+
+    model = adapted(rng, model=Net(), targets="all-linear")
+    plots = viz.plot_change, viz.plot_singular_values, lambda model: viz.plot_factors(model, "$_$")
+    for plot in plots:
+        assert plot(model).rendered("png").startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("broken_is_first", [True, False])
 def test_an_update_that_is_not_finite_is_named_and_leaves_the_others(broken_is_first, value):

@@ -1,5 +1,6 @@
 """Pictures of training show the numbers they are given, and refuse what they cannot show."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
+
+from matplotlib import rc_context
 
 import minigrad
 from minigrad import History, Trainer, nn, viz
@@ -355,6 +358,17 @@ def test_a_picture_is_saved_as_its_ending_says(tmp_path, ending, start):
     viz.plot_gradients({"a": [1.0]}, tmp_path / f"picture.{ending}")
     assert (tmp_path / f"picture.{ending}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
+    name = "$x$ $_per_$"
+    records = [{"epoch": n, "loss": 10.0**n, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
+    pictures = viz.plot_history(History(epochs=records)), viz.plot_gradients({name: [1.0, 100.0]})
+    with rc_context({"svg.fonttype": "none"}):
+        for picture in pictures:
+            text = picture.rendered("svg").decode()
+            assert name in text
+            assert "mathdefault" not in re.sub("<!--.*?-->", "", text)
 
 
 def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
