@@ -668,6 +668,16 @@ def test_cells_are_means_of_blocks():
     assert heat_map_of(x, 2)[1] == LETTERS[-1] + 2 * LETTERS[middle] + half
 
 
+@pytest.mark.parametrize("largest", [1.5e308, np.finfo(np.float64).max, 5e-324])
+def test_numbers_at_the_ends_of_float64_have_a_heat_map(largest):
+    assert heat_map_of(np.full(100, largest)) == ((1, 48), 48 * LETTERS[-1])
+    _, cells = heat_map_of(np.array([[-largest, largest]] * 50))
+    assert cells == 24 * (LETTERS[0] + LETTERS[-1])
+    x = mg.tensor(np.full(30, largest), requires_grad=True)
+    previews = mg.viz.explore((x * 1e-200).sum()).data["pictures"]
+    assert not any("inf" in map(str, preview) for preview in previews)
+
+
 def test_cells_with_what_is_not_finite_are_marked():
     x = np.ones((6, 6), np.float32)
     x[0, 0] = np.nan
