@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import lora
 from examples.command_line import Parser, check_out, run
 from minigrad import Trainer, data, metrics, mse, nn, no_grad, optim, progress, tables, tensor
+from minigrad.viz.figure import Picture
 
 Array = np.ndarray[Any, Any]
 Task = tuple[Array, Array, Array, str, str, str]  # x, y, is_new, names of both groups, unit of y
@@ -180,7 +180,7 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
     """Save the picture: predictions of the networks of the first split, and all errors."""
     *_, old_group, new_group, unit = task
     given, truth, _ = results[NONE][0]["shown"]
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    figure = Picture(14, 7.5)
     *left, right = figure.subplots(1, 2 if truth.shape[1] > 1 else 1, squeeze=False)[0]
     for method, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
         curves = np.array([o["curve"] for o in results[method]])  # (split, epoch, group)
@@ -215,5 +215,6 @@ if __name__ == "__main__":
     add("--seed", type=int, help="the first of the five seeds (0)")
     add("--csv", metavar="FILE", help="your own table: a header line, then numbers")
     add("--target", metavar="COLUMN", help="the column to predict")
-    add("--shift-by", metavar="COLUMN", help="the rows in which it is above its mean are new")
+    words = "rows with it above its mean are new (the column most correlated with --target)"
+    add("--shift-by", metavar="COLUMN", help=words)
     run(main, parser, refusals=(ValueError, OSError, FloatingPointError))

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "show what an adapter is made of, layer by layer",
     )
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
-    add("--plot", metavar="FILE", help="draw norms and singular values to a file")
+    add("--plot", metavar="FILE", type=_path, help="draw norms and singular values to a file")
 
     add = command("merge", merge_files, "write a base with the update of an adapter in it")
     add("base", type=_path, help=_BASE)

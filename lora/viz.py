@@ -158,17 +158,21 @@ def plot_singular_values(
 
 
 def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
-    """Draw a line of singular values for each update, and where the largest rank ends."""
+    """Draw a line of singular values for each update, and where the largest rank ends.
+
+    An update whose norm is not finite has no line; if lines have names, the legend says so.
+    """
     import matplotlib
     from matplotlib.ticker import MaxNLocator
 
-    from minigrad.viz.figure import SIZES
+    from minigrad.viz.figure import SIZES, short_names
 
     shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
-    top = max((value for update in found for value in update.singular_values), default=0.0)
+    spectra = [update.singular_values if math.isfinite(update.norm) else () for update in found]
+    top = max(map(max, filter(None, spectra)), default=0.0)
     few = len(found) <= _MOST_LINES
-    for line, (update, shade) in enumerate(zip(found, shades, strict=True)):
-        values = [value for value in update.singular_values if value > _SMALLEST * top]
+    for line, (update, spectrum, shade) in enumerate(zip(found, spectra, shades, strict=True)):
+        values = [value for value in spectrum if value > _SMALLEST * top]
         marks: Any = {"marker": "o", "markersize": 3, "linewidth": 1}
         if few:
             marks = {"marker": _MARKERS[line], "markersize": 5, "linewidth": 1.5}
@@ -185,10 +189,14 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     ticks = MaxNLocator(8, integer=True).tick_values(0, rank)
     axes.set_xticks([tick for tick in {1, *ticks} if 1 <= tick <= rank])
     axes.set(xlabel="number of the singular value", ylabel="singular value of dW")
-    which = "a line for each layer" if few else "from the first layer (dark) to the last"
-    axes.set_title(f"Singular values, {which}", loc="left")
+    axes.set_title("Singular values", loc="left")
+    drawn = axes.lines[: len(found)]
+    names = short_names([update.name for update in found])
+    remarks = ["" if math.isfinite(update.norm) else ": not finite" for update in found]
     if few:
-        axes.legend(frameon=False)
+        axes.legend(drawn, map("".join, zip(names, remarks, strict=True)), frameon=False)
+    else:
+        axes.legend([drawn[0], drawn[-1]], ["first layer", "last layer"], frameon=False)
 
 
 def plot_factors(

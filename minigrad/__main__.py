@@ -1,10 +1,10 @@
 """The command line: `python -m minigrad check`, `warmup` and `config`.
 
 `check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. Its exit status
-is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, and 3
-if there is nothing to check: the file or the function is missing, or it fails. It takes functions
-of PyTorch and JAX too (`--framework`), and one of numpy arrays with one that computes its gradient:
-`check file.py:forward --vjp file.py:backward --shapes 3x4`.
+is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, as of
+inputs without elements, and 3 if there is nothing to check: the file or the function is missing, or
+it fails. It takes functions of PyTorch and JAX too (`--framework`), and one of numpy arrays with
+one that computes its gradient: `check file.py:forward --vjp file.py:backward --shapes 3x4`.
 
 `warmup` compiles the kernels ahead, and `config` shows the folder where they are. A kernel that is
 not compiled ahead is compiled at its first use, once on a machine, so `warmup` is never necessary.
@@ -66,6 +66,13 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def seed(text: str) -> int:
+    """Parse a seed of random numbers."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; it is an integer of at least 0")
+    return int(text)
+
+
 def check(options: argparse.Namespace) -> int:
     """Run gradcheck, print its report and return the exit status."""
     try:
@@ -93,6 +100,8 @@ def check(options: argparse.Namespace) -> int:
             notes += "\n  of a function of PyTorch, say --framework torch"
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
+    if report and not report.compared:
+        report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
     print(report)
     return STATUS[report.verdict]
 
@@ -190,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--nondet-tol", type=float, default=0.0,
         help="relative difference that two calls may have (0)",
     )  # fmt: skip
-    checked.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
+    checked.add_argument("--seed", type=seed, default=0, help="of the inputs (0)")
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")
     commands.add_parser("config", help="show versions, processor, threads and compiled kernels")

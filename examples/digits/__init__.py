@@ -13,7 +13,8 @@ draws digits.png.
 
 With `--cnn`, a small convolutional network and an MLP with eight times as many parameters train on
 upright digits for the same time. The CNN reads more of the test digits, and many more if they are
-shifted by a pixel. You will see its filters, what they make of a digit, and what both misread.
+shifted by a pixel. You will see its filters, what they make of a digit, and what both misread, in
+digits_cnn.png.
 
     python -m examples.digits --cnn
 

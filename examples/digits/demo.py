@@ -48,7 +48,7 @@ FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen with other splits than those of `mai
 
 def main(
     quick: bool = False,
-    out: str | Path = "digits.png",
+    out: str | Path | None = None,
     capture: bool = False,
     cnn: bool = False,
 ) -> list[Result] | list[Readers]:
@@ -56,13 +56,15 @@ def main(
 
     Args:
         quick: run a smaller form.
-        out: the file of the picture.
+        out: the file of the picture; None for digits.png, or with `cnn` for digits_cnn.png.
         capture: train by the programs of the steps, to the same bits.
         cnn: train a CNN and an MLP in equal time instead.
 
     Raises:
         OptionError: if the picture cannot be saved at `out`.
     """
+    if out is None:
+        out = "digits_cnn.png" if cnn else "digits.png"
     check_out(out)
     return compare(quick, out, capture) if cnn else adapt(quick, out, capture)
 

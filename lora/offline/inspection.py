@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
+
+if TYPE_CHECKING:
+    from minigrad.viz.figure import Picture
 
 PathLike = str | os.PathLike[str]
 
@@ -164,27 +168,31 @@ def summarise(folder: PathLike) -> Summary:
         )
 
 
-def draw(summary: Summary, path: PathLike) -> None:
-    """Draw the norm of the update in each layer, and its singular values, to a PNG, SVG or PDF.
+def draw(summary: Summary, path: PathLike | None = None) -> Picture:
+    """Draw the norm of the update in each layer, and its singular values; save it if with a path.
 
     An ImportError is raised without matplotlib, which is in the extra "examples", and a ValueError
     or FileNotFoundError if there are no layers, or the path is not that of a picture.
     """
-    from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
+    from minigrad.viz.figure import BLUE, VERMILLION, Picture, name_rows, open_frame
 
     layers = summary.layers
     if not layers:
         raise ValueError(f"{summary.path} has no layers with an update, so nothing to draw")
     figure = Picture(11, 1.6 + 0.28 * min(max(len(layers), 8), 60), path)
     norms, spectra = figure.subplots(1, 2, width_ratios=(3, 2))
-    norms.barh(range(len(layers)), [layer.norm for layer in layers], color=BLUE)
+    for y, layer in enumerate(layers):
+        if math.isfinite(layer.norm):
+            norms.barh(y, layer.norm, color=BLUE)
+        else:
+            norms.text(0, y, " not finite", color=VERMILLION, weight="bold", va="center")
     name_rows(norms.yaxis, [f"{x.name}  {x.effective_rank:.1f} / {x.rank}" for x in layers])
     norms.set_ylim(len(layers) - 0.4, -0.6)
     norms.set_xlabel("|s B A|, Frobenius norm")
     norms.set_title("How much each layer changes (effective rank / rank)", loc="left")
     draw_spectra(spectra, layers)
     open_frame(norms, spectra)
-    figure.saved()
+    return figure.saved()
 
 
 @dataclass(frozen=True)

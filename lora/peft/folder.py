@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
     return {A: shape[:1] + weight[1:], B: shape + ones, MAGNITUDE: (1, *shape, *ones)}[part]
 
 
+def _in_order(key: str) -> list[str | int]:
+    """Return what to sort keys by, so that layers.2 comes before layers.10."""
+    return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", key))]
+
+
 def _parameter_of(key: str) -> str:
     """Return the name in the model of a parameter that was trained in full."""
     return key.removeprefix(PREFIX).replace(".base_layer.", ".")
@@ -152,7 +158,7 @@ class AdapterFolder(Closing):
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
         embeddings = set()
-        for key in sorted(self._file):
+        for key in sorted(self._file, key=_in_order):
             ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
             if ending is not None and key.startswith(PREFIX):
                 layer = key[len(PREFIX) : -len(ending) - 1]

@@ -114,5 +114,4 @@ def _cut(text: str) -> str:
     known = get_font(findfont(FontProperties())).get_charmap()
     line = " ".join(text.split())
     line = "".join(c if ord(c) in known else "\N{WHITE SQUARE}" for c in line)
-    line = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return line.replace("$", r"\$")  # a pair of which would be a formula
+    return line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"

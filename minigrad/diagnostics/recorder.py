@@ -29,6 +29,7 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
+from minigrad.tables import counted
 
 _PACKAGE = Path(__file__).parents[1]
 # Files of the library itself, whose frames are not what the user wrote.
@@ -168,6 +169,10 @@ class Tape(Recorder):
         # By the id of a result, which the tape keeps alive, so that no other object has this id.
         self._constants: dict[int, CallRecord] = {}
         self._taken_out: dict[int, CallRecord] = {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(root).__name__ for root in self.roots)
+        return f"Tape({counted(len(self.calls), 'call')}{names and f', modules {names}'})"
 
     def made(self, value: Any) -> CallRecord | None:
         """Return the call that made a value outside the graph; None if it was not seen."""

@@ -406,7 +406,7 @@ def _tree(module: Module, note: str) -> list[str]:
     head = f"{type(module).__name__}({module.extra_repr()}"
     if not children:
         return [f"{head}){note}"]
-    lines = [f"{head}{',' if module.extra_repr() and note else ''}{note}"]
+    lines = [f"{head}{',' if module.extra_repr() else ''}{note}"]
     for name, child in children:
         first, *rest = _tree(child, "")
         lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]

@@ -17,8 +17,10 @@ from minigrad.io.atomic import check_target, write_atomically
 try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
@@ -62,6 +64,18 @@ class Picture(Figure):
                 )
             check_target(path, "the picture: ")
 
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure, with formulas at ticks only: a name may have dollar signs in it."""
+        axis_texts = {
+            text
+            for axis in self.findobj(Axis)
+            for text in axis.findobj(Text)
+            if text is not axis.label
+        }
+        for text in self.findobj(Text):
+            text.set_parse_math(text.get_parse_math() and text in axis_texts)
+        super().draw(renderer)
+
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""
         if self._path is not None:
@@ -79,19 +93,23 @@ class Picture(Figure):
 
 
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
-    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many.
-
-    If a name is long, all are without the modules that all of them are in.
-    """
+    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
     step = -(-len(names) // MOST_NAMES)
+    axis.set_ticks(range(0, len(names), step), short_names(names)[::step], parse_math=False)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without their middles, if they are long.
+
+    If one is long, all are without the modules that all of them are in.
+    """
     if max(map(len, names), default=0) > LONGEST:
         parts = [name.split(".") for name in names]
         levels = zip(*(each[:-1] for each in parts), strict=False)
         common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
         if common:
             names = [f"…{'.'.join(each[common:])}" for each in parts]
-    shown = [shortened(name, LONGEST) for name in names[::step]]
-    axis.set_ticks(range(0, len(names), step), shown)
+    return [shortened(name, LONGEST) for name in names]
 
 
 def shortened(name: str, letters: int) -> str:

@@ -133,7 +133,7 @@ class _Drawing:
 
     def _write(self, x: float, y: float, text: str, **look: Any) -> None:
         look = {"ha": "center", "va": "center", "size": 8.5, "color": INK, **look}
-        self._axes.text(x, y, text.replace("$", r"\$"), **look)
+        self._axes.text(x, y, text, **look)
 
     def card(self, item: int) -> None:
         """Draw a node or a frozen input, with its value and the gradient that arrives there."""

@@ -162,13 +162,22 @@ class Names:
         known = [(name, v) for name, v in variables.items() if not name.startswith("_")]
         tensors = [(name, v) for name, v in known if isinstance(v, Tensor)]
         modules = [(name, v) for name, v in known if isinstance(v, Module)]
-        # The names of the variables of modules, by the module's id.
+        # The names of modules, by their id: those of variables, and of a class with a number where
+        # several roots without a variable share it.
         self.of_module = {id(module): name for name, module in reversed(modules)}
+        unnamed = [root for root in roots if id(root) not in self.of_module]
+        total, so_far = Counter(type(root).__name__ for root in unnamed), Counter[str]()
+        for root in unnamed:
+            name = type(root).__name__
+            if total[name] > 1:
+                so_far[name] += 1
+                self.of_module[id(root)] = f"{name} #{so_far[name]}"
         named = [] if model is None else [("", model)]
-        for root in roots:
-            prefix = self.of_module.get(id(root), type(root).__name__) if len(roots) > 1 else ""
-            named.append((prefix, root))
-        for prefix, module in (*named, *modules):
+        if len(roots) == 1:
+            named.append(("", roots[0]))
+        named += modules
+        named += [(self.of_module.get(id(root), type(root).__name__), root) for root in unnamed]
+        for prefix, module in named:
             tensors += module.named_parameters(prefix)
         self.of_node: dict[Node, str] = {}
         self._of_memory: dict[Any, tuple[str, Tensor]] = {}

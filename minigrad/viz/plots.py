@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FAR = 1e3
 """A layer whose gradient is so many times smaller or larger than the last layer's is marked."""
 
+_DRAWN = 1e-200, 1e200  # norms beyond are drawn as these, since scales must not leave float64
 _LETTERS = 18  # beside a panel
 _COLUMNS = 400  # of the heat map; of more steps, each column shows the largest of several
 _HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # of panels, and 1.3 of the others
@@ -48,6 +49,7 @@ class Records(Protocol):
 def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -> Picture:
     """Draw the losses, each metric and the gradient norm by epoch, below one another.
 
+    Epochs where one of them is not finite are marked with a cross at the top of its panel.
     The loss of each single step is a grey line behind. Losses are on a logarithmic scale if all are
     positive. The learning rate is drawn too if it changes.
 
@@ -72,19 +74,24 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
     names = dict.fromkeys(key for record in history.epochs for key in record)
     metrics = [n for n in names if n not in _OF_ITS_OWN and not n.startswith("validation_")]
     rates = {record["lr"] for record in history.epochs if "lr" in record}
-    panels = [*metrics, "grad_norm", *(["lr"] if len(rates) > 1 else [])]
+    panels = metrics + ["grad_norm"] * ("grad_norm" in names) + ["lr"] * (len(rates) > 1)
     ratios = [2.0, *(_HEIGHTS.get(name, 1.3) for name in panels)]
     figure = Picture(7, 1.5 + 1.3 * sum(ratios), path)
-    losses, *others = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    rows = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)
+    losses, *others = rows[:, 0]
     _draw_losses(losses, history)
     for axes, name in zip(others, panels, strict=True):
         _draw_column(axes, history, name)
         if name in metrics:
             _draw_column(axes, history, f"validation_{name}")
-            axes.legend(frameon=False)
+        _mark_broken(axes, history, name)
+        # The only line of a panel needs no name.
+        named = list(axes.lines) if name in metrics else axes.lines[1:]
+        if named:
+            axes.legend(handles=named, frameon=False)
         axes.set_ylabel(shortened(name.replace("grad_norm", "gradient norm"), _LETTERS))
-    others[-1].set_xlabel("epoch")
-    ticks_at_integers(others[-1].xaxis)
+    figure.axes[-1].set_xlabel("epoch")
+    ticks_at_integers(figure.axes[-1].xaxis)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     open_frame(*figure.axes)
@@ -114,11 +121,8 @@ def _draw_losses(axes: Axes, history: Records) -> None:
         at = best["epoch"], best["validation_loss"]
         axes.plot(*at, "o", markersize=10, fillstyle="none", color=INK, label="best validation")
         title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
-    both = [(r["epoch"], r.get("loss", 0), r.get("validation_loss", 0)) for r in history.epochs]
-    broken = [epoch for epoch, *values in both if not all(map(math.isfinite, values))]
+    broken = _mark_broken(axes, history, "loss")
     if broken:
-        (marks,) = axes.plot(broken, [1.0] * len(broken), "x", color=INK, label="not finite")
-        marks.set(transform=axes.get_xaxis_transform(), clip_on=False)  # at the top, at any scale
         first = f"Loss not finite first in epoch {broken[0]}"
         title = f"{first}; b{title[1:]}" if known else first
     axes.set(title=title, ylabel="loss")
@@ -139,6 +143,18 @@ def _draw_column(axes: Axes, history: Records, name: str) -> None:
         alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
         marker = "o" if alone else ""
         axes.plot(epochs, column, line + marker, markevery=alone, color=color, label=label)
+
+
+def _mark_broken(axes: Axes, history: Records, name: str) -> list[float]:
+    """Mark and return the epochs where a column, or that of its validation, is not finite."""
+    from minigrad.viz.figure import INK
+
+    both = [(r["epoch"], r.get(name, 0), r.get(f"validation_{name}", 0)) for r in history.epochs]
+    broken = [epoch for epoch, *values in both if not all(map(math.isfinite, values))]
+    if broken:
+        top, at_top = [1.0] * len(broken), axes.get_xaxis_transform()  # at any scale
+        axes.plot(broken, top, "x", color=INK, label="not finite", transform=at_top, clip_on=False)
+    return broken
 
 
 class GradientRecorder(Observer):
@@ -214,7 +230,8 @@ def plot_gradients(
     At the left a heat map, dark where the gradient is small and light where it is large. At the
     right each layer's median over the steps, and its range. A layer is marked with a triangle if
     its median is a thousand times smaller or larger than the last layer's, where the backward pass
-    begins; or if its norm was not finite, or jumped to a thousand times its median.
+    begins; or if its norm was not finite, or jumped to a thousand times its median. Of many layers,
+    not all such remarks are written, but all such medians have a diamond.
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.
@@ -247,12 +264,12 @@ def plot_gradients(
         raise ValueError("a norm cannot be negative")
     figure = Picture(11, 2.0 + 0.3 * min(max(len(norms), 6), 40), path)
     heat, profile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _draw_heat(heat, norms)
     finite = [row[np.isfinite(row)] for row in norms]
     medians = [float(np.median(row)) if row.size else 0.0 for row in finite]
     last = next((median for median in reversed(medians) if median > 0), 0.0)
     remarks = [_remark(*row, last) for row in zip(norms, medians, strict=True)]
-    _draw_profile(profile, norms, medians, remarks)
+    _draw_heat(heat, _within_scales(norms))
+    _draw_profile(profile, _within_scales(norms), _within_scales(medians), remarks)
     name_rows(heat.yaxis, list(columns))
     heat.set_ylim(len(norms) - 0.5, -0.5)
     heat.set_ylabel("from the first layer to the last")
@@ -269,6 +286,12 @@ def plot_gradients(
     return figure.saved()
 
 
+def _within_scales(norms: ArrayLike) -> Array:
+    """Return norms as they are drawn."""
+    there = np.asarray(norms, np.float64)
+    return np.where((there > 0) & np.isfinite(there), np.clip(there, *_DRAWN), there)
+
+
 def _draw_heat(axes: Axes, norms: Array) -> None:
     import matplotlib
     from matplotlib.patches import Patch
@@ -283,7 +306,7 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     usual = shown[(shown > 0) & np.isfinite(shown)]
     low, high = (usual.min(), usual.max()) if usual.size else (0.1, 10.0)
     if high < FAR * low:  # or differences that mean nothing would fill the scale
-        middle, reach = np.sqrt(low * high), np.sqrt(FAR)
+        middle, reach = np.sqrt(low) * np.sqrt(high), np.sqrt(FAR)
         low, high = middle / reach, middle * reach
     colours = matplotlib.colormaps[SIZES].with_extremes(under="black", over=VERMILLION, bad="white")
     drawn = np.where(shown == -1, np.nan, np.where(shown == 0, low / 2, shown))
@@ -316,22 +339,24 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     axes.figure.colorbar(image, ax=axes, location="left", label="norm", pad=0.02, aspect=30)
 
 
-def _draw_profile(
-    axes: Axes, norms: Array, medians: Sequence[float], remarks: Sequence[str]
-) -> None:
-    from minigrad.viz.figure import INK, VERMILLION
+def _draw_profile(axes: Axes, norms: Array, medians: Array, remarks: Sequence[str]) -> None:
+    from minigrad.viz.figure import INK, MOST_NAMES, VERMILLION
 
-    drawn = [median if median > 0 else np.nan for median in medians]
+    drawn = np.where(medians > 0, medians, np.nan)
     axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
-    for y, (row, median, remark) in enumerate(zip(norms, medians, remarks, strict=True)):
+    for y, row in enumerate(norms):
         usual = row[(row > 0) & np.isfinite(row)]
         if usual.size:
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
-        if remark:
-            beside = axes.text(1.02, y, remark, color=VERMILLION, weight="bold", va="center")
+    odd = [y for y, remark in enumerate(remarks) if remark]
+    axes.plot(drawn[odd], odd, "D", color=VERMILLION, markersize=8, label="faults")
+    # Of remarks that would lie on one another only one is written, what explodes first.
+    least, written = -(-len(norms) // MOST_NAMES), list[int]()
+    for y in sorted(odd, key=lambda y: not remarks[y].startswith(_UP)):
+        if all(abs(y - other) >= least for other in written):
+            written.append(y)
+            beside = axes.text(1.02, y, remarks[y], color=VERMILLION, weight="bold", va="center")
             beside.set_transform(axes.get_yaxis_transform())  # which takes shares of the width
-            if median > 0:
-                axes.plot(median, y, "D", color=VERMILLION, markersize=8)
     usual = norms[(norms > 0) & np.isfinite(norms)]
     if usual.size:
         # From one power of ten to another, so that some are labelled.
@@ -351,12 +376,13 @@ def _remark(norms: Array, median: float, last: float) -> str:
         return "none"
     if np.isinf(norms).any():
         return f"{_UP} not finite, step {np.argmax(np.isinf(norms)) + 1}"
-    if np.nanmax(norms) == 0:
+    largest = float(np.nanmax(norms))
+    if largest == 0:
         return f"{_DOWN} always 0"
     if median < last / FAR:
         return f"{_DOWN} {median / last:.0e} of the last"
     if median > last * FAR:
         return f"{_UP} {median / last:.0e} of the last"
-    if median and np.nanmax(norms) > FAR * median:
-        return f"{_UP} {np.nanmax(norms) / median:.0e} x, step {np.nanargmax(norms) + 1}"
+    if median and largest > FAR * median:
+        return f"{_UP} {largest / median:.0e} x, step {np.nanargmax(norms) + 1}"
     return ""

@@ -54,7 +54,7 @@ class Previews:
                 content.append(letters)
                 if array.size > self._few:
                     *known, broken = range_of(array)
-                    content += [exact(np.float64(f"{x:.4g}")) for x in known]
+                    content += [_rounded(x) for x in known]
                     content += [broken] if broken else []
             written = [self._index(self.kinds, kind), *content]
             self._seen[id(value)] = value, self._index(self.pictures, written)
@@ -90,7 +90,10 @@ def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str
     a letter from the most negative to the most positive, or a mark if an element is not finite.
     Return how many rows and columns there are, and the letters.
     """
-    cells = _block_means(array.astype(np.float64).reshape(-1, array.shape[-1]), side)
+    wide = array.astype(np.float64)
+    _, power = np.frexp(np.abs(wide, where=np.isfinite(wide), out=np.zeros_like(wide)).max())
+    # Below 1 in magnitude, so that no sum leaves float64; a power of two changes no digit.
+    cells = _block_means(np.ldexp(wide, -power).reshape(-1, array.shape[-1]), side)
     broken = np.isnan(cells)
     known = np.where(broken, 0.0, cells)
     scale = float(np.abs(known).max()) or 1.0
@@ -105,13 +108,19 @@ def _block_means(matrix: Array, side: int) -> Array:
     The mean of a block with an element that is not finite is NaN.
     """
     across = side if len(matrix) > 1 else 2 * side
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore"):
         for axis, (size, most) in enumerate(zip(matrix.shape, (side, across), strict=True)):
             count = min(size, most)
             starts = np.arange(count) * size // count
             lengths = np.diff(np.append(starts, size))
             matrix = np.add.reduceat(matrix, starts, axis) / np.expand_dims(lengths, 1 - axis)
     return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _rounded(x: float) -> Any:
+    """Return a number for JSON: four digits, or all where four would round it to infinity."""
+    rounded = np.float64(f"{x:.4g}")
+    return exact(rounded if np.isfinite(rounded) else x)
 
 
 def exact(x: Any) -> Any:

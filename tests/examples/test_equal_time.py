@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="the examples need the `examples` extra")
 import minigrad as mg
 from examples import __main__ as runner
 from examples import digits
-from examples.digits import equal_time
+from examples.digits import demo, equal_time
 from examples.digits.data import UPRIGHT, split
 from examples.digits.equal_time import (
     CNN,
@@ -126,6 +126,13 @@ def test_the_option_is_handed_on(monkeypatch):
     for arguments in (["--cnn", "--capture"], []):
         runner.main(["digits", *arguments])
     assert seen == [{"cnn": True, "capture": True}, {}]
+
+
+def test_the_picture_of_the_comparison_does_not_replace_the_other_one(monkeypatch):
+    for name in ("adapt", "compare"):
+        monkeypatch.setattr(demo, name, lambda quick, out, capture: out)
+    assert (digits.main(), digits.main(cnn=True)) == ("digits.png", "digits_cnn.png")
+    assert digits.main(cnn=True, out="mine.png") == "mine.png"
 
 
 @pytest.mark.full

@@ -20,7 +20,7 @@ import lora
 from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.extracting import ExtractedFiles
-from lora.offline.inspection import Summary
+from lora.offline.inspection import Summary, draw
 from lora.offline.merging import MergedFiles
 from lora.offline.stored_weight import StoredWeight
 from lora.peft import CONFIG, WEIGHTS
@@ -1483,6 +1483,29 @@ def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
     status, _, message = run("inspect", files[1], "--plot", tmp_path / "p.doc", capsys=capsys)
     assert status == FAILED
     assert "no picture" in message
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(files[1]), "--plot", ""])
+    assert ended.value.code == FAILED
+    assert "a path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["lora_A", "lora_B"])
+def test_a_layer_that_is_not_finite_is_drawn_as_such(which, hostile):
+    pytest.importorskip("matplotlib")
+
+    def change(arrays):
+        broken = next(key for key in arrays if which in key)
+        arrays[broken] = np.full_like(arrays[broken], np.nan)
+
+    summary = summarise(hostile(change)[0])
+    norms, spectra = draw(summary).axes
+    (broken,) = [y for y, layer in enumerate(summary.layers) if np.isnan(layer.norm)]
+    (remark,) = norms.texts
+    assert (remark.get_text().strip(), remark.get_position()[1]) == ("not finite", broken)
+    assert len(norms.patches) == len(summary.layers) - 1
+    assert all(np.isfinite(bar.get_width()) for bar in norms.patches)
+    names = [text.get_text() for text in spectra.get_legend().get_texts()]
+    assert names[broken] == f"{summary.layers[broken].name}: not finite"
 
 
 def mutate(rounds, net, rng, tmp_path, capsys):

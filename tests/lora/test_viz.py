@@ -1,6 +1,7 @@
 """Pictures of adapters show what numpy's own svd finds in the updates; bad input is refused."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,13 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
 
+from matplotlib.figure import Figure
+
 import lora
 from lora import viz
 from lora.__main__ import main
+from lora.offline import summarise
+from lora.spectra import Spectral
 from lora.viz import LayerUpdate, updates
 from minigrad import nn
 
@@ -169,13 +174,50 @@ def test_ranks_that_differ_between_layers_are_drawn_each(rng):
     assert [bar.get_width() for bar in bars.containers[0]] == [3, 3, 1, 3]
 
 
-def test_many_layers_have_no_legend(rng):
+def test_of_many_layers_the_legend_names_the_shades_of_the_first_and_the_last(rng):
     model = nn.MLP([4] * 12, rng=rng)
     names = [f"layers.{place}" for place in range(11)]
     spectra = viz.plot_singular_values(adapted(rng, model=model, targets=names)).axes[0]
-    assert spectra.get_legend() is None
-    assert "dark" in spectra.get_title(loc="left")
     assert len(spectra.lines) == 11 + 1
+    legend = spectra.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["first layer", "last layer"]
+    shades = [line.get_color() for line in legend.get_lines()]
+    assert np.array_equal(shades, [spectra.lines[at].get_color() for at in (0, 10)])
+
+
+@dataclass(frozen=True)
+class Update(Spectral):
+    """An update of rank 2 with these singular values."""
+
+    name: str
+    singular_values: tuple[float, ...]
+    rank: int = 2
+
+
+def test_dollar_signs_in_the_name_of_a_layer_are_no_formula(rng):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, "$_$", nn.Linear(4, 4, rng=rng))
+
+    model = adapted(rng, model=Net(), targets="all-linear")
+    plots = viz.plot_change, viz.plot_singular_values, lambda model: viz.plot_factors(model, "$_$")
+    for plot in plots:
+        assert plot(model).rendered("png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("broken_is_first", [True, False])
+def test_an_update_that_is_not_finite_is_named_and_leaves_the_others(broken_is_first, value):
+    found = [Update("fine", (3.0, 1.0)), Update("broken", (value, 1.0))]
+    axes = Figure().subplots()
+    viz.draw_spectra(axes, found[::-1] if broken_is_first else found)
+    drawn = lines(axes)
+    assert drawn["fine"].tolist() == [[1, 2], [3, 1]]
+    assert drawn["broken"].size == 0
+    names = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert names == {"fine", "broken: not finite"}
+    assert axes.get_yscale() == "log"
 
 
 def test_what_is_rounding_is_not_drawn(rng):
@@ -366,3 +408,10 @@ def test_files_say_of_an_adapter_what_the_model_says(rng, tmp_path, capsys):
         np.testing.assert_allclose(values, update.singular_values, rtol=1e-9)
         assert layers[update.name]["effective_rank"] == pytest.approx(update.effective_rank)
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_lists_its_layers_in_the_order_of_the_model(rng, tmp_path):
+    model = nn.MLP([4] * 13, rng=rng)
+    lora.save(adapted(rng, model=model, targets="all-linear"), tmp_path / "adapter")
+    found = summarise(tmp_path / "adapter").layers
+    assert [layer.name for layer in found] == [update.name for update in updates(model)]

@@ -43,6 +43,17 @@ def test_a_call_has_its_line_and_its_module():
     assert names == ["0", "1.0"]
 
 
+def test_a_tape_says_what_is_on_it():
+    model = nn.Linear(2, 1)
+    with mg.viz.record() as tape:
+        assert repr(tape) == "Tape(0 calls)"
+        model(np.ones((1, 2), np.float32)).sum()
+    assert repr(tape) == "Tape(2 calls, modules Linear)"
+    with mg.viz.record() as tape:
+        mg.exp(leaf([1.0]))
+    assert repr(tape) == "Tape(1 call)"
+
+
 def test_records_keep_no_graph_alive():
     with observe(Log()) as log:
         y = leaf([1.0]) * 2

@@ -420,6 +420,11 @@ def test_repr_is_a_tree_with_counts():
     ]
 
 
+def test_repr_of_a_child_with_children_has_a_comma_before_them():
+    net = Sequential(MLP([2, 3, 1]))
+    assert repr(net).splitlines()[1] == "  (0): MLP(activation=relu,"
+
+
 def test_repr_says_how_many_parameters_train():
     net = MLP([2, 3, 1])
     net.layers[0].freeze()

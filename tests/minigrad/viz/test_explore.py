@@ -522,6 +522,25 @@ def test_modules_are_groups_with_their_names(tmp_path):
     assert Path(__file__).name in data["nodes"][-1]["line"]
 
 
+def test_models_without_names_are_numbered():
+    layers = [mg.nn.Linear(2, 2), mg.nn.Linear(2, 2, bias=False)]
+    named = mg.nn.Linear(2, 2)
+    with mg.viz.record() as tape:
+        loss = mg.nn.MLP([2, 1])(named(layers[1](layers[0](mg.randn(3, 2))))).sum()
+    data = mg.viz.explore(loss, tape=tape).data
+    leaves = {node["name"] for node in data["nodes"] if "op" not in node}
+    first, second = {"Linear #1.weight", "Linear #1.bias"}, {"Linear #2.weight"}
+    others = {"named.weight", "named.bias", "MLP.layers.0.weight", "MLP.layers.0.bias"}
+    assert leaves == first | second | others
+    groups = [group["name"] for group in data["groups"] if group["parent"] == -1]
+    assert groups == ["Linear #1", "Linear #2", "named", "MLP"]
+    drawing = mg.viz.draw(loss, tape=tape).dot
+    assert all(f"{name}.weight" in drawing for name in groups[:3])
+    assert 'label="MLP"' in drawing
+    names = Names({"model": mg.nn.Sequential(*layers)}, None, tape.roots)
+    assert names.of_node[layers[1].weight.node] == "model.1.weight"
+
+
 class Broken(mg.nn.Module):
     def forward(self, x):
         raise KeyError("no")
@@ -666,6 +685,16 @@ def test_cells_are_means_of_blocks():
     middle = len(LETTERS) // 2
     half = LETTERS[middle - round(middle / 2)]
     assert heat_map_of(x, 2)[1] == LETTERS[-1] + 2 * LETTERS[middle] + half
+
+
+@pytest.mark.parametrize("largest", [1.5e308, np.finfo(np.float64).max, 5e-324])
+def test_numbers_at_the_ends_of_float64_have_a_heat_map(largest):
+    assert heat_map_of(np.full(100, largest)) == ((1, 48), 48 * LETTERS[-1])
+    _, cells = heat_map_of(np.array([[-largest, largest]] * 50))
+    assert cells == 24 * (LETTERS[0] + LETTERS[-1])
+    x = mg.tensor(np.full(30, largest), requires_grad=True)
+    previews = mg.viz.explore((x * 1e-200).sum()).data["pictures"]
+    assert not any("inf" in map(str, preview) for preview in previews)
 
 
 def test_cells_with_what_is_not_finite_are_marked():

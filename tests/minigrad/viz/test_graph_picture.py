@@ -126,9 +126,9 @@ def test_what_is_not_finite_not_saved_or_empty():
 
 def test_dollar_signs_are_no_formula():
     x = mg.tensor(1.0, requires_grad=True)
-    picture = picture_of(mg.viz.explore(x * 2, title="$x$ costs $2").data)
+    picture = picture_of(mg.viz.explore(x * 2, title="$_$ costs $2").data)
     assert picture.rendered("png").startswith(b"\x89PNG")
-    assert texts(picture)[0] == r"\$x\$ costs \$2"
+    assert texts(picture)[0] == "$_$ costs $2"
 
 
 def test_the_same_page_has_the_same_picture():

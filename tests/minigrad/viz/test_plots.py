@@ -1,5 +1,7 @@
 """Pictures of training show the numbers they are given, and refuse what they cannot show."""
 
+import itertools
+import re
 import subprocess
 import sys
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
+
+from matplotlib import rc_context
 
 import minigrad
 from minigrad import History, Trainer, nn, viz
@@ -113,6 +117,23 @@ def test_losses_that_are_not_finite_are_marked_and_said():
     for step in history.steps:
         step["loss"] = float("nan")
     assert viz.plot_history(history).axes[0].get_title() == "Loss not finite first in epoch 1"
+
+
+def test_what_is_not_finite_is_marked_in_every_panel():
+    records = [{"epoch": n, "loss": 1.0, "grad_norm": 1.0, "gain": 0.5} for n in (1, 2, 3)]
+    records[1]["grad_norm"] = float("inf")
+    records[0]["validation_gain"] = float("nan")
+    losses, gain, norms = viz.plot_history(History(epochs=records)).axes
+    assert lines(norms)["not finite"][0].tolist() == [2]
+    assert lines(gain)["not finite"][0].tolist() == [1]
+    assert "not finite" not in lines(losses)
+    assert gain.get_ylim()[1] < 0.9  # marks change no scale
+    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["not finite"]
+
+
+def test_a_history_without_gradient_norms_has_no_panel_for_them():
+    (losses,) = viz.plot_history(History(epochs=[{"epoch": 1, "loss": 1.0}])).axes
+    assert (losses.get_xlabel(), losses.get_ylabel()) == ("epoch", "loss")
 
 
 def test_a_long_name_does_not_lie_on_other_panels():
@@ -329,6 +350,27 @@ def test_nothing_but_zeros_can_be_drawn(tmp_path):
     assert figure.get_suptitle() == "The gradient vanishes in 1 of 1 rows"
 
 
+def test_remarks_on_many_layers_do_not_lie_on_one_another():
+    norms = {f"layers.{i}": [1e-9] for i in range(200)}
+    norms["layers.57"], norms["layers.199"] = [np.inf], [1.0]
+    figure = viz.plot_gradients(norms)
+    figure.draw_without_rendering()
+    texts = figure.axes[1].texts
+    boxes = [text.get_window_extent() for text in texts]
+    assert 20 < len(boxes) < 70
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    (broken,) = [text for text in texts if "not finite" in text.get_text()]
+    assert broken.get_position()[1] == 57
+    assert lines(figure.axes[1])["faults"][1].tolist() == [*range(199)]
+
+
+@pytest.mark.parametrize(
+    "norms", [{"a": [1e-320], "b": [1e308]}, {"a": [1.7e308, np.inf]}, {"a": [5e-324]}]
+)
+def test_norms_at_the_ends_of_float64_are_drawn(norms):
+    assert viz.plot_gradients(norms).rendered("png").startswith(b"\x89PNG")
+
+
 def test_bad_gradients_are_refused(tmp_path):
     empty = viz.GradientRecorder(nn.Linear(2, 1))
     for gradients, error, says in (
@@ -355,6 +397,17 @@ def test_a_picture_is_saved_as_its_ending_says(tmp_path, ending, start):
     viz.plot_gradients({"a": [1.0]}, tmp_path / f"picture.{ending}")
     assert (tmp_path / f"picture.{ending}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
+    name = "$x$ $_per_$"
+    records = [{"epoch": n, "loss": 10.0**n, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
+    pictures = viz.plot_history(History(epochs=records)), viz.plot_gradients({name: [1.0, 100.0]})
+    with rc_context({"svg.fonttype": "none"}):
+        for picture in pictures:
+            text = picture.rendered("svg").decode()
+            assert name in text
+            assert "mathdefault" not in re.sub("<!--.*?-->", "", text)
 
 
 def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
