@@ -119,7 +119,8 @@ def test_each_has_a_main_with_the_same_first_parameters(name):
         pytest.importorskip("tokenizers", reason="the examples need the `examples` extra")
     parameters = inspect.signature(import_module(place).main).parameters
     assert parameters["quick"].default is False
-    assert parameters["out"].default == f"{name}.png"
+    # The default of digits depends on another option.
+    assert parameters["out"].default == (None if name == "digits" else f"{name}.png")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_first():
