@@ -25,7 +25,7 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, PARENT, Launch
-from minigrad.distributed.message import Message, decoded, encoded
+from minigrad.distributed.message import Message, as_told, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import threads
@@ -180,15 +180,12 @@ class MPIWorld(World):
                 encoded(value)  # which raises an error if it cannot be sent
             except Exception as error:
                 failure = error
-        number = getattr(failure, "errno", None)
-        text = [type(failure).__name__, number, getattr(failure, "strerror", None) or str(failure)]
-        problem = self.broadcast(None if failure is None else text, call)
+        problem = self.broadcast(None if failure is None else as_told(failure), call)
         if failure is not None:
             raise failure
         if problem is not None:
-            name, number, message = problem
-            kind = getattr(builtins, name, RuntimeError)
-            raise kind(message) if number is None else kind(number, message)
+            name, arguments = problem
+            raise getattr(builtins, name)(*arguments)
         return self.broadcast(value, call)
 
     def barrier(self, call: str = "barrier") -> None:
@@ -197,7 +194,7 @@ class MPIWorld(World):
 
     def any(self, flag: bool, call: str = "any") -> bool:
         """Return whether the flag is set on some rank."""
-        return any(self._meet(call, int(flag)))
+        return any(self._meet(call, int(bool(flag))))
 
     def sum_parts(
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
