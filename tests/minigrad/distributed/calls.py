@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise as pairwise_of
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def errors_of_the_first():
     nowhere = os.path.join(os.devnull, "nowhere")
     for function, kinds in (
         (lambda: {}["rate"], [KeyError]),
-        (lambda: open(nowhere), [NotADirectoryError]),
+        (lambda: Path(nowhere).read_text(), [NotADirectoryError]),
         (lambda: os.rename(nowhere, "there"), [NotADirectoryError]),
         (lambda: b"\xff".decode(), [UnicodeDecodeError, UnicodeError]),
         (lambda: raises(OwnError("rate")), [OwnError, KeyError]),
