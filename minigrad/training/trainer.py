@@ -416,10 +416,8 @@ class Trainer:
         A ValueError is raised on all of several ranks if they have other models or other data.
         """
         given = self._prepared(data, "data")
-        self._check_same_model(world(), given.compared())
-        return self._evaluated(given)
-
-    def _evaluated(self, given: Rows | MicroBatches) -> dict[str, float]:
+        if given is not data:  # those of `fit` have been compared when it began
+            self._check_same_model(world(), given.compared())
         if isinstance(given, Rows):
             prediction = self._predicted(given.x)
             with no_grad():
@@ -516,7 +514,7 @@ class Trainer:
         }
         with self._averages():
             if self.metrics:
-                judged = self._evaluated(train)
+                judged = self.evaluate(train)
                 record |= {name: value for name, value in judged.items() if name != "loss"}
             if self.validate_every is None and validation is not None:
                 record |= self._validated(validation)
@@ -546,7 +544,7 @@ class Trainer:
         return nullcontext() if self.ema is None else self.ema.applied()
 
     def _validated(self, validation: Rows | MicroBatches) -> dict[str, float]:
-        return {f"validation_{name}": v for name, v in self._evaluated(validation).items()}
+        return {f"validation_{name}": v for name, v in self.evaluate(validation).items()}
 
     def _compare(self, loss: float) -> None:
         """Save weights with the best loss so far; stop if there were none for too long."""
