@@ -14,6 +14,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -77,7 +78,7 @@ class AdaptedLayer(Module):
         self.enabled = True
         self._paused: list[bool] = []
         self._merged: MergedWeight | None = None
-        self._seen: tuple[Any, FrozenMatrix] | None = None
+        self._seen = SimpleNamespace(stored=None, matrix=None)  # an object, as it is no state
 
     @classmethod
     def around(cls, layer: Any) -> Self:
@@ -175,9 +176,10 @@ class AdaptedLayer(Module):
     def weight(self) -> FrozenMatrix:
         """W, `(d_out, d_in)`, with the operations that adapters need."""
         stored = getattr(self.base_weight, "_data", self.base_weight)
-        if self._seen is None or self._seen[0] is not stored or self._seen[1] is None:
-            self._seen = stored, self.weight_of(stored)
-        return self._seen[1]
+        if self._seen.stored is not stored or self._seen.matrix is None:
+            self._seen = SimpleNamespace(stored=stored, matrix=self.weight_of(stored))
+        matrix: FrozenMatrix = self._seen.matrix
+        return matrix
 
     @property
     def d_in(self) -> int:

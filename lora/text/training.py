@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -378,11 +379,11 @@ class _Passing(Module):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.tokens = 0  # that were passed on in training
+        self.passed = SimpleNamespace(tokens=0)  # in training, by this rank; an object is no state
 
     def forward(self, ids: Any) -> Any:
         """Return the tokens."""
-        self.tokens += ids.size if self.training else 0
+        self.passed.tokens += ids.size if self.training else 0
         return ids
 
 
@@ -443,7 +444,7 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
 
         def show(_: Trainer) -> None:
             seconds = sum(step["seconds"] for step in steps[first:])
-            speed = passing.tokens * world().size / seconds
+            speed = passing.passed.tokens * world().size / seconds
             text = f"loss {steps[-1]['loss']:.4g}, {speed:,.0f} tokens/s"
             bar.set_postfix_str(text, refresh=False)
             bar.update()

@@ -355,6 +355,11 @@ def contiguous_copy(array: Any) -> ndarray[Any, Any]:
     return np.array(array, order="C")
 
 
+def add(left: Any, right: Any) -> ndarray[Any, Any]:
+    """Return the sum as an array, also where numpy makes a number of two arrays without an axis."""
+    return np.asarray(left + right)
+
+
 # Without it, two threads that add to the gradient of one leaf could lose one of the two.
 _accumulating = threading.Lock()
 
@@ -367,7 +372,7 @@ def accumulate(node: Node, g: Tensor) -> None:
         if node.grad is None:
             node.grad = g
         elif g.node is None:
-            node.grad = Tensor(observed(np.add, node.grad._data, g._data))
+            node.grad = Tensor(observed(add, node.grad._data, g._data))
         else:
             node.grad = node.grad + g
 

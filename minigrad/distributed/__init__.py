@@ -20,10 +20,12 @@ and all end. While MPI starts, ranks wait five times as long for each other.
 
 from functools import cache
 
-from minigrad.distributed.launcher import launched
+from minigrad.distributed.launcher import launched, tell_children
 from minigrad.distributed.worlds import World
 
 __all__ = ["World", "world"]
+
+tell_children()
 
 
 @cache

@@ -19,7 +19,9 @@ from minigrad.distributed.worlds import World
 _SAME = f"{cpu.VARIABLE}={cpu.levels_here()[0]}, set for all ranks, makes them equal"
 
 
-def check_agreement(world: World, facts: Mapping[str, str]) -> None:
+def check_agreement(
+    world: World, facts: Mapping[str, str], problem: str = "the ranks would not compute the same"
+) -> None:
     """Raise a ValueError on all ranks, with the names of those that differ, if facts differ."""
     first, *others = world.gather(dict(facts), "the comparison of ranks")
     problems = [
@@ -28,7 +30,7 @@ def check_agreement(world: World, facts: Mapping[str, str]) -> None:
         for name, value in first.items()
         if other.get(name) != value
     ]
-    check_problems("the ranks would not compute the same", problems)
+    check_problems(problem, problems)
 
 
 def _difference(value: str, other: str) -> str:
@@ -80,8 +82,8 @@ def digest(values: Iterable[Any]) -> str:
         value = getattr(value, "_data", value)  # a Tensor's
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             known.update(f"{len(value)} values".encode())
-            for each in value:
-                add(each)
+            for i in range(len(value)):  # a class of its own may know no end
+                add(value[i])
         elif isinstance(value, Mapping):
             add([list(map(str, value)), *value.values()])
         elif isinstance(value, np.ndarray) and value.dtype.kind != "O":

@@ -44,14 +44,25 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
         )
     if environment.get(PARENT, str(os.getpid())) != str(os.getpid()):
         return Launch(1, "a rank, as a child process")
+    launch = _started(environment)
+    if launch.size > 1 and in_a_notebook():
+        raise RuntimeError(
+            f"this notebook is one of {launch.size} processes that {launch.launcher} has started, "
+            f"and each would run cells of its own; put the training into a script, and start "
+            f"that: mpiexec -n {launch.size} python train.py"
+        )
+    return launch
+
+
+def _started(environment: Mapping[str, str]) -> Launch:
     for variable, launcher in _SIZES.items():
         text = environment.get(variable, "")
         if text.isdecimal() and int(text) > 1:
-            if in_a_notebook():
-                raise RuntimeError(
-                    f"this notebook is one of {text} processes that {launcher} has started, and "
-                    f"each would run cells of its own; put the training into a script, and start "
-                    f"that: mpiexec -n {text} python train.py"
-                )
             return Launch(int(text), launcher)
     return Launch(1, "no launcher")
+
+
+def tell_children() -> None:
+    """Let child processes of a rank know that they are none, also before it meets the others."""
+    if _started(os.environ).size > 1:
+        os.environ.setdefault(PARENT, str(os.getpid()))

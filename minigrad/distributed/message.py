@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,45 @@ _ALIGNMENT = 64  # bytes, as numpy's own memory
 
 
 def encoded(value: Any) -> Array:
-    """Return an array, or what JSON can have, as bytes."""
+    """Return an array, or what JSON can have, as bytes; of anything else raise a TypeError."""
     file = io.BytesIO()
     if isinstance(value, np.ndarray):
+        check_array(value)
         np.save(file, value, allow_pickle=False)
     else:
-        file.write(json.dumps(value, default=_plain).encode())
+        file.write(json.dumps(_plain(value)).encode())
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
+def check_array(array: Array) -> None:
+    """Raise a TypeError for an array that is more than its numbers."""
+    is_masked = isinstance(array, np.ma.MaskedArray)
+    if is_masked or array.dtype.hasobject:
+        what = "a masked array" if is_masked else "an array of objects"
+        raise TypeError(
+            f"{what} cannot go from rank to rank; send plain arrays of numbers or texts"
+        )
+
+
 def _plain(value: Any) -> Any:
-    """Return a number of numpy as one of Python."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Return a value with numbers of Python for those of numpy; refuse what JSON has not."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"the key {key!r:.60} of a dict cannot go from rank to rank; keys are texts"
+                )
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    number = value.item() if isinstance(value, np.generic) else value
+    if number is None or isinstance(number, (bool, int, float, str)):
+        return number
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            "an array goes from rank to rank alone, not in a list or a dict; send one array after "
+            "the other, or numbers: array.tolist()"
+        )
     raise TypeError(
         f"a {type(value).__name__} cannot go from rank to rank; send an array, or numbers, texts, "
         f"lists and dicts of them"
@@ -41,6 +69,28 @@ def decoded(content: Array) -> Any:
     if text.startswith(np.lib.format.MAGIC_PREFIX):
         return np.load(io.BytesIO(text), allow_pickle=False)
     return json.loads(text)
+
+
+def as_told(error: Exception) -> tuple[str, list[Any]]:
+    """Return the class and the arguments of an error of Python's that says the same.
+
+    It is of the nearest class that numbers and texts can make.
+    """
+    text = str(error)
+    for kind in type(error).__mro__:
+        for arguments in (_arguments(error), [text]):
+            if getattr(builtins, kind.__name__, None) is kind:
+                with suppress(Exception):  # as for a UnicodeDecodeError, which has bytes
+                    sent = decoded(encoded(arguments))
+                    if str(kind(*sent)) == text:
+                        return kind.__name__, sent
+    return "Exception", [text]
+
+
+def _arguments(error: Exception) -> list[Any]:
+    if isinstance(error, OSError) and error.filename is not None:
+        return [error.errno, error.strerror, error.filename, None, error.filename2]
+    return list(error.args)
 
 
 class Message:

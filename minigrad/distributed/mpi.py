@@ -14,6 +14,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ import numpy as np
 
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
-from minigrad.distributed.launcher import INSTALL, PARENT, Launch
-from minigrad.distributed.message import Message, decoded, encoded
+from minigrad.distributed.launcher import INSTALL, Launch
+from minigrad.distributed.message import Message, as_told, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import threads
@@ -33,7 +34,8 @@ from minigrad.kernels import threads
 PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a sign of life after which a rank counts as lost."""
 
-_GRACE = 5.0  # seconds that the others get to arrive where this rank has left
+_LEFT = "an error"  # the call of a rank that has one
+_GRACE = 5.0  # seconds after which a rank with an error says so, or ends, if it was interrupted
 _PIECE = 2**20  # bytes that are sent at once; on a slow link, signs of life wait behind them
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
@@ -62,10 +64,9 @@ class MPIWorld(World):
         # Nobody can beat before MPI runs, and it does not return while a rank is missing.
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
-        os.environ[PARENT] = str(os.getpid())
         self._share_cores()
         atexit.register(self._finish)
-        sys.excepthook = self._report
+        self._hook, sys.excepthook = sys.excepthook, self._report  # a script may have set one
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
             os.register_at_fork(after_in_child=self._leave_to_parent)
         check_agreement(self, facts_of_process())
@@ -108,7 +109,6 @@ class MPIWorld(World):
 
     def _meet(self, call: str, number: int = 0) -> list[int]:
         """Return the numbers of all ranks, if they make the same call."""
-        self._was_interrupted |= bool(self._requests)
         if self._was_interrupted:
             raise RuntimeError(
                 f"this rank cannot come to {call!r}, since it was interrupted, and other ranks may "
@@ -116,9 +116,13 @@ class MPIWorld(World):
             )
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)
-        self._wait(self._comm.Iallgather(self._bytes(mine), self._bytes(every)))
+        with self._uninterrupted():
+            self._wait(self._comm.Iallgather(self._bytes(mine), self._bytes(every)))
         calls = [name.decode(errors="replace") for name in every["name"].tolist()]
         if len(set(calls)) > 1:
+            if _LEFT in calls and call != _LEFT:
+                with _time_limit(self._patience):
+                    self._wait_to_be_ended()
             where = ", ".join(f"rank {rank} at {name!r}" for rank, name in enumerate(calls))
             raise RuntimeError(
                 f"the ranks do not make the same calls: {where:.500}. Every rank must call fit, "
@@ -126,6 +130,15 @@ class MPIWorld(World):
                 f"belongs below `if world().rank == 0`"
             )
         return every["number"].tolist()
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Note an error in the block, after which the ranks may be in different calls of MPI."""
+        try:
+            yield
+        except BaseException:
+            self._was_interrupted = True
+            raise
 
     def _wait(self, request: Any) -> None:
         """Wait until a request is done, asleep between looks."""
@@ -147,22 +160,26 @@ class MPIWorld(World):
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
         sizes = self._meet(call, len(mine))
-        every = np.empty(sum(sizes), np.uint8)
-        parts = np.split(every, np.cumsum(sizes)[:-1])
-        if len(every) <= _PIECE:
-            self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
-            self.sent += len(mine)
-        else:
-            parts[self.rank][:] = mine
-            for rank, part in enumerate(parts):
-                self._broadcast(part, rank)
+        with self._uninterrupted():
+            every = np.empty(sum(sizes), np.uint8)
+            parts = np.split(every, np.cumsum(sizes)[:-1])
+            if len(every) <= _PIECE:
+                self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
+                self.sent += len(mine)
+            else:
+                parts[self.rank][:] = mine
+                for rank, part in enumerate(parts):
+                    self._broadcast(part, rank)
         return [decoded(part) for part in parts]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
         content = encoded(value if self.is_first else None)
         size, *_ = self._meet(call, len(content))
-        return decoded(self._broadcast(content if self.is_first else np.empty(size, np.uint8), 0))
+        with self._uninterrupted():
+            content = content if self.is_first else np.empty(size, np.uint8)
+            self._broadcast(content, 0)
+        return decoded(content)
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Return the bytes of a rank, written to `content` on the others."""
@@ -180,15 +197,12 @@ class MPIWorld(World):
                 encoded(value)  # which raises an error if it cannot be sent
             except Exception as error:
                 failure = error
-        number = getattr(failure, "errno", None)
-        text = [type(failure).__name__, number, getattr(failure, "strerror", None) or str(failure)]
-        problem = self.broadcast(None if failure is None else text, call)
+        problem = self.broadcast(None if failure is None else as_told(failure), call)
         if failure is not None:
             raise failure
         if problem is not None:
-            name, number, message = problem
-            kind = getattr(builtins, name, RuntimeError)
-            raise kind(message) if number is None else kind(number, message)
+            name, arguments = problem
+            raise getattr(builtins, name)(*arguments)
         return self.broadcast(value, call)
 
     def barrier(self, call: str = "barrier") -> None:
@@ -197,7 +211,7 @@ class MPIWorld(World):
 
     def any(self, flag: bool, call: str = "any") -> bool:
         """Return whether the flag is set on some rank."""
-        return any(self._meet(call, int(flag)))
+        return any(self._meet(call, int(bool(flag))))
 
     def sum_parts(
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
@@ -228,9 +242,10 @@ class MPIWorld(World):
                 upper = message.unpacked(content)
             return add_lists(lower, upper)
 
-        total, root = from_ranks(0, count), owner(0, count, self.size)
-        content = message.packed(total) if total else np.empty(message.size, np.uint8)
-        return message.unpacked(self._broadcast(content, root))
+        with self._uninterrupted():
+            total, root = from_ranks(0, count), owner(0, count, self.size)
+            content = message.packed(total) if total else np.empty(message.size, np.uint8)
+            return message.unpacked(self._broadcast(content, root))
 
     # ----------------------------------------------------------------------------------------------
     # The end
@@ -238,35 +253,61 @@ class MPIWorld(World):
 
     def check_left_together(self, error: BaseException) -> None:
         """Return if all ranks have an error now; else print that of this one, and end all."""
+        self._was_interrupted |= isinstance(error, KeyboardInterrupt)
+        if self._was_interrupted:  # the others may be in any call
+            self._check_left_in_time(error)
+            return
+        trace = "".join(traceback.format_exception(error))
+        text = f"rank {self.rank} waits for the others with an error:\n{trace}"
+        note = threading.Timer(_GRACE, os.write, (2, text.encode(errors="replace")))
+        note.daemon = True
+        note.start()
+        try:
+            self._meet(_LEFT)
+        except RuntimeError:
+            self._end_all(error)
+        finally:
+            note.cancel()
+
+    def _check_left_in_time(self, error: BaseException) -> None:
+        """End all ranks unless the others have an error within the grace, too."""
         request = self._leaving.Ibarrier()
         deadline = time.monotonic() + _GRACE
         while not request.Test():
             time.sleep(_LONGEST_SLEEP)
             if time.monotonic() > deadline:
                 self._end_all(error)
-        self._was_interrupted |= isinstance(error, KeyboardInterrupt)
 
     def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
         """Print an error that nobody has caught: once if all ranks have one, else where it is."""
         self.check_left_together(error)
         if self.is_first:
-            traceback.print_exception(error)
+            self._hook(kind, error, trace)
 
     def _end_all(self, error: BaseException) -> None:
         """Print the error of this rank, and end all ranks with a status that is not 0."""
-        text = "".join(traceback.format_exception(error))
-        print(f"rank {self.rank} ends all ranks:\n{text}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Where the link to the launcher is cut, MPICH waits for it here, or returns.
-        with _time_limit(self._patience):
-            self._comm.Abort(1)
-        os._exit(1)
+        print(f"rank {self.rank} ends all ranks:", file=sys.stderr, flush=True)
+        try:
+            self._hook(type(error), error, error.__traceback__)
+            sys.stderr.flush()
+            sys.stdout.flush()
+        finally:
+            # Where the link to the launcher is cut, MPICH waits for it here, or returns.
+            with _time_limit(self._patience):
+                self._comm.Abort(1)
+            os._exit(1)
+
+    @staticmethod
+    def _wait_to_be_ended() -> None:
+        """Wait for the end by a rank that has an error; a traceback shows this name otherwise."""
+        while True:
+            time.sleep(1.0)
 
     def _leave_to_parent(self) -> None:
         """In a child process by fork, which is no rank: let it end without MPI."""
         self._forget()
         atexit.unregister(self._finish)
-        sys.excepthook = sys.__excepthook__
+        sys.excepthook = self._hook
 
     def _finish(self) -> None:
         """Wait for the others at the end of the script, and end MPI."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.distributed.message import encoded
+from minigrad.distributed.message import check_array, decoded, encoded
 from minigrad.distributed.tree import Part
 
 Array = NDArray[Any]
@@ -26,6 +26,10 @@ class World:
 
     rank, size, sent = 0, 1, 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+        """Return the world itself, in which a copy of a Trainer is, too."""
+        return self
+
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which prints, shows bars and writes files."""
@@ -34,20 +38,22 @@ class World:
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them.
 
-        A value is an array, or what JSON can have, else it is a TypeError. Messages name `call`.
+        A value is an array, or what JSON can have with texts as keys, else it is a TypeError.
+        Messages name `call`.
         """
         return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank: an array, or what JSON can have."""
-        if not isinstance(value, np.ndarray):  # which may be long
-            encoded(value)  # an error if ranks could not send it
-        return value
+        if isinstance(value, np.ndarray):  # which may be long
+            check_array(value)
+            return np.asarray(value)
+        return decoded(encoded(value))  # a tuple becomes a list, as on several ranks
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, as to write a file, and return its result on all.
 
-        An error that it raises there is raised on all: of its own class if that is one of Python's.
+        An error that it raises there is raised on all: there of the nearest class of Python's.
         """
         return self.broadcast(function())
 
@@ -56,7 +62,7 @@ class World:
 
     def any(self, flag: bool, call: str = "any") -> bool:
         """Return whether the flag is set on some rank."""
-        return flag
+        return bool(flag)
 
     def sum_parts(
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.core.backward import contiguous_copy, fit_to_input
+from minigrad.core.backward import add, contiguous_copy, fit_to_input
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats
 from minigrad.core.grad_mode import is_grad_enabled
@@ -144,7 +144,7 @@ class StepRecorder(Observer):
             self._section = "update"
         call = self.names.call(function, [self.names.name(array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
-        self._emit(outs, call, has_effect=function not in (contiguous_copy, np.add))
+        self._emit(outs, call, has_effect=function not in (contiguous_copy, add))
         if function is contiguous_copy and self._is_alone(arguments[0]):
             self.lines[-1].copied = self.names.name(arguments[0])
 

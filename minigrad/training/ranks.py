@@ -68,33 +68,42 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA 
         ema.load_state_dict({**state, "averages": averages})
 
 
-def digests_of_arrays(model: Module) -> dict[str, str]:
-    """Return digests of the arrays that modules have besides their parameters, by name.
+def digests_of_attributes(model: Module) -> dict[str, str]:
+    """Return digests of what modules have besides parameters and their mode, by name.
 
-    Among them are the frozen weights of 4 and 16 bits.
+    That is arrays, among them the frozen weights of 4 and 16 bits, numbers and texts, also in lists
+    and dicts. Other objects may be anything, as a cache, and are left out.
     """
     from minigrad.kernels.narrow import NarrowMatrix  # with numba, which is slow to import
 
-    kinds = np.ndarray, Tensor, NarrowMatrix
+    kinds = np.ndarray, Tensor, NarrowMatrix, bool, int, float, complex, str, list, tuple, dict
+
+    def beside(value: Any) -> Any:
+        if isinstance(value, (Module, Parameter)):
+            return None
+        if isinstance(value, NarrowMatrix):
+            return [*vars(value).values()]
+        if isinstance(value, (list, tuple)):
+            return [*map(beside, value)]
+        return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value
+
     return {
-        f"{name}.{key}".lstrip("."): digest(
-            list(vars(value).values()) if isinstance(value, NarrowMatrix) else [value]
-        )
+        f"{name}.{key}".lstrip("."): digest([beside(value)])
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, kinds) and not isinstance(value, Parameter)
+        if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 
 
 def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
-    """Raise a ValueError if a step has changed an array of a module that is no parameter."""
-    now = digests_of_arrays(model)
+    """Raise a ValueError if a step has changed an attribute of a module that is no parameter."""
+    now = digests_of_attributes(model)
     changed = [name for name, value in now.items() if before.get(name) != value]
     if changed:
         raise ValueError(
-            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means does. "
-            f"Each rank has other micro-batches, so the model would differ from rank to rank; "
-            f"train it in one process"
+            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means or of "
+            f"a counter does. Each rank has other micro-batches, so the model would differ from "
+            f"rank to rank; train it in one process"
         )
 
 
@@ -104,7 +113,7 @@ def sum_of_all(
     own: Mapping[Part, Arrays],
     facts: Sequence[Sequence[float]],
     parameters: Sequence[Any],
-    keys: Sequence[int],
+    marks: Mapping[str, int],
 ) -> tuple[Arrays, list[MicroBatchFacts]]:
     """Return the sum of the gradients of a step, and the facts of all its micro-batches.
 
@@ -114,29 +123,30 @@ def sum_of_all(
         own: the sums of gradients of this rank, by part of the tree.
         facts: the facts of the micro-batches of this rank.
         parameters: the parameters of these gradients.
-        keys: of the random numbers of the step.
+        marks: a number for each thing that must be the same on all ranks, by its name.
 
     Raises:
-        ValueError: if a rank has other random numbers.
+        ValueError: if a rank has another mark.
     """
-    key = float(sum(keys) % 2**53)
-    table = np.zeros((count, 4))  # a row for each micro-batch; those of other ranks add to 0
+    own_marks = [float(mark % 2**53) for mark in marks.values()]
+    table = np.zeros((count, 3 + len(marks)))  # of each micro-batch; rows of other ranks add to 0
     lists = {}
     remaining = iter(facts)
     for part, gradients in own.items():
         rows = table.copy()
         for item in range(*part):
-            rows[item] = *next(remaining), key
+            rows[item] = *next(remaining), *own_marks
         lists[part] = [rows, *gradients]
     every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
     assert every is not None
-    if len(items := np.flatnonzero(every[:, 3] != key)):
-        raise ValueError(
-            f"rank {owner(int(items[0]), count, ranks.size)} has other random numbers than rank "
-            f"{ranks.rank}: a function has drawn from a generator of the training on one rank "
-            f"only, as below `if world().rank == 0`; let it draw from one of its own, "
-            f"numpy.random.default_rng(seed)"
-        )
+    for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
+        if len(items := np.flatnonzero(column != mark)):
+            raise ValueError(
+                f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                f"function that is called on one rank only, as below `if world().rank == 0`, draw "
+                f"from a generator of its own, numpy.random.default_rng(seed)"
+            )
     return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
-from minigrad.nn.module import Buffer, Module, Parameter, load_values
+from minigrad.nn.module import Buffer, Module, Parameter, load_values, walk
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
@@ -44,7 +44,7 @@ from minigrad.training.ranks import (
     MicroBatchFacts,
     check_ranks,
     check_unchanged,
-    digests_of_arrays,
+    digests_of_attributes,
     file_of_first,
     sum_of_all,
     take_from_first,
@@ -58,7 +58,7 @@ from minigrad.training.saved_state import (
     check_records,
     unfinished_epoch,
 )
-from minigrad.training.streams import Streams
+from minigrad.training.streams import Streams, states_of_all_code
 from minigrad.training.training_data import (
     Data,
     MicroBatch,
@@ -216,6 +216,7 @@ class Trainer:
         self._world = World()  # until something is to be shared
         self._streams = Streams()
         self._digests: dict[str, str] | None = None  # of the model before the first step
+        self._mark_of_data = 0  # a digest of what all ranks are to have in a step
         self._usual_count: int | None = None  # what a loss may count in a step
         self.history = History()
         self._stopping = self._at_once = False
@@ -310,30 +311,51 @@ class Trainer:
         """Let all ranks begin with the same state, or raise an error on all of them."""
         count = math.ceil(len(train) / train.batch_size)
         check_ranks(self._world, count, self.accumulation_steps)
-        optimized = self._optimized()
-        every = dict(self.model.named_parameters())
-        trained = {name: p for name, p in every.items() if id(p) in optimized}
-        take_from_first(self._world, trained, self.ema)
+        take_from_first(self._world, self._trained(), self.ema)
+        data = digest([given and given.compared() for given in (train, held_out)])
+        self._digests = digests_of_attributes(self.model)
+        self._check_same({"the data": data, **self._digests_of_model()})
+
+    def _check_same(self, further: Mapping[str, str]) -> None:
+        """Raise an error on all of several ranks if what changes between steps differs there."""
+        if self._world.size == 1:
+            return
         options = {
             name: value
             for name, value in vars(self).items()
             if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
         }
+        generators = self._generators()
         facts = {
-            "the data": [vars(train), held_out and vars(held_out)],
-            "the seeds of random generators": [g.bit_generator.state for g in self._generators()],
+            "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
             "the optimiser": [_class_name(self.optimizer), self.optimizer.state_dict()],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
             "the averages": None if self.ema is None else self.ema.state_dict(),
             "the best loss so far": [self._best_loss, self._epochs_since_best],
             "the step": len(self.history.steps),
-            **{f"the weights of {name}": p for name, p in every.items() if name not in trained},
+            **{f"the weights of {name}": p for name, p in self._trained().items()},
         }
-        digests = {name: digest([fact]) for name, fact in facts.items()}
         text = ",".join(f"{name}={value}" for name, value in options.items())
-        self._digests = digests_of_arrays(self.model)
-        arrays = {f"the array {name} of the model": value for name, value in self._digests.items()}
-        check_agreement(self._world, {"the options of the trainer": text, **digests, **arrays})
+        digests = {name: digest([fact]) for name, fact in facts.items()}
+        check_agreement(self._world, {"the options of the trainer": text, **digests, **further})
+
+    def _digests_of_model(self) -> dict[str, str]:
+        """Return digests of all weights, and of what modules have besides."""
+        attributes = digests_of_attributes(self.model).items()
+        return {
+            **{f"the weights of {n}": digest([p]) for n, p in self.model.named_parameters()},
+            **{f"the attribute {n} of the model": value for n, value in attributes},
+        }
+
+    def _check_same_model(self, ranks: World, data: Any) -> None:
+        """Raise an error on all of several ranks if they would not evaluate the same."""
+        if ranks.size > 1:
+            check_agreement(
+                ranks,
+                {"the data": digest([data]), **self._digests_of_model()},
+                "the ranks would not evaluate the same; give all of them the same data and the "
+                "same model: made from one seed (manual_seed), loaded, or trained by fit",
+            )
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -353,8 +375,16 @@ class Trainer:
         self._set_weights(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
-        """Return the model's prediction for `x`, in evaluation mode, as an array."""
-        given = list(batches([as_data(x, self._dtype())], self.batch_size, shuffle=False))
+        """Return the model's prediction for `x`, in evaluation mode, as an array.
+
+        A ValueError is raised on all of several ranks if they have other models or another `x`.
+        """
+        array = as_data(x, self._dtype())
+        self._check_same_model(world(), array)
+        return self._predicted(array)
+
+    def _predicted(self, x: NDArray[Any]) -> NDArray[Any]:
+        given = list(batches([x], self.batch_size, shuffle=False))
         ranks = world()
         with self._without_draws(ranks), evaluation_mode(self.model):
             own = [
@@ -367,9 +397,12 @@ class Trainer:
     @contextmanager
     def _without_draws(self, ranks: World) -> Iterator[None]:
         """Raise a ValueError if the block draws random numbers on one of several ranks."""
-        before = [g.bit_generator.state for g in self._generators() if ranks.size > 1]
+        if ranks.size == 1:
+            yield
+            return
+        before = [[g.bit_generator.state for g in self._generators()], states_of_all_code()]
         yield
-        after = [g.bit_generator.state for g in self._generators() if ranks.size > 1]
+        after = [[g.bit_generator.state for g in self._generators()], states_of_all_code()]
         if digest(before) != digest(after):
             raise ValueError(
                 "the model draws random numbers in an evaluation, and each rank would draw others; "
@@ -380,10 +413,13 @@ class Trainer:
         """Return the loss and the metrics of the model, with its present weights, on some data.
 
         Of micro-batches it is the mean of their losses, each with the weight of what it counted.
+        A ValueError is raised on all of several ranks if they have other models or other data.
         """
         given = self._prepared(data, "data")
+        if given is not data:  # those of `fit` have been compared when it began
+            self._check_same_model(world(), given.compared())
         if isinstance(given, Rows):
-            prediction = self.predict(given.x)
+            prediction = self._predicted(given.x)
             with no_grad():
                 loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
@@ -394,13 +430,20 @@ class Trainer:
                         f"their mean, for example"
                     )
             return {"loss": loss.item(), **named}
-        own, ranks = [], world()
-        with self._without_draws(ranks), evaluation_mode(self.model):
-            for item in block(len(given), ranks.rank, ranks.size):
-                ((*inputs, target),) = given.micro_batches(np.array([item]))
-                mean, count = _checked(self.loss(self.model(*inputs), target))
-                count = _rows_of(target) if count is None else count
-                own.append((mean.item() if count else 0.0, count))
+        own, digests, ranks = [], [], world()
+        mine = block(len(given), ranks.rank, ranks.size)
+        with evaluation_mode(self.model):
+            for item in range(len(given)):  # all ranks get all, which may be made at random
+                taken = given.micro_batches(np.array([item]))
+                if ranks.size > 1:
+                    digests.append(digest(taken))
+                if item in mine:
+                    ((*inputs, target),) = taken
+                    with self._without_draws(ranks):
+                        mean, count = _checked(self.loss(self.model(*inputs), target))
+                    count = _rows_of(target) if count is None else count
+                    own.append((mean.item() if count else 0.0, count))
+        check_agreement(ranks, {"the data": digest(digests)})
         found = [each for some in ranks.gather(own, "evaluate") for each in some]
         counted = sum(count for _, count in found)
         if not counted:
@@ -433,7 +476,10 @@ class Trainer:
         self.model.train()
         while begun.position < len(train):
             items = begun.order[begun.position : begun.position + size]
-            made, count = self._step(train.micro_batches(items))
+            taken = train.micro_batches(items)
+            if self._world.size > 1:
+                self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
+            made, count = self._step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
                 check_unchanged(self.model, self._digests)
                 self._digests = None
@@ -451,8 +497,10 @@ class Trainer:
                 is_end = at_once or len(steps) == last
                 every = self.checkpoint_every
                 is_due = every is not None and len(steps) % every == 0
-                if self.checkpoint is not None and (is_end or is_due):
-                    self.save(self.checkpoint)
+                if is_end or is_due:
+                    self._check_same({})
+                    if self.checkpoint is not None:
+                        self.save(self.checkpoint)
                 if is_end:
                     return True
         self._pass = None
@@ -476,6 +524,7 @@ class Trainer:
         for function in self.on_epoch:
             function(self)
         is_stopped = self._world.any(self._stopping, "the end of an epoch")
+        self._check_same({})
         if self.checkpoint is not None:
             self.save(self.checkpoint)
         return is_stopped
@@ -621,9 +670,8 @@ class Trainer:
         """Add the sums and the facts of this rank to those of the others."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         sums_of = dict(zip(own, sums, strict=True))
-        summed, every = sum_of_all(
-            self._world, count, sums_of, facts, parameters, self._streams.keys
-        )
+        marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
+        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
         for fact in every:
             self._finite("loss", fact.loss)
         return summed, [fact.loss for fact in every], every
@@ -660,6 +708,11 @@ class Trainer:
     def _dtype(self) -> np.dtype[Any] | None:
         """Return the dtype of the model's parameters, None if there are none."""
         return next((parameter.dtype for parameter in self.model.parameters()), None)
+
+    def _trained(self) -> dict[str, Parameter]:
+        """Return the parameters that the optimiser has, by name."""
+        optimized = self._optimized()
+        return {name: p for name, p in self.model.named_parameters() if id(p) in optimized}
 
     def _optimized(self) -> set[int]:
         return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -775,8 +828,13 @@ class Trainer:
         That of the trainer, which the order of the rows is drawn from, may be left out.
         """
         own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
-        for module in self.model.modules():
-            own += module._generators()
+        for _, part in walk(self.model, "", set()):
+            held: Iterable[Any] = ()
+            if isinstance(part, Module):
+                held = part._generators()
+            elif isinstance(part, (list, tuple, dict)):
+                held = part.values() if isinstance(part, dict) else part
+            own += [each for each in held if isinstance(each, np.random.Generator)]
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -29,6 +29,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.x)
 
+    def compared(self) -> list[Any]:
+        """Return what several ranks compare before they use these data."""
+        return [self.x, self.y, self.batch_size]
+
+    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
+        """Return what they compare in a step: which rows it has."""
+        return [items]
+
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return some rows in micro-batches of `batch_size`."""
         x, y = self.x[items], self.y[items]
@@ -46,6 +54,14 @@ class MicroBatches:
 
     def __len__(self) -> int:
         return len(self.given)
+
+    def compared(self) -> list[Any]:
+        """Return what several ranks compare before they use these data: how many there are."""
+        return [len(self)]
+
+    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
+        """Return what they compare in a step: its data, which a Sequence may just have made."""
+        return micro_batches
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return some of the micro-batches."""

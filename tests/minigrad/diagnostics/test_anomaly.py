@@ -203,9 +203,6 @@ def test_an_option_that_is_not_finite_is_not_laid_at_the_door_of_the_op():
     error = caught(lambda: minigrad.leaky_relu(leaf([-1.0]), float("nan")))
     assert "input negative_slope of `leaky_relu` (a number) holds NaN already" in str(error)
     layer = lora.LoRALayer(np.ones((2, 2), np.float32), 2, 2, 1, 1.0)
-    layer.scale = float("nan")
-    error = caught(lambda: layer(np.ones((1, 2), np.float32)))
-    assert "input scale of `lora_linear` (a number) holds NaN" in str(error)
     layer.scale = 1e39
     layer.lora_b = np.ones((2, 1))
     error = caught(lambda: layer(np.ones((1, 2), np.float32)))

@@ -1,11 +1,14 @@
 """What each rank does in `test_world`: all calls of a world, compared with those of one process."""
 
+import copy
+import errno
 import functools
 import os
 import subprocess
 import sys
 import time
 from itertools import pairwise as pairwise_of
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +33,7 @@ def gather_and_broadcast():
         assert repr(found) == repr([*([value, r] for r in ranks), *[value] * size, value])
     assert world.broadcast(f"of {rank}") == "of 0"
     assert world.gather([np.float32(0.5), np.int64(rank)]) == [[0.5, r] for r in ranks]
-    with pytest.raises(TypeError, match="a set cannot go from rank to rank; send an array"):
-        world.gather({rank})
+    assert world.gather((1, (2, 3))) == [[1, [2, 3]]] * size
     for dtype in "?bHiqefdFD":
         for shape in ((), (0, 3), (5,), (2, 3, 4)):
             values = [np.array(np.random.default_rng(r).random(shape) * 9, dtype) for r in ranks]
@@ -46,9 +48,56 @@ def gather_and_broadcast():
     assert equal(world.broadcast(large[rank]), large[0])
 
 
+def refusals():
+    """What no rank can send is refused before any other rank waits for it."""
+    for value, sentence in (
+        ({rank}, "a set cannot go from rank to rank; send an array"),
+        ([np.zeros(2)], "an array goes from rank to rank alone, not in a list or a dict"),
+        ({"a": np.zeros(2)}, "an array goes from rank to rank alone, not in a list or a dict"),
+        ({0: 5}, "the key 0 of a dict cannot go from rank to rank; keys are texts"),
+        ([{(1, 2): 5}], r"the key \(1, 2\) of a dict cannot go"),
+        (np.array(["a", None]), "an array of objects cannot go from rank to rank"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "a masked array cannot go from rank"),
+        (np.longdouble(0.1), "a longdouble cannot go from rank to rank"),
+        ([b"text"], "a bytes cannot go from rank to rank"),
+    ):
+        for call in (world.gather, lambda x: world.on_first(lambda: x)):
+            with pytest.raises(TypeError, match=sentence):
+                call(value)
+
+
+class OwnError(KeyError):
+    """An error of a script, which is known on rank 0 only."""
+
+
+def errors_of_the_first():
+    """An error on rank 0 is one on all, of the nearest class of Python's that says the same."""
+    nowhere = os.path.join(os.devnull, "nowhere")
+    for function, kinds in (
+        (lambda: {}["rate"], [KeyError]),
+        (lambda: Path(nowhere).read_text(), [NotADirectoryError]),
+        (lambda: os.rename(nowhere, "there"), [NotADirectoryError]),
+        (lambda: b"\xff".decode(), [UnicodeDecodeError, UnicodeError]),
+        (lambda: raises(OwnError("rate")), [OwnError, KeyError]),
+        (lambda: raises(ExceptionGroup("two", [ValueError()])), [ExceptionGroup, Exception]),
+        (lambda: raises(AssertionError), [AssertionError]),
+    ):
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # each is compared below
+            world.on_first(function)
+        kind = kinds[0] if rank == 0 else kinds[-1]
+        assert type(caught.value) is kind
+        assert len(set(world.gather(str(caught.value)))) == 1
+        if rank and isinstance(caught.value, OSError):
+            assert (caught.value.errno, caught.value.filename) == (errno.ENOTDIR, nowhere)
+
+
+def raises(error):
+    raise error
+
+
 def barrier_and_any():
     assert not world.any(False)
-    assert world.any(True)
+    assert world.any(True) is world.any(0.5) is True
     assert all(world.any(rank == r) for r in ranks)
     for late in ranks:
         world.barrier()
@@ -140,7 +189,10 @@ def children():
 
 if __name__ == "__main__":
     print(rank, size)
+    assert copy.deepcopy(world) is world
     gather_and_broadcast()
+    refusals()
+    errors_of_the_first()
     barrier_and_any()
     for count in range(1, 18):
         sum_of(count)

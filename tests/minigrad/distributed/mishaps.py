@@ -8,7 +8,9 @@ prints a line of JSON for each rank: what became of each case.
 import errno
 import json
 import math
+import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,50 @@ class RunningMean(nn.Module):
     def forward(self, x):
         self.mean = 0.9 * self.mean + 0.1 * x.detach().numpy().mean(0)
         return x
+
+
+class NoiseOfAllCode(nn.Module):
+    """Adds noise from a generator that all code shares."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def forward(self, x):
+        return x + float(self.draw())
+
+
+class NoiseInAList(nn.Module):
+    """Adds noise from generators in a list."""
+
+    def __init__(self):
+        self.parts = [{"rng": np.random.default_rng(3)}]
+
+    def forward(self, x):
+        return x + self.parts[0]["rng"].standard_normal(x.shape).astype(np.float32)
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        self.calls, self.parts = 0, {"means": [np.zeros(4)]}
+
+    def forward(self, x):
+        self.calls += 1
+        self.parts["means"][0] = x.detach().numpy().mean(0)
+        return x
+
+
+class AtRandom(Sequence):
+    """Micro-batches that are drawn when they are asked for, of any number."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(9)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        x = self.rng.standard_normal((2, 4)).astype(np.float32)
+        return minigrad.tensor(x), X[2 * i : 2 * i + 2]
 
 
 def model(seed=0, *others):
@@ -160,7 +206,66 @@ def with_draws_on_one_rank():
             minigrad.rand(3)
 
     minigrad.manual_seed(0)
-    fit(trainer(model(0, nn.Dropout(0.5)), on_step=draw))
+    try:
+        fit(trainer(model(0, nn.Dropout(0.5)), on_step=draw))
+    finally:
+        minigrad.manual_seed(0)
+
+
+def with_draws_from_the_order_on_one_rank():
+    rng = np.random.default_rng(1)
+    fit(trainer(rng=rng, on_epoch=lambda _: rng.random(RANK)))
+
+
+def with_weights_that_rank_1_changes():
+    made = trainer()
+
+    def change(_):
+        if RANK == 1:
+            made.model[0].weight.data *= 2
+
+    made.on_step = [change]
+    fit(made)
+
+
+def with_an_lr_that_rank_1_changes():
+    made = trainer()
+    made.on_epoch = [lambda _: made.optimizer.param_groups[0].update(lr=0.01 + RANK)]
+    fit(made)
+
+
+def with_other_weights_in_a_prediction():
+    trainer(model(RANK)).predict(X)
+
+
+def with_other_data_in_a_prediction():
+    trainer().predict(X + RANK)
+
+
+def with_another_target_in_an_evaluation():
+    trainer().evaluate((X, X + RANK))
+
+
+def with_other_micro_batches_in_an_evaluation():
+    trainer().evaluate([(minigrad.tensor(X + RANK), X)])
+
+
+def with_other_micro_batches():
+    batches = [(minigrad.tensor(X[i : i + 4]), X[i : i + 4]) for i in range(0, 24, 4)]
+    batches[-1] = (batches[-1][0] + RANK, batches[-1][1])
+    trainer().fit(batches, epochs=1)
+
+
+def with_draws_from_numpy():
+    fit(trainer(model(0, NoiseOfAllCode(np.random.rand))))
+
+
+def with_draws_from_python():
+    fit(trainer(model(0, NoiseOfAllCode(random.random))))
+
+
+def with_a_counter():
+    fit(trainer(model(0, Counter())))
 
 
 def with_a_full_disk_on_rank_0():
@@ -200,6 +305,19 @@ def with_noise_of_its_own():
     return [step["loss"] for step in made.history.steps]
 
 
+def with_noise_in_a_list():
+    made = fit(trainer(model(0, NoiseInAList())))
+    return [step["loss"] for step in made.history.steps]
+
+
+def with_micro_batches_made_at_random():
+    """Train on other data in each epoch, of which each rank has a part; return the losses."""
+    made = trainer()
+    made.fit(AtRandom(), epochs=2, validation=AtRandom())
+    losses = [step["loss"] for step in made.history.steps]
+    return losses + [epoch["validation_loss"] for epoch in made.history.epochs]
+
+
 def called_on_every_rank():
     """Return how often functions were called, and what was predicted and evaluated."""
     seen = []
@@ -224,13 +342,18 @@ def values_of_rank_0():
     ]
 
 
+ALIKE = (
+    with_noise_of_its_own,
+    with_noise_in_a_list,
+    with_micro_batches_made_at_random,
+    called_on_every_rank,
+)  # which return what one process has
 RESULTS = (
     averaged_without_seeds,
     values_of_rank_0,
     stopped_on_one_rank,
     begun_without_seeds,
-    with_noise_of_its_own,
-    called_on_every_rank,
+    *ALIKE,
 )
 
 

@@ -85,11 +85,44 @@ def test_an_error_before_the_ranks_meet_ends_all_in_a_limited_time():
 @needs_mpi
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "code", [CAUGHT.format("fit(lambda trainer: 1 / 0)"), CAUGHT.format("fail()\n    1 / 0")]
+    "call",
+    [
+        "fit(lambda trainer: 1 / 0)",
+        "fail()\n    1 / 0",
+        "fit(on_epoch=lambda trainer: time.sleep(3 * RANK) or 1 / 0)",
+    ],
 )
-def test_an_error_that_all_ranks_catch_ends_none(code):
-    ended = run(2, "-c", START + code)
+def test_an_error_that_all_ranks_catch_ends_none(call):
+    ended = run(2, "-c", START + CAUGHT.format(call))
     assert (ended.status, ended.out) == (0, ["caught\ngood\n"] * 2), ended
+    is_late = "sleep" in call  # on rank 1, so that rank 0 says what it waits with
+    assert ("rank 0 waits for the others with an error:\nTraceback" in ended.err[0]) == is_late
+    assert ended.err[1] == ""
+
+
+@needs_mpi
+@pytest.mark.full
+def test_an_error_waits_for_a_rank_that_makes_its_next_call_late():
+    ended = run(2, "-c", f"{START}world(); fail(); time.sleep(2.5); fit(); print('good')")
+    assert ended.status != 0
+    assert "rank 1 waits for the others with an error:\nTraceback" in ended.err[1]
+    assert "rank 1 ends all ranks:\nTraceback" in ended.err[1]
+    assert ended.out[0] == ended.err[0] == ""
+
+
+HOOK = "sys.excepthook = lambda *error: print('seen', error[1], flush=True); world()\n"
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [("1 / 0", ["seen division by zero\n", ""]), ("fail()", ["", "seen on purpose\n"])],
+)
+def test_the_hook_of_a_script_sees_an_error_that_nobody_has_caught(code, seen):
+    ended = run(2, "-c", f"{START}{HOOK}{code}\nworld().barrier()")
+    assert ended.status != 0
+    assert ended.out == seen, ended
 
 
 EXITS = {  # of rank 1; the others say "good" at the end of their script

@@ -95,6 +95,14 @@ def test_processes_that_mpi_does_not_find_are_refused(variable):
     assert "has started 3 processes, but mpi4py uses" in ended.stderr.splitlines()[-1]
 
 
+def test_a_child_of_a_rank_that_has_not_met_the_others_is_none():
+    child = "import minigrad; print(minigrad.distributed.world().size)"
+    code = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"
+    size = "from minigrad.distributed import launcher; print(launcher.launched().size, flush=True)"
+    ended = alone(f"{size}\n{code}", PMI_SIZE="2")
+    assert ended.stdout == "2\n1\n", ended.stderr
+
+
 def test_an_import_does_not_start_mpi():
     found = alone("import lora; print('mpi4py' in sys.modules)", PMI_SIZE="2")
     assert found.stdout == "False\n"

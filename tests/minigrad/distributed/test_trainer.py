@@ -9,6 +9,7 @@ import pytest
 from minigrad.io import load_state
 from tests.lora.text.models import tiny_folder
 from tests.lora.text.stand_in import written
+from tests.minigrad.distributed import mishaps
 from tests.minigrad.distributed.ranks import needs_mpi, run, run_well
 from tests.minigrad.distributed.trainings import KINDS, STEPS, trained
 
@@ -75,7 +76,7 @@ def found(tmp_path_factory):
         ("other_seeds", "ValueError: .*rank 1 differs from rank 0 in the seeds"),
         ("other_options", "it has clip_norm=2.0; it lacks clip_norm=1.0"),
         ("another_frozen_base", "rank 1 differs from rank 0 in the weights of 0.weight"),
-        ("another_base_in_nf4", "rank 1 differs from rank 0 in the array 0.(base|weight)"),
+        ("another_base_in_nf4", "rank 1 differs from rank 0 in the attribute 0.(base|weight)"),
         ("another_schedule", "rank 1 differs from rank 0 in the scheduler"),
         ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
         ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
@@ -93,6 +94,20 @@ def found(tmp_path_factory):
         ("running_means", "ValueError: the forward pass changes 2.mean"),
         ("a_loss_that_is_not_finite_on_rank_1", "FloatingPointError: the loss became nan at step"),
         ("draws_on_one_rank", "ValueError: rank . has other random numbers than rank ."),
+        (
+            "draws_from_the_order_on_one_rank",
+            "rank 1 differs from rank 0 in the seeds or draws of random generators",
+        ),
+        ("weights_that_rank_1_changes", "rank 1 differs from rank 0 in the weights of 0.weight"),
+        ("an_lr_that_rank_1_changes", "rank 1 differs from rank 0 in the optimiser"),
+        ("other_weights_in_a_prediction", "evaluate the same.*in the weights of 0.weight"),
+        ("other_data_in_a_prediction", "evaluate the same.*rank 1 differs from rank 0 in the data"),
+        ("another_target_in_an_evaluation", "rank 1 differs from rank 0 in the data"),
+        ("other_micro_batches_in_an_evaluation", "rank 1 differs from rank 0 in the data"),
+        ("other_micro_batches", "ValueError: rank . has other data than rank ."),
+        ("draws_from_numpy", "ValueError: a training step on several ranks draws from np.random"),
+        ("draws_from_python", "draws from np.random or from Python's random"),
+        ("a_counter", "ValueError: the forward pass changes 2.calls, 2.parts"),
         ("a_full_disk_on_rank_0", "OSError: .*No space left on device"),
     ],
 )
@@ -118,19 +133,11 @@ def test_without_seeds_all_ranks_begin_as_rank_0(found):
     assert len(first) == 8
 
 
-def test_a_generator_of_a_module_gives_each_micro_batch_numbers_of_its_own(found):
-    from tests.minigrad.distributed import mishaps
-
-    assert [each["with_noise_of_its_own"] for each in found] == [
-        mishaps.with_noise_of_its_own()
-    ] * 2
-
-
-def test_functions_are_called_and_predictions_returned_on_every_rank(found):
-    from tests.minigrad.distributed import mishaps
-
-    expected = json.loads(json.dumps(mishaps.called_on_every_rank()))
-    assert [each["called_on_every_rank"] for each in found] == [expected] * 2
+@pytest.mark.parametrize("function", mishaps.ALIKE, ids=lambda function: function.__name__)
+def test_ranks_have_what_one_process_has(found, function):
+    """Also from generators of a module, and of micro-batches that draw their rows."""
+    expected = json.loads(json.dumps(function()))
+    assert [each[function.__name__] for each in found] == [expected] * 2
 
 
 def test_a_rank_with_another_script_is_named(tmp_path):

@@ -1,10 +1,11 @@
 """`world()`: its calls, and what it is in processes that are no ranks."""
 
-import numpy as np
+import copy
+
 import pytest
 
 from minigrad.distributed import mpi
-from minigrad.distributed.worlds import World
+from tests.minigrad.distributed import calls
 from tests.minigrad.distributed.ranks import needs_mpi, run_well
 
 
@@ -15,16 +16,12 @@ def test_calls_give_what_one_process_has(size):
     assert every == [f"{rank} {size}\ndone\n" for rank in range(size)]
 
 
-@pytest.mark.parametrize("name", ["gather", "broadcast", "on_first"])
-def test_one_process_sends_what_ranks_can_send(name):
-    call = getattr(World(), name)
-    for value, sent in (({1}, False), ([{"a": None}], True), (np.ones(2), True)):
-        given = (lambda value=value: value) if name == "on_first" else value
-        if sent:
-            assert call(given) is value or call(given) == [value]
-        else:
-            with pytest.raises(TypeError, match="a set cannot go from rank to rank"):
-                call(given)
+def test_a_world_of_one_process_has_these_calls_too():
+    calls.gather_and_broadcast()
+    calls.refusals()
+    calls.errors_of_the_first()
+    calls.barrier_and_any()
+    assert copy.deepcopy(calls.world) is calls.world
 
 
 # Each rank works longer than the patience: in Python, in the compiler, and not at all.

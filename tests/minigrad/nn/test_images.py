@@ -20,7 +20,7 @@ from minigrad.nn import (
     MaxPool1d,
     MaxPool2d,
 )
-from minigrad.training.ranks import check_unchanged, digests_of_arrays
+from minigrad.training.ranks import check_unchanged, digests_of_attributes
 from tests.cases import images
 
 BUFFERS = ["running_mean", "running_var", "num_batches_tracked"]
@@ -305,7 +305,7 @@ def test_a_checkpoint_has_the_running_moments(save_frozen, tmp_path, rng):
 
 def test_ranks_notice_that_running_moments_would_differ(rng):
     model = network()
-    before = digests_of_arrays(model)
+    before = digests_of_attributes(model)
     model(batches(rng, 1)[0][0])
     with pytest.raises(ValueError, match=r"changes 1\.running_mean, 1\.running_var"):
         check_unchanged(model, before)

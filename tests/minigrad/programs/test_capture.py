@@ -282,6 +282,20 @@ def test_a_captured_step_gives_the_bits_of_the_step(body):
     check_same(lambda: made(body))
 
 
+class Scaled(nn.Module):
+    """A layer times a parameter without an axis."""
+
+    def __init__(self):
+        self.layer, self.scale = network(), nn.Parameter(np.array(0.5, np.float32))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def test_gradients_of_a_parameter_without_an_axis_add_up():
+    check_same(lambda: made(accumulates, Scaled))
+
+
 class Signs(optim.Optimizer):
     """An optimiser of a user, with a state."""
 
