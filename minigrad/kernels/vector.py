@@ -51,6 +51,11 @@ def masks_are_cheap() -> bool:
     return vector_registers()[0] >= 32
 
 
+def masks_are_free() -> bool:
+    """Return whether masks have registers of their own, and take none from a tile of sums."""
+    return vector_registers()[0] == 64
+
+
 class Emitter:
     """Emits code for the vectors of one dtype at the current position of an IR builder.
 
@@ -103,6 +108,11 @@ class Emitter:
         return self.builder.icmp_signed(
             "<", ir.Constant(number, [I32(lane) for lane in range(self.lanes)]), limit
         )
+
+    def hidden(self, value: Any) -> Any:
+        """Emit an integer as it is, in a register of which the compiler does not know the rest."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.builder.asm(kind, "", "=r,0", [value], False)
 
     def load_some(self, address: Any, mask: Any) -> Any:
         """Emit the vector at an address; lanes outside of the mask are 0, and are not read."""

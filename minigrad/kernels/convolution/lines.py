@@ -55,11 +55,12 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                 if s.phases == 1:
                     at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
                     to = address_of(lines) + there * item
-                    for j in range(0, size, lanes):  # zeros that follow are overwritten next
-                        if size - j >= lanes:
-                            copy_vector(at + j * item, to + j * item, zero)
-                        else:
-                            copy_some(at + j * item, to + j * item, size - j, zero)
+                    if 0 < size < lanes:  # zeros that follow are overwritten next
+                        copy_some(at, to, size, zero)
+                    else:
+                        for j in range(0, size, lanes):
+                            step = min(j, size - lanes) * item  # the last may overlap another
+                            copy_vector(at + step, to + step, zero)
                 elif size > 0:
                     numbers, target = source[plane + c, here:], lines[there : there + size]
                     if s.phases == 2:

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array
-from minigrad.kernels.vector import masks_are_cheap
+from minigrad.kernels.vector import masks_are_free
 
 BLOCKS = 16  # of rows of the result, for threads to share
 LONG = 1024  # columns of rows that are joined
+ALIAS = 256  # bytes; of channels at multiples of it, few would fit in the level-1 cache at once
 PLANS = 256  # that are kept, since to find one takes longer than a small convolution
 
 
@@ -73,9 +75,12 @@ def _plan(
     line = phase * stride[1]
     ends = start[0] + (rows - 1) * stride[0] + reach[0]
     fits = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
-    in_place = fits and masks_are_cheap()  # else the tile would read behind the last line
-    if in_place and reach == [1, 1] and height == rows:  # several rows are one
+    joined = 1
+    if fits and reach == [1, 1] and height == rows:  # several rows are one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
+    # A tile that is not full reads behind the last line unless its loads have a mask.
+    in_place = fits and (masks_are_free() or joined * cols % tile_shape(itemsize).NR == 0)
+    if in_place and joined > 1:
         height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols
         line = width
     # A copy fills half the level-2 cache at most, unless it takes more for one row.
@@ -83,6 +88,8 @@ def _plan(
     block = min(-(-rows * images * groups // blocks), (most - reach[0]) // stride[0] + 1)
     block = max(1, min(rows, block))
     copied = height if in_place else (block - 1) * stride[0] + reach[0]
+    if not in_place and copied * line * itemsize % ALIAS == 0:
+        copied += 1
     in_line = taps[1] % stride[1] * phase + taps[1] // stride[1]
     table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
     together = max(1, min(images, most // copied)) if block == rows else 1

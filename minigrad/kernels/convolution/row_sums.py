@@ -24,10 +24,11 @@ from minigrad.kernels.vector import (
     copy_vector,
     instruction,
     keep_alive,
+    masks_are_free,
     vector_registers,
 )
 
-FILTERS, TAPS = 4, 4 if vector_registers()[1] > 16 else 2  # in a tile
+FILTERS, TAPS = 4, 4 if vector_registers()[1] > 16 else 3  # in a tile
 
 
 @instruction(types.intp)
@@ -43,11 +44,13 @@ def _tile_of_row_products(
     planes is returned.
 
     Complete vectors are read, past the end of a row too, and the sums of such lanes are left as
-    they were: a multiply-add with a mask takes no longer, whereas a load does. Rows that fill half
-    a vector at most are multiplied two at a time.
+    they were. With masks in registers of their own a multiply-add with one takes no longer, whereas
+    a load does. Without, such lanes of the lines become 0, as those of packed g are. Rows that fill
+    half a vector at most are multiplied two at a time.
     """
     builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
     zero, vector_bytes, every_lane = ADDRESS(0), ADDRESS(e.vector_bytes), list(range(e.lanes))
+    nothing = ir.Constant(e.vector, None)
     last_tap = builder.sub(taps, ADDRESS(1))
     columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # the last stands in for those beyond
     steps = [e.load(builder.add(table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
@@ -59,6 +62,9 @@ def _tile_of_row_products(
 
     def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any) -> list[Any]:
         new, height = [], len(sums) // TAPS
+        if mask is not None and not masks_are_free():
+            values = [builder.select(mask, value, nothing) for value in values]
+            mask = None
         for i in range(height):
             factor = e.load(e.step(g_at, g_plane, i), e.vector)
             for value, old in zip(values, sums[i * TAPS : (i + 1) * TAPS], strict=True):
@@ -93,7 +99,7 @@ def _tile_of_row_products(
         return [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2), *new]
 
     def emit(height: int) -> list[Any]:
-        first = [g, zero, *[ir.Constant(e.vector, None)] * (height * TAPS)]
+        first = [g, zero, *[nothing] * (height * TAPS)]
 
         def sums_over(step: int, row: Callable[..., list[Any]]) -> list[Any]:
             def image(_image: Any, now: list[Any]) -> list[Any]:

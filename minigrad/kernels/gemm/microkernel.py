@@ -37,6 +37,7 @@ from minigrad.kernels.vector import (
     Emitter,
     instruction,
     masks_are_cheap,
+    masks_are_free,
     vector_registers,
 )
 
@@ -104,8 +105,10 @@ def _emit_tile(
     def load_row(b_now: Any) -> list[Any]:
         *full, last = (e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors))
         loaded = [e.load(address, e.vector) for address in full]
-        # Where masks are dear, B is always packed, and there is no end to be read over.
-        some = mask is not None and masks_are_cheap()
+        # Where masks are dear, B is always packed, and there is no end to be read over. Nor is
+        # there one behind the lines of a convolution, unless masks are free.
+        cheap = masks_are_cheap() if x.table is None else masks_are_free()
+        some = mask is not None and cheap
         return [*loaded, e.load_some(last, mask) if some else e.load(last, e.vector)]
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
@@ -132,7 +135,8 @@ def _emit_sums(
     """
     builder = e.builder
     # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
-    bases = [e.step(x.a, x.a_row, i) for i in range(0, height, 3)]
+    # They are hidden from the compiler, which would compute all addresses from the first one.
+    bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
     def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
         left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
@@ -277,8 +281,8 @@ def _emit_lines(
 
     def load_row(b_now: Any) -> list[Any]:
         at = [builder.add(b_now, step) for step in steps]
-        cheap = masks_are_cheap()
-        loaded = [part.load_some(p, mask) if cheap else part.load(p, part.vector) for p in at]
+        free = masks_are_free()
+        loaded = [part.load_some(p, mask) if free else part.load(p, part.vector) for p in at]
         if parts == 1:
             return loaded
         pairs = zip(loaded[::2], loaded[1::2], strict=True)
