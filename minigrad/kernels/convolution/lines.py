@@ -44,14 +44,15 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
     """
     item, zero, lanes = source.itemsize, source.dtype.type(0), VECTOR // source.itemsize
     length = s.line // s.phases
-    for c in range(s.channels):
-        for r in range(max(0, -s.top - first), min(count, s.height - s.top - first)):
-            for phase in range(s.phases):
-                x = s.left + phase  # the column of the first number, then every phases-th
-                before = max(0, (s.phases - 1 - x) // s.phases)
-                size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
-                here = (s.top + first + r) * s.width + x + before * s.phases
-                there = (c * s.lines + r) * s.line + phase * length + before
+    start, end = max(0, -s.top - first), min(count, s.height - s.top - first)
+    for phase in range(s.phases):
+        x = s.left + phase  # the column of the first number, then every phases-th
+        before = max(0, (s.phases - 1 - x) // s.phases)
+        size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
+        for c in range(s.channels):
+            here = (s.top + first + start) * s.width + x + before * s.phases
+            there = (c * s.lines + start) * s.line + phase * length + before
+            for _ in range(start, end):
                 if s.phases == 1:
                     at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
                     to = address_of(lines) + there * item
@@ -69,6 +70,8 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                     else:
                         for j in range(size):
                             target[j] = numbers[j * s.phases]
+                here += s.width
+                there += s.line
 
 
 @for_each_dtype(pieces=0)

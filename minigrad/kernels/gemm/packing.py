@@ -26,6 +26,7 @@ from typing import NamedTuple
 from minigrad.kernels.jit import external
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
+NEAR = 32  # steps of k whose columns stay in the level-1 cache while all panels get their pieces
 GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
 
 
@@ -64,15 +65,27 @@ def pack(
     if source.row == t.item:
         # Contiguous columns: for each k, a piece of the column for each panel. The extra lanes
         # of a panel get the first rows of the next one, so that complete vectors are copied.
-        for k in range(depth):
-            here, there = source.at + k * source.col, target + k * line
-            for i in range(0, rows, step):
-                for v in range(0, width, t.VL):
-                    left = rows - i - v
-                    if left >= t.VL:
-                        copy_vector(here + v * t.item, there + v * t.item, t.zero)
+        for first in range(0, depth, NEAR):
+            steps = min(NEAR, depth - first)
+            here, there = source.at + first * source.col, target + first * line
+            left = rows
+            while left > 0:
+                v, numbers = 0, left
+                while v < line:
+                    from_, to = here + v, there + v
+                    if numbers >= t.VL:
+                        for _ in range(steps):
+                            copy_vector(from_, to, t.zero)
+                            from_ += source.col
+                            to += line
                     else:
-                        copy_some(here + v * t.item, there + v * t.item, max(left, 0), t.zero)
+                        for _ in range(steps):
+                            copy_some(from_, to, max(numbers, 0), t.zero)
+                            from_ += source.col
+                            to += line
+                    v += vector
+                    numbers -= t.VL
+                left -= step
                 here += step * t.item
                 there += line * depth
         return
