@@ -65,7 +65,7 @@ from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.misc import appdirs
 
-from minigrad.kernels.start import WORKING_FOLDER
+from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
 # numba's own annotations cover a part of it, and differ between versions.
 _numba: Any = numba
@@ -283,6 +283,9 @@ class KernelCache:
             if announces:
                 # By name, since that module knows the kernels, and only if there is need of it.
                 import_module("minigrad.kernels.first_run").announce(name, str(signature))
+            with interrupts_held_back():  # while numba imports what it needs to compile
+                cpu_target.typing_context.refresh()
+                target.refresh()
         return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
