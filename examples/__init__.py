@@ -9,3 +9,21 @@ says what an example shows, and a sentence that begins with "It takes" says how 
 which picture it draws. `command_line` contains what all examples share, and the folder `pictures`
 has the pictures that they draw.
 """
+
+import sys
+from types import TracebackType
+
+EXTRA = ("matplotlib", "sklearn", "tokenizers")  # what the extra `examples` installs, as imported
+
+
+def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error that ends an example: in one line if a package of the extra is missing."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
+        install = 'python -m pip install -e ".[examples]"'
+        print(f"the package {error.name!r} is missing; run {install}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for the example that it is to run
+    sys.excepthook = show

@@ -27,6 +27,7 @@ import numpy as np
 import minigrad
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
+from minigrad.kernels.start import load_numba
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -81,7 +82,7 @@ def check(options: argparse.Namespace) -> int:
         low, high = options.range or (0.0, 1.0)
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
-        of = importlib.import_module("ml_dtypes") if options.dtype == "bfloat16" else np
+        of = package("ml_dtypes") if options.dtype == "bfloat16" else np
         arrays = [np.asarray(x).astype(getattr(of, options.dtype)) for x in inputs]
         settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
         if options.vjp is None:
@@ -111,15 +112,27 @@ def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> l
     found = framework_of(f, []) if framework is None else None
     framework = found.framework if found else framework
     if framework == "torch":
-        torch = importlib.import_module("torch")
+        torch = package("torch")
         parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
         own = next((p.dtype for p in parameters), getattr(torch, dtype))  # that of a Module
         wide = (x.astype(np.float64) for x in arrays)  # which PyTorch takes from numpy
         return [torch.from_numpy(x).to(own).requires_grad_() for x in wide]
     if framework == "jax":
-        jax = importlib.import_module("jax.numpy")
+        jax = package("jax").numpy
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
     return arrays
+
+
+def package(name: str) -> Any:
+    """Import a package, or raise a ModuleNotFoundError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            wanted = "'minigrad-lora[text]'" if name == "ml_dtypes" else name
+            text = f"{name} is not installed; python -m pip install {wanted}"
+            raise ModuleNotFoundError(text, name=name) from None
+        raise
 
 
 def load(target: str) -> Any:
@@ -161,6 +174,14 @@ def load(target: str) -> Any:
             what = f"a class; name {instead}"
         raise ValueError(f"{target} cannot be checked: it is {what}")
     return found
+
+
+def start_numba(command: str) -> None:
+    """Import numba for a command, or exit with the reason why it cannot be used."""
+    try:
+        load_numba()
+    except RuntimeError as error:
+        sys.exit(f"minigrad {command}: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -207,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "check":
         sys.exit(check(chosen))
     if chosen.command == "warmup":
+        start_numba(chosen.command)
         from minigrad.kernels.warmup import WarmupError, warmup
 
         try:
@@ -214,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except WarmupError as error:
             sys.exit(f"minigrad warmup: {error}")
     elif chosen.command == "config":
+        start_numba(chosen.command)
         minigrad.show_config()
     else:
         parser.print_help()

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
 
+from minigrad.kernels.start import load_numba
 from minigrad.tables import in_bytes
 
 
@@ -25,6 +26,7 @@ def show_config(file: TextIO | None = None) -> None:
 def config() -> dict[str, str]:
     """Return the facts that `show_config` prints, by name."""
     # Imported here, because numba takes longer to import than everything else together.
+    load_numba()
     from minigrad.kernels import cache, jit, threads, vector
     from minigrad.kernels.gemm import microkernel, prepacked
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.resources import files
 from inspect import getattr_static
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,11 +23,9 @@ from typing import Any
 def elsewhere() -> dict[str, dict[str, str]]:
     """Return the table: for each owner the names that it does not have, with what to use."""
     table: dict[str, dict[str, str]] = {}
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            table.setdefault(row["owner"], {}).update(
-                dict.fromkeys(row["names"].split(), row["here"])
-            )
+    content = (files("minigrad") / "renamed.csv").read_text(encoding="utf-8")  # also from a zip
+    for row in csv.DictReader(content.splitlines()):
+        table.setdefault(row["owner"], {}).update(dict.fromkeys(row["names"].split(), row["here"]))
     return table
 
 

@@ -1,8 +1,11 @@
 """Names that are not here, of modules, attributes and arguments: an error says what to use."""
 
 import importlib
+import os
 import re
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,25 @@ def test_an_old_name_of_a_module_gives_the_new_one(old, new):
 @pytest.mark.parametrize("old", elsewhere()["minigrad 0.1"])
 def test_the_changelog_has_a_row_for_each_old_name(old):
     assert f"\n| `{old}`" in CHANGELOG
+
+
+def test_from_a_zip_archive_names_are_known_as_from_files(tmp_path):
+    root = Path(minigrad.__file__).parents[1]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (path for name in ("minigrad", "lora") for path in (root / name).rglob("*.*")):
+            if path.suffix in (".py", ".csv"):
+                archive.write(path, path.relative_to(root))
+    script = "import lora, minigrad\nprint(getattr(minigrad, 'where_not', 'none'))\nminigrad.cat"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "all.zip")}
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout == "none\n"
+    assert "; use minigrad.concatenate" in ran.stderr.splitlines()[-1]
 
 
 def test_a_module_that_never_was_is_not_found_as_ever():

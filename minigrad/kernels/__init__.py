@@ -9,8 +9,8 @@ NUMBA_DISABLE_JIT=1.
 Where to read:
 
 * `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
-  code is stored, and when they use threads; `warmup` compiles them ahead, and `first_run` shows
-  the user what is being compiled.
+  code is stored, and when they use threads; `start` imports numba, `warmup` compiles the kernels
+  ahead, and `first_run` shows the user what is being compiled.
 * `launch` has the kernel itself: one compiled form, run by one thread or shared by several. Its
   parameters are annotated with their types, which `jit` lists.
 * `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from minigrad.heap import keep_freed_memory
+from minigrad.kernels.start import interrupts_held_back, load_numba
 
 if TYPE_CHECKING:
     from minigrad.kernels import (
@@ -78,5 +79,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in __all__:
         keep_freed_memory()
-        return import_module(f"{__name__}.{name}")  # which is an attribute from then on
+        load_numba()
+        with interrupts_held_back():
+            return import_module(f"{__name__}.{name}")  # which is an attribute from then on
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

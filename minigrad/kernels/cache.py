@@ -28,8 +28,8 @@ of our sources, or follow from the processor, which the key knows; what depends 
 size of a cache, say) must come as an argument.
 
 A kernel is looked for in all `FOLDERS`, and stored in the first that can be
-written to. So kernels that were compiled when a container was built, or by an administrator, serve
-everyone who may read them.
+written to. Everyone may read it. So kernels that root has compiled, as when a container was built,
+serve all users.
 
 Whoever can write machine code that we load can do in this process what he wants. So folders and
 files count only if they belong to this user or to root, and nobody else may write to them; ours are
@@ -64,6 +64,8 @@ from numba.core import compiler, serialize
 from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.misc import appdirs
+
+from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
 # numba's own annotations cover a part of it, and differ between versions.
 _numba: Any = numba
@@ -111,8 +113,9 @@ def _surroundings() -> tuple[object, ...]:
 def _folders() -> list[Path]:
     parents = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
     if _numba.config.CACHE_DIR:
-        parents = [Path(_numba.config.CACHE_DIR, "minigrad").absolute()]
-    # Without a home folder, that of the user would be a folder named "~" of the working one.
+        parents = [Path(WORKING_FOLDER, _numba.config.CACHE_DIR, "minigrad")]
+    # Without a home folder, that of the user would be a folder named "~" of the working one, which
+    # may have been deleted.
     parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
     return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
 
@@ -121,7 +124,8 @@ FOLDERS = _folders()
 """The folders where compiled kernels may be, in the order in which they are searched.
 
 They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
-folder. All depend on the state of our sources; there are none if these cannot be read.
+folder. A relative one counts from the working folder in which minigrad was imported. All depend on
+the state of our sources; there are none if these cannot be read.
 """
 
 
@@ -146,7 +150,7 @@ def writable_folder() -> Path | None:
         try:
             is_new = not folder.exists()
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o755, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
             if not is_trusted(folder):
                 continue
@@ -173,7 +177,7 @@ def describe() -> str:
     """Return a text that says where compiled kernels are kept, and how many there are."""
     folder = writable_folder()
     if folder is None:
-        return f"kept nowhere: no folder for them can be written to ({tried()})"
+        return f"kept nowhere: {why_nowhere()}"
     sizes = [path.stat().st_size for path in folder.glob("*.nbc")]
     return f"{len(sizes)} files of {sum(sizes) / 1e6:.1f} MB in {folder}"
 
@@ -264,7 +268,8 @@ class KernelCache:
     def has(self, signature: Any) -> bool:
         """Return whether the function is on disk for these argument types."""
         name = f"{self._name(signature)}.nbc"
-        return any((folder / name).exists() for folder in FOLDERS)
+        # Unlike `Path.exists` this is False in a folder of another user.
+        return any(os.path.exists(folder / name) for folder in FOLDERS)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these argument types, or None if it must be compiled."""
@@ -278,6 +283,9 @@ class KernelCache:
             if announces:
                 # By name, since that module knows the kernels, and only if there is need of it.
                 import_module("minigrad.kernels.first_run").announce(name, str(signature))
+            with interrupts_held_back():  # while numba imports what it needs to compile
+                cpu_target.typing_context.refresh()
+                target.refresh()
         return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -331,8 +339,8 @@ def write_file(path: Path, content: bytes) -> None:
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         # Another process may have deleted the folder as an old one.
-        draft.parent.mkdir(mode=0o700, exist_ok=True)
-        with open(draft, "wb", opener=_for_this_user) as file:
+        draft.parent.mkdir(mode=0o755, exist_ok=True)
+        with open(draft, "wb", opener=_for_all_to_read) as file:
             file.write(hashlib.sha256(content).digest() + content)
         draft.replace(path)
     except OSError as error:
@@ -347,17 +355,29 @@ def write_file(path: Path, content: bytes) -> None:
 
 def drop_drafts(process: int) -> None:
     """Delete the files that a process had not finished when it was ended."""
-    for draft in (draft for folder in FOLDERS for draft in folder.glob(f"*.{process}-*")):
+    folder = writable_folder()
+    for draft in folder.glob(f"*.{process}-*") if folder else ():
         draft.unlink(missing_ok=True)
 
 
-def _for_this_user(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _for_all_to_read(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
-def tried() -> str:
-    """Return the folders where kernels could be kept, or the reason why there is none."""
-    return ", ".join(map(str, FOLDERS)) or "nor can our own source files be read"
+def why_nowhere() -> str:
+    """Return the reason why compiled kernels are not kept, and what to do."""
+    if not _SOURCES:
+        return (
+            "the files of minigrad cannot be read one by one, as in a zip archive; install it, or "
+            "unpack it"
+        )
+    if not FOLDERS:
+        return (
+            f"NUMBA_CACHE_DIR is {_numba.config.CACHE_DIR!r}, and there was no working folder when "
+            "minigrad was imported; it may name a folder by its whole path"
+        )
+    folders = ", ".join(map(str, FOLDERS))
+    return f"no folder for them can be written to ({folders}); NUMBA_CACHE_DIR may name one"
 
 
 @cache

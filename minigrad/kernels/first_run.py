@@ -64,8 +64,8 @@ class Announcement:
         folder = cache.writable_folder()
         if folder is None:
             cache.say_once(
-                "compiling kernels, anew in each process, for there is no folder to keep them in "
-                f"that can be written to ({cache.tried()}); NUMBA_CACHE_DIR may name one"
+                "compiling kernels, anew in each process, for they cannot be kept: "
+                f"{cache.why_nowhere()}"
             )
         else:
             cache.say_once(

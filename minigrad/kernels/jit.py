@@ -44,6 +44,7 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from minigrad.kernels import cache
+from minigrad.kernels.start import working_folder
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -123,6 +124,13 @@ def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
     gc.disable()  # numba's objects are many, and nearly all of them are still in use
     try:
         made.compile(kinds)
+    except FileNotFoundError as error:
+        if working_folder():
+            raise
+        raise FileNotFoundError(
+            "the working folder has been deleted, and numba compiles from an existing one only; go "
+            "to one with os.chdir"
+        ) from error
     finally:
         if collects:
             gc.enable()

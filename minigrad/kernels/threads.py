@@ -28,7 +28,8 @@ import operator
 import os
 import threading
 from functools import cache
-from typing import Any
+
+from minigrad.kernels.start import load_numba
 
 WORTH_A_TEAM = 30e-6  # seconds of work from which on waking a thread (in 22 us) pays
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
@@ -38,20 +39,6 @@ forked = False
 """Whether a fork has made this process."""
 
 _workqueue = threading.Lock()
-
-
-@cache
-def _numba() -> Any:
-    """Return numba, with OpenMP first among its layers unless the user has chosen."""
-    import numba
-
-    chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
-        "NUMBA_THREADING_LAYER_PRIORITY"
-    )
-    config: Any = numba.config
-    if not chosen and config.THREADING_LAYER == "default":
-        config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    return numba
 
 
 def _after_fork_in_child() -> None:
@@ -98,7 +85,7 @@ def get_num_threads() -> int:
 
 def get_max_threads() -> int:
     """Return how many threads `set_num_threads` accepts at most."""
-    limit: int = _numba().config.NUMBA_NUM_THREADS
+    limit: int = load_numba().config.NUMBA_NUM_THREADS
     return limit
 
 
@@ -115,11 +102,11 @@ def threading_layer() -> str:
     if short:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)  # is read when the pool's library is loaded
     try:
-        _numba().get_num_threads()  # starts the pool
+        load_numba().get_num_threads()  # starts the pool
     finally:
         if short:
             del os.environ["GOMP_SPINCOUNT"]
-    layer: str = _numba().threading_layer()
+    layer: str = load_numba().threading_layer()
     return layer
 
 
@@ -141,14 +128,14 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
-        before = _numba().get_num_threads()
+        before = load_numba().get_num_threads()
         if before != threads:
             self._before = before
-            _numba().set_num_threads(threads)
+            load_numba().set_num_threads(threads)
         return threads
 
     def __exit__(self, *_error: object) -> None:
         if self._before:
-            _numba().set_num_threads(self._before)
+            load_numba().set_num_threads(self._before)
         if self._locked:
             _workqueue.release()

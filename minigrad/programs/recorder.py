@@ -28,6 +28,12 @@ from minigrad.optim import Optimizer
 from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
 
+DRAWS = (
+    "the step draws random numbers from a generator, which a program would not do again; draw by "
+    "minigrad.rand(..., rng=generator) and the like, or outside of the step, and pass the numbers "
+    "as arguments"
+)
+
 
 class StepRecorder(Observer):
     """Writes down one step, with these names for the values in its lines."""
@@ -314,6 +320,11 @@ class StepRecorder(Observer):
         """Raise an error for a hook."""
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
+    def on_random(self, generator: np.random.Generator) -> None:
+        """Raise an error for a draw that is not announced, as that of `nn.init.normal_`."""
+        if not self._running:
+            raise CaptureError(DRAWS)
+
     def check_state(self) -> None:
         """Raise a CaptureError if the step itself has changed what a program reads anew."""
         settings, draws = self.surroundings.state()
@@ -326,9 +337,8 @@ class StepRecorder(Observer):
                 )
         if draws != self._state[1]:
             raise CaptureError(
-                "the step draws random numbers from a generator, which a program would not do "
-                "again; draw by minigrad.rand(..., rng=generator) and the like, or outside of the "
-                "step, and pass the numbers as arguments"
+                f"{DRAWS}; if another thread draws from this generator, give the thread one of its "
+                f"own"
             )
 
 

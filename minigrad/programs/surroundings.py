@@ -38,7 +38,6 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import random
 from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
@@ -64,7 +63,7 @@ class Surroundings:
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
         self.numbers: set[float] = set()  # also those in the code of the functions
         self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
-        self.generators = [random.generator()]
+        self.generators: list[np.random.Generator] = []
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared

@@ -1,6 +1,7 @@
 """The examples run, hold what they claim, draw a picture, and refuse bad input in one line."""
 
 import inspect
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -129,6 +130,21 @@ def test_an_unknown_name_is_answered_with_the_nearest_first():
             runner.main([name])
         assert str(caught.value).startswith(f"there is no example {name!r}; there are: {nearest}, ")
         assert all(other in str(caught.value) for other in NAMES)
+
+
+@pytest.mark.parametrize("run_by", [["examples", "toy_regression"], ["examples.lora_regression"]])
+def test_without_its_extra_an_example_says_in_one_line_what_to_install(tmp_path, run_by):
+    for package in ("matplotlib", "sklearn"):
+        missing = f"raise ModuleNotFoundError('none', name={package!r})"
+        (tmp_path / f"{package}.py").write_text(missing)
+    paths = os.pathsep.join([str(tmp_path), str(Path(runner.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-m", *run_by, "--quick"],
+        env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert 'is missing; run python -m pip install -e ".[examples]"' in done.stderr
 
 
 @pytest.mark.full

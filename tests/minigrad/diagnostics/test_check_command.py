@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,24 @@ def test_it_is_a_command(tmp_path):
     assert result.stdout == (
         "gradcheck of tanh: agree (12 entries compared, 0 wrong, 0 undecided, tolerance 1e-06)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "package", "install"),
+    [
+        (["--framework", "torch"], "torch", "torch"),
+        (["--framework", "jax"], "jax", "jax"),
+        (["--dtype", "bfloat16"], "ml_dtypes", "'minigrad-lora[text]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_way_to_install_it(
+    file, monkeypatch, capsys, options, package, install
+):
+    beside = Path(file).with_name(f"{package}.py")
+    beside.write_text(f"raise ModuleNotFoundError('none', name={package!r})")
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        main(["check", f"{file}:root", "--shapes", "3", *options])
+    assert caught.value.code == 3
+    said = f"{package} is not installed; python -m pip install {install}\n"
+    assert capsys.readouterr().err.endswith(said)

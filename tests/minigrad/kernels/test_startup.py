@@ -484,8 +484,8 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
     assert probe.right()
     folder = tmp_path / "here/kernels-1"
     files = list(folder.glob("*.nbc"))
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert folder.stat().st_mode & 0o722 == 0o700
+    assert {file.stat().st_mode & 0o722 for file in files} == {0o600}
     # This user's own are mended.
     folder.chmod(0o777)
     files[0].chmod(0o666)
@@ -504,12 +504,95 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
     assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root has another user's folder"
+)
+@needs_jit
+def test_what_root_has_compiled_serves_all_and_what_it_hides_is_left_alone(machine):
+    as_nobody = "import os, probe; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    as_nobody += "assert probe.right()"
+    for folder in (machine.home, *machine.home.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    compiled, *_ = machine.run(RUN_PROBE)
+    assert compiled == PROBE_PARTS
+    assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
+    machine.folder.chmod(0o700)
+    compiled, _, said = machine.run(as_nobody)
+    assert compiled == PROBE_PARTS
+    assert len(said) == 1
+    assert "NUMBA_CACHE_DIR may name one" in said[0]
+
+
+@needs_jit
+@pytest.mark.parametrize("module", ["numba.core.dispatcher", "numba.cpython.charseq"])
+def test_ctrl_c_waits_until_numba_has_imported_what_it_needs(machine, module):
+    """The second module is imported by numba when it compiles for the first time."""
+    script = f"""
+        import os, signal, sys
+        from minigrad import kernels
+
+        class Interrupts:
+            def find_spec(self, name, *_):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        def use():
+            kernels.threads.get_num_threads()
+            import probe
+            assert probe.right()
+
+        sys.meta_path.insert(0, Interrupts())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            use()
+        except KeyboardInterrupt:
+            use()
+        else:
+            raise SystemExit("the signal is lost")
+        """
+    assert set(machine.run(script)[0]) == set(PROBE_PARTS)
+
+
+@pytest.mark.parametrize(
+    "script", [ONE_OP, "from minigrad.__main__ import main; main(['config'])",
+    "from minigrad.__main__ import main; main(['warmup'])"],
+)  # fmt: skip
+def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(machine, script):
+    process = machine.start(script, NUMBA_NUM_THREADS="0")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = said.splitlines()[-1]
+    assert "NUMBA_NUM_THREADS is '0'; it must be a whole number of at least 1, or not set" in last
+    assert "gelu" not in last
+    assert script == ONE_OP or said.splitlines() == [last]
+
+
 @needs_jit
 def test_a_relative_folder_is_one_of_the_first_working_folder(machine, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    script = "import minigrad.kernels.cache, os; os.chdir('elsewhere')" + RUN_PROBE
+    script = "import minigrad, os; os.chdir('elsewhere')" + RUN_PROBE
     assert machine.run(script, NUMBA_CACHE_DIR="relative")[0] == PROBE_PARTS
     assert len(list((tmp_path / "relative").rglob("*.nbc"))) == len(PROBE_PARTS)
+
+
+@needs_jit
+@needs_owners  # Windows keeps the folder in which a process works
+def test_where_the_working_folder_has_been_deleted_kernels_run_and_a_compilation_says_why(machine):
+    leave = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+    compiles = """
+        try:
+            probe.right()
+        except FileNotFoundError as error:
+            print(error)
+        """
+    for script in (f"import probe\n{leave}", f"{leave}import probe\n"):
+        process = machine.start(script + textwrap.dedent(compiles), NUMBA_CACHE_DIR="relative")
+        out, said = process.communicate(timeout=60)
+        assert out.startswith("the working folder has been deleted")
+    assert "it may name a folder by its whole path" in said
+    assert machine.run(RUN_PROBE)[0] == PROBE_PARTS
+    assert machine.run(leave + RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
 @needs_jit

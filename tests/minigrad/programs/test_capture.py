@@ -15,6 +15,7 @@ import time
 import traceback
 import weakref
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -799,6 +800,29 @@ def test_a_step_that_draws_random_numbers_itself_is_refused(draw):
     if draw is not OWN_RNG.random:
         with pytest.raises(CaptureError, match="draws random numbers"):
             mg.capture(other)(batch()[0])
+
+
+def test_a_step_that_draws_from_the_default_generator_is_refused():
+    def step(x):
+        return x * 2 if mg.random.generator().random() < 2 else x
+
+    before = mg.random.generator().bit_generator.state
+    with pytest.raises(CaptureError, match=r"draws random numbers.*minigrad.rand\(\.\.\., rng="):
+        mg.capture(step)(batch()[0])
+    assert mg.random.generator().bit_generator.state == before
+
+
+def test_what_another_thread_draws_meanwhile_is_not_taken_for_a_draw_of_the_step():
+    thread = ThreadPoolExecutor(1)
+
+    def step(x):
+        thread.submit(mg.randn, 3).result()
+        return mg.dropout(x, 0.5) * 2
+
+    step = mg.capture(step)
+    for _ in range(3):
+        assert step(batch()[0]).shape == batch()[0].shape
+    thread.shutdown()
 
 
 def test_constants_that_are_made_anew_are_refused():
