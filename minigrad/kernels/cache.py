@@ -28,8 +28,8 @@ of our sources, or follow from the processor, which the key knows; what depends 
 size of a cache, say) must come as an argument.
 
 A kernel is looked for in all `FOLDERS`, and stored in the first that can be
-written to. Everyone may read it. So kernels that root has compiled, as when a container was built,
-serve all users.
+written to. Only this user may read it. Kernels that root has compiled, as when a container was
+built, serve all users after `chmod -R go+rX` of their folder.
 
 Whoever can write machine code that we load can do in this process what he wants. So folders and
 files count only if they belong to this user or to root, and nobody else may write to them; ours are
@@ -150,7 +150,7 @@ def writable_folder() -> Path | None:
         try:
             is_new = not folder.exists()
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o755, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
             if not is_trusted(folder):
                 continue
@@ -339,8 +339,8 @@ def write_file(path: Path, content: bytes) -> None:
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         # Another process may have deleted the folder as an old one.
-        draft.parent.mkdir(mode=0o755, exist_ok=True)
-        with open(draft, "wb", opener=_for_all_to_read) as file:
+        draft.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(draft, "wb", opener=_for_this_user) as file:
             file.write(hashlib.sha256(content).digest() + content)
         draft.replace(path)
     except OSError as error:
@@ -360,8 +360,8 @@ def drop_drafts(process: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _for_all_to_read(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o644)
+def _for_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def why_nowhere() -> str:

@@ -484,8 +484,8 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
     assert probe.right()
     folder = tmp_path / "here/kernels-1"
     files = list(folder.glob("*.nbc"))
-    assert folder.stat().st_mode & 0o722 == 0o700
-    assert {file.stat().st_mode & 0o722 for file in files} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     # This user's own are mended.
     folder.chmod(0o777)
     files[0].chmod(0o666)
@@ -508,7 +508,7 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root has another user's folder"
 )
 @needs_jit
-def test_what_root_has_compiled_serves_all_and_what_it_hides_is_left_alone(machine):
+def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
     as_nobody = "import os, probe; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     as_nobody += "assert probe.right()"
     for folder in (machine.home, *machine.home.parents):
@@ -516,12 +516,13 @@ def test_what_root_has_compiled_serves_all_and_what_it_hides_is_left_alone(machi
             folder.chmod(folder.stat().st_mode | 0o011)
     compiled, *_ = machine.run(RUN_PROBE)
     assert compiled == PROBE_PARTS
-    assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
-    machine.folder.chmod(0o700)
     compiled, _, said = machine.run(as_nobody)
     assert compiled == PROBE_PARTS
     assert len(said) == 1
     assert "NUMBA_CACHE_DIR may name one" in said[0]
+    for path in (machine.folder, *machine.folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
 
 @needs_jit
