@@ -43,6 +43,7 @@ from minigrad.kernels.vector import (
 
 NV = 2  # vectors in a row of the tile
 AHEAD = 16  # steps of k that packed panels are read ahead, from a far cache into the nearest one
+UNROLLED = 4  # steps of k in a round of the loop over packed panels
 CACHE_LINE = 64  # bytes
 
 
@@ -131,6 +132,9 @@ def _emit_sums(
 ) -> list[Any]:  # fmt: skip
     """Emit the loop over k and return the sums: `height` times `vectors`.
 
+    Over packed panels, which `ahead` is given for, a round makes UNROLLED steps: a core that shares
+    its instruction decoder with another process has no time for more than the arithmetic.
+
     `load_row` loads the vectors of a row of B at an address; for `ahead` see `_emit_tile`.
     """
     builder = e.builder
@@ -138,27 +142,34 @@ def _emit_sums(
     # They are hidden from the compiler, which would compute all addresses from the first one.
     bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
-    def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
+    def steps_of_k(count: int, now: list[Any]) -> tuple[list[Any], Any]:
         left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
         if ahead is not None:
             for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
-                for byte in range(0, size, CACHE_LINE):
+                for byte in range(0, count * size, CACHE_LINE):
                     soon = ADDRESS(AHEAD * size + byte)
                     e.prefetch(builder.add(panel, soon), to_write=False)
-        row = load_row(b_now if x.table is None else builder.add(x.b, e.load(b_now, ADDRESS)))
-        new_sums = []
-        for i in range(height):
-            number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
-            column = e.broadcast(number)
-            for j in range(vectors):
-                new_sums.append(e.multiply_add(column, row[j], sums[i * vectors + j]))
-        left = builder.sub(left, ADDRESS(1))
-        moved = [builder.add(b_now, x.b_k), *(builder.add(p, x.a_k) for p in a_now)]
-        return [left, *moved, *new_sums], builder.icmp_signed(">", left, ADDRESS(0))
+        for k in range(count):
+            b = e.step(b_now, x.b_k, k)
+            row = load_row(b if x.table is None else builder.add(x.b, e.load(b, ADDRESS)))
+            for i in range(height):
+                at = e.step(e.step(a_now[i // 3], x.a_k, k), x.a_row, i % 3)
+                column = e.broadcast(e.load(at, e.scalar))
+                for j in range(i * vectors, (i + 1) * vectors):
+                    sums[j] = e.multiply_add(column, row[j - i * vectors], sums[j])
+        left = builder.sub(left, ADDRESS(count))
+        moved = [e.step(b_now, x.b_k, count), *(e.step(p, x.a_k, count) for p in a_now)]
+        return [left, *moved, *sums], builder.icmp_signed(">=", left, ADDRESS(count))
 
     zeros = [ir.Constant(e.vector, None)] * (height * vectors)
-    first = x.b if x.table is None else x.table
-    return e.loop([x.depth, first, *bases, *zeros], step_of_k)[2 + len(bases) :]
+    now = [x.depth, x.b if x.table is None else x.table, *bases, *zeros]
+    if ahead is None:
+        return e.loop(now, partial(steps_of_k, 1))[2 + len(bases) :]
+    for count in (UNROLLED, 1):
+        is_enough = builder.icmp_signed(">=", now[0], ADDRESS(count))
+        rounds = partial(e.loop, now, partial(steps_of_k, count))
+        now = e.choose([(is_enough, rounds)], partial(list, now))
+    return now[2 + len(bases) :]
 
 
 def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
