@@ -28,6 +28,7 @@ from minigrad.checks import check_problems, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, missing
 
 __all__ = ["Buffer", "Module", "Parameter"]
@@ -307,7 +308,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
         raise TypeError(f"load_state_dict: the state is a dict of arrays, not a {kind}{pair}")
     problems = []
     values = {}
-    memory = {id(_owner(tensor._data)) for tensor in tensors.values()}
+    memory = {_memory(tensor._data) for tensor in tensors.values()}
     for name, tensor in tensors.items():
         if name not in state:
             problems.append(f"missing: {name} {tensor.shape}")
@@ -324,7 +325,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             )
         elif not _holds(tensor.dtype, values[name]):
             problems.append(f"mis-typed: {name} has numbers that are no {tensor.dtype}")
-        elif id(_owner(values[name])) in memory:  # of a tensor that is written to first, perhaps
+        elif _memory(values[name]) in memory:  # of a tensor that is written to first, perhaps
             values[name] = values[name].copy()
     for name in state:
         if name not in tensors:
@@ -335,12 +336,10 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
         tensors[name].copy_(value)
 
 
-def _owner(array: NDArray[Any]) -> Any:
-    """Return the object that has the memory of an array, which may be a view of a view."""
-    owner: Any = array
-    while (base := getattr(owner, "base", None)) is not None:
-        owner = base
-    return owner
+def _memory(array: NDArray[Any]) -> int:
+    """Return the id of what has the memory of an array: another array, or a buffer of others."""
+    owner = owner_of(array)
+    return id(owner if owner.base is None else owner.base)
 
 
 def _holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
@@ -386,6 +385,17 @@ def walk(
     for key, child in children:
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
+
+
+def generators_in(module: Module) -> Iterator[np.random.Generator]:
+    """List the generators of a module and of all inside it, in lists, tuples and dicts too."""
+    for _, part in walk(module, "", set()):
+        held: Iterable[Any] = ()
+        if isinstance(part, Module):
+            held = part._generators()
+        elif isinstance(part, (list, tuple, dict)):
+            held = part.values() if isinstance(part, dict) else part
+        yield from (each for each in held if isinstance(each, np.random.Generator))
 
 
 def _tree(module: Module, note: str) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
-from minigrad.nn.module import Buffer, Module, Parameter, load_values, walk
+from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
@@ -314,7 +314,7 @@ class Trainer:
         take_from_first(self._world, self._trained(), self.ema)
         data = digest([given and given.compared() for given in (train, held_out)])
         self._digests = digests_of_attributes(self.model)
-        self._check_same({"the data": data, **self._digests_of_model()})
+        self._check_same({"the data": data, **self._digests_of_model(self._digests)})
 
     def _check_same(self, further: Mapping[str, str]) -> None:
         """Raise an error on all of several ranks if what changes between steps differs there."""
@@ -336,23 +336,23 @@ class Trainer:
             **{f"the weights of {name}": p for name, p in self._trained().items()},
         }
         text = ",".join(f"{name}={value}" for name, value in options.items())
-        digests = {name: digest([fact]) for name, fact in facts.items()}
+        digests = {n: digest([fact]) for n, fact in facts.items() if n not in further}
         check_agreement(self._world, {"the options of the trainer": text, **digests, **further})
 
-    def _digests_of_model(self) -> dict[str, str]:
-        """Return digests of all weights, and of what modules have besides."""
-        attributes = digests_of_attributes(self.model).items()
+    def _digests_of_model(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        """Return digests of all weights, and those of what modules have besides, as facts."""
         return {
             **{f"the weights of {n}": digest([p]) for n, p in self.model.named_parameters()},
-            **{f"the attribute {n} of the model": value for n, value in attributes},
+            **{f"the attribute {n} of the model": value for n, value in attributes.items()},
         }
 
     def _check_same_model(self, ranks: World, data: Any) -> None:
         """Raise an error on all of several ranks if they would not evaluate the same."""
         if ranks.size > 1:
+            attributes = digests_of_attributes(self.model)
             check_agreement(
                 ranks,
-                {"the data": digest([data]), **self._digests_of_model()},
+                {"the data": digest([data]), **self._digests_of_model(attributes)},
                 "the ranks would not evaluate the same; give all of them the same data and the "
                 "same model: made from one seed (manual_seed), loaded, or trained by fit",
             )
@@ -828,13 +828,7 @@ class Trainer:
         That of the trainer, which the order of the rows is drawn from, may be left out.
         """
         own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
-        for _, part in walk(self.model, "", set()):
-            held: Iterable[Any] = ()
-            if isinstance(part, Module):
-                held = part._generators()
-            elif isinstance(part, (list, tuple, dict)):
-                held = part.values() if isinstance(part, dict) else part
-            own += [each for each in held if isinstance(each, np.random.Generator)]
+        own += generators_in(self.model)
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
