@@ -5,7 +5,6 @@ All results are those of PyTorch's optimisers of these names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,8 +57,7 @@ class SGD(Optimizer):
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
         check_not_negative(group, "lr", "momentum", "weight_decay")
-        if not math.isfinite(group["dampening"]):
-            raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
+        check_range("dampening", group["dampening"], -np.inf, np.inf)
         check_flags(group, "nesterov", "maximize")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
