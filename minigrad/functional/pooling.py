@@ -148,9 +148,7 @@ def window_means(x: Array, rows: Windows, columns: Windows) -> Array:
     return kernels.pooling.means(x, rows.bounds, columns.bounds)
 
 
-@window_means.vjp("x")
-def _window_means_x(g: Array, rows: Windows, columns: Windows, x_shape: tuple[int, ...]) -> Array:
-    return spread_means(g, rows, columns, x_shape)
+window_means.vjp("x", lambda g, rows, columns, x_shape: spread_means(g, rows, columns, x_shape))
 
 
 @op(

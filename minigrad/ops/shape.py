@@ -193,9 +193,7 @@ def getitem(x: Array, index: Any) -> Array:
     return x[plain_index(index)]
 
 
-@getitem.vjp("x")
-def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
-    return scatter_add(g, index, x_shape)
+getitem.vjp("x", lambda g, x_shape, index: scatter_add(g, index, x_shape))
 
 
 @op(linear=("values",), cost=lambda values: values.size, shape=lambda shape: shape)
