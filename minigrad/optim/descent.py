@@ -285,8 +285,8 @@ FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}
 
 def check_all_but(group: Mapping[str, Any], *others: str) -> None:
     """Raise an error unless a group's other options are flags or finite numbers of at least 0."""
-    for name in group.keys() - {"params", *others}:
+    for name, value in group.items():
         if name in FLAGS:
-            check_flag(name, group[name])
-        else:
-            check_range(name, group[name], 0.0, np.inf)
+            check_flag(name, value)
+        elif name not in ("params", *others):
+            check_range(name, value, 0.0, np.inf)
