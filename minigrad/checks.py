@@ -55,9 +55,9 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_end: boo
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a number, not {value!r:.60}")
     open_end = open_end or high == np.inf
-    if not (low <= value < high if open_end else low <= value <= high):
-        end = ")" if open_end else "]"
-        raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")
+    if value == -np.inf or not (low <= value < high if open_end else low <= value <= high):
+        start, end = "(" if low == -np.inf else "[", ")" if open_end else "]"
+        raise ValueError(f"{name} must be in {start}{low}, {high}{end}, not {value!r}")
 
 
 def check_probability(name: str, p: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
-from minigrad.checks import check_count, check_probability
+from minigrad.checks import check_count, check_flag, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -44,8 +44,10 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None)
 
     Raises:
         ValueError: if `p` is not in [0, 1].
+        TypeError: if `p` is no number, or `training` neither True nor False.
     """
     check_probability("p", p)
+    check_flag("training", training)
     if not training or p == 0:
         return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
     words, threshold = observed(draw_words, rng, math.prod(x.shape), float(p))
@@ -69,7 +71,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
         padding_idx: a row that gets no gradient.
 
     Raises:
-        TypeError: if the indices are not integers.
+        TypeError: if the indices, or `padding_idx`, are not integers.
         ValueError: if `weight` is not a matrix, or has no row `padding_idx`.
         IndexError: if there is no row for an index; negative ones do not count from the end.
     """
@@ -78,11 +80,13 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     count = weight.shape[0]
     integers = as_integers("indices", indices)
     observed(check_below, "indices", integers, count, "rows", IndexError)
-    if padding_idx is not None and not -count <= padding_idx < count:
+    if padding_idx is None:
+        return getitem(weight, integers)
+    if not isinstance(padding_idx, (int, np.integer)):
+        raise TypeError(f"padding_idx is an integer, not {padding_idx!r:.60}")
+    if not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
     rows = getitem(weight, integers)
-    if padding_idx is None:
-        return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
     is_padding = observed(np.equal, integers, padding_idx % count)
     return where(getitem(is_padding, (..., None)), constant, rows)
@@ -253,10 +257,12 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
             given, or `causal_offset` is negative, or is given without `is_causal`.
-        TypeError: if the mask is neither of booleans nor of floats.
+        TypeError: if the mask is neither of booleans nor of floats, or a flag not True or False.
     """
     check_probability("dropout_p", dropout_p)
     check_count("causal_offset", causal_offset)
+    check_flag("is_causal", is_causal)
+    check_flag("enable_gqa", enable_gqa)
     if causal_offset and not is_causal:
         raise ValueError(f"causal_offset = {causal_offset} has no effect without is_causal=True")
     shape = _attention_shape(query, key, value, enable_gqa)

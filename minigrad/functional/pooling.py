@@ -148,11 +148,6 @@ def window_means(x: Array, rows: Windows, columns: Windows) -> Array:
     return kernels.pooling.means(x, rows.bounds, columns.bounds)
 
 
-@window_means.vjp("x")
-def _window_means_x(g: Array, rows: Windows, columns: Windows, x_shape: tuple[int, ...]) -> Array:
-    return spread_means(g, rows, columns, x_shape)
-
-
 @op(
     linear=("means",),
     floats=True,
@@ -164,6 +159,8 @@ def spread_means(means: Array, rows: Windows, columns: Windows, shape: tuple[int
     return kernels.pooling.spread(means, rows.bounds, columns.bounds, shape)
 
 
+# The VJPs stand here, where both ops are known: each is the VJP of the other.
+window_means.vjp("x", lambda g, rows, columns, x_shape: spread_means(g, rows, columns, x_shape))
 spread_means.vjp("means", lambda g, rows, columns: window_means(g, rows, columns))
 
 

@@ -13,6 +13,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
+from minigrad.ops.linalg import check_matrices
 from minigrad.ops.shape import normalize_axes, normalize_axis
 
 
@@ -318,19 +319,13 @@ def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
 @composition
 def tril(x: Array, k: int = 0) -> Tensor:
     """The lower triangle of each matrix, with 0 above the k-th diagonal."""
-    return where(observed(np.tri, *_matrix(x), k, np.bool_), x, _ZERO)
+    return where(observed(np.tri, *check_matrices(x).shape[-2:], k, np.bool_), x, _ZERO)
 
 
 @composition
 def triu(x: Array, k: int = 0) -> Tensor:
     """The upper triangle of each matrix, with 0 below the k-th diagonal."""
-    return where(observed(np.tri, *_matrix(x), k - 1, np.bool_), _ZERO, x)
+    return where(observed(np.tri, *check_matrices(x).shape[-2:], k - 1, np.bool_), _ZERO, x)
 
 
 _ZERO = False  # which is 0 in every dtype, and changes none
-
-
-def _matrix(x: Array) -> tuple[int, int]:
-    if x.ndim < 2:
-        raise ValueError(f"takes matrices (..., m, n), not an array of shape {x.shape}")
-    return x.shape[-2:]  # type: ignore[no-any-return]

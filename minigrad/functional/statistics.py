@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.checks import check_range
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
@@ -16,10 +17,10 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
     Raises:
         ValueError: if n <= ddof.
+        TypeError: if ddof is no number.
     """
     count = count_along(x.shape, axis)
-    if not isinstance(ddof, (int, float, np.number)):
-        raise TypeError(f"ddof must be a number, not {ddof!r:.60}")
+    check_range("ddof", ddof, -np.inf, np.inf)
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")
     wide = widened(x)

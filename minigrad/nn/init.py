@@ -209,10 +209,11 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
     The share of zeros is `sparsity`, and their number is rounded up (Martens, 2010).
 
     Raises:
-        ValueError: if the tensor is no matrix, or `sparsity` is not in [0, 1].
+        ValueError: if the tensor is no matrix, `sparsity` is not in [0, 1], or std < 0.
     """
     rows, columns = _matrix("sparse_", tensor)
     check_probability("sparse_: sparsity", sparsity)
+    check_range("sparse_: std", std, 0, math.inf)
     rng = generator(rng)
     values = rng.normal(0.0, std, (rows, columns))
     # The ranks of random numbers are a random order, one for each column.

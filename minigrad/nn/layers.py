@@ -15,7 +15,7 @@ from minigrad import functional, ops
 from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, unusual
+from minigrad.nn.module import FunctionModule, Module, Parameter, unusual
 from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
@@ -157,31 +157,25 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-class Flatten(Module):
-    """Join the axes from `start_dim` to `end_dim`: `(n, a, b, ...) -> (n, a * b * ...)`."""
+def _flatten(x: Tensor, start_dim: int, end_dim: int) -> Tensor:
+    start, end = normalize_axis(start_dim, x.ndim), normalize_axis(end_dim, x.ndim) + 1
+    if start >= end:
+        raise ValueError(
+            f"Flatten: start_dim = {start_dim} comes after end_dim = {end_dim} in shape {x.shape}"
+        )
+    return ops.reshape(x, (*x.shape[:start], math.prod(x.shape[start:end]), *x.shape[end:]))
 
-    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        self.start_dim, self.end_dim = start_dim, end_dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x with these axes joined.
+class Flatten(FunctionModule):
+    """Join the axes from `start_dim` to `end_dim`: `(n, a, b, ...) -> (n, a * b * ...)`.
 
-        Raises:
-            ValueError: if x has no such axes, or they are in the wrong order.
-        """
-        start = normalize_axis(self.start_dim, x.ndim)
-        end = normalize_axis(self.end_dim, x.ndim) + 1
-        if start >= end:
-            raise ValueError(
-                f"Flatten: start_dim = {self.start_dim} comes after end_dim = {self.end_dim} in "
-                f"shape {x.shape}"
-            )
-        shape = (*x.shape[:start], math.prod(x.shape[start:end]), *x.shape[end:])
-        return ops.reshape(x, shape)
+    Raises:
+        ValueError: when called, if x has no such axes, or they are in the wrong order.
+    """
 
-    def extra_repr(self) -> str:
-        """The first and the last axis."""
-        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+    function = _flatten
+    start_dim: int = 1
+    end_dim: int = -1
 
 
 # --------------------------------------------------------------------------------------------------

@@ -53,10 +53,7 @@ class HuberLoss(Loss):
 class BCEWithLogitsLoss(Loss):
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits), for targets t in [0, 1].
 
-    Args:
-        reduction: "mean", "sum" or "none".
-        weight: a factor for each loss, broadcast.
-        pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
+    The options are those of `binary_cross_entropy_with_logits`.
     """
 
     function = functional.binary_cross_entropy_with_logits
@@ -68,11 +65,7 @@ class BCEWithLogitsLoss(Loss):
 class CrossEntropyLoss(Loss):
     """-log softmax(logits)[target], for integer classes or for probabilities of the classes.
 
-    Args:
-        reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts.
-        ignore_index: targets of this value have no loss, and do not count in the mean.
-        label_smoothing: this much of the probability is spread evenly over all classes.
+    The options are those of `cross_entropy`.
 
     Raises:
         ValueError: if `label_smoothing` is not in [0, 1], or there is no such reduction.

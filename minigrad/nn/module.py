@@ -400,17 +400,15 @@ def generators_in(module: Module) -> Iterator[np.random.Generator]:
 
 def _tree(module: Module, note: str) -> list[str]:
     """Return the lines of a module's repr: itself, and its direct children indented."""
-    inner = [(name, child) for name, child in module.named_modules() if name]
-    children = [
-        (name, child)
-        for name, child in inner
-        if not any(name.startswith(f"{other}.") for other, _ in inner)
-    ]
-    own = sum(
-        p.size
-        for name, p in module.named_parameters()
-        if not any(name.startswith(f"{child}.") for child, _ in children)
-    )
+    children: list[tuple[str, Module]] = []
+    own = 0
+    for name, part in walk(module, "", set()):
+        if children and name.startswith(f"{children[-1][0]}."):
+            continue  # it is inside the last child
+        if isinstance(part, Parameter):
+            own += part.size
+        elif isinstance(part, Module) and part is not module:
+            children.append((name, part))
     if not note and own:
         note = f"  # {own:,}"
     head = f"{type(module).__name__}({module.extra_repr()}"

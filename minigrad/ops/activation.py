@@ -163,9 +163,7 @@ def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     return kernels.softmax.softmax_gradient(g, out)
 
 
-@softmax.jvp
-def _softmax_tangent(tangents: Sequence[Array], axis: Axis, out: Array) -> Array:
-    return _softmax_x(tangents[0], axis, out)  # the Jacobian is symmetric
+softmax.jvp(lambda tangents, axis, out: _softmax_x(tangents[0], axis, out))  # J is symmetric
 
 
 def _log_softmax(x: Array, axis: Axis = -1) -> Array:

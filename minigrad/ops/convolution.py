@@ -65,18 +65,8 @@ def convolution(
     mathematics is a correlation). The size of an axis of the result is
     floor((size + 2 padding - dilation (kernel size - 1) - 1) / stride) + 1.
 
-    Args:
-        x: images `(N, C, H, W)`.
-        weight: filters `(O, C / groups, h, w)`.
-        bias: `(O,)`, or None.
-        stride: elements of x from an element of the result to the next.
-        padding: zeros at each end of the axes of x.
-        dilation: elements of x from an element of the kernel to the next.
-        groups: into how many groups channels and filters are cut, each with filters of its own.
-
-    Raises:
-        ValueError: if the shapes do not go together, groups do not divide the channels and the
-            filters, an option is out of range, or the kernel is larger than the padded image.
+    Arguments and errors are those of `conv2d`, which also takes an image that is no part of a
+    batch, and a padding by its name.
     """
     geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
     if bias is not None and np.shape(bias) != weight.shape[:1]:

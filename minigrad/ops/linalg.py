@@ -252,14 +252,14 @@ def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
 def check_square(a: Array) -> Array:
     """Raise an error if these are not square matrices; return them."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise ValueError(f"takes square matrices (..., n, n), not an array of {a.shape}")
+        raise ValueError(f"takes square matrices (..., n, n), not an array of shape {a.shape}")
     return a
 
 
 def check_matrices(a: Array) -> Array:
     """Raise an error if these are no matrices; return them."""
     if a.ndim < 2:
-        raise ValueError(f"takes matrices (..., m, n), not an array of {a.shape}")
+        raise ValueError(f"takes matrices (..., m, n), not an array of shape {a.shape}")
     return a
 
 

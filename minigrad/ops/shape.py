@@ -193,11 +193,6 @@ def getitem(x: Array, index: Any) -> Array:
     return x[plain_index(index)]
 
 
-@getitem.vjp("x")
-def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
-    return scatter_add(g, index, x_shape)
-
-
 @op(linear=("values",), cost=lambda values: values.size, shape=lambda shape: shape)
 def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     """An array of `shape` with `values` added to zeros at `index`; repeated indices add up.
@@ -226,6 +221,8 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     return out
 
 
+# The VJPs stand here, where both ops are known: each is the VJP of the other.
+getitem.vjp("x", lambda g, x_shape, index: scatter_add(g, index, x_shape))
 scatter_add.vjp("values", lambda g, index: getitem(g, index))
 
 

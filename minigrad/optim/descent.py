@@ -5,7 +5,6 @@ All results are those of PyTorch's optimisers of these names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,10 +56,8 @@ class SGD(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        check_not_negative(group, "lr", "momentum", "weight_decay")
-        if not math.isfinite(group["dampening"]):
-            raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
-        check_flags(group, "nesterov", "maximize")
+        check_all_but(group, "dampening")
+        check_range("dampening", group["dampening"], -np.inf, np.inf)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
@@ -121,7 +118,7 @@ class Adam(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        check_not_negative(group, "lr", "eps", "weight_decay")
+        check_all_but(group, "betas")
         betas = group["betas"]
         is_pair = isinstance(betas, (tuple, list))
         if not is_pair or len(betas) != 2:
@@ -129,7 +126,6 @@ class Adam(Optimizer):
             raise ValueError(message) if is_pair else TypeError(message)
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
-        check_flags(group, "amsgrad", "maximize")
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
         """Return the names of the step, of the two moments and, with amsgrad, of the highest v."""
@@ -212,9 +208,8 @@ class RMSprop(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        check_not_negative(group, "lr", "eps", "weight_decay", "momentum")
+        check_all_but(group, "alpha")
         check_range("alpha", group["alpha"], 0.0, 1.0)
-        check_flags(group, "centered", "maximize")
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
         """Return the names of v, of m if it is centered, and of the velocity with momentum."""
@@ -270,9 +265,7 @@ class Adagrad(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        numbers = "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"
-        check_not_negative(group, *numbers)
-        check_flags(group, "maximize")
+        check_all_but(group)
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
         """Return the names of the step and of the sum of squares."""
@@ -287,13 +280,13 @@ class Adagrad(Optimizer):
         kernels.optim.adagrad(tables, gradients, rates, group["weight_decay"], group["eps"])
 
 
-def check_not_negative(group: Mapping[str, Any], *names: str) -> None:
-    """Raise an error unless these options of a group are finite numbers of at least 0."""
-    for name in names:
-        check_range(name, group[name], 0.0, np.inf)
+FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}
 
 
-def check_flags(group: Mapping[str, Any], *names: str) -> None:
-    """Raise a TypeError unless these options of a group are True or False."""
-    for name in names:
-        check_flag(name, group[name])
+def check_all_but(group: Mapping[str, Any], *others: str) -> None:
+    """Raise an error unless a group's other options are flags or finite numbers of at least 0."""
+    for name, value in group.items():
+        if name in FLAGS:
+            check_flag(name, value)
+        elif name not in ("params", *others):
+            check_range(name, value, 0.0, np.inf)

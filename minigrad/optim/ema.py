@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from minigrad import kernels
 from minigrad.checks import are_same, check_count, check_flag, check_range, check_state
 from minigrad.core.grad_mode import observed
-from minigrad.core.tensor import Tensor, as_array
-from minigrad.nn.module import Module
+from minigrad.core.tensor import Tensor
+from minigrad.nn.module import Module, load_values
 from minigrad.versions import last_write, last_written
 
 
@@ -158,17 +158,10 @@ class EMA:
         check_state("an EMA", state_dict, ("averages", "updates", "decay", "warmup"))
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
-        given = state_dict["averages"]
-        check_state("the averages of this EMA", given, self.parameters)
-        averages = {}
-        for name, value in given.items():
-            parameter, average = self.parameters[name], as_array(value)
-            if average.shape != parameter.shape:
-                raise ValueError(
-                    f"load_state_dict: {name} has shape {average.shape}, not {parameter.shape}"
-                )
-            averages[name] = np.array(average, parameter.dtype, order="C")
-        self._averages = averages
+        own = self.parameters.items()
+        averages = {name: Tensor(np.empty(p.shape, p.dtype)) for name, p in own}
+        load_values(averages, state_dict["averages"], "EMA")
+        self._averages = {name: average._data for name, average in averages.items()}
         self.updates = state_dict["updates"]
         self.decay, self.warmup = state_dict["decay"], state_dict["warmup"]
 

@@ -188,6 +188,9 @@ def test_sparse_weights_have_their_zeros_in_each_column(rng, sparsity, zeros):
 def test_a_sparsity_is_a_share():
     with pytest.raises(ValueError, match=r"sparsity is a probability, not 1\.5"):
         init.sparse_(minigrad.zeros((2, 3)), 1.5)
+    for std in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"^sparse_: std must be in \[0, inf\), not {std}"):
+            init.sparse_(minigrad.zeros((2, 3)), 0.5, std)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 3), (3, 2)])

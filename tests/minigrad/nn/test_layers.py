@@ -272,6 +272,9 @@ def test_a_softplus_bends_with_a_positive_beta(beta):
 def test_an_option_of_an_activation_is_a_number(make, message):
     with pytest.raises(TypeError, match=f"^{message} be a number, not 'a'"):
         make("a")
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=rf"^{message} be in \(-inf, inf\), not {value}"):
+            make(value)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -423,6 +424,20 @@ def test_repr_is_a_tree_with_counts():
 def test_repr_of_a_child_with_children_has_a_comma_before_them():
     net = Sequential(MLP([2, 3, 1]))
     assert repr(net).splitlines()[1] == "  (0): MLP(activation=relu,"
+
+
+def test_repr_of_children_whose_names_begin_alike():
+    net = Sequential()
+    net.parts = {"a.b": Linear(2, 2), "a": Linear(3, 3)}
+    lines = ["  (parts.a.b): Linear(2, 2)  # 6", "  (parts.a): Linear(3, 3)  # 12"]
+    assert repr(net).splitlines()[1:-1] == lines
+
+
+def test_repr_of_thousands_of_layers_takes_no_time():
+    net = Sequential(*(Sequential(nn.ReLU(), nn.ReLU()) for _ in range(4000)))
+    start = time.process_time()
+    assert len(repr(net).splitlines()) == 4 * 4000 + 2
+    assert time.process_time() - start < 5  # seconds; comparing each with all others took longer
 
 
 def test_repr_says_how_many_parameters_train():

@@ -289,6 +289,7 @@ PLACES = [
     bad("embedding", (places(0), ROW), ValueError, "(3,)"),
     bad("embedding", (places(0), X, 2), ValueError, "2"),
     bad("embedding", (places(0), X, -3), ValueError, "-3"),
+    bad("embedding", (places(0), X, 0.5), TypeError, "padding_idx is an integer, not 0.5"),
 ]
 NUMBERS = [
     bad("add", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
@@ -305,6 +306,7 @@ NUMBERS = [
     bad("softplus", (X, 0.0), ValueError, "0.0"),
     bad("var", (ROW,), ValueError, "3 elements", "ddof=3", ddof=3),
     bad("std", (ROW,), ValueError, "3 elements", "ddof=4", ddof=4),
+    bad("var", (ROW,), ValueError, "ddof must be in (-inf, inf), not nan", ddof=math.nan),
     *[
         bad(name, (X, 0, float), TypeError, "ddof must be a number, not <class 'float'>")
         for name in ("var", "std")
@@ -315,6 +317,9 @@ NUMBERS = [
     ],
     bad("dropout", (X, 1.5), ValueError, "1.5"),
     bad("dropout", (X, math.nan), ValueError, "nan"),
+    bad("dropout", (X, 0.5, "no"), TypeError, "training must be True or False, not 'no'"),
+    bad(ATTENTION, (X, X, X), TypeError, "is_causal must be True or False", is_causal="no"),
+    bad(ATTENTION, (X, X, X), TypeError, "enable_gqa must be True or False", enable_gqa="no"),
     *[
         bad("norm", (ROW, ord), ValueError, repr(ord), "vectors")
         for ord in (math.nan, "fro", "nuc")

@@ -783,6 +783,11 @@ def test_maximize_is_true_or_false(cls):
         cls([leaf], maximize=1)
 
 
+def test_dampening_is_a_number():
+    with pytest.raises(TypeError, match=r"^dampening must be a number, not 'a'"):
+        SGD([leaf], dampening="a")
+
+
 @pytest.mark.parametrize("cls", [Adam, AdamW])
 @pytest.mark.parametrize("betas", [0.9, None, {0.9: 0, 0.99: 0}])
 def test_betas_that_are_no_pair_are_an_error_that_says_so(cls, betas):
