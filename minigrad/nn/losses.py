@@ -53,7 +53,10 @@ class HuberLoss(Loss):
 class BCEWithLogitsLoss(Loss):
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits), for targets t in [0, 1].
 
-    The options are those of `binary_cross_entropy_with_logits`.
+    Args:
+        reduction: "mean", "sum" or "none".
+        weight: a factor for each loss, broadcast.
+        pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
     """
 
     function = functional.binary_cross_entropy_with_logits
@@ -65,7 +68,11 @@ class BCEWithLogitsLoss(Loss):
 class CrossEntropyLoss(Loss):
     """-log softmax(logits)[target], for integer classes or for probabilities of the classes.
 
-    The options are those of `cross_entropy`.
+    Args:
+        reduction: "mean", "sum" or "none".
+        weight: `(classes,)`, how much each class counts.
+        ignore_index: targets of this value have no loss, and do not count in the mean.
+        label_smoothing: this much of the probability is spread evenly over all classes.
 
     Raises:
         ValueError: if `label_smoothing` is not in [0, 1], or there is no such reduction.

@@ -70,8 +70,15 @@ def rms_norm(
 ) -> Array:
     """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
 
-    Arguments and errors are those of `layer_norm`. An `eps` of None is the distance from 1 to the
-    next number of the dtype of x.
+    Args:
+        x: `(..., *normalized_shape)`.
+        normalized_shape: the sizes of the axes over which the mean is taken.
+        weight: of that shape, or None.
+        eps: a small number, added so that the root is not 0; None for the distance from 1 to the
+            next number of the dtype of x.
+
+    Raises:
+        ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
     eps = _least(x) if eps is None else eps
     sizes = _checked_sizes(x, normalized_shape, eps, weight)
