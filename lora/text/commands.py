@@ -140,7 +140,7 @@ def train(
     answers: list[samples.Sample] = []
     picture, notes = Path(out) / PICTURE, [f"drawn: {Path(out) / PICTURE}"]
     try:
-        answers = samples.write_samples(model, tokenizer, some, progress=progress)
+        answers = samples.write_samples(model, tokenizer, some, progress)
     except ValueError as error:
         notes.insert(0, f"not answered: {error}")
     try:
