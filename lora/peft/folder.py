@@ -157,15 +157,11 @@ class AdapterFolder(Closing):
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
-        embeddings = set()
         for key in sorted(self._file, key=_in_order):
             ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
             if ending is not None and key.startswith(PREFIX):
                 layer = key[len(PREFIX) : -len(ending) - 1]
-                part, is_embedding = _PARTS[ending]
-                updates.setdefault(layer, {})[part] = key
-                if is_embedding:
-                    embeddings.add(layer)
+                updates.setdefault(layer, {})[_PARTS[ending][0]] = key
             elif self._is_repeated(key):
                 self.repeated.append(key)
             else:
@@ -175,7 +171,9 @@ class AdapterFolder(Closing):
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale
             is_conv = any(len(self.tensors[key].shape) > 2 for key in keys.values())
-            kind = "embedding" if name in embeddings else "convolution" if is_conv else "linear"
+            kind = "convolution" if is_conv else "linear"
+            if any(key.startswith(f"{PREFIX}{name}.lora_embedding_") for key in keys.values()):
+                kind = "embedding"
             if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
                 kind = "attention"
             self.layers[name] = StoredLayer(name, keys, kind, scale)
@@ -355,7 +353,6 @@ def write_folder(
         ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    check_dtype(dtype)
     infos = check_tensors(tensors, dtype)
     with replacing_together(folder, CONFIG) as stage:
         with open(stage / WEIGHTS, "w+b") as file:
