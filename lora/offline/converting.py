@@ -28,7 +28,6 @@ from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, by_key, check_tenso
 from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, model_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package
-from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import replacing
 from minigrad.io.tensor_info import CODES, to_stored
@@ -211,5 +210,5 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
         targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas,
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
+    write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts())
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

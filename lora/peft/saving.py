@@ -27,7 +27,6 @@ from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
 from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
 from lora.scaling import LoRAScaling
-from minigrad import __version__
 from minigrad.checks import check_count
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
@@ -110,7 +109,8 @@ def save(
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else int(seed)
-    write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
+    facts = Facts(layer_facts, seed=seed, dora_norm_gradient=gradient)
+    write_folder(folder, config, tensors, facts, dtype)
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:

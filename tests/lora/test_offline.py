@@ -1270,6 +1270,13 @@ def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
         extract_files(base, base, tmp_path / "out", 2)
 
 
+@pytest.mark.parametrize("role", ["targets", "exclude", "embeddings", "modules_to_save"])
+def test_one_string_is_no_list_of_names(role, net, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    with pytest.raises(TypeError, match=f"{role} are names, as in .'wte'., not one string"):
+        extract_files(base, base, tmp_path / "out", 2, **{role: "wte"})
+
+
 # ----------------------------------------------------------------------------------------------
 # The command line
 # ----------------------------------------------------------------------------------------------
