@@ -136,7 +136,8 @@ def train(
     `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`.
 
     Args:
-        model: a language model, changed in place: it gets the adapter, unless there is an error.
+        model: a language model, changed in place: it gets the adapter, unless there is an error. It
+            stays in training or evaluation mode.
         tokenizer: its tokenizer.
         data: one file of JSONL, or a folder with train.jsonl and perhaps valid.jsonl; for the form
             of rows see `lora.text.data`.
@@ -243,7 +244,7 @@ def train(
             _check_folder(folder, known, resume)
             raise
 
-    before, is_claimed = model.checkpointing, False
+    before, mode, is_claimed = model.checkpointing, model.training, False
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
@@ -300,6 +301,7 @@ def train(
         raise
     finally:
         model.checkpointing = before
+        model.train(mode)
     return TrainResult(folder, trainer.history, rows, int(best["step"]))
 
 
