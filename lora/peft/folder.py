@@ -353,6 +353,7 @@ def write_folder(
         ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
+    check_dtype(dtype)
     infos = check_tensors(tensors, dtype)
     with replacing_together(folder, CONFIG) as stage:
         with open(stage / WEIGHTS, "w+b") as file:
