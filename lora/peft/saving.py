@@ -158,12 +158,12 @@ def _config_of(
     scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
     ranks = {name: len(each[A]) for name, each in parts.items()}
     scales = {name: abs(update.scale) for name, update in updates.items()}
-    alphas: dict[str, float] = {}
-    for name, rank in ranks.items():  # alpha is an integer if it is one but for rounding
-        alpha = scaling.alpha(scales[name], rank)
+
+    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
         near = round(alpha)
-        is_near = near and math.isclose(scaling.scale(near, rank), scales[name], rel_tol=_SAME)
-        alphas[name] = near if is_near else alpha
+        return near if math.isclose(near, alpha, rel_tol=_SAME) else float(alpha)
+
+    alphas = {name: plain(scaling.alpha(scales[name], rank)) for name, rank in ranks.items()}
     r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = PeftConfig(
         exact(list(updates), names),
@@ -180,9 +180,6 @@ def _config_of(
     )
     if asked is None:
         return config
-
-    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
-        return int(alpha) if float(alpha).is_integer() else float(alpha)
 
     def means_the_same(config: PeftConfig) -> bool:
         is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform
