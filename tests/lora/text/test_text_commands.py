@@ -2,10 +2,12 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -391,6 +393,13 @@ def test_a_picture_has_squares_for_what_its_font_lacks(tmp_path):
     sample = Sample("\u0e44\u0e17\u0e22 \x1b \x7f \x00", "\u0939\u093f", "$\U0001f642$", "\ufffd")
     draw([{"step": 1, "loss": 2.0}], [sample], tmp_path / "picture.png")  # without a warning
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_a_picture_on_a_slow_machine_gives_no_warning(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=itertools.count(step=2).__next__)
+    monkeypatch.setattr("matplotlib.legend.time", clock)
+    draw([{"step": 1, "loss": 2.0}], [], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
 
 
 def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, capsys):
