@@ -194,9 +194,11 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     names = short_names([update.name for update in found])
     remarks = ["" if math.isfinite(update.norm) else ": not finite" for update in found]
     if few:
-        axes.legend(drawn, map("".join, zip(names, remarks, strict=True)), frameon=False)
+        labels = list(map("".join, zip(names, remarks, strict=True)))
     else:
-        axes.legend([drawn[0], drawn[-1]], ["first layer", "last layer"], frameon=False)
+        drawn, labels = [drawn[0], drawn[-1]], ["first layer", "last layer"]
+    # That the place is "best" is said, because otherwise a slow machine warns of it.
+    axes.legend(drawn, labels, loc="best", frameon=False)
 
 
 def plot_factors(

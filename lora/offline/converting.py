@@ -25,13 +25,12 @@ from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, by_key, check_tensors, write_folder
-from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, read_json
+from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, model_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package
-from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import replacing
-from minigrad.io.tensor_info import to_stored
+from minigrad.io.tensor_info import CODES, to_stored
 from minigrad.tables import counted
 
 PathLike = str | os.PathLike[str]
@@ -39,8 +38,6 @@ PathLike = str | os.PathLike[str]
 EMBEDDING = "model.embed_tokens"
 
 _ALPHA, _INVOCATION = "adapter.lora.alpha", "adapter.alora.invocation_tokens"
-
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,12 +85,10 @@ def convert_adapter(
             first factors, or a number too large for its dtype; or `out` is the base.
         OSError: if it cannot be written; the files at `out` are as they were.
     """
-    content = read_json(base, "config.json") if Path(base).is_dir() else None
-    if content is None and Path(base).is_dir():
-        raise FileNotFoundError(
-            f"{os.fspath(base)!r} has no config.json, so it is no model's folder"
-        )
-    config = read_config(GGUFFile(base)) if content is None else config_from_json(content)
+    if Path(base).is_dir():
+        config = config_from_json(model_json(base))
+    else:
+        config = read_config(GGUFFile(base))
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():
         raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
@@ -167,7 +162,7 @@ def _to_gguf(
         writer.add_string("adapter.type", "lora")
         writer.add_float32(_ALPHA, float(alpha))
         for key, (array, dtype) in tensors.items():
-            code = gguf.GGMLQuantizationType[_CODES[dtype]]
+            code = gguf.GGMLQuantizationType[CODES[dtype]]  # has the names of safetensors
             writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -215,5 +210,5 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
         targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas,
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts({}, __version__))
+    write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts())
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

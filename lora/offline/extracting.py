@@ -23,7 +23,6 @@ from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
 from lora.scaling import check_size
 from lora.spectra import Approximation
-from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
@@ -114,6 +113,7 @@ def extract_files(
 
     Raises:
         FileNotFoundError: if a file is not there.
+        TypeError: if one string is given as a list of names.
         ValueError: if files are not what they should be, names or shapes differ, there is NaN or
             Inf, nothing differs, a pattern matches nothing, something differs that the adapter
             would not have, or `out` is the folder of a model.
@@ -122,6 +122,10 @@ def extract_files(
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
+    lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
+    for role, names in {**lists, "modules_to_save": modules_to_save}.items():
+        if isinstance(names, str):  # whose letters would be the names
+            raise TypeError(f"{role} are names, as in [{names!r}], not one string")
     check_no_model(out, base, finetuned)
     with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
         before, after = crew.opened
@@ -168,7 +172,7 @@ def extract_files(
             fan_in_fan_out=fan_in_fan_out or known,
         )
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
-        write_folder(out, config, tensors, Facts(facts, __version__), dtype)
+        write_folder(out, config, tensors, Facts(facts), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
     return ExtractedFiles(

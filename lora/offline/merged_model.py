@@ -20,10 +20,10 @@ from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
 from lora.offline.model_folder import AdaptedBase
 from lora.offline.stored_weight import StoredWeight
-from lora.peft.folder import FLOATS, AdapterFolder
+from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
 from lora.spectra import frobenius
-from minigrad.io import TensorSet
+from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
 RIGHT = "has the update in it"
@@ -64,8 +64,9 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         missing = "is missing in the model"
         if name in base.layers:
             return missing
-        source, key = (files, base.replaced[name]) if name in base.replaced else (tensors, name)
-        return "" if _is_copy(source, key, model, name) else missing
+        key = base.replaced.get(name)
+        source = tensors if key is None else files.file
+        return "" if _is_copy(source, key or name, model, name) else missing
     if name in base.layers:
         layer, info = base.layers[name], model.info(name)
         weight = base.weights[layer]
@@ -77,7 +78,7 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
         return _compared(layer, merged, weight, base.update(layer), info.dtype, usual)
     if name in base.replaced:
-        is_same = _is_same(files, base.replaced[name], model, name)
+        is_same = _is_same(files.file, base.replaced[name], model, name)
         return "" if is_same else "is not that of the adapter"
     if name not in tensors:
         return "" if _is_copy(model, name, model, name) else "is in the model only"
@@ -147,7 +148,7 @@ def _compared(
     return MergedLayer(name, dtype, *figures, next(found, unknown))
 
 
-def _is_copy(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name: str) -> bool:
+def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor as another matrix, as a tied head; or needs none."""
     others = [o for o in model if o != name and len(model.info(o).shape) == 2]
     return name.endswith("rotary_emb.inv_freq") or any(
@@ -155,9 +156,9 @@ def _is_copy(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name
     )
 
 
-def _is_same(source: TensorSet | AdapterFolder, key: str, model: TensorSet, name: str) -> bool:
+def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether a tensor of the model has the values of another one, rounded to its dtype."""
-    info, own = source.tensors[key], model.info(name)
+    info, own = source.info(key), model.info(name)
     if info.shape != own.shape or (info.dtype != own.dtype and info.dtype not in FLOATS):
         return False
     if own.dtype not in FLOATS:  # numpy may lack it

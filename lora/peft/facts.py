@@ -18,6 +18,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
+from minigrad import __version__
 from minigrad.core.tensor import Tensor
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
@@ -55,7 +56,7 @@ class Facts:
 
     Attributes:
         layers: the facts about each layer, by name.
-        version: the version of the library that wrote the file.
+        version: the version of the library that wrote the file; None for the one that will.
         seed: the seed of the generator of A and of dropout.
         dora_norm_gradient: whether DoRA was trained with its full derivative.
     """
@@ -67,7 +68,8 @@ class Facts:
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a file; PEFT expects the entry "format"."""
-        return {"format": "pt", KEY: json.dumps(asdict(self))}
+        content = asdict(self) | {"version": self.version or __version__}
+        return {"format": "pt", KEY: json.dumps(content)}
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Facts:

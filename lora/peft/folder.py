@@ -134,9 +134,9 @@ class AdapterFolder(Closing):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         # `unfinished` are the names of files in `.saved`, where a save was broken off.
-        self.config, self._file, self.unfinished = _open(self.path)
+        self.config, self.file, self.unfinished = _open(self.path)
         try:
-            for key in self._file:  # some could control a terminal, or stall expressions
+            for key in self.file:  # some could control a terminal, or stall expressions
                 if len(key) > _LONGEST or not key.isprintable():
                     raise ValueError(
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
@@ -144,28 +144,24 @@ class AdapterFolder(Closing):
                     )
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
-            self.config.check_work(len(self._file))
-            self.facts = Facts.of(self._file.metadata)  # what the tensors add to `config`
-            self._file.check()
+            self.config.check_work(len(self.file))
+            self.facts = Facts.of(self.file.metadata)  # what the tensors add to `config`
+            self.file.check()
         except ValueError as error:
-            self._file.close()
+            self.file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.tensors: Mapping[str, TensorInfo] = self._file.tensors  # by key
-        self.has_checksum = self._file.has_checksum  # which was found to be right
+        self.tensors: Mapping[str, TensorInfo] = self.file.tensors  # by key
+        self.has_checksum = self.file.has_checksum  # which was found to be right
         # The keys of what was trained in full, by names in the model, and those under which PEFT
         # repeats biases of it.
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
-        embeddings = set()
-        for key in sorted(self._file, key=_in_order):
+        for key in sorted(self.file, key=_in_order):
             ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
             if ending is not None and key.startswith(PREFIX):
                 layer = key[len(PREFIX) : -len(ending) - 1]
-                part, is_embedding = _PARTS[ending]
-                updates.setdefault(layer, {})[part] = key
-                if is_embedding:
-                    embeddings.add(layer)
+                updates.setdefault(layer, {})[_PARTS[ending][0]] = key
             elif self._is_repeated(key):
                 self.repeated.append(key)
             else:
@@ -175,7 +171,9 @@ class AdapterFolder(Closing):
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale
             is_conv = any(len(self.tensors[key].shape) > 2 for key in keys.values())
-            kind = "embedding" if name in embeddings else "convolution" if is_conv else "linear"
+            kind = "convolution" if is_conv else "linear"
+            if any(key.startswith(f"{PREFIX}{name}.lora_embedding_") for key in keys.values()):
+                kind = "embedding"
             if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
                 kind = "attention"
             self.layers[name] = StoredLayer(name, keys, kind, scale)
@@ -197,7 +195,7 @@ class AdapterFolder(Closing):
 
     def read(self, key: str, dtype: DTypeLike | None = None, rows: slice = slice(None)) -> Array:
         """Return a tensor, or some of its rows; bfloat16 is widened to float32."""
-        return self._file.read(key, dtype, rows)
+        return self.file.read(key, dtype, rows)
 
     def part(self, layer: StoredLayer, part: str, dtype: DTypeLike | None = None) -> Array:
         """Return A or B as a matrix or m as a vector, also of a convolution."""
@@ -207,10 +205,6 @@ class AdapterFolder(Closing):
         if part == MAGNITUDE:
             return array.reshape(-1)
         return array.reshape(len(array), math.prod(array.shape[1:]))
-
-    def raw(self, key: str) -> Iterator[bytes]:
-        """Return the bytes of a tensor, in parts."""
-        return self._file.raw(key)
 
     def counts(self, key: str) -> bool:
         """Tell whether a tensor can be a buffer of integers, as numbers of batches are."""
@@ -255,7 +249,7 @@ class AdapterFolder(Closing):
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        self.file.close()
 
 
 def check_is_folder(path: str | os.PathLike[str]) -> None:

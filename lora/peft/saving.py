@@ -27,7 +27,6 @@ from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
 from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
 from lora.scaling import LoRAScaling
-from minigrad import __version__
 from minigrad.checks import check_count
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
@@ -110,7 +109,8 @@ def save(
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else int(seed)
-    write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
+    facts = Facts(layer_facts, seed=seed, dora_norm_gradient=gradient)
+    write_folder(folder, config, tensors, facts, dtype)
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
@@ -158,12 +158,12 @@ def _config_of(
     scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
     ranks = {name: len(each[A]) for name, each in parts.items()}
     scales = {name: abs(update.scale) for name, update in updates.items()}
-    alphas: dict[str, float] = {}
-    for name, rank in ranks.items():  # alpha is an integer if it is one but for rounding
-        alpha = scaling.alpha(scales[name], rank)
+
+    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
         near = round(alpha)
-        is_near = near and math.isclose(scaling.scale(near, rank), scales[name], rel_tol=_SAME)
-        alphas[name] = near if is_near else alpha
+        return near if math.isclose(near, alpha, rel_tol=_SAME) else float(alpha)
+
+    alphas = {name: plain(scaling.alpha(scales[name], rank)) for name, rank in ranks.items()}
     r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = PeftConfig(
         exact(list(updates), names),
@@ -180,9 +180,6 @@ def _config_of(
     )
     if asked is None:
         return config
-
-    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
-        return int(alpha) if float(alpha).is_integer() else float(alpha)
 
     def means_the_same(config: PeftConfig) -> bool:
         is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform

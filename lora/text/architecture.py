@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
 
 def _is_positive(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+    return is_number and 0 < value <= sys.float_info.max
 
 
 def config_from_json(
@@ -223,17 +224,23 @@ def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | Non
     return found
 
 
+def model_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the `config.json` of the model in a folder; a FileNotFoundError if it has none."""
+    found = read_json(folder, "config.json")
+    if found is None:
+        raise FileNotFoundError(
+            f"{os.fspath(folder)!r} has no config.json, so it is no model's folder"
+        )
+    return found
+
+
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Return the configuration of the model in a folder.
 
     A FileNotFoundError is raised if it has no `config.json`, or no weights, and a ValueError if the
     model is not supported, or a file is wrong.
     """
-    config = read_json(folder, "config.json")
-    if config is None:
-        raise FileNotFoundError(
-            f"{os.fspath(folder)!r} has no config.json, so it is no model's folder"
-        )
+    config = model_json(folder)
     with open_tensors(folder) as tensors:
         infos = tensors.tensors.values()
         sizes = [("bfloat16" if i.dtype in FLOAT8 else i.dtype, i.nbytes) for i in infos]

@@ -53,9 +53,9 @@ class ChatTemplate:
             turns = json.loads(json.dumps(messages))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"messages are made of what JSON has: {error}") from None
-        if not turns or not all(
-            isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns
-        ):
+        listed = turns if isinstance(turns, list) else []
+        roles = [t.get("role") if isinstance(t, dict) else None for t in listed]
+        if not roles or not all(isinstance(role, str) for role in roles):
             raise ValueError(f"messages are tables with role and content, not {turns!r:.200}")
         given = {
             **{"tools": None, "documents": None, **self._variables, **variables},

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from unicodedata import category
 
 import lora
 from lora.attachment.state import attachment_of
@@ -42,6 +43,9 @@ PICTURE = "training.png"
 
 BASE = "base"
 """The name by which a conversation calls the model without adapters."""
+
+_SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+"""The control characters that a text needs."""
 
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
@@ -140,7 +144,7 @@ def train(
     answers: list[samples.Sample] = []
     picture, notes = Path(out) / PICTURE, [f"drawn: {Path(out) / PICTURE}"]
     try:
-        answers = samples.write_samples(model, tokenizer, some, progress=progress)
+        answers = samples.write_samples(model, tokenizer, some, progress)
     except ValueError as error:
         notes.insert(0, f"not answered: {error}")
     try:
@@ -233,7 +237,7 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
 
 def show(text: str) -> None:
     """Write a part of a line at once, without characters that control the terminal."""
-    print("".join(c for c in text if c.isprintable() or c in "\n\t"), end="", flush=True)
+    print("".join(c for c in text if c in _SHOWN or category(c)[0] != "C"), end="", flush=True)
 
 
 def evaluate(

@@ -158,7 +158,6 @@ def read_rows(
                 parts = list(_parts(row, tokenizer, render, train_on_prompts, notes))
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
                 counts = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
-                counts |= train_on_prompts
                 counts[:1] = False  # nothing is before the first
                 check_tokens(ids.tolist(), largest)
                 if not counts.any():
@@ -248,7 +247,7 @@ def _parts(
         if answer is None:
             yield tokens + end * bool(begin), True
         else:
-            yield tokens, False
+            yield tokens, train_on_prompts
             counts = train_on_prompts or bool(answer.strip())
             yield (tokenizer.encode(answer) + end if counts else []), True
 

@@ -96,10 +96,7 @@ class TextGenerator:
         else:
             text = self.tokenizer.render(prompt, add_generation_prompt=True)
             ids = self.tokenizer.encode(text, parse_special=True)
-        pieces = self.tokenizer.stream()
-        for token in self.tokens_after(ids):
-            if text := pieces.feed(token):
-                yield text
+        yield from self.tokenizer.stream(self.tokens_after(ids))
 
     def tokens_after(self, prompt: list[int]) -> Iterator[int]:
         """Yield the ids of the tokens that follow those of a prompt.

@@ -221,9 +221,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
     window, names = value("attention.sliding_window"), file.tensors
     kind = "mistral" if architecture == "llama" and window else architecture
     rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
-    factor = value("rope.scaling.factor")
-    if factor is None:
-        factor = value("rope.scale_linear")  # its old name
+    factor = value("rope.scaling.factor") or value("rope.scale_linear")  # its old name
     if scaling in (None, "linear") and factor:  # linear is llama.cpp's default
         rope |= {"rope_type": "linear", "factor": factor}
     words = metadata.get("tokenizer.ggml.tokens")

@@ -15,6 +15,7 @@ from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from minigrad.progress import progress_bar
 
+SAMPLES, MOST_TOKENS = 2, 40  # the number of answers, and of tokens in one at most
 BEGINNING = 12  # tokens of a text that has no prompt, after which the model writes
 LETTERS = 105  # of a text in the picture
 
@@ -39,17 +40,14 @@ def write_samples(
     model: LanguageModel,
     tokenizer: Tokenizer,
     rows: Sequence[Row],
-    *,
-    count: int = 2,
-    max_tokens: int = 40,
     progress: bool = True,
 ) -> list[Sample]:
-    """Answer the prompts of `count` rows, evenly spread, with the likeliest tokens each time.
+    """Answer the prompts of some rows, evenly spread, with the likeliest tokens each time.
 
     Of a text without a prompt, the first words are the prompt.
     """
-    writer = TextGenerator(model, tokenizer, max_tokens=max_tokens)
-    chosen = [rows[len(rows) * i // count] for i in range(min(count, len(rows)))]
+    writer = TextGenerator(model, tokenizer, max_tokens=MOST_TOKENS)
+    chosen = [rows[len(rows) * i // SAMPLES] for i in range(min(SAMPLES, len(rows)))]
     found = []
     for row in progress_bar(chosen, what="answering", unit="prompt", shown=progress):
         ids = row.ids.tolist()
@@ -92,7 +90,7 @@ def draw(
     axes.set_ylim(bottom=min(0.0, *losses))
     ticks_at_integers(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)  # said, it gives no warning on a slow machine
     open_frame(axes)
     for panel, sample in zip(panels, samples, strict=True):
         panel.set_axis_off()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from lora.text.architecture import read_json
@@ -62,9 +62,13 @@ class Tokenizer:
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its number, or None.
         eos_token, eos_token_id: the token that ends a text, and its number, or None.
+
+    A ValueError is raised if the vocabulary is of no text: it has no token for a letter.
     """
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
+        if not tokens.encode("a", add_special_tokens=False).ids:
+            raise ValueError("the tokenizer has no token for the letter a, so it is of no text")
         self._tokens = tokens
         self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
@@ -137,9 +141,21 @@ class Tokenizer:
                 raise ValueError(f"there is no token {i} in the vocabulary of {self.vocab_size}")
         return str(self._tokens.decode(numbers, skip_special_tokens=False))
 
-    def stream(self) -> TextStream:
-        """Return an object that gives the text of tokens that come one at a time."""
-        return TextStream(self)
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of tokens that come one at a time; the bytes of half a character wait."""
+        left: list[int] = []
+        sent = 0  # the characters of their text that have been yielded
+        for token in ids:
+            left.append(token)
+            text = self.decode(left)
+            complete = text.rstrip(_HALF)  # some decoders write one for each byte
+            new, sent = complete[sent:], max(sent, len(complete))
+            alone = self.decode([token])
+            if new and complete == text and _HALF not in alone:
+                # The last token stays, since a first one may lack its space.
+                left, sent = [token], len(alone)
+            if new:
+                yield new
 
     def render(
         self,
@@ -176,7 +192,7 @@ class Tokenizer:
             raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
-        if tokens.encode("a", add_special_tokens=False).tokens[0].startswith(_SPACES):
+        if "".join(tokens.encode("a", add_special_tokens=False).tokens).startswith(_SPACES):
             raise ValueError(
                 f"{os.fspath(path)!r} puts a space before each text, as SentencePiece does for "
                 f"Llama 2 and Mistral 7B, so no answer can be encoded apart from its prompt; this "
@@ -243,23 +259,19 @@ class Tokenizer:
             if kind in (_CONTROL, _USER_DEFINED)
         ]
         tokens.add_tokens(added)
-        special = {}
+        special, ends = {}, {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
             i = metadata.get(f"tokenizer.ggml.{key}_token_id")
             if isinstance(i, int) and 0 <= i < len(words):
                 special[f"{name}_token"] = words[i]
-        made = cls(tokens, special, metadata.get("tokenizer.chat_template"))
-        ends = {}
-        for name, i in (("bos", made.bos_token_id), ("eos", made.eos_token_id)):
-            is_usual = is_whole and name == "bos"
-            if i is not None and metadata.get(f"tokenizer.ggml.add_{name}_token", is_usual):
-                ends[name] = {"id": name, "ids": [i], "tokens": [special[f"{name}_token"]]}
+                if metadata.get(f"tokenizer.ggml.add_{name}_token", is_whole and name == "bos"):
+                    ends[name] = {"id": name, "ids": [i], "tokens": [words[i]]}
         if ends:
             pieces = [piece for piece in ("bos", "$A", "eos") if piece in {"$A", *ends}]
             tokens.post_processor = p.processors.TemplateProcessing(
                 single=pieces, special_tokens=list(ends.values())
             )
-        return made
+        return cls(tokens, special, metadata.get("tokenizer.chat_template"))
 
     def files(self) -> dict[str, bytes]:
         """Return the content of `tokenizer.json` and `tokenizer_config.json`, by their names."""
@@ -273,27 +285,6 @@ class Tokenizer:
             "tokenizer.json": self._tokens.to_str(pretty=True).encode(),
             "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
         }
-
-
-class TextStream:
-    """The text of tokens that come one at a time."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._sent = 0  # the characters of their text that have been returned
-
-    def feed(self, token: int) -> str:
-        """Return the text that is complete with a token; the bytes of half a character wait."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        complete = text.rstrip(_HALF)  # some decoders write one for each byte
-        new, self._sent = complete[self._sent :], max(self._sent, len(complete))
-        alone = self._tokenizer.decode([token])
-        if new and complete == text and _HALF not in alone:
-            # The last token stays, since a first one may lack its space.
-            self._ids, self._sent = [token], len(alone)
-        return new
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:

@@ -17,10 +17,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from operator import eq
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -134,7 +136,8 @@ def train(
     `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`.
 
     Args:
-        model: a language model, changed in place: it gets the adapter, unless there is an error.
+        model: a language model, changed in place: it gets the adapter, unless there is an error. It
+            stays in training or evaluation mode.
         tokenizer: its tokenizer.
         data: one file of JSONL, or a folder with train.jsonl and perhaps valid.jsonl; for the form
             of rows see `lora.text.data`.
@@ -189,8 +192,13 @@ def train(
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
-    folder = Path(out)
-    began = _beginning(folder, resume)
+    folder, ranks = Path(out), world()
+
+    def beginning() -> str:
+        is_there = resume and (folder / OPTIONS).is_file()
+        return str(_saved_run(folder / OPTIONS)["time"] if is_there else datetime.now().isoformat())
+
+    began = datetime.fromisoformat(ranks.on_first(beginning, "train"))
     reading = {name: options[name] for name in _OF_ROWS}
     reading |= {"vocab_size": model.config.vocab_size, "now": began}
     rows = {
@@ -208,7 +216,6 @@ def train(
         "base": base,
         "time": began.isoformat(),
     }
-    ranks = world()
     progress = progress and ranks.is_first
     known = json.loads(json.dumps(facts))
     ranks.on_first(lambda: _check_folder(folder, known, resume), "train")
@@ -237,7 +244,7 @@ def train(
             _check_folder(folder, known, resume)
             raise
 
-    before, is_claimed = model.checkpointing, False
+    before, mode, is_claimed = model.checkpointing, model.training, False
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
@@ -294,6 +301,7 @@ def train(
         raise
     finally:
         model.checkpointing = before
+        model.train(mode)
     return TrainResult(folder, trainer.history, rows, int(best["step"]))
 
 
@@ -316,40 +324,33 @@ def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     kinds = {**get_type_hints(train), DTYPE: str}
     for name, value in found.items():
-        if not _is_of(value, kinds[name]):
-            *others, last = _accepted(kinds[name])
+        forms = _forms(kinds[name])
+        if not any(accepts(value) for _, accepts in forms):
+            *others, last = (words for words, _ in forms)
             accepted = f"{', '.join(others)} or {last}" if others else last
             raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
     return found
 
 
-_JSON: dict[Any, str] = {
-    **{int: "an integer", float: "a number", bool: "true or false", str: "a text"},
-    **{type(None): "null", Sequence: "a list of texts"},
+_JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("an integer", lambda value: type(value) is int),
+    float: ("a number", lambda value: type(value) in (int, float)),
+    bool: ("true or false", lambda value: type(value) is bool),
+    str: ("a text", lambda value: type(value) is str),
+    type(None): ("null", lambda value: value is None),
+    Sequence[str]: (
+        "a list of texts",
+        lambda value: type(value) is list and all(type(each) is str for each in value),
+    ),
 }
-"""What JSON has of the types of options."""
+"""What JSON has of the types of options: in words, and whether a value is that."""
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Tell whether a value of JSON is of the type of a parameter."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is Sequence:
-        return isinstance(value, list) and all(_is_of(each, *arguments) for each in value)
-    if arguments:
-        return any(_is_of(value, each) for each in arguments)
-    return type(value) in ((int, float) if kind is float else (kind,))
-
-
-def _accepted(kind: Any) -> list[str]:
-    """Return the values that a type has, in words."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return list(map(repr, arguments))
-    if arguments and origin is not Sequence:
-        return [text for each in arguments for text in _accepted(each)]
-    return [_JSON[origin or kind]]
+def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
+    """Return what JSON may have for a parameter of a type, in words and as tests of a value."""
+    if get_origin(kind) is Literal:
+        return [(repr(each), partial(eq, each)) for each in get_args(kind)]
+    return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]
 
 
 def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -357,21 +358,11 @@ def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         found = json.loads(Path(file).read_bytes())
         data, base = dict(found.get("data", {})), found.get("base")
-        began = datetime.fromisoformat(found["time"]) if "time" in found else datetime.now()
+        now = datetime.now().isoformat()
+        began = datetime.fromisoformat(found.get("time", now)).isoformat()
         return {"options": dict(found["options"]), "data": data, "base": base, "time": began}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
-
-
-def _beginning(folder: Path, resume: bool) -> datetime:
-    """Return when the run in a folder began, of which a chat template may write the date."""
-    file = folder / OPTIONS
-
-    def found() -> str:
-        began = _saved_run(file)["time"] if resume and file.is_file() else datetime.now()
-        return str(began.isoformat())
-
-    return datetime.fromisoformat(world().on_first(found, "train"))
 
 
 class _Passing(Module):

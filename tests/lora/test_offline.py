@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1270,6 +1272,13 @@ def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
         extract_files(base, base, tmp_path / "out", 2)
 
 
+@pytest.mark.parametrize("role", ["targets", "exclude", "embeddings", "modules_to_save"])
+def test_one_string_is_no_list_of_names(role, net, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    with pytest.raises(TypeError, match=f"{role} are names, as in .'wte'., not one string"):
+        extract_files(base, base, tmp_path / "out", 2, **{role: "wte"})
+
+
 # ----------------------------------------------------------------------------------------------
 # The command line
 # ----------------------------------------------------------------------------------------------
@@ -1487,6 +1496,14 @@ def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
         main(["inspect", str(files[1]), "--plot", ""])
     assert ended.value.code == FAILED
     assert "a path is empty" in capsys.readouterr().err
+
+
+def test_a_picture_on_a_slow_machine_gives_no_warning(files, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    clock = SimpleNamespace(perf_counter=itertools.count(step=2).__next__)
+    monkeypatch.setattr("matplotlib.legend.time", clock)
+    draw(summarise(files[1]), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
 
 
 @pytest.mark.parametrize("which", ["lora_A", "lora_B"])

@@ -1287,3 +1287,4 @@ def test_facts_come_back():
     facts = Facts({}, "1", 5, True)
     assert Facts.of(facts.metadata()) == facts
     assert Facts.of({"format": "pt"}) == Facts()
+    assert Facts.of(Facts(seed=5).metadata()) == Facts(version=mg.__version__, seed=5)

@@ -168,6 +168,7 @@ def test_layer_types_of_another_model_are_refused():
         {"rms_norm_eps": -1e-5},
         {"rope_theta": float("nan")},
         {"rope_theta": float("inf")},
+        {"rope_theta": 10**400},
         {"tie_word_embeddings": "no"},
         {"eos_token_id": 10**6},
         {"bos_token_id": "<s>"},

@@ -42,7 +42,7 @@ def test_an_unknown_role_is_refused_with_the_words_of_the_template():
 
 @pytest.mark.parametrize(
     "messages",
-    [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, [{"role": "user", "x": {1}}]],
+    [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, 5, [{"role": "user", "x": {1}}]],
 )
 def test_messages_that_are_no_messages_are_refused(messages):
     with pytest.raises(ValueError, match="messages are"):

@@ -2,16 +2,19 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import lora
 from lora.__main__ import main
+from lora.text.commands import show
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
@@ -392,6 +395,13 @@ def test_a_picture_has_squares_for_what_its_font_lacks(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_a_picture_on_a_slow_machine_gives_no_warning(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=itertools.count(step=2).__next__)
+    monkeypatch.setattr("matplotlib.legend.time", clock)
+    draw([{"step": 1, "loss": 2.0}], [], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, capsys):
     read, write = os.pipe()
     os.close(read)
@@ -399,3 +409,9 @@ def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, cap
         patched.setattr(sys, "stdout", closed)
         assert main(["generate", str(base), "--prompt", "why is", "--max-tokens", "20"]) == 0
     assert "pipe" not in capsys.readouterr().err
+
+
+def test_spaces_and_joined_characters_are_shown_and_what_controls_a_terminal_is_not(capsys):
+    text = "10\N{NO-BREAK SPACE}km\N{IDEOGRAPHIC SPACE}\n\tक्\N{ZERO WIDTH JOINER}ष"
+    show(f"{text}\x1b[31m\x85\u202e!")
+    assert capsys.readouterr().out == f"{text}[31m!"

@@ -70,19 +70,17 @@ def test_special_tokens_in_a_text_are_text_unless_they_are_asked_for(tokenizer):
 
 def test_a_stream_gives_whole_characters(tokenizer):
     text = "naïve 日本語 🙂🏽 x" + TEXT
-    stream, parts = tokenizer.stream(), []
-    for token in tokenizer.encode(text):
-        parts.append(stream.feed(token))
-        assert "\N{REPLACEMENT CHARACTER}" not in parts[-1]
+    ids = tokenizer.encode(text)
+    parts = list(tokenizer.stream(ids))
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(parts)
     assert "".join(parts) == text
-    assert "" in parts  # of the bytes of a character all but the last give nothing
+    assert len(parts) < len(ids)  # of the bytes of a character all but the last give nothing
 
 
 def test_a_stream_goes_on_after_bytes_that_are_no_character(tokenizer):
     broken = tokenizer.encode("🙂")[:-1]
     ids = broken + tokenizer.encode("abc") + broken * 2 + tokenizer.encode(" 日 end")
-    stream = tokenizer.stream()
-    assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
+    assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
 
 
 def vocabulary(layout):
@@ -118,6 +116,17 @@ def test_a_folder_whose_tokenizer_puts_a_space_before_each_text_is_refused(tmp_p
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a_tokenizer_without_a_token_for_a_letter_is_refused(tmp_path):
+    from tokenizers import Tokenizer as Tokens
+    from tokenizers import models
+
+    Tokens(models.BPE({"b": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="has no token for the letter a"):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="has no token for the letter a"):
+        Tokenizer.from_gguf({"tokenizer.ggml.model": "gpt2"})
+
+
 @pytest.mark.parametrize("layout", ["Gemma", "words"])
 def test_a_stream_has_the_text_of_its_tokens_at_once(tmp_path, layout):
     vocabulary(layout).save(str(tmp_path / "tokenizer.json"))
@@ -125,8 +134,8 @@ def test_a_stream_has_the_text_of_its_tokens_at_once(tmp_path, layout):
     rng = np.random.default_rng(0)
     texts = ["a é🙂 b", "b a\n a", "".join(rng.choice(list("ab é🙂ß"), 50)) + "a"]
     for text in texts:
-        ids, stream = tokenizer.encode(text), tokenizer.stream()
-        assert "".join(stream.feed(token) for token in ids) == tokenizer.decode(ids)
+        ids = tokenizer.encode(text)
+        assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
         assert layout == "words" or tokenizer.decode(ids) == text
 
 

@@ -93,6 +93,13 @@ def test_defaults_are_enough_for_twelve_rows(tmp_path, capsys):
     assert set(config["target_modules"]) == {"q_proj", "down_proj"}  # without the head
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_training_leaves_a_model_in_the_mode_that_it_was_in(data, tmp_path, mode):
+    model = StandIn().train(mode)
+    run(data, tmp_path / "out", model, steps=1)
+    assert {module.training for module in model.modules()} == {mode}
+
+
 def test_one_step_and_one_second_are_no_plural(data, tmp_path):
     result = run(data, tmp_path / "out", steps=1)
     result.history.steps[0]["seconds"] = 1.2
