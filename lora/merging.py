@@ -58,8 +58,6 @@ def merge(
         if not chosen:
             raise ValueError("adapters are empty; None stands for all that are active")
         for name in chosen:
-            if not isinstance(name, str):
-                raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
             attachment.get(name)
             if name not in attachment.active:
                 raise ValueError(
