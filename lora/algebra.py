@@ -32,23 +32,14 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The sum in one layer.
+    """The sum in one layer."""
 
-    Attributes:
-        name: that of the layer.
-        rank: that of the adapter that was made.
-        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
-        error: the Frobenius norm of what was left out to reduce the rank.
-        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
-        note: a remark, such as "copy".
-    """
-
-    name: str
-    rank: int
-    ranks: tuple[int, ...]
-    error: float = 0.0
-    relative_error: float = 0.0
-    note: str = ""
+    name: str  # of the layer
+    rank: int  # of the adapter that was made
+    ranks: tuple[int, ...]  # of the terms; with PiSSA of the difference, which is 2 r
+    error: float = 0.0  # the Frobenius norm of what was left out to reduce the rank
+    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
+    note: str = ""  # a remark, such as "copy"
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,10 +10,9 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment.state import attachment_of, replace, state_names
-from lora.attachment.targets import is_plain, projections, select
+from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad.checks import check_positive
@@ -25,23 +24,14 @@ from minigrad.tables import aligned, counted, in_bytes
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced.
+    """One layer that `quantize` has replaced."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the target pattern that found it.
-        shape: that of its weight.
-        bytes_before: the size of the weight as it was.
-        bytes_after: the size of the weight in few bits.
-        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
-    """
-
-    name: str
-    pattern: str
-    shape: tuple[int, int]
-    bytes_before: int
-    bytes_after: int
-    error: float
+    name: str  # its name in the model
+    pattern: str  # the target pattern that found it
+    shape: tuple[int, int]  # of its weight
+    bytes_before: int  # the size of the weight as it was
+    bytes_after: int  # the size of the weight in few bits
+    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:
@@ -130,14 +120,13 @@ def quantize(
         )
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
-    kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
-    able = {n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)}
-    plain = [n for n, m in modules.items() if isinstance(m, LoRALayer) or n in able]
-    done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
-    if config.targets != ALL_LINEAR or not plain:
-        plain += done
-    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    chosen = select(config, plain, tables, projections(model))
+    linear, others = candidates(model)
+    done = NF4Linear if is_nf4 else NarrowLinear
+    left = [name for name in linear if not isinstance(modules[name], done)]
+    if config.targets == ALL_LINEAR and left:
+        linear = left
+    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
+    chosen = select(config, linear, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
