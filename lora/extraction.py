@@ -128,7 +128,8 @@ def extract(
         adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
         if adapted:
             raise ValueError(
-                f"the finetuned model has adapters, in {', '.join(adapted)}; lora.fold a copy of it"
+                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
+                f"a copy of it"
             )
         quantized = _in_few_bits(finetuned).items()
         state = finetuned.state_dict() | {n: m.weight.dense(m.dtype) for n, m in quantized}

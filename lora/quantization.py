@@ -104,10 +104,10 @@ def quantize(
             elsewhere too; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
-    if isinstance(model, Linear):
+    if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
-            "quantize: the model is a single Linear, which has no parent, so nothing can "
-            "replace it; use NF4Linear.from_linear(model)"
+            f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
+            f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
         )
     check_positive("quantize: block_size", block_size)
     if format not in ("nf4", "bfloat16"):
