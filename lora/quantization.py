@@ -120,13 +120,13 @@ def quantize(
         )
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
-    linear, others = candidates(model)
+    able, others = candidates(model)
     done = NF4Linear if is_nf4 else NarrowLinear
-    left = [name for name in linear if not isinstance(modules[name], done)]
+    left = [name for name in able if not isinstance(modules[name], done)]
     if config.targets == ALL_LINEAR and left:
-        linear = left
+        able = left
     tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
-    chosen = select(config, linear, tables, projections(model))
+    chosen = select(config, able, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
