@@ -15,7 +15,7 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
-from minigrad.checks import check_positive
+from minigrad.checks import check_flag, check_positive
 from minigrad.heap import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
@@ -99,17 +99,20 @@ def quantize(
         progress: show a progress bar if it takes long.
 
     Raises:
+        TypeError: if the model is no Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is in few bits already, has
             an adapter, is trained in full by one, or has a weight that is not finite or is used
             elsewhere too; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
+    attachment = attachment_of(model)
     if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
             f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
             f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
         )
     check_positive("quantize: block_size", block_size)
+    check_flag("quantize: double_quant", double_quant)
     if format not in ("nf4", "bfloat16"):
         raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
     is_nf4 = format == "nf4"
@@ -145,7 +148,6 @@ def quantize(
                 f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
                 f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
             )
-    attachment = attachment_of(model)
     for adapter, attached in {} if attachment is None else attachment.adapters.items():
         copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
         for name, linear in linears.items():

@@ -398,6 +398,13 @@ def test_a_table_that_is_the_whole_model_is_refused(rng):
         lora.attach(table, LoRAConfig(rank=2))
 
 
+def test_what_is_no_model_and_no_flag_is_refused():
+    with pytest.raises(TypeError, match="on a Module, not on None"):
+        lora.quantize(None)
+    with pytest.raises(TypeError, match="double_quant must be True or False, not 'no'"):
+        lora.quantize(Sequential(Linear(4, 4)), double_quant="no")
+
+
 @pytest.mark.parametrize("layer", [NF4Linear.from_linear, lambda x: LoRALayer.from_linear(x, 2, 4)])
 def test_a_layer_that_is_the_whole_model_is_named_by_its_kind(layer):
     model = layer(Linear(4, 4))
