@@ -10,8 +10,7 @@ asked for, with the least possible error (`lora.spectra`).
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +141,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     """Return the weight of each adapter that counts, in the order of their names."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
-    if isinstance(weights, numbers.Number):
+    if not isinstance(weights, Iterable):
         raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:
