@@ -267,18 +267,7 @@ class AdaptedLayer(Module):
         bias = frozen_bias(self.bias)
         if not self.enabled:
             return self.base(x, self.base_weight, bias)
-        stored = self.base_weight
-        if self._merged is None and len(self.active) == 1:
-            adapter = self.adapters[self.active[0]]
-            # For LoRA the sum below has the same result, but its lists would take a tenth of the
-            # time of a small layer.
-            drops = self.training and adapter.dropout > 0
-            if adapter.lora_magnitude is None and not drops:
-                return self._updated(x, stored, bias, (adapter,))
-            if not drops:
-                y = self._updated(x, stored, None, (adapter,)) * self._ratio(adapter)
-                return y if bias is None else y + self.per_output(bias)
-        merged = self.merged_adapters
+        stored, merged = self.base_weight, self.merged_adapters
         if self._merged is not None:
             observed(self._check_fresh)
             if any(
@@ -291,12 +280,14 @@ class AdaptedLayer(Module):
                 )
             stored = self._merged.weight
         adapters = [self.adapters[name] for name in self.active if name not in merged]
-        linear = [a for a in adapters if a.lora_magnitude is None and not self._drops(a)]
-        y = self._updated(x, stored, bias, linear)
-        for adapter in adapters:
-            if adapter in linear:
-                continue
-            # DoRA and dropout are added by themselves.
+        # DoRA and dropout are added by themselves.
+        apart = [a for a in adapters if a.lora_magnitude is not None or self._drops(a)]
+        if apart and len(self.active) == 1 and not self.merged and not self._drops(apart[0]):
+            # DoRA alone takes one product with W instead of two.
+            y = self._updated(x, stored, None, apart) * self._ratio(apart[0])
+            return y if bias is None else y + self.per_output(bias)
+        y = self._updated(x, stored, bias, [a for a in adapters if a not in apart])
+        for adapter in apart:
             left, factor = x, None  # by dropout
             if self._drops(adapter):
                 left, factor = self.dropped(x, adapter)

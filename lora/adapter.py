@@ -253,9 +253,7 @@ class Adapter:
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
     """Return A, B and s of a sum of updates: s_1 B_1 A_1 + ... is one product of all ranks."""
     if len(adapters) == 1:
-        first = adapters[0]
-        a, b = (first.lora_a, first.lora_b) if first.start is None else first.factors()
-        return a, b, first.scale
+        return *adapters[0].factors(), adapters[0].scale
     pairs = [adapter.factors() for adapter in adapters]
     a = ops.concatenate([a for a, _ in pairs])
     scaled = [b * adapter.scale for (_, b), adapter in zip(pairs, adapters, strict=True)]

@@ -10,8 +10,7 @@ asked for, with the least possible error (`lora.spectra`).
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,23 +31,14 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The sum in one layer.
+    """The sum in one layer."""
 
-    Attributes:
-        name: that of the layer.
-        rank: that of the adapter that was made.
-        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
-        error: the Frobenius norm of what was left out to reduce the rank.
-        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
-        note: a remark, such as "copy".
-    """
-
-    name: str
-    rank: int
-    ranks: tuple[int, ...]
-    error: float = 0.0
-    relative_error: float = 0.0
-    note: str = ""
+    name: str  # of the layer
+    rank: int  # of the adapter that was made
+    ranks: tuple[int, ...]  # of the terms; with PiSSA of the difference, which is 2 r
+    error: float = 0.0  # the Frobenius norm of what was left out to reduce the rank
+    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
+    note: str = ""  # a remark, such as "copy"
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,7 +141,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     """Return the weight of each adapter that counts, in the order of their names."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
-    if isinstance(weights, numbers.Number):
+    if not isinstance(weights, Iterable):
         raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:

@@ -22,7 +22,7 @@ from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
+from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
@@ -136,7 +136,7 @@ def check_attachable(model: Module, adapter: str) -> None:
     """Check that the name of a new adapter can be used, and that the model can have one now."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
-    if isinstance(model, (Linear, Embedding, Conv2d, NarrowLinear, BFloat16Embedding)):
+    if isinstance(model, (Linear, Embedding, Conv2d)) or is_narrow(model):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
@@ -147,8 +147,8 @@ def check_attachable(model: Module, adapter: str) -> None:
         check_switch(model, attachment, (adapter,))
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
         raise ValueError(
-            f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
-            f"or has on a part of it; fold or detach them first"
+            f"there are adapters on {', '.join(strange) or 'the model itself'} already, which "
+            f"lora.attach has not put there, or has on a part of it; fold or detach them first"
         )
 
 

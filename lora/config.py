@@ -8,16 +8,23 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+
 from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_table, near
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
-from minigrad.checks import check_probability
+from minigrad.checks import check_flag, check_probability
 from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
 Scaling = LoRAScaling | Literal["standard", "rslora"]
 
 C = TypeVar("C", bound=type)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as Python has it, and JSON can, if it is a scalar of numpy."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _naming_fields(cls: C) -> C:
@@ -104,6 +111,8 @@ class LoRAConfig:
     dora_norm_gradient: bool = False
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            self._set(each.name, _plain(getattr(self, each.name)))
         check_rank_and_alpha(self.rank, self.alpha)
         check_probability("dropout", self.dropout)
         check_init(self.init)
@@ -137,7 +146,8 @@ class LoRAConfig:
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )
         for role in ("rank_pattern", "alpha_pattern"):
-            self._set(role, check_table(role, getattr(self, role)))
+            table = check_table(role, getattr(self, role))
+            self._set(role, {pattern: _plain(value) for pattern, value in table.items()})
             for pattern, value in getattr(self, role).items():
                 pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
                 try:
@@ -147,8 +157,7 @@ class LoRAConfig:
         if self.bias not in get_args(Bias):
             raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
         for flag in ("use_dora", "dora_norm_gradient"):
-            if not isinstance(getattr(self, flag), bool):
-                raise TypeError(f"{flag} must be True or False, not {getattr(self, flag)!r}")
+            check_flag(flag, getattr(self, flag))
         if self.use_dora and self.init == "mica":
             raise ValueError('init="mica" trains A only, and DoRA a magnitude; take one of the two')
         if self.dora_norm_gradient and not self.use_dora:

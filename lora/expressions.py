@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache, reduce
 from itertools import groupby
 from operator import or_
-from re import _parser  # type: ignore[attr-defined]  # as old as `re`, and without annotations
+from re import _compiler, _parser  # type: ignore[attr-defined]  # old, and without annotations
 from typing import Any
 
 # What an expression may have at most:
@@ -85,7 +85,7 @@ class Expression:
             if is_text:
                 steps.append(_literal("".join(chr(value) for _, value in group)))
             else:
-                steps += [self._part(str(op), value, flags, depth, repeated) for op, value in group]
+                steps += [self._part(part, flags, depth, repeated) for part in group]
         if len(steps) == 1:
             return steps[0]
         steps.reverse()
@@ -99,10 +99,11 @@ class Expression:
 
         return step
 
-    def _part(self, op: str, value: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
+    def _part(self, part: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
         """Return the step of one part, as the parser describes it."""
-        if (test := _test(op, value, flags)) is not None:
+        if (test := _test(part, flags)) is not None:
             return lambda after, name: (after << 1) & name.before_any(test)
+        op, value = str(part[0]), part[1]
         if op == "BRANCH":
             steps = [self._sequence(each, flags, depth + 1, repeated) for each in value[1]]
             return lambda after, name: reduce(or_, (step(after, name) for step in steps), 0)
@@ -131,10 +132,9 @@ class Expression:
             raise ValueError(f"it has more than {MOST_REPEATS} repeats")
         if repeated and most > 1:
             raise ValueError("it has a repeat in a repeat, as (a+)+ has; write it without")
-        if len(parts) == 1 and least <= 1 and most == _parser.MAXREPEAT:
-            op, value = parts[0]
-            if (test := _test(str(op), value, flags)) is not None:
-                return _run(test, least)
+        is_run = len(parts) == 1 and least <= 1 and most == _parser.MAXREPEAT
+        if is_run and (test := _test(parts[0], flags)) is not None:
+            return _run(test, least)
         step = self._sequence(parts, flags, depth + 1, repeated or most > 1)
 
         def steps(after: int, name: Name) -> int:
@@ -169,42 +169,18 @@ class Expression:
         return steps
 
 
-def _test(op: str, value: Any, flags: re.RegexFlag) -> Test | None:
+def _test(part: Any, flags: re.RegexFlag) -> Test | None:
     """Return a test of one character, if a part is for one."""
-    if op == "ANY":
-        return lambda character: character != "\n" or bool(flags & re.DOTALL)
-    if op in ("LITERAL", "NOT_LITERAL"):
-        listed, negated = [("LITERAL", value)], op == "NOT_LITERAL"
-    elif op == "IN":
-        listed = [(str(kind), each) for kind, each in value]
-        negated = listed[0][0] == "NEGATE"
-    else:
+    if str(part[0]) not in ("ANY", "LITERAL", "NOT_LITERAL", "IN"):
         return None
-
-    def test(character: str) -> bool:
-        cases = {character}
-        if flags & re.IGNORECASE:
-            cases |= {character.lower(), character.upper()}
-        return negated != any(_is_in(kind, each, c) for kind, each in listed for c in cases)
-
-    return cache(test)
-
-
-def _is_in(kind: str, value: Any, character: str) -> bool:
-    """Tell whether a character is in an element of a set, such as a range."""
-    if kind == "CATEGORY":
-        name = str(value)
-        found = _CATEGORIES[name.rpartition("_")[2]](character)
-        return found != ("_NOT_" in name)
-    low, high = value if kind == "RANGE" else (value, value)
-    return kind != "NEGATE" and bool(low <= ord(character) <= high)
+    state = _parser.State()
+    state.flags = flags
+    matcher = _compiler.compile(_parser.SubPattern(state, [part]))
+    return cache(lambda character: matcher.match(character) is not None)
 
 
 def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
-
-
-_CATEGORIES: dict[str, Test] = {"DIGIT": str.isdecimal, "SPACE": str.isspace, "WORD": _is_word}
 
 
 def _literal(text: str) -> Step:

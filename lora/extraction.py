@@ -20,7 +20,7 @@ from lora.linear import largest_rank
 from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear
+from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
 from minigrad import kernels
 from minigrad.checks import check_problems
 from minigrad.core.tensor import Tensor, as_array
@@ -128,7 +128,8 @@ def extract(
         adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
         if adapted:
             raise ValueError(
-                f"the finetuned model has adapters, in {', '.join(adapted)}; lora.fold a copy of it"
+                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
+                f"a copy of it"
             )
         quantized = _in_few_bits(finetuned).items()
         state = finetuned.state_dict() | {n: m.weight.dense(m.dtype) for n, m in quantized}
@@ -181,8 +182,7 @@ def extract(
 
 def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
     """Return the layers whose weight is in few bits and so no parameter, by the weight's name."""
-    kinds = NarrowLinear, BFloat16Embedding
-    return {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, kinds)}
+    return {f"{name}.weight": m for name, m in model.named_modules() if is_narrow(m)}
 
 
 class _Pair:

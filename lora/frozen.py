@@ -198,24 +198,21 @@ class TrainedCopy(Parameter):
 
     __slots__ = ()
 
-    def unwrap(self) -> None:
-        """Become an ordinary parameter of the model."""
-        self.__class__ = Parameter  # type: ignore[assignment]  # which differs in nothing else
-
 
 class OwnBuffer(Buffer):
     """A copy of a buffer, such as a running mean, that an adapter has for itself."""
 
     __slots__ = ()
 
-    def unwrap(self) -> None:
-        """Become an ordinary buffer of the model."""
-        self.__class__ = Buffer  # type: ignore[assignment]  # which differs in nothing else
-
 
 def copy_for_adapter(original: Parameter | Buffer, value: Any) -> TrainedCopy | OwnBuffer:
     """Return the tensor, with this value, that is to take the place of an original."""
     return OwnBuffer(value) if isinstance(original, Buffer) else TrainedCopy(value)
+
+
+def hand_over(own: TrainedCopy | OwnBuffer) -> None:
+    """Let a copy become an ordinary parameter or buffer of the model, which differs in no more."""
+    own.__class__ = Buffer if isinstance(own, Buffer) else Parameter  # type: ignore[assignment]
 
 
 def frozen_bias(bias: Parameter | None) -> Tensor | None:

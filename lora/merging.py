@@ -9,6 +9,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
+from lora.frozen import hand_over
 from minigrad.nn import Module, Parameter
 
 
@@ -58,8 +59,6 @@ def merge(
         if not chosen:
             raise ValueError("adapters are empty; None stands for all that are active")
         for name in chosen:
-            if not isinstance(name, str):
-                raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
             attachment.get(name)
             if name not in attachment.active:
                 raise ValueError(
@@ -168,7 +167,7 @@ def fold(model: Module) -> Module:
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
-                copy.own.unwrap()
+                hand_over(copy.own)
                 if isinstance(copy.original, Parameter):
                     state.restore_flags([(copy.own, flags[id(copy.original)])])
         state.store(part, None)

@@ -100,8 +100,8 @@ def find(
 
     The groups are names that stand for several, such as an attention for its projections; `role` is
     the name of the parameter with the patterns, and `first` the name that each layer goes by, by
-    all of its names, for messages. A ValueError is raised if a pattern
-    matches none of them, with all names, and the nearest to a miss.
+    all of its names, for messages. A ValueError is raised if a pattern matches none of them, with
+    all names, and the nearest to a miss.
     """
     names, one = list(names), isinstance(patterns, str)
     matched = matches(patterns, names, groups)

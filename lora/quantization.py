@@ -10,13 +10,12 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment.state import attachment_of, replace, state_names
-from lora.attachment.targets import is_plain, projections, select
+from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
-from minigrad.checks import check_positive
+from minigrad.checks import check_flag, check_positive
 from minigrad.heap import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
@@ -25,23 +24,14 @@ from minigrad.tables import aligned, counted, in_bytes
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced.
+    """One layer that `quantize` has replaced."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the target pattern that found it.
-        shape: that of its weight.
-        bytes_before: the size of the weight as it was.
-        bytes_after: the size of the weight in few bits.
-        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
-    """
-
-    name: str
-    pattern: str
-    shape: tuple[int, int]
-    bytes_before: int
-    bytes_after: int
-    error: float
+    name: str  # its name in the model
+    pattern: str  # the target pattern that found it
+    shape: tuple[int, int]  # of its weight
+    bytes_before: int  # the size of the weight as it was
+    bytes_after: int  # the size of the weight in few bits
+    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:
@@ -109,17 +99,20 @@ def quantize(
         progress: show a progress bar if it takes long.
 
     Raises:
+        TypeError: if the model is no Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is in few bits already, has
             an adapter, is trained in full by one, or has a weight that is not finite or is used
             elsewhere too; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
-    if isinstance(model, Linear):
+    attachment = attachment_of(model)
+    if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
-            "quantize: the model is a single Linear, which has no parent, so nothing can "
-            "replace it; use NF4Linear.from_linear(model)"
+            f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
+            f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
         )
     check_positive("quantize: block_size", block_size)
+    check_flag("quantize: double_quant", double_quant)
     if format not in ("nf4", "bfloat16"):
         raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
     is_nf4 = format == "nf4"
@@ -130,14 +123,13 @@ def quantize(
         )
     modules = dict(model.named_modules())
     config = LoRAConfig(targets=targets, exclude=exclude)
-    kinds = (Linear, BFloat16Linear) if is_nf4 else (Linear,)
-    able = {n for n, m in modules.items() if any(is_plain(m, kind) for kind in kinds)}
-    plain = [n for n, m in modules.items() if isinstance(m, LoRALayer) or n in able]
-    done = [n for n, m in modules.items() if isinstance(m, NarrowLinear) and n not in plain]
-    if config.targets != ALL_LINEAR or not plain:
-        plain += done
-    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    chosen = select(config, plain, tables, projections(model))
+    able, others = candidates(model)
+    done = NF4Linear if is_nf4 else NarrowLinear
+    left = [name for name in able if not isinstance(modules[name], done)]
+    if config.targets == ALL_LINEAR and left:
+        able = left
+    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
+    chosen = select(config, able, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
@@ -156,7 +148,6 @@ def quantize(
                 f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
                 f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
             )
-    attachment = attachment_of(model)
     for adapter, attached in {} if attachment is None else attachment.adapters.items():
         copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
         for name, linear in linears.items():

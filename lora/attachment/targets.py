@@ -73,8 +73,8 @@ def projections(model: Module) -> dict[str, list[str]]:
 
 def select(
     config: LoRAConfig,
-    linear: Iterable[str],
-    other: Iterable[str] = (),
+    linear: Sequence[str],
+    other: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     first: Mapping[str, str] | None = None,
 ) -> list[Target]:
@@ -82,11 +82,10 @@ def select(
 
     They are among the `linear` layers and `other` ones that can have an adapter, which "all-linear"
     leaves out; `groups` are names that stand for several, and `first` the names that layers go by,
-    by all of their names. A ValueError is raised if a pattern, an
-    index or an exclusion is in vain, or nothing is left. A pattern all of whose layers are excluded
-    is not in vain.
+    by all of their names. A ValueError is raised if a pattern, an index or an exclusion is in vain,
+    or nothing is left. A pattern all of whose layers are excluded is not in vain.
     """
-    linear, groups = list(linear), groups or {}
+    groups = groups or {}
     if config.targets != ALL_LINEAR:
         found = find("targets", config.targets, [*linear, *other], groups, first)
     elif linear:

@@ -91,12 +91,11 @@ def draw(
         return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)
     # PiSSA, with an exact decomposition or after some rounds of iteration.
     w, rounds = weight(), _ROUNDS.fullmatch(init)
-    if init == "pissa":
+    if rounds is None:
         u, s, v = np.linalg.svd(w, full_matrices=False)
     else:
         size = min(rank + _SPARE, *w.shape)
         basis = np.linalg.qr(w @ rng.standard_normal((d_in, size)))[0]
-        assert rounds is not None, init  # the caller has checked the name
         for _ in range(int(rounds[1])):
             basis = np.linalg.qr(w @ np.linalg.qr(w.T @ basis)[0])[0]
         u, s, v = np.linalg.svd(basis.T @ w, full_matrices=False)

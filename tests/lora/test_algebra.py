@@ -577,7 +577,7 @@ def test_the_report_can_be_read(rng):
         (([], [], "n"), ValueError, "no adapters to combine"),
         (("a", [1], "n"), TypeError, "list of names"),
         (([1], [1], "n"), TypeError, "name of an adapter is a string, not 1"),
-        ((["a"], 1.0, "n"), TypeError, "weights are a list"),
+        *(((["a"], w, "n"), TypeError, "weights are a list") for w in (1.0, np.float64(1), None)),
         ((["a"], [1, 2], "n"), ValueError, "1 adapters and 2 weights"),
         ((["a", "b"], [1, math.nan], "n"), ValueError, "weight of 'b' must be a finite.* nan"),
         ((["a"], [-math.inf], "n"), ValueError, "weight of 'a' must be a finite"),

@@ -251,6 +251,22 @@ def test_what_a_configuration_was_made_of_may_change():
     assert config == LoRAConfig(targets=("q",), rank_pattern={"q": 2}, modules_to_save=("q",))
 
 
+def test_a_configuration_of_numpy_scalars_can_be_saved(tmp_path):
+    config = LoRAConfig(
+        rank=np.int64(2),
+        alpha=np.float64(3),
+        dropout=np.float32(0.5),
+        use_dora=np.True_,
+        layers_to_transform=np.int64(0),
+        rank_pattern={"0": np.int32(1)},
+    )
+    model = MLP([4, 4, 4])
+    lora.attach(model, config)
+    lora.save(model, tmp_path / "adapter")
+    assert (config.rank, config.rank_pattern) == (2, {"0": 1})
+    assert type(config.rank) is type(config.rank_pattern["0"]) is int
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layer", ["a", "table"])
 def test_weights_that_are_not_finite_are_refused_by_name(layer, value):

@@ -75,6 +75,13 @@ def compare(seed):
     return True
 
 
+@pytest.mark.parametrize("text", ["(?i)s", "(?i)[^k]", "(?i)[a-z]", "(?i)µ", "(?i)İ", r"\w"])
+def test_every_character_matches_as_in_python(text):
+    found, wanted = Expression(text), re.compile(text)
+    characters = map(chr, range(0x2200))  # among them "ß", in capitals two letters
+    assert not [c for c in characters if found.matches(c) != bool(wanted.fullmatch(c))]
+
+
 def test_expressions_at_random_match_as_in_python():
     assert sum(map(compare, range(1500))) > 1000
 

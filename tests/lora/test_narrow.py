@@ -398,6 +398,25 @@ def test_a_table_that_is_the_whole_model_is_refused(rng):
         lora.attach(table, LoRAConfig(rank=2))
 
 
+def test_what_is_no_model_and_no_flag_is_refused():
+    with pytest.raises(TypeError, match="on a Module, not on None"):
+        lora.quantize(None)
+    with pytest.raises(TypeError, match="double_quant must be True or False, not 'no'"):
+        lora.quantize(Sequential(Linear(4, 4)), double_quant="no")
+
+
+@pytest.mark.parametrize("layer", [NF4Linear.from_linear, lambda x: LoRALayer.from_linear(x, 2, 4)])
+def test_a_layer_that_is_the_whole_model_is_named_by_its_kind(layer):
+    model = layer(Linear(4, 4))
+    with pytest.raises(ValueError, match=f"quantize: the model is a single {type(model).__name__}"):
+        lora.quantize(model)
+    if isinstance(model, LoRALayer):
+        with pytest.raises(ValueError, match="adapters on the model itself already"):
+            lora.attach(model, LoRAConfig(rank=2))
+        with pytest.raises(ValueError, match="finetuned model has adapters, in itself"):
+            lora.extract(Linear(4, 4), model, 1)
+
+
 def test_a_tied_head_and_an_adapter_between(rng):
     matrix = BFloat16Matrix.of(rng.standard_normal((11, 6)).astype(np.float32))
     model = Tied(matrix)
