@@ -142,10 +142,11 @@ def grad(
     )
     announce(arrived, adding=False)
     gradients = []
+    last_use = {node: i for i, node in enumerate(wanted)}
     for i, ((source, path, _), node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
-            last_use = node not in wanted[i + 1 :]
-            gradients.append(take(arrived, node) if last_use else _copied(arrived[node]))
+            is_last = last_use[node] == i
+            gradients.append(take(arrived, node) if is_last else _copied(arrived[node]))
         elif allow_unused:
             gradients.append(Tensor(np.zeros(node.shape, node.dtype)))
         else:
