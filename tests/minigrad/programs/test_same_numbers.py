@@ -442,6 +442,11 @@ REFUSED = {
         lambda: [np.random.RandomState(0)],
         "draws random numbers",
     ),
+    "RandomState of another generator": (
+        lambda w, x, source: (w * x).sum() * float(source.rand()),
+        lambda: [np.random.RandomState(np.random.PCG64(0))],
+        "draws random numbers",
+    ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
 }
 
