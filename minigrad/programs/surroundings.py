@@ -195,6 +195,8 @@ class Surroundings:
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
+        elif isinstance(value, stdlib_random.SystemRandom):
+            return  # it has no state; its numbers differ from call to call, as the lines show
         elif isinstance(value, (np.random.Generator, np.random.RandomState, stdlib_random.Random)):
             self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
