@@ -197,10 +197,10 @@ def propagate(
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
     before, observers = mode.state
-    mode.state = (create_graph and recorded, observers)
-    for observer in observers:
-        observer.on_pass(True)
     try:
+        mode.state = (create_graph and recorded, observers)
+        for observer in observers:
+            observer.on_pass(True)
         for node in order:
             g = take_out(node, None)
             if g is None:

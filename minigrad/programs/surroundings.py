@@ -190,7 +190,8 @@ class Surroundings:
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            self._words.update(*(code.co_names for code in codes(value.__func__)))
+            if isinstance(value.__func__, FunctionType):  # and not an op or a partial
+                self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
