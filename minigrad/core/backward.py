@@ -42,6 +42,7 @@ def backward(
 
     Raises:
         ValueError: if a gradient is missing or has another shape.
+        TypeError: if it is not of real numbers.
         RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
             pass, or an array that it saved was written since.
     """
@@ -98,6 +99,7 @@ def grad(
         RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
             overwritten.
         ValueError: if a cotangent is missing or has another shape than its output.
+        TypeError: if a cotangent is not of real numbers.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
@@ -393,6 +395,8 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
     array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     if array.shape != value.shape:
         raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{role}: a gradient is of real numbers, not of {array.dtype}")
     if create_graph:
-        return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
+        return (gradient if isinstance(gradient, Tensor) else Tensor(array)).astype(value.dtype)
     return array.astype(value.dtype, copy=False)  # nothing writes to it, and `take` copies it

@@ -465,6 +465,20 @@ def test_grad_outputs_weigh_the_outputs():
     assert_array_equal(grad([x * x, x.sum()], x, [v, None]).data, [21.0, 401.0])
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_grad_outputs_keep_their_digits(create_graph):
+    x = leaf(1.0, 2.0)
+    (g,) = grad(x * 1.0, [x], [[0.1, 0.7]], create_graph=create_graph)
+    assert_array_equal(g.detach().data, [0.1, 0.7])
+
+
+@pytest.mark.parametrize("v", [[1j, 1.0], ["1", "2"]])
+def test_grad_outputs_are_real_numbers(v):
+    x = leaf(1.0, 2.0)
+    with pytest.raises(TypeError, match="of real numbers"):
+        grad(x * 1.0, x, [v])
+
+
 def test_grad_outputs_must_fit():
     x = leaf(1.0, 2.0)
     with pytest.raises(ValueError, match="2 outputs, but 1 grad_outputs"):
