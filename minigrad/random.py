@@ -7,6 +7,8 @@ generators a function has used, and run it again with the same random numbers.
 
 from __future__ import annotations
 
+import ctypes
+import random as stdlib_random
 import threading
 from collections.abc import Callable, Iterable
 
@@ -107,3 +109,13 @@ def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
     else:
         drawn = rng.integers(0, 2**64 - 1, size, np.uint64, endpoint=True)
     return drawn.view(np.uint16)[:count]
+
+
+def states_of_all_code() -> tuple[bytes, int]:
+    """Return the states of those generators of numpy and Python that all code shares."""
+    bits = np.random.get_bit_generator()
+    if type(bits) is np.random.MT19937:  # the usual one: 624 words and a position in them
+        of_numpy = ctypes.string_at(bits.ctypes.state_address, 625 * 4)  # `state` takes 50 us
+    else:
+        of_numpy = repr(bits.state).encode()
+    return of_numpy, hash(stdlib_random.getstate())

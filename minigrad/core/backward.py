@@ -42,6 +42,7 @@ def backward(
 
     Raises:
         ValueError: if a gradient is missing or has another shape.
+        TypeError: if it is not of real numbers.
         RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
             pass, or an array that it saved was written since.
     """
@@ -98,6 +99,7 @@ def grad(
         RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
             overwritten.
         ValueError: if a cotangent is missing or has another shape than its output.
+        TypeError: if a cotangent is not of real numbers.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
@@ -142,10 +144,11 @@ def grad(
     )
     announce(arrived, adding=False)
     gradients = []
+    last_use = {node: i for i, node in enumerate(wanted)}
     for i, ((source, path, _), node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
-            last_use = node not in wanted[i + 1 :]
-            gradients.append(take(arrived, node) if last_use else _copied(arrived[node]))
+            is_last = last_use[node] == i
+            gradients.append(take(arrived, node) if is_last else _copied(arrived[node]))
         elif allow_unused:
             gradients.append(Tensor(np.zeros(node.shape, node.dtype)))
         else:
@@ -196,10 +199,10 @@ def propagate(
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
     before, observers = mode.state
-    mode.state = (create_graph and recorded, observers)
-    for observer in observers:
-        observer.on_pass(True)
     try:
+        mode.state = (create_graph and recorded, observers)
+        for observer in observers:
+            observer.on_pass(True)
         for node in order:
             g = take_out(node, None)
             if g is None:
@@ -392,6 +395,8 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
     array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     if array.shape != value.shape:
         raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{role}: a gradient is of real numbers, not of {array.dtype}")
     if create_graph:
-        return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
+        return (gradient if isinstance(gradient, Tensor) else Tensor(array)).astype(value.dtype)
     return array.astype(value.dtype, copy=False)  # nothing writes to it, and `take` copies it

@@ -33,7 +33,7 @@ import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -50,11 +50,10 @@ Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
 
 
 class _Known(NamedTuple):
-    """Facts that a run knows about a node, as long as there is the node."""
+    """Facts that a run knows about a node."""
 
     tangents: Tangents | None  # None if it does not depend on the inputs of the run
     from_outside: bool  # whether it depends on something outside of f that requires a gradient
-    end: ref[Node]  # which drops this when the node goes
 
 
 class ForwardMode(Observer):
@@ -65,20 +64,15 @@ class ForwardMode(Observer):
         self._start = next(clock)
         self._enabled = mode.grad_enabled
         self._no_grad_blocks = mode.no_grad_blocks
-        self._known: dict[int, _Known] = {}  # by the order of the node, which no other has
-        self._weak = ref(self)
+        self._known: WeakKeyDictionary[Node, _Known] = WeakKeyDictionary()
 
     def start(self, x: Tensor, tangents: Tangents) -> Tensor:
         """Return the value of x at a node of its own, linked to x, with a tangent per direction."""
         inner = identity(x)
         given = [x, *(v for v in tangents if v is not None)]
         from_outside = self._enabled and any(each.node is not None for each in given)
-        self._set(_give_node(identity, inner), tangents, from_outside)
+        self._known[_give_node(identity, inner)] = _Known(tangents, from_outside)
         return inner
-
-    def _set(self, node: Node, tangents: Tangents | None, from_outside: bool) -> None:
-        end = ref(node, functools.partial(_forget, self._weak, node.order))
-        self._known[node.order] = _Known(tangents, from_outside, end)
 
     def _find(self, node: Node) -> _Known | None:
         """Return what is known about a node.
@@ -86,10 +80,10 @@ class ForwardMode(Observer):
         Raises:
             RuntimeError: if it depends on the inputs, but is the result of an op that was not seen.
         """
-        known = self._known.get(node.order)
+        known = self._known.get(node)
         if known is None and node.order > self._start:
             for edge in node.edges or ():
-                parent = self._known.get(edge[0].order)
+                parent = self._known.get(edge[0])
                 if parent is not None and parent.tangents is not None:
                     raise RuntimeError(
                         f"forward mode has not seen the call of `{node.name}`, because another "
@@ -150,9 +144,9 @@ class ForwardMode(Observer):
                 tangents = self._push(op, inputs, result, moving)
             finally:
                 mode.state = before
-            self._set(_give_node(op, result), tangents, from_outside)
+            self._known[_give_node(op, result)] = _Known(tangents, from_outside)
         elif from_outside and result.node is not None:
-            self._set(result.node, None, True)
+            self._known[result.node] = _Known(None, True)
 
     def _is_inside(self, observer: Observer) -> bool:
         """Return whether an observer is this run, or one inside it."""
@@ -197,13 +191,6 @@ def is_differentiated(value: Any) -> bool:
     if not isinstance(value, Tensor) or value.node is None:
         return False
     return mode.grad_enabled or carried(value)
-
-
-def _forget(run: ref[ForwardMode], order: int, _: ref[Node]) -> None:
-    """Drop what a run knows about a node that has gone."""
-    forward = run()
-    if forward is not None:
-        del forward._known[order]
 
 
 def _is_unwatched() -> bool:

@@ -594,20 +594,15 @@ def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[Non
 
     Without a node a tensor is frozen; `requires_grad_(False)` would drop its gradient.
     """
-    given = list(values)
-    before = [(tensor, {name: getattr(tensor, name) for name in new}) for tensor, new in given]
+    given = [(tensor, name, value) for tensor, new in values for name, value in new.items()]
+    before = [(tensor, name, getattr(tensor, name)) for tensor, name, _ in given]
     try:
-        assign(given)
+        for each in given:
+            setattr(*each)
         yield
     finally:
-        assign(before)
-
-
-def assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
-    """Set attributes of tensors."""
-    for tensor, attributes in values:
-        for name, value in attributes.items():
-            setattr(tensor, name, value)
+        for each in before:
+            setattr(*each)
 
 
 def node_of(tensor: Any, role: str) -> Node:

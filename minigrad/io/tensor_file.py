@@ -273,7 +273,7 @@ class TensorWriter:
                 raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
         facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # at the beginning
         header: dict[str, Any] = {"__metadata__": facts}
-        self._left = {name: tensor.size for name, tensor in self._tensors.items()}
+        self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
         self._starts: dict[str, int] = {}
         end = 0
         for tensor in sorted(listed, key=lambda t: (-bits_of(t.dtype), t.name)):
@@ -308,13 +308,12 @@ class TensorWriter:
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
                 f"{first_row} on is no part of"
             )
-        if array.size > self._left[name]:
-            raise ValueError(f"{name} has been written already, in part or completely")
         stored = to_stored(array, tensor.dtype)
         before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
-        self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
+        span = range(before * stored.itemsize, before * stored.itemsize + stored.nbytes)
+        self._begin(name, span)
         self._file.write(stored.reshape(-1).view(np.uint8).data)
-        self._left[name] -= array.size
+        self._written[name].append(span)
 
     def copy(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a tensor of any dtype, as the bytes that it has in another file.
@@ -322,9 +321,8 @@ class TensorWriter:
         Errors are those of `write`, and a ValueError if there are more bytes than it has, or fewer.
         """
         tensor = self._announced(name)
-        if self._left[name] < tensor.size:
-            raise ValueError(f"{name} has been written already, in part or completely")
-        self._file.seek(self._data + self._starts[name])
+        span = range(tensor.nbytes)
+        self._begin(name, span)
         left = tensor.nbytes
         for part in parts:
             left -= len(part)
@@ -333,7 +331,14 @@ class TensorWriter:
             self._file.write(part)
         if left:
             raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not with others")
-        self._left[name] = 0
+        self._written[name].append(span)
+
+    def _begin(self, name: str, span: range) -> None:
+        """Go to some bytes of a tensor, none of which has been written."""
+        for other in self._written[name]:
+            if span.start < other.stop and other.start < span.stop:
+                raise ValueError(f"{name} has been written already, in part or completely")
+        self._file.seek(self._data + self._starts[name] + span.start)
 
     def _announced(self, name: str) -> TensorInfo:
         if name not in self._tensors:
@@ -342,7 +347,11 @@ class TensorWriter:
 
     def finish(self) -> None:
         """Write the checksum; a ValueError with the names of tensors that are not written yet."""
-        missing = [name for name, size in self._left.items() if size]
+        missing = [
+            name
+            for name, spans in self._written.items()
+            if sum(map(len, spans)) < self._tensors[name].nbytes
+        ]
         if missing:
             raise ValueError(f"announced, but not written: {', '.join(missing)}")
         self._file.seek(self._data)

@@ -199,7 +199,14 @@ class Captured(Generic[P, R]):
                 )
             self._warned = True
             return self._eager(args, kwargs)
-        surroundings = Surroundings(self.step)
+        try:
+            surroundings = Surroundings(self.step)
+        except RecursionError:
+            raise CaptureError(
+                "capture: the step reads something that is nested hundreds of levels deep, such as "
+                "a linked list, which cannot be compared before each run; make it flat, or pass "
+                "what the step needs of it as an argument"
+            ) from None
         _check_code(surroundings)
         first = self._first.pop(key, None)
         if first is not None and not first.surroundings.hold():

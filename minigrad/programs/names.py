@@ -207,9 +207,7 @@ class ValueNames:
             usual = getattr(value, "name" if isinstance(value, np.dtype) else "__name__", usual)
             text = self._unique(label or usual)
         self.space[text] = value
-        self._alive[id(value)] = value
-        self._names[id(value)] = text
-        return text
+        return self.register(value, text)
 
     def call(
         self, function: Callable[..., Any], arguments: Iterable[str], name: str | None = None

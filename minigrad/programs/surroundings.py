@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dis
 import io
+import pickle
 import random as stdlib_random
 import re
 import sys
@@ -43,6 +44,7 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer
+from minigrad.random import states_of_all_code
 from minigrad.readonly import owner_of
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
@@ -63,7 +65,6 @@ class Surroundings:
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
         self.numbers: set[float] = set()  # also those in the code of the functions
         self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
-        self.generators: list[np.random.Generator] = []
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # of parameters in modules, by id
         self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
@@ -72,7 +73,7 @@ class Surroundings:
         self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
         self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
         self._slots: list[tuple[str, Any, list[str]]] = []  # and of which only these slots count
-        self._sources: list[Any] = []  # of random numbers, beside the generators of numpy
+        self._sources: list[Any] = []  # of random numbers
         self._iterators: list[str] = []  # the paths of what has a next value
         self._walk(function, "")
         self._walk_scopes()
@@ -134,11 +135,9 @@ class Surroundings:
         A program reads them anew, and only what its lines call may change them.
         """
         settings = {path: _settings(each) for path, each in self.settable.items()}
-        states = [repr(generator.bit_generator.state) for generator in self.generators]
-        states += [_state_of_source(source) for source in self._sources]
+        states: list[Any] = [pickle.dumps(_state_of(source)) for source in self._sources]
         if "random" in self._words:
-            _, key, *rest = np.random.get_state()  # noqa: NPY002  # some steps draw from it
-            states += [repr(key), repr(rest), repr(hash(stdlib_random.getstate()))]
+            states += states_of_all_code()
         return settings, states
 
     def iterators(self) -> list[str]:
@@ -191,12 +190,15 @@ class Surroundings:
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            self._words.update(*(code.co_names for code in codes(value.__func__)))
+            if isinstance(value.__func__, FunctionType):  # and not an op or a partial
+                self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
-        elif isinstance(value, (stdlib_random.Random, np.random.RandomState)):
+        elif isinstance(value, stdlib_random.SystemRandom):
+            return  # it has no state; its numbers differ from call to call, as the lines show
+        elif isinstance(value, (np.random.Generator, np.random.RandomState, stdlib_random.Random)):
             self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
@@ -213,8 +215,6 @@ class Surroundings:
             self.settable[_unused(path, self.settable)] = value
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value))
-        elif isinstance(value, np.random.Generator):
-            self.generators.append(value)
         elif isinstance(value, (type, ModuleType)):
             module = value.__module__ if isinstance(value, type) else value.__name__
             if package_of(module) not in FOREIGN | LIBRARY:
@@ -321,15 +321,13 @@ def _texts(constants: Iterable[Any]) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _state_of_source(source: Any) -> str:
-    if isinstance(source, stdlib_random.Random):
-        return repr(hash(source.getstate()))
-    return repr(
-        [
-            part if isinstance(part, (str, int, float)) else crc32(part.tobytes())
-            for part in source.get_state(legacy=True)
-        ]
-    )
+def _state_of(source: Any) -> Any:
+    """Return the state of a source of random numbers."""
+    if isinstance(source, np.random.Generator):
+        return source.bit_generator.state
+    if isinstance(source, np.random.RandomState):
+        return source.get_state(legacy=False)
+    return source.getstate()
 
 
 def _values_of_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[Any]:

@@ -8,8 +8,6 @@ the number of the micro-batch. What the generator gives afterwards does not depe
 
 from __future__ import annotations
 
-import ctypes
-import random as stdlib_random
 from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
@@ -43,7 +41,7 @@ class Streams:
         self._default = random.generator().bit_generator
         if self.is_shared:
             random.draw_only_from(self.generators)
-            self._of_all_code = states_of_all_code()
+            self._of_all_code = random.states_of_all_code()
         return self
 
     def begin(self, micro_batch: int) -> None:
@@ -59,7 +57,7 @@ class Streams:
         random.draw_only_from(None)
         for number, state in self._states.items():
             self._bits[number].state = state
-        if self.is_shared and error is None and self._of_all_code != states_of_all_code():
+        if self.is_shared and error is None and self._of_all_code != random.states_of_all_code():
             raise ValueError(
                 "a training step on several ranks draws from np.random or from Python's random, so "
                 "each rank draws other numbers; draw from the default generator, as minigrad.rand "
@@ -77,13 +75,3 @@ class Streams:
             bits.state = before | {"state": inner, "has_uint32": 0, "uinteger": 0}
         else:
             bits.state = type(bits)(np.random.SeedSequence([key, micro_batch])).state
-
-
-def states_of_all_code() -> tuple[bytes, int]:
-    """Return the states of those generators of numpy and Python that all code shares."""
-    bits = np.random.get_bit_generator()
-    if type(bits) is np.random.MT19937:  # the usual one: 624 words and a position in them
-        of_numpy = ctypes.string_at(bits.ctypes.state_address, 625 * 4)  # `state` takes 50 us
-    else:
-        of_numpy = repr(bits.state).encode()
-    return of_numpy, hash(stdlib_random.getstate())

@@ -58,7 +58,7 @@ from minigrad.training.saved_state import (
     check_records,
     unfinished_epoch,
 )
-from minigrad.training.streams import Streams, states_of_all_code
+from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
     MicroBatch,
@@ -400,9 +400,9 @@ class Trainer:
         if ranks.size == 1:
             yield
             return
-        before = [[g.bit_generator.state for g in self._generators()], states_of_all_code()]
+        before = [[g.bit_generator.state for g in self._generators()], random.states_of_all_code()]
         yield
-        after = [[g.bit_generator.state for g in self._generators()], states_of_all_code()]
+        after = [[g.bit_generator.state for g in self._generators()], random.states_of_all_code()]
         if digest(before) != digest(after):
             raise ValueError(
                 "the model draws random numbers in an evaluation, and each rank would draw others; "

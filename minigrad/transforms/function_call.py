@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.containers import Container, Leaf, Structure, flatten, flatten_as, rebuild
+from minigrad.containers import Leaf, Structure, flatten, flatten_as, rebuild
 from minigrad.core.tensor import Tensor, assigned
 
 Function = Callable[..., Any]
@@ -50,10 +50,6 @@ class Call:
         leaves: list[Leaf] = []
         for i in positions:
             known, role = len(leaves), f"{name}: argument {i}"
-            if isinstance(args[i], (Tensor, np.ndarray)):  # the usual case, which is to be fast
-                self._structures[i] = known
-                leaves.append(Leaf(args[i], role))
-                continue
             self._structures[i] = flatten(args[i], role, leaves)
             if len(leaves) == known:
                 raise TypeError(
@@ -61,7 +57,6 @@ class Call:
                     f"{described(args[i])} without any; a Module's are its parameters that "
                     f"require a gradient"
                 )
-        self._flat = Container not in map(type, self._structures.values())
         self.leaves = [as_tensor(leaf.value, leaf.path) for leaf in leaves]
         self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
         if self._of_modules:
@@ -81,8 +76,8 @@ class Call:
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Return what f returns for `inputs` instead of the leaves."""
         args = self._args.copy()
-        for (i, structure), x in zip(self._structures.items(), inputs, strict=False):
-            args[i] = x if self._flat else rebuild(structure, inputs, owners=True)
+        for i, structure in self._structures.items():
+            args[i] = rebuild(structure, inputs, owners=True)
         if not self._of_modules:
             return self._f(*args, **self._kwargs)
         with assigned((p, {"node": inputs[n].node}) for n, p in self._of_modules.items()):
@@ -90,9 +85,7 @@ class Call:
 
     def arranged(self, results: Sequence[Any]) -> Any:
         """Return results, one for each leaf, as the arguments: a tuple for several argnums."""
-        found = results
-        if not self._flat:
-            found = [rebuild(structure, results) for structure in self._structures.values()]
+        found = [rebuild(structure, results) for structure in self._structures.values()]
         return tuple(found) if self._several else found[0]
 
     def tangents(self, given: Sequence[Any]) -> list[Tensor]:

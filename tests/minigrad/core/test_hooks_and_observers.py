@@ -399,6 +399,19 @@ def test_observer_sees_backward_passes_begin_and_end():
     assert passes.seen == [(True, False), False, (True, True), False]
 
 
+def test_grad_mode_is_on_after_an_observer_has_refused_a_backward_pass():
+    class Refusing(Passes):
+        def on_pass(self, begins):
+            super().on_pass(begins)
+            if begins:
+                raise RuntimeError("refused")
+
+    with observe(Refusing()) as passes, pytest.raises(RuntimeError, match="refused"):
+        leaf(1.0).exp().backward()
+    assert passes.seen == [(True, False), False]
+    assert minigrad.is_grad_enabled()
+
+
 def test_observer_sees_a_pass_inside_another_and_the_end_of_one_that_fails():
     x = leaf(1.0)
     with observe(Passes()) as passes:

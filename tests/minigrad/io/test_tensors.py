@@ -142,6 +142,20 @@ def test_bytes_that_are_not_those_of_the_tensor_are_refused(path):
             writer.copy("y", [b"1234"])
 
 
+def test_rows_are_written_once(path):
+    info = TensorInfo("x", "float32", (4, 2))
+    with writing(path, [info]) as writer:
+        writer.write("x", np.full((2, 2), 3.0), 2)
+        for first, count in ((2, 2), (1, 2), (3, 1)):
+            with pytest.raises(ValueError, match="written already"):
+                writer.write("x", np.ones((count, 2)), first)
+        with pytest.raises(ValueError, match="written already"):
+            writer.copy("x", [bytes(32)])
+        writer.write("x", np.ones((2, 2)))
+    with TensorFile(path) as file:
+        np.testing.assert_array_equal(file.read("x"), [[1, 1], [1, 1], [3, 3], [3, 3]])
+
+
 def test_a_byte_that_is_no_bool_is_true(path):
     raw(path, {"x": entry("BOOL", (3,), 0, 3)}, b"\x00\x01\x07")
     with TensorFile(path) as file:

@@ -559,6 +559,11 @@ CASES = {
         lambda h, c: c(h),
         lambda t: setattr(t.parts["config"].__self__, "hidden", 0.9),
     ),
+    "bound method that is no function": of_config(
+        lambda: types.MethodType(functools.partial(Config.method), Config()),
+        lambda h, c: c(h),
+        lambda t: setattr(t.parts["config"].__self__, "hidden", 0.9),
+    ),
     "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
     "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "one slot": of_config(OneSlot, lambda h, c: h * c.scale, assigned("scale", 0.9)),

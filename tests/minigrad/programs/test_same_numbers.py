@@ -420,6 +420,13 @@ def other_memory(w, x, average):
     return (w * x).sum()
 
 
+def nested(depth):
+    inside = []
+    for _ in range(depth):
+        inside = [inside]
+    return inside
+
+
 REFUSED = {
     "data": (other_memory, lambda: [mg.zeros(2)], r"assignment to \.data .* copy_"),
     "nonzero": (
@@ -441,6 +448,21 @@ REFUSED = {
         lambda w, x, source: (w * x).sum() * float(source.rand()),
         lambda: [np.random.RandomState(0)],
         "draws random numbers",
+    ),
+    "RandomState of another generator": (
+        lambda w, x, source: (w * x).sum() * float(source.rand()),
+        lambda: [np.random.RandomState(np.random.PCG64(0))],
+        "draws random numbers",
+    ),
+    "nested": (
+        lambda w, x, nested: (w * x).sum() * len(nested),
+        lambda: [nested(2000)],
+        "nested hundreds of levels deep",
+    ),
+    "SystemRandom": (
+        lambda w, x, source: (w * x).sum() * source.random(),
+        lambda: [random.SystemRandom()],
+        "something else than the call before",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
 }
