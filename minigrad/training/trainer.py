@@ -102,7 +102,8 @@ class Trainer:
             So let a loss that leaves out targets, as by an `ignore_index`, return how many others
             there are, and one with class weights the sum of the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            to record after each epoch, for the rows of training and validation; a dict names them.
+            or one, to record after each epoch, for the rows of training and validation; a dict
+            names them.
         clip_norm: the largest gradient norm to step with.
         patience: the number of epochs, or with `validate_every` of validations, without a better
             validation loss (training loss, where there is no validation) after which to stop, and
@@ -144,7 +145,7 @@ class Trainer:
         *,
         batch_size: int = 32,
         accumulation_steps: int = 1,
-        metrics: Sequence[Metric] | Mapping[str, Metric] = (),
+        metrics: Metric | Sequence[Metric] | Mapping[str, Metric] = (),
         clip_norm: float | None = None,
         patience: int | None = None,
         on_epoch: Sequence[Callable[[Trainer], object]] | Callable[[Trainer], object] = (),
@@ -198,6 +199,8 @@ class Trainer:
             )
         if checkpoint is not None:  # before a run has taken its time
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
+        if callable(metrics):
+            metrics = [metrics]
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):

@@ -537,6 +537,10 @@ def test_metrics_can_be_given_names(data):
     assert history["validation_a"][0] > history["validation_b"][0]
 
 
+def test_one_metric_needs_no_list(data):
+    assert list(make(metrics=rmse).evaluate(data)) == ["loss", "rmse"]
+
+
 def test_two_metrics_of_one_name_are_an_error():
     with pytest.raises(ValueError, match="<lambda>"):
         make(metrics=[lambda p, y: 1.0, lambda p, y: 2.0])
