@@ -201,12 +201,13 @@ def _checked(
     progress: bool,
 ) -> GradcheckReport:
     """Compare the gradients of a function of any kind with differences."""
-    if order not in (1, 2) or isinstance(order, bool):
+    is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
+    if not (is_integer and order in (1, 2)):
         raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+    if not (isinstance(tolerance, (int, float, np.floating)) and 0 < tolerance < 1):
         message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
         raise function.error(message, ValueError)
-    if not (isinstance(nondet_tol, (int, float)) and 0 <= nondet_tol < 1):
+    if not (isinstance(nondet_tol, (int, float, np.floating)) and 0 <= nondet_tol < 1):
         message = f"nondet_tol is a number from 0 to below 1, not {nondet_tol!r}"
         raise function.error(message, ValueError)
     if samples is not None:

@@ -697,6 +697,13 @@ def test_numbers_at_the_ends_of_float64_have_a_heat_map(largest):
     assert not any("inf" in map(str, preview) for preview in previews)
 
 
+def test_numbers_of_a_second_pass_may_overflow_without_a_warning(tmp_path):
+    x = mg.tensor(np.float64(1.0), requires_grad=True)
+    data = explored(tmp_path, x * 1e308)
+    (_, after, _) = pass_of(data, "again")["ends"][0]
+    assert data["pictures"][after] == ([], "float64", ["inf"])
+
+
 def test_cells_with_what_is_not_finite_are_marked():
     x = np.ones((6, 6), np.float32)
     x[0, 0] = np.nan
