@@ -36,7 +36,7 @@ class ArrayPair(CheckedFunction):
     checker = "check_vjp"
 
     def __init__(
-        self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Any
+        self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
     ) -> None:
         super().__init__(forward)
         if not callable(backward):
@@ -45,7 +45,6 @@ class ArrayPair(CheckedFunction):
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function of C may not tell its parameters
             self._takes_out = "out" in inspect.signature(backward).parameters
-        inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         self._inputs = [copied(np.asarray(x)) for x in inputs]
         for i, x in enumerate(self._inputs):
             if x.dtype.kind not in "biuf" and not is_float(x.dtype):

@@ -92,9 +92,9 @@ def gradcheck(
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
-    several = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-    if has_named_parts(several):
-        f = LeafFunction(f, several)
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if has_named_parts(inputs):
+        f = LeafFunction(f, inputs)
         inputs = f.leaves
     framework = framework_of(f, inputs)
     function: CheckedFunction = (framework or TensorFunction)(f, inputs)
@@ -150,6 +150,7 @@ def check_vjp(
         ValueError: if a function writes to the inputs, or an argument is not one of those above.
             What the functions raise themselves has a note of how they were called.
     """
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     function = ArrayPair(forward, backward, inputs)
     return _checked(function, 1, tolerance, samples, nondet_tol, rng, progress)
 

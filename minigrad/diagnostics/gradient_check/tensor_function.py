@@ -43,14 +43,9 @@ class TensorFunction(CheckedFunction):
     selects = True
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
         super().__init__(f)
         self._inputs: list[Array] = []
-        if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
-            inputs = [inputs]
-        if not isinstance(inputs, (list, tuple)):
-            what = "one tensor, array or number, or a list, tuple, dict or dataclass of them"
-            raise self.error(f"inputs are {what}, not {type(inputs).__name__}")
         names = names_of_inputs(f, len(inputs))
         for i, x in enumerate(inputs):
             try:
@@ -168,7 +163,7 @@ class TensorFunction(CheckedFunction):
         for name, gradient in gradients.items():
             if gradient.dtype != (dtype := arrays[name].dtype):
                 flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
-        return flaws + self.broadcast_flaws(self.operands)
+        return flaws + self.broadcast_flaws()
 
 
 def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]) -> None:

@@ -1174,7 +1174,8 @@ def test_the_tolerance_that_was_used_is_told():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (None, "inputs are one tensor, array or number, or a list, .* of them, not NoneType"),
+        (None, "input 0 must be made of numbers; .* not object: None"),
+        ({1.0}, "input 0 must be made of numbers; .* not object: {1.0}"),
         ([X, {"y": "text"}], r'b\["y"\] must be made of numbers'),
         ([X, None], "input 1 must be"),
         ([X, X.astype(complex)], "input 1 must be .* not complex128"),

@@ -311,7 +311,7 @@ def test_errors_say_what_to_pass(torch):
     with pytest.raises(RuntimeError, match="mine") as caught:
         gradcheck(function(torch, torch.tanh, raising), [x])
     assert "raised while gradcheck called Custom" in "".join(caught.value.__notes__)
-    with pytest.raises(TypeError, match="of PyTorch and of JAX"):
+    with pytest.raises(TypeError, match="belong to PyTorch and to JAX"):
         gradcheck(torch.tanh, [x, pytest.importorskip("jax").numpy.ones(2)])
 
 
