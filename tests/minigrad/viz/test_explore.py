@@ -598,6 +598,18 @@ def test_every_vjp_of_the_library_has_its_source():
             assert source_of(vjp.derivative) is not None, op.name
 
 
+def test_formula_that_is_written_in_several_lines():
+    source = source_of(
+        lambda g, x: (
+            g  # what arrives
+            * x
+        )
+    )
+    assert source.formula == "g * x"
+    assert source.text.startswith("g  # what arrives\n")
+    assert "3 * 2" in filled_in(source_of(lambda g: (y := g * 2)).formula, {"g": 3.0})
+
+
 def test_formula_of_a_vjp_with_a_kernel():
     (_, vjp), *_ = mg.tanh.vjps
     source = source_of(vjp.derivative)
