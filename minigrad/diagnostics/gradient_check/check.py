@@ -290,9 +290,11 @@ class _Comparison:
                 name, shape = problem.names[operand], problem.operands[operand].shape
                 compared = {}
                 for computed in filter(None, (problem.plain, problem.narrow)):
-                    known = problem.order, name, str(computed.dtype), computed.arrays[operand]
-                    unknown = np.full(shape, nan), np.full(shape, nan)
-                    compared[str(computed.dtype)] = GradientComparison(*known, *unknown)
+                    dtype, analytic = str(computed.dtype), computed.arrays[operand]
+                    numeric, doubt = np.full(shape, nan), np.full(shape, nan)
+                    compared[dtype] = GradientComparison(
+                        problem.order, name, dtype, analytic, numeric, doubt
+                    )
                 report.comparisons += compared.values()
                 for pick in picks:
                     index = tuple(map(int, np.unravel_index(pick, shape)))

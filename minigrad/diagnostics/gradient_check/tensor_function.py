@@ -27,7 +27,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     names_of_inputs,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
+from minigrad.diagnostics.gradient_check.tolerances import least_exact
 from minigrad.nn.module import Module, Parameter
 
 
@@ -130,10 +130,8 @@ class TensorFunction(CheckedFunction):
         leaves, results = self._required(operands)
         for _ in range(2):
             _backward(results, [v.copy() for v in cotangents], leaves)
-        paths["backward, twice"] = [
-            np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
-            for x in leaves
-        ]
+        twice = self._as_gradients([x.grad for x in leaves], operands)
+        paths["backward, twice"] = [g / 2 for g in twice]
         return gradients, paths
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
