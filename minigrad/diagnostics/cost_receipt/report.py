@@ -264,7 +264,7 @@ def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     Ratios are to the first. FLOPs are those of one step, or of one backward pass without a step.
 
     Raises:
-        TypeError: if it is not a dict of receipts.
+        TypeError: if it is not a dict of receipts by strings.
         ValueError: if there are fewer than two, or nothing ran in one.
     """
     if not isinstance(receipts, Mapping):

@@ -140,7 +140,7 @@ class ArrayPair(CheckedFunction):
             ):
                 raise self.error(f"{self.name} computes in {given} only")
         dtype = least_exact([x.dtype for x in (*results, *operands)])
-        dtype = self.least_exact(operands, dtype)
+        dtype = self.dtype_inside(operands, dtype)
         self.shapes = [x.shape for x in results]
         return dtype
 

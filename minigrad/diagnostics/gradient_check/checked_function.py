@@ -333,7 +333,7 @@ class CheckedFunction(ABC):
         """Return whether operands have more digits than those that came in."""
         return any(x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True))
 
-    def least_exact(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def dtype_inside(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype in which a function computes whose inside cannot be seen.
 
         It is that of the results, unless f cannot tell operands from those that are rounded to

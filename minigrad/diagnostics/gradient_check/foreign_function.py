@@ -105,7 +105,7 @@ class ForeignFunction(CheckedFunction):
         dtype = least_exact(self._to_numpy(x).dtype for x in results)
         if dtype != FLOAT64 and self.widened(operands):
             raise self.error(f"{self.name} computes in {dtype} only")
-        dtype = self.least_exact(operands, dtype)
+        dtype = self.dtype_inside(operands, dtype)
         self.shapes = [tuple(x.shape) for x in results]
         return dtype
 

@@ -158,7 +158,6 @@ class TensorFunction(CheckedFunction):
             for other, array in arrays.items():
                 if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
                     flaws.append((name, f"its gradient shares memory with {other}"))
-        for name, gradient in gradients.items():
             if gradient.dtype != (dtype := arrays[name].dtype):
                 flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
         return flaws + self.broadcast_flaws()
