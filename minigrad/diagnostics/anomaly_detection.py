@@ -163,7 +163,7 @@ class Detector(Recorder):
             else:
                 self._look_at_call(op, inputs, result)
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.record(op)
+            self.calls[result.node] = self.record(op.name)
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""
