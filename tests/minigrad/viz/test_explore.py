@@ -493,6 +493,20 @@ def test_a_base_in_few_bits_is_drawn_as_one_that_no_gradient_reaches(
     assert "input weight\\n8 x 8" in mg.viz.draw(loss, tape=tape).dot
 
 
+def test_a_list_of_numbers_on_a_tape_is_shown(tmp_path):
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    with mg.viz.record() as tape:
+        loss = mg.add(x, [3, 4]).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    (frozen,) = data["frozen"]
+    assert (frozen["name"], frozen["why"]) == (
+        "input b",
+        "A list of numbers: there is nothing to differentiate by.",
+    )
+    assert data["pictures"][frozen["value"]][2] == [3, 4]
+    assert "input b\\n2" in mg.viz.draw(loss, tape=tape).dot
+
+
 def test_the_same_frozen_array_is_drawn_once(tmp_path):
     x = mg.tensor([1.0, 2.0])
     w = mg.tensor([3.0, 4.0], requires_grad=True)
