@@ -570,7 +570,7 @@ def test_a_module_that_fails_has_ended_too():
 
 def test_a_backward_pass_leaves_nothing_on_the_tape_unless_it_is_recorded(monkeypatch):
     kept = []
-    monkeypatch.setattr(Tape, "keep", lambda tape, op, *values: kept.append(op.name))
+    monkeypatch.setattr(Tape, "keep", lambda tape, name, *values: kept.append(name))
     w = mg.tensor([[1.0, 2.0]], requires_grad=True)
     with mg.viz.record():
         y = mg.linear(mg.ones(1, 2), w).sum()
