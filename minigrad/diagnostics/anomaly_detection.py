@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.op import Op
@@ -162,12 +163,16 @@ class Detector(Recorder):
             else:
                 self._look_at_call(op, inputs, result)
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.record(op)
+            self.calls[result.node] = self.record(op.name)
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""
-        named = ((op.input_name(i), x) for i, x in enumerate(inputs))
-        given = {name: x for name, x in named if _is_operand(op, name, x)}
+        given = {}
+        for i, x in enumerate(inputs):
+            if isinstance(x, (list, tuple)) and (op.takes_sequence or i in op.vjp_of):
+                x = np.asarray(x)  # numbers that stand for an array
+            if _is_operand(op, name := op.input_name(i), x):
+                given[name] = x
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
         made = Operand.of("result", result)
         entered = self._entry(given[name] for name, operand in operands.items() if operand.inf)
@@ -434,5 +439,6 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
     """
     if function is not None and not callable(function):
         raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")
+    check_flag("detect_anomaly: inf", inf)
     detection = _Detection(bool(inf))
     return detection if function is None else detection(function)

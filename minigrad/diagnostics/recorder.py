@@ -93,7 +93,6 @@ class CallRecord:
     name: str  # the name of the op or of the method
     source_line: SourceLine | None  # the user's line that it was made from; None if there is none
     recorded: bool = True  # whether a graph was being recorded
-    op: Op[Any] | None = None  # the op; None for a method
     # The innermost module call that was running, or None. Only a tape has this and what follows,
     # because records of other recorders keep no values alive.
     module: ModuleCall | None = None
@@ -114,10 +113,9 @@ class Recorder(Observer):
         # Backward passes, hooks and second runs of checkpoints that go on, the innermost last.
         self.running: list[Literal["pass", "hook", "rerun"]] = []
 
-    def record(self, called: Op[Any] | str) -> CallRecord:
+    def record(self, name: str) -> CallRecord:
         """Make the record of a call that is running now, of an op or of a method by its name."""
-        name, op = (called, None) if isinstance(called, str) else (called.name, called)
-        return CallRecord(name, user_line(), mode.grad_enabled, op)
+        return CallRecord(name, user_line(), mode.grad_enabled)
 
     def call(self, node: Node) -> CallRecord:
         """Return the call that left a node; one without a line if it was not seen."""
@@ -182,9 +180,9 @@ class Tape(Recorder):
         """Return the call, such as of `detach()`, that took a value out of the graph, or None."""
         return self._taken_out.get(id(value))
 
-    def keep(self, called: Op[Any] | str, inputs: Sequence[Any], result: Any) -> CallRecord:
+    def keep(self, name: str, inputs: Sequence[Any], result: Any) -> CallRecord:
         """Make the record of a call, with its module and values."""
-        call = self.record(called)
+        call = self.record(name)
         call.module, call.inputs, call.result = self.module, tuple(inputs), result
         return call
 
@@ -193,9 +191,9 @@ class Tape(Recorder):
         if "pass" in self.running and not mode.grad_enabled:
             return
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.keep(op, inputs, result)
+            self.calls[result.node] = self.keep(op.name, inputs, result)
         elif isinstance(result, (Tensor, np.ndarray)):
-            self._constants[id(result)] = self.keep(op, inputs, result)
+            self._constants[id(result)] = self.keep(op.name, inputs, result)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Keep a value that was taken out of the graph, and the tensor that it was taken from."""

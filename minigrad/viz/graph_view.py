@@ -296,6 +296,8 @@ class _Inputs:
         If the array is stored in another form, `value` is that form, and `decoded` is shown.
         """
         array = value._data if isinstance(value, Tensor) else value
+        if isinstance(value, (list, tuple)):  # of numbers
+            array = np.asarray(value)
         known, made = self.names.of_memory(value), self.tape.made(value)
         # The op's word for its input alone could be a variable's name.
         called = f"input {name}" if made is None else made.name

@@ -169,7 +169,8 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}-hash"] = base64.b64encode(digest).decode()
     template = (TEMPLATE / "page.html").read_text("utf-8")
-    passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
+    with np.errstate(all="ignore"):  # what is not finite is on the page
+        passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
     nudges = nudges_of(graph, passes[0].arrived) if passes else {}
     for few in (FEW, 1) if passes else ():
         side = LARGEST

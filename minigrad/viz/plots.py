@@ -251,6 +251,10 @@ def plot_gradients(
             f"plot_gradients draws a GradientRecorder, or a dict of norms by name, not "
             f"{type(gradients).__name__}"
         )
+    for name, column in columns.items():
+        if not isinstance(name, str) or np.ndim(column) != 1:
+            what = f"{column!r:.60} for {name!r:.40}"
+            raise TypeError(f"plot_gradients draws a list of norms for each name, not {what}")
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the layers have different numbers of steps: {counts}")

@@ -37,8 +37,7 @@ def source_of(function: Any) -> Source | None:
     if definition is None:
         return None
     if isinstance(definition, ast.Lambda):
-        expression = _segment(text, definition.body)
-        return Source(expression, " ".join(expression.split()))
+        return Source(_segment(text, definition.body), _in_a_line(text, definition.body))
     body = definition.body[ast.get_docstring(definition) is not None :]
     if not body:
         return Source("...")
@@ -49,8 +48,7 @@ def source_of(function: Any) -> Source | None:
         first, *more = first.body
     if more or not isinstance(first, ast.Return) or first.value is None:
         return Source(shown)
-    formula = " ".join(_segment(text, first.value).split())
-    return Source(shown, formula, kernel=first is not body[0])
+    return Source(shown, _in_a_line(text, first.value), kernel=first is not body[0])
 
 
 def signature_of(function: Any) -> str:
@@ -67,10 +65,7 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
     kinds = int, float, np.generic, np.ndarray
     if not formula or not all(isinstance(v, kinds) and np.size(v) == 1 for v in values.values()):
         return None
-    try:
-        tree = ast.parse(formula, mode="eval")
-    except SyntaxError:
-        return None
+    tree = ast.parse(f"({formula})", mode="eval")
     called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in called]
     for node in names:
@@ -110,6 +105,12 @@ def _is_of(code: CodeType, node: ast.Lambda | ast.FunctionDef) -> bool:
         line == last == body.lineno and start in inside and end in inside
         for line, last, start, end in code.co_positions()
     )
+
+
+def _in_a_line(text: str, node: ast.expr) -> str:
+    """Return an expression as it is written, or, if it takes several lines, without comments."""
+    segment = _segment(text, node)
+    return ast.unparse(node) if "\n" in segment else segment
 
 
 def _segment(text: str, node: ast.AST) -> str:

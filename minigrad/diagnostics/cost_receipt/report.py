@@ -264,12 +264,14 @@ def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     Ratios are to the first. FLOPs are those of one step, or of one backward pass without a step.
 
     Raises:
-        TypeError: if it is not a dict of receipts.
+        TypeError: if it is not a dict of receipts by strings.
         ValueError: if there are fewer than two, or nothing ran in one.
     """
     if not isinstance(receipts, Mapping):
         raise TypeError(f"compare takes a dict of receipts by name, not {receipts!r:.80}")
     for name, receipt in receipts.items():
+        if not isinstance(name, str):
+            raise TypeError(f"compare: the name of a receipt is a string, not {name!r:.60}")
         if not isinstance(receipt, Receipt):
             raise TypeError(f"compare: {name!r} must be a Receipt, not {receipt!r:.60}")
         if not receipt.flops:

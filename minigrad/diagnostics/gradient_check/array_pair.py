@@ -26,9 +26,6 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_float, least_exact
 
-# The arguments and the results of a call of forward, and whether the results are a tuple.
-Call = tuple[list[Array], list[Array], bool]
-
 
 class ArrayPair(CheckedFunction):
     """`forward` and `backward`, in any language; nothing inside them can be seen."""
@@ -36,7 +33,7 @@ class ArrayPair(CheckedFunction):
     checker = "check_vjp"
 
     def __init__(
-        self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Any
+        self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
     ) -> None:
         super().__init__(forward)
         if not callable(backward):
@@ -45,7 +42,6 @@ class ArrayPair(CheckedFunction):
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function of C may not tell its parameters
             self._takes_out = "out" in inspect.signature(backward).parameters
-        inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         self._inputs = [copied(np.asarray(x)) for x in inputs]
         for i, x in enumerate(self._inputs):
             if x.dtype.kind not in "biuf" and not is_float(x.dtype):
@@ -54,7 +50,18 @@ class ArrayPair(CheckedFunction):
         self._names = names_of_inputs(forward, len(self._inputs))
         self.take(dict(zip(self._names, self._inputs, strict=True)))
 
-    def _called(self, operands: Arrays) -> Call:
+    def _call(self, arrays: Foreign) -> list[Array]:
+        return self._pulled_back(arrays)[0]
+
+    def _to_numpy(self, x: Array) -> Array:
+        return x
+
+    def _from_numpy(self, x: Array, like: Any) -> Array:
+        return x
+
+    def _pulled_back(
+        self, operands: Arrays, needed: Sequence[int] = ()
+    ) -> tuple[list[Array], Pull]:
         """Call forward. Its results are copied, because it may give the same memory each time."""
         left = iter(operands)
         arguments = [next(left) if is_float(x.dtype) else x for x in self._inputs]
@@ -68,28 +75,16 @@ class ArrayPair(CheckedFunction):
                 f"forward must return an array of floats, or a tuple with one, not "
                 f"{type(result).__name__} ({given})"
             )
-        self.same_shapes(floats)
-        return arguments, found, several
+        pull = functools.partial(self._gradients, arguments, found, several)
+        return self.same_shapes(floats), pull
 
-    def _call(self, arrays: Foreign) -> list[Array]:
-        return [x for x in self._called(arrays)[1] if is_float(x.dtype)]
+    def _gradients(
+        self, arguments: Arrays, outs: Arrays, several: bool, seeds: Foreign, recorded: bool
+    ) -> list[Array]:
+        """Call backward for this call of forward, and return the gradients by the operands.
 
-    def _to_numpy(self, x: Array) -> Array:
-        return x
-
-    def _from_numpy(self, x: Array, like: Any) -> Array:
-        return x
-
-    def _pulled_back(
-        self, operands: Arrays, needed: Sequence[int] = ()
-    ) -> tuple[list[Array], Pull]:
-        call = self._called(operands)
-        results = [x for x in call[1] if is_float(x.dtype)]
-        return results, functools.partial(self._gradients, call)
-
-    def _gradients(self, call: Call, seeds: Foreign, recorded: bool) -> list[Array]:
-        """Call backward, and return the gradients by the operands."""
-        arguments, outs, several = call
+        `several` says whether the results of forward, `outs`, are a tuple.
+        """
         left = iter(seeds)
         given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
@@ -145,7 +140,7 @@ class ArrayPair(CheckedFunction):
             ):
                 raise self.error(f"{self.name} computes in {given} only")
         dtype = least_exact([x.dtype for x in (*results, *operands)])
-        dtype = self.least_exact(operands, dtype)
+        dtype = self.dtype_inside(operands, dtype)
         self.shapes = [x.shape for x in results]
         return dtype
 

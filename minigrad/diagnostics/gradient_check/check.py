@@ -92,9 +92,9 @@ def gradcheck(
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             no positive number; or if `f` or a VJP writes to the inputs.
     """
-    several = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-    if has_named_parts(several):
-        f = LeafFunction(f, several)
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if has_named_parts(inputs):
+        f = LeafFunction(f, inputs)
         inputs = f.leaves
     framework = framework_of(f, inputs)
     function: CheckedFunction = (framework or TensorFunction)(f, inputs)
@@ -150,6 +150,7 @@ def check_vjp(
         ValueError: if a function writes to the inputs, or an argument is not one of those above.
             What the functions raise themselves has a note of how they were called.
     """
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     function = ArrayPair(forward, backward, inputs)
     return _checked(function, 1, tolerance, samples, nondet_tol, rng, progress)
 
@@ -201,12 +202,13 @@ def _checked(
     progress: bool,
 ) -> GradcheckReport:
     """Compare the gradients of a function of any kind with differences."""
-    if order not in (1, 2) or isinstance(order, bool):
+    is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
+    if not (is_integer and order in (1, 2)):
         raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+    if not (isinstance(tolerance, (int, float, np.floating)) and 0 < tolerance < 1):
         message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
         raise function.error(message, ValueError)
-    if not (isinstance(nondet_tol, (int, float)) and 0 <= nondet_tol < 1):
+    if not (isinstance(nondet_tol, (int, float, np.floating)) and 0 <= nondet_tol < 1):
         message = f"nondet_tol is a number from 0 to below 1, not {nondet_tol!r}"
         raise function.error(message, ValueError)
     if samples is not None:
@@ -288,9 +290,11 @@ class _Comparison:
                 name, shape = problem.names[operand], problem.operands[operand].shape
                 compared = {}
                 for computed in filter(None, (problem.plain, problem.narrow)):
-                    known = problem.order, name, str(computed.dtype), computed.arrays[operand]
-                    unknown = np.full(shape, nan), np.full(shape, nan)
-                    compared[str(computed.dtype)] = GradientComparison(*known, *unknown)
+                    dtype, analytic = str(computed.dtype), computed.arrays[operand]
+                    numeric, doubt = np.full(shape, nan), np.full(shape, nan)
+                    compared[dtype] = GradientComparison(
+                        problem.order, name, dtype, analytic, numeric, doubt
+                    )
                 report.comparisons += compared.values()
                 for pick in picks:
                     index = tuple(map(int, np.unravel_index(pick, shape)))

@@ -304,32 +304,28 @@ class CheckedFunction(ABC):
             ]
         return gradients, paths
 
-    def broadcast_flaws(self, operands: Arrays) -> list[tuple[str, str]]:
+    def broadcast_flaws(self) -> list[tuple[str, str]]:
         """Compare the gradients for cotangents of ones, and of one number that is broadcast.
 
         Such a cotangent arrives behind a sum, and has strides of 0. For ones, a gradient may be
         what rounding leaves of 0, as that of a batch norm; so it is measured by one for cotangents
         that vary.
         """
-        pullback = self.vjp(operands)
+        pullback = self.vjp(self.operands)
         varied = [np.cos(np.arange(math.prod(shape))).reshape(shape) for shape in self.shapes]
         usual = pullback(varied)
+        plain = pullback([np.ones(shape) for shape in self.shapes])
         try:
-            plain, other = (
-                pullback([of_ones(shape) for shape in self.shapes])
-                for of_ones in (np.ones, lambda shape: np.broadcast_to(np.ones(()), shape))
-            )
+            other = pullback([np.broadcast_to(np.ones(()), shape) for shape in self.shapes])
         except Exception as error:
             why = f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
             return [(self.names[0], why)]
+        why = "its gradient is another one for a cotangent that is broadcast, as behind a sum"
         flaws = []
-        for name, x, g, h, v in zip(self.names, operands, plain, other, usual, strict=True):
+        for name, x, g, h, v in zip(self.names, self.operands, plain, other, usual, strict=True):
             share = tolerances.SAME_BROADCAST_EPS * float(finfo(x.dtype).eps)
             near = max(share, self.nondet_tol) * largest_of([g, v])
             if not np.allclose(g, h, rtol=0.0, atol=near, equal_nan=True):
-                why = (
-                    "its gradient is another one for a cotangent that is broadcast, as behind a sum"
-                )
                 flaws.append((name, why))
         return flaws
 
@@ -337,7 +333,7 @@ class CheckedFunction(ABC):
         """Return whether operands have more digits than those that came in."""
         return any(x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True))
 
-    def least_exact(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def dtype_inside(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype in which a function computes whose inside cannot be seen.
 
         It is that of the results, unless f cannot tell operands from those that are rounded to

@@ -147,11 +147,10 @@ class Line:
     def slope_nearby(self, rng: np.random.Generator) -> float:
         """Return the slope at a random point near this one, to find the slopes around a kink."""
         reach, step = tolerances.NEARBY.get(self.dtype, tolerances.COARSEST_NEARBY)
-        near = []
-        for x in self.point:
+        near = [copied(x) for x in self.point]
+        for x in near:
             noise = rng.uniform(-reach, reach, x.shape) * max(1.0, largest_of([x]))
-            near.append(copied(x))
-            near[-1] += noise.astype(x.dtype)
+            x += noise.astype(x.dtype)
         return Line(self.problem, self.move, near).quotient(step).value
 
     def quotients(self, allowed: Tolerance) -> Iterator[Quotient]:

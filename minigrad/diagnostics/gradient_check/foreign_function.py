@@ -45,20 +45,20 @@ class ForeignFunction(CheckedFunction):
     Inputs that are no operands are handed on as they are.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
         super().__init__(f)
         self._f = f
         owner = getattr(f, "__self__", None)
         if self.name == "apply" and isinstance(owner, type):  # of a torch.autograd.Function
             self.name, f = owner.__name__, getattr(owner, "forward", f)
-        self._inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        floats = [i for i, x in enumerate(self._inputs) if self._is_floats(x)]
-        self._positions = [i for i in floats if getattr(self._inputs[i], "requires_grad", False)]
+        self._inputs = inputs
+        floats = [i for i, x in enumerate(inputs) if self._is_floats(x)]
+        self._positions = [i for i in floats if getattr(inputs[i], "requires_grad", False)]
         self._positions = self._positions or floats
-        names = names_of_inputs(f, len(self._inputs))
-        given = {names[i]: self._inputs[i] for i in self._positions} | self._parameters()
+        names = names_of_inputs(f, len(inputs))
+        given = {names[i]: inputs[i] for i in self._positions} | self._parameters()
         if not given:
-            kinds = _kinds(self._inputs)
+            kinds = _kinds(inputs)
             raise self.error(
                 f"no input holds floats of {self.framework}; they are {kinds}; convert them first"
             )
@@ -105,7 +105,7 @@ class ForeignFunction(CheckedFunction):
         dtype = least_exact(self._to_numpy(x).dtype for x in results)
         if dtype != FLOAT64 and self.widened(operands):
             raise self.error(f"{self.name} computes in {dtype} only")
-        dtype = self.least_exact(operands, dtype)
+        dtype = self.dtype_inside(operands, dtype)
         self.shapes = [tuple(x.shape) for x in results]
         return dtype
 
@@ -117,7 +117,7 @@ class TorchFunction(ForeignFunction):
     layout = "cotangents in transposed memory", lambda v: np.array(v, order="F")
     selects = True
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
         self.torch = sys.modules["torch"]
         self._written = False  # whether a backward function writes to its gradient
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
@@ -222,7 +222,7 @@ class TorchFunction(ForeignFunction):
         """Find what is wrong with gradients as arrays, and the operand or cotangent."""
         written = "a backward function writes to the gradient that it is given, which others have"
         flaws = [("the cotangent", written)] if self._written else []
-        return flaws + self.broadcast_flaws(self.operands)
+        return flaws + self.broadcast_flaws()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -237,7 +237,7 @@ class JaxFunction(ForeignFunction):
 
     framework = "jax"
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
         self.jax = sys.modules["jax"]
         super().__init__(f, inputs)
 
@@ -271,15 +271,13 @@ class JaxFunction(ForeignFunction):
         return isinstance(error, kinds) or "ustom VJP" in str(error) or "custom_vjp" in str(error)
 
 
-def framework_of(f: Any, inputs: Any) -> type[ForeignFunction] | None:
+def framework_of(f: Any, inputs: Sequence[Any]) -> type[ForeignFunction] | None:
     """Return what checks functions of the framework of f or of its inputs, or None."""
-    of_f = [f, getattr(f, "__self__", None)]
-    given = [*of_f, *(inputs if isinstance(inputs, (list, tuple)) else [inputs])]
+    given = [f, getattr(f, "__self__", None), *inputs]
     types = [x if isinstance(x, type) else type(x) for x in given]
     modules = {base.__module__ for kind in types for base in kind.__mro__}
-    roots = {
-        module.partition(".")[0] for module in (*modules, getattr(f, "__module__", None) or "")
-    }
+    modules.add(getattr(f, "__module__", None) or "")
+    roots = {module.partition(".")[0] for module in modules}
     is_torch, is_jax = "torch" in roots, bool(roots & {"jax", "jaxlib"})
     if is_torch and is_jax:
         message = "f and its inputs belong to PyTorch and to JAX; use one of the two"

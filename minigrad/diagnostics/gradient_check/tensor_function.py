@@ -27,7 +27,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     names_of_inputs,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
+from minigrad.diagnostics.gradient_check.tolerances import least_exact
 from minigrad.nn.module import Module, Parameter
 
 
@@ -43,14 +43,9 @@ class TensorFunction(CheckedFunction):
     selects = True
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
 
-    def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
         super().__init__(f)
         self._inputs: list[Array] = []
-        if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
-            inputs = [inputs]
-        if not isinstance(inputs, (list, tuple)):
-            what = "one tensor, array or number, or a list, tuple, dict or dataclass of them"
-            raise self.error(f"inputs are {what}, not {type(inputs).__name__}")
         names = names_of_inputs(f, len(inputs))
         for i, x in enumerate(inputs):
             try:
@@ -135,10 +130,8 @@ class TensorFunction(CheckedFunction):
         leaves, results = self._required(operands)
         for _ in range(2):
             _backward(results, [v.copy() for v in cotangents], leaves)
-        paths["backward, twice"] = [
-            np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
-            for x in leaves
-        ]
+        twice = self._as_gradients([x.grad for x in leaves], operands)
+        paths["backward, twice"] = [g / 2 for g in twice]
         return gradients, paths
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
@@ -165,10 +158,9 @@ class TensorFunction(CheckedFunction):
             for other, array in arrays.items():
                 if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
                     flaws.append((name, f"its gradient shares memory with {other}"))
-        for name, gradient in gradients.items():
             if gradient.dtype != (dtype := arrays[name].dtype):
                 flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
-        return flaws + self.broadcast_flaws(self.operands)
+        return flaws + self.broadcast_flaws()
 
 
 def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]) -> None:

@@ -108,7 +108,7 @@ class ForwardTrace(Recorder):
             if used and isinstance(result, np.ndarray):
                 self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
             return
-        call = self.record(op)
+        call = self.record(op.name)
         zeros = {i: t.zero for i, t in traces if t.zero is not None}
         zero = None
         if result.dtype.kind == "f" and result.size and not result._data.any():

@@ -33,13 +33,8 @@ Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where
 class Part(Protocol):
     """A part of a module that knows more of its parameters than a run shows: a LoRA adapter."""
 
-    @property
-    def name(self) -> str:
-        """Its name in the module; empty if the module has only this part."""
-
-    @property
-    def constants(self) -> Sequence[Parameter]:
-        """Parameters to freeze during the run, since the module refuses to record a graph."""
+    name: str  # its name in the module; empty if the module has only this part
+    constants: Sequence[Parameter]  # to freeze in the run, if the module records no graph of them
 
     def remarks(self) -> Iterable[tuple[Any, str]]:
         """Yield tensors, and why each gets no gradient if it gets none."""

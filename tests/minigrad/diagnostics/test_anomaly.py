@@ -235,6 +235,15 @@ def test_masks_of_minus_infinity_are_no_error():
         minigrad.log_softmax(x + mask)[:, 2].sum().backward()
 
 
+def test_lists_of_numbers_are_data_too():
+    for join in (minigrad.add, lambda x, listed: minigrad.concatenate([x, listed])):
+        error = caught(lambda join=join: join(leaf([1.0]), [np.nan]))
+        assert "(data or a frozen parameter) holds NaN already" in str(error)
+    with detect_anomaly():
+        masked = minigrad.add(leaf([1.0, 2.0]), [0.0, -np.inf])
+        minigrad.softmax(minigrad.concatenate([masked, [-np.inf]])).sum().backward()
+
+
 def test_where_an_infinity_came_in_is_told_when_it_becomes_a_nan():
     mask = np.array([0.0, -np.inf], np.float32)
     x = leaf([1.0, 1.0])
@@ -786,3 +795,9 @@ def test_a_debugger_stands_in_the_call_of_the_op():
         minigrad.log(leaf([0.0]))
     call = next(entry for entry in info.traceback if entry.name == "log")
     assert call.frame.f_locals["x"].shape == (1,)
+
+
+@pytest.mark.parametrize("inf", ["no", 0, None])
+def test_what_to_look_for_is_true_or_false(inf):
+    with pytest.raises(TypeError, match="detect_anomaly: inf must be True or False, not"):
+        detect_anomaly(inf=inf)

@@ -220,6 +220,16 @@ def test_what_a_forward_calls_beside_numpy_is_not_counted_until_the_op_has_a_cos
     assert (r.forward_flops, r.backward_flops, r.uncounted) == (10, 10, {})
 
 
+def test_a_forward_in_functions_of_numpy_is_counted():
+    @minigrad.op
+    def mixed(a, b):
+        return np.where(a > 0, a @ b, a.T) + np.add.accumulate(a, 1)
+
+    with receipt() as r:
+        mixed(np.ones((3, 3)), np.ones((3, 3)))
+    assert (r.forward_flops, r.uncounted) == (9 + 2 * 27 + 9 + 9 + 9, {})
+
+
 def test_the_vjp_of_a_sequence_is_counted():
     @minigrad.op
     def joined(arrays, axis=0):

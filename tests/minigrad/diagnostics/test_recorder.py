@@ -19,7 +19,7 @@ class Log(Recorder):
     def on_call(self, op, inputs, result):
         self.seen.append((op.name, tuple(self.running), self.is_in_derivative))
         if getattr(result, "node", None) is not None:
-            self.calls[result.node] = self.record(op)
+            self.calls[result.node] = self.record(op.name)
 
 
 def leaf(values):
@@ -31,7 +31,7 @@ def test_a_call_has_its_line_and_its_module():
     with mg.viz.record() as tape:
         loss = model(np.ones((1, 2), np.float32)).sum()
     last = tape.calls[loss.node]
-    assert (last.name, last.op, last.module, last.recorded) == ("sum", mg.sum, None, True)
+    assert (last.name, last.module, last.recorded) == ("sum", None, True)
     assert last.source_line.text == "loss = model(np.ones((1, 2), np.float32)).sum()"
     (tanh,) = [call for call in tape.calls.values() if call.name == "tanh"]
     assert [type(call.module).__name__ for call in tanh.module.chain()] == [
@@ -89,7 +89,7 @@ def test_a_method_that_takes_a_value_out_of_the_graph_is_recorded_by_its_name():
         x = leaf([1.0])
         y = x.detach()
     call = tape.left(y)
-    assert (call.name, call.op, call.inputs, call.result) == ("detach()", None, (x,), y)
+    assert (call.name, call.inputs, call.result) == ("detach()", (x,), y)
     assert call.source_line.text == "y = x.detach()"
 
 

@@ -493,6 +493,20 @@ def test_a_base_in_few_bits_is_drawn_as_one_that_no_gradient_reaches(
     assert "input weight\\n8 x 8" in mg.viz.draw(loss, tape=tape).dot
 
 
+def test_a_list_of_numbers_on_a_tape_is_shown(tmp_path):
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    with mg.viz.record() as tape:
+        loss = mg.add(x, [3, 4]).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    (frozen,) = data["frozen"]
+    assert (frozen["name"], frozen["why"]) == (
+        "input b",
+        "A list of numbers: there is nothing to differentiate by.",
+    )
+    assert data["pictures"][frozen["value"]][2] == [3, 4]
+    assert "input b\\n2" in mg.viz.draw(loss, tape=tape).dot
+
+
 def test_the_same_frozen_array_is_drawn_once(tmp_path):
     x = mg.tensor([1.0, 2.0])
     w = mg.tensor([3.0, 4.0], requires_grad=True)
@@ -556,7 +570,7 @@ def test_a_module_that_fails_has_ended_too():
 
 def test_a_backward_pass_leaves_nothing_on_the_tape_unless_it_is_recorded(monkeypatch):
     kept = []
-    monkeypatch.setattr(Tape, "keep", lambda tape, op, *values: kept.append(op.name))
+    monkeypatch.setattr(Tape, "keep", lambda tape, name, *values: kept.append(name))
     w = mg.tensor([[1.0, 2.0]], requires_grad=True)
     with mg.viz.record():
         y = mg.linear(mg.ones(1, 2), w).sum()
@@ -596,6 +610,18 @@ def test_every_vjp_of_the_library_has_its_source():
         assert source_of(op.forward) is not None, op.name
         for _, vjp in op.vjps:
             assert source_of(vjp.derivative) is not None, op.name
+
+
+def test_formula_that_is_written_in_several_lines():
+    source = source_of(
+        lambda g, x: (
+            g  # what arrives
+            * x
+        )
+    )
+    assert source.formula == "g * x"
+    assert source.text.startswith("g  # what arrives\n")
+    assert "3 * 2" in filled_in("y := g * 2", {"g": 3.0})
 
 
 def test_formula_of_a_vjp_with_a_kernel():
@@ -695,6 +721,13 @@ def test_numbers_at_the_ends_of_float64_have_a_heat_map(largest):
     x = mg.tensor(np.full(30, largest), requires_grad=True)
     previews = mg.viz.explore((x * 1e-200).sum()).data["pictures"]
     assert not any("inf" in map(str, preview) for preview in previews)
+
+
+def test_numbers_of_a_second_pass_may_overflow_without_a_warning(tmp_path):
+    x = mg.tensor(np.float64(1.0), requires_grad=True)
+    data = explored(tmp_path, x * 1e308)
+    (_, after, _) = pass_of(data, "again")["ends"][0]
+    assert data["pictures"][after] == ([], "float64", ["inf"])
 
 
 def test_cells_with_what_is_not_finite_are_marked():

@@ -379,6 +379,9 @@ def test_bad_gradients_are_refused(tmp_path):
         ({}, ValueError, "no steps to plot yet"),
         ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, "different numbers of steps: {'a': 1, 'b': 2}"),
         ({"a": [-1.0]}, ValueError, "cannot be negative"),
+        ({1: [1.0]}, TypeError, r"a list of norms for each name, not \[1.0\] for 1"),
+        ({"a": 1.0}, TypeError, "a list of norms for each name, not 1.0 for 'a'"),
+        ({"a": [[1.0]]}, TypeError, "a list of norms for each name, not"),
     ):
         with pytest.raises(error, match=says):
             viz.plot_gradients(gradients, tmp_path / "none.png")
