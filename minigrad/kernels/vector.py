@@ -16,17 +16,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, cast
 
-import numba
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core.registry import cpu_target
 
 from minigrad.kernels.jit import intrinsic, jit
 
 P = ParamSpec("P")
-
-_numba: Any = numba  # whose own annotations cover a part of it
-carray: Any = _numba.carray
 
 I32, ADDRESS, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -348,8 +344,7 @@ def _pointer(_typing: Any, address: Any, like: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    pointer: Any = types.CPointer
-    return pointer(like.dtype)(types.intp, like), emit
+    return types.CPointer(like.dtype)(types.intp, like), emit
 
 
 @jit(inline="always")
