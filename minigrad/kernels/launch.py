@@ -295,14 +295,12 @@ class Kernel:
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
         """Run the loop, on threads if that is worth it."""
-        if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
-            self.alone(*arguments)
-            return
-        with team(seconds) as threads:
-            if threads > 1:
-                self.shared(self.pieces or threads, *arguments)
-            else:
-                self.alone(*arguments)
+        if self.threads and seconds >= WORTH_A_TEAM and get_num_threads() > 1:
+            with team(seconds) as threads:
+                if threads > 1:
+                    self.shared(self.pieces or threads, *arguments)
+                    return
+        self.alone(*arguments)
 
     def shared(self, pieces: int, *arguments: Any) -> None:
         """Run the loop on threads, as so many pieces."""
