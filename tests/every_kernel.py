@@ -153,10 +153,8 @@ def threads_for_all_work_over(seconds):
     """Let two threads share all work that takes one longer than this, however small the arrays."""
     before = mg.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (
-            (launch, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
-        ):  # fmt: skip
-            patch.setattr(module, name, seconds)
+        patch.setattr(launch, "WORTH_A_TEAM", seconds)
+        patch.setattr(threads, "WORTH_A_WORKQUEUE", seconds)
         patch.setattr(dispatch, "THREADS_FROM", 0)
         mg.set_num_threads(2)
         try:

@@ -67,12 +67,6 @@ from numba.misc import appdirs
 
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
-# numba's own annotations cover a part of it, and differ between versions.
-_numba: Any = numba
-_CompileResult: Any = compiler.CompileResult
-_dumps: Any = serialize.dumps
-_AppDirs: Any = appdirs.AppDirs
-
 PACKAGE = Path(__file__).parent
 GENERATIONS = 4  # states of our sources whose kernels stay on disk
 
@@ -105,15 +99,15 @@ _SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if t
 @cache
 def _surroundings() -> tuple[object, ...]:
     """Return all that machine code depends on, apart from our sources and the processor."""
-    versions = (_numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
+    versions = (numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
     options = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
-    return (*versions, *(str(getattr(_numba.config, name, None)) for name in options))
+    return (*versions, *(str(getattr(numba.config, name, None)) for name in options))
 
 
 def _folders() -> list[Path]:
-    parents = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
-    if _numba.config.CACHE_DIR:
-        parents = [Path(WORKING_FOLDER, _numba.config.CACHE_DIR, "minigrad")]
+    parents = [PACKAGE / "__pycache__", Path(appdirs.AppDirs("minigrad", False).user_cache_dir)]
+    if numba.config.CACHE_DIR:
+        parents = [Path(WORKING_FOLDER, numba.config.CACHE_DIR, "minigrad")]
     # Without a home folder, that of the user would be a folder named "~" of the working one, which
     # may have been deleted.
     parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
@@ -200,7 +194,7 @@ def _identity(value: Any) -> object:
     function = inspect.unwrap(value)
     code = getattr(function, "__code__", None)
     if code is None:
-        return _dumps(value)
+        return serialize.dumps(value)
     source = _digest(Path(code.co_filename))
     return function.__module__, function.__qualname__, source, code.co_firstlineno
 
@@ -245,7 +239,7 @@ def load(name: str, target: Any) -> Any:
             stored_as, parts = pickle.loads(content)
             if stored_as != name:
                 continue  # somebody has renamed it
-            compiled = _CompileResult._rebuild(target, *parts)
+            compiled = compiler.CompileResult._rebuild(target, *parts)
         except Exception:  # a file with a right digest, and content that is not ours
             continue
         LOADED.append(name.rpartition("-")[0])
@@ -300,7 +294,7 @@ class KernelCache:
         folder = writable_folder()
         if folder is not None and self._source:
             name = self._name(signature)
-            write_file(folder / f"{name}.nbc", _dumps((name, compiled._reduce())))
+            write_file(folder / f"{name}.nbc", serialize.dumps((name, compiled._reduce())))
 
     def _name(self, signature: Any) -> str:
         parts = (
@@ -373,7 +367,7 @@ def why_nowhere() -> str:
         )
     if not FOLDERS:
         return (
-            f"NUMBA_CACHE_DIR is {_numba.config.CACHE_DIR!r}, and there was no working folder when "
+            f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
             "minigrad was imported; it may name a folder by its whole path"
         )
     folders = ", ".join(map(str, FOLDERS))

@@ -57,7 +57,7 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
         threshold: from 0 to 2^16.
         scale: the factor that makes up for the elements that are dropped.
     """
-    kernel = _drop_loop.get(x.dtype) if x.__class__ is np.ndarray else None
+    kernel = kernel_for(_drop_loop, x)
     if kernel is not None:
         out = np.empty(x.shape, x.dtype)
         kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())

@@ -50,18 +50,16 @@ Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 
-_numba: Any = numba  # whose own annotations cover a part of it, and differ between versions
-_cgutils: Any = cgutils
 WORD = ir.IntType(64)
 
 OLDEST_NUMBA = (0, 61)  # as in pyproject.toml
-if _numba.version_info.short < OLDEST_NUMBA:
+if numba.version_info.short < OLDEST_NUMBA:
     raise ImportError(
         f"minigrad needs numba {'.'.join(map(str, OLDEST_NUMBA))} or later, and this is numba "
-        f"{_numba.__version__}: python -m pip install --upgrade numba"
+        f"{numba.__version__}: python -m pip install --upgrade numba"
     )
 
-JIT_ENABLED = not _numba.config.DISABLE_JIT
+JIT_ENABLED = not numba.config.DISABLE_JIT
 """Whether kernels are compiled: False under NUMBA_DISABLE_JIT=1."""
 
 
@@ -107,7 +105,7 @@ def dispatcher(
     cache.name_apart(function)
     flags = sorted(set(fastmath))
     options = {"inline": inline, "parallel": parallel, "no_cpython_wrapper": not from_python}
-    made = _numba.njit(
+    made = numba.njit(
         nogil=True,
         error_model="numpy",
         fastmath=set(flags) or False,
@@ -139,7 +137,7 @@ def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
 
 def intrinsic(define: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
     """Make an instruction from a function of the types: numba's decorator, with annotations."""
-    return cast(Callable[P, Any], _numba.extending.intrinsic(define))
+    return cast(Callable[P, Any], numba.extending.intrinsic(define))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ EXTERNALS: dict[Any, External] = {}
 def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: Any) -> Any:
     """Emit the address of the function with a symbol, of which the linker will know it."""
     kind = context.call_conv.get_function_type(result, kinds)
-    return builder.ptrtoint(_cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
+    return builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
 
 
 def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any) -> Any:
@@ -206,7 +204,7 @@ def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, va
     An error in it, which can only be that memory ran out, is raised in the caller too.
     """
     status, value = emit_call_with_status(context, builder, code, result, kinds, values)
-    with _cgutils.if_unlikely(builder, status.is_error):
+    with cgutils.if_unlikely(builder, status.is_error):
         context.call_conv.return_status_propagate(builder, status)
     return value
 

@@ -54,8 +54,6 @@ from minigrad.kernels.jit import (
 )
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
 
-_cgutils: Any = cgutils  # numba's annotations cover a part of it, and differ between versions
-
 PIECES = 64  # into which work is cut for threads to share
 INT = types.intp
 PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of the record
@@ -115,27 +113,27 @@ def _emit_share(
     """
     kinds = (INT, INT, *kinds)
     fields = [WORD(0), code, *values]
-    record = _cgutils.alloca_once(builder, ir.LiteralStructType([x.type for x in fields]))
+    record = cgutils.alloca_once(builder, ir.LiteralStructType([x.type for x in fields]))
     for i, value in enumerate(fields):
-        builder.store(value, _cgutils.gep_inbounds(builder, record, 0, i))
+        builder.store(value, cgutils.gep_inbounds(builder, record, 0, i))
     name = builder.module.get_unique_name("piece_of_work")
     work = ir.Function(builder.module, PIECE_OF_WORK, name)
     work.linkage = "internal"
 
     inner = ir.IRBuilder(work.append_basic_block())
     data = inner.inttoptr(work.args[2], record.type)
-    failed, *read = (_cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
+    failed, *read = (cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
     address, *arguments = map(inner.load, read)
     given = [*work.args[:2], *arguments]
     status, _ = emit_call_with_status(context, inner, address, types.none, kinds, given)
-    with _cgutils.if_unlikely(inner, status.is_error):
+    with cgutils.if_unlikely(inner, status.is_error):
         inner.store(WORD(1), failed)
     inner.ret_void()
 
     described = [builder.ptrtoint(x, WORD) for x in (work, record)]
     emit_call(context, builder, launcher, types.none, (INT,) * 3, [*described, pieces])
-    some = builder.load(_cgutils.gep_inbounds(builder, record, 0, 0))
-    with _cgutils.if_unlikely(builder, builder.icmp_signed("!=", some, WORD(0))):
+    some = builder.load(cgutils.gep_inbounds(builder, record, 0, 0))
+    with cgutils.if_unlikely(builder, builder.icmp_signed("!=", some, WORD(0))):
         message = "a kernel found no memory to work in"
         context.call_conv.return_user_exc(builder, MemoryError, (message,))
 
@@ -155,12 +153,12 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
         given = [
             context.cast(builder, value, kind, wanted)
             for value, kind, wanted in zip(
-                _cgutils.unpack_tuple(builder, packed), arguments, kinds, strict=True
+                cgutils.unpack_tuple(builder, packed), arguments, kinds, strict=True
             )
         ]
         code = emit_address(context, builder, symbol, types.none, every)
         with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (alone, shared):
-            with alone, _cgutils.for_range(builder, count) as loop:
+            with alone, cgutils.for_range(builder, count) as loop:
                 emit_call(context, builder, code, types.none, every, [loop.index, count, *given])
             with shared:
                 _emit_share(context, builder, team, count, code, kinds, given)
@@ -297,14 +295,12 @@ class Kernel:
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
         """Run the loop, on threads if that is worth it."""
-        if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
-            self.alone(*arguments)
-            return
-        with team(seconds) as threads:
-            if threads > 1:
-                self.shared(self.pieces or threads, *arguments)
-            else:
-                self.alone(*arguments)
+        if self.threads and seconds >= WORTH_A_TEAM and get_num_threads() > 1:
+            with team(seconds) as threads:
+                if threads > 1:
+                    self.shared(self.pieces or threads, *arguments)
+                    return
+        self.alone(*arguments)
 
     def shared(self, pieces: int, *arguments: Any) -> None:
         """Run the loop on threads, as so many pieces."""

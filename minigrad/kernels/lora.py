@@ -34,13 +34,13 @@ def forward(
     product = gemm.PRODUCTS.get(dtype)
     # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
     few = product is not None and product.is_skinny(rows, *weight.shape)
-    small = product is not None and not few and rows * weight.size < SMALL
+    small = not few and rows * weight.size < SMALL
     kernel = kernel_for(_forward_loop, x, weight, lora_a, lora_b, bias) if small else None
-    if product is not None and kernel is not None:
+    if kernel is not None:
         h = np.empty((rows, len(lora_a)), dtype)
         y = np.empty((rows, len(weight)), dtype)
         row = nothing(dtype) if bias is None else bias
-        kernel.alone(x, weight, lora_a, lora_b, row, scale, h, h, y, *product.plans)
+        kernel.alone(x, weight, lora_a, lora_b, row, scale, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale

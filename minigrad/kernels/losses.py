@@ -40,7 +40,7 @@ def label_weights(
     kernel = _label_weights_loop.get(dtype)
     if kernel is not None and labels.dtype == np.int64:
         weights, total = np.empty(labels.size, SINGLE), np.empty(1)
-        known = nothing(SINGLE) if class_weights is None else class_weights
+        known = nothing(SINGLE) if class_weights is None else class_weights.ravel()
         kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
         return weights, total.item()
     there = (labels >= 0) & (labels < classes)

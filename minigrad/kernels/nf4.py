@@ -262,7 +262,6 @@ class NF4Matrix(NarrowMatrix):
         return values.reshape(stop - start, self._blocks)
 
     def _read(self, start: int, out: Array) -> None:
-        """Write the stored rows from `start` on to `out`, C-contiguous `(n, cols)` of floats."""
         absmax = self._absmax(start, start + len(out))
         decode(self.codes[start:][: len(out)], absmax, self.block_size, out)
 

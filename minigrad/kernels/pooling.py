@@ -36,18 +36,18 @@ def largest(x: Array, rows: Array, columns: Array) -> Array:
     kernel = kernel_for(_largest_loop, planes)
     if kernel is not None:
         kernel(_seconds(planes, rows, columns), planes, rows, columns, out)
-        return out.reshape(*x.shape[:-2], *out.shape[1:])
-    height, width = x.shape[-2:]
-    for i, (top, bottom, down) in enumerate(rows):
-        for j, (left, right, across) in enumerate(columns):
-            window = planes[:, top:bottom:down, left:right:across]
-            length, count = window.shape[1:]
-            window = window.reshape(len(planes), length * count)
-            is_nan = window != window
-            last = length * count - 1 - np.argmax(is_nan[:, ::-1], 1)
-            at = np.where(is_nan.any(1), last, np.argmax(window, 1))
-            out[:, i, j] = (top + at // count * down) * width + left + at % count * across
-    out += np.arange(len(planes))[:, None, None] * (height * width)
+    else:
+        height, width = x.shape[-2:]
+        for i, (top, bottom, down) in enumerate(rows):
+            for j, (left, right, across) in enumerate(columns):
+                window = planes[:, top:bottom:down, left:right:across]
+                length, count = window.shape[1:]
+                window = window.reshape(len(planes), length * count)
+                is_nan = window != window
+                last = length * count - 1 - np.argmax(is_nan[:, ::-1], 1)
+                at = np.where(is_nan.any(1), last, np.argmax(window, 1))
+                out[:, i, j] = (top + at // count * down) * width + left + at % count * across
+        out += np.arange(len(planes))[:, None, None] * (height * width)
     return out.reshape(*x.shape[:-2], *out.shape[1:])
 
 

@@ -64,7 +64,6 @@ def load_numba() -> Any:
     chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
         "NUMBA_THREADING_LAYER_PRIORITY"
     )
-    config: Any = numba.config
-    if not chosen and config.THREADING_LAYER == "default":
-        config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    if not chosen and numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     return numba

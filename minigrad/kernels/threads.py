@@ -5,7 +5,7 @@ A kernel asks here before it starts (see `minigrad.kernels.launch`):
     with team(seconds) as threads:
         ...
 
-where `seconds` is a guess at the time the work takes one thread: little work is not worth a start.
+where `seconds` is a guess at the time the work takes one thread, for work that is worth a start.
 
 Any number of threads gives the same bits: the shape of the data decides how sums are cut, threads
 only take pieces of the work. So the answer may change from call to call, and it does in three cases
@@ -122,7 +122,7 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
 
     def __enter__(self) -> int:
         threads = get_num_threads()
-        if threads == 1 or forked or self._seconds < WORTH_A_TEAM:
+        if forked:
             return 1
         if threading_layer() == "workqueue":
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):

@@ -16,17 +16,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, cast
 
-import numba
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core.registry import cpu_target
 
 from minigrad.kernels.jit import intrinsic, jit
 
 P = ParamSpec("P")
-
-_numba: Any = numba  # whose own annotations cover a part of it
-carray: Any = _numba.carray
 
 I32, ADDRESS, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -84,15 +80,23 @@ class Emitter:
         exists = self.builder.icmp_signed("<", ADDRESS(index), last)
         return self.builder.select(exists, ADDRESS(index), last)
 
-    def load(self, address: Any, kind: Any) -> Any:
-        """Emit the number or vector at an address."""
-        # align=1: a view into a packed record may start anywhere, and it costs nothing to allow.
-        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
+    def load(self, address: Any, kind: Any, mask: Any = None) -> Any:
+        """Emit the number or vector at an address; lanes outside of a mask are 0, and not read."""
+        pointer = self.builder.inttoptr(address, kind.as_pointer())
+        if mask is None:
+            # align=1: a view into a packed record may start anywhere; to allow it costs nothing.
+            return self.builder.load(pointer, align=1)
+        name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
+        return self.call(name, kind, pointer, I32(1), mask, ir.Constant(kind, None))
 
-    def store(self, value: Any, address: Any) -> None:
-        """Emit a write of a number or vector at an address."""
+    def store(self, value: Any, address: Any, mask: Any = None) -> None:
+        """Emit a write of a number or vector at an address, or of the lanes in a mask only."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
-        self.builder.store(value, pointer, align=1)
+        if mask is None:
+            self.builder.store(value, pointer, align=1)
+        else:
+            name = f"llvm.masked.store.v{self.lanes}f{8 * self.item}.p0"
+            self.call(name, ir.VoidType(), value, pointer, I32(1), mask)
 
     def first_lanes(self, count: Any) -> Any:
         """Emit a mask of the first `count` lanes: of all, if there are no more than that."""
@@ -104,7 +108,7 @@ class Emitter:
             mask = self.builder.trunc(bits, ir.IntType(self.lanes))
             return self.builder.bitcast(mask, ir.VectorType(ir.IntType(1), self.lanes))
         number = ir.VectorType(I32, self.lanes)
-        limit = self._in_every_lane(self.builder.trunc(count, I32), number)
+        limit = self.broadcast(self.builder.trunc(count, I32))
         return self.builder.icmp_signed(
             "<", ir.Constant(number, [I32(lane) for lane in range(self.lanes)]), limit
         )
@@ -113,19 +117,6 @@ class Emitter:
         """Emit an integer as it is, in a register of which the compiler does not know the rest."""
         kind = ir.FunctionType(value.type, [value.type])
         return self.builder.asm(kind, "", "=r,0", [value], False)
-
-    def load_some(self, address: Any, mask: Any) -> Any:
-        """Emit the vector at an address; lanes outside of the mask are 0, and are not read."""
-        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
-        name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
-        zeros = ir.Constant(self.vector, None)
-        return self.call(name, self.vector, pointer, I32(1), mask, zeros)
-
-    def store_some(self, value: Any, address: Any, mask: Any) -> None:
-        """Emit a write of the lanes of a vector in the mask; no other memory is touched."""
-        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
-        name = f"llvm.masked.store.v{self.lanes}f{8 * self.item}.p0"
-        self.call(name, ir.VoidType(), value, pointer, I32(1), mask)
 
     def store_or_add(
         self, values: list[Any], addresses: list[Any], add: Any, masks: Sequence[Any] = ()
@@ -138,30 +129,22 @@ class Emitter:
 
         def store_all(values: list[Any]) -> None:
             for value, (address, mask) in zip(values, each, strict=True):
-                if mask is None:
-                    self.store(value, address)
-                else:
-                    self.store_some(value, address, mask)
+                self.store(value, address, mask)
 
         adds = self.builder.icmp_signed("!=", add, ADDRESS(0))
         with self.builder.if_else(adds) as (to_old, as_new):
             with to_old:
                 # All loads come first: one that follows a store to an address with the same last 12
                 # bits waits for it, and rows of a matrix may well lie a power of two apart.
-                old = [
-                    self.load(at, value.type) if mask is None else self.load_some(at, mask)
-                    for value, (at, mask) in zip(values, each, strict=True)
-                ]
+                pairs = zip(values, each, strict=True)
+                old = [self.load(at, value.type, mask) for value, (at, mask) in pairs]
                 store_all([self.builder.fadd(x, y) for x, y in zip(old, values, strict=True)])
             with as_new:
                 store_all(values)
 
     def broadcast(self, number: Any) -> Any:
         """Emit a vector with `number` in every lane."""
-        return self._in_every_lane(number, self.vector)
-
-    def _in_every_lane(self, number: Any, kind: Any) -> Any:
-        undefined = ir.Constant(kind, ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(undefined, number, I32(0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 
@@ -348,8 +331,7 @@ def _pointer(_typing: Any, address: Any, like: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    pointer: Any = types.CPointer
-    return pointer(like.dtype)(types.intp, like), emit
+    return types.CPointer(like.dtype)(types.intp, like), emit
 
 
 @jit(inline="always")
@@ -388,7 +370,7 @@ def add_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
 @instruction()
 def copy_some(e: Emitter, source: Any, target: Any, count: Any, _zero: Any) -> None:
     """Copy `count` adjacent numbers, fewer than a vector has lanes; the other lanes become 0."""
-    e.store(e.load_some(source, e.first_lanes(count)), target)
+    e.store(e.load(source, e.vector, e.first_lanes(count)), target)
 
 
 @instruction(DTYPE)
@@ -410,7 +392,7 @@ def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
 
     def of_a_part() -> list[Any]:
         mask = e.first_lanes(count)
-        return [builder.select(mask, e.load_some(at, mask), least)]
+        return [builder.select(mask, e.load(at, e.vector, mask), least)]
 
     def four_vectors(now: list[Any]) -> tuple[list[Any], Any]:
         here, *most = now

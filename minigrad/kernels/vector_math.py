@@ -293,8 +293,8 @@ def by_dtype(narrow: Callable[[Any], Any], wide: Callable[[Any], Any]) -> Callab
     def function(x: Any) -> Any:
         return wide(x)
 
-    @overload(function, strict=False)
     def choose(x: Any) -> Any:
         return (lambda x: narrow(x)) if x == types.float32 else wide
 
+    overload(function, strict=False)(choose)
     return function

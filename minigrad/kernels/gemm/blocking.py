@@ -1,4 +1,4 @@
-"""The sizes of the caches, and the block sizes of a matrix product that follow from them.
+"""The sizes of the far caches, and the block sizes of a matrix product that follow from them.
 
 The operating system is asked. If it does not know (macOS without sysconf names, Windows, some
 containers), the sizes of common machines with these vectors are assumed: a size that is somewhat
@@ -17,18 +17,17 @@ from minigrad.kernels.vector import masks_are_cheap, vector_registers
 
 KIB = 1024
 USUAL = {  # bytes of a vector: the sizes that are assumed
-    64: (32 * KIB, 1024 * KIB, 16384 * KIB),  # AVX-512: servers and desktops
-    32: (32 * KIB, 512 * KIB, 8192 * KIB),  # AVX2
-    16: (64 * KIB, 1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
+    64: (1024 * KIB, 16384 * KIB),  # AVX-512: servers and desktops
+    32: (512 * KIB, 8192 * KIB),  # AVX2
+    16: (1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
 }
 TWO_PANELS = 48 * 4 * KIB  # of the 64 to 96 pages that a core has at hand: the tiles of C need some
 RUN = 256  # as exact as BLAS: twice as many steps made errors of float32 grow by a third
 
 
 class Caches(NamedTuple):
-    """Bytes of data in each level of cache that one core can use."""
+    """Bytes in each level of cache behind the nearest one that one core can use."""
 
-    level1: int
     level2: int
     level3: int
 
@@ -37,22 +36,19 @@ class Caches(NamedTuple):
 def cache_sizes() -> Caches:
     """Return the caches of this machine, as the system reports them, or as they usually are."""
     usual = USUAL[vector_registers()[0]]
-    return Caches(*(reported_size(level) or size for level, size in enumerate(usual, start=1)))
+    return Caches(*(reported_size(level) or size for level, size in enumerate(usual, start=2)))
 
 
 def reported_size(level: int) -> int:
     """Return the size of a level of cache, or 0 if the system does not know it."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
-            found = int((index / "level").read_text())
-            kind, size = (index / "type").read_text(), (index / "size").read_text()
-            if found == level and kind.strip() != "Instruction":
-                return int(size.strip().removesuffix("K")) * KIB
+            if int((index / "level").read_text()) == level:
+                return int((index / "size").read_text().strip().removesuffix("K")) * KIB
         except (OSError, ValueError):
             continue
-    name = "LEVEL1_DCACHE_SIZE" if level == 1 else f"LEVEL{level}_CACHE_SIZE"
     try:
-        return max(0, os.sysconf(f"SC_{name}"))
+        return max(0, os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return 0
 
@@ -66,7 +62,7 @@ def block_sizes(itemsize: int) -> list[int]:
     eighth of the level-3 cache, which other cores use as well.
     """
     tile = tile_shape(itemsize)
-    _, level2, level3 = cache_sizes()
+    level2, level3 = cache_sizes()
     KC = min(level2 // 5, TWO_PANELS) // ((tile.AR + tile.NR) * itemsize) // RUN * RUN
     KC = min(max(KC, RUN), 4 * RUN)
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))

@@ -109,8 +109,7 @@ def _emit_tile(
         # Where masks are dear, B is always packed, and there is no end to be read over. Nor is
         # there one behind the lines of a convolution, unless masks are free.
         cheap = masks_are_cheap() if x.table is None else masks_are_free()
-        some = mask is not None and cheap
-        return [*loaded, e.load_some(last, mask) if some else e.load(last, e.vector)]
+        return [*loaded, e.load(last, e.vector, mask if cheap else None)]
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
     addresses = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
@@ -292,8 +291,8 @@ def _emit_lines(
 
     def load_row(b_now: Any) -> list[Any]:
         at = [builder.add(b_now, step) for step in steps]
-        free = masks_are_free()
-        loaded = [part.load_some(p, mask) if free else part.load(p, part.vector) for p in at]
+        of_loads = mask if masks_are_free() else None
+        loaded = [part.load(address, part.vector, of_loads) for address in at]
         if parts == 1:
             return loaded
         pairs = zip(loaded[::2], loaded[1::2], strict=True)

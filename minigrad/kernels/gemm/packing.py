@@ -26,7 +26,7 @@ from typing import NamedTuple
 from minigrad.kernels.jit import external
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
-NEAR = 32  # steps of k whose columns stay in the level-1 cache while all panels get their pieces
+STEPS_NEAR = 32  # of k, whose columns stay in the level-1 cache while all panels get their pieces
 GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
 
 
@@ -65,8 +65,8 @@ def pack(
     if source.row == t.item:
         # Contiguous columns: for each k, a piece of the column for each panel. The extra lanes
         # of a panel get the first rows of the next one, so that complete vectors are copied.
-        for first in range(0, depth, NEAR):
-            steps = min(NEAR, depth - first)
+        for first in range(0, depth, STEPS_NEAR):
+            steps = min(STEPS_NEAR, depth - first)
             here, there = source.at + first * source.col, target + first * line
             left = rows
             while left > 0:

@@ -109,11 +109,6 @@ def _for_each_vector(
     return e.choose([(has_rest, lambda: body(end, e.first_lanes(rest), values))], lambda: values)
 
 
-def _load(e: Emitter, address: Any, mask: Any) -> Any:
-    """Emit the vector at an address, or its lanes in a mask."""
-    return e.load(address, e.vector) if mask is None else e.load_some(address, mask)
-
-
 @instruction()
 def tile_of_dots(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
@@ -141,7 +136,8 @@ def tile_of_dots(
             # The next rows are hinted at, since a row is too short to be guessed from.
             for address in a_rows if mask is None else ():
                 e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
-            vectors = [_load(e, builder.add(row, done), mask) for row in (*a_rows, *b_rows)]
+            here = (builder.add(row, done) for row in (*a_rows, *b_rows))
+            vectors = [e.load(address, e.vector, mask) for address in here]
             left, right = vectors[:R], vectors[R:]
             return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
 
@@ -238,7 +234,7 @@ def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _z
         new = []
         for i, total in enumerate(sums):
             at = e.step(done, ADDRESS(e.vector_bytes), i)
-            x, y = (_load(e, builder.add(first, at), mask) for first in (a, b))
+            x, y = (e.load(builder.add(first, at), e.vector, mask) for first in (a, b))
             new.append(e.multiply_add(x, y, total))
         return new
 
@@ -314,9 +310,10 @@ def _sweep_of(count: int) -> Callable[..., None]:
         rows = [e.step(b, b_row, i) for i in range(count)]
 
         def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> list[Any]:
-            total = builder.fmul(factors[0], _load(e, builder.add(rows[0], done), mask))
+            total = builder.fmul(factors[0], e.load(builder.add(rows[0], done), e.vector, mask))
             for factor, row in zip(factors[1:], rows[1:], strict=True):
-                total = e.multiply_add(factor, _load(e, builder.add(row, done), mask), total)
+                values = e.load(builder.add(row, done), e.vector, mask)
+                total = e.multiply_add(factor, values, total)
             e.store_or_add([total], [builder.add(c, done)], add, [mask])
             return []
 

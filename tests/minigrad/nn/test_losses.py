@@ -53,6 +53,14 @@ def test_cross_entropy_is_finite_for_logits_that_overflow_an_exponential():
     assert out.tolist() == [0.0, 1e4]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_of_classes_may_lie_in_any_order_in_memory(rng, dtype):
+    logits, target = rng.standard_normal((6, 4)).astype(dtype), rng.integers(0, 4, 6)
+    weight = np.arange(1, 9, dtype=dtype)[::-2]
+    expected = minigrad.cross_entropy(logits, target, weight=weight.copy())
+    assert minigrad.cross_entropy(logits, target, weight=weight) == expected
+
+
 @pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss, nn.CrossEntropyLoss])
 def test_an_unknown_reduction_is_an_error(loss):
     with pytest.raises(ValueError, match="'mean', 'sum' or 'none', not 'average'"):
