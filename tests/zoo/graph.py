@@ -143,7 +143,7 @@ MUTANTS: list[Mutant] = [
         partial(
             edited,
             lora.adapter.joined,
-            ("first.lora_a, first.lora_b", "first.lora_a.detach(), first.lora_b.detach()"),
+            ("*adapters[0].factors()", "*(part.detach() for part in adapters[0].factors())"),
         ),
         adapted,
         normal((2, 4)),
