@@ -91,6 +91,7 @@ def test_a_mutant_of_second_order_is_right_at_first(mutant):
 # The checker
 
 
+@pytest.mark.full
 @each
 def test_gradcheck_kills_the_mutant(mutant):
     assert verdict(mutant) != "agree"

@@ -130,6 +130,7 @@ def test_events():
     assert differences(TRAININGS["DoRA"], changes) == {}
 
 
+@pytest.mark.full
 def test_changes_of_one_layer():
     build = TRAININGS["rslora, dropout"]
     changes = [change for change in changes_of(build) if change.name.startswith("model.q.")]

@@ -135,6 +135,7 @@ def test_a_check_by_workers_finds_the_same(against, files, rng):
     assert check_adapter(*compared[against], workers=2) == right
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("threads", [full(None), "1"])
 def test_an_adapter_that_workers_extract_is_the_same(threads, net, rng, tmp_path):
     base = sharded(net.state_dict(), tmp_path / "base")

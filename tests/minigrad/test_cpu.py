@@ -58,6 +58,7 @@ def test_numpy_that_was_imported_before_is_an_error():
     assert python("import numpy, minigrad", **chosen).stderr == ""  # and has read the variables
 
 
+@pytest.mark.full
 @on_x86
 @needs_mpi
 def test_a_rank_on_another_processor_is_named_with_what_it_lacks():

@@ -93,6 +93,7 @@ QUANTIZE = """
 """
 
 
+@pytest.mark.full
 @glibc
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what is in use")
 def test_quantize_gives_the_memory_of_the_weights_back():

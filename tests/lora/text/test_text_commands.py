@@ -144,6 +144,7 @@ def test_an_option_of_the_wrong_type_is_refused(base, data, tmp_path, capsys, op
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_masked_prompts_are_the_default_and_undo_those_of_a_config(base, data, tmp_path, capsys):
     run(capsys, "train", base, data, tmp_path / "a", *TRAIN, "--train-on-prompts")
     config = ("--config", tmp_path / "a" / "options.json")
@@ -191,6 +192,7 @@ def test_a_file_where_an_adapter_is_asked_for_is_named(name, advice, base, tmp_p
         assert advice in error
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_a_run_that_can_be_resumed(base, data, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -701,6 +701,7 @@ def peak_of(depth, width=20_000):
         tracemalloc.stop()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "around",
     [nullcontext, *(pytest.param(f, marks=full) for f in (no_grad, lambda: observe(Observer())))],

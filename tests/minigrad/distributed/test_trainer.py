@@ -140,6 +140,7 @@ def test_ranks_have_what_one_process_has(found, function):
     assert [each[function.__name__] for each in found] == [expected] * 2
 
 
+@pytest.mark.full
 def test_a_rank_with_another_script_is_named(tmp_path):
     script = tmp_path / "script.py"
     text = "import minigrad\nminigrad.distributed.world()\n"

@@ -186,12 +186,13 @@ def test_leading_axes_broadcast(rng):
     check(q, k, v, rng.standard_normal((2, 3, 7, 3)).astype(np.float32))
 
 
+LARGE = pytest.param((300, 300), marks=pytest.mark.full)
 GROUPS = [(6, 2, 2), (6, 3, 6), (4, 1, 1), (3, 3, 1), (9, 3, 3)]  # heads of query, key and value
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("offset", [None, 0, 6])
-@pytest.mark.parametrize("sizes", [(1, 45), (20, 45), (70, 33), (300, 300)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 45), (20, 45), (70, 33), LARGE], ids=str)
 @pytest.mark.parametrize("heads", GROUPS, ids=str)
 def test_groups_of_heads_share_keys_and_values(heads, sizes, offset, dtype, rng):
     q, k, v, g = operands(rng, (2, heads[0]), *sizes, 8, 5, dtype)

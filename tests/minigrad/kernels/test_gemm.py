@@ -172,6 +172,9 @@ WITH_BIAS = [
 ]  # fmt: skip
 
 
+ALSO_TRANSPOSED = [pytest.param(each, marks=pytest.mark.full) for each in ("TN", "TT")]
+
+
 def biases(n, dtype, rng):
     """The same row in several layouts."""
     row = rng.standard_normal(n).astype(dtype)
@@ -185,7 +188,7 @@ def biases(n, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+@pytest.mark.parametrize("layout", ["NN", "NT", *ALSO_TRANSPOSED])
 @pytest.mark.parametrize("shape", WITH_BIAS)
 def test_a_bias_is_added_as_if_after_the_product(shape, layout, dtype, rng):
     m, k, n = sizes(shape, dtype)

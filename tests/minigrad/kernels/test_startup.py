@@ -504,6 +504,7 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
     assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root has another user's folder"
 )
@@ -536,6 +537,7 @@ def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
     assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
 
+@pytest.mark.full
 @needs_jit
 @pytest.mark.parametrize("module", ["numba.core.dispatcher", "numba.cpython.charseq"])
 def test_ctrl_c_waits_until_numba_has_imported_what_it_needs(machine, module):
