@@ -181,7 +181,7 @@ def draw_op(axes: Axes) -> None:
     for a, line, color in ((0.5, ":", "0.5"), (1.0, "--", "#0072B2"), (3.0, "-", "black")):
         axes.plot(x, snake(x, a), line, color=color, label=f"a = {a:g}")
     axes.set(title="snake(x, a) = x + sin(a x)² / a", ylabel="value")
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def draw_slope(axes: Axes, result: Result) -> None:

@@ -51,7 +51,7 @@ def draw_curve(axes: Axes, curve: Curve, title: str) -> None:
         )
     axes.set_title(title, loc="left")
     axes.set(xlabel="steps", ylabel="nats per character")
-    axes.legend(frameon=False, title="on the held-out part of")
+    axes.legend(loc="best", frameon=False, title="on the held-out part of")
     axes.spines[["top", "right"]].set_visible(False)
 
 

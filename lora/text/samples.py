@@ -90,7 +90,7 @@ def draw(
     axes.set_ylim(bottom=min(0.0, *losses))
     ticks_at_integers(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)  # said, it gives no warning on a slow machine
+    axes.legend(loc="best", frameon=False)  # "best" said aloud never warns that it is slow
     open_frame(axes)
     for panel, sample in zip(panels, samples, strict=True):
         panel.set_axis_off()

@@ -88,7 +88,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         # The only line of a panel needs no name.
         named = list(axes.lines) if name in metrics else axes.lines[1:]
         if named:
-            axes.legend(handles=named, frameon=False)
+            axes.legend(handles=named, loc="best", frameon=False)
         axes.set_ylabel(shortened(name.replace("grad_norm", "gradient norm"), _LETTERS))
     figure.axes[-1].set_xlabel("epoch")
     ticks_at_integers(figure.axes[-1].xaxis)
@@ -126,7 +126,7 @@ def _draw_losses(axes: Axes, history: Records) -> None:
         first = f"Loss not finite first in epoch {broken[0]}"
         title = f"{first}; b{title[1:]}" if known else first
     axes.set(title=title, ylabel="loss")
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def _draw_column(axes: Axes, history: Records, name: str) -> None:
