@@ -104,8 +104,8 @@ def combine(
         TypeError: if a name is no string, a weight no number, or the rank no integer.
         ValueError: if there is no such adapter, there are not as many weights, one is not finite,
             the name is taken or malformed, the rank is not positive, there is NaN or Inf in an
-            adapter or would be in the result, or one is DoRA and would not just be copied. Nothing
-            is changed then.
+            adapter or would be in the result, a running variance would be negative, or one is DoRA
+            and would not just be copied. Nothing is changed then.
         RuntimeError: inside of `lora.disabled`.
     """
     attachment = state.required_attachment(model)
@@ -261,6 +261,10 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
             raise ValueError(
                 f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
                 f"adapters, or take smaller weights"
+            )
+        if copy.name.split(".")[-1] == "running_var" and (moved < 0).any():
+            raise ValueError(
+                f"{copy.name} would be below 0, which no variance is; take weights from 0 to 1"
             )
         found.append(replace(copy, own=copy_for_adapter(copy.original, moved)))
     return found

@@ -516,6 +516,9 @@ def test_running_statistics_are_summed_as_what_is_trained_whole(rng):
     np.testing.assert_allclose(model[1].running_var.data, (1 + own["running_var"]) / 2)
     assert model[1].num_batches_tracked.dtype == np.int64
     assert model[1].num_batches_tracked == 2  # 1.5
+    with pytest.raises(ValueError, match=r"1\.running_var would be below 0"):
+        combined(model, [("a", -9)], "less")
+    assert "less" not in required_attachment(model).adapters
 
 
 def test_one_times_what_is_trained_whole_is_that_to_the_bit(rng):
