@@ -7,7 +7,7 @@ An example is a file with a function `main`. If it is too long for one file, it 
 returns the results; `quick=True` does the same in a few seconds. The first line of the docstring
 says what an example shows, and a sentence that begins with "It takes" says how long it runs and
 which picture it draws. `command_line` contains what all examples share, and the folder `pictures`
-has the pictures that they draw.
+contains the pictures that they draw.
 """
 
 import sys
@@ -17,7 +17,7 @@ EXTRA = ("matplotlib", "sklearn", "tokenizers")  # what the extra `examples` ins
 
 
 def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an error that ends an example: in one line if a package of the extra is missing."""
+    """Print the error that ended an example, in one line if a package of the extra is missing."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
         install = 'python -m pip install -e ".[examples]"'
         print(f"the package {error.name!r} is missing; run {install}", file=sys.stderr)
@@ -25,5 +25,5 @@ def show(kind: type[BaseException], error: BaseException, traceback: TracebackTy
         sys.__excepthook__(kind, error, traceback)
 
 
-if sys.argv[:1] == ["-m"]:  # Python is looking for the example that it is to run
+if sys.argv[:1] == ["-m"]:  # Python is looking for the example that it will run
     sys.excepthook = show

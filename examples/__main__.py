@@ -18,7 +18,7 @@ USAGE = "python -m examples NAME [--quick] [--out FILE.png] runs one; NAME --hel
 
 
 class Example(NamedTuple):
-    """An example, as its docstring describes it. The file is read, but not run.
+    """An example, as its docstring describes it. We read the file, but do not run it.
 
     Attributes:
         name: the name of the module or package.
@@ -32,15 +32,15 @@ class Example(NamedTuple):
 
 
 def found() -> list[Example]:
-    """Return all examples, sorted: what can be run and says how long it takes, and what it draws.
+    """Return all examples, sorted: each says in its docstring how long it takes and what it draws.
 
-    Other packages that can be run, such as the one that makes the site, are no examples.
+    Other packages that can be run, such as the one that makes the site, are not examples.
     """
     return [example for example in runnable() if example.takes]
 
 
 def runnable() -> list[Example]:
-    """Return what can be run, sorted: files with a function `main`, packages with `__main__.py`."""
+    """Return all programs, sorted: files with a function `main`, packages with `__main__.py`."""
     modules = []
     for path in sorted(FOLDER.iterdir()):
         if (path / "__main__.py").is_file():

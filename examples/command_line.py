@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with these two options, to which an example can add more.
+    """A parser with the options `--quick` and `--out`, to which an example can add more.
 
-    `main` has defaults for the options that the user does not pass. An error is one line.
+    `main` has defaults for the options that the user does not pass. Each error is one line.
 
     Args:
         name: the name of the example.
-        description: the beginning of the text of `--help`, which is the example's docstring.
+        description: the text at the beginning of `--help`: the example's docstring.
     """
 
     def __init__(self, name: str, description: str | None) -> None:
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--out", metavar="FILE.png", help=f"the file of the picture ({name}.png)")
 
     def with_capture(self) -> Parser:
-        """Add the option `--capture`, of examples that can train by the program of a step."""
+        """Add the option `--capture`, for examples that can train with captured steps."""
         words = "train by programs, to the same bits (minigrad.capture)"
         self.add_argument("--capture", action="store_true", help=words)
         return self
@@ -52,7 +52,7 @@ def check_out(out: str | Path) -> None:
     """Check that the picture can be saved when the work is done.
 
     Raises:
-        OptionError: if its name is not that of a PNG file, or its folder does not exist.
+        OptionError: if the name does not end in .png, or the folder does not exist.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
@@ -72,8 +72,8 @@ def run(
     Args:
         main: the function `main` of an example.
         parser: the parser with the options of the example.
-        arguments: the arguments to parse; if None, those of the process.
-        refusals: the errors of `main` that tell the user what to change; they become one line.
+        arguments: the arguments to parse; None for the arguments of the process.
+        refusals: the errors of `main` that tell the user what to change; each becomes one line.
     """
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:

@@ -1,8 +1,8 @@
 """A GPT in one file: its engine, its model and its optimiser, trained on verse until it writes.
 
-The model is written once, for arrays. They may hold the numbers of an engine in 40 lines, that of
-walkthrough 1; or they are the tensors of minigrad, with the same gradients hundreds of times as
-fast; or they are plain numbers, when the model writes.
+The model is written once, for three kinds of arrays. They contain the `Scalar`s of an engine in 40
+lines, from walkthrough 1; or they are tensors of minigrad, which give the same gradients hundreds
+of times as fast; or, when the model writes, they contain plain numbers.
 
 You will see what it writes before and after it has learned from 30 of Shakespeare's sonnets, and
 its loss on 5 others. It takes a minute, and draws gpt_in_one_file.png.

@@ -1,8 +1,8 @@
 """The main demo: adapt a pretrained network to new data, by LoRA and by full fine-tuning.
 
 A network learns to complete handwritten digits: from the upper half of an image it predicts the
-lower half. It has never seen a seven. Then we compare three methods to adapt it to 40 sevens: not
-at all; by training all of its weights; and by LoRA, which trains small updates of two layers.
+lower half. It has never seen a seven. Then we adapt it to 40 sevens, and compare three methods: no
+adaptation; training all weights; and LoRA, which trains small updates of two layers.
 You will see what each method costs, how well it works on other sevens (and on the other digits,
 which the network forgets), whether the differences are larger than the noise between random splits,
 and what merging the update changes. It takes half a minute, and draws lora_regression.png.
@@ -25,7 +25,7 @@ from minigrad.viz.figure import Picture
 
 Array = np.ndarray[Any, Any]
 Task = tuple[Array, Array, Array, str, str, str]  # x, y, is_new, names of both groups, unit of y
-Outcome = dict[str, Any]  # one method with one split: a row of the table, and more
+Outcome = dict[str, Any]  # of one method with one split: a row of the table, and more
 Results = dict[str, list[Outcome]]
 
 NONE, FULL, LORA = "not adapted", "full fine-tuning", "LoRA"
@@ -72,7 +72,7 @@ def one_split(
     old, new = (rng.permutation(np.flatnonzero(rows)) for rows in (~is_new, is_new))
     old, old_test = np.split(old, [len(old) * 4 // 5])
     new, new_test = np.split(new, [min(40, len(new) // 2)])  # we adapt to little data
-    # Pixels share one mean and scale, otherwise a pixel that is rarely grey would be the largest.
+    # Pixels share one mean and scale; with its own, a rarely grey pixel would have huge values.
     features = data.Standardizer.fit(x[old].reshape(-1, 1 if y.shape[1] > 1 else x.shape[1]))
     target = data.Standardizer.fit(y[old].reshape(-1, 1))
     inputs, outputs = features.transform(x), target.transform(y)
@@ -85,7 +85,7 @@ def one_split(
         return [metrics.rmse(predict(model, rows), y[rows]) for rows in (new_test, old_test)]
 
     def train(model: nn.Module, name: str, options: Any, rows: Array, n: int, size: int) -> Outcome:
-        """Train for n epochs. The errors on the test rows are recorded, but decide nothing."""
+        """Train for n epochs. The errors on the test rows are recorded, but do not influence it."""
         opt = OPTIMIZERS[name](model.trainable_parameters(), **options)
         trainer = Trainer(model, opt, mse, batch_size=size, clip_norm=1.0, progress=False, rng=rng)
         curve = [errors(model)]

@@ -1,24 +1,25 @@
 """How many machines does it pay to train on? A prediction from this one, in full and by LoRA.
 
-`Trainer` shares a step out among n hosts: each gets at most ceil(M / n) of its M micro-batches. The
-gradients are added along a tree of log2(n) levels. On each level one message of B bytes goes up,
-and one comes down with the sum; two small meetings besides. Nobody computes meanwhile:
+`Trainer` divides a step among n hosts: each gets at most ceil(M / n) of its M micro-batches. The
+hosts add the gradients along a tree of log2(n) levels. On each level, one message of B bytes goes
+up, and one comes down with the sum; two short synchronisations cost two latencies each level more.
+No host computes meanwhile:
 
     seconds of a step = ceil(M / n) s + u + ceil(log2(n)) (2 B / b + 4 l)
 
     s  seconds of one micro-batch, forward and backward      b  bytes per second of a message
     u  seconds of the optimiser's update                     l  its latency, in seconds
 
-All of them are measured here, on one thread. On a network each message takes, besides what it takes
-here, the time of the wire: its bytes, and a latency of 50 microseconds, which is usual for TCP. The
-efficiency is the share of the hosts' time that one host alone would have needed. Hosts with more
-cores have a smaller s, and so wait more. The formula leaves out that the slowest host keeps all
-others waiting, that switches may be crowded, and that MPI may broadcast a long message faster.
+The demo measures all of them here, on one thread. On a network, each message takes longer than
+here: the wire transmits its bytes, and adds a latency of 50 microseconds, which is usual for TCP.
+The efficiency is the time that one host alone would need, divided by the total time of all hosts.
+Hosts with more cores have a smaller s, and so wait more. The formula ignores that all hosts wait
+for the slowest one, that switches may be crowded, and that MPI may broadcast a long message faster.
 
-You will see why LoRA suits slow networks: it sends only the gradients of its adapters. The formula
-is also compared with the Trainer here, for a step of a few micro-batches. Two ranks measure
-messages too; without `mpiexec` there are none, and a message costs what the wire takes. It takes a
-minute, and draws scaling.png.
+You will see why LoRA suits slow networks: it sends only the gradients of its adapters. The demo
+also compares the formula with the Trainer here, for a step of a few micro-batches. With two ranks,
+it measures messages too. Without `mpiexec` there are none, and a message costs only the wire time.
+It takes a minute, and draws scaling.png.
 
     python -m examples.scaling
     mpiexec -n 2 python -m examples.scaling
@@ -52,11 +53,11 @@ from minigrad.tables import aligned
 
 FULL, LORA = "full", "LoRA"
 LINES = {FULL: "--", LORA: "-"}
-COLORS = {1: "#D55E00", 10: "#0072B2", 100: "#009E73"}  # of networks, by their Gbit/s
+COLORS = {1: "#D55E00", 10: "#0072B2", 100: "#009E73"}  # the color of each network, by its Gbit/s
 HOSTS = [2**level for level in range(11)]
-SHOWN = (2, 8, 32, 128, 512, 1024)  # of them, in the printed table
+SHOWN = (2, 8, 32, 128, 512, 1024)  # the numbers of hosts in the printed table
 MICRO_BATCHES = HOSTS[-1]  # of a predicted step, so that each host has one
-ROW = 32  # bytes that the Trainer sends of each micro-batch beside the gradients: loss, count, ...
+ROW = 32  # bytes that the Trainer sends for each micro-batch besides gradients: loss, count, ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Plan:
         length: the number of tokens of a sequence.
         rows: the number of sequences in a micro-batch.
         checked: the number of micro-batches in a step that is predicted and measured.
-        rounds: how often each step is measured, two times in a row.
+        rounds: how often each step is measured, each time twice in a row.
     """
 
     d_model: int = 256
@@ -85,13 +86,13 @@ QUICK = Plan(d_model=32, depth=1, length=16, rows=2, checked=4, rounds=2)
 
 @dataclass(frozen=True)
 class Link:
-    """What a message takes: `latency` in seconds, `bandwidth` in bytes per second."""
+    """The cost of a message: `latency` in seconds, `bandwidth` in bytes per second."""
 
     latency: float = 0.0
     bandwidth: float = math.inf
 
     def then(self, other: Link) -> Link:
-        """Return the link of a message that takes this one, and the other afterwards."""
+        """Return the link of a message that passes through this link and then the other."""
         bandwidth = 1 / (1 / self.bandwidth + 1 / other.bandwidth)
         return Link(self.latency + other.latency, bandwidth)
 
@@ -101,7 +102,7 @@ NETWORKS = {gigabits: Link(50e-6, gigabits * 1e9 / 8) for gigabits in COLORS}
 
 @dataclass(frozen=True)
 class Work:
-    """What a step consists of: seconds of a micro-batch and of an update, bytes of gradients."""
+    """The parts of a step: seconds of a micro-batch and of an update, bytes of gradients."""
 
     micro_batch: float
     update: float
@@ -118,7 +119,7 @@ class Work:
         return compute + math.ceil(math.log2(hosts)) * of_a_level
 
     def efficiency(self, hosts: int, micro_batches: int, link: Link) -> float:
-        """Predict the share of the hosts' time that one host alone would have needed."""
+        """Predict the time of one host alone, divided by the total time of all hosts."""
         alone = self.seconds(1, micro_batches, link)
         return alone / (hosts * self.seconds(hosts, micro_batches, link))
 
@@ -141,7 +142,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """The results: what the steps of each kind consist of, what a message takes, the checks."""
+    """The results: the parts of a step of each kind, the cost of a message, and the checks."""
 
     work: dict[str, Work]
     here: Link
@@ -160,7 +161,7 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
     work, checks = {}, []
     for kind in (FULL, LORA):
         gradients = 4 * prepared(kind, plan).count_parameters(trainable_only=True)
-        # The ranks measure at the same time, since they share the memory of a machine.
+        # The ranks measure at the same time, because they share the memory of a machine.
         (three, all_alone), update, sent = alone(ranks, steps, kind, plan, (3, plan.checked))
         work[kind] = Work((three - update) / 3, update, gradients)
         predicted = work[kind].seconds(1, plan.checked, here)
@@ -191,7 +192,7 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
 
 
 def prepared(kind: str, plan: Plan) -> Module:
-    """Return a transformer whose weights all train, or the adapters on them."""
+    """Return a transformer in which all weights train, or only the adapters on them."""
     rng = np.random.default_rng(0)
     model = Sequential(*(TransformerBlock(plan.d_model, 4, rng=rng) for _ in range(plan.depth)))
     if kind == LORA:
@@ -212,13 +213,13 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], float, int]:
-    """Measure the steps of a Trainer in the present world.
+    """Measure the steps of a Trainer in the current world.
 
-    The numbers of micro-batches take turns, so that other work of the machine affects all alike.
+    The numbers of micro-batches take turns, so that other work of the machine affects all of them.
 
     Returns:
-        The seconds of a step for each number of micro-batches, the seconds that the update is of
-        it, and the bytes that this rank sent in the last step.
+        The seconds of a step for each number of micro-batches; the seconds of the update in it;
+        and the bytes that this rank sent in the last step.
     """
     model, rng = prepared(kind, plan), np.random.default_rng(0)
     parameters = model.trainable_parameters()
@@ -255,13 +256,13 @@ def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], fl
 
 
 def slowest(seconds: Sequence[float]) -> float:
-    """Return the median of times, on the rank where it is largest."""
+    """Return the largest median over the ranks of the times that each rank measured."""
     largest: float = max(world().gather(median(seconds)))
     return largest
 
 
 def alone(ranks: World, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function in a world of one; a rank does it in a process of its own."""
+    """Call a function in a world of one; each of several ranks starts a separate process for it."""
     if ranks.size == 1:
         return function(*arguments)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -269,7 +270,7 @@ def alone(ranks: World, function: Callable[..., Any], *arguments: object) -> Any
 
 
 def measured_link(ranks: World, model: Module) -> Link:
-    """Measure what a message takes between the ranks: to pack, send, receive and add it."""
+    """Measure a message between the ranks: the time to pack, send, receive and add it."""
     levels = math.ceil(math.log2(ranks.size))
     part = ranks.rank, ranks.rank + 1
     short, long = [np.zeros(1, np.float32)], [p.detach().numpy() for p in model.parameters()]
@@ -280,7 +281,7 @@ def measured_link(ranks: World, model: Module) -> Link:
             start = time.perf_counter()
             ranks.sum_parts(ranks.size, {part: arrays}, arrays)
             own.append(time.perf_counter() - start)
-    # A sum is a meeting, and on each level a message up and one down.
+    # A sum is a synchronisation, and on each level one message up and one down.
     latency, seconds = (slowest(own) / levels for own in times)
     size = sum(array.nbytes for array in long)
     return Link(latency / 3, 2 * size / (seconds - latency))
@@ -316,7 +317,7 @@ def summary(result: Result, plan: Plan) -> str:
 
 
 def message_here(here: Link) -> str:
-    """Describe what a message between the ranks takes."""
+    """Describe the cost of a message between the ranks."""
     if here == Link():
         return "b and l of the wire alone; start two ranks to measure messages (mpiexec -n 2 ...)"
     return (
@@ -326,7 +327,7 @@ def message_here(here: Link) -> str:
 
 
 def curves(result: Result) -> Iterator[tuple[str, int, Work, Link]]:
-    """Yield what each curve is about: the kind of training, the network, the work, the link."""
+    """Yield for each curve the kind of training, the network, the work and the link."""
     for kind, work in result.work.items():
         for gigabits, network in NETWORKS.items():
             yield kind, gigabits, work, result.here.then(network)
@@ -378,7 +379,7 @@ def draw_curves(axes: Axes, result: Result, of: Callable[..., float], form: str)
 
 
 def write(axes: Axes, lines: Sequence[str]) -> None:
-    """Write lines of text in a panel of their own."""
+    """Write lines of text in a panel without axes."""
     axes.axis("off")
     axes.text(0, 1, "\n".join(lines), va="top", linespacing=1.5).set_in_layout(False)
 

@@ -50,7 +50,7 @@ class Descent:
         name: the name of the method.
         points: the start, and the point after each step.
         gaps: the loss at each point, above the minimum.
-        seconds: the processor time until each point, without other work of the machine.
+        seconds: the processor time until each point; it does not count other programs.
         gradients: the number of gradients that were computed.
         products: the number of products H v that were computed.
     """
@@ -114,7 +114,7 @@ def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
 
 
 def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100) -> Descent:
-    """Minimise by Newton's method: one step would be enough if the function were a parabola."""
+    """Minimise by Newton's method: one step would be enough if the function were quadratic."""
     descent = Descent("Newton")
     x, began = start, time.process_time()
     gradient_of = minigrad.value_and_grad(loss)
@@ -125,7 +125,7 @@ def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100)
         if descent.arrived or descent.steps == most:
             return descent
         step = solve(loss, x, -gradient, descent)
-        # The parabola is right only near x, so halve the step until the loss falls enough.
+        # The quadratic model is right only near x, so halve the step until the loss falls enough.
         share, slope = 1.0, float(gradient @ step)
         while loss(Tensor(x + share * step)).item() > value + 1e-4 * share * slope:
             share /= 2
@@ -133,10 +133,10 @@ def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100)
 
 
 def solve(loss: Loss, x: Array, b: Array, descent: Descent) -> Array:
-    """Solve H p = b by conjugate gradients, exactly enough for a step.
+    """Solve H p = b by conjugate gradients, as exactly as a step needs.
 
-    It stops when the error is small, where the limit is lower near the minimum. It also stops when
-    the function bends down, because then its parabola has no minimum.
+    The iteration stops when the error is below a limit, which is lower near the minimum. It also
+    stops when the curvature is negative, because then the quadratic model has no minimum.
     """
     p, residual = np.zeros_like(b), b
     direction, squared = residual, float(residual @ residual)
@@ -160,7 +160,7 @@ def solve(loss: Loss, x: Array, b: Array, descent: Descent) -> Array:
 def descend_by_adam(
     loss: Loss, start: Array, minimum: float, lr: float, most: int = 8_000
 ) -> Descent:
-    """Minimise by Adam: many cheap steps, whose lengths depend on all gradients so far."""
+    """Minimise by Adam: many cheap steps, whose lengths depend on all earlier gradients."""
     descent = Descent(f"Adam, lr {lr:g}")
     x = Tensor(start.copy(), requires_grad=True)
     optimizer = Adam([x], lr=lr)

@@ -33,7 +33,7 @@ NOISE = 0.12
 REACH = 7.0  # the picture shows the region from -REACH to REACH
 GRID = 201  # points along each side of the picture
 COLORS, MARKERS = ("#0072B2", "#E69F00"), ("o", "^")
-SHADES = ("#7FB3D5", "#CBE1EF", "#FBEBC8", "#F2C979")  # certain of the first ... of the second
+SHADES = ("#7FB3D5", "#CBE1EF", "#FBEBC8", "#F2C979")  # from the first to the second spiral
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Result:
-    """The results: the moments in order, from before the training to its end."""
+    """The results: the moments in order, from the start of the training to its end."""
 
     moments: list[Moment]
     history: History
 
 
 def main(quick: bool = False, out: str | Path = "spirals.png", capture: bool = False) -> Result:
-    """Train the network, by the program of a step or not, test it, and save the picture."""
+    """Train the network, with captured steps or without, test it, and save the picture."""
     check_out(out)
     rng = np.random.default_rng(0)
     looks = (0, 50, 150, 250 if quick else 400)
@@ -112,7 +112,7 @@ def look(model: MLP, epoch: int, test: tuple[Array, Array]) -> Moment:
 
 
 def draw(result: Result, train: tuple[Array, Array], out: str | Path) -> None:
-    """Save the picture: the moments in a row, and below them the loss with a mark at each."""
+    """Save the picture: the moments in a row, and below them the loss, with each moment marked."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, len(result.moments), height_ratios=(3, 1.5))
     for column, moment in enumerate(result.moments):

@@ -2,14 +2,14 @@
 
 To train a weight, a step computes three matrix products of the same size: one in the forward pass,
 one for the gradient of the layer's input, and one for the gradient of the weight. LoRA freezes the
-weight, so only the last of them is not needed. So LoRA avoids at most a third of the work. But it
+weight, so only the last product is not needed, and LoRA avoids at most a third of the work. But it
 avoids nearly all of the memory that each trained parameter needs: for its gradient, and for the two
 values that Adam stores.
 
 You will see the counts of both steps side by side, the seconds that they take, and a picture of the
-memory that is saved for the backward pass. Freezing avoids saving what only the gradients of frozen
-weights need. Running each block again (`checkpoint`) lowers the peak much further. It takes half a
-minute, and draws why_lora_is_not_faster.png.
+memory that is saved for the backward pass. If a value is needed only for the gradients of
+frozen weights, it is not saved. Running each block again (`checkpoint`) lowers the peak much more.
+It takes half a minute, and draws why_lora_is_not_faster.png.
 
     python -m examples.why_lora_is_not_faster
 """
@@ -50,7 +50,7 @@ def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") ->
         step()  # the first step creates what the later steps use
         with receipt() as receipts[name]:
             step()
-    # Take turns, so that other work of the machine affects all alike, and use the best times.
+    # Take turns, so that other work of the machine affects all steps, and use the best times.
     rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(repeats)]
     seconds = {name: min(times[name] for times in rounds) for name in steps}
 

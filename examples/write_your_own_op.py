@@ -3,10 +3,10 @@
 The op is an activation, snake(x, a) = x + sin(a x)^2 / a. It rises like x and oscillates around x
 with a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). The op needs a forward function
 on arrays, and one VJP for each of x and a. `gradcheck` compares their first and second derivatives
-with finite differences. You will see what it reports about a VJP in which one factor was forgotten.
-You will also see a use for the op: it learns both a trend and a season, so it is right even beyond
-the data, where a network with tanh, trained in the same way, is wrong. It takes ten seconds, and
-draws write_your_own_op.png.
+with finite differences. You will see its report about a VJP in which one factor is missing. You
+will also see a use for the op: a network with it learns both a trend and a season, so it is right
+even beyond the data, where a network with tanh, trained in the same way, is wrong. It takes ten
+seconds, and draws write_your_own_op.png.
 
     python -m examples.write_your_own_op
 """
@@ -55,7 +55,7 @@ by_a = snake.vjp(
 
 @minigrad.op
 def faulty(x: Any, a: Any) -> Any:
-    """Compute the same function; an `a` was forgotten in one of its VJPs."""
+    """Compute the same function; in one of its VJPs, a factor `a` is missing."""
     return x + np.sin(a * x) ** 2 / a
 
 
@@ -164,7 +164,7 @@ def train(activation: Callable[[int], Module], epochs: int) -> Array:
 
 
 def draw(result: Result, out: str | Path) -> None:
-    """Save the picture: the op, its slope by the right and the faulty VJP, and the fits."""
+    """Save the picture: the op, its slope from the right and from the faulty VJP, and the fits."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     axes_of = figure.subplot_mosaic([["op", "fit"], ["slope", "fit"]], width_ratios=(1, 1.75))
     draw_op(axes_of["op"])
@@ -185,7 +185,7 @@ def draw_op(axes: Axes) -> None:
 
 
 def draw_slope(axes: Axes, result: Result) -> None:
-    """Draw the derivative with respect to x at a = 2: by both VJPs, and by differences."""
+    """Draw the derivative with respect to x at a = 2: from both VJPs, and from differences."""
     x, a, h = np.linspace(-3, 3, 301), 2.0, 1e-5
     for op, report, line, color in (
         (snake, result.right, "-", "black"),

@@ -2,8 +2,8 @@
 
 A transformer with 430,000 parameters reads the manual, 64 characters at a time, and learns to
 predict the next character after each of them. Then its own text looks like the manual. Next, an
-adapter of a tenth of its size learns from 30 sonnets, while the model is frozen. Then the text
-looks like verse. With the adapter off, the model and its text are exactly the same as before.
+adapter with a tenth of the parameters learns from 30 sonnets, while the model is frozen. Then the
+text looks like verse. With the adapter off, the model and its text are exactly the same as before.
 
 You will see the loss of each model on held-out parts of both texts, in nats per character, and the
 text that each model writes. It takes a minute, and draws charlm.png.

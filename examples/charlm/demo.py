@@ -33,7 +33,7 @@ class Plan:
         adapting: the training on the sonnets.
         tested: the largest number of test characters of each text.
         written: the number of characters that each model writes.
-        beginning: the beginning of what it writes; both texts have sentences that begin with it.
+        beginning: the first word that it gets; both texts have sentences that begin with it.
     """
 
     sizes: Sizes
@@ -87,7 +87,7 @@ def main(quick: bool = False, out: str | Path = "charlm.png", capture: bool = Fa
     Args:
         quick: run a smaller form.
         out: the file of the picture.
-        capture: train by the programs of the steps, to the same bits.
+        capture: train with captured steps, which give the same bits.
 
     Raises:
         OptionError: if the picture cannot be saved at `out`.

@@ -19,7 +19,7 @@ class Sizes:
         d_model: the length of the vector of each character.
         num_heads: the number of heads of each attention layer.
         depth: the number of blocks.
-        context: the largest number of characters that it sees at once.
+        context: the largest number of characters that the model sees at once.
     """
 
     d_model: int = 128
@@ -29,7 +29,7 @@ class Sizes:
 
 
 class CharacterModel(Module):
-    """Scores of the next character: `(batch, length)` codes to `(batch, length, alphabet)`.
+    """A transformer that turns `(batch, length)` codes into scores `(batch, length, alphabet)`.
 
     Args:
         alphabet: the number of different characters.

@@ -23,7 +23,7 @@ def draw(
         pretraining: the losses while the base learned.
         adapting: the losses while the adapter learned.
         off: the losses when the adapter is switched off again.
-        samples: what the base writes, and what it writes with the adapter.
+        samples: the text of the base, and the text of the base with the adapter.
         out: the file of the picture.
     """
     figure = Figure(figsize=(12, 6.2), layout="constrained")

@@ -1,7 +1,7 @@
 """The two texts: Python's manual to pretrain on, and sonnets to adapt to.
 
 The manual is the language reference that every Python contains: `help("while")` shows a part. The
-sonnets are 35 of Shakespeare's (1609), in modern spelling: numbers 1, 2, 12, 15, 18, 19, 23, 27,
+sonnets are 35 by Shakespeare (1609), in modern spelling: numbers 1, 2, 12, 15, 18, 19, 23, 27,
 29, 30, 33, 35, 53, 54, 55, 57, 60, 64, 65, 66, 71, 73, 76, 87, 94, 97, 98, 104, 106, 107, 109, 116,
 129, 130 and 138.
 """
@@ -55,7 +55,7 @@ class Alphabet:
     """The characters of some texts, and their codes 0, 1, 2, ...
 
     Args:
-        texts: the texts whose characters it has.
+        texts: the texts whose characters it contains.
     """
 
     def __init__(self, *texts: str) -> None:

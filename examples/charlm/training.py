@@ -22,9 +22,9 @@ class Schedule:
 
     Attributes:
         steps: the number of steps of the optimiser.
-        lr: the highest rate. The rate rises to it in the first tenth of the steps, then falls to 0.
-        batch_size: the pieces of text in a step, each as long as the model's context.
-        looks: how often the model is tested, at equal distances, besides before the first step.
+        lr: the highest learning rate, reached after a tenth of the steps; then the rate falls to 0.
+        batch_size: the number of pieces of text in a step, each as long as the model's context.
+        looks: how often the model is tested, at equal distances; it is also tested before training.
     """
 
     steps: int
@@ -44,7 +44,7 @@ class Curve:
 
     Attributes:
         steps: the number of steps before each measurement.
-        losses: the losses by the name of a text, one for each of `steps`.
+        losses: for the name of each text, one loss for each of `steps`.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Curve:
 
 
 def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
-    """Return the mean of -log p(next character): `(batch, length)` twice, to one number."""
+    """Return the mean of -log p(next character), where both codes have shape `(batch, length)`."""
     scores = model(before)
     rows = reshape(scores, (-1, scores.shape[-1]))
     return cross_entropy(rows, reshape(after, (-1,)))  # type: ignore[no-any-return]
@@ -95,9 +95,9 @@ def train(
         text: the text to learn from.
         schedule: how long to train, and with which learning rate.
         rng: the generator that draws the pieces.
-        measure: returns the losses to record from time to time; by default there are none.
+        measure: a function that returns the losses to record; by default it returns none.
         what: the word in front of the progress bar.
-        captured: whether to run the program of a step, to the same bits.
+        captured: whether to train with captured steps, which give the same bits.
     """
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, lr=schedule.lr)

@@ -1,6 +1,6 @@
 """Handwritten digits in three kinds: upright, inverted and rotated.
 
-They are the 1,797 images of 8 x 8 pixels that scikit-learn contains (Alpaydin and Kaynak, 1998).
+The images are the 1,797 of 8 x 8 pixels in scikit-learn (Alpaydin and Kaynak, 1998).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Digits(NamedTuple):
 def split(rng: np.random.Generator) -> Digits:
     """Split the images at random, and make the three kinds of both parts.
 
-    No image is in both parts, not even in different kinds.
+    Each image is in one part only, in all of its kinds.
     """
     digits = load_digits()
     images = (digits.images / 8 - 1).astype(np.float32)

@@ -57,7 +57,7 @@ def main(
     Args:
         quick: run a smaller form.
         out: the file of the picture; None for digits.png, or with `cnn` for digits_cnn.png.
-        capture: train by the programs of the steps, to the same bits.
+        capture: train with captured steps, which give the same bits.
         cnn: train a CNN and an MLP in equal time instead.
 
     Raises:
@@ -72,8 +72,8 @@ def main(
 def compare(quick: bool, out: str | Path, capture: bool) -> list[Readers]:
     """Train a CNN and an MLP in equal time, and check that the CNN reads more.
 
-    With one split, as in the quick form, the accuracies on upright digits are too close to be told
-    apart. Those on shifted digits are not.
+    One split, as in the quick form, does not show which network reads upright digits better. It
+    shows the difference on shifted digits.
     """
     seeds, seconds = (range(1), 0.4) if quick else (range(12), 1.0)
     first = compile_kernels(capture)
@@ -122,9 +122,8 @@ def adapt(quick: bool, out: str | Path, capture: bool) -> list[Result]:
 def run(rng: np.random.Generator, epochs: int, capture: bool = False) -> Result:
     """Pretrain on upright digits, then teach the other kinds by both methods.
 
-    The asserts check the promises about several adapters on one base: each adapter computes the
-    same as after its training, and without adapters the base computes the same as before, bit for
-    bit.
+    The asserts check two promises, bit for bit: with each adapter, the network computes the same as
+    after the training of this adapter; without adapters, the base computes the same as before.
     """
     digits = split(rng)
     base = MLP(SIZES, activation=gelu, rng=rng)

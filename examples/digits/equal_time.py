@@ -1,13 +1,13 @@
 """A CNN and an MLP learn to read digits in equal time, and are tested on shifted digits too.
 
-They train in turns of ten steps. The next turn is of the one that has trained for less time, until
-both have had their seconds. Kernels use one thread, and we count the seconds for which a processor
-works on it. On an idle machine this is the time that passes; the time that other programs take
-does not count. Kernels are compiled before, and tests on the way are not counted.
+They train in turns of ten steps. The network that has trained for less time gets the next turn,
+until both have used their seconds. Kernels use one thread, and we count the processor time of this
+thread, so the time of other programs does not count. Kernels are compiled before the training, and
+the time of tests during the training does not count.
 
-The MLP is that of the rest of this demo. With batch normalisation it reads as many upright digits
-as the CNN does, but hardly more of the shifted ones. What moves in an image moves in the result of
-a convolution, so what the CNN learns in one place serves in others.
+The MLP is the network of the rest of this demo. With batch normalisation, it would read as many
+upright digits as the CNN, but hardly more of the shifted ones. If an image moves, the result of a
+convolution moves too, so what the CNN learns in one place helps in all places.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHIFTED = "shifted"  # by one pixel
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))  # rows and columns
 BATCH_SIZE = 32
 TURN = 10  # steps
-LOOKS = 25  # tests on the way, at equal distances in seconds
+LOOKS = 25  # the number of tests during training, at equal distances in seconds
 RATES = {DENSE: 1e-3, CNN: 4e-3}  # chosen with other splits than those of the demo
 
 MODELS: dict[str, Callable[[np.random.Generator], Sequential]] = {
@@ -60,9 +60,9 @@ class Reader(Network):
         model: the network.
         seconds: how long it has trained.
         steps: the number of steps in this time.
-        curve: the accuracy on the test digits on the way, as pairs of seconds and accuracy.
+        curve: the accuracy on the test digits during training, as pairs (seconds, accuracy).
         test: the test digits.
-        answers: what it reads each test digit as.
+        answers: the digit that the network reads in each test image.
     """
 
     model: Sequential
@@ -95,7 +95,7 @@ class Learner:
         self.curve: list[tuple[float, float]] = []
 
     def take_turn(self, x: Images, y: Labels, budget: float) -> None:
-        """Train for some steps, with a rate that falls to 0 along half a cosine of the budget."""
+        """Train for some steps, with a rate that falls to 0 along half a cosine in the budget."""
         self.optimizer.lr = self.rate * (1 + np.cos(np.pi * self.seconds / budget)) / 2
         start = time.thread_time()
         self.trainer.fit((x, y), steps=TURN)
@@ -166,7 +166,7 @@ def shifted(x: Images, down: int, right: int) -> Images:
 
 
 def gains(results: Sequence[Readers], kind: str) -> NDArray[np.float64]:
-    """Return by how much the CNN's accuracy is higher than the MLP's, with each split."""
+    """Return for each split how much higher the CNN's accuracy is than the MLP's."""
     return shares(results, CNN, kind) - shares(results, DENSE, kind)
 
 

@@ -18,14 +18,14 @@ from minigrad import no_grad, tensor
 from minigrad.nn import Conv2d
 
 SEEN = 3  # the digit whose feature maps are shown
-MISREAD = 20  # digits that are shown at most of each network
+MISREAD = 20  # the largest number of digits shown for each network
 COLORS = {DENSE: "#D55E00", CNN: "#0B4F8A"}
 
 
 def draw_readers(results: Sequence[Readers], out: str | Path) -> None:
-    """Save the picture of these networks of each split, in the file `out`.
+    """Save the picture of the networks of all splits in the file `out`.
 
-    One split stands for all where single digits are shown: that with the median difference.
+    Single digits come from one split, the one with the median difference.
     """
     median = sorted(results, key=lambda each: gains([each], UPRIGHT)[0])[len(results) // 2]
     figure = Figure(figsize=(12, 6.8), layout="constrained")
@@ -39,7 +39,7 @@ def draw_readers(results: Sequence[Readers], out: str | Path) -> None:
 
 
 def draw_features(axes: Axes, reader: Reader) -> None:
-    """Draw a digit, and for each filter of the first layer its weights and what it makes of it."""
+    """Draw a digit, and the weights and the feature map of each filter of the first layer."""
     convolution, activation, *_ = reader.model
     assert isinstance(convolution, Conv2d)
     digit = images(reader.test)[0][reader.test.y == SEEN][:1]
@@ -70,7 +70,7 @@ def draw_image(
 
 
 def draw_curves(axes: Axes, results: Sequence[Readers]) -> None:
-    """Draw the accuracy of both networks against seconds: the mean of the splits, and each."""
+    """Draw the accuracy of both networks against seconds: each split, and the mean."""
     seconds = np.linspace(0, max(r.seconds for r in results[0].values()), 100)[1:]
     for name, color in COLORS.items():
         curves = [np.array(result[name].curve).T for result in results]

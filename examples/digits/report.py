@@ -1,4 +1,4 @@
-"""The measurements: the accuracy of each network, and the bytes that are needed to store it."""
+"""The measurements: the accuracy of each network, and the bytes that its file needs."""
 
 from __future__ import annotations
 

@@ -7,5 +7,5 @@ from examples.command_line import OptionError, Parser, run
 from examples.docstrings.demo import main
 
 if __name__ == "__main__":
-    # A package that is missing is an ImportError, which says how to install it.
+    # A missing package raises an ImportError, which says how to install the package.
     run(main, Parser("docstrings", docstrings.__doc__), refusals=(OptionError, ImportError))

@@ -40,7 +40,7 @@ class Plan:
         rank: the rank of the adapter, which all linear layers get.
         lr: the largest learning rate.
         tested: the number of held-out functions on which the loss is measured.
-        answered: the number of those for which the model writes a docstring.
+        answered: the number of held-out functions for which the model writes a docstring.
         max_tokens: the number of tokens after which an answer is cut.
     """
 
@@ -62,10 +62,11 @@ class Result:
     """The results.
 
     Attributes:
-        training: the losses of the steps, and those on the held-out functions during training.
-        loss: the loss per token of the answers on held-out functions, with the adapter and without.
-        answers: what the model writes for some of these functions.
-        known: the functions that it was trained on, each once.
+        training: the losses of the steps, and the losses on held-out functions during training.
+        loss: the loss per token of the authors' docstrings of held-out functions, with and without
+            the adapter.
+        answers: the docstrings that the model writes for some of the held-out functions.
+        known: the functions in the training data, each once.
     """
 
     training: text.TrainResult
@@ -125,10 +126,10 @@ def main(quick: bool = False, out: str | Path = "docstrings.png") -> Result:
 
 
 def weights() -> Path:
-    """Return the GGUF file with the model, in a package that is found but not imported.
+    """Return the path of the GGUF file with the model; its package is found, but not imported.
 
     Raises:
-        MissingWeightsError: if it is not installed; the message says how to install it.
+        MissingWeightsError: if the package is not installed; the message says how to install it.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -140,7 +141,7 @@ def weights() -> Path:
 def answers(
     model: text.LanguageModel, tokenizer: text.Tokenizer, functions: Sequence[Pair], max_tokens: int
 ) -> list[str]:
-    """Return the docstring that the model writes for each function, always the likeliest token."""
+    """Return the docstring that the model writes for each function, with greedy decoding."""
     writer = text.TextGenerator(model, tokenizer, max_tokens=max_tokens)
     return [
         "".join(writer.stream([{"role": "user", "content": question(function)}])).strip()
@@ -149,7 +150,7 @@ def answers(
 
 
 def shown(result: Result) -> list[Answer]:
-    """Return every n-th answer, so that nobody has chosen them."""
+    """Return every n-th answer, so that nobody chooses the good ones."""
     return result.answers[:: len(result.answers) // SHOWN][:SHOWN]
 
 

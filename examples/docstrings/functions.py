@@ -1,6 +1,6 @@
 """The data: functions of Python's own library whose docstring begins with one plain sentence.
 
-A function makes a row of a question and its answer, as `lora.text.train` reads them:
+Each function becomes a row with a question and its answer, in the form of `lora.text.train`:
 
     {"prompt": "Write a docstring for copymode(src, dst) of the module shutil.",
      "completion": "Copy mode bits from src to dst."}
@@ -29,15 +29,15 @@ class Answer:
     after: str
 
     def by_author(self) -> dict[str, str]:
-        """Return both by name, and the sentence that the authors of the function wrote."""
+        """Return both docstrings and the authors' sentence, each under its name."""
         return {"before": self.before, "after": self.after, "authors": self.function.sentence}
 
 
 def is_plain_sentence(text: str) -> bool:
     """Return whether a text is one sentence that a reader can read aloud.
 
-    It starts with a capital letter, ends with a full stop, has no second sentence or line, and has
-    none of the signs that code has.
+    It starts with a capital letter, ends with a full stop, has no second sentence or line, and
+    contains none of the characters that are typical of code.
     """
     starts_and_ends = text[:1].isupper() and text.endswith(".")
     return starts_and_ends and not NEXT_SENTENCE.search(text) and not CODE.search(text)
@@ -51,12 +51,12 @@ def split_functions() -> tuple[list[Pair], list[Pair]]:
 
 
 def evenly(functions: Sequence[Pair], count: int) -> list[Pair]:
-    """Return every n-th function, so that there are `count`."""
+    """Return every n-th function, where n is chosen to get `count` of them."""
     return list(functions[:: len(functions) // count][:count])
 
 
 def question(function: Pair) -> str:
-    """Return what the model is asked."""
+    """Return the question for the model."""
     return f"Write a docstring for {function.head} of the module {function.package}."
 
 

@@ -1,4 +1,4 @@
-"""The picture: the losses during training, and answers before and after beside the authors'."""
+"""The picture: the losses during training, and docstrings of the model and of the authors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from examples.docstrings.functions import Answer
 
 AFTER = "#0B4F8A"
-COLORS = "#B34700", AFTER, "black"  # of the base, the adapted model and the authors
+COLORS = "#B34700", AFTER, "black"  # the base, the adapted model and the authors
 WIDTH, LINES = 80, 4  # the size of a text
-WINDOW = 10  # steps of which the mean loss is drawn
+WINDOW = 10  # the number of steps in the moving mean of the loss
 
 
 Steps = Sequence[Mapping[str, float]]
@@ -31,7 +31,7 @@ def draw(
     """Save the picture.
 
     Args:
-        steps: the records of the steps, with the losses in training and on held-out functions.
+        steps: the records of the steps, with the losses on training and held-out functions.
         base_loss: the loss on held-out functions before the first step.
         plain: the shares of answers that are one plain sentence, before and after.
         shown: the answers to draw.
@@ -76,7 +76,7 @@ def draw_losses(axes: Axes, steps: Steps, base_loss: float) -> None:
 
 
 def draw_answer(axes: Axes, answer: Answer) -> None:
-    """Draw what the model writes for a function before and after, and what its authors wrote."""
+    """Draw the docstrings of a function: by the model before and after, and by the authors."""
     function = answer.function
     axes.set_title(f"{function.head}   in {function.package}", loc="left", family="monospace")
     y = 0.93
@@ -92,6 +92,6 @@ def draw_answer(axes: Axes, answer: Answer) -> None:
 
 
 def folded(words: str) -> list[str]:
-    """Return the first lines of a text, long ones folded; three dots stand for the others."""
+    """Return the first lines of a text, with long lines folded; three dots replace the rest."""
     lines = [x for line in words.splitlines() for x in textwrap.wrap(line, WIDTH)] or ["(nothing)"]
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1]} ..."]

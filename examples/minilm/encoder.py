@@ -3,9 +3,9 @@
 Each module and parameter has the same name as in transformers' BertModel. So the names match the
 file of weights, and also adapters that were made for that model.
 
-The texts of one batch differ in length, and the encoder does not compute the padding: all layers
-except attention work on one matrix with a row for each real token, `(tokens, 384)`. `Layout` brings
-these rows into the shape `(batch, length, 384)` for attention, and back.
+The texts of one batch differ in length, but the encoder does not compute on the padding. All layers
+except attention work on one matrix with a row for each real token, `(tokens, 384)`. For attention,
+`Layout` brings these rows into the shape `(batch, length, 384)`, and back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]  # True for a token, False for padding, `(batch, length
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes in config.json. The defaults are those of MiniLM-L6."""
+    """The sizes in config.json. The defaults are the sizes of MiniLM-L6."""
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -128,7 +128,7 @@ class Attention(Module):
         self.output = AddAndNormalize(sizes.hidden_size, sizes)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """`(tokens, hidden_size)`, as it was."""
+        """Apply attention, the residual and LayerNorm; the shape stays `(tokens, hidden_size)`."""
         return self.output(self.self(x, layout), x)  # type: ignore[no-any-return]
 
 
@@ -152,7 +152,7 @@ class Layer(Module):
         self.output = AddAndNormalize(sizes.intermediate_size, sizes)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """`(tokens, hidden_size)`, as it was."""
+        """Apply both halves of the layer; the shape stays `(tokens, hidden_size)`."""
         x = self.attention(x, layout)
         return self.output(self.intermediate(x), x)  # type: ignore[no-any-return]
 
@@ -164,7 +164,7 @@ class Encoder(Module):
         self.layer = [Layer(sizes) for _ in range(sizes.num_hidden_layers)]
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """`(tokens, hidden_size)`, as it was."""
+        """Apply all layers; the shape stays `(tokens, hidden_size)`."""
         for layer in self.layer:
             x = layer(x, layout)
         return x

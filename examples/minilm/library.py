@@ -1,7 +1,7 @@
 """The training data: the functions of Python's own library, and sentences that describe them.
 
-The sources of Python's library are parsed, but not run. Each public function with a docstring makes
-a pair of the docstring's first sentence and the function's head:
+We parse the sources of Python's library, but do not run them. Each public function with a docstring
+becomes a pair of the docstring's first sentence and the function's head:
 
     "Return True if FILENAME matches PATTERN, including case."     fnmatchcase(name, pat)
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-WORDS = 4  # the least number of words of a sentence: shorter ones say too little
+WORDS = 4  # the smallest number of words of a sentence; shorter sentences say too little
 PARTS, HELD_OUT = 5, 1  # packages are split into 5 parts, and the part with this number is held out
 LEFT_OUT = {"site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data"}
 
@@ -36,12 +36,12 @@ class Pair(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether its package is held out for tests, which a hash of its name decides."""
+        """Whether the package is held out for tests; a hash of the package's name decides."""
         return hashlib.sha256(self.package.encode()).digest()[0] % PARTS == HELD_OUT
 
 
 def pairs() -> list[Pair]:
-    """Return all pairs, by path, except those with the sentence or the head of an earlier one."""
+    """Return all pairs, sorted by path, without pairs that repeat a sentence or a head."""
     root = Path(sysconfig.get_path("stdlib"))
     unique: list[Pair] = []
     seen: set[str] = set()

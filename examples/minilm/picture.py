@@ -39,7 +39,7 @@ def draw(ranks: Mapping[str, Ranks], out: str | Path) -> None:
 
 
 def draw_moves(axes: Axes, before: Ranks, after: Ranks) -> None:
-    """Draw how many functions went from which group of ranks to which."""
+    """Draw how many functions moved from each group of ranks to each other group."""
     firsts = list(GROUPS.values())
     groups = [np.searchsorted(firsts, ranks, side="right") - 1 for ranks in (before, after)]
     counts = np.zeros((len(GROUPS), len(GROUPS)), np.int64)

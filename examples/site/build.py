@@ -41,7 +41,7 @@ GUIDES = {
     "examples/walkthroughs/README.md": "course/index.html",
     "examples/walkthroughs/TEACHING.md": "course/teaching.html",
 }
-"""The page of each text of the repository that is no notebook."""
+"""The page of each text of the repository that is not a notebook."""
 
 _SHOWN = {".py", ".md", ".js", ".css", ".html", ".toml", ".json", ".txt", ".c", ".cu"}
 
@@ -226,7 +226,7 @@ class Site:
                 yield place, self._page("source.html", place, path, body=body, files=[])
 
     def _listing(self, path: str, page: str) -> str:
-        """Return the page of a folder, whose files get pages too."""
+        """Return the page of a folder; its files get pages too."""
         document = Document(f"{path}/__init__.py", page, self.links)
         package = ROOT / path / "__init__.py"
         body = document.html(_docstring(package)) if package.is_file() else ""
@@ -255,7 +255,7 @@ def _source(path: Path) -> str:
 
 
 def _contents(headings: list[Heading]) -> list[Heading]:
-    """Return the headings that the list of a page's parts has."""
+    """Return the headings for the table of contents of a page."""
     return [heading for heading in headings if heading.level in (2, 3)]
 
 

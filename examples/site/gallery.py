@@ -1,4 +1,4 @@
-"""The gallery: each picture that a demo draws, with the command, from the demos' docstrings."""
+"""The gallery: each picture of a demo, with its command and the text of the demo's docstring."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Demo:
 
     Attributes:
         name: the name of the picture's file, without its ending.
-        purpose: the first sentence of what its docstring says about it.
-        text: the other paragraphs, as Markdown.
-        commands: what to type.
-        alt: what the picture shows, for readers who do not see it.
+        purpose: the first sentence that the demo's docstring says about the picture.
+        text: the rest of this text, as Markdown.
+        commands: the commands that draw the picture.
+        alt: a description of the picture, for readers who do not see it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Demo:
 
 
 def demos() -> list[Demo]:
-    """Return all demos of which the repository has a picture."""
+    """Return all demos that have a picture in the repository."""
     readme = (FOLDER.parent / "README.md").read_text("utf-8")
     alts = {path: alt for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", readme)}
     made = []

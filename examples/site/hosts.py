@@ -1,6 +1,6 @@
-"""Copies of the notebooks that run on Colab and on Binder, where nothing of ours is installed.
+"""Copies of the notebooks for Colab and Binder, where minigrad is not installed.
 
-A copy begins with a cell that clones the repository and installs it. The copies lie on the site,
+A copy begins with a cell that clones the repository and installs it. The copies are on the site,
 and both services open them from the branch `gh-pages`, to which the site's workflow pushes.
 """
 
@@ -52,7 +52,7 @@ def hosts(repository: str, notebook: str) -> list[Host]:
 
 
 def with_setup(path: Path, repository: str, links: Links) -> Notebook:
-    """Return a notebook that begins with a cell which installs what it needs.
+    """Return a notebook that begins with a cell that installs its packages.
 
     Links to other notebooks lead to their copies, all others to the repository on GitHub.
     """
@@ -83,7 +83,7 @@ def with_setup(path: Path, repository: str, links: Links) -> Notebook:
 
 
 def write_copies(folder: Path, paths: list[Path], repository: str, links: Links) -> None:
-    """Write the copies of notebooks to the site, and what Binder needs to know."""
+    """Write the copies of notebooks to the site, and the settings for Binder."""
     (folder / FOLDER).mkdir()
     for path in paths:
         text = json.dumps(with_setup(path, repository, links), indent=1, ensure_ascii=False)

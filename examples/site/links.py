@@ -1,4 +1,4 @@
-"""Links: from a file of the repository, which a text names, to a page of the site."""
+"""Links on the site: turn a link to a file of the repository into a link to its page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Links:
     """Where the links of the repository's texts lead on the site.
 
     Attributes:
-        pages: the page of each file that has one; both are paths with slashes, from the root of
-            the repository and from that of the site.
-        repository: OWNER/NAME on GitHub, where all other files are linked to.
-        copies: the other files and folders that were asked for, each with the place where the site
-            is to have it. Without a repository, sources are among them.
+        pages: the page of each file that has one. Both are paths with slashes: from the root of
+            the repository, and from the root of the site.
+        repository: OWNER/NAME on GitHub; links to all other files lead there.
+        copies: the other files and folders to which there are links, each with its path on the
+            site. Without a repository, sources are among them.
         root: the folder of the repository.
     """
 
@@ -40,7 +40,7 @@ class Links:
         """Return the link to write on a page, or None if it would be dead.
 
         Args:
-            href: the link as the text has it.
+            href: the link in the text.
             source: the path of the text in the repository.
             page: the path of the page on the site.
         """

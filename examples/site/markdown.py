@@ -30,13 +30,13 @@ class Heading(NamedTuple):
 
 @dataclass
 class Document:
-    """The Markdown of one page, which may come in several parts.
+    """The Markdown of one page, which may have several parts.
 
     Attributes:
-        source: the path of the file in the repository that the text is from.
+        source: the path of the text's file in the repository.
         page: the path of the page on the site.
-        links: where links lead.
-        headings: those that were met, in order.
+        links: the targets of links on the site.
+        headings: the headings so far, in order.
     """
 
     source: str
@@ -73,7 +73,7 @@ class Document:
             is_head_empty = is_head_empty and token.type != "thead_close"
 
     def _anchor(self, level: int, inline: Token) -> str:
-        """Note a heading, and return the anchor that leads to it, which no other one has."""
+        """Note a heading, and return a unique anchor for it."""
         children = inline.children or []
         text = "".join(part.content for part in children if part.type in ("text", "code_inline"))
         anchor, n = slug(text), 0
@@ -83,7 +83,7 @@ class Document:
         return anchor
 
     def _linked(self, tokens: Sequence[Token]) -> Iterator[Token]:
-        """Yield tokens in which links lead to pages; of a link that would be dead, the text."""
+        """Yield tokens in which links lead to pages; a link that would be dead becomes text."""
         is_dead = False
         for token in tokens:
             if token.type == "link_open":
@@ -110,13 +110,13 @@ _COLOURED = (
 
 @simplefilter  # type: ignore[untyped-decorator]
 def _coarse(_: object, lexer: object, tokens: Iterable[Any], options: object) -> Iterator[Any]:
-    """Yield the tokens of code, each as one of a few kinds, which makes pages half as large."""
+    """Yield the tokens of code with a few kinds only, which makes pages half as large."""
     for kind, text in tokens:
         yield next((wide for wide in _COLOURED if kind in wide), Text), text
 
 
 def _name(opens: Token, inline: Token, closes: Token) -> None:
-    """Make a plain cell of a table's empty head, and write a head that is a formula as text too."""
+    """Make an empty head of a table a plain cell; give a head that is a formula a text too."""
     if not inline.content:
         opens.tag = closes.tag = "td"
     elif inline.children and all(part.type == "math_inline" for part in inline.children):
@@ -141,16 +141,16 @@ def formula(text: str, is_block: bool) -> str:
     """Return a formula of LaTeX as MathML.
 
     Raises:
-        ValueError: if it is written with an environment that the converter does not know.
+        ValueError: if the formula uses an environment that the converter does not know.
     """
     mathml = str(convert(text, display="block" if is_block else "inline"))
-    if ">&<" in mathml:  # what separates columns, as if it were a symbol
+    if ">&<" in mathml:  # a separator of columns became a symbol
         raise ValueError(f"the site cannot show this formula; write it with `array`: {text}")
     return mathml
 
 
 def _math(text: str, options: dict[str, Any]) -> str:
-    """Return what the parser asks for in place of a formula."""
+    """Return the HTML of a formula, for the parser."""
     return formula(text, bool(options["display_mode"]))
 
 
@@ -160,7 +160,7 @@ def _fence(tokens: Sequence[Token], i: int, *_: object) -> str:
 
 
 def _table(opens: bool) -> Any:
-    """Return a rule that puts a table into an element in which it can be scrolled."""
+    """Return a rule that puts a table into an element that scrolls."""
     text = '<div class="scroll"><table>\n' if opens else "</table></div>\n"
     return lambda *_: text
 

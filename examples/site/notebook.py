@@ -22,12 +22,12 @@ class Rendered:
     """A notebook of the course, and its page.
 
     Attributes:
-        path: its file.
+        path: the file of the notebook.
         document: the Markdown of its page.
-        head: what its first cell says.
-        count: how many exercises it has.
+        head: the parts of its first cell.
+        count: the number of its exercises.
         body: the cells after the head, as HTML.
-        frames: the pages inside that can be opened alone, by the path of each on the site.
+        frames: pages in frames, which a reader can also open alone, by their paths on the site.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def _sections(cells: Sequence[Cell], notebook: Notebook, made: Rendered) -> Iter
 
 
 def _asks(cell: Cell) -> bool:
-    """Return whether the reader is to write an answer into a cell, which its last line checks."""
+    """Return whether the reader writes an answer into this cell, and its last line checks it."""
     last = str(cell["source"]).rpartition("\n")[2]
     return bool(cell["cell_type"] == "code" and last.startswith("check("))
 
@@ -81,12 +81,12 @@ def _code(cell: Cell, made: Rendered) -> str:
 
 
 def _data(output: Cell, kind: str) -> str:
-    """Return what an output has of a kind, or an empty text."""
+    """Return the data of this kind in an output, or an empty text."""
     return str(output.get("data", {}).get(kind, ""))
 
 
 def _output(output: Cell, about: str, made: Rendered) -> str:
-    """Return one output as HTML, in the richest form that it has."""
+    """Return one output as HTML, in the first form that it has: HTML, SVG, PNG, text."""
     if output["output_type"] == "stream":
         return f'<pre class="output">{plain(output["text"])}</pre>\n'
     if page := _data(output, "text/html"):
@@ -99,7 +99,7 @@ def _output(output: Cell, about: str, made: Rendered) -> str:
 
 
 def _picture(kind: str, picture: str, about: str) -> str:
-    """Return a picture whose data are in the page; a reader who does not see it hears `about`."""
+    """Return a picture with its data in the page; `about` describes it for screen readers."""
     size = ""
     if kind == "image/png":
         data = picture.replace("\n", "")
@@ -134,7 +134,7 @@ def _framed(page: str, about: str, made: Rendered) -> str:
                 '<p class="absent">This cell writes a page and shows it. '
                 "Run the notebook to see the page here.</p>"
             )
-        # The page is ours, and is to be as dark as the one around it, which a sandbox would forbid.
+        # The page is ours, and uses the colours of the page around it; a sandbox would forbid it.
         attributes.pop("sandbox", None)
         attributes = {"title": about, "loading": "lazy", **attributes}
         words = (f'{name}="{html.escape(value)}"' for name, value in attributes.items())
@@ -147,7 +147,7 @@ def _framed(page: str, about: str, made: Rendered) -> str:
 
 
 def picture_title(code: str) -> str:
-    """Return the titles that code gives to its pictures, as far as they are written as text."""
+    """Return the titles that code gives to its pictures, if they are string constants."""
     titles = []
     for node in ast.walk(ast.parse(_without_magic(code))):
         if not isinstance(node, ast.Call):

@@ -12,7 +12,7 @@ PACKAGES = "minigrad", "minigrad.operators", "minigrad.diagnostics", "lora"
 
 
 def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the path of each file of the reference, from its own root, and the text of the file.
+    """Yield the path of each file, from the root of the reference, and the text of the file.
 
     Args:
         template: the folder with what replaces parts of pdoc's own templates.
@@ -23,7 +23,7 @@ def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     modules = {name: doc.Module.from_name(name) for name in extract.walk_specs(PACKAGES)}
     for module in modules.values():
         page = str(render.html_module(module, modules))
-        # pdoc makes headings of the deepest level of the parts of a docstring, such as "Args:".
+        # pdoc turns parts of a docstring, such as "Args:", into headings of the deepest level.
         page = re.sub(r"<h6 [^>]*>(.*?)</h6>", r'<p class="part">\1</p>', page)
         page = in_order(_without_dead_links(page))
         yield f"{module.fullname.replace('.', '/')}.html", page
@@ -32,16 +32,16 @@ def pages(template: Path, bar: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def in_order(text: str) -> str:
-    """Return text in which the elements of sets have the same order each time it is made."""
+    """Return text in which the elements of sets are sorted, so that it is always the same."""
     return re.sub(
         r"(?<=set\(\{)[^{}]+(?=\}\))", lambda found: ", ".join(sorted(found[0].split(", "))), text
     )
 
 
 def _without_dead_links(page: str) -> str:
-    """Return a page on which links to names that are not shown there are text.
+    """Return a page in which links to names that the page does not show are plain text.
 
-    pdoc links to each attribute that a text names, and does not show those that have no docstring.
+    pdoc links to each attribute that a text names, but does not show attributes without docstrings.
     """
     anchors = set(re.findall(r'\bid="([^"]+)"', page))
     return re.sub(

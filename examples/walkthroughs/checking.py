@@ -1,9 +1,9 @@
 """Exercises that check an answer, and say what is wrong with it without giving the solution.
 
-An exercise knows the right answer, and **slips**: wrong answers that a reader may well give, each
-with a sentence that explains it. An answer is compared with the right one; if it differs, with the
-slips; and if it is none of them, the message names the first entry that is wrong, or the size that
-was expected. An answer may be a value (a number, a text, an array, or a tuple, list or dict of
+An exercise knows the right answer, and **slips**: wrong answers that readers often give, each with
+a sentence that explains it. The check compares an answer with the right one and, if they differ,
+with the slips. If the answer is none of them, the message names the first wrong entry, or the
+expected size. An answer may be a value (a number, a text, an array, or a tuple, list or dict of
 them) or a function, which is then called with the arguments of the exercise's trials.
 """
 
@@ -26,7 +26,7 @@ COLOURS = {RIGHT: "#009E73", WRONG: "#D55E00", OPEN: "#999999"}
 
 
 class WrongAnswerError(Exception):
-    """What is wrong with an answer, as a sentence; an exercise's `observe` may raise it."""
+    """A sentence says what is wrong with an answer; `observe` of an exercise may raise it."""
 
 
 class NoAnswerError(Exception):
@@ -41,9 +41,9 @@ class Exercise:
         answer: the right answer, a value or a function.
         slips: wrong answers of the same kind, each under the sentence that explains it.
         trials: the tuples of arguments that a function is called with.
-        observe: what is compared in place of the answer, computed from it: for answers such as a
-            model or a graph. It gets the right answer and the slips too, and raises
-            `WrongAnswerError` if an answer is not even of the right kind.
+        observe: a function that computes from an answer what is compared instead, for answers
+            such as a model or a graph. The check calls it with the right answer and the slips too.
+            It raises `WrongAnswerError` if an answer is not of the right kind.
         tolerance: the largest difference between numbers, relative to the largest entry.
         choices: the words that may be the values of an answer that is a dict.
     """
@@ -59,7 +59,7 @@ class Exercise:
         """Return a sentence that says what is wrong with an answer, empty if it is right.
 
         Raises:
-            NoAnswerError: if it is or contains `...`, or is a function that returns this.
+            NoAnswerError: if the answer is or contains `...`, or is a function that returns `...`.
         """
         try:
             observed = self._observed(answer)
@@ -70,7 +70,7 @@ class Exercise:
         return (found and self._slip(observed)) or found
 
     def _slip(self, observed: list[Any]) -> str:
-        """Return the sentence of the slip that gives what the answer gives, or an empty text."""
+        """Return the sentence of the slip with the same values as the answer, or an empty text."""
         for sentence, slip in self.slips.items():
             try:
                 if next(self._differences(observed, self._observed(slip)), None) is None:
@@ -80,7 +80,7 @@ class Exercise:
         return ""
 
     def _observed(self, answer: Any) -> list[Any]:
-        """Return what there is to compare: one value, or that of each trial."""
+        """Return the values to compare: one value, or one for each trial."""
         if is_open(answer):
             raise NoAnswerError
         if self.choices and isinstance(answer, Mapping):
@@ -106,7 +106,7 @@ class Exercise:
         self, observed: list[Any], expected: list[Any], names: Sequence[str] = ()
     ) -> Iterator[str]:
         """Yield sentences about what differs, trial by trial."""
-        reveal = bool(self.trials)  # the right value of a trial is not the solution
+        reveal = bool(self.trials)  # the right result of a trial does not give the solution away
         for i, (value, right) in enumerate(zip(observed, expected, strict=True)):
             for sentence in differences(value, right, self.tolerance, reveal):
                 where = f"With {arguments_of(self.trials[i], names)}: " if reveal else ""
@@ -125,7 +125,7 @@ def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
     Raises:
         NoAnswerError: if it returns `...`, or a tuple, list or dict that contains it.
-        WrongAnswerError: if it raises, or returns nothing.
+        WrongAnswerError: if it raises an error, or returns nothing.
     """
     try:
         result = function(*copy.deepcopy(arguments))
@@ -142,7 +142,7 @@ def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def differences(value: Any, right: Any, tolerance: float, reveal: bool) -> Iterator[str]:
-    """Yield sentences that say in what a value differs from the right one, if it does.
+    """Yield sentences about the differences between a value and the right one.
 
     The right value is named only if `reveal` is true.
     """
@@ -202,12 +202,12 @@ def numbers(value: Any) -> Any:
     """Return a number, array, Tensor or nested list as an array of float64.
 
     Raises:
-        TypeError, ValueError: if it is something else.
+        TypeError, ValueError: if the value is something else.
     """
     array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
     if array.dtype.kind in "cSUmM":  # complex numbers, texts and dates
         raise TypeError(f"{array.dtype} is no kind of real number")
-    if array.dtype.kind == "O":  # such as fractions; None would become NaN by `astype`
+    if array.dtype.kind == "O":  # such as fractions; `astype` would turn None into NaN
         return np.vectorize(float, otypes=[np.float64])(array)
     return array.astype(np.float64)
 
@@ -235,7 +235,7 @@ def described(value: Any) -> str:
 
 
 def names_of(function: Any) -> list[str]:
-    """Return the names of a function's parameters, as far as Python knows them."""
+    """Return the names of a function's parameters, or no names if Python does not know them."""
     try:
         return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -243,9 +243,9 @@ def names_of(function: Any) -> list[str]:
 
 
 def arguments_of(arguments: tuple[Any, ...], names: Sequence[str] = ()) -> str:
-    """Return a text for the arguments of a trial: of a long array only the shape.
+    """Return a text that shows the arguments of a trial; a long array is shown by its shape.
 
-    The names of the parameters are in it if there is one for each argument.
+    The text contains the names of the parameters if there is one for each argument.
     """
     texts = []
     for argument in arguments:
@@ -267,7 +267,7 @@ def arguments_of(arguments: tuple[Any, ...], names: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says. It counts as true only if the answer is right.
+    """The result of a check. It counts as true only if the answer is right.
 
     Attributes:
         number: the exercise's number in its notebook.
@@ -293,10 +293,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Checker:
-    """The exercises of a notebook; call it with the number of one and an answer to it.
+    """The exercises of a notebook; call it with the number of an exercise and an answer.
 
     Raises:
-        ValueError: if there is no exercise with the number.
+        ValueError: if there is no exercise with this number.
     """
 
     exercises: Mapping[int, Exercise] = field(default_factory=dict)

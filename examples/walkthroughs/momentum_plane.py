@@ -1,8 +1,8 @@
-"""Gradient descent with momentum in a valley, for each point of a plane of two hyperparameters.
+"""Gradient descent with momentum in a valley, for many values of two hyperparameters.
 
 `computed` runs `mg.optim.SGD` for each learning rate and momentum of a grid. `explorer` makes a
-page with a slider for each of the two; it draws a map of the heights that the runs reach, and
-beside it the path of the chosen run.
+page with a slider for each hyperparameter. The page shows a map of the heights that the runs reach,
+and the path of the chosen run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 import minigrad as mg
 from examples.walkthroughs.sliders import Page, page
 
-CONDITION = 25  # the valley is so many times as steep across as along
+CONDITION = 25  # the condition number: the ratio of the curvatures across and along the valley
 START = (10.0, 1.0)
-STEPS = 60  # after which the height is compared
-SHOWN = 40  # steps of a path on the page
+STEPS = 60  # the length of a run
+SHOWN = 40  # the number of steps of a path that the page shows
 X, Y = (-12.0, 12.0), (-1.8, 1.8)  # the part of the plane of x and y on the page
 
 Array = NDArray[np.floating]
@@ -45,12 +45,12 @@ def descent(lr: float, momentum: float, steps: int = STEPS) -> Array:
 
 
 def limit(momentum: Array) -> Array:
-    """Return the learning rate beyond which the steepest direction grows."""
+    """Return the learning rate above which the steepest direction diverges."""
     return 2 * (1 + momentum) / CONDITION
 
 
 def optimum() -> tuple[float, float]:
-    """Return the learning rate and the momentum with which the slowest direction is fastest."""
+    """Return the learning rate and momentum with which the slowest direction is fastest."""
     root = CONDITION**0.5
     return (2 / (1 + root)) ** 2, ((root - 1) / (root + 1)) ** 2
 
@@ -86,7 +86,7 @@ def computed() -> Plane:
 def packed(paths: Array) -> str:
     """Return paths as 16-bit numbers in base64: x, y, x, y, ... from 0 to 65535 across X and Y.
 
-    What lies outside is moved to the border.
+    Points outside are moved to the border.
     """
     low, high = np.transpose([X, Y])
     scaled = (np.clip(paths, low, high) - low) / (high - low) * 65535

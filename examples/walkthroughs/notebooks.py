@@ -22,7 +22,7 @@ _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def read(path: Path) -> Notebook:
-    """Read a notebook, and join each text of which the file has a list of lines."""
+    """Read a notebook, and join each text that is stored as a list of lines."""
     notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         cell["source"] = "".join(cell["source"])
@@ -61,17 +61,17 @@ def without_solution(text: str) -> str:
 
 
 def answer_of(notebook: Notebook, exercise: Cell) -> Cell:
-    """Return the code cell where the reader answers an exercise: the one after it."""
+    """Return the code cell where the reader answers an exercise: the cell after it."""
     cells = notebook["cells"]
     cell: Cell = cells[cells.index(exercise) + 1]
     return cell
 
 
 def checked(answer: Cell) -> str:
-    """Return a statement that raises the verdict on an answer, unless it is right.
+    """Return statements that check an answer, and raise an error if it is not right.
 
     Raises:
-        ValueError: if the last line of the cell is no check.
+        ValueError: if the last line of the cell is not a check.
     """
     line = str(answer["source"]).rpartition("\n")[2]
     if not re.fullmatch(r"check\(\d+, .+\)", line):
@@ -80,7 +80,7 @@ def checked(answer: Cell) -> str:
 
 
 class Head(NamedTuple):
-    """What the first cell of a walkthrough says of it, in Markdown."""
+    """The parts of the first cell of a walkthrough, in Markdown."""
 
     title: str
     introduction: str
@@ -100,10 +100,10 @@ _HEAD = re.compile(
 
 
 def head_of(notebook: Notebook) -> Head:
-    """Return what the first cell says that a walkthrough teaches, needs and takes.
+    """Return the parts of the first cell: what the walkthrough teaches and needs, and its time.
 
     Raises:
-        ValueError: if it does not begin as it should.
+        ValueError: if the cell does not have the form of such a head.
     """
     source = notebook["cells"][0]["source"]
     found = _HEAD.match(source)
@@ -123,15 +123,15 @@ def walkthroughs() -> list[Path]:
 
 
 def chosen(name: str) -> Path:
-    """Return the notebook that is meant by its path, its name, or the beginning of its name.
+    """Return the path of a notebook from its path, its name, or the beginning of its name.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if no notebook fits, or more than one.
     """
     if Path(name).is_file():
         return Path(name)
     beginning = Path(name).name
-    beginning += "_" * beginning.isdigit()  # the first is not the tenth
+    beginning += "_" * beginning.isdigit()  # so that 1 does not also mean 10
     there = walkthroughs()
     meant = [path for path in there if path.name.startswith(beginning)] if name else []
     if len(meant) != 1:

@@ -1,6 +1,6 @@
-"""A page with a slider for the rank of LoRA: what an update of each rank can be, and what is left.
+"""A page with a slider for the rank of LoRA: the update of each rank, and what it misses.
 
-All values are computed here; the page only looks up those of the rank that the reader chooses.
+We compute all values here; the page only looks up the values of the rank that the reader chooses.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ LEVELS = 127  # steps of colour on each side of zero
 
 
 def least_errors(delta: Matrix) -> list[float]:
-    """Return how far the best matrix of each rank from 0 on is from `delta` (Eckart and Young)."""
+    """Return the distance of `delta` from the best matrix of each rank (Eckart and Young)."""
     s = np.linalg.svd(delta, compute_uv=False)
     return [float(np.linalg.norm(s[rank:])) for rank in range(len(s) + 1)]
 
 
 def values(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) -> dict[str, Any]:
-    """Return what the page shows, in a form for JSON.
+    """Return the values that the page shows, in a form for JSON.
 
     Args:
         delta: the update that the task needs.
-        updates: what training has found at each rank, from 0 to full.
-        losses: the loss of each, which is its squared distance from `delta` divided by the rows.
+        updates: the trained update of each rank, from 0 to full.
+        losses: the loss of each update: its squared distance from `delta`, divided by the rows.
 
     Raises:
         ValueError: if there are not as many updates and losses as ranks.
@@ -72,7 +72,7 @@ def values(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) ->
 
 
 def _levels(matrix: Matrix, largest: float) -> str:
-    """Return a matrix as bytes in base64, from 0 for -largest to 2 LEVELS for largest."""
+    """Return a matrix as bytes in base64: 0 means -largest, and 2 LEVELS means largest."""
     levels = np.clip(np.rint(matrix / largest * LEVELS), -LEVELS, LEVELS) + LEVELS
     return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
 
@@ -84,7 +84,7 @@ def slider(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) ->
 
 
 def picture(delta: Matrix, updates: Sequence[Matrix], ranks: Sequence[int] = (1, 4, 12)) -> Figure:
-    """Draw the target, and the update and what it misses at some ranks."""
+    """Draw the target, and for some ranks the update and the difference from the target."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -1,4 +1,4 @@
-"""Pages with sliders in a notebook: HTML with its data inside, which needs no net, in a frame.
+"""Pages with sliders in a notebook: HTML that contains its data, in a frame, without a network.
 
 A module that makes such a page computes all its values in Python, and the page only looks them up.
 """
@@ -27,9 +27,9 @@ input[type=range] { flex: 1 1 160px; min-width: 120px; accent-color: var(--blue)
 input[type=range]:focus-visible { outline: 3px solid var(--orange); outline-offset: 2px; }
 svg, canvas { display: block; max-width: 100%; }
 """
-"""Colours that can be read on light and on dark paper, and the form of sliders.
+"""Colours that are readable on a light and on a dark background, and the form of sliders.
 
-It is dark where the reader's system is, or as a page around it says by `data-theme`.
+The page follows the reader's system, or `data-theme` if the page around it sets that attribute.
 """
 
 READY = """
@@ -43,7 +43,7 @@ new ResizeObserver(fit).observe(document.body);
 fit();
 document.documentElement.dataset.ready = "";
 """
-"""What each page does last: it makes its frame as high as itself, and says that it is ready."""
+"""The last code of each page: set the height of the frame, and mark the page as ready."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +53,7 @@ class Page:
     Attributes:
         title: a sentence that says what the page shows, for readers who do not see it.
         source: the HTML.
-        height: of the frame, in pixels, where the page cannot set it.
+        height: the height of the frame in pixels, used if the page cannot set it.
     """
 
     title: str
@@ -76,14 +76,14 @@ def page(title: str, data: Any, style: str, body: str, script: str, height: int)
 
     Args:
         title: a sentence that says what the page shows.
-        data: what JSON can hold; the script finds it as `DATA`.
-        style: CSS after `STYLE`.
+        data: values for JSON; the script reads them as `DATA`.
+        style: CSS, added after `STYLE`.
         body: HTML.
-        script: JavaScript, which runs after the body is there.
-        height: of the frame in pixels, where the page cannot set it itself.
+        script: JavaScript, which runs after the body exists.
+        height: the height of the frame in pixels, used if the page cannot set it.
     """
     values = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    values = values.replace("<", "\\u003c")  # or a text in the data could end the script
+    values = values.replace("<", "\\u003c")  # otherwise a text in the data could end the script
     source = f"""<!doctype html>
 <html lang="en">
 <head>

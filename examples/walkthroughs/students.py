@@ -2,7 +2,7 @@
 
 The notebooks of the repository show the solutions, folded away. Here each solution moves from the
 text into the cell where the answer belongs, between the marks of a solution region of nbgrader, and
-the check of an answer becomes a cell of its own, which gives a point. `nbgrader
+the check of an answer becomes a separate cell, which gives a point. `nbgrader
 generate_assignment` removes the solutions, and `nbgrader autograde` runs the checks on the answers
 that students hand in.
 """
@@ -47,7 +47,7 @@ def write_edition(out: Path) -> list[Path]:
         out: a folder that is missing or empty.
 
     Raises:
-        FileExistsError: if it is a file, or there is something in it.
+        FileExistsError: if `out` is a file, or a folder that is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} is not an empty folder; name one that is empty or missing")
@@ -61,7 +61,7 @@ def write_edition(out: Path) -> list[Path]:
             written.write_text(text + "\n", encoding="utf-8")
         (draft / "nbgrader_config.py").write_text(SETTINGS, encoding="utf-8")
         if out.is_dir():
-            out.rmdir()  # since Windows replaces no folder
+            out.rmdir()  # because Windows cannot replace a folder
         draft.replace(out)
     return [out / "source" / path.stem / path.name for path in walkthroughs()]
 
@@ -84,7 +84,7 @@ def for_students(notebook: Notebook) -> Notebook:
 
 
 def answer_and_check(answer: Cell, number: int, solution: str) -> list[Cell]:
-    """Return the cell that a student fills in, with the solution, and the one that grades it."""
+    """Return the cell that a student fills in, with the solution, and the cell that grades it."""
     begun = answer["source"].rpartition("\n")[0].rstrip()
     source = f"{begun}\n\n\n### BEGIN SOLUTION\n{solution.rstrip()}\n### END SOLUTION"
     return [
@@ -94,7 +94,7 @@ def answer_and_check(answer: Cell, number: int, solution: str) -> list[Cell]:
 
 
 def graded_cell(source: str, name: str, **roles: Any) -> Cell:
-    """Return a code cell with what nbgrader has to know of it."""
+    """Return a code cell with the metadata that nbgrader needs."""
     roles = {"grade": False, "solution": False, "task": False, **roles}
     facts = {"grade_id": name, "locked": roles["grade"], "schema_version": 3, **roles}
     return {
@@ -108,7 +108,7 @@ def graded_cell(source: str, name: str, **roles: Any) -> Cell:
 
 
 def with_links(text: str) -> str:
-    """Point links to other notebooks at their assignments, and leave out those to other files."""
+    """Point links to other notebooks at their assignments, and remove links to other files."""
 
     def replaced(link: re.Match[str]) -> str:
         words, target = link.groups()

@@ -63,19 +63,19 @@ def slopes_by_hand(a: float, b: float) -> tuple[float, float]:
 
 
 def without_the_first_path(a: float, b: float) -> tuple[float, float]:
-    """Return the slopes if that of `a * b` overwrites that of `t * a`."""
+    """Return the slopes if the slope through `a * b` overwrites the slope through `t * a`."""
     t = math.tanh(a * b)
     return a * (1 - t * t) * b, a * (1 - t * t) * a
 
 
 def without_the_second_path(a: float, b: float) -> tuple[float, float]:
-    """Return the slopes if a has only that of `t * a`."""
+    """Return the slopes if a gets only the slope through `t * a`."""
     t = math.tanh(a * b)
     return t, a * (1 - t * t) * a
 
 
 def with_the_square_of_p(a: float, b: float) -> tuple[float, float]:
-    """Return the slopes if that of tanh is computed from its input."""
+    """Return the slopes if the slope of tanh is computed from its input."""
     p = a * b
     return math.tanh(p) + a * (1 - p * p) * b, a * (1 - p * p) * a
 

@@ -91,7 +91,7 @@ def _with_one_maximum(scores: Array, right: Array) -> Any:
 
 
 def _underflowing(scores: Array, right: Array) -> Any:
-    """Return the loss by a softmax that does not overflow, of which it takes the logarithm."""
+    """Return the loss as the logarithm of a softmax that does not overflow."""
     with np.errstate(all="ignore"):
         e = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return -np.log(_of_right(e / e.sum(axis=-1, keepdims=True), right)).mean()

@@ -62,7 +62,7 @@ def pieces(codes: Codes, starts: Codes, length: int) -> tuple[Codes, Codes]:
 
 
 def _shifted(by: int) -> Callable[[Codes, Codes, int], tuple[Codes, Codes]]:
-    """Return a slip whose targets are moved by another number of positions than 1."""
+    """Return a slip whose targets are moved by a wrong number of positions, not by 1."""
 
     def slip(codes: Codes, starts: Codes, length: int) -> tuple[Codes, Codes]:
         places = starts[:, None] + np.arange(length)

@@ -80,7 +80,7 @@ def effect(text: Any) -> dict[str, Any]:
 
 
 def with_line(line: str, before: str) -> str:
-    """Return the text of the step with a further line before the one that begins as given."""
+    """Return the text of the step with one more line before the line that begins as given."""
     text = example()[0]
     at = text.index(f"    {before}")
     return f"{text[:at]}    {line}\n{text[at:]}"

@@ -39,7 +39,7 @@ def softmax(s: Array, axis: int = -1) -> Array:
 
 
 def softmax_vjp(g: Array, p: Array) -> Array:
-    """Return the gradient of the scores, from that of the weights p, where rows are softmaxes."""
+    """Return the gradient of the scores from g, the gradient of p; each row of p is a softmax."""
     return p * (g - (g * p).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
 
 
@@ -196,7 +196,7 @@ MODELS = ("no mask", "causal", "two causal", "positions")
 
 
 def in_words(answer: Any) -> dict[str, str]:
-    """Return for each model what is said of its last output."""
+    """Return for each model whether its last output changes."""
     names = ", ".join(map(repr, MODELS))
     if not isinstance(answer, Mapping) or set(answer) != set(MODELS):
         raise WrongAnswerError(

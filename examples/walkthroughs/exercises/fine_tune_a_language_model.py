@@ -25,7 +25,7 @@ _RNG = np.random.default_rng(14)
 
 @dataclass(frozen=True)
 class StandIn:
-    """A model of eight tokens, whose scores depend on all that it has read."""
+    """A model with eight tokens, whose scores depend on all tokens that it has read."""
 
     factor: int
 
@@ -42,7 +42,7 @@ class StandIn:
 def greedy(
     next_scores: NextScores, ids: Sequence[int], ends: Collection[int], max_tokens: int
 ) -> list[int]:
-    """Return the tokens that follow: always the likeliest one, up to one that ends the answer."""
+    """Return the next tokens: always the likeliest one, up to a token that ends the answer."""
     new: list[int] = []
     while len(new) < max_tokens:
         token = int(np.argmax(next_scores([*ids, *new])))
@@ -111,7 +111,7 @@ def _of_likeliest(logp: Numbers, ids: Tokens, counted: Mask) -> float:
 
 
 def _example(prompt: int, answer: int, after: int) -> tuple[Numbers, Tokens, Mask]:
-    """Return a prompt, an answer and what follows it, as arguments of `answer_loss`."""
+    """Return a prompt, an answer and the tokens after it, as arguments of `answer_loss`."""
     length = prompt + answer + after
     scores = _RNG.standard_normal((length, 6))
     logp = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))

@@ -62,19 +62,19 @@ def without_keepdims(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def front_only(g: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum over the axes in front, and leave those of size 1 stretched."""
+    """Return the sum over the axes in front, and leave axes of size 1 stretched."""
     return np.asarray(g.sum(axis=tuple(range(g.ndim - len(shape)))))
 
 
 def one_axis(g: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum over the axes in front, and over the first one that was stretched."""
+    """Return the sum over the axes in front, and over the first axis that was stretched."""
     g = front_only(g, shape)
     axes = stretched(g, shape)
     return np.asarray(g.sum(axis=axes[0], keepdims=True) if axes else g)
 
 
 def last_axis(g: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum over the axes in front, and over the last one if it was stretched."""
+    """Return the sum over the axes in front, and over the last axis if it was stretched."""
     g = front_only(g, shape)
     return np.asarray(g.sum(axis=-1, keepdims=True) if shape[-1:] == (1,) else g)
 
@@ -87,7 +87,7 @@ def not_in_front(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def from_the_end(g: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum over the last axes, as many as there are too many."""
+    """Return the sum over the last axes instead of the extra axes in front."""
     extra = g.ndim - len(shape)
     g = g.sum(axis=tuple(range(g.ndim - extra, g.ndim)))
     return np.asarray(g.sum(axis=stretched(g, shape), keepdims=True))
@@ -128,7 +128,7 @@ def onehot(scores: Array, labels: Array) -> Array:
 
 
 def only_right_class(scores: Array, labels: Array) -> Array:
-    """Return the gradient, but 0 for all classes other than the right one."""
+    """Return the gradient, but with 0 for all classes except the right class."""
     return cross_entropy(scores, labels) * onehot(scores, labels) / len(labels)
 
 

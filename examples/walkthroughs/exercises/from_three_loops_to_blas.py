@@ -21,7 +21,7 @@ BY_COLUMNS = {"k": ("n", "1", "0"), "j": ("0", "n", "n"), "i": ("1", "0", "1")}
 
 
 def steps(table: dict[str, tuple[str, str, str]], unit: int = 1, power: int = 1) -> Any:
-    """Return a function that looks the steps up, and multiplies them by a unit."""
+    """Return a function that looks up the steps, and multiplies them by a unit."""
 
     def function(innermost: str, n: int) -> tuple[int, ...]:
         values = {"0": 0, "1": unit, "n": unit * n**power}

@@ -90,7 +90,7 @@ def _with(change: Any) -> Any:
 
 
 def other_gradients(grad_a: Matrix, grad_b: Matrix, c: Matrix) -> Pair:
-    """Return the gradients at the pair (C A, B C^-1), from those at (A, B)."""
+    """Return the gradients at the pair (C A, B C^-1), from the gradients at (A, B)."""
     return np.linalg.inv(c).T @ grad_a, grad_b @ c.T
 
 

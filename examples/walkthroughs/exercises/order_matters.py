@@ -112,7 +112,7 @@ def is_an_order(answer: Any) -> bool:
 
 
 class Counted(Number):
-    """A number whose inputs can be read only so often, so that no function goes on for ever."""
+    """A number that limits how often its inputs are read, so that every function ends."""
 
     left = 0
 
@@ -264,7 +264,7 @@ def without_clearing(end: Number) -> None:
 
 
 def clearing_everything(end: Number) -> None:
-    """Run a backward pass that begins by clearing all gradients, those of leaves too."""
+    """Run a backward pass that first clears all gradients, also the gradients of leaves."""
     for x in in_order(end):
         x.grad = 0.0
     without_clearing(end)
