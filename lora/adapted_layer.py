@@ -55,15 +55,15 @@ class AdaptedLayer(Module):
         is_attached: whether `lora.attach` has put the layer into a model.
     """
 
-    lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. Assigning copies.")
-    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assigning copies.")
+    lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. An assignment copies the values.")
+    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. An assignment copies the values.")
+    lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assignments copy values.")
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
-    rng = _of_adapter("rng", "The generator of A, and of dropout.")
+    rng = _of_adapter("rng", "The generator that draws A and dropout.")
     rank = _of_adapter("rank", "The rank of the update.", settable=False)
-    alpha = _of_adapter("alpha", "The strength it was made with; assign `scale` instead.", False)
-    scaling = _of_adapter("scaling", "How the first scale was made from alpha and rank.", False)
+    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` to change it.", False)
+    scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
 
     base_weight: Any
     bias: Parameter | None

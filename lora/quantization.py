@@ -182,7 +182,7 @@ def quantize(
         sizes = weight.shape, stored.nbytes, weight.nbytes
         lines.append(QuantizedLayer(name, found[name], *sizes, error))
     for name, layer in layers.items():
-        layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
+        layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     del modules, linears, linear, before  # the last that the weights in floats were known by

@@ -38,7 +38,7 @@ def norms(weight: FrozenMatrix, a: Array, b: Array, scale: float) -> Array:
     wide, wide_a = b.astype(np.float64), a.astype(np.float64)
     projected = weight.project(a.astype(np.promote_types(a.dtype, np.float32), copy=False))
     crossed = np.einsum("jk,jk->j", wide, projected.astype(np.float64))
-    gram = kernels.gemm.matmul(wide_a, wide_a.T)  # in float64, since float32 squares overflow
+    gram = kernels.gemm.matmul(wide_a, wide_a.T)  # in float64, because squares may overflow float32
     update = np.einsum("jk,jk->j", wide @ gram, wide)
     update *= scale * scale
     total = square + 2 * scale * crossed + update
