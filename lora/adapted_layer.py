@@ -62,7 +62,7 @@ class AdaptedLayer(Module):
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
     rng = _of_adapter("rng", "The generator that draws A and dropout.")
     rank = _of_adapter("rank", "The rank of the update.", settable=False)
-    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` to change it.", False)
+    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` instead.", False)
     scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
 
     base_weight: Any
