@@ -38,7 +38,7 @@ class Adapter:
     Args:
         weight: W, `(d_out, d_in)`, whose values PiSSA and DoRA begin with.
         rank: the rank of B A.
-        alpha: the strength of the update; the scale is alpha divided as `scaling` says.
+        alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
         scaling: alpha / rank or alpha / sqrt(rank).
         dropout: the probability of dropping an element of the input, in training.
         init: the first values of A and B; see `lora.variants.inits`.

@@ -273,8 +273,8 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
-    They are off for all threads, until the last thread leaves its block. A ValueError is raised if
-    there are no adapters. It is raised too if `attach` was called with a larger model, and `model`
+    They are off for all threads, until the last open block ends. A ValueError is raised if there
+    are no adapters. It is also raised if `attach` was called with a larger model, and `model`
     contains parameters that an adapter trains in full.
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
@@ -307,8 +307,7 @@ def disabled(model: Module) -> Iterator[Module]:
 def detach(model: Module) -> Module:
     """Remove all adapters, restore the original layers and `requires_grad` flags; return the model.
 
-    If training changed running statistics of the base, which no adapter has a copy of, they stay
-    changed.
+    Running statistics that training changed stay changed, unless an adapter has its own copy.
 
     A ValueError is raised if no adapter was attached.
     """
@@ -340,7 +339,7 @@ def remove(model: Module, adapter: str) -> Module:
             )
     if len(attachment.adapters) == 1:
         return detach(model)
-    # The copies of other adapters move to the restored layers: out here, in again at the end.
+    # Copies of other adapters leave the model here, and return after the layers are replaced.
     attachment.swap_in(model, ())
     attachment.active = tuple(name for name in attachment.active if name != adapter)
     del attachment.adapters[adapter]

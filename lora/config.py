@@ -53,14 +53,14 @@ def _naming_fields(cls: C) -> C:
 @_naming_fields
 @dataclass(frozen=True, repr=False)
 class LoRAConfig:
-    """Which layers of a model get a LoRA adapter, and which rank, scale and kind it has.
+    """The configuration of LoRA adapters: which layers get one, and its rank, scale and kind.
 
     Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
     update (LoRA, or DoRA with `use_dora`), its first values (`init`), and its `scaling`.
 
     Args:
         rank: the rank of each update.
-        alpha: the strength of each update; the scale is alpha divided as `scaling` says.
+        alpha: the strength of each update; the scale is alpha / rank by default, see `scaling`.
         targets: "all-linear" for every linear layer; a sequence of names, where "q" also matches
             every name that ends in ".q"; or one string, a regular expression for complete names.
             Embeddings and convolutions are found by name only. The name of a `MultiHeadAttention`
@@ -82,7 +82,7 @@ class LoRAConfig:
         init: the first values of A and B: "gaussian", "kaiming", "orthogonal", "mica", which
             freezes B, "pissa" or, for large layers, "pissa_niter_4"; see `lora.variants.inits`.
         use_dora: also train a magnitude for each output (Liu et al., 2024).
-        dora_norm_gradient: use DoRA's full derivative. The paper's treats the norm as a constant
+        dora_norm_gradient: use DoRA's full derivative. The paper treats the norm as a constant
             (section 4.3).
 
     Biases and modules are trained as copies, which replace the originals while the adapter is

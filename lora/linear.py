@@ -36,7 +36,7 @@ class LoRALayer(AdaptedLayer):
         d_out: the size of an output vector.
         d_in: the size of an input vector.
         rank: the rank of the update, at most min(d_out, d_in).
-        alpha: the strength of the update; the scale is alpha divided as `scaling` says.
+        alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
         scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
         bias: b, `(d_out,)`, frozen, or None.
         dropout: the probability of dropping an element of the x that A multiplies, in training.

@@ -1,4 +1,4 @@
-"""Merge the adapters of a complete model into its weights, and undo the merge."""
+"""Merge the adapters of a complete model, undo the merge, or fold the adapters into its weights."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def merge(
     Raises:
         TypeError: if a layer has a dtype that cannot be certified, a name is no string, or the
             limit or radius is no number. After any error nothing is changed.
-        ValueError: if there are no adapters, no active adapter has one of the names, none is
-            active, an option makes no sense, or a merged weight would not be finite.
+        ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
+            an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
     """
     found, asked = state.adapted_layers(model), check_dtypes(dtypes)

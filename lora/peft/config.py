@@ -177,8 +177,8 @@ class PeftConfig:
     """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
 
     Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
-    two differences. A pattern that matches nothing is no error, because the file may name layers of
-    the model that it was made for. And an index of a layer is a number between other parts of a
+    two differences. A pattern that matches nothing is no error, because the file may name layers
+    that this model does not have. And an index of a layer is a number between other parts of a
     name.
 
     Attributes:
