@@ -97,9 +97,9 @@ def attach(
     Raises:
         TypeError: if `model` is no Module, `config` no LoRAConfig, or the name no string.
         ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
-            layer, a weight is not finite, a parameter to be trained in full is tied to another, the
-            name is taken, another adapter is merged, or the model is itself a single layer. After
-            an error the model is unchanged.
+            layer, a weight is not finite, or a parameter to be trained in full is tied to another.
+            Also if the name is taken, another adapter is merged, or the model is itself a single
+            layer. After an error the model is unchanged.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(

@@ -4,7 +4,7 @@
 
 An embedding is a linear map of the i-th unit vector, and its table is the transpose of the map's
 weight. So A and B have the same shapes as in a linear layer. But here A begins at zero, and B at
-random (as in PEFT), so the vector of a token that is not in the training data does not change.
+random (as in PEFT). So the vector of a token that is not in the training data does not change.
 """
 
 from __future__ import annotations

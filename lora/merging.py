@@ -26,9 +26,9 @@ def merge(
     """Merge the active adapters: compute W + dW once per layer, and certify the rounding error.
 
     The base weights stay in memory beside the merged ones; `lora.fold` frees them. W + dW is
-    computed in float64 and rounded once, to the dtype of the layer. For each layer and dtype, the
-    certificate reports the share of the update that is lost, the largest change of a weight in
-    units in the last place, and a bound on the change of the outputs.
+    computed in float64 and rounded once, to the dtype of the layer. The certificate has three
+    numbers for each layer and dtype: the share of the update that is lost, the largest change of a
+    weight in units in the last place, and a bound on the change of the outputs.
 
     No gradient passes from the merged weight to A and B. So a merged model whose adapters require
     gradients computes only under `minigrad.no_grad()`; otherwise its forward pass raises a

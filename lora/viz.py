@@ -129,7 +129,7 @@ def plot_singular_values(
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
         ValueError: if the model has no such adapter, all updates are 0, an update has NaN or Inf,
-            or the path does not end like a picture.
+            or the suffix of the path is not that of a picture.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
@@ -283,8 +283,8 @@ def plot_change(
 ) -> Picture:
     """Plot how much each layer of a model changes: |dW| / |W|, by depth and kind of layer.
 
-    The depth of a layer is the first number in its name, and its kind is the rest of the name. The
-    layer `blocks.3.attn.q_proj` has depth 3 and kind `attn.q_proj`.
+    The depth of a layer is the first number in its name, and its kind is the part of the name after
+    this number. The layer `blocks.3.attn.q_proj` has depth 3 and kind `attn.q_proj`.
 
     Arguments and errors are as in `plot_singular_values`, but all updates may be 0.
     """
@@ -323,7 +323,7 @@ def _percent(share: float) -> str:
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
-    """Arrange the shares by depth and kind: `(depths, kinds)`, nan where no layer is."""
+    """Arrange the shares by depth and kind: `(depths, kinds)`, nan if no layer has both."""
     cells: list[tuple[int, str]] = []  # a name without a number has depth -1
     for update in found:
         parts = update.name.split(".")

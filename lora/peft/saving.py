@@ -60,9 +60,9 @@ def save(
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if the adapter or the dtype is unknown, the path is empty, the seed is no
-            integer of at least 0, the adapter has NaN or Inf, or would have after rounding, a scale
-            is 0, or names do not let PEFT find exactly the modules that were trained in full.
+        ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is no
+            integer of at least 0. Also if the adapter has NaN or Inf, or would have after rounding,
+            a scale is 0, or PEFT could not find the modules trained in full by their names.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     if not os.fspath(folder):  # a shell variable that is not set

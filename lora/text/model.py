@@ -124,8 +124,8 @@ def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, floa
     """Return the inputs and targets of a model if only the predictions of some tokens count.
 
     Returns:
-        The tokens without the last of each row, the rows of the outputs that count, the target of
-        each of these rows, and the number by which to divide the sum of their losses.
+        The inputs, which are the tokens without the last of each row; the rows of the outputs that
+        count; their targets; and the number by which to divide the sum of their losses.
     """
     rows = np.flatnonzero(counted[:, 1:])
     return ids[:, :-1], rows, ids[:, 1:].reshape(-1)[rows], float(max(len(rows), 1))

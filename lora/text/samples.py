@@ -69,8 +69,8 @@ def draw(
 ) -> None:
     """Save a picture of the training losses, the validation losses and the samples.
 
-    An ImportError is raised without matplotlib, and a ValueError if the path does not end like a
-    picture.
+    An ImportError is raised without matplotlib, and a ValueError if the suffix of the path is not
+    that of a picture.
     """
     from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
 
