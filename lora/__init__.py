@@ -2,21 +2,21 @@
 
 `LoRALayer` is one adapted layer; `attach` puts adapters on a model. In reading order:
 
-    linear, embedding, convolution what is computed
-    adapted_layer, adapter, frozen what these share: the layer, its updates, the frozen matrix W
+    linear, embedding, convolution the three kinds of adapted layers
+    adapted_layer, adapter, frozen their common parts: the layer, its updates, the frozen matrix W
     scaling, variants              the factor s; DoRA, PiSSA, NF4 and bfloat16
     config, patterns               which layers of a model get an adapter
-    attachment, attaching          putting adapters on a model, switching them, taking them off
+    attachment, attaching          attach adapters to a model, switch and remove them
     quantization, optim            the base in few bits; LoRA+
-    merging, certificate           merging, and what it loses
-    algebra, extraction            sums of adapters, and adapters of differences
-    identities, liveness           whether LoRA's identities hold, and adapters train
+    merging, certificate           merging, and the error that it causes
+    algebra, extraction            sums of adapters; adapters from the difference of two models
+    identities, liveness           check that LoRA's identities hold, and that adapters train
     spectra, viz                   singular values, and pictures of the updates
-    peft, offline                  PEFT's folders; `python -m lora` on files, which loads no model
-    text                           language models, which `train`, `generate` and `eval` load
+    peft, offline                  PEFT's folders; `python -m lora` on files, without a model
+    text                           language models for `train`, `generate` and `eval`
 """
 
-import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence
+import minigrad as minigrad  # isort: skip  # first: it refuses an old Python with a clear message
 
 import sys
 from typing import TYPE_CHECKING, Any

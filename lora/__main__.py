@@ -1,11 +1,13 @@
 """The command line: `python -m lora inspect`, `check`, `merge`, `extract` and `convert`.
 
-These work on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
-no more than a part is in memory. `train`, `generate` and `eval` are those of `lora.text`. The exit
-status is 0 if all is well; 1 if `check` found something wrong, or a merge would lose more than the
-limit; 2 if it could not be done, as for bad input; and 130 if it was stopped with Ctrl-C, which
-leaves the old files or the new ones. `verify` is the old name of `check`; `lora.verify` is another
-thing, and tests the identities of LoRA on a model.
+These commands work on files: adapters that PEFT or `lora.save` wrote, and bases as safetensors or
+GGUF, only a part of which is in memory at a time. The commands `train`, `generate` and `eval` are
+in `lora.text`.
+
+The exit status is 0 for success; 1 if `check` found something wrong, or a merge would lose more
+than the limit; 2 for other errors, such as bad input; and 130 after Ctrl-C, which leaves either the
+old files or the complete new ones. `verify` is another name of `check`; the function `lora.verify`
+is different, and tests the identities of LoRA on a model.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, by default that of the process, and return the exit status."""
+    """Run a command line, by default the process's own, and return the exit status."""
     given = vars(_parser().parse_args(arguments)).items()
     options = {name: value for name, value in given if value is not None}
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: Any = None
     try:
         ranks = world()
-    except (RuntimeError, ValueError) as error:  # ranks that cannot talk, or differ
+    except (RuntimeError, ValueError) as error:  # ranks that cannot communicate, or disagree
         print(f"lora {command}: {error}", file=sys.stderr)
         return FAILED
     try:
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print JSON, for machines")
         return made.add_argument
 
-    # The arguments and options are called as the parameters of the function that a command runs.
+    # Arguments and options have the names of the parameters of the function that a command runs.
     add = command(
         "inspect",
         lambda folder, progress: summarise(folder),
@@ -142,32 +144,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
-    """Return the number and time of each file at a path, which show whether it has been written."""
+    """Return the inode and time of each file at a path, to find out later if one was written."""
     if path is None:
         return {}
     top, found = Path(path), {}
     for each in (top, *top.rglob("*")):
         hidden = any(part.startswith(".") for part in each.relative_to(top).parts)
-        with suppress(OSError):  # a path that cannot be is for the command to refuse
+        with suppress(OSError):  # the command itself refuses an invalid path
             if each.is_file() and not hidden:
                 found[each] = each.stat().st_ino, each.stat().st_mtime_ns
     return found
 
 
 def _path(text: str) -> str:
-    """Return a path; an empty one, as of a variable that is not set, would be the folder."""
+    """Return a path; refuse an empty one (an unset variable), which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
     return text
 
 
 def _printable(text: str) -> str:
-    """Return a text without characters that control the terminal, as a name in a file may have."""
+    """Escape characters that control the terminal, which a name in a file may contain."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:
-    """Return a report, or a part of one, as JSON can have it: paths, NaN and Inf become texts."""
+    """Convert a report, or a part of it, for JSON: paths, NaN and Inf become strings."""
     if is_dataclass(value):
         names = [*(each.name for each in fields(value)), "norm", "effective_rank", "is_right"]
         return {name: _plain(getattr(value, name)) for name in names if hasattr(value, name)}

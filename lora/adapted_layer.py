@@ -1,11 +1,11 @@
-"""AdaptedLayer: a frozen layer, and the updates of its weight by adapters with names.
+"""AdaptedLayer: a frozen layer, and the updates of its weight by named adapters.
 
-    W' = W + dW_1 + dW_2 + ...          over the adapters that are active
+    W' = W + dW_1 + dW_2 + ...          over the active adapters
 
-There is one W for all adapters, and it is never written to. Merging computes W' once, beside W, so
-that a call costs no more than one of the base; and unmerging gives back every bit, which
-subtracting what was added would not: (w + d) - d is not w in floating point. While merged, an
-adapter that is changed, or would lose a gradient, is an error at the next use.
+All adapters share one W, and nothing writes to it. Merging computes W' once and keeps W, so a call
+costs no more than a call of the base. Unmerging restores every bit; subtracting dW would not,
+because (w + d) - d is not always w in floating point. If a merged adapter is changed, or would lose
+a gradient, the next call raises an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Module)
 
 
 def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
-    """Make a property that is an attribute of the one adapter that a layer has, or has active."""
+    """Make a property that reads and sets an attribute of the adapter `AdaptedLayer.adapter`."""
 
     def assign(layer: AdaptedLayer, value: Any) -> None:
         if not settable:
@@ -44,31 +44,31 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
 
 
 class AdaptedLayer(Module):
-    """A layer with adapters; `LoRALayer`, `LoRAConv` and `LoRAEmbedding` say what is multiplied.
+    """A layer with adapters: the base class of `LoRALayer`, `LoRAConv` and `LoRAEmbedding`.
 
     Attributes:
-        base_weight: the weight of the layer that was adapted, frozen.
-        bias: its bias, or the copy of it that an adapter trains, or None.
+        base_weight: the weight of the original layer, frozen.
+        bias: the bias of the original layer, or the copy of it that an adapter trains, or None.
         adapters: all adapters, by name.
-        active: the names of those that take part.
-        enabled: whether any takes part.
+        active: the names of the active adapters.
+        enabled: False inside of `lora.disabled`, where the layer computes without adapters.
         is_attached: whether `lora.attach` has put the layer into a model.
     """
 
-    lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. Assigning copies.")
-    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assigning copies.")
+    lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. An assignment copies the values.")
+    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. An assignment copies the values.")
+    lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assignments copy values.")
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
-    rng = _of_adapter("rng", "The generator of A, and of dropout.")
+    rng = _of_adapter("rng", "The generator that draws A and dropout.")
     rank = _of_adapter("rank", "The rank of the update.", settable=False)
-    alpha = _of_adapter("alpha", "The strength it was made with; assign `scale` instead.", False)
-    scaling = _of_adapter("scaling", "How the first scale was made from alpha and rank.", False)
+    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` instead.", False)
+    scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
 
     base_weight: Any
     bias: Parameter | None
     is_attached: bool = False
-    _dtype: Any = None  # the dtype of what is computed with a weight in few bits
+    _dtype: Any = None  # the dtype of A, B and results, if the weight is in few bits
 
     def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
         self.base_weight = base_weight
@@ -78,11 +78,11 @@ class AdaptedLayer(Module):
         self.enabled = True
         self._paused: list[bool] = []
         self._merged: MergedWeight | None = None
-        self._seen = SimpleNamespace(stored=None, matrix=None)  # an object, as it is no state
+        self._seen = SimpleNamespace(stored=None, matrix=None)  # walks over a model skip it
 
     @classmethod
     def around(cls, layer: Any) -> Self:
-        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        """Make a layer without an adapter, which shares the parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, getattr(layer, "bias", None))
         made._dtype = getattr(layer, "dtype", None)
@@ -93,7 +93,7 @@ class AdaptedLayer(Module):
 
     @abstractmethod
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        """Compute what the original layer would with this weight, given as the layer stores it."""
+        """Compute the original layer with this weight, which is given as the layer stores it."""
 
     @abstractmethod
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ class AdaptedLayer(Module):
 
     @abstractmethod
     def plain(self) -> Module:
-        """Make the plain layer with the merged weight, which shares nothing.
+        """Make a plain layer with the merged weight; it shares no memory with this one.
 
-        A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
+        A RuntimeError is raised if the layer is merged, and A, B, W or the scale has changed since.
         """
 
     def _plain(self, kind: type[M], **options: Any) -> M:
@@ -114,21 +114,21 @@ class AdaptedLayer(Module):
         return made
 
     def weight_of(self, stored: Any) -> FrozenMatrix:
-        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
+        """Return W, `(d_out, d_in)`, for a weight that is given as the layer stores it."""
         if isinstance(stored, np.ndarray):
             return DenseMatrix(stored)
         return NarrowFrozenMatrix(stored, self._dtype)
 
     def lifted(self, h: Tensor, b: Tensor) -> Tensor:
-        """Multiply what `product` returns, `(..., n)`, by a matrix B `(d_out, n)`."""
+        """Multiply h, `(..., n)`, the result of `product`, by a matrix B `(d_out, n)`."""
         return ops.linear(h, b)
 
     def per_output(self, values: Tensor) -> Tensor:
-        """Return numbers `(d_out,)` in a shape that broadcasts with the outputs."""
+        """Reshape numbers `(d_out,)` so that they broadcast with the outputs."""
         return values
 
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
-        """Apply dropout: return the x that is left, and the factor of each output, or None."""
+        """Apply dropout: return x after dropout, and a factor for each output, or None."""
         return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
 
     def stored(self, matrix: Array) -> Array:
@@ -136,12 +136,12 @@ class AdaptedLayer(Module):
         return matrix
 
     def base_facts(self) -> list[str]:
-        """Describe the base besides its sizes, in short texts: if its weight is in few bits."""
+        """Describe the base in short texts, without its sizes, such as "NF4"."""
         format = getattr(self.base_weight, "format", None)
         return [] if format is None else ["NF4" if format == "nf4" else format]
 
     def __getstate__(self) -> Any:
-        """Return what copies and pickles are made of; a RuntimeError inside of `lora.disabled`."""
+        """Return the state for copies and pickles; a RuntimeError inside of `lora.disabled`."""
         if self._paused:
             raise RuntimeError(
                 "a model can be neither copied nor pickled inside of lora.disabled(model), whose "
@@ -158,12 +158,12 @@ class AdaptedLayer(Module):
 
     def _generators(self) -> Iterable[np.random.Generator]:
         yield from super()._generators()
-        # An adapter without dropout has drawn its A already, and draws no more.
+        # Without dropout, an adapter draws only its first A, so its generator is not listed.
         yield from (a.rng for a in self.adapters.values() if a.rng is not None and a.dropout)
 
     @property
     def adapter(self) -> Adapter:
-        """The one adapter that is active, or else the only one; an AttributeError without one."""
+        """The only active adapter, or the only one at all; otherwise an AttributeError."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
             raise AttributeError(
@@ -192,17 +192,17 @@ class AdaptedLayer(Module):
         return self.weight.shape[0]
 
     def trainable_params(self) -> list[Parameter]:
-        """Return the parameters of the active adapters: A and B, and with DoRA the magnitude."""
+        """Return the parameters of the active adapters: A, B and, for DoRA, the magnitude."""
         return [part for name in self.active for part in self.adapters[name].trained()]
 
     def add(self, name: str, adapter: Adapter) -> None:
-        """Give the layer another adapter, which is not active yet."""
+        """Add another adapter to the layer, which is not active yet."""
         if name in self.adapters:
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
 
     def _check_names(self, names: Sequence[str]) -> None:
-        """Check that each name is that of an adapter, and that none is repeated."""
+        """Raise a ValueError if a name is unknown or repeated."""
         for name in names:
             if name not in self.adapters:
                 raise ValueError(
@@ -215,7 +215,7 @@ class AdaptedLayer(Module):
             )
 
     def remove(self, name: str) -> None:
-        """Remove an adapter; a ValueError if there is none of this name, or it is merged."""
+        """Remove an adapter; a ValueError if the name is unknown, or the adapter is merged."""
         self._check_names([name])
         if name in self.merged_adapters:
             raise ValueError(f"adapter {name!r} is merged, and would stay so; call unmerge() first")
@@ -225,7 +225,8 @@ class AdaptedLayer(Module):
     def use(self, names: Sequence[str]) -> None:
         """Make these adapters active, and no others.
 
-        A ValueError is raised if one is unknown, named twice, or merged and would not be active.
+        A ValueError is raised if a name is unknown or repeated, or an adapter that is merged would
+        become inactive.
         """
         self._check_names(names)
         left = [name for name in self.merged_adapters if name not in names]
@@ -234,22 +235,25 @@ class AdaptedLayer(Module):
                 f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
                 f"call unmerge() first"
             )
-        if tuple(names) != self.active:  # else a captured step would take it for a change
+        if tuple(names) != self.active:  # a captured step would see any assignment as a change
             self.active = tuple(names)
 
     def pause(self) -> None:
-        """Let no adapter take part until `resume`; pauses can be nested."""
+        """Turn all adapters off until `resume`; pauses can be nested."""
         self._paused.append(self.enabled)
         self.enabled = False
 
     def resume(self) -> None:
-        """Take back one `pause`. After the last, the layer is as enabled as it was."""
+        """Undo one `pause`. Undoing the last one restores `enabled`."""
         before = self._paused.pop()
         if not self._paused:
             self.enabled = before
 
     def liveness_parts(self) -> list[AdapterPart]:
-        """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
+        """Return the parts that `minigrad.liveness` reports: the active adapters, or the only one.
+
+        See `lora.liveness`.
+        """
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         alone, merged = len(names) == 1, self.merged_adapters
         return [
@@ -258,10 +262,10 @@ class AdaptedLayer(Module):
         ]
 
     def forward(self, x: Any) -> Tensor:
-        """Compute the layer with W + dW for W, over all active adapters.
+        """Compute the layer with W + dW_1 + ..., over all active adapters, in place of W.
 
-        A RuntimeError is raised if the layer is merged, and an adapter was changed since, or a
-        gradient would be lost.
+        A RuntimeError is raised if the layer is merged, and an adapter has changed since, or would
+        lose a gradient.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
         bias = frozen_bias(self.bias)
@@ -280,10 +284,10 @@ class AdaptedLayer(Module):
                 )
             stored = self._merged.weight
         adapters = [self.adapters[name] for name in self.active if name not in merged]
-        # DoRA and dropout are added by themselves.
+        # Adapters with DoRA or dropout cannot share the one product of the others.
         apart = [a for a in adapters if a.lora_magnitude is not None or self._drops(a)]
         if apart and len(self.active) == 1 and not self.merged and not self._drops(apart[0]):
-            # DoRA alone takes one product with W instead of two.
+            # A single DoRA adapter needs one product with W instead of two.
             y = self._updated(x, stored, None, apart) * self._ratio(apart[0])
             return y if bias is None else y + self.per_output(bias)
         y = self._updated(x, stored, bias, [a for a in adapters if a not in apart])
@@ -302,7 +306,7 @@ class AdaptedLayer(Module):
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
     ) -> Tensor:
-        """Compute the base and LoRA updates, which are one update of all their ranks together."""
+        """Compute the base and the sum of LoRA updates, as one update of all their ranks."""
         y = self.base(x, stored, bias)
         if not adapters:
             return y
@@ -326,7 +330,7 @@ class AdaptedLayer(Module):
         return () if self._merged is None else tuple(self._merged.copies)
 
     def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
-        """Compute some rows of dW_1 + ... in float64, over the adapters of these names."""
+        """Compute some rows of dW_1 + dW_2 + ... in float64, over the adapters of these names."""
         updates = [self.adapters[name].update(self.weight, rows) for name in names]
         return sum(updates[1:], updates[0]) if updates else np.zeros_like(self.weight.rows(rows))
 
@@ -345,8 +349,8 @@ class AdaptedLayer(Module):
     def _check_fresh(self) -> None:
         """Raise a RuntimeError if the layer is merged, and an adapter or the base changed since.
 
-        A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
-        by the time of its last write.
+        A and B are compared with copies, which also detects writes to their arrays. W may be large,
+        so only the time of its last write is compared.
         """
         if self._merged is None:
             return
@@ -369,11 +373,10 @@ class AdaptedLayer(Module):
             )
 
     def merge(self, names: Sequence[str] | None = None) -> None:
-        """Use W + dW from now on, as the adapters are now; W stays beside it as it is.
+        """Compute W + dW once, and let calls use it; W stays in memory, unchanged.
 
         The names are those of active adapters, or None for all of them; the others are added in
-        each call. A ValueError is raised if a name is not that of an active adapter, or is there
-        twice.
+        each call. A ValueError is raised if a name is repeated, or no active adapter has it.
         """
         chosen = tuple(self.active if names is None else names)
         self._check_names(chosen)
@@ -389,7 +392,7 @@ class AdaptedLayer(Module):
         self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 
     def unmerge(self) -> None:
-        """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
+        """Drop the merged weight, and use W and the adapters. Unmerging twice changes nothing."""
         self._merged = None
 
     def extra_repr(self) -> str:
@@ -407,15 +410,15 @@ class AdaptedLayer(Module):
 
 
 def label_of(name: str) -> str:
-    """Name a layer in an error; without a name it is the model itself."""
+    """Return the name of a layer for an error message; an empty name is the model itself."""
     return f"layer {name!r}" if name else "the layer"
 
 
-@dataclass(frozen=True)  # and no tuple, in which the walk over a model would find parameters
+@dataclass(frozen=True)  # not a tuple: in a tuple, the walk over a model would find parameters
 class MergedWeight:
-    """A merged weight, and what it was computed from, so that a change is noticed."""
+    """A merged weight, and copies of its inputs, with which `_check_fresh` detects changes."""
 
     weight: Tensor  # W + dW, as the layer stores W
-    copies: dict[str, Adapter]  # of each adapter in it
+    copies: dict[str, Adapter]  # a copy of each merged adapter, by name
     base: Any  # the weight of the base
-    time: int  # the time of the merge on the clock of writes
+    time: int  # the time of the merge, on the clock that counts writes to tensors

@@ -1,11 +1,11 @@
-"""Adapter: the update of one weight, and the parameters of it that train.
+"""Adapter: the low-rank update of one weight, and its trainable parameters.
 
     LoRA    dW = s B A
     DoRA    dW = diag(m / n) (W + s B A) - W          n_j = |row j of W + s B A|
 
-A is `(rank, d_in)`, B `(d_out, rank)`, m, DoRA's magnitude, `(d_out,)`. With PiSSA's first factors
-A_0 and B_0, which stay as they are, s B A becomes s (B A - B_0 A_0): a product of rank 2 r, which,
-computed as s ((B - B_0) A + B_0 (A - A_0)), is 0 at first to the bit.
+A is `(rank, d_in)`, B `(d_out, rank)`, and m, DoRA's magnitude, `(d_out,)`. PiSSA has frozen first
+factors A_0 and B_0, and s (B A - B_0 A_0) in place of s B A. This is a product of rank 2 r. It is
+computed as s ((B - B_0) A + B_0 (A - A_0)), so at first it is exactly 0.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
 
 DEFAULT = "default"
-"""The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
+"""The name that parameter names leave out: `lora_a` instead of `default.lora_a`."""
 
-_COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # they stay the same parameters, or None
+_COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # assigned in place
 
 
 class Adapter:
-    """The update of one weight.
+    """The low-rank update of one weight.
 
     Args:
-        weight: W, `(d_out, d_in)`, from which PiSSA and DoRA begin.
+        weight: W, `(d_out, d_in)`, whose values PiSSA and DoRA begin with.
         rank: the rank of B A.
-        alpha: the strength of the update, before it is divided.
+        alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
         scaling: alpha / rank or alpha / sqrt(rank).
         dropout: the probability of dropping an element of the input, in training.
-        init: how A and B begin; see `lora.variants.inits`.
-        use_dora: whether it has a magnitude.
-        dora_norm_gradient: whether the norm has a gradient too.
-        begin: the first A and B, instead of what `init` would draw.
-        rng: the generator of A and B, and of dropout.
+        init: the first values of A and B; see `lora.variants.inits`.
+        use_dora: whether the adapter has a magnitude.
+        dora_norm_gradient: whether the gradient also flows through the norm.
+        begin: the first A and B, instead of values drawn by `init`.
+        rng: the generator that draws A, B and dropout.
 
-    A TypeError is raised if the rank is no integer, a ValueError if it or alpha is not positive,
-    there is no such init, or dropout is no probability.
+    A TypeError is raised if the rank is no integer. A ValueError is raised if the rank or alpha is
+    not positive, `init` is unknown, or dropout is no probability.
     """
 
-    # Parameters, of which an assignment copies the values.
+    # Parameters; an assignment copies the values into them.
     lora_a: Any  # A, `(rank, d_in)`
     lora_b: Any  # B, `(d_out, rank)`
     lora_magnitude: Any  # m, `(d_out,)`, at first the norms of the rows of W; None without DoRA
@@ -96,7 +96,7 @@ class Adapter:
             check_probability(name, value)
         elif name == "scale":
             value = check_finite(name, value)
-        # So an optimiser that has A, B or m continues to train what the layer uses.
+        # The same Parameter stays, so an optimiser that has it still trains the layer.
         present = vars(self).get(name, value) if name in _COPIED_INTO else value
         if present is value:
             object.__setattr__(self, name, value)
@@ -120,9 +120,9 @@ class Adapter:
         scaling: LoRAScaling = LoRAScaling.STANDARD,
         **options: Any,
     ) -> Adapter:
-        """Make an adapter of these A, B and scale; with a magnitude it is DoRA.
+        """Make an adapter with these A, B and scale; a magnitude makes it DoRA.
 
-        Its alpha is the one that gives this scale; the options are the others of the class.
+        Alpha follows from the scale and the rank; `options` are further arguments of the class.
         """
         alpha = scaling.alpha(scale, len(a))
         made = cls(weight, len(a), alpha, scaling=scaling, begin=Factors(a, b), **options)
@@ -132,7 +132,7 @@ class Adapter:
         return made
 
     def copy(self) -> Adapter:
-        """Make an adapter of the same kind, values and generator, all of which trains."""
+        """Copy the adapter, with the same generator; A, B and the magnitude of the copy train."""
         made = copy(self)
         for key, part in self.contents():
             if key in vars(self):
@@ -149,11 +149,11 @@ class Adapter:
 
     @property
     def update_rank(self) -> int:
-        """The rank of the complete update: with PiSSA, twice that of B A."""
+        """The rank of the complete update: with PiSSA, twice the rank of B A."""
         return self.rank * (1 if self.start is None else 2)
 
     def trained(self) -> list[Parameter]:
-        """Return the parameters that train: A, B, and with DoRA the magnitude."""
+        """Return the parameters that train: A, B and, for DoRA, the magnitude."""
         magnitude = [] if self.lora_magnitude is None else [self.lora_magnitude]
         return [self.lora_a, self.lora_b, *magnitude]
 
@@ -168,7 +168,7 @@ class Adapter:
             yield "lora_magnitude", self.lora_magnitude
 
     def facts(self) -> list[str]:
-        """Describe it in short texts, for a `repr`."""
+        """Describe the adapter in short texts, for a `repr`."""
         facts = [f"rank={self.rank}", f"alpha={self.alpha:g}", f"scale={self.scale:.4g}"]
         facts += [f"dropout={self.dropout:g}"] if self.dropout else []
         facts += ["DoRA"] if self.lora_magnitude is not None else []
@@ -180,7 +180,7 @@ class Adapter:
         return f"Adapter({', '.join([*self.facts(), *sizes])})"
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return A and B of the complete update: with PiSSA, of twice the rank."""
+        """Return A and B of the complete update; with PiSSA they have twice the rank."""
         if self.start is None:
             return self.lora_a, self.lora_b
         a, b = (part.detach() for part in self.start)
@@ -200,7 +200,7 @@ class Adapter:
         return observed(dora.norms, weight, a, b, self.scale)
 
     def ratio(self, weight: FrozenMatrix) -> Tensor:
-        """Compute m / n, the factor of each output in DoRA. At first it is 1 exactly."""
+        """Compute m / n, DoRA's factor of each output. At first it is exactly 1."""
         assert self.lora_magnitude is not None
         n: Any = self.norms(weight)
         if self.dora_norm_gradient:
@@ -208,7 +208,7 @@ class Adapter:
         return ops.divide(self.lora_magnitude, n)
 
     def exact_ratio(self, weight: FrozenMatrix) -> Array | None:
-        """Compute m / n in float64 from rows that are formed; None without DoRA."""
+        """Compute m / n in float64 from the rows of W + s B A themselves; None without DoRA."""
         if self.lora_magnitude is None:
             return None
         n = np.zeros(weight.shape[0])
@@ -227,7 +227,7 @@ class Adapter:
     ) -> Array:
         """Compute some rows and columns of dW in float64.
 
-        DoRA needs the result of `exact_ratio` if these are not all columns.
+        For a part of the columns, DoRA needs the result of `exact_ratio`.
         """
         product = self._product(rows, columns)
         if self.lora_magnitude is None:
@@ -251,7 +251,7 @@ class Adapter:
 
 
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and s of a sum of updates: s_1 B_1 A_1 + ... is one product of all ranks."""
+    """Return A, B and s whose product s B A is s_1 B_1 A_1 + ...; its rank is the sum of ranks."""
     if len(adapters) == 1:
         return *adapters[0].factors(), adapters[0].scale
     pairs = [adapter.factors() for adapter in adapters]

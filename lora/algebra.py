@@ -1,10 +1,10 @@
-"""Adapters as vectors: a weighted sum of them is an adapter again.
+"""Weighted sums of adapters: a sum of adapters is an adapter again.
 
     dW = w_1 dW_1 + w_2 dW_2 + ...        dW_i = s_i B_i A_i
 
-The sum is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next to each
-other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that is
-asked for, with the least possible error (`lora.spectra`).
+The sum is one product B A: A stacks A_1, A_2, ... below each other, and B stacks w_1 B_1, w_2 B_2,
+... next to each other. So the sum is exact, and its rank is the sum of the ranks. It can also be
+reduced to a smaller rank, with the least possible error (`lora.spectra`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The sum in one layer."""
+    """The weighted sum in one layer."""
 
-    name: str  # of the layer
-    rank: int  # of the adapter that was made
-    ranks: tuple[int, ...]  # of the terms; with PiSSA of the difference, which is 2 r
-    error: float = 0.0  # the Frobenius norm of what was left out to reduce the rank
+    name: str  # the name of the layer
+    rank: int  # the rank of the new adapter
+    ranks: tuple[int, ...]  # the ranks of the terms; 2 r for PiSSA, whose update is a difference
+    error: float = 0.0  # the Frobenius norm of the part that the reduced rank leaves out
     relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
     note: str = ""  # a remark, such as "copy"
 
@@ -46,10 +46,10 @@ class CombineReport:
     """The report of `combine`: a line for each layer, and the sum.
 
     Attributes:
-        layers: those of the new adapter.
-        copies: the parameters and buffers that it has in full.
-        adapter: its name.
-        terms: the names of the adapters in it, with their weights.
+        layers: the layers of the new adapter.
+        copies: the parameters and buffers that the new adapter has in full.
+        adapter: the name of the new adapter.
+        terms: the names of the adapters in the sum, with their weights.
     """
 
     layers: tuple[Combined, ...]
@@ -79,33 +79,34 @@ def combine(
 ) -> CombineReport:
     """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
 
-    The new adapter is not active, as in PEFT, and nothing else changes; when `lora.switch` makes it
-    active, all of it trains. The order of the terms has no influence, not on a single bit. An
-    adapter that is named twice counts with the sum of its weights, and not at all if that is 0; a
-    sum without any terms left is an update of zero, of rank 1.
+    The new adapter is not active, as in PEFT, and nothing else changes. When `lora.switch` makes it
+    active, all of its parameters train. The order of the terms does not change a single bit. An
+    adapter that is named twice counts with the sum of its weights, and is left out if this sum is
+    0. If no term is left, the update is zero, with rank 1.
 
-    A layer has the sum over the adapters that it has. If only one adapter is left in a layer, with
-    weight 1, the layer gets a copy of it, also of DoRA or PiSSA; else the result is plain LoRA. Its
-    scale and its dropout are the common ones of the terms, or 1 and 0 if they differ.
+    Each layer sums the adapters that it has. If only one adapter is left in a layer, with weight 1,
+    the layer gets a copy of it, also of DoRA or PiSSA. Otherwise the result is plain LoRA. Its
+    scale and its dropout are those of the terms if they agree, or else 1 and 0.
 
-    Biases and modules that are trained in full, and the buffers of these, are theta_0 + w_1
+    Biases and modules that are trained in full, and the buffers of these modules, are theta_0 + w_1
     (theta_1 - theta_0) + ..., where theta_0 is the original of the model.
 
     Args:
-        model: to which `lora.attach` has given the adapters.
-        adapters: their names.
-        weights: a number for each.
-        adapter: a name for the new one.
-        rank: for the best approximation of at most this rank in each layer; None for the exact sum,
-            whose rank is the sum of ranks. Either is rounded to the dtype of the layer, which the
-            errors of the report do not include.
+        model: the model with the adapters.
+        adapters: the names of the adapters to sum.
+        weights: a number for each adapter.
+        adapter: a name for the new adapter.
+        rank: the largest rank of the new adapter, which is then the best approximation in each
+            layer; None for the exact sum, whose rank is the sum of ranks. Both are rounded to the
+            dtype of the layer, which the errors of the report do not include.
 
     Raises:
         TypeError: if a name is no string, a weight no number, or the rank no integer.
-        ValueError: if there is no such adapter, there are not as many weights, one is not finite,
-            the name is taken or malformed, the rank is not positive, there is NaN or Inf in an
-            adapter or would be in the result, a running variance would be negative, or one is DoRA
-            and would not just be copied. Nothing is changed then.
+        ValueError: if an adapter is unknown, the numbers of adapters and weights differ, a weight
+            is not finite, the new name is taken or malformed, or the rank is not positive; if there
+            is NaN or Inf in an adapter or would be in the result, or a running variance would be
+            negative; or if an adapter is DoRA and would not just be copied. Nothing is changed
+            then.
         RuntimeError: inside of `lora.disabled`.
     """
     attachment = state.required_attachment(model)
@@ -138,7 +139,7 @@ def combine(
 
 
 def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
-    """Return the weight of each adapter that counts, in the order of their names."""
+    """Return the total weight of each adapter, by sorted names; only all zeros stay as zeros."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
     if not isinstance(weights, Iterable):
@@ -156,7 +157,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     for name, weight in zip(adapters, weights, strict=True):
         attachment.get(name)
         found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
-    # Sums that are rounded once, and sorted names, so that the order has no influence.
+    # fsum rounds once, and the names are sorted, so the order of the terms has no influence.
     try:
         totals = {name: math.fsum(found[name]) for name in sorted(found)}
     except OverflowError:
@@ -171,7 +172,7 @@ def _sum(
     factors: Mapping[str, float],
     rank: int | None,
 ) -> tuple[Adapter, Combined]:
-    """Compute the sum of factors times adapters in one layer, and its line of the report."""
+    """Compute the weighted sum of adapters in one layer, and its line in the report."""
     for name, adapter in adapters.items():
         broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
         if broken:
@@ -183,7 +184,7 @@ def _sum(
     factor, first = terms[0]
     if factor == 0:
         a, b = first.lora_a._data[:1], first.lora_b._data[:, :1]
-        # One of them is zero, but not both, or else nothing would ever train.
+        # Either A or B is zero, but not both: with both, their gradients would stay zero.
         a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
         return Adapter.of(weight, a, b, 1.0), Combined(path, 1, (), note="zero")
     ranks = tuple(adapter.update_rank for _, adapter in terms)
@@ -200,7 +201,7 @@ def _sum(
         )
     modes = {adapter.scaling for adapter in adapters.values()}
     drops = {adapter.dropout for adapter in adapters.values()}
-    # The sum as one product, of one scale: the common one, or 1.
+    # One product has one scale: the common scale of the terms, or 1.
     scales = {adapter.scale for adapter in adapters.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
     scale = scale if scale > 0 else 1.0
@@ -241,8 +242,8 @@ def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
 
 
 def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:
-    """Compute what the sum trains in full: theta_0 + w_1 (theta_1 - theta_0) + ..."""
-    copies: dict[int, list[tuple[float, FullCopy]]] = {}  # of each original
+    """Compute the parameters and buffers in full: theta_0 + w_1 (theta_1 - theta_0) + ..."""
+    copies: dict[int, list[tuple[float, FullCopy]]] = {}  # by the id of the original
     for name, weight in terms.items():
         for copy in attachment.adapters[name].copies:
             copies.setdefault(id(copy.original), []).append((weight, copy))

@@ -1,8 +1,8 @@
-"""Putting adapters on a model, choosing those that take part, and taking them off.
+"""Attach adapters to a model, choose the active ones, and remove them.
 
-`attach` replaces each targeted layer by one with adapters. The layer itself is stored, unchanged,
-and so is every `requires_grad` flag; `detach` restores all of it. Attaching again under another
-name gives the same layers, or others, another adapter on the same base.
+`attach` replaces each targeted layer by one with adapters. It stores the original layer, unchanged,
+and every `requires_grad` flag, and `detach` restores them. A second `attach` under another name
+adds another adapter on the same base, to the same layers or to others.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from minigrad.nn import Buffer, Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
-_LOCK = threading.Lock()  # blocks of `disabled` are counted, and several threads may be in one
+_LOCK = threading.Lock()  # `disabled` counts its blocks, and several threads may enter one
 
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """The report of `attach`: a line for each layer that matched, and the counts.
+    """The report of `attach`: a line for each adapted layer, and the numbers of parameters.
 
     Attributes:
         matches: the layers that got an adapter.
-        copies: the parameters that are trained in full, and the buffers beside them.
-        adapter: its name.
-        trainable: the number of parameters that train after this.
-        total: that of all, with adapters, originals of copies, and weights in few bits.
-        emptied: the targets of which `exclude` has left no layer.
+        copies: the parameters that are trained in full, and the buffers of their modules.
+        adapter: the name of the adapter.
+        trainable: the number of parameters that train after `attach`.
+        total: the number of all parameters, with adapters, copies and their originals, and
+            elements of weights in few bits.
+        emptied: the targets whose layers are all excluded.
     """
 
     matches: tuple[Match, ...]
@@ -81,24 +82,24 @@ def attach(
     rng: np.random.Generator | None = None,
     progress: bool = True,
 ) -> AttachReport:
-    """Put an adapter on each layer that `config` targets, and freeze everything else.
+    """Attach an adapter to each layer that `config` targets, and freeze everything else.
 
-    The new adapter is the active one; `lora.switch` chooses others, or several.
+    Afterwards only the new adapter is active; `lora.switch` activates others, or several.
 
     Args:
-        model: changed in place: each targeted layer is replaced by one with adapters, which shares
-            its parameters.
-        config: which layers, and what adapters.
-        adapter: a name for it.
+        model: the model, changed in place: each targeted layer is replaced by one with adapters,
+            which shares its parameters.
+        config: which layers get an adapter, and which kind.
+        adapter: a name for the new adapter.
         rng: the generator that A and B are drawn from.
         progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
 
     Raises:
-        TypeError: if there is no such module or configuration, or the name is no string.
+        TypeError: if `model` is no Module, `config` no LoRAConfig, or the name no string.
         ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
-            layer, a weight is not finite, one to be trained in full is tied to another, there is an
-            adapter of that name, one is merged, or the model is itself a single layer. After an
-            error the model is as it was.
+            layer, a weight is not finite, or a parameter to be trained in full is tied to another.
+            Also if the name is taken, another adapter is merged, or the model is itself a single
+            layer. After an error the model is unchanged.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
@@ -112,16 +113,16 @@ def attach(
 
 @contextmanager
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
-    """Turn the other adapters off while a block plans a new one, which `carry_out` then adds.
+    """Turn the other adapters off while a block plans a new one; `carry_out` then adds it.
 
-    After an error in the block the model and the generator are as they were.
+    After an error in the block, the model and the generator are restored.
     """
     check_attachable(model, adapter)
     attachment = state.attachment_of(model)
     draws = generator(rng).bit_generator
     before = draws.state
     if attachment is not None:
-        # The new adapter begins from the model without the others, which is also what is stored.
+        # The new adapter begins from the model without the others, whose originals it stores.
         attachment.swap_in(model, ())
     try:
         yield
@@ -133,7 +134,7 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
 
 
 def check_attachable(model: Module, adapter: str) -> None:
-    """Check that the name of a new adapter can be used, and that the model can have one now."""
+    """Raise an error if the name of a new adapter is invalid, or the model cannot get one."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
     if isinstance(model, (Linear, Embedding, Conv2d)) or is_narrow(model):
@@ -153,12 +154,12 @@ def check_attachable(model: Module, adapter: str) -> None:
 
 
 def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
-    """Do what has been planned and checked, and make the new adapter the active one."""
+    """Carry out a checked plan, and make the new adapter the only active one."""
     attachment = state.attachment_of(model)
     if attachment is None:
         attachment = Attachment({}, [])
         state.store(model, attachment)
-    # All others are frozen, which may have come into the model since the last adapter.
+    # All other parameters are frozen, also those added to the model after the last adapter.
     layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
     updates = [update for layer in layers for update in layer.adapters.values()]
     known = {id(p) for p, _ in attachment.flags}
@@ -191,11 +192,11 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
 def switch(model: Module, *names: str) -> Module:
     """Make these adapters active, and no others; return the model.
 
-    The updates of several add up. An adapter that is not active does not train; its `requires_grad`
-    flags come back when it is active again. Without names, none is active.
+    The updates of several adapters add up. An inactive adapter does not train; its `requires_grad`
+    flags are restored when it is active again. Without names, no adapter is active.
 
-    A ValueError is raised, and nothing is changed, if there is no adapter of that name, one is
-    named twice, one that is merged would be switched off, or two would train one parameter in full.
+    A ValueError is raised, and nothing is changed, if a name is unknown or repeated, a merged
+    adapter would be switched off, or two adapters would train one parameter in full.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
@@ -211,14 +212,14 @@ def switch(model: Module, *names: str) -> Module:
 
 
 def active(model: Module) -> tuple[str, ...]:
-    """Return the names of the adapters that take part; a ValueError without `attach`."""
+    """Return the names of the active adapters; a ValueError if none was attached."""
     return state.required_attachment(model).active
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
-    """Return the configuration of each adapter by name; None for one that `lora.combine` made.
+    """Return the configuration of each adapter by name; None for a sum made by `lora.combine`.
 
-    A ValueError is raised if `attach` has put none on.
+    A ValueError is raised if no adapter was attached.
     """
     return {name: each.config for name, each in state.required_attachment(model).adapters.items()}
 
@@ -244,7 +245,7 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
 
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
-    """Make these adapters active, which has been checked to be possible."""
+    """Make these adapters active, after `check_switch`."""
     layers = state.attached_layers(model, attachment)
     for name in attachment.active:
         if name not in names:
@@ -259,7 +260,7 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
 
 
 def deactivate(model: Module, attachment: Attachment, name: str) -> None:
-    """Let nothing of an adapter train until it is active again."""
+    """Freeze the parameters of an adapter, and store their flags until it is active again."""
     attached = attachment.adapters[name]
     layers = state.attached_layers(model, attachment)
     own: list[Tensor] = [copy.own for copy in attached.copies]
@@ -272,9 +273,9 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
-    It does so for all threads, until the last of the blocks is left. A ValueError is raised if
-    there are no adapters, or the model is a part of the one that they are on, and contains what an
-    adapter has in full.
+    They are off for all threads, until the last open block ends. A ValueError is raised if there
+    are no adapters. It is also raised if `attach` was called with a larger model, and `model`
+    contains parameters that an adapter trains in full.
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
     attachment = state.attachment_of(model)
@@ -304,11 +305,11 @@ def disabled(model: Module) -> Iterator[Module]:
 
 
 def detach(model: Module) -> Module:
-    """Take all adapters off and return the very model as it was, `requires_grad` flags included.
+    """Remove all adapters, restore the original layers and `requires_grad` flags; return the model.
 
-    Running statistics that no adapter has for itself stay as training has left them.
+    Running statistics that training changed stay changed, unless an adapter has its own copy.
 
-    A ValueError is raised if `attach` has put none on.
+    A ValueError is raised if no adapter was attached.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
@@ -321,11 +322,11 @@ def detach(model: Module) -> Module:
 
 
 def remove(model: Module, adapter: str) -> Module:
-    """Take one adapter off, with all that it has learned; return the model.
+    """Remove one adapter and its trained parameters; return the model.
 
-    The parameters that it trained in full are as they were; a layer without another adapter is the
-    original again. With the last adapter everything is taken off, as by `detach`. A ValueError is
-    raised, and nothing is changed, if there is no such adapter, or it is merged.
+    The originals of the parameters that it trained in full are restored, and so is each layer that
+    has no other adapter. Removing the last adapter is the same as `detach`. A ValueError is raised,
+    and nothing is changed, if there is no such adapter, or it is merged.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")
@@ -338,7 +339,7 @@ def remove(model: Module, adapter: str) -> Module:
             )
     if len(attachment.adapters) == 1:
         return detach(model)
-    # Full copies of other adapters move from layers that are replaced to their originals.
+    # Copies of other adapters leave the model here, and return after the layers are replaced.
     attachment.swap_in(model, ())
     attachment.active = tuple(name for name in attachment.active if name != adapter)
     del attachment.adapters[adapter]

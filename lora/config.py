@@ -1,4 +1,4 @@
-"""LoRAConfig: the layers of a model that get an adapter, and its kind."""
+"""LoRAConfig: which layers of a model get an adapter, and which kind of adapter."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ C = TypeVar("C", bound=type)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as Python has it, and JSON can, if it is a scalar of numpy."""
+    """Convert a numpy scalar to a Python number, which JSON can store; return others unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _naming_fields(cls: C) -> C:
-    """Let a dataclass list its fields if it is given one that it does not have."""
+    """Make a dataclass list its fields in the error about an unknown field."""
     made: Any = cls.__init__  # type: ignore[misc]  # of this very class
 
     @wraps(made)
@@ -53,45 +53,46 @@ def _naming_fields(cls: C) -> C:
 @_naming_fields
 @dataclass(frozen=True, repr=False)
 class LoRAConfig:
-    """The choice of the layers of a model that get adapters, and of their kind.
+    """The configuration of LoRA adapters: which layers get one, and its rank, scale and kind.
 
     Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
-    update (LoRA, or DoRA with `use_dora`), how it begins (`init`), and its `scaling`.
+    update (LoRA, or DoRA with `use_dora`), its first values (`init`), and its `scaling`.
 
     Args:
         rank: the rank of each update.
-        alpha: its strength, before it is divided; see `LoRAScaling`.
-        targets: "all-linear" for every linear layer; a sequence of names, where "q" also stands for
+        alpha: the strength of each update; the scale is alpha / rank by default, see `scaling`.
+        targets: "all-linear" for every linear layer; a sequence of names, where "q" also matches
             every name that ends in ".q"; or one string, a regular expression for complete names.
             Embeddings and convolutions are found by name only. The name of a `MultiHeadAttention`
-            stands for its four projections.
-        scaling: "standard", which is alpha / rank, or "rslora", which is alpha / sqrt(rank).
-        dropout: the probability of dropping an element on its way to A, in training.
-        exclude: names, or one regular expression, of targets that get none.
-        layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
-        layers_pattern: the name before that index, as "blocks", where a name has several numbers;
-            without it the first of them counts.
-        rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
-            that match, the first counts, and one that never does is an error.
+            means its four projections.
+        scaling: "standard" for the scale alpha / rank, or "rslora" for alpha / sqrt(rank).
+        dropout: the probability of dropping an element of the input of A, in training.
+        exclude: the targets that get no adapter: names, or one regular expression.
+        layers_to_transform: adapt only the layers with this index, or these indices; the index of
+            "blocks.3.q" is 3.
+        layers_pattern: the name before that index, such as "blocks", if a name has several numbers;
+            by default the first number is the index.
+        rank_pattern: other ranks, by regular expressions for a name or its end. If several match a
+            name, the first counts; an expression that has no effect is an error.
         alpha_pattern: other alphas, given like other ranks.
-        bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
-            complete model.
-        modules_to_save: names of further modules, such as a new head, which are trained in full.
-            Their buffers, such as running means, belong to the adapter too.
-        init: "gaussian", "kaiming", "orthogonal", "mica", which freezes B, "pissa" or, for large
-            layers, "pissa_niter_4": see `lora.variants.inits`.
-        use_dora: train a magnitude for each output as well (Liu et al., 2024).
-        dora_norm_gradient: take DoRA's full derivative, instead of the paper's, in which the norm
-            is a constant (section 4.3).
+        bias: "lora_only" also trains the biases of the layers with adapters, "all" every bias of
+            the model.
+        modules_to_save: names of further modules to train in full, such as a new head. Their
+            buffers, such as running means, belong to the adapter too.
+        init: the first values of A and B: "gaussian", "kaiming", "orthogonal", "mica", which
+            freezes B, "pissa" or, for large layers, "pissa_niter_4"; see `lora.variants.inits`.
+        use_dora: also train a magnitude for each output (Liu et al., 2024).
+        dora_norm_gradient: use DoRA's full derivative. The paper treats the norm as a constant
+            (section 4.3).
 
     Biases and modules are trained as copies, which replace the originals while the adapter is
     active.
 
     Raises:
-        TypeError: if there is no such field, or a value is of the wrong type.
-        ValueError: if the rank is not positive, alpha not positive and finite, dropout no
-            probability, there are no targets, a regular expression is invalid or matches every
-            name, `bias` or `init` is unknown, or two fields contradict each other.
+        TypeError: if a field is unknown, or a value has the wrong type.
+        ValueError: if the rank is not positive, alpha is not positive and finite, dropout is not a
+            probability, targets are empty, a regular expression is invalid or matches every name,
+            `bias` or `init` is unknown, or two fields contradict each other.
     """
 
     rank: int = 8

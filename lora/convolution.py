@@ -1,10 +1,10 @@
-"""LoRAConv: frozen filters, and an update of low rank beside them.
+"""LoRAConv: a frozen convolution plus a trainable low-rank update.
 
     y = conv(x, W) + b + scale B conv(x, A)      A: (rank, C h w), B: (O, rank)
 
-A convolution multiplies each patch of an image, of C h w numbers, by a matrix that has the filters
-as its rows. So its adapter is that of a linear layer, on patches: the rows of A are filters, which
-move over the image as those of W do, and B is a convolution whose kernel has one element.
+A convolution multiplies each patch of an image, C h w numbers, by a matrix whose rows are the
+filters. So its adapter is the adapter of a linear layer that is called on patches. The rows of A
+are filters, which move over the image like those of W, and B is a 1 x 1 convolution.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from minigrad.nn import Conv1d, Conv2d, Parameter
 class LoRAConv(AdaptedLayer):
     """A convolution with adapters, of images `(N, C, H, W)` or of sequences `(N, C, L)`.
 
-    A has the dilation of W, which PEFT's lacks; so PEFT cannot compute with the adapter of a layer
-    that `is_dilated`. `LoRAConv.around(conv)` makes one; a ValueError is raised for filters in
-    groups.
+    A has the dilation of W, but PEFT's A has none. So PEFT cannot use the adapter of a layer that
+    `is_dilated`. `LoRAConv.around(conv)` makes one; a ValueError is raised for grouped
+    convolutions.
     """
 
     options: tuple[Any, ...]  # stride, padding and dilation
 
     @classmethod
     def around(cls, layer: Conv2d) -> Self:
-        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        """Make a layer without an adapter, which shares the parameters of `layer`."""
         if layer.groups > 1:
             raise ValueError(
                 f"its filters are in {layer.groups} groups, and each sees the channels of its own, "
@@ -41,7 +41,7 @@ class LoRAConv(AdaptedLayer):
         return made
 
     def plain(self) -> Conv2d:
-        """Make a `Conv2d` or `Conv1d` with the merged filters, which shares nothing."""
+        """Make a `Conv2d` or `Conv1d` with the merged filters; it shares no memory with this."""
         kind = Conv1d if self.base_weight.ndim == 3 else Conv2d
         made = self._plain(kind, bias=None if self.bias is None else Parameter(self.bias), groups=1)
         made.stride, made.padding, made.dilation = self.options
@@ -49,7 +49,7 @@ class LoRAConv(AdaptedLayer):
 
     @property
     def is_dilated(self) -> bool:
-        """Whether the elements of a filter are apart from each other."""
+        """Whether the dilation is larger than 1."""
         pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
         return any(size > 1 and dilation > 1 for size, dilation in pairs)
 
@@ -67,15 +67,15 @@ class LoRAConv(AdaptedLayer):
         return _convolve(x, filters, None, *self.options)
 
     def lifted(self, h: Tensor, b: Tensor) -> Tensor:
-        """Multiply the channels of h by B."""
+        """Multiply the channels of h by B, as a 1 x 1 convolution."""
         return _convolve(h, self.per_output(b))
 
     def per_output(self, values: Tensor) -> Tensor:
-        """Give numbers the axes of a kernel of one element."""
+        """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
         return ops.reshape(values, (*values.shape, *(1,) * (self.base_weight.ndim - 2)))
 
     def base_facts(self) -> list[str]:
-        """Describe the kernel, and what is unusual in how it moves."""
+        """Describe the kernel, and a stride, padding or dilation other than the default."""
         names, usual = ("kernel_size", "stride", "padding", "dilation"), (None, 1, 0, 1)
         facts = zip(names, (self.base_weight.shape[2:], *self.options), usual, strict=True)
         return [f"{name}={value}" for name, value, usually in facts if {*value} != {usually}]

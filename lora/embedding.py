@@ -1,10 +1,10 @@
-"""LoRAEmbedding: a frozen table of vectors, and an update of low rank beside it.
+"""LoRAEmbedding: a frozen embedding plus a trainable low-rank update.
 
     y_i = W[i] + scale B A[:, i]          A: (rank, count), B: (d, rank)
 
-An embedding is a linear map of the i-th unit vector, with the table as the transpose of its weight;
-A and B have the same shapes as in a linear layer. But A begins at zero, and B at random (as in
-PEFT): so the vector of a token that training never sees stays what it was.
+An embedding is a linear map of the i-th unit vector, and its table is the transpose of the map's
+weight. So A and B have the same shapes as in a linear layer. But here A begins at zero, and B at
+random (as in PEFT). So the vector of a token that is not in the training data does not change.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ from minigrad.random import generator
 class LoRAEmbedding(AdaptedLayer):
     """An embedding with adapters: `(...)` integers -> `(..., embedding_dim)`.
 
-    Dropout drops the complete updates of tokens, since a unit vector has one element to drop.
+    Dropout drops the complete update of a token, because a unit vector has only one element that is
+    not zero.
 
-    `LoRAEmbedding.around(embedding)` makes one.
+    `LoRAEmbedding.around(embedding)` makes one from an `Embedding`.
     """
 
     padding_idx: int | None
 
     @classmethod
     def around(cls, layer: Embedding | BFloat16Embedding) -> Self:
-        """Make a layer without an adapter, which shares the very table of `layer`."""
+        """Make a layer without an adapter, which shares the table of `layer`."""
         made = super().around(layer)
         made.padding_idx = getattr(layer, "padding_idx", None)
         return made
 
     @property
     def num_embeddings(self) -> int:
-        """The number of vectors, as an `Embedding` calls it."""
+        """The number of vectors, under the name that `Embedding` uses."""
         return self.d_in
 
     @property
     def embedding_dim(self) -> int:
-        """The size of a vector, as an `Embedding` calls it."""
+        """The size of a vector, under the name that `Embedding` uses."""
         return self.d_out
 
     def begin(self, rank: int, rng: np.random.Generator | None) -> Factors:
@@ -58,7 +59,7 @@ class LoRAEmbedding(AdaptedLayer):
         return Factors(np.zeros((rank, self.d_in)), b)
 
     def plain(self) -> Module:
-        """Make an `Embedding` with the merged table, which shares nothing."""
+        """Make an `Embedding` with the merged table; it shares no memory with this layer."""
         return self._plain(Embedding, padding_idx=self.padding_idx)
 
     def weight_of(self, stored: Any) -> FrozenMatrix:
@@ -66,7 +67,7 @@ class LoRAEmbedding(AdaptedLayer):
         return super().weight_of(stored.T)
 
     def stored(self, matrix: Array) -> Array:
-        """Return a matrix as a table."""
+        """Return the transpose of a matrix, as the table is stored."""
         return np.ascontiguousarray(matrix.T)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
@@ -76,15 +77,15 @@ class LoRAEmbedding(AdaptedLayer):
         return functional.embedding(x, weight.detach(), self.padding_idx)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Look up columns of a matrix; the one of the padding gets no gradient."""
+        """Look up columns of a matrix; the column of the padding index gets no gradient."""
         return functional.embedding(x, ops.transpose(matrix), self.padding_idx)
 
     def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
-        """Return x itself, and a factor for each token, which is 0 if it is dropped."""
+        """Return x itself, and a factor for each token, which is 0 if its update is dropped."""
         ones = Tensor(observed(np.ones, (*x.shape, 1), self.weight.dtype))
         return x, functional.dropout(ones, adapter.dropout, rng=adapter.rng)
 
     def base_facts(self) -> list[str]:
-        """Describe the storage, and the index of the padding."""
+        """Describe the storage, and the padding index."""
         padding = [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
         return [*super().base_facts(), *padding]

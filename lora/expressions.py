@@ -1,10 +1,10 @@
-"""Expressions: regular expressions for names, which are matched in a time that has a limit.
+"""Expressions: regular expressions for names that match in linear time, without backtracking.
 
-They are written as for Python's `re`, and its parser reads them. Its matcher tries one alternative
-after the other, and on `(a+)+b` or `.*.*.*.*b` takes forever. Here a name is read once from its end
-to its beginning, with the set of all positions from which the rest of the expression matches
-(Thompson, 1968, "Regular expression search algorithm"). A set is an integer: bit i stands for the
-position that has i characters behind it.
+They have the syntax of Python's `re`, whose parser reads them. The matcher of `re` tries one
+alternative after the other, and can take forever for `(a+)+b` or `.*.*.*.*b`. The matcher here
+reads a name once, from its end to its beginning. It keeps the set of all positions from which the
+rest of the expression matches (Thompson, 1968, "Regular expression search algorithm"). A set is an
+integer: bit i means the position that is followed by i characters.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from operator import or_
 from re import _compiler, _parser  # type: ignore[attr-defined]  # old, and without annotations
 from typing import Any
 
-# What an expression may have at most:
+# The largest sizes of an expression:
 LONGEST_EXPRESSION = 1 << 16  # characters
 MOST_REPEATS = 100  # of `*`, `+`, `?` and `{m,n}`
-_DEEPEST = 50  # groups in groups
+_DEEPEST = 50  # levels of nested groups
 
 _ALLOWED = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
 
 
 class Name:
-    """A name, with the positions of its characters as sets."""
+    """A name, with sets of positions in it."""
 
     def __init__(self, name: str) -> None:
         self.text = name
         self.every = (2 << len(name)) - 1  # all positions
         self.start = 1 << len(name)  # the position before the first character
         self.end = 3 if name.endswith("\n") else 1  # the positions where `$` matches
-        self.before: dict[str, int] = {}  # the positions before a character, by character
+        self.before: dict[str, int] = {}  # for each character, the positions before it
         for behind, character in enumerate(reversed(name), 1):
             self.before[character] = self.before.get(character, 0) | (1 << behind)
 
     def before_any(self, test: Test) -> int:
-        """Return the positions before characters that pass a test."""
+        """Return the positions before all characters that pass a test."""
         return reduce(or_, (bits for c, bits in self.before.items() if test(c)), 0)
 
 
 Test = Callable[[str], bool]
 Step = Callable[[int, Name], int]
-"""A part of an expression: from the positions behind its matches it gives those before them."""
+"""A part of an expression: it maps the positions after its matches to the positions before."""
 
 
 class Expression:
-    """A regular expression.
+    """A regular expression that is matched without backtracking.
 
-    A ValueError is raised if it is none, is too long, has too many repeats, has a repeat in a
-    repeat, or has what `re` can only match by trying: references to groups, conditions, and repeats
-    and groups that keep what they matched first.
+    A ValueError is raised if the text is no regular expression, is too long, has too many repeats,
+    or has nested repeats. It is also raised for constructs that need backtracking: references to
+    groups, conditions, and atomic groups and possessive repeats.
     """
 
     def __init__(self, text: str) -> None:
@@ -68,19 +68,19 @@ class Expression:
         self._step = self._sequence(parsed, re.RegexFlag(parsed.state.flags), 0, False)
 
     def matches(self, name: str) -> bool:
-        """Tell whether the expression matches a name entirely."""
+        """Tell whether the expression matches the entire name."""
         text = _name(name)
         return bool(self._step(1, text) & text.start)
 
     def _sequence(self, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
-        """Return the step of parts that follow each other."""
+        """Return the step for a sequence of parts."""
         if depth > _DEEPEST:
             raise ValueError(f"it has groups in groups, more than {_DEEPEST} deep")
         if unknown := flags & ~_ALLOWED:
             raise ValueError(f"it sets {unknown!r}, and flags other than i, s and x are not read")
         steps: list[Step] = []
         is_exact = not flags & re.IGNORECASE
-        # Characters that follow each other are one step; those of a name are mostly so.
+        # Literal characters in a row are one step, because most expressions are parts of names.
         for is_text, group in groupby(parts, lambda part: is_exact and str(part[0]) == "LITERAL"):
             if is_text:
                 steps.append(_literal("".join(chr(value) for _, value in group)))
@@ -100,7 +100,7 @@ class Expression:
         return step
 
     def _part(self, part: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
-        """Return the step of one part, as the parser describes it."""
+        """Return the step for one part of the parse tree."""
         if (test := _test(part, flags)) is not None:
             return lambda after, name: (after << 1) & name.before_any(test)
         op, value = str(part[0]), part[1]
@@ -110,7 +110,7 @@ class Expression:
         if op == "SUBPATTERN":
             _, added, removed, parts = value
             return self._sequence(parts, (flags | added) & ~removed, depth + 1, repeated)
-        if op in ("MAX_REPEAT", "MIN_REPEAT"):  # the longest first, or the shortest
+        if op in ("MAX_REPEAT", "MIN_REPEAT"):  # greedy or lazy
             least, most, parts = value
             return self._repeat(least, most, parts, flags, depth, repeated)
         if op in ("ASSERT", "ASSERT_NOT"):
@@ -126,7 +126,7 @@ class Expression:
     def _repeat(
         self, least: int, most: int, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool
     ) -> Step:
-        """Return the step of a part that may follow itself `least` to `most` times."""
+        """Return the step for a part that is repeated `least` to `most` times."""
         self._repeats += 1
         if self._repeats > MOST_REPEATS:
             raise ValueError(f"it has more than {MOST_REPEATS} repeats")
@@ -155,7 +155,7 @@ class Expression:
     def _assertion(
         self, ahead: int, parts: Any, is_for: bool, flags: re.RegexFlag, depth: int, repeated: bool
     ) -> Step:
-        """Return the step of a look ahead or behind, which must match, or must not."""
+        """Return the step for a lookahead or lookbehind, positive or negative."""
         step, behind = self._sequence(parts, flags, depth + 1, repeated), 0
         if ahead < 0:
             behind, most = parts.getwidth()
@@ -170,7 +170,7 @@ class Expression:
 
 
 def _test(part: Any, flags: re.RegexFlag) -> Test | None:
-    """Return a test of one character, if a part is for one."""
+    """Return a test of one character if the part matches one character; else None."""
     if str(part[0]) not in ("ANY", "LITERAL", "NOT_LITERAL", "IN"):
         return None
     state = _parser.State()
@@ -184,7 +184,7 @@ def _is_word(character: str) -> bool:
 
 
 def _literal(text: str) -> Step:
-    """Return the step of characters that are all given."""
+    """Return the step for literal characters."""
     backwards = text[::-1]
 
     def step(after: int, name: Name) -> int:
@@ -198,12 +198,12 @@ def _literal(text: str) -> Step:
 
 
 def _run(test: Test, least: int) -> Step:
-    """Return the step of characters in a row that pass a test, none of them or `least` 1."""
+    """Return the step for a run of `least` (0 or 1) or more characters that pass a test."""
 
     def step(after: int, name: Name) -> int:
         allowed = name.before_any(test)
         first = (after << 1) & allowed
-        # A carry runs through all characters that are allowed in a row.
+        # The carry of the addition runs through all allowed characters in a row.
         rest = ((first + allowed) ^ allowed) & allowed
         return first | rest | (0 if least else after)
 
@@ -211,7 +211,7 @@ def _run(test: Test, least: int) -> Step:
 
 
 def _anchor(kind: str) -> Step:
-    """Return the step of `^`, `$` and others that are for a position."""
+    """Return the step for an anchor, such as `^` or `$`, which matches a position."""
     if kind in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
         return lambda after, name: after & name.start
     if kind in ("AT_END", "AT_END_STRING"):
@@ -226,4 +226,4 @@ def _anchor(kind: str) -> Step:
 
 
 _name = lru_cache(maxsize=1 << 13)(Name)
-expression = lru_cache(maxsize=1 << 14)(Expression)  # that a text is, with the errors of the class
+expression = lru_cache(maxsize=1 << 14)(Expression)  # cached; errors are those of the class

@@ -1,4 +1,4 @@
-"""Making an adapter from two models: the low-rank part of their difference."""
+"""Make an adapter from two models: the best low-rank approximation of their difference."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from minigrad.tables import aligned
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result of `extract` or of `lora.offline.extract_files` for one of the layers."""
+    """The result of `extract` or of `lora.offline.extract_files` for one layer."""
 
-    name: str  # of the layer
-    rank: int  # of the update; 0 for a layer that does not differ, and gets none
-    error: float = 0.0  # the Frobenius norm of the part of the difference that the update has not
+    name: str  # the name of the layer
+    rank: int  # the rank of the update; 0 if the layer does not differ, and gets no update
+    error: float = 0.0  # the Frobenius norm of the difference minus the update
     relative_error: float = 0.0  # the same as a share of the norm of the difference
-    energy: float = 1.0  # the share of the difference's squared norm that the update has
+    energy: float = 1.0  # the update's share of the squared norm of the difference
 
     @classmethod
     def of(cls, name: str, best: Approximation) -> Extracted:
-        """Describe the best approximation of a difference, which is the update of a layer."""
+        """Describe the update of a layer, the best approximation of its difference."""
         return cls(name, len(best.a), best.error, best.relative_error, best.energy)
 
     @property
     def figures(self) -> tuple[str, str, str, str]:
-        """The rank, errors and energy in a table."""
+        """The rank, errors and energy as cells of a table."""
         errors = f"{self.error:.3g}", f"{self.relative_error:.3g}", f"{100 * self.energy:.4g} %"
         return str(self.rank), *(errors if self.rank else ("", "", ""))
 
@@ -56,9 +56,9 @@ class ExtractReport:
     """The report of `extract`: a line for each target.
 
     Attributes:
-        layers: the targets, including the ones that do not differ.
+        layers: the targets, also those that do not differ.
         copies: the parameters and buffers that the adapter has in full.
-        adapter: its name.
+        adapter: the name of the adapter.
     """
 
     layers: tuple[Extracted, ...]
@@ -84,33 +84,33 @@ def extract(
     bias: Bias = "none",
     progress: bool = True,
 ) -> ExtractReport:
-    """Attach to `base` the adapter that comes nearest to a model of which all parameters trained.
+    """Attach to `base` the adapter that best approximates a fully fine-tuned model.
 
         W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
 
-    In each layer B A is the best approximation of this rank in the Frobenius norm (`lora.spectra`);
-    in one whose smaller size is below the rank, it is exact. Factors are rounded to the dtype of
-    the layer, which the errors of the report do not include. A target that does not differ gets no
-    adapter. Nothing of the difference is lost silently: what is outside the targets must be equal,
+    In each layer B A is the best approximation of this rank in the Frobenius norm (`lora.spectra`).
+    It is exact if the rank is at least the smaller size of the layer. Factors are rounded to the
+    dtype of the layer, which the errors of the report do not include. A target that does not differ
+    gets no adapter. No difference is lost silently: parameters outside the targets must be equal,
     or be copied in full.
 
     Args:
-        base: changed as by `attach`: `detach` gives it back, to the bit.
-        finetuned: a model of the same structure, or its `state_dict`. Where the base is in few bits
-            (`lora.quantize`), the loss of that is part of the difference.
-        rank: of each update, at most.
-        targets: the layers to look at, as in `LoRAConfig`.
-        exclude: of these, those to leave out.
-        adapter: a name for it.
+        base: the base model, changed as by `attach`; `detach` restores it to the bit.
+        finetuned: a model of the same structure, or its `state_dict`. If the base is in few bits
+            (`lora.quantize`), its rounding error is part of the difference.
+        rank: the largest rank of each update.
+        targets: the layers to compare, as in `LoRAConfig`.
+        exclude: the targets to leave out.
+        adapter: a name for the new adapter.
         modules_to_save: modules to copy in full.
         bias: the biases to copy, as in `LoRAConfig`.
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if there is no such module or state, or an argument is of the wrong type.
-        ValueError: if names or shapes do not fit, there is NaN or Inf, something differs that the
-            adapter would not have, no target differs, or `attach` would raise an error; `base` is
-            as it was then.
+        TypeError: if an argument has the wrong type.
+        ValueError: if names or shapes do not match, there is NaN or Inf, something differs that the
+            adapter would not have, no target differs, or `attach` would raise an error. Then `base`
+            is unchanged.
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
         raise TypeError(
@@ -146,7 +146,7 @@ def extract(
             f"none of the targets differs from the base, so there is nothing to extract: "
             f"{', '.join(names)}"
         )
-    # The configuration for these layers alone, with no rank that is larger than its layer.
+    # A configuration for these layers alone, whose ranks are no larger than the layers allow.
     sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
     exactly = replace(
@@ -181,16 +181,16 @@ def extract(
 
 
 def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
-    """Return the layers whose weight is in few bits and so no parameter, by the weight's name."""
+    """Return the layers with a weight in few bits, which is no parameter, by the weight's name."""
     return {f"{name}.weight": m for name, m in model.named_modules() if is_narrow(m)}
 
 
 class _Pair:
-    """The state of the base, weights in few bits among it, and the finetuned values.
+    """The state of the base, including weights in few bits, and the fine-tuned values.
 
     `tensors` are the parameters and buffers of the base, by each of their names, and `values` the
-    finetuned ones, by the same names. A tied parameter has several. The state may give any of them,
-    and where the tie was cut, as by `fold`, values that differ.
+    fine-tuned ones, by the same names. A tied parameter has several names. The fine-tuned state may
+    contain any of them, with different values if the tie was cut, as `fold` does.
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
@@ -230,12 +230,12 @@ class _Pair:
         check_problems("the finetuned model does not fit the base; nothing was changed", problems)
 
     def equal_names(self, name: str) -> list[str]:
-        """List the names of this tensor under which the finetuned model has this value."""
+        """List the names of this tensor that have this same value in the fine-tuned model."""
         value, names = self.values[name], self._names[id(self.tensors[name])]
         return [other for other in names if np.array_equal(self.values[other], value)]
 
     def differs(self, name: str) -> bool:
-        """Tell whether the two values of a tensor differ."""
+        """Tell whether the base and the fine-tuned model have different values of a tensor."""
         value, tensor = self.values[name], self.tensors[name]
         ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(value.dtype)
         return not np.array_equal(value, ours)

@@ -1,7 +1,8 @@
-"""The frozen parts of a layer with adapters: its matrix W, however it is stored, and its bias.
+"""The frozen parts of a layer with adapters: its matrix W, dense or in few bits, and its bias.
 
-A matrix is `(d_out, d_in)`. It is dense, or in few bits (`minigrad.kernels.narrow`), of which no
-more than a strip is ever dense. An embedding's table is a dense matrix, seen transposed.
+A matrix is `(d_out, d_in)`. A matrix in few bits (`minigrad.kernels.narrow`) is never dense as a
+whole: only one strip of rows is decoded at a time. The matrix of an embedding is its table,
+transposed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Array = NDArray[Any]
 
 _INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with the updates in it"
 
-STRIP = 1 << 18  # elements that are in float64 at a time
+STRIP = 1 << 18  # the number of elements in float64 at a time
 
 
 def strips(shape: tuple[int, ...]) -> list[slice]:
@@ -35,10 +36,10 @@ def strips(shape: tuple[int, ...]) -> list[slice]:
 
 
 class FrozenMatrix(ABC):
-    """A frozen matrix W, and what adapters ask of it, computed from some rows at a time."""
+    """A frozen matrix W, with the operations that adapters need, computed a few rows at a time."""
 
     shape: tuple[int, int]  # `(d_out, d_in)`
-    dtype: np.dtype[Any]  # of what is computed with it
+    dtype: np.dtype[Any]  # the dtype of results computed with W
 
     if not TYPE_CHECKING:  # code written for a Linear reads `layer.weight` as a Tensor or an array
 
@@ -69,7 +70,7 @@ class FrozenMatrix(ABC):
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
     def cached_squares(self) -> Array:
-        """Return `squares()`, saved for the next call unless W may change in between."""
+        """Return `squares()`; a subclass may save the result for as long as W cannot change."""
         return self.squares()
 
     def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class FrozenMatrix(ABC):
         return strips(self.shape)
 
     def blocks(self) -> list[tuple[slice, slice]]:
-        """Divide W into rows and columns that are quick to read, of a few megabytes each."""
+        """Divide W into parts that are quick to read: rows and columns, a few megabytes each."""
         return [(strip, slice(None)) for strip in self.strips()]
 
     def squares(self) -> Array:
@@ -97,10 +98,10 @@ class FrozenMatrix(ABC):
 
 
 class DenseMatrix(FrozenMatrix):
-    """A plain array, which others may share, and write to after they have released it.
+    """A plain array, whose memory other code may share.
 
-    Of filters, which have more axes, each is a row. While the norms of its rows are known, its
-    memory is read-only.
+    An array of filters, with more axes, has a row for each filter. While the norms of the rows are
+    saved, the memory is read-only; code that wants to write releases it first (`let_go`).
     """
 
     def __init__(self, array: Array) -> None:
@@ -110,7 +111,7 @@ class DenseMatrix(FrozenMatrix):
 
     @property
     def matrix(self) -> Array:
-        """The array as a matrix, which is a view of it if its memory is in order."""
+        """The array as a matrix: a view if the memory is contiguous, otherwise a copy."""
         return self._array.reshape(self.shape)
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
@@ -130,7 +131,7 @@ class DenseMatrix(FrozenMatrix):
         return bool(np.isfinite(self.matrix).all())
 
     def cached_squares(self) -> Array:
-        """Return the squared norms, saved for as long as nobody can write to W."""
+        """Return the squared norms of the rows, saved for as long as W is read-only."""
         if self._known is None:
             squares = self.squares()
             if not hold(self._array, self):
@@ -139,7 +140,7 @@ class DenseMatrix(FrozenMatrix):
         return self._known
 
     def let_go(self) -> None:
-        """Forget the norms, since someone is about to write to W."""
+        """Drop the saved norms, because other code is about to write to W."""
         self._known = None
 
     def __del__(self) -> None:
@@ -147,7 +148,7 @@ class DenseMatrix(FrozenMatrix):
             release(self._array)
 
     def __reduce__(self) -> Any:
-        return type(None), ()  # a copied layer makes its own from its own weight
+        return type(None), ()  # a copied layer makes a new one from its own weight
 
 
 class NarrowFrozenMatrix(FrozenMatrix):
@@ -167,7 +168,7 @@ class NarrowFrozenMatrix(FrozenMatrix):
         return self.matrix.rows(start, stop, np.float64)[:, columns]
 
     def strips(self) -> list[slice]:
-        """Divide the rows, into fewer parts for a transpose, which is decoded for each of them."""
+        """Divide the rows; a transpose gets fewer parts, because each part decodes all of it."""
         rows, cols = self.shape
         return strips((rows, cols // 16 if self.matrix.is_transposed else cols))
 
@@ -200,25 +201,25 @@ class TrainedCopy(Parameter):
 
 
 class OwnBuffer(Buffer):
-    """A copy of a buffer, such as a running mean, that an adapter has for itself."""
+    """A copy of a buffer, such as a running mean, that belongs to one adapter."""
 
     __slots__ = ()
 
 
 def copy_for_adapter(original: Parameter | Buffer, value: Any) -> TrainedCopy | OwnBuffer:
-    """Return the tensor, with this value, that is to take the place of an original."""
+    """Return a copy with this value, which replaces the original while the adapter is active."""
     return OwnBuffer(value) if isinstance(original, Buffer) else TrainedCopy(value)
 
 
 def hand_over(own: TrainedCopy | OwnBuffer) -> None:
-    """Let a copy become an ordinary parameter or buffer of the model, which differs in no more."""
+    """Turn a copy into an ordinary parameter or buffer of the model, by changing its class."""
     own.__class__ = Buffer if isinstance(own, Buffer) else Parameter  # type: ignore[assignment]
 
 
 def frozen_bias(bias: Parameter | None) -> Tensor | None:
-    """Cut the bias of a frozen layer off from gradients, unless it is a copy that trains.
+    """Detach the bias of a frozen layer from the graph, unless it is a copy that an adapter trains.
 
-    An ordinary bias gets no gradient, even if someone has set its flag.
+    An ordinary bias gets no gradient, even if its `requires_grad` is set.
     """
     if bias is None or bias.node is None or isinstance(bias, TrainedCopy):
         return bias

@@ -1,11 +1,11 @@
-"""LoRALayer: a frozen linear map, and a trainable one of low rank beside it.
+"""LoRALayer: a frozen linear layer plus a trainable low-rank update (LoRA).
 
     y = x W^T + b + scale (x A^T) B^T          A: (rank, d_in), B: (d_out, rank)
 
-Fine-tuning changes a weight by a matrix of low rank, or can be made to at little loss (Hu et al.,
-2021). So instead of the d_out d_in elements of W, only rank (d_in + d_out) are trained. B begins at
-zero: the first output is that of the base. Gradients flow into A and B, and through to x; never
-into W, for which no product runs and no activation is saved.
+A low-rank change of the weights is enough for fine-tuning, with little loss (Hu et al., 2021). So
+LoRA trains rank (d_in + d_out) numbers instead of the d_out d_in elements of W. B begins at zero,
+so the first output equals the output of the base. Gradients flow to A, B and x, but never to W: no
+product is computed and no activation is saved for the gradient of W.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ class LoRALayer(AdaptedLayer):
     """A linear layer with a low-rank adapter: `(..., d_in) -> (..., d_out)`.
 
     Args:
-        base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It
-            becomes a detached view: its memory is shared, its `requires_grad` not changed. While
-            the layer has it packed the memory is read-only; `base_weight.data` ends that.
+        base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array.
+            The layer shares its memory as a detached view, and does not change its `requires_grad`.
+            While the layer keeps W packed, this memory is read-only; reading `base_weight.data`
+            makes it writable.
         d_out: the size of an output vector.
         d_in: the size of an input vector.
         rank: the rank of the update, at most min(d_out, d_in).
-        alpha: the strength of the update, before it is divided; see `LoRAScaling`.
-        scaling: alpha / rank or alpha / sqrt(rank).
+        alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
+        scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
         bias: b, `(d_out,)`, frozen, or None.
-        dropout: the probability of dropping an element of x on its way to A, in training.
-        rng: the generator of A, and of dropout. A is Gaussian with standard deviation 1 / rank.
+        dropout: the probability of dropping an element of the x that A multiplies, in training.
+        rng: the generator that draws A and dropout. A is normal with standard deviation 1 / rank.
 
     Raises:
-        TypeError: if the weight is not of floats, or a size is no integer.
+        TypeError: if the weight has no float dtype, or a size is no integer.
         ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
-            a positive number, or dropout no probability.
+            a positive number, or dropout is not a probability.
     """
 
-    _prepacked: Any = None  # the panels of W, which a product finds while they are here
+    _prepacked: Any = None  # the packed panels of W; matrix products use them while they exist
 
     def __init__(
         self,
@@ -92,15 +93,15 @@ class LoRALayer(AdaptedLayer):
         dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> LoRALayer:
-        """Put an adapter on `linear`, whose weight and bias it shares and does not change."""
+        """Adapt `linear`: the new layer shares its weight and bias, and does not change them."""
         options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
         d_out, d_in = linear.weight.shape
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)
 
     def plain(self) -> Linear:
-        """Make a plain layer with the weight W + scale B A, which shares nothing.
+        """Make a `Linear` with the weight W + scale B A; it shares no memory with this layer.
 
-        A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
+        A RuntimeError is raised if the layer is merged, and A, B, W or the scale has changed since.
         """
         return self._plain(Linear, bias=None if self.bias is None else Parameter(self.bias))
 
@@ -108,12 +109,12 @@ class LoRALayer(AdaptedLayer):
 
     @property
     def in_features(self) -> int:
-        """The size of an input vector, as a `Linear` calls it."""
+        """The size of an input vector, under the name that `Linear` uses."""
         return self.d_in
 
     @property
     def out_features(self) -> int:
-        """The size of an output vector, as a `Linear` calls it."""
+        """The size of an output vector, under the name that `Linear` uses."""
         return self.d_out
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
@@ -129,12 +130,12 @@ class LoRALayer(AdaptedLayer):
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
     ) -> Tensor:
-        """Compute one fused product, with the packed panels of a frozen W."""
+        """Compute base and update by one fused op, with the packed panels of W."""
         if not adapters or not isinstance(stored, Tensor):
             return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
         weight = stored if stored.node is None else stored.detach()
-        # W stays as it is from step to step, so its packed panels, which products find, may too.
+        # W does not change from step to step, so its packed panels are kept for all products.
         panels = kernels.gemm.prepacked.prepack(weight._data)
         if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond
             self._prepacked = panels
@@ -147,7 +148,7 @@ def largest_rank(shape: tuple[int, ...]) -> int:
 
 
 def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
-    """Raise a ValueError if B A cannot have this rank, which is larger than one of the sizes."""
+    """Raise a ValueError if the rank is larger than d_out or d_in, which B A cannot have."""
     if rank > min(d_out, d_in):
         raise ValueError(
             f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "

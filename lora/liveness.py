@@ -1,6 +1,6 @@
-"""The report of `minigrad.liveness` on adapters: their ranks, and what keeps one from training.
+"""What `minigrad.liveness` reports about adapters: their ranks, and why one does not train.
 
-A layer with adapters answers the hook `liveness_parts` with an `AdapterPart` for each of them.
+The method `liveness_parts` of a layer with adapters returns an `AdapterPart` for each of them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from minigrad.nn import Parameter
 
 @dataclass(frozen=True)
 class AdapterRow(PartRow):
-    """The effect of a step on one LoRA adapter; `trains` says whether it changes the update.
+    """The effect of a step on one LoRA adapter; `trains` tells whether it changes the update.
 
-    The name is that of its layer. If several adapters are active there, the adapter's own follows.
-    Numerical ranks are None if an element is not finite.
+    The name is the name of the layer. If several adapters are active in the layer, the name of the
+    adapter follows. Numerical ranks are None if an element is not finite.
     """
 
-    rank_a: int | None  # of A, `(rank, d_in)`
-    rank_b: int | None  # of B, `(d_out, rank)`
-    rank_ba: int | None  # of the update B A
+    rank_a: int | None  # the numerical rank of A, `(rank, d_in)`
+    rank_b: int | None  # the numerical rank of B, `(d_out, rank)`
+    rank_ba: int | None  # the numerical rank of the update B A
 
     kind: ClassVar[str] = "adapter"
-    # The bases of adapters are to stay frozen.
+    # Not all parameters, because the base weights must stay frozen.
     to_train: ClassVar[str] = "lora_a and lora_b of each adapter that is to train"
 
     def facts(self) -> dict[str, str]:
@@ -47,15 +47,15 @@ class AdapterPart:
     name: str  # its name in the layer; empty if it is the only one
     layer: Any  # the AdaptedLayer
     adapter: Adapter
-    merged: bool  # whether it is in the merged weight of the layer
+    merged: bool  # whether the merged weight of the layer contains it
 
     @property
     def constants(self) -> Sequence[Parameter]:
-        """Its parameters if calls use the merged weight, through which no gradient gets to them."""
+        """Its parameters if it is merged, because no gradient passes through a merged weight."""
         return self.adapter.trained() if self.merged and self.layer.enabled else ()
 
     def remarks(self) -> Iterator[tuple[Any, str]]:
-        """Yield tensors, and why each gets no gradient if it gets none."""
+        """Yield tensors, each with the reason why it may get no gradient."""
         for tensor in (self.layer.base_weight, self.layer.bias):
             yield tensor, "the base of an adapter is a constant: freeze it, or fold the adapter in"
         for is_so, why in (
@@ -72,7 +72,7 @@ class AdapterPart:
                 return
 
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> AdapterRow:
-        """Conclude from the rows of A and B whether the adapter trains."""
+        """Make the row of the adapter; the rows of A and B tell whether it trains."""
         a, b = self.adapter.lora_a, self.adapter.lora_b
         return AdapterRow(name, *_verdict(row_of(a), row_of(b)), *ranks(a, b))
 
@@ -96,8 +96,8 @@ def _verdict(a: ParameterRow, b: ParameterRow) -> tuple[bool, str]:
 def ranks(a: Tensor, b: Tensor) -> tuple[int | None, int | None, int | None]:
     """Compute the numerical ranks of A, B and B A, as `numpy.linalg.matrix_rank` counts.
 
-    Singular values count above max(m, n) eps times the largest one, with the eps of the matrices'
-    own dtype. B A itself is never formed. None where an element is not finite.
+    A singular value counts if it is above max(m, n) eps times the largest one, with the eps of the
+    dtype of A and B. B A itself is never formed. A rank is None if an element is not finite.
     """
     if not (np.isfinite(a._data).all() and np.isfinite(b._data).all()):
         return None, None, None

@@ -1,4 +1,4 @@
-"""Merging the adapters of a complete model, and taking that back."""
+"""Merge the adapters of a complete model, undo the merge, or fold the adapters into its weights."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ def merge(
     dtypes: str | Sequence[str] = DTYPES,
     progress: bool = True,
 ) -> MergeCertificate:
-    """Let the adapters of `model` compute with W + dW, and certify what that loses.
+    """Merge the active adapters: compute W + dW once per layer, and certify the rounding error.
 
-    The base weights stay beside the merged ones, so this takes memory; `lora.fold` drops them. W +
-    dW is computed in float64 and rounded once, to the dtype of the layer. The certificate says of
-    each layer and dtype which share of the update is lost, the largest change of a weight in units
-    in the last place, and a bound on the change of the outputs.
+    The base weights stay in memory beside the merged ones; `lora.fold` frees them. W + dW is
+    computed in float64 and rounded once, to the dtype of the layer. The certificate has three
+    numbers for each layer and dtype: the share of the update that is lost, the largest change of a
+    weight in units in the last place, and a bound on the change of the outputs.
 
-    No gradient passes from the merged weight to A and B. So a merged model whose adapters train
-    runs under `minigrad.no_grad()` only, and a RuntimeError in its forward pass says so elsewhere.
+    No gradient passes from the merged weight to A and B. So a merged model whose adapters require
+    gradients computes only under `minigrad.no_grad()`; otherwise its forward pass raises a
+    RuntimeError.
 
     Args:
-        model: with adapters.
-        adapters: names of active ones to merge; None for all of them. Others go on beside the
-            merged weight, also if they were merged before.
+        model: a model with adapters.
+        adapters: names of active adapters to merge; None for all of them. The other active ones are
+            computed beside the merged weight, even if they were merged before.
         limit: raise an error if in one layer a larger share of the update is lost to rounding.
         dtype: the dtype for which `limit` is checked; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
@@ -45,8 +46,8 @@ def merge(
 
     Raises:
         TypeError: if a layer has a dtype that cannot be certified, a name is no string, or the
-            limit or radius no number. After any error nothing is changed.
-        ValueError: if there are no adapters, a name is not that of an active one, none is active,
+            limit or radius is no number. After any error nothing is changed.
+        ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
             an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
     """
@@ -90,15 +91,15 @@ def merge(
         if names:
             layer.merge(names)
         else:
-            layer.unmerge()  # its merged weight would be a second copy of W
+            layer.unmerge()  # with no adapter to merge, a merged weight would only be a copy of W
     return certificate.only(asked)
 
 
 def unmerge(model: Module) -> list[str]:
-    """Let every adapter compute with W, A and B again; return the names of their layers.
+    """Undo `merge`: compute with W, A and B again; return the names of all layers with adapters.
 
-    The base weights are those from before the merge to the bit: they were never written to. A
-    ValueError is raised if there are no adapters.
+    The base weights equal those before the merge in every bit, because a merge never writes to
+    them. A ValueError is raised if there are no adapters.
     """
     found = state.adapted_layers(model)
     for _, layer in found:
@@ -107,18 +108,18 @@ def unmerge(model: Module) -> list[str]:
 
 
 def fold(model: Module) -> Module:
-    """Replace each layer with adapters by a plain one of W + dW; return the model.
+    """Replace each layer with adapters by a plain one with the weight W + dW; return the model.
 
-    W is freed, unless something else refers to it: a weight that was tied to another is no longer.
-    Parameters that were trained in full stay in the model. Flags are as they were before `attach`.
-    Parts of the model that `attach` was called with are folded as if each was by itself. A model
-    that is itself a layer with adapters is not changed; its plain layer is returned.
+    W is freed, unless something else refers to it. A weight that was tied to another is not tied
+    afterwards. Parameters that were trained in full stay in the model. `requires_grad` flags are
+    restored to those before `attach`. If `attach` was called with parts of the model, each part is
+    folded by itself. A model that is itself a layer with adapters is not changed; its plain layer
+    is returned.
 
     Raises:
-        ValueError: if there are no adapters, one is not active, which would be lost, W + dW is not
-            finite, or the model is a part of the one that `attach` was called with; nothing is
-            changed then.
-        RuntimeError: if an adapter was changed since a merge, or inside of `lora.disabled`.
+        ValueError: if there are no adapters, an adapter is not active and would be lost, W + dW is
+            not finite, or `attach` was called with a larger model; nothing is changed then.
+        RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
     attachments = state.attachments_in(model)
@@ -163,7 +164,7 @@ def fold(model: Module) -> Module:
         for original, layer in attachment.replaced.values():
             own = dict(original.named_parameters())
             for key, parameter in folded[id(layer)].named_parameters():
-                # A weight in few bits was no parameter, and did not train.
+                # A weight in few bits was no parameter, so it gets no flag back and stays frozen.
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

@@ -1,10 +1,10 @@
-"""Options of optimisers for adapters: the rates of A and B, and a decay of their product.
+"""Optimiser options for adapters: learning rates of A and B (LoRA+), and weight decay of B A.
 
     optimizer = AdamW(lora.param_groups(model, 1e-4, ratio=16, weight_decay=0.01))
 
-Of a wide layer, A sums over all inputs, B over the rank only. So if both learn at one rate, that is
-too slow for B or too fast for A, and a rate of B that is a multiple of A's does better (Hayou et
-al., 2024, LoRA+).
+In a wide layer, A sums over all inputs, but B only over the rank. So one learning rate for both is
+too small for B or too large for A. Training is better if the learning rate of B is a multiple of
+A's (Hayou et al., 2024, LoRA+).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minigrad.nn import Module, Parameter
 def param_groups(
     model: Module, lr: float, *, ratio: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Divide all parameters that train into groups for an optimiser.
+    """Divide all trainable parameters into groups for an optimiser.
 
                               learning rate    weight decay
         B                     ratio lr         weight_decay / ratio
@@ -33,31 +33,34 @@ def param_groups(
         others, 2 or more axes    lr           weight_decay
         all others            lr               0
 
-    The decay is one of the product, B A <- (1 - lr weight_decay) B A in each step: so B alone has
-    to shrink. (Decaying both would shrink B A twice, and A for no reason where B is 0.) It draws a
-    layer back to its base, with DoRA the direction alone. `AdamW` does it exactly, and `SGD`
-    without momentum; with momentum it is spread over the following steps. `Adam` adds it to the
-    gradient, where it is divided by the second moment, so that nothing decays; use `penalty` there.
+    The weight decay acts on the product: B A <- (1 - lr weight_decay) B A in each step. So only B
+    must shrink. (Decaying both would shrink B A twice, and would shrink A even while B is 0.) The
+    decay pulls a layer back to its base; with DoRA it acts only on the direction. `AdamW` and `SGD`
+    without momentum do this exactly; momentum spreads the decay over the following steps. `Adam`
+    adds the decay to the gradient and divides it by the second moment, so B A does not decay; use
+    `penalty` there.
 
-    In an embedding A and B change roles: there A begins at zero, and the factor that begins at zero
-    is the one that has to move. Where one of A and B is frozen, the other decays. Matrices that
-    train in full decay as usual, towards zero. Magnitudes, biases and the gains of norms do not.
+    In an embedding A and B change roles: there A begins at zero, and the larger learning rate
+    belongs to the factor that begins at zero. If one of A and B is frozen, the other decays.
+    Matrices that train in full decay as usual, towards zero. Magnitudes, biases and the gains of
+    norms do not decay.
 
-    PEFT's `create_loraplus_optimizer` has other rates: each parameter of one axis, such as a
-    magnitude or a bias, learns at ratio lr too, and the factors of embeddings at
-    `loraplus_lr_embedding`, which is 1e-6 unless it is given.
+    PEFT's `create_loraplus_optimizer` has other learning rates. Each parameter with one axis, such
+    as a magnitude or a bias, also learns at ratio lr. The factors of embeddings learn at
+    `loraplus_lr_embedding`, by default 1e-6.
 
     Args:
-        model: with adapters; what is frozen, such as those that are not active, is left out.
+        model: a model with adapters; frozen parameters, such as those of inactive adapters, are
+            left out.
         lr: the learning rate of A.
-        ratio: how much faster B learns. 16 is a usual start; harder tasks need more, together with
-            a smaller lr.
+        ratio: the learning rate of B divided by that of A. 16 is a usual first choice; harder tasks
+            need more, together with a smaller lr.
         weight_decay: the factor of lr by which B A shrinks in a step.
 
     Raises:
         TypeError: if an option is no number.
-        ValueError: if one is out of range, there are no adapters, nothing trains, or an adapter to
-            be decayed is of PiSSA.
+        ValueError: if an option is out of range, there are no adapters, nothing trains, or an
+            adapter that would decay began as PiSSA.
     """
     check_range("lr", lr, 0.0, np.inf)
     check_range("ratio", ratio, 0.0, np.inf)
@@ -71,7 +74,7 @@ def param_groups(
             "nothing of the model trains; lora.switch(model, name) lets an adapter be active"
         )
     options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
-    pissa = []  # adapters that would decay
+    pissa = []  # layers with PiSSA whose B A would decay towards 0 instead of the first B_0 A_0
     for path, layer in layers:
         for name, adapter in layer.adapters.items():
             fast, slow = adapter.lora_b, adapter.lora_a
@@ -99,14 +102,14 @@ def param_groups(
 
 
 def penalty(model: Module) -> Tensor:
-    """Compute the sum of |dW|^2 (Frobenius) over all layers and active adapters, for a loss.
+    """Compute the sum of |dW|^2 (Frobenius) over all layers and active adapters, to add to a loss.
 
         |s B A|^2 = s^2 sum((B^T B) * (A A^T))
 
-    which takes products of `(rank, rank)` only, and has gradients of all orders. It keeps dW small
-    with any optimiser, which a decay of A and B by themselves does not. dW of PiSSA is s (B A - B_0
-    A_0), which is 0 at first to the bit. In DoRA it is the update of the direction, s B A, without
-    the magnitude. A ValueError is raised if there are no adapters.
+    The formula needs only `(rank, rank)` matrices, and has gradients of all orders. The penalty
+    keeps dW small with any optimiser; separate decays of A and B do not. For PiSSA, dW is
+    s (B A - B_0 A_0), which is exactly 0 at first. For DoRA, it is the update of the direction,
+    s B A, without the magnitude. A ValueError is raised if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]
     total = Tensor(observed(np.zeros, (), layers[0].weight.dtype))

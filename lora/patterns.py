@@ -1,8 +1,8 @@
-"""Patterns for names of layers: which names match one, and which texts are no patterns.
+"""Patterns for names of layers: check them, and find the names that they match.
 
-A pattern is a name, "q", which also stands for every name that ends in ".q"; or, where one string
-is given instead of a sequence, a regular expression for entire names. `find` is strict: a pattern
-that matches nothing is an error with the nearest name, since a typing error would otherwise train
+A pattern is a name, such as "q", which also matches every name that ends in ".q". One string
+instead of a sequence is a regular expression for entire names. `find` is strict: a pattern that
+matches nothing is an error with the nearest name, because a typing error would otherwise train
 nothing. `PeftConfig` matches with the same functions and is lenient, as PEFT is.
 """
 
@@ -23,10 +23,10 @@ Patterns = str | Sequence[str]
 ALL_LINEAR = "all-linear"
 
 END_OF_NAME = r"(.*\.)?({})"
-"""The format of an expression that matches an entire name, or the end of one after a dot."""
+"""The format of an expression that matches an entire name, or its end after a dot."""
 
-_NAMES = ("zxq", "07", "zxq.wv", "zx_q.07.Wv")  # all of which only a pattern for any name matches
-_BUT = re.compile(r"\(\?<?!")  # found in a pattern that says "any name but ..."
+_NAMES = ("zxq", "07", "zxq.wv", "zx_q.07.Wv")  # only a pattern for any name matches all of these
+_BUT = re.compile(r"\(\?<?!")  # in a pattern that means "any name except ..."
 
 
 def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
@@ -60,9 +60,9 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
 
 
 def check_expression(pattern: str, within: str = "{}") -> str:
-    """Return a pattern that is an expression, also inside of a larger one of the format `within`.
+    """Check a regular expression, by itself and inserted into `within`, and return it.
 
-    A ValueError is raised if it is none, as by `Expression`.
+    A ValueError is raised if it is not a valid `Expression`.
     """
     expression(pattern)
     expression(within.format(pattern))
@@ -70,7 +70,7 @@ def check_expression(pattern: str, within: str = "{}") -> str:
 
 
 def _checked(role: str, pattern: str, within: str = "{}") -> str:
-    """Return a pattern; an error if it is no regular expression, or matches every name."""
+    """Return a pattern; raise an error if it is no regular expression, or matches every name."""
     try:
         check_expression(pattern, within)
     except ValueError as error:
@@ -85,7 +85,7 @@ def _checked(role: str, pattern: str, within: str = "{}") -> str:
 
 
 def _is_for_any(pattern: str) -> bool:
-    """Tell whether an expression matches every name there can be."""
+    """Tell whether an expression matches every possible name."""
     return all(expression(pattern).matches(name) for name in _NAMES)
 
 
@@ -96,12 +96,12 @@ def find(
     groups: Mapping[str, Sequence[str]],
     first: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the names that match, in their order, each with the first pattern that finds it.
+    """Return the matching names, in their order, each with the first pattern that matches it.
 
-    The groups are names that stand for several, such as an attention for its projections; `role` is
-    the name of the parameter with the patterns, and `first` the name that each layer goes by, by
-    all of its names, for messages. A ValueError is raised if a pattern matches none of them, with
-    all names, and the nearest to a miss.
+    A name in `groups` means several names, such as an attention its projections. `role` is the
+    parameter with the patterns, for messages. `first` has the main name of each layer, by all of
+    its names, also for messages. A ValueError is raised if a pattern matches no name. It lists all
+    names, and the nearest one.
     """
     names, one = list(names), isinstance(patterns, str)
     matched = matches(patterns, names, groups)
@@ -134,7 +134,7 @@ def find(
 def matches(
     patterns: Patterns, names: Iterable[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
-    """List the names that each pattern matches, or that are in a group which it matches."""
+    """List for each pattern the names that it matches, and those in the groups that it matches."""
     meant = {name: [name] for name in names}
     meant |= {group: [each for each in inside if each in meant] for group, inside in groups.items()}
     if isinstance(patterns, str):
@@ -154,7 +154,7 @@ def near(miss: str, names: Iterable[str]) -> str:
 
 
 def is_any_match(patterns: Patterns, name: str) -> bool:
-    """Tell whether an expression matches a name entirely, or a pattern it or its end."""
+    """Tell whether a regular expression matches a name, or a pattern equals it or its end."""
     if isinstance(patterns, str):
         return expression(patterns).matches(name)
     return not ends_of(name).isdisjoint(patterns)
@@ -167,12 +167,12 @@ def ends_of(name: str) -> set[str]:
 
 
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
-    """Tell whether one of some patterns with * matches a name, or the end of it after a dot."""
+    """Tell whether one of some patterns with * matches a name, or its end after a dot."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
 
 
 def first_value(table: Mapping[str, V], name: str, default: V) -> V:
-    """Return the value of the first expression in a table that matches a name, or its end."""
+    """Return the value of the first expression that matches a name or its end; else `default`."""
     for pattern, value in table.items():
         if expression(END_OF_NAME.format(pattern)).matches(name):
             return value
@@ -180,7 +180,7 @@ def first_value(table: Mapping[str, V], name: str, default: V) -> V:
 
 
 def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
-    """Return patterns that match `names` and no others: the names, or if need be an expression."""
+    """Return patterns that match only `names`: the names, or an expression if these match more."""
     wanted = set(names)
     if all(name in wanted or not is_any_match(names, name) for name in among):
         return tuple(names)
@@ -188,5 +188,5 @@ def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
 
 
 def exact_key(name: str) -> str:
-    """Return a key for `first_value` that matches this name, and no others that end in it."""
+    """Return a key for `first_value` that matches this name, but not longer ones that end in it."""
     return f"^{re.escape(name)}"

@@ -1,4 +1,4 @@
-"""The frozen base in few bits: four, as in QLoRA (Dettmers et al., 2023), or 16 of bfloat16."""
+"""Store the frozen base in few bits: NF4, as in QLoRA (Dettmers et al., 2023), or bfloat16."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from minigrad.tables import aligned, counted, in_bytes
 class QuantizedLayer:
     """One layer that `quantize` has replaced."""
 
-    name: str  # its name in the model
-    pattern: str  # the target pattern that found it
-    shape: tuple[int, int]  # of its weight
-    bytes_before: int  # the size of the weight as it was
+    name: str  # the name of the layer in the model
+    pattern: str  # the target pattern that matched it
+    shape: tuple[int, int]  # the shape of its weight
+    bytes_before: int  # the size of the weight before
     bytes_after: int  # the size of the weight in few bits
     error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:
-        """The bytes of an element of the weight in few bits."""
+        """The bytes per element of the weight in few bits."""
         return self.bytes_after / math.prod(self.shape)
 
 
@@ -52,12 +52,12 @@ class QuantizeReport:
 
     @property
     def bytes_before(self) -> int:
-        """The size of all these weights as they were."""
+        """The size of all these weights before, in bytes."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """The size of all these weights in few bits."""
+        """The size of all these weights in few bits, in bytes."""
         return sum(layer.bytes_after for layer in self.layers)
 
     def __repr__(self) -> str:
@@ -86,23 +86,25 @@ def quantize(
 ) -> QuantizeReport:
     """Replace each targeted `Linear` by a frozen `NF4Linear` or `BFloat16Linear`.
 
-    Adapters belong on top of the layers in few bits, so quantise first. NF4 also replaces a
-    `BFloat16Linear`. The memory of the weights in floats goes back to the system.
+    Quantise before you attach adapters, because an adapter is made for the weight as it is stored.
+    NF4 also replaces a `BFloat16Linear`. The memory of the weights in floats is returned to the
+    system.
 
     Args:
-        model: changed in place; nothing is, if there is an error.
-        targets: which layers, as in `LoRAConfig`; "all-linear" means all that are left.
-        exclude: which of these to leave as they are, given like `targets`.
+        model: the model, changed in place; after an error it is unchanged.
+        targets: which layers, as in `LoRAConfig`; "all-linear" means all that can be replaced.
+        exclude: the targets to leave unchanged, given like `targets`.
         format: "nf4", four bits per element, or "bfloat16", half a float32.
-        block_size: the number of elements of a row that share an absmax, in NF4.
-        double_quant: store absmax in 8 bits, in NF4.
+        block_size: for NF4, the number of elements of a row that share one absmax (the largest
+            absolute value).
+        double_quant: for NF4, store each absmax in 8 bits.
         progress: show a progress bar if it takes long.
 
     Raises:
         TypeError: if the model is no Module, or an argument is of the wrong type.
-        ValueError: if a target matches nothing or an Embedding; a layer is in few bits already, has
-            an adapter, is trained in full by one, or has a weight that is not finite or is used
-            elsewhere too; an option makes no sense; or the model is itself a single layer.
+        ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
+            an adapter, is trained in full by an adapter, or has a weight that is not finite or also
+            used elsewhere; an option makes no sense; or the model is itself a single layer.
         ImportError: if ml_dtypes is not installed, which rounds to bfloat16.
     """
     attachment = attachment_of(model)
@@ -180,7 +182,7 @@ def quantize(
         sizes = weight.shape, stored.nbytes, weight.nbytes
         lines.append(QuantizedLayer(name, found[name], *sizes, error))
     for name, layer in layers.items():
-        layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
+        layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     del modules, linears, linear, before  # the last that the weights in floats were known by

@@ -1,4 +1,4 @@
-"""LoRAScaling: the factor of the product B A; and the checks of ranks, alphas and layer sizes."""
+"""LoRAScaling: the scale of the update B A; and checks of ranks, alphas and layer sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LoRAScaling(enum.Enum):
-    """The choice of how the factor of B A depends on alpha and the rank."""
+    """How the scale, the factor of B A, follows from alpha and the rank."""
 
     STANDARD = "standard"
     """alpha / rank (Hu et al., 2021)."""
@@ -27,11 +27,11 @@ class LoRAScaling(enum.Enum):
         return str(self)
 
     def scale(self, alpha: float, rank: int) -> float:
-        """Return the factor for an alpha and a rank."""
+        """Return the scale for an alpha and a rank."""
         return alpha / self._divisor(rank)
 
     def alpha(self, scale: float, rank: int) -> float:
-        """Return the alpha that gives a factor at a rank, up to rounding."""
+        """Return the alpha that gives a scale at a rank, up to rounding."""
         return scale * self._divisor(rank)
 
     def _divisor(self, rank: int) -> float:

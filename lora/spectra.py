@@ -2,8 +2,8 @@
 
     M = U S V^T   ->   B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T
 
-B A is the nearest to M of all matrices of rank r in the Frobenius norm, and its distance is the
-root of the sum of squares of the singular values that are left out (Eckart and Young, 1936).
+Of all matrices of rank r, B A is the nearest to M in the Frobenius norm. The square of its distance
+is the sum of squares of the singular values that are left out (Eckart and Young, 1936).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Approximation:
 
     @property
     def energy(self) -> float:
-        """The share of the squared norm of M that B A has."""
+        """The share of B A in the squared norm of M."""
         return 1 - self.relative_error**2
 
     @classmethod
     def of_matrix(cls, m: Array, rank: int) -> Approximation:
-        """Approximate M, at no more than the rank it can have."""
+        """Approximate M by a product of this rank, or of min(d_out, d_in) if that is smaller."""
         return cls.of_decomposition(*np.linalg.svd(m, full_matrices=False), rank)
 
     @classmethod
     def of_product(cls, a: Array, b: Array, rank: int) -> Approximation:
-        """Approximate B A without forming it: its factors are rotated to a core of their rank."""
+        """Approximate B A without forming it: QR reduces it to a matrix as small as its rank."""
         (left, upper), (right, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
         return cls.of_decomposition(left @ u, s, vt @ right.T, rank)
@@ -51,34 +51,34 @@ class Approximation:
     def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:
         """Approximate U S V^T, with S in descending order."""
         root = np.sqrt(s[:rank])
-        # hypot, since the square of a small number may be 0, and that of a large one infinite.
+        # hypot, because the square of a small number may be 0, and of a large number infinite.
         error, norm = math.hypot(*s[rank:]), math.hypot(*s)
         return cls(root[:, None] * vt[:rank], u[:, :rank] * root, error, norm)
 
 
 def singular_values(a: Array, b: Array) -> Array:
-    """Compute the singular values of B A, descending, as many as its rank can be.
+    """Compute the singular values of B A, in descending order; at most `rank` of them.
 
-    They are NaN if there is NaN or Inf in A or B, and Inf where they are too large for float64.
+    They are NaN if there is NaN or Inf in A or B, and Inf if they are too large for float64.
     """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return np.full(len(a), np.nan)
     (a, power_a), (b, power_b) = _moderate(a), _moderate(b)
-    # With B = Q R and A^T = P S they are those of R S^T, of at most rank x rank.
+    # With B = Q R and A^T = P S, R S^T has the same ones, and is at most rank x rank.
     core = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
     with np.errstate(over="ignore"):
         return np.ldexp(np.linalg.svd(core, compute_uv=False), power_a + power_b)
 
 
 def frobenius(matrix: Array) -> float:
-    """Compute the Frobenius norm of a matrix; squares of its elements may be beyond float64."""
+    """Compute the Frobenius norm of a matrix, even if squares of its elements exceed float64."""
     matrix, power = _moderate(matrix)
     with np.errstate(over="ignore"):
         return float(np.ldexp(np.linalg.norm(matrix), power))
 
 
 def _moderate(matrix: Array) -> tuple[Array, int]:
-    """Return M / 2^p and p. p is 0 unless products of elements of M might be beyond float64."""
+    """Return M / 2^p and p, where p is 0 unless products of elements might over- or underflow."""
     largest = float(abs(matrix).max(initial=0.0))
     power = 0 if 2.0**-400 < largest < 2.0**400 else math.frexp(largest)[1]
     return (np.ldexp(matrix, -power), power) if power else (matrix, 0)
@@ -90,11 +90,11 @@ def numerical_rank(values: Array, share: float) -> int:
 
 
 class Spectral:
-    """Base of descriptions of an update dW that have these attributes."""
+    """The base class of descriptions of an update dW: its norm and effective rank."""
 
-    name: str  # of the layer
+    name: str  # the name of the layer
     rank: int  # the largest rank that dW can have
-    singular_values: tuple[float, ...]  # of dW, descending; the ones that are left out are 0
+    singular_values: tuple[float, ...]  # the singular values of dW, descending; missing ones are 0
 
     @property
     def norm(self) -> float:
@@ -103,9 +103,10 @@ class Spectral:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the singular values as shares of their sum: from 1 to the rank.
+        """The number of directions that dW uses: from 1 to the rank, and 0 for an update of 0.
 
-        0 for an update of 0 (Roy and Vetterli, The effective rank, 2007).
+        It is exp of the entropy of the singular values as shares of their sum (Roy and Vetterli,
+        The effective rank, 2007).
         """
         try:
             total = math.fsum(self.singular_values)

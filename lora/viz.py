@@ -1,6 +1,6 @@
-"""Pictures of the changes by LoRA: where in a model, how large, and in how many directions.
+"""Plots of LoRA updates: where in a model they are, how large, and in how many directions.
 
-They need matplotlib, which the first one imports.
+They need matplotlib, which is imported by the first plot.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_change", "plot_factors", "plot_singular_values"]
 
-_MOST_LINES = 8  # more lines have no markers of their own and no legend
-_MOST_CELLS = 400  # more cells have no number in them
-_MOST_SHOWN = 400  # rows and columns of a matrix; of more, blocks are shown
+_MOST_LINES = 8  # more lines share one marker, and the legend names only the first and last
+_MOST_CELLS = 400  # with more cells, no cell shows its number
+_MOST_SHOWN = 400  # rows and columns of a matrix; a larger matrix is shown in blocks
 _MARKERS = "os^Dv<>P"
-_SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
+_SMALLEST = 1e-9  # relative to the largest singular value; smaller ones are rounding errors
 
 
 @dataclass(frozen=True)
 class LayerUpdate(Spectral):
-    """The update dW of one layer: what `Spectral` has, and `base_norm`, the Frobenius norm of W.
+    """The update dW of one layer: as in `Spectral`, with `base_norm`, the Frobenius norm of W.
 
-    Its rank is that of B A, or with DoRA the largest there is; there are as many singular values.
+    The rank is the rank of B A. For DoRA it is min(d_out, d_in).
     """
 
     name: str
@@ -55,10 +55,10 @@ class LayerUpdate(Spectral):
 
 
 def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
-    """Describe the update of each layer that an adapter changes, or without a name all active ones.
+    """Describe the update of each layer by one adapter, or by the sum of all active ones.
 
-    The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
-    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update.
+    The update of LoRA is never formed. DoRA multiplies every row by a factor, so its dW can have
+    any rank, and is formed. A ValueError is raised if there is NaN or Inf in an update.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -83,7 +83,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
 def changed_layers(
     model: Module, adapter: str | None
 ) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
-    """List the layers that are changed, each with its name and the names of its adapters.
+    """List the layers that the adapter, or any active one, changes: name, layer, adapters.
 
     A ValueError is raised if the model has no adapters, none of this name, or none that is active.
     """
@@ -100,7 +100,7 @@ def changed_layers(
 
 
 def check_finite(name: str, *parts: Array) -> None:
-    """Raise a ValueError if there is NaN or Inf in one of these parts of a layer's update."""
+    """Raise a ValueError if one of these parts of a layer's update has NaN or Inf."""
     if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(
             f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "
@@ -111,24 +111,25 @@ def check_finite(name: str, *parts: Array) -> None:
 def plot_singular_values(
     model: Module, adapter: str | None = None, path: str | os.PathLike[str] | None = None
 ) -> Picture:
-    """Draw the singular values of the update of each layer, and how many directions that is.
+    """Plot the singular values of the update of each layer, and its effective rank.
 
-    At the left a line for each layer, which ends at its rank: B A has no more. At the right the
-    effective rank of each, exp of the entropy of its singular values, as a part of the rank.
+    The left panel has a line for each layer. It ends at the rank, because the other singular values
+    of B A are 0. The right panel compares the effective rank of each layer, exp of the entropy of
+    its singular values, with its rank.
 
-    To look so at a model of which all parameters were trained, let `lora.extract` make an adapter
-    of the difference, with a rank as high as its layers are wide.
+    To see the same of a fully fine-tuned model, let `lora.extract` make an adapter of the
+    difference, with a rank as large as the layers are wide.
 
     Args:
-        model: with adapters.
-        adapter: its name; None for the sum of all that are active.
+        model: a model with adapters.
+        adapter: the name of an adapter; None for the sum of all active ones.
         path: the file to save the picture in, such as a PNG, SVG or PDF; None for no file.
 
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, all updates are 0, one has NaN or Inf, or the path
-            is that of no picture.
+        ValueError: if the model has no such adapter, all updates are 0, an update has NaN or Inf,
+            or the suffix of the path is not that of a picture.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
@@ -158,9 +159,9 @@ def plot_singular_values(
 
 
 def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
-    """Draw a line of singular values for each update, and where the largest rank ends.
+    """Draw a line of singular values for each update, and mark the end of the largest rank.
 
-    An update whose norm is not finite has no line; if lines have names, the legend says so.
+    An update whose norm is not finite has no line; if the legend names all lines, it says so.
     """
     import matplotlib
     from matplotlib.ticker import MaxNLocator
@@ -197,7 +198,7 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
         labels = list(map("".join, zip(names, remarks, strict=True)))
     else:
         drawn, labels = [drawn[0], drawn[-1]], ["first layer", "last layer"]
-    # That the place is "best" is said, because otherwise a slow machine warns of it.
+    # loc="best" is the default too, but if it is given, matplotlib does not warn that it is slow.
     axes.legend(drawn, labels, loc="best", frameon=False)
 
 
@@ -207,13 +208,14 @@ def plot_factors(
     adapter: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Picture:
-    """Draw A, B and s B A of one layer, arranged as in the product: a row of B, a column of A.
+    """Plot A, B and s B A of one layer as heat maps, arranged as in the product.
 
-    Each has a scale of its own, from minus to plus its largest element. If a matrix is larger than
-    the picture, a dot is the element furthest from 0 in a block. DoRA's magnitude is left out.
+    B is at the left of s B A, and A above it. Each matrix has its own colour scale, from minus to
+    plus its largest absolute value. If a matrix is larger than the picture, each dot shows the
+    element of a block that is furthest from 0. DoRA's magnitude is not shown.
 
-    The arguments and errors are those of `plot_singular_values`, but the update may be 0; a
-    ValueError is raised too if the layer does not have the adapter, or several are active.
+    Arguments and errors are as in `plot_singular_values`, but the update may be 0. A ValueError is
+    also raised if the layer does not have the adapter, or has several active ones.
     """
     from minigrad.viz.figure import Picture
 
@@ -262,7 +264,7 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
 
     largest = float(np.max(np.abs(matrix), initial=0.0))
     rows, columns = matrix.shape
-    for axis, count in enumerate(matrix.shape):  # of each block, the element furthest from 0
+    for axis, count in enumerate(matrix.shape):  # reduce each block to its element furthest from 0
         blocks = min(count, _MOST_SHOWN)
         starts = np.arange(blocks) * count // blocks
         highest = np.maximum.reduceat(matrix, starts, axis)
@@ -279,12 +281,12 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
 def plot_change(
     model: Module, adapter: str | None = None, path: str | os.PathLike[str] | None = None
 ) -> Picture:
-    """Draw where in a model the change is: |dW| / |W| of each layer, by depth and kind.
+    """Plot how much each layer of a model changes: |dW| / |W|, by depth and kind of layer.
 
-    The depth of a layer is the first number in its name, its kind what comes after: of
-    `blocks.3.attn.q_proj` 3 and `attn.q_proj`.
+    The depth of a layer is the first number in its name, and its kind is the part of the name after
+    this number. The layer `blocks.3.attn.q_proj` has depth 3 and kind `attn.q_proj`.
 
-    The arguments and errors are those of `plot_singular_values`, but all updates may be 0.
+    Arguments and errors are as in `plot_singular_values`, but all updates may be 0.
     """
     import matplotlib
 
@@ -316,13 +318,13 @@ def plot_change(
 
 
 def _percent(share: float) -> str:
-    """Format a share to three digits, or to all of a large number."""
+    """Format a share in percent with three digits, or as an integer from 1000 % on."""
     return f"{100 * share:,.0f}" if share >= 10 else f"{100 * share:.3g}"
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
-    """Arrange the shares by depth and kind: `(depths, kinds)`, nan where there is no layer."""
-    cells: list[tuple[int, str]] = []  # a depth of -1 is that of a name without a number
+    """Arrange the shares by depth and kind: `(depths, kinds)`, nan if no layer has both."""
+    cells: list[tuple[int, str]] = []  # a name without a number has depth -1
     for update in found:
         parts = update.name.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), None)

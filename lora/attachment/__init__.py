@@ -1,1 +1,1 @@
-"""The parts of attaching adapters to a model, in reading order: targets, plan, state."""
+"""The three parts of `lora.attach`, in reading order: targets, plan, state."""

@@ -1,4 +1,4 @@
-"""Plan: the new adapters and layers of an `attach`, made and checked before the model changes."""
+"""Plan: the new adapters and layers, which `attach` makes and checks before the model changes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from minigrad.random import seed_of
 
 @dataclass(frozen=True)
 class Match:
-    """One layer that gets an adapter, for the report."""
+    """One layer that gets an adapter, as the report shows it."""
 
-    name: str  # of the layer
-    pattern: str  # the target pattern that found it
+    name: str  # the name of the layer
+    pattern: str  # the target pattern that matched it
     d_in: int  # the size of an input vector
     d_out: int  # the size of an output vector
-    rank: int  # of the update
-    added: int  # the number of parameters of the adapter that train there
+    rank: int  # the rank of the update
+    added: int  # the number of trainable parameters that the adapter adds
     note: str = ""  # a remark, such as "NF4", "bfloat16" or "tied to head.weight"
 
 
 class Plan:
-    """All that an attachment consists of. The model is not changed.
+    """The adapters, layers and copies that `attach` will put into a model, which is not changed.
 
-    A and B are drawn from `rng` after all has been checked. With `targets` the layers are these,
-    and not those of `config`; A and B are then 0, because the caller sets their values later, and a
-    rank may be larger than the rank that B A can have. It raises the errors of `lora.attach`.
+    A and B are drawn from `rng` after all checks. If `targets` are given, they replace the layers
+    of `config`. Then A and B are 0, because the caller sets their values later, and a rank may
+    exceed the largest rank of B A. The errors are those of `lora.attach`.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Plan:
         progress: bool = False,
     ) -> None:
         self.config = config
-        self.seed = seed_of(rng)  # if that is known
+        self.seed = seed_of(rng)  # None if it is not known
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
-        # The targets that `exclude` has left without a layer, which is no mistake.
+        # The targets whose layers are all excluded: no error, but the report lists them.
         names = [target.name for target in targets]
         self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
         self._names = state_names(model)
-        # By name, each layer that will be replaced, and the one that will replace it.
+        # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
-        self.layers: dict[str, AdaptedLayer] = {}  # all that will get the adapter, new or not
+        self.layers: dict[str, AdaptedLayer] = {}  # all layers that get the adapter
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
@@ -103,13 +103,13 @@ class Plan:
                         f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
                         f"full, so no base is common to both; exclude it, or remove that adapter"
                     )
-        self.copies: list[FullCopy] = []  # what the adapter will have in full
+        self.copies: list[FullCopy] = []  # the parameters and buffers that the adapter has in full
         if config.modules_to_save:
             self._save_modules(model, modules)
         if config.bias != "none":
             self._save_biases(model)
         listed: Iterable[Target] = targets
-        if drawn and config.init.startswith(("pissa", "mica")):  # all else is fast
+        if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
         self.matches: list[Match] = []  # lines for the report
@@ -162,7 +162,7 @@ class Plan:
             n for n, m in modules.items()
             if n and (any(m.named_state()) or any(map(is_narrow, m.modules())))
         ]  # fmt: skip
-        parts: set[str] = set()  # by their first names, which may be in another module
+        parts: set[str] = set()  # first names of tensors, which may be in another module
         for name in find("modules_to_save", self.config.modules_to_save, able, {}):
             for part in modules[name].modules():
                 own = names[id(part)]
@@ -192,7 +192,7 @@ class Plan:
         is_meant: Callable[[str], bool],
         advice: str,
     ) -> bool:
-        """Copy each tensor that is meant, by all of its names; tell whether there was one."""
+        """Copy each tensor for which `is_meant` holds; tell whether one was copied."""
         known = {id(copy.original) for copy in self.copies}
         found = False
         for tensor in tensors:
@@ -218,7 +218,7 @@ class Plan:
 
 
 def _around(layer: Any) -> AdaptedLayer:
-    """Make the layer that is to replace this one."""
+    """Make the layer with adapters that will replace this one."""
     if isinstance(layer, Conv2d):
         return LoRAConv.around(layer)
     is_table = isinstance(layer, (Embedding, BFloat16Embedding))

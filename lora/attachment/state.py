@@ -1,11 +1,11 @@
-"""The state of a model with adapters, stored on the model itself, so that all can be undone.
+"""The record of the adapters of a model, stored on the model itself, so that `detach` can undo all.
 
-Some adapters train parameters in full, such as biases or a new head. They train copies, which are
-exchanged with the originals while the adapter is active: the model without the adapter, or with
-another one, is what it was. So are the buffers of a module that is trained in full, such as running
-means. What is not in use, the copy or the original, is stored on the model as
+Some adapters train parameters in full, such as biases or a new head. They train copies, which
+replace the originals while the adapter is active. So the model without the adapter, or with another
+one, is unchanged. The buffers of a module that is trained in full, such as running means, are
+copied too. Either the copy or the original is in use. The other one is stored on the model as
 `_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So the `state_dict` of a model has
-both, and fits only where the same adapters are active.
+both, and can only be loaded if the same adapters are active.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from minigrad.nn.module import walk
 
 _ATTACHMENT = "_lora_attachment"
 _ASIDE = "_lora_whole"
-_BASE = "(base)"  # which no adapter can be called
+_BASE = "(base)"  # no adapter can have this name
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class FullCopy:
-    """A parameter of the model and the copy of it that an adapter trains; or a buffer, and its."""
+    """A parameter or buffer of the model, and the copy of it that belongs to an adapter."""
 
     name: str  # the first name of the original in the model
-    reason: str  # the field of the configuration that asked for it
-    original: Parameter | Buffer = field(repr=False)  # what the model had
-    own: TrainedCopy | OwnBuffer = field(repr=False)  # the copy that the adapter has
+    reason: str  # the field of the configuration that requires the copy
+    original: Parameter | Buffer = field(repr=False)  # the tensor of the model
+    own: TrainedCopy | OwnBuffer = field(repr=False)  # the adapter's copy
     # further names of the original, in modules that share it
     others: tuple[str, ...] = field(default=(), repr=False)
 
@@ -51,25 +51,25 @@ class FullCopy:
 class Attached:
     """One adapter of a model."""
 
-    # the configuration it was made by; None if it was computed from other adapters
+    # the configuration of the adapter; None if it was computed from other adapters
     config: LoRAConfig | None
     layers: list[str]  # the names of its layers
-    copies: list[FullCopy] = field(default_factory=list)  # what it has in full
+    copies: list[FullCopy] = field(default_factory=list)  # the parameters and buffers in full
     # the `requires_grad` flags of its parameters, while it is not active
     flags: list[tuple[Tensor, bool]] = field(default_factory=list)
-    seed: int | None = None  # the seed that A was drawn from, if that is known
+    seed: int | None = None  # the seed that A was drawn from, if it is known
 
 
 @dataclass
 class Attachment:
-    """The adapters of a model, and what it was before. No Module, so walks over modules skip it."""
+    """The adapters of a model, and how to undo them. No Module, so walks over modules skip it."""
 
-    # by name, each layer that was replaced by one with adapters, and the one that replaced it
+    # by name, each original layer, and the layer with adapters that replaced it
     replaced: dict[str, tuple[Module, AdaptedLayer]]
-    flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before
+    flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before `attach`
     adapters: dict[str, Attached] = field(default_factory=dict)  # by name
-    active: tuple[str, ...] = ()  # the names of those that take part
-    disabled: int = 0  # how many blocks of `lora.disabled` are around
+    active: tuple[str, ...] = ()  # the names of the active adapters
+    disabled: int = 0  # the number of `lora.disabled` blocks that are open
 
     def check_enabled(self, what: str) -> None:
         """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""
@@ -88,7 +88,7 @@ class Attachment:
         return self.adapters[name]
 
     def swap_in(self, model: Module, names: Sequence[str]) -> None:
-        """Exchange the copies of these adapters, and of no others, with their originals."""
+        """Put the copies of these adapters into the model, and the originals of all others."""
         aside = vars(model).get(_ASIDE, {})
         copies = {name: attached.copies for name, attached in self.adapters.items()}
         before = [copy for name, each in copies.items() if name not in aside for copy in each]
@@ -98,7 +98,7 @@ class Attachment:
             [(copy.original, copy.own) for copy in within],
         ):
             for old, new in pairs:
-                if new.dtype != old.dtype:  # the model was converted, while this was aside
+                if new.dtype != old.dtype:  # `astype` converted the model without it
                     new.data = new.data.astype(old.dtype)
             replace(model, {id(old): new for old, new in pairs})
         aside = {
@@ -124,7 +124,7 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
 
 
 def attachment_of(model: Module) -> Attachment | None:
-    """Return what `attach` has put on a model, or None."""
+    """Return the attachment of a model, or None if `attach` was not called with it."""
     if not isinstance(model, Module):
         raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
     found: Attachment | None = vars(model).get(_ATTACHMENT)
@@ -132,16 +132,16 @@ def attachment_of(model: Module) -> Attachment | None:
 
 
 def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
-    """List a model and the modules inside of it that `attach` was called with, inner ones first.
+    """List the modules in a model (or itself) that `attach` was called with, inner ones first.
 
-    Inner ones were attached to later, so their flags are to be restored before those of others.
+    `attach` was called with the inner ones later, so their flags must be restored first.
     """
     found = [(module, attachment_of(module)) for module in model.modules()]
     return [(module, attachment) for module, attachment in found[::-1] if attachment is not None]
 
 
 def required_attachment(model: Module) -> Attachment:
-    """Return what `attach` has put on a model; a ValueError if that is nothing."""
+    """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
     if attachment is None:
         raise ValueError(
@@ -151,7 +151,7 @@ def required_attachment(model: Module) -> Attachment:
 
 
 def store(model: Module, attachment: Attachment | None) -> None:
-    """Store on a model what has been attached to it, or with None, that nothing is."""
+    """Store the attachment on a model; None removes it."""
     if attachment is None:
         del vars(model)[_ATTACHMENT]
         vars(model).pop(_ASIDE, None)
@@ -160,8 +160,8 @@ def store(model: Module, attachment: Attachment | None) -> None:
 
 
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
-    """List the layers with adapters of a model, with their names; a ValueError without any."""
-    attachment_of(model)  # which is an error unless it is a Module
+    """List the names and layers with adapters of a model; a ValueError if it has none."""
+    attachment_of(model)  # raises an error if the model is no Module
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
         raise ValueError(
@@ -171,7 +171,7 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
 
 
 def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
-    """Return the layers with adapters by name; a ValueError if one is not where it was put."""
+    """Return the layers with adapters by name; a ValueError if one is no longer in its place."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
     gone = [n for n, (_, layer) in attachment.replaced.items() if layers.get(n) is not layer]
     if gone:
@@ -183,14 +183,14 @@ def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedL
 
 
 def parameters_in_use(model: Module) -> Iterator[tuple[str, Parameter]]:
-    """Yield the parameters of a model with their names, without originals and copies set aside."""
+    """Yield the names and parameters of a model, without the stored originals and copies."""
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{_ASIDE}."):
             yield name, parameter
 
 
 def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
-    """Set `requires_grad` of each parameter to a former value."""
+    """Set `requires_grad` of each parameter to its stored value."""
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
@@ -199,7 +199,7 @@ def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
 def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
     """Replace modules, parameters or buffers, given by id.
 
-    Attributes, lists and dicts are changed in place; a tuple of such is replaced by another.
+    Attributes, lists and dicts are changed in place; a tuple that contains one is replaced.
     """
     for module in list(model.modules()) if new else ():
         for name, value in vars(module).items():
@@ -222,7 +222,7 @@ def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
 
 
 def state_names(model: Module) -> dict[int, list[str]]:
-    """List all names of each parameter and buffer, by its id: one in every module that has it."""
+    """List all names of each parameter and buffer, by its id; a shared one has several."""
     found: dict[int, list[str]] = {}
     for name, value in walk(model, "", set(), every_path=True):
         if isinstance(value, (Parameter, Buffer)):

@@ -1,4 +1,4 @@
-"""Targets: the layers of a model that a configuration means, such that no pattern is in vain."""
+"""Targets: find the layers that a configuration selects; a pattern without effect is an error."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from minigrad.nn.module import walk
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that is to get an adapter."""
+    """A layer that will get an adapter."""
 
-    name: str  # its name in the model
-    pattern: str  # the first of the target patterns that found it
-    rank: int  # of its update
-    alpha: float  # of its update
+    name: str  # the name of the layer in the model
+    pattern: str  # the first target pattern that matches it
+    rank: int  # the rank of its update
+    alpha: float  # the alpha of its update
 
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
-    """List the layers of a model that `config` means, in the order of the model."""
-    first: dict[int, str] = {}  # the names of modules that are in several places
+    """List the layers of a model that `config` selects, in the order of the model."""
+    first: dict[int, str] = {}  # by id, the first name of each module, which may have several
     paths = walk(model, "", set(), every_path=True)
     others = {n: first.setdefault(id(m), n) for n, m in paths if isinstance(m, Module)}
     targets = select(config, *candidates(model), projections(model), others)
@@ -39,7 +39,7 @@ def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
 
 
 def candidates(model: Module) -> tuple[list[str], list[str]]:
-    """List the names of the linear layers that have or can have an adapter, and of the others."""
+    """List the layers that can have an adapter: names of linear ones, and names of others."""
     linear: list[str] = []
     others: list[str] = []
     rest = (Embedding, BFloat16Embedding, Conv2d, Conv1d)
@@ -52,7 +52,7 @@ def candidates(model: Module) -> tuple[list[str], list[str]]:
 
 
 def is_plain(module: Module, kind: type[Module]) -> bool:
-    """Tell whether a module computes the same as a `kind`, and has no parameters beyond those."""
+    """Tell whether a module computes the same as a `kind`, and has no further parameters."""
     return (
         isinstance(module, kind)
         and type(module).forward is kind.forward
@@ -63,7 +63,7 @@ def is_plain(module: Module, kind: type[Module]) -> bool:
 
 
 def projections(model: Module) -> dict[str, list[str]]:
-    """List the names of the four projections of each attention, by its name."""
+    """List the names of the four projections of each `MultiHeadAttention`, by its name."""
     return {
         name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
         for name, module in model.named_modules()
@@ -78,12 +78,12 @@ def select(
     groups: Mapping[str, Sequence[str]] | None = None,
     first: Mapping[str, str] | None = None,
 ) -> list[Target]:
-    """Choose the layers that `config` means, each with its rank and alpha.
+    """Choose the layers that `config` selects, each with its rank and alpha.
 
-    They are among the `linear` layers and `other` ones that can have an adapter, which "all-linear"
-    leaves out; `groups` are names that stand for several, and `first` the names that layers go by,
-    by all of their names. A ValueError is raised if a pattern, an index or an exclusion is in vain,
-    or nothing is left. A pattern all of whose layers are excluded is not in vain.
+    They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
+    in `groups` means several layers. `first` has the main name of each layer, by all of its names.
+    A ValueError is raised if a pattern, an index or an exclusion has no effect, or no layer is
+    left. A pattern whose layers are all excluded is no error.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:
@@ -134,7 +134,7 @@ def select(
 def without_layers(
     patterns: Patterns, names: Collection[str], groups: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Return the patterns that match none of some names, nor a group with one of them."""
+    """Return the patterns that match none of these names, and no group with one of them."""
     if isinstance(patterns, str):
         return [] if names else [patterns]
     return [pattern for pattern, hits in matches(patterns, names, groups).items() if not hits]
@@ -149,9 +149,9 @@ def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
 
 
 def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Look up each name in a table of patterns for its end; some have no value, the first counts.
+    """Return the value of each name that a pattern in a table matches; the first pattern counts.
 
-    A ValueError is raised if a pattern matches none, or is the first for none.
+    A ValueError is raised if a pattern matches no name, or is the first match of no name.
     """
     names = list(names)
     values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""The merge certificate: the loss of merging adapters, for each layer and each dtype to store in.
+"""The merge certificate: the rounding error of merging, for each layer and each storage dtype.
 
-The files in reading order: measuring (what is called, and its result), layers (a layer whose weight
-is merged), rounding (how weights are rounded, and by how much sums may be off).
+The files in reading order: measuring (the entry point and its result), layers (a layer whose weight
+is merged), rounding (how weights are rounded, and bounds on rounding errors of sums).
 """
 
 from lora.certificate.layers import LayerMerge, merging_into, merging_of

@@ -1,6 +1,7 @@
-"""LayerMerge: one layer whose weight is to be merged, and bounds on the rounding in its output.
+"""LayerMerge: one layer whose weight will be merged, and bounds on rounding errors in its output.
 
-`merging_of` describes a layer with adapters, `merging_into` adapters and a weight without a layer.
+`merging_of` describes a layer with adapters; `merging_into` describes a weight and adapters without
+a layer, such as those in files.
 """
 
 from __future__ import annotations
@@ -20,46 +21,45 @@ from lora.frozen import Array, FrozenMatrix
 
 Rows = Callable[[slice], Array]
 
-# Roundings of a term besides those of its sums: of s and of the product with it, or with B if there
-# are several adapters; two of a quantised W; of the bias, and of adding up.
+# Roundings of a term outside of its sums: s and the product with s (or s B, for several adapters),
+# two for a quantised W, the bias, and the final additions.
 BESIDES = 8
 
 
 @dataclass(frozen=True)
 class LayerMerge:
-    """A layer whose weight W is to become W + dW.
+    """A layer whose weight W will become W + dW.
 
-    The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to the
-    dtype that it is stored in. If not merged, the layer computes x W^T + b and the part of dW in
-    its own dtype.
+    The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to its
+    storage dtype. Without a merge, the layer computes x W^T + b and the update in its own dtype.
 
-    A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
-    row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
-    a unit of |x|.
+    A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, and an input
+    selects a row. With `one_hot`, a norm below is the largest absolute value of a row, and "per
+    unit of |x|" means per element.
     """
 
-    name: str  # of the layer
-    shape: tuple[int, int]  # of W, `(d_out, d_in)`
-    dtype: np.dtype[Any]  # the dtype that the layer computes in without being merged
+    name: str  # the name of the layer
+    shape: tuple[int, int]  # the shape of W, `(d_out, d_in)`
+    dtype: np.dtype[Any]  # the dtype in which the layer computes without a merge
     base: Rows  # returns some rows of W in float64
     update: Rows  # returns some rows of dW in float64, as merging computes them
     # A bound on the norm of the rounding error of each row of dW, `(d_out,)`, or one number.
     update_error: Array | float
-    # The sum of the absolute values of the terms that are computed for dW, per unit of |x|, at each
-    # output: `(d_out,)`. Those of x W^T are not counted.
+    # For each output, the sum of the absolute values of the terms that the update adds, per unit of
+    # |x|: `(d_out,)`. Terms of x W^T are not included.
     spread: Array
-    roundings: int  # the most of any term of x W^T, the bias and dW
-    # The number of products that are computed for dW at each output, each times the absolute value
-    # of all that it is multiplied by afterwards: `(d_out,)`, or one number. Those of x W^T are not
-    # counted.
+    roundings: int  # the largest number of roundings of any term of x W^T, the bias and dW
+    # For each output, the products of the update that may underflow: each counts as the absolute
+    # value of the numbers that it is multiplied by later: `(d_out,)`, or one number. Products of
+    # x W^T are not included.
     underflows: Array | float = 0.0
-    peak: float = 0.0  # the largest intermediate number of dW's part of the output, per unit of |x|
+    peak: float = 0.0  # the largest intermediate number of the update, per unit of |x|
     bias: Array | None = None  # b, `(d_out,)`
-    one_hot: bool = False  # whether an input picks a row of W instead of being multiplied by it
+    one_hot: bool = False  # whether an input selects a row of W instead of multiplying W
 
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
-    """Describe the merging of some active adapters of a layer, beside the other active ones."""
+    """Describe the merge of some active adapters of a layer; the others stay unmerged."""
     active, merged = ([layer.adapters[n] for n in each] for each in (layer.active, names))
     bias = None if layer.bias is None else layer.bias._data
     one_hot = isinstance(layer, LoRAEmbedding)
@@ -75,7 +75,7 @@ def merging_into(
     bias: Array | None = None,
     one_hot: bool = False,
 ) -> LayerMerge:
-    """Describe the merging of some of the active adapters into a weight, without a layer around it.
+    """Describe the merge of some of the active adapters into a weight, without a layer.
 
     The weight of an embedding (`one_hot`) is its transposed table.
     """
@@ -94,7 +94,7 @@ def merging_into(
         return total.T if one_hot else total
 
     options: Any = {"name": name, "base": base, "update": update, "bias": bias}
-    # Each adapter as if it were LoRA, and the only one.
+    # Describe each adapter as if it were plain LoRA and the only adapter; then correct for both.
     parts = [_with_lora(adapter, one_hot, **options) for adapter in active]
     found = parts[0] if len(parts) == 1 else _summed(parts, active)
     if any(adapter.lora_magnitude is not None for adapter in active):
@@ -105,8 +105,8 @@ def merging_into(
 def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) -> LayerMerge:
     """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
-    Of a table, A is the transpose of the adapter's B, and B that of its A. A TypeError is raised if
-    the dtype is not float16, float32 or float64.
+    For a table, A below is the transpose of the adapter's B, and B the transpose of its A. A
+    TypeError is raised if the dtype is not float16, float32 or float64.
     """
     a, b = adapter.exact_factors()
     a, b = (b.T, a.T) if one_hot else (a, b)
@@ -144,8 +144,8 @@ def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) ->
 def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:
     """Describe the sum of several adapters, which a layer computes as one product of all ranks.
 
-    There each B is multiplied by its s. What that loses below the least normal number is multiplied
-    by x A^T.
+    In this product each B is multiplied by its s first. If s B underflows, x A^T multiplies the
+    error.
     """
     first = parts[0]
     spread = np.sum([part.spread for part in parts], axis=0)
@@ -168,18 +168,18 @@ def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMe
 
 
 def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapter]) -> LayerMerge:
-    """Describe adapters of which some are DoRA: their factor m / n is as exact as n.
+    """Describe adapters some of which are DoRA, whose factor m / n has the rounding error of n.
 
-    n^2 is a sum whose terms are as large as T = (|w| + |s| sum |b_k| |a_k|)^2, computed in the
-    dtype of the layer; so m / n is off by gamma T / n^2, and an output of at most n |x| by
-    gamma (m / n) (T / n) |x|. If n^2 is off by a share e < 1/2 besides, 1 / n is off by less than
-    2 e of it.
+    n^2 is a sum whose terms are at most T = (|w| + |s| sum |b_k| |a_k|)^2, computed in the dtype of
+    the layer. So the relative error of m / n is gamma T / n^2, and the error of an output of at
+    most n |x| is gamma (m / n) (T / n) |x|. If n^2 also has a relative error e < 1/2, the relative
+    error of 1 / n is less than 2 e.
     """
     size = np.sqrt(weight.squares())
     alone = len(adapters) == 1
     total, largest, peak = (np.zeros_like(size) if alone else size), 1.0, plain.peak
     lost, finfo = 0.0, np.finfo(plain.dtype)
-    projected = least_of(np.promote_types(plain.dtype, np.float32))  # W A^T is computed in these
+    projected = least_of(np.promote_types(plain.dtype, np.float32))  # the dtype of W A^T
     for adapter in adapters:
         a, b = adapter.exact_factors()
         own = abs(adapter.scale) * (np.abs(b) @ norms(a))
@@ -189,7 +189,7 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
         with np.errstate(over="ignore"):
             n = adapter.norms(weight).astype(np.float64)
         ratio = np.abs(adapter.lora_magnitude._data) / n
-        # What W A^T loses in n^2 below the least normal number, as a share of n^2.
+        # The error of n^2 from underflow in W A^T, as a share of n^2.
         lost_squares = 2 * abs(adapter.scale) * np.abs(b).sum(axis=1) * weight.shape[1] * projected
         share = np.where(size > 0, lost_squares, 0.0) / np.square(n)
         lost += float((ratio * (size + own) * 2 * share).max()) if share.max() < 0.5 else math.inf

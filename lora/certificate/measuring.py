@@ -1,14 +1,13 @@
-"""Measuring what merging loses, and bounding how it changes the outputs.
+"""Measure the rounding error of merging, and bound the change of the outputs.
 
-With W' = W + dW exact, V as it is stored, |x| <= R, and m and k the roundings of each term with the
-merged weight and without, output j changes by at most
+W' = W + dW is exact, V is W' as it is stored, and |x| <= R. m and k are the roundings of each term
+with the merged weight and without. By the Cauchy-Schwarz inequality, output j changes by at most
 
     R (|v_j - w'_j| + gamma_m |v_j| + gamma_k (|w_j| + spread_j)) + (gamma_m + gamma_k) |b_j|
 
-by the inequality of Cauchy and Schwarz, and by what underflows. W' itself is known up to the
-rounding of dW, of which a bound is given, and of the sum W + dW, which is computed without error
-(Knuth's TwoSum; Higham, 2002, section 4.3). The rounding of float64 in evaluating this bound is
-added to it.
+plus the error of underflow. `LayerMerge` bounds the rounding error of dW. The rounding error of the
+sum W + dW is computed exactly (Knuth's TwoSum; Higham, 2002, section 4.3). The rounding errors of
+float64 in this bound itself are added to it.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from lora.scaling import check_number
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, as_html, counted
 
-LISTED = 8  # layers at most of which each has its lines in the table
+LISTED = 8  # up to so many layers, the table lists each of them
 
-_FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # and the note
+_FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # the last column is the note
 
 
 class MergeError(ValueError):
@@ -46,23 +45,23 @@ class MergeError(ValueError):
 
 @dataclass(frozen=True)
 class CertificateRow:
-    """The loss of merging one layer if the weight is stored in one dtype.
+    """The rounding error of merging one layer, if its merged weight is stored in one dtype.
 
     V is W' = W + dW as it is stored, and W_t is W as it is stored. If V overflows, or W or dW is
     not finite, `lost`, `ulp` and `bound` are infinite.
 
     Attributes:
-        layer: its name.
-        dtype: the one that the weight is stored in.
+        layer: the name of the layer.
+        dtype: the dtype that stores the weight.
         absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
-        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
-            more rounding than update. Where dW is 0 it is 0, and `bound` has the effect of storing
-            W.
-        ulp: the largest |V - W_t| in units in the last place, of the larger one of both; see
+        lost: |V - W'| / |dW|, in Frobenius norms: the rounding error relative to the update. Above
+            1, the rounding error is larger than the update. If dW is 0, `lost` is 0, and `bound`
+            shows the effect of storing W.
+        ulp: the largest |V - W_t|, in units in the last place of the larger of the two; see
             `lora.certificate.rounding.unit_of`, also for NF4.
-        bound: a limit on the difference between an output of the merged layer and of the layer as
-            it was, as both are computed, for any input x with |x| <= radius.
-        note: what is not finite, or 0, or overflows.
+        bound: a limit on the difference between an output of the merged layer and of the unmerged
+            layer, both as computed, for any input x with |x| <= radius.
+        note: which number is not finite, or 0, or overflows.
     """
 
     layer: str
@@ -80,21 +79,21 @@ class CertificateRow:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """The columns of the table with numbers, and the note."""
+        """The cells of the table: the numbers and the note."""
         losses = f"{self.lost:.2g}", f"{self.ulp:.3g}", f"{self.bound:.2g}"
         return f"{100 * self.absorbed:.3g} %", *losses, self.note
 
 
 @dataclass(frozen=True, repr=False)
 class MergeCertificate:
-    """The loss of merging the layers of a model, in each dtype that they may be stored in.
+    """The rounding errors of merging the layers of a model, in each dtype that may store them.
 
-    Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
-    layers, one for each dtype with the layer that loses most. `certificate[layer]` gives the rows
-    of a layer.
+    It prints as a sentence and a table with a line for each layer and dtype. For more than a few
+    layers, the table has a line for each dtype, with the layer that loses most.
+    `certificate[layer]` returns the rows of a layer.
 
     Attributes:
-        rows: one for each layer and dtype.
+        rows: a row for each layer and dtype.
         radius: the norm of the inputs for which `bound` is valid.
     """
 
@@ -121,7 +120,7 @@ class MergeCertificate:
         return next(row for row in self[layer] if row.dtype == dtype)
 
     def worst(self, dtype: str) -> CertificateRow:
-        """Return the row of the first layer that loses most in a dtype; a KeyError without one."""
+        """Return the first row that loses most in a dtype; a KeyError if there is none."""
         _check("dtype", dtype, self.dtypes)
         return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
 
@@ -132,8 +131,8 @@ class MergeCertificate:
     def check(self, limit: float, dtype: str) -> None:
         """Raise a MergeError if merging loses more than `limit` of the update of a layer.
 
-        A KeyError is raised if there are no rows of the dtype, another error if the limit is no
-        number from 0 on.
+        A KeyError is raised if there are no rows of the dtype. A TypeError or ValueError is raised
+        if the limit is no number of at least 0.
         """
         _check("dtype", dtype, self.dtypes)
         check_number("limit", limit)
@@ -192,20 +191,20 @@ def certify(
     *,
     progress: bool = True,
 ) -> MergeCertificate:
-    """Compute what merging each of the layers loses, stored in each of the dtypes.
+    """Compute the certificate: the rounding error of merging each layer, stored in each dtype.
 
-    A merged weight is multiplied in the wider of its dtype and the layer's own. Only some rows of W
-    and dW are in memory at a time.
+    The bound assumes that a merged weight is multiplied in the wider of its dtype and the layer's
+    dtype. Only some rows of W and dW are in memory at a time.
 
     Args:
         parts: the layers, with different names.
         dtypes: some of `DTYPES`.
-        radius: the norm of the inputs for which `bound` is valid. A table (`one_hot`) ignores it.
+        radius: the norm of the inputs for which `bound` is valid; it has no effect on embeddings.
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
         TypeError: if the radius is no number.
-        ValueError: if there are no dtypes, or no such dtype, or the radius is not positive and
+        ValueError: if there are no dtypes, a dtype is unknown, or the radius is not positive and
             finite.
     """
     parts, dtypes = tuple(parts), check_dtypes(dtypes)
@@ -229,7 +228,7 @@ def certify(
 
 
 class _Tally:
-    """Collects, strip by strip, what merging a layer does if its weight is stored in one dtype."""
+    """Collects the rounding errors of merging one layer in one dtype, strip by strip."""
 
     def __init__(self, part: LayerMerge, dtype: str, radius: float) -> None:
         self.part, self.dtype = part, dtype
@@ -241,7 +240,7 @@ class _Tally:
         self.summed = 0 if part.one_hot else part.shape[1]
         self.update_error = np.broadcast_to(part.update_error, part.shape[:1])
         self.underflows = np.broadcast_to(part.underflows, part.shape[:1])
-        # Each element of NF4 is a product of a level, rounded too, with an absolute value.
+        # An element of NF4 has two roundings: of its level, and of level times absmax.
         coded = 2 if dtype == "nf4" else 0
         self.gamma_merged = gamma(coded + (0 if part.one_hot else self.summed + 1), self.wide)
         self.gamma_apart = gamma(part.roundings, self.own)
@@ -256,7 +255,7 @@ class _Tally:
             self.bound = math.inf
 
     def add(self, rows: slice, w: Array, d: Array) -> None:
-        """Add some more rows to the tally."""
+        """Add the rounding errors of some more rows."""
         with np.errstate(all="ignore"):  # the notes report overflow
             merged = w + d
             stored, base = round_to(merged, self.dtype), round_to(w, self.dtype)
@@ -279,7 +278,7 @@ class _Tally:
             if not np.isfinite(stored).all():
                 self.finite = False
                 return
-            # TwoSum: what is lost in rounding w + d to `merged`, exactly.
+            # TwoSum: `tail` is the exact rounding error of w + d.
             added = merged - w
             tail = (w - (merged - added)) + (d - added)
             error = (stored - merged) - tail
@@ -289,7 +288,7 @@ class _Tally:
                 self.bound = max(self.bound, self._bound(rows, w, stored, error))
 
     def row(self) -> CertificateRow:
-        """Return the result."""
+        """Return the row of the certificate."""
         absorbed = self.absorbed / self.updated if self.updated else 0.0
         lost = ulp = bound = math.inf
         if self.finite:
@@ -306,7 +305,7 @@ class _Tally:
         return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
 
     def _bound(self, rows: slice, w: Array, stored: Array, error: Array) -> float:
-        """Bound the change of an output of these rows."""
+        """Return the largest bound on the change of an output, over these rows."""
         part = self.part
 
         def size(x: Array) -> Array:
@@ -328,16 +327,15 @@ class _Tally:
         per_unit = size(error) + self.update_error[rows]
         per_unit += self.gamma_merged * merged + self.gamma_apart * apart
         bounds = self.radius * per_unit + (self.gamma_merged + self.gamma_apart) * bias
-        # Products below the least normal number: of an output as it was, and merged, where an
-        # element of NF4 may underflow itself, before it is multiplied by x. This bound is evaluated
-        # in float64, with a few products of its own.
+        # Products that underflow: in the unmerged output; in the merged one, where an element of
+        # NF4 may underflow before x multiplies it; and in the few products of this bound.
         lost_apart = (1 + self.gamma_apart) * (self.summed + self.underflows[rows])
         coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
         lost_merged = (1 + self.gamma_merged) * (self.summed + coded)
         evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
         bounds += least_of(self.own) * lost_apart + least_of(self.wide) * lost_merged + evaluated
         found = float(upper(bounds, part.shape[1]).max())
-        if not math.isfinite(found):  # a NaN would be smaller than nothing
+        if not math.isfinite(found):  # `max` could drop a NaN
             self.notes.append("the bound overflows float64, or dW's own error is not known")
             return math.inf
         return found

@@ -1,7 +1,7 @@
-"""LoRA's exact identities, checked on a layer as it is.
+"""LoRA's exact identities, checked on the layers of a model.
 
-The files in reading order: verifying (what is called, and its report), equations (what must hold),
-trial (a copy of a layer to experiment on, and how far equal results may differ).
+The files in reading order: verifying (the entry point and its report), equations (the identities),
+trial (a copy of a layer to experiment on, and bounds on its rounding errors).
 """
 
 from lora.identities.verifying import VerifyReport, verify

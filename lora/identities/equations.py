@@ -1,12 +1,12 @@
 """The identities of a LoRA layer, each computed on one copy of it.
 
-With y = x W^T + b + s (x A^T) B^T, G the gradient that arrives at y, and X, G with a row for each
-vector that the layer was called on, the derivatives are
+The layer computes y = x W^T + b + s (x A^T) B^T. Let X have a row for each input vector of the
+layer, and G a row for each gradient of the loss with respect to y. Then the derivatives are
 
     dA = s B^T G^T X        dB = s G^T X A^T        dx = G (W + s B A)
 
-All identities follow from these three, so they hold for every loss; two computations from the same
-X and G are compared. With dropout, the X that enters A is what the mask leaves of it, and all runs
+All identities follow from these three equations, so they hold for every loss. Each check compares
+two computations with the same X and G. With dropout, A multiplies X after dropout, and all runs
 draw the same mask.
 """
 
@@ -32,10 +32,10 @@ def inner_products(trial: LayerTrial) -> Agreement:
 
 
 def change_of_basis(trial: LayerTrial) -> Agreement:
-    """Check that with (B C^-1, C A), y stays, dA becomes C^-T dA, and dB becomes dB C^T."""
+    """Check that (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T."""
     layer, size = trial.layer, trial.rounding.size
     a, b = layer.lora_a.data.copy(), layer.lora_b.data.copy()
-    # A matrix C that is neither diagonal nor orthogonal, and its inverse, to the last bit.
+    # C is neither diagonal nor orthogonal, and its inverse has no rounding error.
     powers = np.where(np.arange(layer.rank) % 2, 0.5, 2.0)
     steps = np.subtract.outer(np.arange(layer.rank), np.arange(layer.rank))
     c = powers[:, None] * np.where(steps == 0, 1.0, np.where(steps == 1, 0.5, 0.0))
@@ -46,24 +46,24 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     trial.set(a, b)
     sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
-    bounds = trial.bounds(sizes, 2 * layer.rank)  # C A and B C^-1 are sums themselves
+    bounds = trial.bounds(sizes, 2 * layer.rank)  # computing C A and B C^-1 rounds too
     turned = {"y": before["y"], "A": inverse.T @ before["A"], "B": before["B"] @ c.T}
     return _compared(after, turned, bounds, base)
 
 
 def composition(trial: LayerTrial) -> Agreement:
-    """Compare y, dx, dA, dB with x (W + s B A)^T + b: dA = s B^T dW and dB = s dW A^T."""
+    """Compare y, dx, dA and dB with those of x (W + s B A)^T + b: dA = s B^T dW, dB = s dW A^T."""
     return _compared(trial.trained(), trial.composed(), trial.bounds(), trial.base())
 
 
 def precision(trial: LayerTrial) -> Agreement:
-    """Compare y, dx, dA and dB in the precision of the layer and in double precision."""
+    """Compare y, dx, dA and dB in the layer's precision with those in double precision."""
     wide = LayerTrial(trial.layer, trial.uses, DOUBLE, trial.draws)
     return _compared(trial.trained(), wide.trained(), trial.bounds(), wide.base())
 
 
 def _compared(found: Run, right: Run, bounds: dict[str, Array], base: Array) -> Agreement:
-    """Compare outputs and gradients of two runs, both of which have errors within the bounds."""
+    """Compare outputs and gradients of two runs, each with errors within the bounds."""
     evidence = right | {"y": right["y"] - base}
     names = ["y", *sorted(right.keys() - {"y"})]
     parts = [(found[name], right[name], 2 * bounds[name], evidence[name]) for name in names]
@@ -71,25 +71,25 @@ def _compared(found: Run, right: Run, bounds: dict[str, Array], base: Array) -> 
 
 
 def first_output(trial: LayerTrial) -> Agreement:
-    """Check that at B = 0 the output is that of the base, to the bit and for any A."""
+    """Check that at B = 0 the output equals the base's output in every bit, for any A."""
     a, none = trial.layer.lora_a.data.copy(), np.zeros_like(trial.layer.lora_b.data)
     trial.set(a, none)
     found, base, bound = trial.trained()["y"], trial.base(), np.zeros(())
     trial.set(2 * a[:, ::-1], none)
     other = trial.trained()["y"]
-    # A base of zeros is one too: any x shows that nothing is added to it.
+    # If the base output is zero, nonzero x still shows that the update adds nothing.
     evidence = np.concatenate([base, trial.x], axis=1)
     parts = Agreement.of(found, other, bound, a), Agreement.of(found, base, bound, evidence)
     return Agreement.worst(parts)
 
 
 def first_gradients(trial: LayerTrial) -> Agreement:
-    """Check that at B = 0, dA is 0 exactly, and dB is not."""
+    """Check that at B = 0, dA is exactly 0, and dB is not 0."""
     trial.set(trial.layer.lora_a.data, np.zeros_like(trial.layer.lora_b.data))
     found, right = trial.trained(), trial.composed()["B"]
     comparison = Agreement.of(found["A"], 0 * found["A"], np.zeros(()), found["B"])
     if comparison.verdict != "fails" and not found["B"].any():
-        # dB = 0 is wrong where the right value exceeds the bound of rounding.
+        # dB = 0 is wrong if the right value exceeds its rounding bound.
         missing = Agreement.of(found["B"], right, trial.bounds()["B"], right)
         return missing if missing.verdict == "fails" else comparison
     return comparison
@@ -111,8 +111,8 @@ def frozen_base(trial: LayerTrial) -> Agreement:
 
 
 def merging(trial: LayerTrial) -> Agreement:
-    """Check that the outputs with the merged weight W + s B A are those without it."""
-    trial.layer.eval()  # since dropout has no part in the merged weight
+    """Check that merged and unmerged outputs agree."""
+    trial.layer.eval()  # a merged weight has no dropout
     bound, base, before = 2 * trial.bounds()["y"], trial.base(), trial.plain()
     trial.layer.merge()
     merged = trial.plain()
@@ -121,7 +121,7 @@ def merging(trial: LayerTrial) -> Agreement:
 
 
 def unmerging(trial: LayerTrial) -> Agreement:
-    """Check that after merging and unmerging, twice, W, b, A, B and y are exactly as before."""
+    """Check that merging and unmerging twice restores W, b, A, B and y in every bit."""
     layer = trial.layer.eval()
     parameters = [layer.base_weight, layer.lora_a, layer.lora_b]
     parameters += [] if layer.bias is None else [layer.bias]

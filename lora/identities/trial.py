@@ -1,17 +1,17 @@
 """A copy of a LoRA layer to experiment on: its runs, and bounds on their rounding errors.
 
-Each run has the same inputs, output gradients and random numbers, so that two can be compared. The
-reference is multiplied by numpy, not by the kernels that are checked.
+All runs have the same inputs, output gradients and random numbers, so that two runs can be
+compared. numpy multiplies the reference, not the kernels that are checked.
 
-A sum of products that is computed with k roundings of each term differs from the exact one by at
-most gamma(k) times the same sum of absolute values, in whatever order the terms are added. With u
-half the distance from 1 to the next number, and L a number,
+Take a sum of products that is computed with k roundings of each term, in any order. Its error is at
+most gamma(k) times the sum of the terms' absolute values. Let u be half the distance from 1 to the
+next number, and L a number. The bound
 
     gamma(k) = exp(L sqrt(k) u + k u^2 / (1 - u)) - 1
 
-holds for one result with probability 1 - 2 exp(-L^2 (1 - u)^2 / 2), if the mean of rounding errors
-is 0 (Higham and Mary, 2019); (1 + u)^k - 1 holds always. With L = 8 the first fails once in 4e13
-results.
+is valid for one result with probability 1 - 2 exp(-L^2 (1 - u)^2 / 2), if the mean of rounding
+errors is 0 (Higham and Mary, 2019). The bound (1 + u)^k - 1 is always valid. With L = 8 the first
+bound fails once in 4e13 results.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from minigrad.diagnostics.restored import Draws
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output
-Run = dict[str, Array]  # the outputs of the layer, y, and gradients of sum(G y): A, B, x ...
+Run = dict[str, Array]  # y, the outputs of the layer, and gradients of sum(G y) by A, B, x ...
 Verdict = Literal["holds", "fails", "cannot tell"]
 
 DOUBLE = np.dtype(np.float64)
-FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
+FEW = 16  # roundings of one term outside of its sums: scale, bias, dropout, final additions
 _SURE = 8.0  # the L of the formula
 
 
@@ -49,16 +49,17 @@ class Rounding:
     dtype: np.dtype[Any]
 
     def gamma(self, roundings: int) -> float:
-        """Bound the relative error after so many roundings."""
+        """Bound the relative error after this many roundings."""
         u = float(np.finfo(self.dtype).eps) / 2
         likely = _SURE * math.sqrt(roundings) * u + roundings * u * u / (1 - u)
         return math.expm1(min(likely, roundings * math.log1p(u)))
 
     def size(self, *factors: Array, scale: float = 1.0) -> Array:
-        """Multiply the absolute values of matrices: errors are relative to this.
+        """Multiply the absolute values of matrices: rounding errors are relative to this product.
 
-        Each product is at least the least normal number, since below it the error is absolute; both
-        before `scale` makes it smaller and after, since a kernel may multiply by it anywhere.
+        Each element is at least the least normal number, because below it the error is absolute.
+        This is so before and after the product with `scale`, because a kernel may multiply by it at
+        any point.
         """
         tiny = float(np.finfo(self.dtype).tiny)
         product = np.abs(factors[0].astype(np.float64))
@@ -73,15 +74,15 @@ class Rounding:
 class Agreement:
     """The agreement of two arrays that should be equal up to rounding."""
 
-    deviation: float  # the difference at the element where it is the largest share of its bound
-    bound: float  # the bound there
-    # "fails" if a difference exceeds its bound; "cannot tell" if all that the identity
-    # compares is smaller than the bound, since then it could not fail
+    deviation: float  # the difference at the element where difference / bound is largest
+    bound: float  # the bound at this element
+    # "fails" if a difference exceeds its bound; "cannot tell" if all compared numbers are smaller
+    # than the bound, because then even a wrong identity would not fail
     verdict: Verdict
 
     @classmethod
     def of(cls, found: Array, expected: Array, bound: Array, evidence: Array) -> Agreement:
-        """Compare two arrays; `evidence` is what would be lost if the identity were wrong."""
+        """Compare two arrays; there is no verdict if all of `evidence` is below the bound."""
         if not found.size:
             return NOTHING
         with np.errstate(invalid="ignore"):
@@ -102,7 +103,7 @@ class Agreement:
 
     @classmethod
     def worst(cls, comparisons: Sequence[Agreement]) -> Agreement:
-        """Choose the decisive one: a failure, or no verdict, or else the nearest to fail."""
+        """Choose the decisive one: a failure, else "cannot tell", else the nearest to its bound."""
         order = {"fails": 2, "cannot tell": 1, "holds": 0}
         return max(
             comparisons, key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0)
@@ -115,8 +116,8 @@ NOTHING = Agreement(0.0, 0.0, "cannot tell")
 class LayerTrial:
     """A copy of a layer in one precision, with its inputs and output gradients.
 
-    `uses` are the inputs that the layer, which is not changed, was called on, with the gradients of
-    its outputs. All runs begin with the states of random generators in `draws`.
+    `uses` are the inputs of the original layer, which is not changed, with the gradients of its
+    outputs. All runs begin with the states of random generators in `draws`.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class LayerTrial:
         self.layer = copy.deepcopy(layer)
         self.layer.unmerge()
         self.layer.enabled = True
-        # With the same order in memory, which a kernel may depend on, and a copy may change.
+        # Keep the memory layout, which deepcopy may change, and which selects a kernel.
         self.layer.base_weight.data = np.array(layer.base_weight._data, order="K")
         if self.layer.lora_a.dtype != dtype:
             self.layer.astype(dtype)
@@ -141,7 +142,7 @@ class LayerTrial:
         self.layer.lora_a, self.layer.lora_b = a, b
 
     def set_random(self) -> None:
-        """Assign an A and a B, drawn at random, whose update changes y by about its own size."""
+        """Assign random A and B, whose update is about as large as the base output."""
         layer, rng = self.layer, np.random.default_rng(0)
         a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
         b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
@@ -153,12 +154,12 @@ class LayerTrial:
         update = mean_size(x @ a.T @ b.T) * abs(layer.scale)
         base = mean_size(x @ layer.base_weight.data.T.astype(np.float64))
         base += 0.0 if layer.bias is None else mean_size(layer.bias.data.astype(np.float64))
-        factor = np.sqrt((base or 1.0) / (update or 1.0))  # of both, since its square may overflow
+        factor = np.sqrt((base or 1.0) / (update or 1.0))  # for A and B; its square may overflow
         dtype = layer.lora_a.dtype
         self.set((factor * a).astype(dtype), (factor * b).astype(dtype))
 
     def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> Run:
-        """Run the layer, or else `forward`, and differentiate with respect to x and `inputs`."""
+        """Run the layer, or `forward` if given; differentiate with respect to x and `inputs`."""
         forward = self.layer if forward is None else forward
         xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
         with enable_grad(), self.draws.put_back():
@@ -172,7 +173,7 @@ class LayerTrial:
         return found
 
     def trained(self, others: Mapping[str, Tensor] | None = None) -> Run:
-        """Run the layer as it is, and differentiate with respect to A, B, x and `others`."""
+        """Run the layer, and differentiate with respect to A, B, x and `others`."""
         a, b = (parameter.requires_grad_() for parameter in (self.layer.lora_a, self.layer.lora_b))
         return self.run({"A": a, "B": b, **(others or {})})
 
@@ -196,30 +197,30 @@ class LayerTrial:
         return found | {"A": layer.scale * (b.T @ dw), "B": layer.scale * (dw @ a.T)}
 
     def plain(self, forward: Forward | None = None) -> Array:
-        """Compute the outputs without gradients, of the layer or else of `forward`."""
+        """Compute the outputs of the layer, or of `forward` if given, without gradients."""
         forward = self.layer if forward is None else forward
         with no_grad(), self.draws.put_back():
             outputs = [forward(Tensor(x.copy())).data for x, _ in self.uses]
         return stacked(outputs, self.layer.d_out)
 
     def base(self) -> Array:
-        """Compute the outputs of the layer that was adapted."""
+        """Compute the outputs of the layer without its adapter."""
         weight, bias = self.layer.base_weight.detach(), self.layer.bias
         return self.plain(lambda x: ops.linear(x, weight, None if bias is None else bias.data))
 
     @property
     def dropout(self) -> bool:
-        """Whether elements of x are dropped on their way to A."""
+        """Whether dropout is applied to the input of A."""
         return bool(self.layer.dropout and self.layer.training)
 
     @property
     def strength(self) -> float:
-        """|s| times the factor of the elements that dropout leaves."""
+        """|s| times the factor of the elements that dropout keeps."""
         p: float = self.layer.dropout if self.dropout else 0.0
         return abs(float(self.layer.scale)) * (1 / (1 - p) if p < 1 else 0.0)
 
     def sizes(self) -> dict[str, Array]:
-        """Sum the absolute values of the terms of y, dA, dB and dx, for relative errors."""
+        """Sum the absolute values of the terms of y, dA, dB and dx; errors are relative to them."""
         layer, size = self.layer, self.rounding.size
         a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
         s = self.strength
@@ -234,7 +235,7 @@ class LayerTrial:
     def fits(self) -> bool:
         """Tell whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
 
-        Overflow is no fault of the layer, but would look like one.
+        Overflow is no error of the layer, but would look like one.
         """
         a, b = self.layer.lora_a.data, self.layer.lora_b.data
         size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
@@ -244,7 +245,7 @@ class LayerTrial:
         return largest < float(np.finfo(self.rounding.dtype).max) / 2
 
     def bounds(self, sizes: Mapping[str, Array] | None = None, more: int = 0) -> dict[str, Array]:
-        """Bound the errors of y, dA, dB and dx: of these sizes, with `more` roundings of a term."""
+        """Bound the errors of y, dA, dB and dx, with `more` roundings of each term than usual."""
         layer, sizes = self.layer, self.sizes() if sizes is None else sizes
         roundings = {
             "y": layer.d_in + layer.rank + FEW,

@@ -1,9 +1,9 @@
-"""Checking that a LoRA layer is correct, by identities that hold for every loss; and the report.
+"""verify: check a LoRA layer by identities that hold for every loss; and the report.
 
-A derivative can be compared with finite differences, which are never exact. LoRA's structure gives
-more: equations between its gradients that hold up to rounding, or to the bit, whatever the loss. A
-scale that is missing somewhere, a branch that is dropped, a transpose, or a gradient that leaks
-into the base breaks one of them.
+Finite differences can check a derivative, but are never exact. The structure of LoRA gives exact
+equations between its gradients, which hold up to rounding, or in every bit, for any loss. A missing
+scale, a missing branch, a wrong transpose, or a gradient that leaks into the base breaks at least
+one of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_PLAIN = (
     "biases, NF4, bfloat16, embeddings, convolutions and several active adapters there is gradcheck"
 )
 
-# Rounding of single precision would hide small errors in these, and they are the same formulas.
+# These are checked in double precision, because single precision would hide small errors.
 _IN_DOUBLE: dict[str, Identity] = {
     "dA A^T = B^T dB": equations.inner_products,
     "y, dA, dB under (B C^-1, C A)": equations.change_of_basis,
@@ -58,41 +58,41 @@ _AS_IT_IS: dict[str, Identity] = {
 def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     """Check LoRA's exact identities on a layer, or on each `LoRALayer` of a model.
 
-    The loss is computed once, on a copy, to record the inputs X of each layer and the gradient G of
-    its output. The derivatives of sum(G y) are those of the loss. For these,
+    `verify` computes the loss once, on a copy, and records the inputs X of each layer and the
+    gradient G of its output. The derivatives of sum(G y) equal those of the loss. The checks are:
 
-    - `dA A^T = B^T dB`, since both are s B^T G^T X A^T;
+    - `dA A^T = B^T dB`, because both are s B^T G^T X A^T;
     - with C invertible, (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T;
-    - y, dx, `dA = s B^T dW` and `dB = s dW A^T` are those of x (W + s B A)^T + b;
+    - y, dx, `dA = s B^T dW` and `dB = s dW A^T` equal those of x (W + s B A)^T + b;
     - merged and unmerged outputs agree;
-    - at B = 0, y is that of the base to the bit, for any A;
+    - at B = 0, y equals the output of the base in every bit, for any A;
     - at B = 0, `dA = 0` exactly, and `dB` is not 0;
     - no gradient reaches W and b, even if both require one;
-    - unmerging restores W, b, A, B and the outputs to the bit.
+    - unmerging restores W, b, A, B and the outputs in every bit.
 
-    The first four are checked in float64, where rounding hides nothing, the others in the layer's
+    The first four are checked in float64, where rounding hides no error, the others in the layer's
     own dtype. In that dtype, y, dx, dA and dB are also compared with those in float64, and merged
     outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
-    the terms (see `lora.identities.trial`). Where nothing exceeds its bound, as at B = 0, the check
-    is made at random A and B; the report says so. With dropout in training, all runs drop the same
-    elements.
+    the terms (see `lora.identities.trial`). If all numbers are below their bounds, as at B = 0, the
+    check uses random A and B, and the report says so. With dropout in training, all runs drop the
+    same elements.
 
-    Other uses of A and B in the loss than by calling the layer, such as a penalty, are ignored. The
-    model is not changed, merged or not: all is done on copies of it, the random generators are
-    restored, and nothing gets a gradient. An error that the layer raises in one of the checks is
-    passed on, with a note that says which.
+    If the loss uses A and B other than by calling the layer, as in a penalty, this use is ignored.
+    The model is not changed, merged or not: all checks run on copies, the random generators are
+    restored, and no tensor gets a gradient. If the layer raises an error in a check, the error is
+    passed on, with a note that names the check.
 
     Args:
-        model: with adapters, or a LoRALayer.
+        model: a model with adapters, or a LoRALayer.
         loss_fn: called as `loss_fn(model, batch)`; as `loss_fn(model(x), y)` for a batch `(x, y)`,
-            if it is a loss of the library or cannot take a model; or as `loss_fn(model(batch))` if
-            it takes one argument. It must use the model it is given.
-        batch: the data that the loss is computed on.
+            if it is a loss of the library or cannot accept a model; or as `loss_fn(model(batch))`
+            if it has one argument. It must use the model that it is called with.
+        batch: the data on which the loss is computed.
 
     Raises:
-        TypeError: if `model` is no Module, the loss is no Tensor of floats with one element, or a
+        TypeError: if `model` is no Module, the loss is no float Tensor with one element, or a
             layer returns no Tensor.
-        ValueError: if there are no adapters, or a layer returns another shape than `(..., d_out)`.
+        ValueError: if there are no adapters, or a layer returns a shape other than `(..., d_out)`.
         RuntimeError: if the model refers to the result of an op, and so cannot be copied.
     """
     layers, draws = adapted_layers(model), Draws()
@@ -117,10 +117,10 @@ class IdentityCheck:
         layer: the name of the layer in the model.
         identity: the name of the identity.
         dtype: the precision in which it was computed.
-        deviation: the difference that is nearest to its bound, or exceeds it most.
-        bound: the difference that rounding explains there; 0 where the identity is exact.
-        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
-            than rounding.
+        deviation: the difference with the largest ratio to its bound.
+        bound: the largest difference that rounding explains there; 0 if the identity is exact.
+        verdict: "holds", "fails", or "cannot tell" if all compared numbers are below the rounding
+            bound, or there are none.
         note: which A and B were used, if not the layer's own; or why there is no verdict.
     """
 
@@ -135,10 +135,10 @@ class IdentityCheck:
 
 @dataclass(frozen=True, repr=False)
 class VerifyReport:
-    """The report of `verify`. It is true only if every identity of every layer holds.
+    """The report of `verify`, which is true only if every identity of every layer holds.
 
-    Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
-    bound that rounding explains, and the verdict. `checks` are the rows.
+    It prints as a sentence and a table: layer, identity, precision, the largest deviation, the
+    rounding bound, and the verdict. `checks` are the rows.
     """
 
     checks: tuple[IdentityCheck, ...]
@@ -178,8 +178,8 @@ class VerifyReport:
     def rows(self) -> list[tuple[str, ...]]:
         """The rows of the table.
 
-        A layer without any verdict, for a single reason, is one row; so is one of several layers in
-        which every identity holds.
+        A layer has a single row if no identity could be checked, all for one reason. If there are
+        several layers, a layer in which every identity holds has a single row too.
         """
         rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
@@ -226,16 +226,16 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
             layer.lora_a.requires_grad_()
             layer.lora_b.requires_grad_()
             vars(layer)["forward"] = _recording(name, layer, calls[name])
-    # The checks report what is not finite, so there is no need for warnings.
+    # No numpy warnings: the checks report numbers that are not finite.
     with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)
         if loss.requires_grad:
-            # Not `backward`: what the loss uses besides the model keeps the gradients it has.
+            # Not `backward`, which would add gradients to other tensors that the loss uses.
             wanted = [parameter for parameter in copied.parameters() if parameter.requires_grad]
             grad(loss, wanted, allow_unused=True)
 
     def gradient_of(y: Tensor) -> Array:
-        if not y.requires_grad:  # any other gradient will show that the layer has cut it off
+        if not y.requires_grad:  # the layer detached y: a random gradient shows the error
             return np.random.default_rng(0).standard_normal(y.shape)
         return np.zeros_like(y.data) if y.grad is None else y.grad.data
 
@@ -245,7 +245,7 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
 def _recording(
     name: str, layer: LoRALayer, calls: list[tuple[Array, Tensor]]
 ) -> Callable[[Any], Tensor]:
-    """Make a forward that records its inputs and outputs, and checks their types and shapes."""
+    """Make a forward function that records inputs and outputs, and checks types and shapes."""
     forward = layer.forward
 
     def recorded(x: Any) -> Tensor:
@@ -261,7 +261,7 @@ def _recording(
                 f"{label_of(name)}, called on x of shape {np.shape(x)}, must return a Tensor of "
                 f"shape {right}, not {y.shape}"
             )
-        if is_grad_enabled():  # a checkpoint calls it once without, and again in the backward pass
+        if is_grad_enabled():  # with a checkpoint, record only the second call
             if y.requires_grad:
                 y.retain_grad()
             calls.append((np.array(x.data if isinstance(x, Tensor) else x), y))
@@ -292,7 +292,7 @@ def _checks(
 
 
 def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
-    """Say why nothing can be checked; empty if it can."""
+    """Return the reason why nothing can be checked; empty if there is none."""
     if not uses:
         return "the loss does not use it"
     values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}
@@ -310,7 +310,10 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
 def _compare(
     function: Identity, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
 ) -> tuple[Agreement, str]:
-    """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
+    """Check an identity at the layer's own A and B, or at random ones if those give no verdict.
+
+    The second result is the note, which says which A and B were used, or why there is no verdict.
+    """
     for note in ("", "at a random A and B"):
         trial = LayerTrial(layer, uses, dtype, draws)
         if note:

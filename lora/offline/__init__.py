@@ -1,9 +1,9 @@
 """Work on adapters and models in files: inspect, check, merge, extract and convert.
 
-No model is loaded: no more than some rows of a base are in memory at a time. `inspection`
-summarises and checks an adapter, and `merged_model` what was made with it; `model_folder` finds the
-tensors of a base that it is about, and `stored_weight` reads them; `merging`, `extracting` and
-`converting` write new files. `python -m lora` is these functions on the command line.
+No model is loaded, and only some rows of a base are in memory at a time. `inspection` summarises
+and checks an adapter; `merged_model` checks a merged model. `model_folder` finds the tensors of a
+base that belong to an adapter, and `stored_weight` reads them. `merging`, `extracting` and
+`converting` write new files. `python -m lora` runs these functions from the command line.
 """
 
 from lora.offline.converting import ConvertedAdapter, convert_adapter

@@ -1,10 +1,11 @@
-"""convert_adapter: an adapter from PEFT's folder to llama.cpp's GGUF file, and back.
+"""convert_adapter: convert an adapter from PEFT's folder to llama.cpp's GGUF file, and back.
 
 A GGUF adapter has one alpha in its metadata, and for each weight NAME two tensors, NAME.lora_a
 `(rank, d_in)` and NAME.lora_b `(d_out, rank)`. llama.cpp computes with the scale alpha / rank, or
-with 1 if alpha is 0. PEFT's scales differ from that with rsLoRA, or where patterns say other
-alphas: then the alpha of most layers is taken, and B of the others is multiplied by what is left.
-The rows of B have the order of those of the weight. Of an embedding A is stored transposed.
+with 1 if alpha is 0. With rsLoRA or an alpha pattern, PEFT's scales can differ from this. Then the
+file gets the alpha of most layers, and B of the other layers is multiplied by the missing factor.
+The rows of B have the same order as those of the weight in GGUF. A of an embedding is stored
+transposed.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class ConvertedAdapter:
 
     Attributes:
         path: the file or the folder that was written.
-        alpha: the one in its metadata or configuration.
+        alpha: the alpha in the new metadata or configuration.
         layers: the layers with an update.
-        multiplied: by name, what B was multiplied by in layers of another alpha.
+        multiplied: by name, the factor that multiplied B in layers with another alpha.
     """
 
     path: str
@@ -66,24 +67,24 @@ class ConvertedAdapter:
 def convert_adapter(
     adapter: PathLike, out: PathLike, base: PathLike, *, progress: bool = True
 ) -> ConvertedAdapter:
-    """Write PEFT's adapter as the GGUF file that llama.cpp reads, or the other way round.
+    """Convert a PEFT adapter to the GGUF file that llama.cpp reads, or a GGUF adapter to PEFT.
 
-    Tensors keep their bits, unless B must be multiplied. float64 becomes float32 in a GGUF file,
-    and what is stored there in few bits becomes float32 in a folder.
+    Tensors keep their bits, unless B must be multiplied. In a GGUF file, float64 becomes float32.
+    In a folder, tensors that GGUF stores in few bits become float32.
 
     Args:
-        adapter: a folder of PEFT's or of `lora.save`, or a GGUF file.
+        adapter: a folder that PEFT or `lora.save` wrote, or a GGUF file.
         out: a file that ends in .gguf; or if the adapter is a file, a folder.
-        base: the language model of the adapter, a folder or a GGUF file, of which only the
-            configuration is read.
+        base: the language model of the adapter, a folder or a GGUF file; only its configuration is
+            read.
         progress: show a progress bar if it takes long.
 
     Raises:
-        FileNotFoundError: if a file is not there.
-        ValueError: if a file is not what it should be, the adapter does not go with the base, or it
-            has something that the other format cannot have: DoRA, biases, modules to save, PiSSA's
-            first factors, or a number too large for its dtype; or `out` is the base.
-        OSError: if it cannot be written; the files at `out` are as they were.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base.
+            Also if the other format cannot store the adapter: it has DoRA, biases, modules to save,
+            PiSSA's first factors, or a number too large for its dtype.
+        OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if Path(base).is_dir():
         config = config_from_json(model_json(base))
@@ -102,12 +103,12 @@ def convert_adapter(
 
 
 def _kind(config: ModelConfig) -> str:
-    """Return what llama.cpp calls an architecture."""
+    """Return llama.cpp's name of an architecture."""
     return {"mistral": "llama"}.get(config.architecture, config.architecture)
 
 
 def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
-    """Return which layers, by the shapes of A and B, do not belong to the model."""
+    """Return the layers that the model does not have with these shapes of A and B."""
     wanted, problems = expected_shapes(config), []
     for name, (a, b) in shapes.items():
         shape = wanted.get(f"{name}.weight", ())
@@ -122,7 +123,7 @@ def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
 def _to_gguf(
     files: AdapterFolder, out: PathLike, config: ModelConfig, progress: bool
 ) -> ConvertedAdapter:
-    """Write the GGUF file of an adapter in PEFT's folder."""
+    """Convert an adapter in PEFT's folder to a GGUF file."""
     gguf, names, layers = package("gguf"), gguf_names(config), files.layers
     refused = [f"DoRA: {name}" for name, each in layers.items() if MAGNITUDE in each.keys]
     refused += [
@@ -142,7 +143,7 @@ def _to_gguf(
         alpha = Counter(map(np.float32, alphas.values())).most_common(1)[0][0]
     if not 0 < alpha < math.inf:
         raise ValueError(f"{what}: an alpha of {max(alphas.values()):g} is beyond float32")
-    # Where an alpha is this one but for its rounding to float32, the bits of B stay.
+    # If an alpha equals the common one after rounding to float32, the bits of B do not change.
     factors = {n: each / float(alpha) for n, each in alphas.items() if np.float32(each) != alpha}
     tensors: dict[str, tuple[Array, str]] = {}
     for name in layers:
@@ -162,7 +163,7 @@ def _to_gguf(
         writer.add_string("adapter.type", "lora")
         writer.add_float32(_ALPHA, float(alpha))
         for key, (array, dtype) in tensors.items():
-            code = gguf.GGMLQuantizationType[CODES[dtype]]  # has the names of safetensors
+            code = gguf.GGMLQuantizationType[CODES[dtype]]  # same names as in safetensors
             writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -172,7 +173,7 @@ def _to_gguf(
 
 
 def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedAdapter:
-    """Write PEFT's folder of an adapter in a GGUF file."""
+    """Convert an adapter in a GGUF file to PEFT's folder."""
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     problems = [
         f"{key} is {file.metadata.get(key)!r:.60}, not {value!r}"

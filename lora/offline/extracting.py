@@ -1,4 +1,4 @@
-"""extract_files: the adapter that comes nearest to the difference of two models in files."""
+"""extract_files: make an adapter that best approximates the difference of two models in files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
-_Models = tuple[TensorSet, TensorSet]  # the base and the finetuned one
+_Models = tuple[TensorSet, TensorSet]  # the base and the fine-tuned model
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -40,10 +40,10 @@ class ExtractedFiles:
     Attributes:
         path: the folder that was written.
         layers: the layers that differ, and get an update.
-        embeddings: those of them that are tables of vectors.
+        embeddings: the layers among them that are tables of vectors.
         whole: the tensors that the adapter has in full.
-        lost: the tensors that differ, and that it has nothing of.
-        tied: weights of embeddings that change, and may be the model's head too.
+        lost: the tensors that differ, and are not in the adapter.
+        tied: weights of embeddings that change, and may also be the model's head.
     """
 
     path: str
@@ -83,48 +83,50 @@ def extract_files(
     workers: int = 1,
     progress: bool = True,
 ) -> ExtractedFiles:
-    """Write the adapter that comes nearest to a model which was trained in full.
+    """Write the adapter that best approximates a fully fine-tuned model.
 
     In each layer B A is the best approximation of this rank to the difference of the weights, in
-    the Frobenius norm, and the scale is 1. See `lora.extract`, which does it for models in memory.
-    One layer is in memory at a time.
+    the Frobenius norm, and the scale is 1. `lora.extract` does the same for models in memory. Only
+    one layer is in memory at a time.
 
-    Layers are called as in the files. Where transformers gives weights other names when it loads
-    them, PEFT does not find them by these: save both models with
-    `save_pretrained(..., save_original_format=False)`.
+    Layers have the names in the files. If transformers renames weights when it loads them, PEFT
+    does not find these names. Then save both models with
+    `save_pretrained(..., save_original_format=False)` first.
 
     Args:
-        base: what `open_base` opens.
-        finetuned: the same, of a model with the same names and shapes.
+        base: the base model, as for `open_base`.
+        finetuned: the fine-tuned model, as for `open_base`, with the same names and shapes.
         out: a folder for the adapter.
-        rank: the rank of each update; where a layer is smaller, its size.
-        targets: the layers to look at: patterns with * for their names, or the ends of these.
-        exclude: those of them to leave out.
-        embeddings: which of them are tables of vectors: patterns for the last part of a name. A
-            layer with a bias is none.
+        rank: the rank of each update, or the smaller size of a layer that is less than this.
+        targets: the layers to compare: patterns with * for their names, or the ends of names.
+        exclude: the targets to leave out.
+        embeddings: which layers are tables of vectors: patterns for the last part of a name. A
+            layer with a bias is never a table.
         bias: "lora_only" copies the biases of layers with updates, "all" every bias.
         modules_to_save: ends of names of modules to copy in full.
-        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
-        lossy: leave out what differs and the adapter would not have, instead of refusing.
+        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, if the biases do not show
+            it.
+        lossy: leave out differences that the adapter cannot contain, instead of refusing.
         dtype: the dtype of the tensors; None for float32, or float64 if the base has it.
-        workers: processes that share the work, to the same bits; each takes the memory of one. The
-            singular vectors are shared only if BLAS has one thread (OPENBLAS_NUM_THREADS=1).
+        workers: the number of processes that share the work; the result has the same bits. Each
+            needs the memory of one. They share the singular vectors only if BLAS has one thread
+            (OPENBLAS_NUM_THREADS=1).
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: if a file is not there.
-        TypeError: if one string is given as a list of names.
-        ValueError: if files are not what they should be, names or shapes differ, there is NaN or
-            Inf, nothing differs, a pattern matches nothing, something differs that the adapter
-            would not have, or `out` is the folder of a model.
+        FileNotFoundError: if a file is missing.
+        TypeError: if a single string is given instead of a list of names.
+        ValueError: if a file is invalid, names or shapes differ, there is NaN or Inf, nothing
+            differs, a pattern matches nothing, something differs that the adapter would not have,
+            or `out` is the folder of a model.
         ChildProcessError: if a worker was killed.
-        OSError: if it cannot be written; the files at `out` are as they were.
+        OSError: if the adapter cannot be written; the files at `out` are unchanged.
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
     for role, names in {**lists, "modules_to_save": modules_to_save}.items():
-        if isinstance(names, str):  # whose letters would be the names
+        if isinstance(names, str):  # its letters would count as names
             raise TypeError(f"{role} are names, as in [{names!r}], not one string")
     check_no_model(out, base, finetuned)
     with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
@@ -152,14 +154,14 @@ def extract_files(
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
         tasks = [(name, stored.get(name, True), rank) for name in layers]
         if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
-            crew.workers = 1  # threads of several processes would take turns, ten times as long
+            crew.workers = 1  # too many BLAS threads for the cores are ten times slower
         rows, updates, facts = [], {}, {}
         for row, update, base_hash in crew.map(_extract, tasks, "extract", "layer"):
             rows.append(row)
             updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
         smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
-        # The field counts where the base shows nothing; else PEFT expects that of its last layer.
+        # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
         known = None not in shown.values() and any(shown.values())
         config = PeftConfig(
             exact(layers, modules),
@@ -193,7 +195,7 @@ def _is_equal(models: _Models, name: str) -> bool:
         return False
     if {old.dtype, new.dtype} <= CODES.keys():
         return np.array_equal(before.read(name), after.read(name), equal_nan=True)
-    # numpy lacks the other dtypes, and can only compare their bytes
+    # numpy does not have the other dtypes, so their bytes are compared
     parts = zip_longest(before.raw(name), after.raw(name))
     return old.dtype == new.dtype and all(one == other for one, other in parts)
 
@@ -201,9 +203,9 @@ def _is_equal(models: _Models, name: str) -> bool:
 def _extract(
     models: _Models, task: tuple[str, bool, int]
 ) -> tuple[Extracted, dict[str, Array], str]:
-    """Return the report of a layer, its update, and its fingerprint in the base.
+    """Return the report of a layer, its update, and the fingerprint of its base weight.
 
-    The task is the name of the layer, whether its weight is transposed, and the rank.
+    `task` is the name of the layer, whether its weight is transposed, and the rank.
     """
     name, is_transposed, rank = task
     old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
@@ -216,7 +218,7 @@ def _extract(
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
-    """Raise an error if names or shapes differ, but in modules copied in full."""
+    """Raise an error if names or shapes differ, except in modules copied in full."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -232,7 +234,7 @@ def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
 def _layers(
     before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
-    """Return the layers that get an update: matrices that differ, of which there must be some."""
+    """Return the layers that get an update: targeted matrices that differ; at least one."""
     matrices = [
         name.removesuffix(".weight")
         for name, info in before.tensors.items()
@@ -256,7 +258,7 @@ def _layers(
 
 
 def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
-    """Return the tensors to have in full: some of each module, and none with an update."""
+    """Return the tensors to copy in full; raise an error if one of them has an update too."""
     for module in saved.modules_to_save:
         if not any(PeftConfig((), modules_to_save=(module,)).is_saved(name) for name in after):
             raise ValueError(

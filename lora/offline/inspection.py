@@ -1,4 +1,4 @@
-"""Look into an adapter in files: `summarise` and `draw` it, and `check_adapter` for mistakes."""
+"""Inspect an adapter in files: `summarise` and `draw` it, and find mistakes (`check_adapter`)."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class LayerSummary(Spectral):
     """The update s B A of one layer, without DoRA's magnitude.
 
     Attributes:
-        name: that of the layer.
+        name: the name of the layer.
         kind: the kind of the layer, and "DoRA" if the update has a magnitude.
         d_in: the size of an input; for an embedding, the number of vectors.
         d_out: the size of an output.
         rank: the largest rank that B A can have.
-        scale: s.
+        scale: s, the factor of B A.
         norm_a: the Frobenius norm of A.
         norm_b: the Frobenius norm of B.
-        singular_values: those of s B A, descending.
+        singular_values: the singular values of s B A, in descending order.
     """
 
     name: str
@@ -71,7 +71,7 @@ class LayerSummary(Spectral):
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
-        """Summarise a layer, whose A and B must go together."""
+        """Summarise a layer, whose A and B must have the same rank."""
         if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.part(layer, part, np.float64) for part in (A, B))
@@ -95,13 +95,13 @@ class Summary:
         path: the folder.
         layers: the layers with an update.
         whole: the shape of each parameter trained in full, by name.
-        dtypes: those of the tensors.
+        dtypes: the dtypes of the tensors.
         parameters: the number of elements of all tensors.
-        nbytes: their size in the file.
+        nbytes: the size of all tensors in the file, in bytes.
         config: the configuration.
         facts: the metadata.
-        has_checksum: whether the tensors have one, which was found to be right.
-        unfinished: files from a save that was broken off, see `UNFINISHED`.
+        has_checksum: whether the tensors have a checksum; if so, it is right.
+        unfinished: files of an interrupted save, see `UNFINISHED`.
     """
 
     path: str
@@ -146,11 +146,11 @@ def summarise(folder: PathLike) -> Summary:
     """Summarise an adapter, layer by layer.
 
     Args:
-        folder: a folder of PEFT's, or of `lora.save`.
+        folder: a folder that PEFT or `lora.save` wrote.
 
     Raises:
-        FileNotFoundError: if one of its files is not there.
-        ValueError: if one is not what it should be, or A and B of a layer do not go together.
+        FileNotFoundError: if one of its files is missing.
+        ValueError: if a file is invalid, or the shapes of A and B of a layer do not match.
     """
     with AdapterFolder(folder) as files:
         infos = files.tensors.values()
@@ -169,10 +169,10 @@ def summarise(folder: PathLike) -> Summary:
 
 
 def draw(summary: Summary, path: PathLike | None = None) -> Picture:
-    """Draw the norm of the update in each layer, and its singular values; save it if with a path.
+    """Plot the norm and the singular values of each layer's update; save the picture to `path`.
 
-    An ImportError is raised without matplotlib, which is in the extra "examples", and a ValueError
-    or FileNotFoundError if there are no layers, or the path is not that of a picture.
+    An ImportError is raised without matplotlib, which is in the extra "examples". A ValueError or
+    FileNotFoundError is raised if there are no layers, or the path is invalid for a picture.
     """
     from minigrad.viz.figure import BLUE, VERMILLION, Picture, name_rows, open_frame
 
@@ -197,10 +197,10 @@ def draw(summary: Summary, path: PathLike | None = None) -> Picture:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something "wrong" about an adapter, or only "odd", which may be meant so.
+    """A mistake in an adapter, or an unusual fact that may be intended.
 
     Attributes:
-        level: "wrong" or "odd".
+        level: "wrong" for a mistake, or "odd" for an unusual fact.
         where: the layer, key or file.
         what: the fact, and what to do about it.
     """
@@ -219,10 +219,10 @@ class Findings:
 
     Attributes:
         path: the folder of the adapter.
-        findings: what is wrong or odd.
+        findings: the mistakes and unusual facts.
         checked: the number of layers.
         has_base: whether a base was checked too.
-        has_checksum: whether all tensors, the base's too, have one, which was right.
+        has_checksum: whether all files, also those of the base, have a checksum, which was right.
         merged: the layers of a merged model, if one was checked.
     """
 
@@ -266,19 +266,20 @@ def check_adapter(
     workers: int = 1,
     progress: bool = True,
 ) -> Findings:
-    """Look for what is wrong with an adapter: its files, tensors, scales, the base and a merge.
+    """Find mistakes in an adapter: in its files, tensors, scales, base and merged model.
 
     Args:
-        folder: a folder of PEFT's, or of `lora.save`.
-        base: what `open_base` opens; None to check the adapter alone.
-        merged: a model that should be the base with the update in it, which `open_base` opens.
-            Mistakes that were made instead are named.
-        workers: processes that share the work, to the same bits; each takes the memory of one.
+        folder: a folder that PEFT or `lora.save` wrote.
+        base: the base model, as for `open_base`; None to check the adapter alone.
+        merged: a model that should be the base with the update merged, as for `open_base`. The
+            findings name the mistake if it was merged wrongly.
+        workers: the number of processes that share the work; the result has the same bits. Each
+            needs the memory of one.
         progress: show a progress bar if it takes long.
 
     Raises:
-        FileNotFoundError: if there is no such folder or base.
-        ValueError: if the base or the model is not what it should be, or a model has no base.
+        FileNotFoundError: if the folder or the base does not exist.
+        ValueError: if the base or the model is invalid, or `merged` is given without `base`.
         ChildProcessError: if a worker was killed.
     """
     if merged is not None and base is None:
@@ -325,7 +326,7 @@ def check_adapter(
 
 
 def _damage(base: AdaptedBase, file: str) -> str:
-    """Say that a file of the base is damaged; empty if it is not, as far as is known."""
+    """Return a message if a file of the base is damaged; empty if no damage is known."""
     try:
         base.tensors.files[file].check()
     except ValueError as error:
@@ -338,7 +339,7 @@ def _is_finite(base: AdaptedBase, layer: str) -> bool:
 
 
 def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
-    """Return what is wrong with an adapter by itself, without what takes the most time."""
+    """Return the mistakes in an adapter by itself, without the checks of ranks, which take long."""
     found = findings_of(files, progress, with_ranks=False)
     return [f"{each.where}: {each.what}" for each in found if each.level == "wrong"]
 
@@ -346,9 +347,9 @@ def wrong_in(files: AdapterFolder, progress: bool) -> list[str]:
 def findings_of(
     files: AdapterFolder, progress: bool, *, with_ranks: bool = True
 ) -> Iterator[Finding]:
-    """Yield what is wrong or odd about an adapter by itself.
+    """Yield the mistakes and unusual facts of an adapter by itself.
 
-    With `with_ranks` this includes updates of 0 or of a low rank, which take the most time.
+    With `with_ranks` this includes updates of 0 or of a low rank; these checks take the most time.
     """
     for name in files.unfinished:
         yield Finding("odd", name, UNFINISHED)
@@ -394,7 +395,7 @@ def findings_of(
 def _findings_of_layer(
     files: AdapterFolder, layer: StoredLayer, with_ranks: bool
 ) -> Iterator[Finding]:
-    """Yield what is wrong or odd about the tensors of one layer."""
+    """Yield the mistakes and unusual facts of the tensors of one layer."""
     wrong, odd = (partial(Finding, level, layer.name) for level in ("wrong", "odd"))
     wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
     for part in sorted(wanted - layer.keys.keys()):
@@ -437,7 +438,7 @@ def _findings_of_layer(
         yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
         return
     room = min(len(a), a.shape[1], len(b))
-    # What rounding to float32 makes of values that are 0.
+    # Rounding to float32 can make singular values that should be 0 as large as this.
     found = numerical_rank(singular_values(a, b), max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
         yield odd(f"B A has rank {found} only, with room for {room}")

@@ -1,9 +1,10 @@
-"""compare_tensor: whether a model in files is a base with the update of an adapter in it.
+"""compare_tensor: check whether a model in files is a base with the update of an adapter merged.
 
-A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. If it is not,
-the usual mistakes are tried: W + c dW, and W + dW^T. One is found if M is no further from it than
-rounding explains, in the Frobenius norm; and no further in the direction of dW, where many
-roundings cancel out, so that a wrong scale is seen even if each of them is larger than the update.
+A layer of the model has a weight M. It should be V = W + dW, rounded to its dtype. Otherwise the
+usual mistakes are tried: W + c dW, and W + dW^T. A formula is accepted if rounding explains its
+distance from M, both in the Frobenius norm and in the direction of dW. In this direction many
+rounding errors cancel, so the check detects a wrong scale even if single rounding errors are larger
+than the update.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from minigrad.io.tensor_info import to_stored
 
 RIGHT = "has the update in it"
 
-_SURE = 6.0  # standard deviations of the sum of roundings, beyond which it never is
+_SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
 
-_DIGITS = {"float16": 11, "bfloat16": 8}  # binary ones; others compute with those of float32
+_DIGITS = {"float16": 11, "bfloat16": 8}  # binary digits; others compute in float32
 
 Update = Callable[[slice, slice], Array]
 
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """The comparison of a layer of a model with a base and an update of it.
+    """The comparison of a layer of a merged model with the base and the update.
 
     Attributes:
-        name: that of the layer.
-        dtype: the one in which the model stores it.
-        ratio: <M - W, dW> / <dW, dW>, near 1.
+        name: the name of the layer.
+        dtype: the dtype in which the model stores the layer.
+        ratio: <M - W, dW> / <dW, dW>, near 1 for a right merge.
         error: |M - V| / |dW|.
-        rounding: the largest error that rounding explains.
-        verdict: `RIGHT`, or which mistake was made.
+        rounding: the largest `error` that rounding explains.
+        verdict: `RIGHT`, or the mistake that was made.
     """
 
     name: str
@@ -57,7 +58,7 @@ class MergedLayer:
 
 
 def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
-    """Compare a tensor of the model; return the layer if it has an update, or what is wrong."""
+    """Compare a tensor of the model; return a MergedLayer for an update, or an error message."""
     tensors, files, model = base.tensors, base.files, base.model
     assert model is not None
     if name not in model:
@@ -95,16 +96,16 @@ def _compared(
     dtype: str,
     usual: float,
 ) -> MergedLayer:
-    """Find out which update M has; `usual` is the scale without patterns."""
+    """Find the formula that M fits; `usual` is the scale without patterns."""
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
-    # Others may compute B A in the dtype of the model.
+    # Other programs may compute B A in the dtype of the model.
     eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
 
     def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)
 
     def distance(update: Update, factor: float) -> tuple[bool, tuple[float, float, float]]:
-        """Return whether rounding explains M - (W + factor dW), and the figures of the result."""
+        """Return whether rounding explains M - (W + factor dW), and the numbers of the result."""
         error = units = size = inner = offset = noise = 0.0
         for block in weight.blocks():
             w, m, dw = weight.rows(*block), merged.rows(*block), update(*block)
@@ -128,7 +129,7 @@ def _compared(
     ratio, error, _ = figures
     kind = next(kind for kind in LoRAScaling if kind is not adapter.scaling)
     other, lost = kind.scale(adapter.alpha, adapter.rank), "has the update with the scale"
-    mistakes: list[tuple[Update, float, str]] = [  # the likeliest first
+    mistakes: list[tuple[Update, float, str]] = [  # the most likely first
         (right, 0.0, "is that of the base, so the update was dropped"),
         (right, 2.0, "has the update in it twice"),
         (right, 1 / s, f"{lost} 1, so its scale of {s:g} was lost"),
@@ -149,7 +150,7 @@ def _compared(
 
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
-    """Tell whether the model has a tensor as another matrix, as a tied head; or needs none."""
+    """Tell whether the model has a tensor under another name (a tied head), or needs none."""
     others = [o for o in model if o != name and len(model.info(o).shape) == 2]
     return name.endswith("rotary_emb.inv_freq") or any(
         _is_same(source, key, model, other) for other in others
@@ -157,11 +158,11 @@ def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
 
 
 def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:
-    """Tell whether a tensor of the model has the values of another one, rounded to its dtype."""
+    """Tell whether a tensor of the model equals another tensor, rounded to its dtype."""
     info, own = source.info(key), model.info(name)
     if info.shape != own.shape or (info.dtype != own.dtype and info.dtype not in FLOATS):
         return False
-    if own.dtype not in FLOATS:  # numpy may lack it
+    if own.dtype not in FLOATS:  # numpy may not have this dtype
         pairs = zip(source.raw(key), model.raw(name), strict=True)
         return info.dtype == own.dtype and all(one == other for one, other in pairs)
     return all(

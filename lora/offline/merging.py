@@ -1,4 +1,4 @@
-"""merge_files: the update of an adapter added to a base, from files to files, by rows."""
+"""merge_files: add the update of an adapter to a base, from files to files, some rows at a time."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class MergedFiles:
 
     Attributes:
         path: the file or the folder that was written.
-        certificate: what the merge loses.
+        certificate: the rounding error of the merge.
         replaced: the tensors that the adapter replaces by its own, trained in full.
-        added: those of them that the base lacks.
+        added: the tensors among them that the base does not have.
         left_out: files beside the base that are not copied, and folders, with a slash.
-        nbytes: the size of all tensors.
-        kept: the files that a merge which was killed had completed.
+        nbytes: the size of all tensors in bytes.
+        kept: the files that an earlier merge completed before it was killed.
     """
 
     path: Path
@@ -92,39 +92,39 @@ def merge_files(
     workers: int = 1,
     progress: bool = True,
 ) -> MergedFiles:
-    """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
+    """Merge an adapter into a base in files: write V = W + s B A, computed in float64.
 
-    No more than some rows of a tensor are in memory at a time. What the adapter does not change is
-    copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
+    Only some rows of a tensor are in memory at a time. Tensors that the adapter does not change are
+    copied bit for bit, in any dtype. Files at `out` are replaced only by complete ones.
 
-    If `out` is a folder and the merge is killed, or one of its workers, the next merge of the same
-    content with the same options goes on with what is complete: layers of the certificate, and
-    files. It compares hashes of all inputs.
+    If `out` is a folder and the merge or one of its workers is killed, start it again with the same
+    inputs and options. It keeps the complete files and layers of the certificate, if the hashes of
+    all inputs are the same.
 
     Args:
-        base: what `open_base` opens.
-        adapter: a folder of PEFT's or of `lora.save`.
-        out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, and copies of those without weights (`lora.offline.model_folder`).
-        dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
-            too; None for the dtype of each tensor.
+        base: the base model, as for `open_base`.
+        adapter: a folder that PEFT or `lora.save` wrote.
+        out: a file, if it ends in .safetensors; otherwise a folder. It gets the same files of
+            weights as the base, and copies of other files (`lora.offline.model_folder`).
+        dtype: the dtype for all floats of 16 bits or more, also written to a copied `config.json`;
+            None for the dtype of each tensor.
         limit: refuse if in one layer a larger share of the update is lost to rounding.
-        radius: the norm of the inputs that the certificate's bound holds for.
-        check_base: raise an error for a base that the adapter was not made on, if its metadata
-            names one.
-        workers: processes that share the work, to the same bits; each takes the memory of one.
+        radius: the norm of the inputs for which the certificate's bound is valid.
+        check_base: raise an error if the metadata of the adapter have the hash of another base.
+        workers: the number of processes that share the work; the result has the same bits. Each
+            needs the memory of one.
         progress: show progress bars.
 
     Raises:
-        FileNotFoundError: if a file is not there, or a folder for the one to be made.
-        ChildProcessError: if a worker was killed, or could not start. Each imports a script again,
-            which therefore needs `if __name__ == "__main__":`.
-        ValueError: if a file is not what it should be (of a base only a merge into a folder, which
-            reads it twice, compares the checksum), `check_adapter` finds something wrong with the
-            adapter, it does not go with the base, `out` is one of the inputs, of another kind
-            than its name says, or has other weights in it, or something would not be finite.
+        FileNotFoundError: if an input or the parent folder of `out` does not exist.
+        ChildProcessError: if a worker was killed, or could not start. Each worker imports the main
+            script again, which therefore needs `if __name__ == "__main__":`.
+        ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
+            adapter does not fit the base, or a result would not be finite; or if `out` is one of
+            the inputs, is not the kind that its name says, or has other weights in it. The checksum
+            of a base is compared only in a merge into a folder, which reads the base twice.
         MergeError: if more than the limit would be lost.
-        OSError: if it cannot be written. Whatever the error, the files at `out` are as they were.
+        OSError: if the result cannot be written. After any error, the files at `out` are unchanged.
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
@@ -147,7 +147,7 @@ def merge_files(
         names = {key: name for name, key in opened.replaced.items()}
 
         def result(info: TensorInfo) -> TensorInfo:
-            """Describe the result of a tensor of the base, or of one that the adapter adds."""
+            """Return the name, dtype and shape in the result, for a tensor of base or adapter."""
             stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
             return TensorInfo(names.get(info.name, info.name), stored, info.shape)
 
@@ -164,7 +164,7 @@ def merge_files(
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
             plan = sha256(repr(facts).encode()).hexdigest()
             folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
-            stack.callback(crew.close)  # no worker writes when the folder is moved or removed
+            stack.callback(crew.close)  # no worker may write while the folder is moved or removed
             kept = [name for name in shards if (folder / name).exists()]
         certificate = _certificate(crew, shards, radius, None if is_file else folder / _ROWS)
         if limit is not None:
@@ -183,9 +183,10 @@ def merge_files(
 
 
 def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
-    """Return the hash of an input: its name among the files of the base, if any, and its path.
+    """Return the hash of an input file; `task` is its name in the base, or None, and its path.
 
-    A header with a checksum stands for the file, whose tensors must have that checksum then.
+    If the header has a checksum, only the header is hashed, and the checksum of the tensors is
+    checked.
     """
     name, path = task
     with open(path, "rb") as file:
@@ -201,14 +202,14 @@ def _certificate(
     radius: float,
     notes: Path | None,
 ) -> MergeCertificate:
-    """Compute the certificate, but for the rows that a file of notes has; note the others there."""
+    """Compute the certificate; read rows that are in a file of notes, and append the others."""
     every = {info.name: info.dtype for infos in shards.values() for info in infos}
     weights = crew.opened.weights
     dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
     rows: dict[str, CertificateRow] = {}
     if notes is not None and notes.exists():
         for line in notes.read_bytes().splitlines():
-            with suppress(ValueError, TypeError):  # a line that a kill has cut short
+            with suppress(ValueError, TypeError):  # a line that a kill truncated
                 row = CertificateRow(*json.loads(line))
                 rows[row.layer] = row
     tasks = [(layer, dtype, radius) for layer, dtype in dtypes.items() if layer not in rows]
@@ -230,7 +231,7 @@ def _certificate(
 
 
 def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
-    """Compute the row of a layer, whose weight will be stored in a dtype."""
+    """Compute the certificate's row of a layer, for the dtype that will store its weight."""
     layer, dtype, radius = task
     weight, update = base.weights[layer], base.update(layer, keep=True)
     one_hot = base.files.layers[layer].kind == "embedding"
@@ -241,7 +242,7 @@ def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
 def _write(
     base: AdaptedBase, task: tuple[Path, Sequence[TensorInfo], Mapping[str, str], bool]
 ) -> None:
-    """Write a file: its path, tensors and metadata, and whether dtypes may be others."""
+    """Write a file; `task` is its path, tensors and metadata, and whether dtypes may change."""
     path, infos, metadata, is_converted = task
     with writing(path, infos, metadata) as writer:
         for info in infos:
@@ -287,9 +288,9 @@ def _check_out(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )
     strange = set[str]()
-    if not is_file:  # a file may be one of many
+    if not is_file:  # a single file may be in a folder with others
         strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
-    if len(shards) == 1:  # an index would be older than the files beside it
+    if len(shards) == 1:  # an old index beside it would be wrong
         strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
         which = f"the folder of {text}" if is_file else text
@@ -299,7 +300,7 @@ def _check_out(
 
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
-    """Yield the rows of the tensor with W + dW, in parts, each with the index of its first."""
+    """Yield the rows of the merged tensor, W + dW, in parts, each with the index of its first."""
     ratio, every = adapter.exact_ratio(weight), slice(None)
     for strip in strips(weight.stored_shape):
         block = (every, strip) if weight.is_transposed else (strip, every)

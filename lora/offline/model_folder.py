@@ -1,14 +1,14 @@
-"""Heuristics about the model folders of others: all guesses about what the files of a model mean.
+"""Heuristics about model folders: all guesses about the meaning of a model's files are here.
 
 The files of transformers do not say how their names and shapes relate to the layers of the model
-that PEFT has adapted. `AdaptedBase` finds out which tensors an adapter is about: the prefix of the
-names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors, and heads
-that are tied to the embedding.
+that PEFT has adapted. `AdaptedBase` finds the tensors that belong to an adapter. It recognises a
+prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors,
+and heads that are tied to the embedding.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
-gets. Its configuration, tokenizer, card and code are copied, and so are folders of nothing else,
-and the modules that sentence-transformers puts behind it. Other files and folders are left out, and
-reported: weights in another format, as in `onnx/`, would be those from before the merge.
+gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
+files, and the modules that sentence-transformers runs after the model. Other files and folders are
+left out, and reported. For example, weights in another format, as in `onnx/`, are not merged.
 """
 
 from __future__ import annotations
@@ -60,16 +60,15 @@ EMBEDDINGS = (
     *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
     *("wte", "wpe", "shared", "relative_attention_bias"),
 )
-"""The usual names of tables of vectors, without the names of the modules around them.
+"""The usual names of tables of vectors, without the names of their parent modules.
 
-Other names are similar, and those layers linear: `embed_out`, the head of GPT-NeoX, and
-`embeddings_project`.
+Some similar names are linear layers: `embed_out`, the head of GPT-NeoX, and `embeddings_project`.
 """
 
 _WITH_HEADS = re.compile(
     "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
 )
-"""In the names of transformers' models that have a head which may be tied."""
+"""Matches the names of transformers' classes that have a head, which may be tied."""
 
 _MODEL = "config.json"
 _MODULES = "modules.json"
@@ -78,14 +77,14 @@ _COPIED = {
     *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
     *(".model", ".tiktoken", ".spm", ".vocab"),
 }
-"""The endings of files that have no weights."""
+"""The suffixes of files without weights, which are copied."""
 
 
 def open_base(path: PathLike) -> TensorSet:
-    """Open the tensors of a model: a safetensors file, an index, a folder of one, or a GGUF file.
+    """Open the tensors of a model: a safetensors file, an index, a folder, or a GGUF file.
 
-    Those of a GGUF file have transformers' names, and are converted when they are read. Errors are
-    those of `open_tensors` and `GGUFTensors`.
+    The tensors of a GGUF file get transformers' names, and are converted when they are read. Errors
+    are those of `open_tensors` and `GGUFTensors`.
     """
     path = Path(path)
     if path.is_file():
@@ -97,10 +96,10 @@ def open_base(path: PathLike) -> TensorSet:
 
 
 class AdaptedBase(Closing):
-    """A base and an adapter, both open, and the tensors of the base that the adapter is about.
+    """A base and an adapter, both open, and the tensors of the base that the adapter changes.
 
-    `model`, if it is given, should be the base with the adapter in it. Each worker of a `Crew` has
-    one of these. Errors are those of `open_base` and `AdapterFolder`.
+    `model`, if given, should be the base with the adapter merged. Each worker of a `Crew` has its
+    own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
     """
 
     def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:
@@ -108,18 +107,18 @@ class AdaptedBase(Closing):
             self.tensors = stack.enter_context(open_base(base))
             self.files = stack.enter_context(AdapterFolder(adapter))
             self.model = None if model is None else stack.enter_context(open_base(model))
-            # What does not go together, without what `findings_of` finds wrong with the adapter.
+            # The reasons why base and adapter do not fit; `findings_of` checks the adapter itself.
             self.problems: list[str] = []
-            # What the base's names have before those of the adapter; "-" and what they lack.
+            # The prefix that only the base's names have; or "-" and one that only the adapter has.
             own_names = [f"{layer}.weight" for layer in self.files.layers] or self.files.whole
             self.prefix = _prefix(list(own_names), self.tensors)
-            # The weights of layers with an update, and the names of these by those of the weights.
+            # The weights of layers with an update, by layer; and the layers, by weight.
             self.weights = self._find_weights()
             self.layers = {weight.name: layer for layer, weight in self.weights.items()}
-            # The key of each tensor that replaces one of the base, by its name there.
+            # The key of each tensor that replaces a tensor of the base, by its name in the base.
             self.replaced = self._find_replaced()
-            # Those of these names that the base lacks, and of them the heads that it has tied; and
-            # the weights of embeddings that change, and may be the model's head too.
+            # Names among them that the base does not have; those that are tied heads in the base;
+            # and weights of embeddings that change, and may also be the model's head.
             self.added = [name for name in self.replaced if name not in self.tensors]
             tables = tied_tables(list(self.tensors), self.tensors)
             shapes = [self.tensors.info(name).shape for name in tables]
@@ -135,13 +134,13 @@ class AdaptedBase(Closing):
         self._stack.close()
 
     def update(self, layer: str, keep: bool = False) -> Adapter:
-        """Return the update of a layer; with `keep` it stays in memory for the next call."""
+        """Return the update of a layer; `keep` keeps it in memory for the next call."""
         if layer in self._updates:
             return self._updates[layer]
         files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
         parts = {part: files.part(stored, part) for part in stored.keys}
         a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
-        with np.errstate(over="ignore"):  # Inf in the dtype of the weight is refused later
+        with np.errstate(over="ignore"):  # Inf is refused later
             made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
         set_pissa_start(made, files, weight, stored.kind)
         if keep:
@@ -153,10 +152,10 @@ class AdaptedBase(Closing):
         names = {
             layer: _with(self.prefix, f"{layer}.weight")
             for layer, stored in layers.items()
-            if stored.kind != "attention"  # which `findings_of` finds
+            if stored.kind != "attention"  # `findings_of` reports it
         }
         missing = [layer for layer, name in names.items() if name not in base]
-        if len(missing) > max(1, len(layers) / 2):  # all for one reason
+        if len(missing) > max(1, len(layers) / 2):  # probably for one common reason
             names = {layer: name for layer, name in names.items() if name in base}
             matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
             self.problems.append(
@@ -179,7 +178,7 @@ class AdaptedBase(Closing):
         base, files, found = self.tensors, self.files, {}
         for own_name, key in files.whole.items():
             name, layer = _with(self.prefix, own_name), own_name.removesuffix(".weight")
-            if layer != own_name and layer in files.layers:  # PEFT may write it beside an update
+            if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
                 if has_weight and not files.is_same(key, base.read(name, np.float64)):
                     self.problems.append(
@@ -205,10 +204,10 @@ class AdaptedBase(Closing):
 
 
 def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
-    """Yield the layers whose weights do not have the hashes in the adapter's metadata, if any."""
+    """Yield errors for weights whose hash differs from the one in the adapter's metadata."""
     base = crew.opened
     stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
-    # The matrix of the adapter was that of the file, unless it was rounded to few bits.
+    # The adapter was made on the matrix in the file, unless that was rounded to few bits.
     same = [
         name
         for name, weight in base.weights.items()
@@ -224,14 +223,14 @@ def _fingerprint(base: AdaptedBase, layer: str) -> str:
 
 
 def _with(prefix: str, name: str) -> str:
-    """Return the base's name for a name of the adapter."""
+    """Return the name in the base for a name in the adapter."""
     return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
 
 
 def _prefix(names: Sequence[str], base: TensorSet) -> str:
-    """Return the one prefix with which the base has all names, if it has none of them without.
+    """Return the only prefix with which the base has all names, if it has none without a prefix.
 
-    The names of a model inside of another one have one, as of an encoder in a classifier.
+    A model inside of another model has such names, for example an encoder in a classifier.
     """
     if not names or any(name in base for name in names):
         return ""
@@ -254,12 +253,12 @@ def _weight(
     name: str,
     transposed: TransposedWeights,
 ) -> StoredWeight:
-    """Return the weight of a layer, transposed if it is stored so.
+    """Return the weight of a layer, which the file may store transposed.
 
-    Raises a KeyError if the base lacks it, and a ValueError if the update does not go with it.
+    A KeyError is raised if the base does not have it, and a ValueError if the update does not fit.
     """
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
-    # The shape that W must have; none if A and B do not go together.
+    # The shape that W must have; None if the shapes of A and B do not match.
     fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
     wanted = (b[0], *a[1:]) if fit else None
     similar = [each for each, info in base.tensors.items() if info.shape == wanted]
@@ -285,7 +284,7 @@ def _weight(
 def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeights) -> bool:
     """Tell whether a square weight is stored transposed.
 
-    PEFT's fan_in_fan_out is that of the layer which was adapted last, so it is sure for one layer.
+    PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one layer.
     """
     says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
     if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
@@ -299,10 +298,11 @@ def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeight
 class TransposedWeights:
     """The weights of a model that are stored as W^T, `(d_in, d_out)`.
 
-    The length of a layer's bias shows it. Where it does not, since the weight is square, the
-    weight is taken to be stored as those of the nearest layers by name whose biases do show it. In
-    the root module only the layers that are its own are near: a head is unlike the trunk beside it.
-    Nothing shows it of a layer without a bias, which the Conv1D of transformers always has.
+    The length of a layer's bias shows it, unless the weight is square. A square weight is assumed
+    to be stored like the weights of the nearest layers by name whose biases show it. For a layer of
+    the root module, only other layers of the root module are near, because a head may differ from
+    the model below it. A layer without a bias shows nothing, but transformers' Conv1D always has
+    one.
     """
 
     def __init__(self, base: TensorSet) -> None:
@@ -343,11 +343,11 @@ def _bias_of(weight: str) -> str:
 
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
-    """Return those weights that are a model's head too, by its `config.json`, and the shapes."""
+    """Return the weights that are also the model's head, by its `config.json` and the shapes."""
     config = _config_of(base)
     try:
         config = {**(config.get("text_config") or {}), **config}
-        # transformers leaves out what is so by default.
+        # transformers does not write default values.
         size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
         kinds = list(config.get("architectures") or [])
     except (TypeError, KeyError, AttributeError):
@@ -364,12 +364,12 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
 def find_sidecars(
     base: Path, tensors: TensorSet, dtype: str | None, is_untied: bool
 ) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
-    """Find the files beside a base, if that is an entire folder.
+    """Find the files that belong to a base beside its weights, if the base is a complete folder.
 
-    Those of a GGUF file follow from its metadata: the configuration and the tokenizer. If
-    `config.json` names a dtype, it gets the one that is given, and if the head `is_untied` from the
-    embedding, it says so. Returns the files that a merged model gets, by name: a path to copy, or
-    the content; and the names of the others, of which those of folders end in a slash.
+    For a GGUF file, the configuration and the tokenizer follow from its metadata. If `config.json`
+    names a dtype, it is replaced by `dtype`; if the head `is_untied` from the embedding,
+    `config.json` gets this too. Return the files that a merged model gets, by name: a path to copy,
+    or the content. Also return the names of the other files and folders; folders end in a slash.
     """
     folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
     source = next(iter(tensors.files.values()), None)
@@ -381,8 +381,8 @@ def find_sidecars(
         copied, left_out = _copied(folder, tensors)
     content = _config_of(tensors) if _MODEL in copied else None
     if isinstance(content, dict):
-        # transformers loads a model in the dtype that its configuration names, and takes the weight
-        # of a head from the embedding, unless it says that the two are not tied.
+        # transformers loads a model in the dtype of its configuration, and uses the embedding as
+        # the weight of the head, unless the configuration says that they are not tied.
         named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
         changes: dict[str, Any] = dict.fromkeys(named, dtype)
         if is_untied:
@@ -395,15 +395,15 @@ def find_sidecars(
 def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], list[str]]:
     """Find the files of a folder that a merged model gets, and the names of the others.
 
-    Hidden files belong to other programs. A link is followed if it leads into the folder, or to the
-    blobs of the hub's cache: another one may lead to what nobody means to give away with a model.
+    Hidden files belong to other programs. A link is followed only into the folder, or to the blobs
+    of the Hugging Face cache. Another link may lead to private files.
     """
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 
     def is_copied(file: Path, is_module: bool) -> bool:
         is_readable = file.is_file() and any(map(file.resolve().is_relative_to, roots))
-        # By its name it has no weights; the name may be LICENSE or NOTICE, too.
+        # Its name shows that it has no weights; LICENSE and NOTICE have no suffix.
         is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
         return is_readable and (is_module or is_text)
 
@@ -417,7 +417,7 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
         is_folder = each.is_dir()
-        # With an adapter's configuration transformers would put that on the merged model, too.
+        # With an adapter's configuration, transformers would add the adapter to the merged model.
         is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
         found = [
             file
@@ -434,7 +434,7 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
 
 
 def _config_of(base: TensorSet) -> Any:
-    """Return the content of a model's `config.json`, or what a GGUF file says instead."""
+    """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
     source = next(iter(base.files.values()), None)
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
@@ -442,7 +442,7 @@ def _config_of(base: TensorSet) -> Any:
 
 
 def _read_json(path: Path) -> Any:
-    """Return the content of a file; None if it is not there or no JSON, which is no error."""
+    """Return the content of a JSON file; None if the file is missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

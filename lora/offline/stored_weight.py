@@ -1,4 +1,4 @@
-"""StoredWeight: a weight that stays in its file."""
+"""StoredWeight: a frozen weight that stays in its file, and is read some rows at a time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS
 from minigrad.io import TensorSet
 
-BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
+BAND = 1 << 24  # elements of a transposed weight that are read in one pass through the file
 
 
 class StoredWeight(FrozenMatrix):
-    """A matrix in a file, of which no more than some rows are in memory at a time.
+    """A matrix in a file; only some of its rows are in memory at a time.
 
-    The tensor of this name is W, `(d_out, d_in)`; the filters of a convolution, which are the rows
-    of W; or if it `is_transposed` W^T, as in an embedding, whose rows are vectors. Nothing computed
-    from it is saved for later, since the file may change. float16 and bfloat16 are computed with in
-    float32. A ValueError is raised for anything else.
+    The tensor `name` is W, `(d_out, d_in)`, or the filters of a convolution, which are the rows of
+    W. If it `is_transposed`, it is W^T, as in an embedding, whose rows are vectors. No result is
+    saved for later calls, because the file may change. Computations with float16 and bfloat16 use
+    float32. A ValueError is raised for tensors of other dtypes or numbers of axes.
     """
 
     def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
@@ -48,8 +48,8 @@ class StoredWeight(FrozenMatrix):
             return filters.reshape(len(filters), self.shape[1])[:, columns]
         if columns != slice(None):
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
-        # Rows of W are columns of the tensor, which are scattered over the file. So one pass reads
-        # a band of those that follow too, which stays in memory up to its last column.
+        # Rows of W are columns of the tensor, which are scattered over the file. So one pass also
+        # reads the following columns, a band that stays in memory until its last column is used.
         total, count = self.shape
         start, stop, _ = rows.indices(total)
         if not self._first <= start <= stop <= self._first + self._band.shape[1]:
@@ -63,7 +63,7 @@ class StoredWeight(FrozenMatrix):
         return found.T
 
     def blocks(self) -> list[tuple[slice, slice]]:
-        """Return rows and columns of parts that follow each other in the file."""
+        """Divide W into parts, slices of rows and columns, in the order of the file."""
         if self.is_transposed:
             return [(slice(None), strip) for strip in strips(self.stored_shape)]
         return super().blocks()

@@ -1,4 +1,4 @@
-"""Crew: the same work done in this process, or in several, each with files of its own open."""
+"""Crew: map a function over tasks in this process or in several; each opens the files itself."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from minigrad.kernels import cache
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.progress import progress_bar
 
-O = TypeVar("O")  # noqa: E741  # what is open
+O = TypeVar("O")  # noqa: E741  # the open files
 T = TypeVar("T")  # a task
-R = TypeVar("R")  # its result
+R = TypeVar("R")  # the result of a task
 
 
 class Crew(Closing, Generic[O]):
-    """Workers that have the same files open.
+    """Worker processes that each have the same files open.
 
-    A worker is a new Python, since a fork would lack the threads of this process. It imports the
-    main script again, which therefore needs the usual `if __name__ == "__main__":`, and cannot be
-    read from standard input. A worker has its share of the threads of kernels, which change no bit,
-    and as many threads of BLAS as this process, which change the last digits of a decomposition.
+    A worker is a new Python process, because a fork would not have the threads of this process. It
+    imports the main script again. So the script needs `if __name__ == "__main__":`, and cannot be
+    read from standard input. The workers share the threads of kernels, whose number changes no bit.
+    Each has as many BLAS threads as this process, because their number changes the last digits of a
+    decomposition.
 
-    `opening` opens the files, in this process at once, as `opened`, and in each worker that is
-    started. `workers` is the number of processes, 1 for this one alone, and can be set to 1 later.
-    A ValueError is raised if it is not positive, and what `opening` raises.
+    `opening` opens the files: at once in this process, as `opened`, and in each worker. `workers`
+    is the number of processes, 1 for only this one, and can be set to 1 later. A ValueError is
+    raised if `workers` is not positive; errors of `opening` are passed on.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Crew(Closing, Generic[O]):
     def map(
         self, function: Callable[[O, T], R], tasks: Sequence[T], what: str, unit: str
     ) -> Iterator[R]:
-        """Yield what a function of a module makes of the files and each task, in their order.
+        """Yield the results of `function(files, task)`, in the order of the tasks.
 
-        A ChildProcessError is raised if a worker was killed, and what the function raises.
+        The function must be importable from a module. A ChildProcessError is raised if a worker was
+        killed; errors of the function are passed on.
         """
         try:
             if min(self.workers, len(tasks)) > 1:
@@ -69,7 +71,7 @@ class Crew(Closing, Generic[O]):
             ) from None
 
     def _submit(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        # The first process ends its workers when it is interrupted. They inherit this from it.
+        # Workers inherit this mask: they ignore Ctrl-C, after which the first process ends them.
         if sys.platform != "win32":
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -89,11 +91,11 @@ class Crew(Closing, Generic[O]):
         arguments = self._opening, max(1, get_num_threads() // self.workers), end
         pool = ProcessPoolExecutor(self.workers, context, _begin, arguments)
         self._stack.enter_context(pool)
-        self._stack.callback(ours.close)  # before the pool waits for the workers
+        self._stack.callback(ours.close)  # runs before the pool waits for the workers
         return pool
 
     def close(self) -> None:
-        """End the workers, whatever they do, and close the files."""
+        """End the workers, even in the middle of a task, and close the files."""
         self._stack.close()
 
 
@@ -102,7 +104,7 @@ _opened: Any = None
 
 
 def _begin(opening: Callable[[], AbstractContextManager[Any]], threads: int, end: Any) -> None:
-    """Begin as a worker, which ends when the other end of a pipe is closed, or its process dies."""
+    """Start a worker; it ends when the main process closes its end of a pipe, or dies."""
     global _opened
 
     def wait() -> None:

@@ -1,8 +1,8 @@
-"""Adapters in PEFT's format, read and written.
+"""Read and write adapters in PEFT's format.
 
-A folder has two files, `adapter_config.json` and `adapter_model.safetensors`. What PEFT wrote
-loads here, and the other way round. `save` and `load` are for models, `AdapterFolder` and
-`write_folder` need none. In reading order: config, facts, folder, loading, saving.
+A folder has two files, `adapter_config.json` and `adapter_model.safetensors`. `lora` loads what
+PEFT wrote, and PEFT loads what `lora` wrote. `save` and `load` work on models; `AdapterFolder` and
+`write_folder` need no model. In reading order: config, facts, folder, loading, saving.
 """
 
 from lora.peft.config import CONFIG, PeftConfig, read_config

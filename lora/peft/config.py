@@ -1,12 +1,11 @@
-"""PeftConfig: PEFT's `adapter_config.json`, read, written, and what it means for names of layers.
+"""PeftConfig: read and write PEFT's `adapter_config.json`, and find the layers that it selects.
 
-PEFT 0.21 writes some 40 fields. Those that matter here are the fields of `PeftConfig`. Some others
-describe how an adapter was initialised, or which program it is for: they change no output, and are
-ignored. The rest belong to methods that are not implemented here, and are errors where they are
-set.
+PEFT 0.21 writes about 40 fields. Those that change the result are the fields of `PeftConfig`. Some
+others describe how an adapter was initialised, or which program it is for. They change no output,
+and are ignored. The rest belong to methods that are not implemented here, and are errors if set.
 
-The file may be anyone's. Limits on its size, and on the work that its expressions make, are checked
-before that work is done; `lora.expressions` matches them.
+The file may come from an untrusted source. So limits on its size, and on the work of matching its
+expressions, are checked before the work is done. `lora.expressions` matches them.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ C = TypeVar("C", bound=Collection[Any])
 
 CONFIG = "adapter_config.json"
 
-# What a configuration may have at most:
-LARGEST_FILE = 1 << 22  # bytes; the largest configurations have some ten thousand names
-MOST_FIELDS = 500  # PEFT writes some 40
-LONGEST_NAME = 1000  # characters; the names of models have some tens
+# The largest sizes of a configuration:
+LARGEST_FILE = 1 << 22  # bytes; the largest configurations have about ten thousand names
+MOST_FIELDS = 500  # PEFT writes about 40
+LONGEST_NAME = 1000  # characters; usual names have less than 100
 MOST_PATTERNS = 4096  # in a table, or in another list of expressions
-MOST_CHARACTERS = 1 << 19  # of all expressions
-MOST_WORK = 10**8  # the characters of all expressions times the number of names they are for
-_LARGEST_RANK = 2**31 - 1  # fits into the sizes of arrays anywhere
+MOST_CHARACTERS = 1 << 19  # of all expressions together
+MOST_WORK = 10**8  # the characters of all expressions times the number of names to match
+_LARGEST_RANK = 2**31 - 1  # an array can have this size on every system
 
 _WITHOUT_EFFECT = {
     *("revision", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
     *("runtime_config", "megatron_core"),
-    # How A and B began; where this has changed the base too, `init_lora_weights` says so.
+    # Initial values of A and B; if the init changed the base, `init_lora_weights` refuses it.
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     "qalora_group_size",  # belongs to use_qalora
     "velora_config",  # saves memory in training, at the price of approximate gradients
@@ -80,7 +79,7 @@ Reader = Callable[[Any], Any]
 
 
 def _reader(accepts: Callable[[Any], bool], wanted: str, convert: Reader = lambda v: v) -> Reader:
-    """Return a reader of the values that `accepts`; for others its error says what is wanted."""
+    """Return a reader that converts values for which `accepts` is true, and refuses others."""
 
     def read(value: Any) -> Any:
         if not accepts(value):
@@ -175,31 +174,33 @@ def _init(value: Any) -> bool | str:
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The fields that matter here, with PEFT's names and defaults, each annotated with its reader.
+    """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
 
     Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
-    two differences: a pattern that matches nothing is no error, since the file names the layers of
-    the model that it was made for; and an index is a number between other parts of a name.
+    two differences. A pattern that matches nothing is no error, because the file may name layers
+    that this model does not have. And an index of a layer is a number between other parts of a
+    name.
 
     Attributes:
         target_modules: the layers with updates: names, or a regular expression for entire names.
         r: the rank.
-        lora_alpha: the number that is divided by r, or by its root, to give the scale.
+        lora_alpha: the scale is this number divided by r, or by sqrt(r).
         lora_dropout: the dropout of the inputs, in training.
-        use_rslora: whether alpha is divided by the root of r.
-        use_dora: whether there are magnitudes.
-        rank_pattern: other ranks, by expressions for ends of names; the first that matches counts.
+        use_rslora: whether alpha is divided by sqrt(r).
+        use_dora: whether the updates have magnitudes (DoRA).
+        rank_pattern: other ranks, by expressions for ends of names; the first match counts.
         alpha_pattern: other alphas, by the same kind of expressions.
         exclude_modules: the targets that have no updates.
-        layers_to_transform: only these indices of layers; empty for all.
-        layers_pattern: the part of a name before the index.
+        layers_to_transform: the indices of the layers with updates; empty for all layers.
+        layers_pattern: the parts of names that come before an index.
         bias: which biases were trained.
         modules_to_save: ends of names of modules that were trained in full.
-        init_lora_weights: how A and B began, which matters where the base was changed with it.
-        fan_in_fan_out: whether the base stores the weights of its layers as `(d_in, d_out)`. A and
-            B do not depend on it.
+        init_lora_weights: the initial values of A and B, which also tell whether PEFT changed the
+            base.
+        fan_in_fan_out: whether the base stores the weights of its layers as `(d_in, d_out)`. The
+            shapes of A and B do not depend on it.
         base_model_name_or_path: the name of the base.
-        task_type: the kind of model, which PEFT's classes such as AutoPeftModelForCausalLM ask for.
+        task_type: the kind of model, which PEFT's classes such as AutoPeftModelForCausalLM need.
     """
 
     target_modules: Annotated[str | tuple[str, ...], _patterns]
@@ -224,8 +225,8 @@ class PeftConfig:
     def of(cls, content: Any) -> PeftConfig:
         """Make a configuration from the content of the file.
 
-        A ValueError is raised with all fields that are unknown, of the wrong kind, contradict
-        others, or ask for something that is not implemented and would change the result.
+        A ValueError lists all fields that are unknown, have a wrong value, contradict others, or
+        need a method that is not implemented and would change the result.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
@@ -281,7 +282,7 @@ class PeftConfig:
     def as_json(self) -> str:
         """Return the content of the file: the fields that are set, and those that PEFT requires.
 
-        A ValueError is raised if it could not be read again, as with too many patterns.
+        A ValueError is raised if `of` would refuse it, as with too many patterns.
         """
         content = {"peft_type": "LORA", "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
@@ -291,11 +292,11 @@ class PeftConfig:
 
     @property
     def scaling(self) -> LoRAScaling:
-        """The formula that gives a scale from alpha and the rank."""
+        """The formula for the scale, by alpha and the rank."""
         return LoRAScaling.RSLORA if self.use_rslora else LoRAScaling.STANDARD
 
     def check_work(self, names: int) -> None:
-        """Raise a ValueError if it takes too long to match that many names."""
+        """Raise a ValueError if matching this number of names would take too long."""
         lists = (self.exclude_modules, self.modules_to_save, self.layers_to_transform)
         work = names * (_characters(vars(self)) + sum(map(len, lists)))
         if work > MOST_WORK:
@@ -318,7 +319,10 @@ class PeftConfig:
         return self.scaling.scale(self.alpha_of(layer), self.rank_of(layer))
 
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
-        """Return the names that have updates, each with its pattern; "all-linear" are `linear`."""
+        """Return the names of layers with updates, each with its pattern.
+
+        "all-linear" selects the names in `linear`.
+        """
         names, linear, targets = list(names), set(linear), self.target_modules
         self.check_work(len(names))
         order = {target: -i for i, target in enumerate(reversed(targets))}  # the first one counts
@@ -329,7 +333,7 @@ class PeftConfig:
                 is_all = targets.lower() == ALL_LINEAR
                 is_found = name in linear if is_all else is_any_match(targets, name)
                 return targets if is_found else None
-            if name in order:  # a full name is found whatever its index
+            if name in order:  # a full name counts for any index
                 return name
             if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
                 return None
@@ -358,7 +362,7 @@ class PeftConfig:
         return None
 
     def saved_modules(self, names: Iterable[str]) -> list[str]:
-        """Return the modules trained in full: all whose names end so, after a dot or not."""
+        """Return the modules trained in full: those whose name ends in one of `modules_to_save`."""
         return [name for name in names if name.endswith(self.modules_to_save)]
 
     def is_saved(self, parameter: str) -> bool:
@@ -368,7 +372,7 @@ class PeftConfig:
 
 
 def _characters(fields: Mapping[str, Any]) -> int:
-    """Count the characters of the expressions in fields that were read, or are to be."""
+    """Count the characters of the expressions in the fields, before or after reading them."""
     texts = [fields.get("target_modules"), fields.get("exclude_modules")]
     for name in ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"):
         patterns = fields.get(name)
@@ -377,9 +381,9 @@ def _characters(fields: Mapping[str, Any]) -> int:
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
-    """Read a file; a FileNotFoundError is raised if there is none.
+    """Read a configuration file; a FileNotFoundError is raised if it does not exist.
 
-    A ValueError is raised if it is no JSON, or if `PeftConfig.of` cannot use it.
+    A ValueError is raised if the file is no JSON, or if `PeftConfig.of` refuses it.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,8 +1,7 @@
-"""Facts: additions to PEFT's format, in the metadata of the tensors, which PEFT ignores.
+"""Facts: what `lora.save` adds to PEFT's format, in metadata of the tensor file that PEFT ignores.
 
-They are the exact scale of each layer; the fingerprint of the base matrix that each update was
-made on, which is the same in any dtype; the seed, if it is known; and the version that wrote the
-file.
+They are the exact scale of each layer; a fingerprint of the base matrix of each update, which is
+the same in any dtype; the seed, if it is known; and the version that wrote the file.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class LayerFacts:
 
     Attributes:
         scale: the factor of B A.
-        base: the fingerprint of its matrix; None if it is not known.
-        stored: how that matrix was stored: "dense", "nf4" or "bfloat16".
-        dropout: that of its inputs in training; None for that of the configuration.
+        base: the fingerprint of the base matrix of the layer; None if it is not known.
+        stored: how the base matrix was stored: "dense", "nf4" or "bfloat16".
+        dropout: the dropout of its inputs in training; None for the one in the configuration.
     """
 
     scale: float
@@ -56,7 +55,7 @@ class Facts:
 
     Attributes:
         layers: the facts about each layer, by name.
-        version: the version of the library that wrote the file; None for the one that will.
+        version: the version of the library that wrote the file; None before it is written.
         seed: the seed of the generator of A and of dropout.
         dora_norm_gradient: whether DoRA was trained with its full derivative.
     """
@@ -67,15 +66,15 @@ class Facts:
     dora_norm_gradient: bool = False
 
     def metadata(self) -> dict[str, str]:
-        """Return the metadata for the header of a file; PEFT expects the entry "format"."""
+        """Return the metadata for the header of a file, with "format", which PEFT expects."""
         content = asdict(self) | {"version": self.version or __version__}
         return {"format": "pt", KEY: json.dumps(content)}
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Facts:
-        """Read the facts from the header of a file; a file that PEFT wrote has none.
+        """Read the facts from the header of a file; those of a file from PEFT are empty.
 
-        A ValueError is raised if the entry is not what `metadata` returns.
+        A ValueError is raised if the entry does not have the form that `metadata` writes.
         """
         if KEY not in metadata:
             return cls()
@@ -95,7 +94,7 @@ class Facts:
     def base_problems(
         self, names: Iterable[str], fingerprints: Callable[[list[str]], Iterable[str]]
     ) -> Iterator[str]:
-        """Yield those of the layers whose weights are not the ones it was made on."""
+        """Yield an error message for each layer whose weight has another fingerprint."""
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
         for name, found in zip(known, fingerprints(known), strict=True):
             fact = self.layers[name]
@@ -118,7 +117,7 @@ def fingerprint(matrix: Array) -> str:
 
 
 def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) -> str:
-    """Return the fingerprint of a matrix of a shape, of which `read` returns some rows."""
+    """Return the fingerprint of a matrix with this shape, whose rows `read` returns."""
 
     def is_narrow(part: Array) -> bool:
         with np.errstate(over="ignore"):
@@ -132,7 +131,7 @@ def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) 
 
 
 def fingerprint_of(layer: AdaptedLayer) -> str:
-    """Return the fingerprint of the matrix of a layer; in few bits, of the decoded values."""
+    """Return the fingerprint of the base matrix of a layer; in few bits, of its decoded values."""
     if isinstance(layer.base_weight, Tensor):
         return fingerprint(layer.base_weight._data)
     read = partial(layer.base_weight.rows, dtype=np.float64)

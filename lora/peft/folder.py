@@ -1,16 +1,16 @@
-"""AdapterFolder: an adapter in files, without a model; `write_folder` writes one.
+"""AdapterFolder: read an adapter from files, without a model; `write_folder` writes one.
 
-A key of PEFT's is `base_model.model.<layer>.<part>`. The parts of an update are
+PEFT names a tensor by the key `base_model.model.<layer>.<part>`. The parts of an update are
 
     lora_A.weight, lora_B.weight            A (rank, d_in), B (d_out, rank) of a linear layer
     lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
     lora_magnitude_vector                   m of DoRA
 
-On a convolution A is filters `(rank, C, h, w)`, and B and m have the axes of a kernel of one
-element: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
+In a convolution, A consists of filters `(rank, C, h, w)`, and B and m have the axes of a 1 x 1
+kernel: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
 
-Every other key is a parameter that was trained in full, or a buffer beside it: the bias of a layer
-with an update is called `<layer>.base_layer.bias`, others as in the model.
+Every other key is a parameter that was trained in full, or a buffer of such a module. The bias of a
+layer with an update is named `<layer>.base_layer.bias`, the others as in the model.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ Shape = tuple[int, ...]
 WEIGHTS = "adapter_model.safetensors"
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
-NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about a tensor of another
+NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
 PREFIX = "base_model.model."
 KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
 
-_OUT_PROJ = ".base_layer.out_proj"  # what PEFT calls a layer inside of nn.MultiheadAttention
+_OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
 
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
-_SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
-_LARGEST_HEADER = 1 << 24  # bytes; some hundred describe a tensor
-_LONGEST = 1000  # characters of a key; those of models have some tens
+_SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
+_LARGEST_HEADER = 1 << 24  # bytes; a few hundred describe a tensor
+_LONGEST = 1000  # characters of a key; usual keys have less than 100
 
-# How often to look for the files of a save that is moving them into the folder, how many of these
-# looks may find neither of the two, and the seconds between two looks.
+# While another process moves its files into the folder: the number of attempts to read them, the
+# number of attempts that may find neither file, and the seconds between two attempts.
 _TRIES, _LOOKS, _PAUSE = 50, 5, 0.01
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
@@ -73,8 +73,8 @@ def by_key(
 ) -> dict[str, V]:
     """Return the contents of an adapter by PEFT's keys.
 
-    Updates are given by the names of their layer and part, what is trained in full by its name in
-    the model; the layers that are embeddings are named apart.
+    `updates` are given by the names of layer and part, and `full`, the parameters and buffers in
+    full, by their names in the model. `embeddings` are the layers that are embeddings.
     """
     endings = {part: ending for ending, part in _PARTS.items()}
     found = {}
@@ -89,7 +89,7 @@ def by_key(
 
 
 def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
-    """Return the shape that a part of an update has in a file, for a weight of a shape."""
+    """Return the shape in a file of a part of an update, by its shape here and the weight's."""
     ones = (1,) * (len(weight) - 2)
     if not ones:
         return shape
@@ -97,12 +97,12 @@ def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
 
 
 def _in_order(key: str) -> list[str | int]:
-    """Return what to sort keys by, so that layers.2 comes before layers.10."""
+    """Return a sort key by which layers.2 comes before layers.10."""
     return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", key))]
 
 
 def _parameter_of(key: str) -> str:
-    """Return the name in the model of a parameter that was trained in full."""
+    """Return the name in the model of a parameter that was trained in full, by its key."""
     return key.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
@@ -111,11 +111,11 @@ class StoredLayer:
     """The update of one layer in a file.
 
     Attributes:
-        name: that of the layer in the model.
-        keys: those of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
+        name: the name of the layer in the model.
+        keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
         kind: "linear", "embedding", "convolution", or "attention" for PyTorch's
             nn.MultiheadAttention.
-        scale: the factor of B A by the metadata, or if they lack it by the configuration.
+        scale: the factor of B A, from the metadata, or otherwise from the configuration.
     """
 
     name: str
@@ -125,18 +125,18 @@ class StoredLayer:
 
 
 class AdapterFolder(Closing):
-    """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
+    """The open files of an adapter; `with AdapterFolder(path) as folder:` closes them at the end.
 
-    A FileNotFoundError is raised if one of the two files is not there, a ValueError if one is not
-    what it should be, or the tensors do not have their checksum.
+    A FileNotFoundError is raised if one of the two files is missing, a ValueError if one is
+    invalid, or the checksum of the tensors is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # `unfinished` are the names of files in `.saved`, where a save was broken off.
+        # `unfinished` are the names of files in `.saved`, which an interrupted save left there.
         self.config, self.file, self.unfinished = _open(self.path)
         try:
-            for key in self.file:  # some could control a terminal, or stall expressions
+            for key in self.file:  # a key may have control characters, or be too long to match
                 if len(key) > _LONGEST or not key.isprintable():
                     raise ValueError(
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
@@ -145,15 +145,15 @@ class AdapterFolder(Closing):
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self.file))
-            self.facts = Facts.of(self.file.metadata)  # what the tensors add to `config`
+            self.facts = Facts.of(self.file.metadata)  # the metadata of the tensors
             self.file.check()
         except ValueError as error:
             self.file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
         self.tensors: Mapping[str, TensorInfo] = self.file.tensors  # by key
-        self.has_checksum = self.file.has_checksum  # which was found to be right
-        # The keys of what was trained in full, by names in the model, and those under which PEFT
-        # repeats biases of it.
+        self.has_checksum = self.file.has_checksum  # if so, it was right
+        # The keys of parameters and buffers in full, by names in the model; and the keys under
+        # which PEFT repeats biases of these.
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -179,7 +179,7 @@ class AdapterFolder(Closing):
             self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:
-        """Tell whether PEFT wrote a bias before, with a module that is trained in full."""
+        """Tell whether PEFT also wrote this bias with a module that is trained in full."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -198,7 +198,7 @@ class AdapterFolder(Closing):
         return self.file.read(key, dtype, rows)
 
     def part(self, layer: StoredLayer, part: str, dtype: DTypeLike | None = None) -> Array:
-        """Return A or B as a matrix or m as a vector, also of a convolution."""
+        """Return A or B as a matrix, or m as a vector, also for a convolution."""
         array = self.read(layer.keys[part], dtype)
         if array.ndim < 3:
             return array
@@ -207,15 +207,15 @@ class AdapterFolder(Closing):
         return array.reshape(len(array), math.prod(array.shape[1:]))
 
     def counts(self, key: str) -> bool:
-        """Tell whether a tensor can be a buffer of integers, as numbers of batches are."""
+        """Tell whether a tensor can be a buffer of integers, such as a count of batches."""
         dtype = self.tensors[key].dtype
         is_integer = dtype in CODES and dtype not in FLOATS
         return is_integer and self.config.is_saved(_parameter_of(key))
 
     def dtype_problem(self, key: str, dtype: str = FLOATS[0]) -> str:
-        """Say that a tensor cannot stand for one of a dtype; empty if it can.
+        """Return why a tensor cannot be loaded into one with `dtype`; empty if it can.
 
-        A float may have any of `FLOATS`; a buffer of integers is stored as it is.
+        A float tensor may have any of `FLOATS`; a buffer of integers must have the same dtype.
         """
         own = self.tensors[key].dtype
         if dtype in FLOATS:
@@ -223,12 +223,12 @@ class AdapterFolder(Closing):
         return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Tell whether a tensor has the shape and, in its dtype, the elements of an array."""
+        """Tell whether a tensor has the shape of an array and, in its dtype, equal elements."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
     def tensor_problems(self, key: str, shape: Shape, dtype: str, source: str) -> Iterator[str]:
-        """Yield why a tensor cannot be one of the shape and dtype of a model or base, `source`."""
+        """Yield why a tensor does not have the shape and dtype of the model or base, `source`."""
         own = self.tensors[key].shape
         if own != shape:
             yield f"mis-shaped: {key} is {own} in the file, and {shape} {source}"
@@ -236,7 +236,7 @@ class AdapterFolder(Closing):
             yield f"unusable: {key} {problem}"
 
     def scale_problems(self) -> Iterator[tuple[str, str]]:
-        """Yield layers with updates whose scale was changed since the save, and what is wrong."""
+        """Yield each layer whose scale differs from the saved one, with an error message."""
         for name, facts in self.facts.layers.items():
             scale = self.config.scale_of(name)
             if name in self.layers and not math.isclose(scale, facts.scale, rel_tol=_SAME):
@@ -253,7 +253,7 @@ class AdapterFolder(Closing):
 
 
 def check_is_folder(path: str | os.PathLike[str]) -> None:
-    """Raise an error unless there is a folder at a path, which may have an adapter in it."""
+    """Raise an error unless a path is a folder, which may contain an adapter."""
     name = os.fspath(path)
     if os.path.isfile(path):
         advice = f"name its folder, which has {CONFIG} too"
@@ -265,9 +265,9 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
 
 
 def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:
-    """Raise an error if a path, for an adapter, is the folder of one of some models, or of another.
+    """Raise an error if a path for an adapter is a model's folder, one of `models` or another.
 
-    transformers would take that model for the one of the adapter then.
+    There transformers would load that model as the base of the adapter.
     """
     folder = Path(path)
     folders = [model if model.is_dir() else model.parent for model in map(Path, models)]
@@ -279,9 +279,9 @@ def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]
 
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
-    """Return the configuration and the tensors of one save, even while another one is going on.
+    """Return the configuration and the tensors of one save, even while another save is running.
 
-    The third is the names of the files that were read from `.saved`.
+    The third result are the names of the files that were read from `.saved`.
     """
     check_is_folder(path)
     names = CONFIG, WEIGHTS
@@ -299,10 +299,10 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
             file = _opened(files.get(WEIGHTS, path / WEIGHTS))
             if identities(unfinished(path)) == before:
                 return config, file, tuple(name for name in names if name in files)
-        except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
+        except FileNotFoundError:  # just moved into the folder, or missing
             files = unfinished(path)
             missing = [name for name in names if not files.get(name, path / name).is_file()]
-            # Both may be on their way between two looks, but not for many looks.
+            # Both may be missing while a save moves them, but only for few attempts.
             if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
                 message = (
                     f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
@@ -321,7 +321,7 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
 
 
 def _opened(path: Path) -> TensorFile:
-    """Open the tensors, unless their header is larger than any that an adapter has."""
+    """Open the tensors; refuse a header that is too large for an adapter."""
     if path.is_file():
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -342,12 +342,14 @@ def write_folder(
 ) -> None:
     """Write the two files of an adapter, which appear together or not at all.
 
-    The folder is made if it is not there; other files in it stay. The tensors are given by PEFT's
-    keys, and are rounded to `dtype`, one of `FLOATS`, or keep their own for None, as integers do.
+    The folder is created if it does not exist; other files in it stay. The tensors are given by
+    PEFT's keys. Floats are rounded to `dtype`, one of `FLOATS`; with None they keep their dtype, as
+    integers always do.
 
     Raises:
-        ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
-        OSError: if it cannot be written; the old files, if any, are as they were.
+        ValueError: if the dtype is unknown, or a tensor has NaN or Inf, or would have after
+            rounding.
+        OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     check_dtype(dtype)
     infos = check_tensors(tensors, dtype)
@@ -361,7 +363,7 @@ def write_folder(
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Raise an error if an adapter cannot be saved in a dtype; None is that of each tensor."""
+    """Raise an error if an adapter cannot be saved in a dtype; None keeps each tensor's dtype."""
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
 
@@ -370,7 +372,7 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
     """Describe the tensors as they will be in a file; raise an error as `write_folder` does."""
     infos = []
     for key, array in tensors.items():
-        is_integer = array.dtype.kind in "iub"  # as a buffer may be
+        is_integer = array.dtype.kind in "iub"  # a buffer may be
         own = array.dtype.name if is_integer else dtype or array.dtype.name
         if not is_integer:
             check_dtype(own)

@@ -1,7 +1,7 @@
-"""load: an adapter from a folder that PEFT or `lora.save` wrote, onto a model.
+"""load: attach an adapter from a folder that PEFT or `lora.save` wrote.
 
-The files are read and checked completely before anything is changed: the configuration and the
-model say which tensors there must be, and each tensor of the file must be one of them.
+The files are read and checked completely before the model is changed. The configuration and the
+model determine which tensors the file must have, and it must have no others.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ def load(
     rng: np.random.Generator | None = None,
     progress: bool = True,
 ) -> AttachReport:
-    """Put an adapter from a folder on a model, as `lora.attach` does with a new one.
+    """Load an adapter from a folder, and attach it to a model as `lora.attach` does.
 
-    On a model that has adapters it is one more, and the active one. Tensors in float16 and bfloat16
-    are widened; a rank larger than any that the update can have is accepted, and noted in the
-    report.
+    If the model already has adapters, it is added to them, and only the new one is active. Tensors
+    in float16 and bfloat16 are converted to the dtype of the layer. A rank larger than the update
+    can have is accepted, and noted in the report.
 
     Args:
-        model: changed in place: the layers get the adapter, and everything else is frozen.
-        folder: one of PEFT's, or of `lora.save`.
-        adapter: a name for it.
-        check_base: raise an error for a base other than that which the file says the adapter was
-            made on. Files of PEFT say nothing of it.
+        model: the model, changed in place: its layers get the adapter, and everything else is
+            frozen.
+        folder: a folder that PEFT or `lora.save` wrote.
+        adapter: a name for the adapter.
+        check_base: raise an error if the file has the hash of another base. Files from PEFT have no
+            hash.
         rng: the generator of dropout.
         progress: show a progress bar if it takes long.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or a file is missing in it.
-        ValueError: if a file is not what it should be; the configuration asks for what is not
-            implemented and would change the result; tensors are missing, unexpected, of other
-            shapes, or not finite; the base is another one; or `lora.attach` would not accept the
-            name. All that is wrong is listed, and the model is as it was.
+        FileNotFoundError: if the folder or a file in it is missing.
+        ValueError: if a file is invalid; the configuration needs a method that is not implemented
+            and would change the result; tensors are missing, unexpected, of other shapes, or not
+            finite; the adapter was made on another base; or `lora.attach` would not accept the
+            name. The message lists all problems, and the model is unchanged.
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")
@@ -104,9 +105,9 @@ def load(
 
 
 def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
-    """Yield layers for which the configuration asks for more memory than the file can fill.
+    """Yield an error for each layer whose configured rank is too large and not that of its tensors.
 
-    Their rank is larger than that of any update, and is not the rank of the tensors in the file.
+    Allocating A and B of such a rank might exhaust the memory.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     for target in targets:
@@ -125,8 +126,8 @@ def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target
 def _set_parameters(
     plan: Plan, model: Module, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
 ) -> None:
-    """Give the parameters of a plan the values of the file, after checking all of it."""
-    # Each with the shape that it has in the file.
+    """Check all tensors of the file, then copy their values to the parameters of a plan."""
+    # Each parameter with its shape in the file.
     updates = {
         name: {
             part: (own, stored_shape(part, own.shape, plan.layers[name].base_weight.shape))
@@ -179,10 +180,10 @@ def _set_parameters(
 def _problems_of_base_weights(
     plan: Plan, model: Module, files: AdapterFolder, parameters: Collection[str]
 ) -> Iterator[str]:
-    """Yield what is wrong with tensors that are no parameters of the adapter.
+    """Yield errors about tensors that are no parameters of the adapter.
 
-    PEFT may write the weights of embeddings and of the head, adapted or not; these must be those
-    that the model has.
+    PEFT may write the weights of embeddings and of the head, adapted or not. They must equal the
+    weights of the model.
     """
     own = _base_weights(plan, model)
     for key in files.tensors:
@@ -196,7 +197,7 @@ def _problems_of_base_weights(
 
 
 def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
-    """Return the weights of the base, dense and in few bits, by all names that PEFT may use."""
+    """Return the weights of the base, dense or in few bits, by all names that PEFT may use."""
     in_use, names = parameters_in_use(model), state_names(model)
     found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     for name, module in model.named_modules():
@@ -209,19 +210,19 @@ def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
 
 
 def _is_weight(files: AdapterFolder, key: str, weight: Any) -> bool:
-    """Tell whether a tensor of the file is a weight; of one in four bits, whether it may be."""
+    """Tell whether a tensor of the file equals a weight; for NF4, only the shape is compared."""
     if isinstance(weight, np.ndarray):
         return files.is_same(key, weight)
-    if weight.format == "nf4":  # which has lost the digits
+    if weight.format == "nf4":  # rounding has changed the values
         return bool(files.tensors[key].shape == weight.shape)
     return files.is_same(key, weight.dense())
 
 
 def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix, kind: str) -> None:
-    """Set what an update on W is relative to, if it began as PiSSA.
+    """Set the initial factors A_0 and B_0 of an update on W, if it began as PiSSA.
 
-    PEFT subtracted the principal part of W from the base; here the update is relative to it. PEFT
-    never does so for embeddings, whatever the configuration says.
+    PEFT subtracts the principal part of W from the base; here the update subtracts s B_0 A_0. PEFT
+    never does this for embeddings, whatever the configuration says.
     """
     if files.config.init_lora_weights == "pissa" and kind != "embedding":
         first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
@@ -230,7 +231,7 @@ def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix,
 
 
 def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> LoRAConfig:
-    """Return a configuration for these layers, with the patterns of the file if they fit here."""
+    """Return a configuration for these layers, with the file's patterns if these match the same."""
     theirs = files.config
     names = [name for name, _ in model.named_modules() if name]
     parts = [name.rpartition(".") for name, _ in parameters_in_use(model)]
@@ -268,6 +269,6 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
             alpha_pattern=theirs.alpha_pattern,
         )
         meant = [(t.name, t.rank, t.alpha) for t in targets_in(model, same)]
-    except ValueError:  # a pattern matches nothing here, or finds more by the matching of `attach`
+    except ValueError:  # by the rules of `attach`, a pattern matches nothing, or too much
         return config
     return same if meant == [(t.name, t.rank, t.alpha) for t in targets] else config

@@ -1,9 +1,9 @@
-"""save: an adapter of a model, to a folder that PEFT can read.
+"""save: write an adapter of a model to a folder that PEFT can read.
 
-What PEFT's format cannot express is converted to what it can, with equal outputs. A scale that does
-not follow from alpha and the rank becomes an alpha, by layer where it must. PiSSA's update, which
-is a difference to its first factors, becomes one of twice the rank over the original base. A layer
-without a magnitude, beside others with one, gets the magnitude that changes nothing.
+PEFT's format cannot express all adapters. The others are converted, with equal outputs. A scale
+that does not follow from alpha and the rank becomes an alpha, for single layers if necessary.
+PiSSA's update s (B A - B_0 A_0) becomes one product of twice the rank on the original base. If only
+some layers have a DoRA magnitude, each other layer gets the magnitude n, which changes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minigrad.checks import check_count
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
-_SAME = 1e-12  # relative: what alpha / rank may differ from a scale by, which is rounding
+_SAME = 1e-12  # relative tolerance between alpha / rank and a scale, for rounding errors
 
 
 def save(
@@ -46,25 +46,26 @@ def save(
 ) -> None:
     """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
 
-    `lora.load` reads it back, and so does PEFT over the same base, with equal outputs. The two
-    files appear together or not at all; others in the folder stay.
+    `lora.load` and PEFT can read it on the same base, with equal outputs. The two files appear
+    together or not at all; other files in the folder stay.
 
     Args:
         model: the model with the adapter, which may be active or not.
-        folder: made if it is not there.
-        adapter: its name, which is not saved.
-        dtype: float64, float32, float16 or bfloat16, to which the tensors are rounded; or None.
-        seed: the seed that A was drawn from, to note it; None for that of `attach`'s generator.
+        folder: the folder, created if it does not exist.
+        adapter: the name of the adapter, which is not saved.
+        dtype: the dtype that tensors are rounded to: float64, float32, float16 or bfloat16; None
+            keeps their dtype.
+        seed: the seed that A was drawn from, stored as a note; None for the seed of `attach`.
         base_model: the name of the base, for PEFT.
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if there is no such adapter or dtype, the path is empty, the seed is no integer
-            of at least 0, there is NaN or Inf in the adapter, or would be in the dtype, a scale is
-            0, or PEFT could not tell the modules that were trained in full.
-        OSError: if it cannot be written; the old files, if any, are as they were.
+        ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is no
+            integer of at least 0. Also if the adapter has NaN or Inf, or would have after rounding,
+            a scale is 0, or PEFT could not find the modules trained in full by their names.
+        OSError: if the files cannot be written; old files, if any, are unchanged.
     """
-    if not os.fspath(folder):  # as of a variable that is not set
+    if not os.fspath(folder):  # a shell variable that is not set
         raise ValueError("the path of the folder is empty; name one, '.' for the present one")
     if seed is not None:
         check_count("seed", seed)
@@ -82,7 +83,7 @@ def save(
                 f"to layer.scale"
             )
         a, b = (factor.data for factor in update.factors())
-        own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
+        own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B gets the sign
         if update.lora_magnitude is not None:
             own[MAGNITUDE] = update.lora_magnitude.data
         elif has_magnitudes:
@@ -114,10 +115,10 @@ def save(
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
-    """Return what an adapter has in full, by its names in the model.
+    """Return the parameters and buffers that an adapter has in full, by their names in the model.
 
-    A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
-    layers, so the file gets the biases of the model for the others.
+    A sum of adapters may have the biases of only some layers. PEFT's field `bias` is the same for
+    all layers, so for the others the file gets the biases of the model.
     """
     found = {name: copy.own.data for copy in attached.copies for name in copy.names}
     bias = _bias_of(attached)
@@ -146,12 +147,12 @@ def _config_of(
     updates: Mapping[str, Adapter],
     parts: Mapping[str, Mapping[str, Array]],
 ) -> PeftConfig:
-    """Return the configuration, with the adapter's own patterns where PEFT reads them the same."""
+    """Return the configuration, with the adapter's own patterns if PEFT matches them the same."""
     asked = attached.config
     modules = dict(model.named_modules())
     adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
     inside = tuple(f"{name}." for name in {*adapted, *updates})
-    # The modules of the model as it was without adapters.
+    # The names of the modules of the model without adapters.
     names = [name for name in modules if name and not name.startswith(inside)]
     dropouts = {update.dropout for update in updates.values()}
     modes = {update.scaling for update in updates.values()}
@@ -159,7 +160,7 @@ def _config_of(
     ranks = {name: len(each[A]) for name, each in parts.items()}
     scales = {name: abs(update.scale) for name, update in updates.items()}
 
-    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
+    def plain(alpha: float) -> float:  # PEFT writes an integral alpha as an integer
         near = round(alpha)
         return near if math.isclose(near, alpha, rel_tol=_SAME) else float(alpha)
 
@@ -183,7 +184,7 @@ def _config_of(
 
     def means_the_same(config: PeftConfig) -> bool:
         is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform
-        # "all-linear" finds nothing here: PEFT itself resolves it, since its meaning varies.
+        # () makes "all-linear" select nothing: in PEFT it depends on the model, so it is not kept.
         is_for_these = is_readable and config.targets_among(names, ()).keys() == updates.keys()
         return is_for_these and all(
             config.rank_of(name) == rank
@@ -205,7 +206,7 @@ def _config_of(
     }
     for chosen in (targets, sizes):
         changed = replace(config, **chosen)
-        # PEFT sorts the patterns when it saves them again, and the first that matches counts.
+        # The first match counts, and PEFT sorts the patterns when it saves them again.
         ordered = replace(
             changed,
             rank_pattern=dict(sorted(changed.rank_pattern.items())),

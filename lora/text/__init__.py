@@ -1,4 +1,4 @@
-"""Language models of Llama's kind: read one, run it, train adapters on it.
+"""Llama-type language models: load a model, generate text, and train adapters.
 
     model, tokenizer = text.load_model("folder"), text.tokenizer("folder")
     print(text.generate(model, tokenizer, [{"role": "user", "content": "Why is the sky blue?"}]))
@@ -6,12 +6,12 @@
 In reading order:
 
     model                          the computation
-    architecture                   its sizes and options, as `config.json` says them
-    loading, gguf_file             reading a Hugging Face folder, or a GGUF file
+    architecture                   the sizes and options of a model, from `config.json`
+    loading, gguf_file             read a Hugging Face folder, or a GGUF file
     tokenization, chat_template    text to tokens and back; a conversation to text
-    generating                     writing
-    data, training, evaluating     examples in JSONL, training an adapter, measuring it
-    estimating, samples            memory and time before a run; its picture and answers
+    generating                     generate text
+    data, training, evaluating     examples in JSONL; train an adapter; measure its loss
+    estimating, samples            memory and time before a run; a picture and answers after it
     commands                       `python -m lora train`, `generate` and `eval`
 """
 

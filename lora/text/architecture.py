@@ -1,10 +1,10 @@
-"""ModelConfig: the sizes and options of a language model, as `config.json` says them.
+"""ModelConfig: the sizes and options of a language model, read from `config.json`.
 
-All architectures are decoders of one kind (Touvron et al., 2023): root-mean-square norms, rotary
-position embeddings, grouped queries and a gated MLP. They differ in biases, in norms of queries and
-keys, in layers without positions, and in windows of attention. A key that `config.json` leaves out
-has the default of transformers' configuration class. An option that would change the result, and is
-not implemented, is an error with its name.
+All supported architectures are Llama-type decoders (Touvron et al., 2023): RMS norms, rotary
+position embeddings, grouped-query attention and a gated MLP. They differ in biases, in norms of
+queries and keys, in layers without rotary embeddings, and in sliding windows of attention. A
+missing key of `config.json` has the default of transformers' configuration class. If an option
+would change the result and is not implemented, the error names it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-"""The architectures by transformers' `model_type`, with the class that `config.json` names."""
+"""The class of each architecture, by transformers' `model_type`; `config.json` has both names."""
 
-_LARGEST_JSON = 1 << 26  # bytes; tokenizer_config.json may list some hundred thousand tokens
+_LARGEST_JSON = 1 << 26  # bytes; tokenizer_config.json may list a few hundred thousand tokens
 
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-"""The narrow dtypes in files, with ml_dtypes' names. What is stored in them becomes bfloat16."""
+"""The 8-bit dtypes in files, with ml_dtypes' names. Such weights are converted to bfloat16."""
 
 _FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 
@@ -59,9 +59,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "no_rope_layer_interval": {"smollm3": 4},
     "tie_word_embeddings": {"smollm3": True},
 }
-"""What transformers' configuration classes say of keys that a file lacks, by architecture.
+"""The defaults of transformers' configuration classes for missing keys, by architecture.
 
-Files have the sizes of all weights, so these have no defaults here.
+Files always have the sizes of the weights, so sizes have no defaults here.
 """
 
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -74,7 +74,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("quantization_config", "per_layer_config", "attention_multiplier"), ()),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), ()),
 }
-"""The values of options that are implemented, beside a missing one and null."""
+"""The implemented values of options; an option may also be missing or null."""
 
 _TYPES = ("full_attention", "sliding_attention")
 
@@ -85,7 +85,7 @@ _ROPE: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", _CONTEXT),
 }
-"""The kinds of scaling of the rotary frequencies, with their numbers."""
+"""The kinds of scaling of the rotary frequencies, each with the names of its parameters."""
 
 _LARGEST = {
     **{"vocab_size": 1 << 24, "hidden_size": 1 << 18, "intermediate_size": 1 << 20},
@@ -97,7 +97,7 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes and options of a language model, which `config_from_json` has checked."""
+    """The sizes and options of a language model, checked by `config_from_json`."""
 
     architecture: str  # "llama", "mistral", "qwen2", "qwen3" or "smollm3"
     vocab_size: int
@@ -105,26 +105,26 @@ class ModelConfig:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int  # a divisor of the heads of queries
+    num_key_value_heads: int  # a divisor of num_attention_heads
     head_dim: int  # an even number
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
     attention_bias: bool  # of the projections of queries, keys and values
-    output_bias: bool  # of the projection behind attention
+    output_bias: bool  # of the output projection of attention
     mlp_bias: bool
     qk_norm: bool  # whether each head's queries and keys are normalised
     rope_theta: float
-    rope_scaling: Mapping[str, Any] | None  # a `rope_type` of "linear" or "llama3", and its numbers
+    rope_scaling: Mapping[str, Any] | None  # a `rope_type`, "linear" or "llama3", with its numbers
     rope_layers: tuple[bool, ...]  # for each layer, whether it rotates queries and keys
-    sliding_window: int | None  # up to this length the result does not depend on a window
+    sliding_window: int | None  # shorter texts fit into the window of every layer
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    stored_dtype: str  # of most of the weights that are read
+    stored_dtype: str  # the dtype of most weights in the files
 
     @property
     def max_length(self) -> int:
-        """The number of tokens up to which the result is that of the original model."""
+        """The largest number of tokens for which the result equals that of the original model."""
         longest = self.max_position_embeddings
         return min(longest, self.sliding_window or longest)
 
@@ -143,11 +143,12 @@ def config_from_json(
     generation: Mapping[str, Any] | None = None,
     sizes: Sequence[tuple[str, int]] = (),
 ) -> ModelConfig:
-    """Return what a `config.json` says.
+    """Check the content of a `config.json`, and return it as a `ModelConfig`.
 
-    The end tokens of `generation_config.json` count, if it has some. `sizes` are the dtype and
-    bytes of each weight, if these are known better than `config` says. A ValueError is raised if
-    the architecture or an option is not supported, or a value is wrong.
+    If `generation_config.json` has end tokens, they replace those of `config`. `sizes` are the
+    dtype and bytes of each weight, from which `stored_dtype` follows; without them it follows from
+    `config`. A ValueError is raised if the architecture or an option is not supported, or a value
+    is wrong.
     """
     listed, kind = config.get("architectures") or [], config.get("model_type")
     for architecture, name in CLASSES.items():
@@ -205,9 +206,9 @@ def config_from_json(
 
 
 def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
-    """Return the table in a JSON file of a folder, or None if there is no such file.
+    """Return the JSON object in a file of a folder, or None if there is no such file.
 
-    A ValueError is raised if the file is no JSON, no table, or larger than any such file.
+    A ValueError is raised if the file is no JSON, has no object at the top, or is too large.
     """
     path = find(folder, name)
     text = repr(os.fspath(path))
@@ -237,8 +238,8 @@ def model_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Return the configuration of the model in a folder.
 
-    A FileNotFoundError is raised if it has no `config.json`, or no weights, and a ValueError if the
-    model is not supported, or a file is wrong.
+    A FileNotFoundError is raised if the folder has no `config.json` or no weights. A ValueError is
+    raised if the model is not supported, or a file is invalid.
     """
     config = model_json(folder)
     with open_tensors(folder) as tensors:
@@ -248,7 +249,7 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
 
 
 def _wrong(given: Mapping[str, Any]) -> list[str]:
-    """Return which values cannot be, whatever the others are, or contradict each other."""
+    """Return error messages about values that are impossible, or contradict each other."""
     wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
     wrong += [n for n in _FLAGS if not isinstance(given[n], bool)]
     window = given.get("sliding_window")
@@ -268,7 +269,7 @@ def _wrong(given: Mapping[str, Any]) -> list[str]:
 
 
 def _unsupported(options: Mapping[str, Any]) -> list[str]:
-    """Return which options have a value that is not implemented."""
+    """Return error messages about options with a value that is not implemented."""
     return [
         f"{name} {options[name]!r:.60} is not supported, "
         + (f"only {' or '.join(map(repr, accepted))}" if accepted else "and must be left out")
@@ -278,7 +279,7 @@ def _unsupported(options: Mapping[str, Any]) -> list[str]:
 
 
 def _rope(given: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any] | None]:
-    """Return the base and the scaling of the rotary frequencies; add to the problems."""
+    """Return theta and the scaling of the rotary frequencies; append errors to `problems`."""
     parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or any(isinstance(v, dict) for v in parameters.values()):
         problems.append("rope_parameters must be one table for all layers")
@@ -288,7 +289,7 @@ def _rope(given: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str,
     if kind not in _ROPE:
         problems.append(f"rope_type {kind!r:.60} is not supported; there are {', '.join(_ROPE)}")
     defaults = {"rope_theta": given["rope_theta"], _CONTEXT: given["max_position_embeddings"]}
-    outer = {_CONTEXT: given[_CONTEXT]} if _CONTEXT in given else {}  # goes before the inner value
+    outer = {_CONTEXT: given[_CONTEXT]} if _CONTEXT in given else {}  # has precedence
     numbers = {**defaults, **parameters, **outer}
     found = {name: numbers.get(name) for name in ("rope_theta", *_ROPE.get(kind, ()))}
     bad = [name for name, value in found.items() if not _is_positive(value)]
@@ -302,7 +303,7 @@ def _rope(given: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str,
 def _layers(
     architecture: str, given: Mapping[str, Any], problems: list[str]
 ) -> tuple[tuple[bool, ...], int | None]:
-    """Return which layers rotate queries and keys, and the window, if a layer has one."""
+    """Return which layers rotate queries and keys, and the sliding window, if a layer has one."""
     count, listed = given["num_hidden_layers"], given.get("no_rope_layers")
     rotated = (True,) * count
     if architecture == "smollm3" and listed is None:
@@ -330,12 +331,13 @@ def _layers(
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any] | None
 ) -> NDArray[np.float64]:
-    """Return the angle by which each pair of a head turns from one position to the next.
+    """Return the rotary frequencies: the angle by which each pair of a head turns per position.
 
         theta_i = theta^(-2 i / d),    i = 0 ... d/2 - 1            (RoFormer, Su et al., 2021)
 
-    Linear scaling divides all of them by a factor (Chen et al., 2023); "llama3" divides those whose
-    wave is longer than the text of the pretraining, with a smooth step between (Llama 3.1).
+    Linear scaling divides all of them by a factor (Chen et al., 2023). "llama3" divides only those
+    whose wavelength is long compared with the texts of the pretraining, with a smooth transition
+    (Llama 3.1).
     """
     angles: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     scaling = scaling or {}
@@ -344,7 +346,7 @@ def rotary_frequencies(
     elif scaling.get("rope_type") == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         waves = scaling[_CONTEXT] * angles / (2 * math.pi)
-        share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of the angle that stays as it is
+        share = np.clip((waves - low) / (high - low), 0.0, 1.0)  # of the angle that is not scaled
         angles = share * angles + (1 - share) * angles / scaling["factor"]
     return angles
 
@@ -384,7 +386,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check_shapes(
     source: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise a ValueError with the names of tensors that are missing, unexpected or mis-shaped."""
+    """Raise a ValueError that names the missing, unexpected and mis-shaped tensors."""
     problems = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
     problems += [f"unexpected: {name} {found[name]}" for name in found if name not in wanted]
     problems += [

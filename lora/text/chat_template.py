@@ -1,7 +1,8 @@
-"""ChatTemplate: the jinja2 template that writes a conversation as the text of one model.
+"""ChatTemplate: the jinja2 template that converts a conversation to the text format of a model.
 
-It is code from others, so it runs in jinja2's sandbox: without access to what Python is made of,
-and with limits on loops, on products and on its text. The settings are those of transformers.
+A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
+the internals of Python, and with limits on loops, products and the length of the text. The settings
+are those of transformers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 from lora.text.packages import package
 
 LONGEST = 1 << 24
-"""The characters that a template makes, at most, and those of a product in it."""
+"""The largest number of characters of the text of a template, and of a product in it."""
 
 
 class ChatTemplate:
-    """A template of conversations in jinja2's language.
+    """A chat template in the language of jinja2.
 
-    It can use the variables, as `bos_token`, beside the conversation. A ValueError is raised if it
-    is no template.
+    The template can use the conversation and `variables`, such as `bos_token`. A ValueError is
+    raised if the text is no valid template.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
@@ -40,16 +41,16 @@ class ChatTemplate:
         """Return a conversation as text.
 
         Args:
-            messages: the turns, each a table with a `role`, and `content` as a rule.
-            add_generation_prompt: whether the beginning of an answer follows.
-            variables: other values that this template knows, as `enable_thinking`.
+            messages: the turns, each a mapping with a `role`, and usually `content`.
+            add_generation_prompt: whether to append the beginning of an answer.
+            variables: other variables of this template, such as `enable_thinking`.
 
         Raises:
-            ValueError: if a message is no such table, or the template refuses the conversation,
-                fails, or tries what the sandbox does not allow.
+            ValueError: if a message is no such mapping, or the template refuses the conversation,
+                fails, or does something that the sandbox does not allow.
         """
         exceptions = package("jinja2").exceptions
-        try:  # a copy of what JSON has: no object that could do something
+        try:  # copy by way of JSON: the template gets plain data, and no objects with methods
             turns = json.loads(json.dumps(messages))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"messages are made of what JSON has: {error}") from None
@@ -72,7 +73,7 @@ class ChatTemplate:
             raise ValueError(f"the chat template tries what is not allowed: {error}") from None
         except exceptions.TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from None
-        except Exception as error:  # anything that an expression in it raises
+        except Exception as error:  # an expression in it can raise any error
             raise ValueError(f"the chat template fails on these messages: {error!r:.200}") from None
         return made
 
@@ -87,7 +88,7 @@ def _sandbox() -> Any:
             raise jinja2.exceptions.SecurityError(f"to make something {sizes[0]} times {sizes[1]}")
         return left * right
 
-    def power(left: Any, right: Any) -> Any:  # a tower of them takes all time
+    def power(left: Any, right: Any) -> Any:  # nested powers would take forever
         raise jinja2.exceptions.SecurityError("a power (**); write it as a product")
 
     def raise_exception(message: str) -> None:
@@ -100,12 +101,12 @@ def _sandbox() -> Any:
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        """Return JSON that, unlike jinja2's own, is not escaped for HTML."""
+        """Return JSON without the HTML escapes that jinja2's own filter adds."""
         options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     def parse(extension: Any, parser: Any) -> Any:
-        """Return the part of a template that is marked as an answer, in a scope of its own."""
+        """Return a part of a template that is marked as an answer, in its own scope."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)

@@ -1,7 +1,7 @@
 """The commands `train`, `generate` and `eval` of `python -m lora`.
 
-Options are called as the parameters of the functions that they are for, and are described and
-counted by these. Some have the spelling of mlx-lm, which many scripts use, beside it.
+Options have the names of function parameters, and their help texts come from the docstrings of
+these functions. Some options also have the spelling of mlx-lm, which many scripts use.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _MLX_LM = {
     "checkpointing": "--grad-checkpoint",
     "temperature": "--temp",
 }
-"""What mlx-lm calls some options."""
+"""The names of some options in mlx-lm."""
 
 PICTURE = "training.png"
 
 BASE = "base"
-"""The name by which a conversation calls the model without adapters."""
+"""The name of the model without adapters, in a conversation."""
 
 _SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
-"""The control characters that a text needs."""
+"""The control characters that are printed; others are left out."""
 
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
@@ -53,8 +53,8 @@ HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 def add_commands(command: Command, path: Callable[[str], str]) -> None:
     """Add the commands and their options to a parser.
 
-    `command` makes a command of a name, the function that it runs and a help text, and returns the
-    function that adds an argument to it; `path` is the type of an argument that is a path.
+    `command` makes a command from a name, the function that it runs and a help text, and returns a
+    function that adds an argument. `path` converts an argument that is a path.
     """
 
     def add_base(add: Add) -> None:
@@ -97,9 +97,9 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
 
 
 def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
-    """Add options for parameters of a function, with the types and texts that these have there.
+    """Add options for parameters of a function, with their annotations and docstring texts.
 
-    An option that is not given is None.
+    The value of an option that is not given is None.
     """
     of_args = r"^    (\w+): (.*(?:\n {8}.*)*)"
     texts = dict(re.findall(of_args, inspect.getdoc(function) or "", re.MULTILINE))
@@ -123,7 +123,7 @@ def train(
     base: str, data: str, out: str, *, config: str | None = None, dtype: str | None = None,
     mask_prompt: bool, resume: bool, progress: bool, **options: Any,
 ) -> str | dict[str, Any] | None:  # fmt: skip
-    """Train an adapter, with the options that were given, and the usual ones for the others."""
+    """Train an adapter; options that are not given are those of an earlier run, or defaults."""
     ranks, saved = world(), Path(out) / training.OPTIONS
     if mask_prompt and options.setdefault("train_on_prompts", False):
         raise ValueError("--mask-prompt contradicts --train-on-prompts; give one of them")
@@ -138,7 +138,7 @@ def train(
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **options, "base_model": base, "progress": progress}
     result = training.train(model, tokenizer, data, out, resume=resume, **given)
-    if not ranks.is_first:  # which has all that is left to do
+    if not ranks.is_first:  # only the first rank reports
         return None
     some = result.data.get("valid", result.data["train"])
     answers: list[samples.Sample] = []
@@ -161,7 +161,7 @@ def generate(
     chat: bool, system: str | None = None, dtype: str | None = None, check_base: bool,
     progress: bool, **options: Any,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Write after a prompt, answer a message, or converse until the input ends."""
+    """Continue a prompt, answer a message, or converse until the input ends."""
     if (prompt is not None) + (message is not None) + chat != 1:
         raise ValueError("give one of --prompt, --message and --chat")
     if system is not None and prompt is not None:
@@ -192,7 +192,7 @@ def generate(
 
 
 def write(writer: generating.TextGenerator, prompt: str | generating.Messages, shown: bool) -> str:
-    """Return what is written after a prompt, and show it piece by piece."""
+    """Return the generated text; with `shown`, also print it piece by piece."""
     text = ""
     for piece in writer.stream(prompt):
         text += piece
@@ -209,7 +209,7 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
     names = [BASE, *(() if attachment is None else attachment.adapters)]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
-    if isinstance(sys.stdin, io.TextIOWrapper):  # of a line that is no text, only that is refused
+    if isinstance(sys.stdin, io.TextIOWrapper):  # refuse only a line that is not UTF-8
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         show("> ")
@@ -229,14 +229,14 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
             question = {"role": "user", "content": line.strip()}
             try:
                 answer = write(writer, [*messages, question], True)
-            except ValueError as error:  # such as that the model was not made for a text so long
+            except ValueError as error:  # for example, the text is too long for the model
                 show(f"{error}; /reset begins anew\n")
                 continue
             messages += [question, {"role": "assistant", "content": answer}]
 
 
 def show(text: str) -> None:
-    """Write a part of a line at once, without characters that control the terminal."""
+    """Print a part of a line and flush it, without characters that control the terminal."""
     print("".join(c for c in text if c in _SHOWN or category(c)[0] != "C"), end="", flush=True)
 
 
@@ -244,7 +244,7 @@ def evaluate(
     base: str, data: str, *, adapter: Sequence[str], dtype: str | None = None, check_base: bool,
     progress: bool, **options: Any,
 ) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
-    """Measure the loss of the base, and beside it that of an adapter."""
+    """Compute the loss of the base, and of an adapter if one is given."""
     if len(adapter) > 1:
         raise ValueError(f"eval measures the base beside one adapter, not beside {len(adapter)}")
     files = data_files(data)
@@ -265,15 +265,15 @@ def evaluate(
 def load(
     base: str, dtype: str | None, adapters: Sequence[str], progress: bool, check_base: bool = True
 ) -> tuple[LanguageModel, Tokenizer]:
-    """Load a model, its tokenizer, and adapters by the names of their folders; the last is active.
+    """Load a model, its tokenizer, and adapters named after their folders; the last one is active.
 
     Raises:
-        ValueError: if two adapters have one name.
+        ValueError: if two adapters have the same name.
     """
     names = [Path(folder).resolve().name for folder in adapters]
     if len({*names, BASE}) <= len(names):
         raise ValueError(f"each adapter needs a folder name of its own, other than {BASE}: {names}")
-    tokenizer = loading.tokenizer(base)  # before what takes long
+    tokenizer = loading.tokenizer(base)  # first, because loading the model takes long
     model = loading.load_model(base, dtype, progress=progress)
     for folder, name in zip(adapters, names, strict=True):
         lora.load(model, folder, name, check_base=check_base, progress=progress)

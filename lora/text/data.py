@@ -1,14 +1,14 @@
-"""Texts to train on: rows of JSONL files as tokens, and which of the tokens count.
+"""Training data: rows of JSONL files as tokens, and which of the tokens count in the loss.
 
-A row has one of three forms; other keys are not read, which is said:
+A row has one of three forms; other keys are ignored, and reported:
 
     {"text": "..."}                                       a text, all of which counts
     {"prompt": "...", "completion": "..."}                the completion counts
     {"messages": [{"role": "user", "content": "..."}]}    the answers of the assistant count
 
-A text and a completion end with the token that ends a text, which counts too. A prompt and its
-completion are encoded apart, so that the tokens of the prompt are those that generation begins
-from; and so are the turns of a conversation, as the model's chat template writes them.
+A text or a completion is followed by the end-of-text token, which counts too. A prompt and its
+completion are encoded separately, so the tokens of the prompt are the same as in generation. The
+turns of a conversation are encoded separately too, in the format of the model's chat template.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
-_LONGEST_LINE = 1 << 26  # bytes; what is longer is read in parts, which are no rows
+_LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are no valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
-Render = Callable[..., str]  # as `Tokenizer.render`
+Render = Callable[..., str]  # such as `Tokenizer.render`
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """The tokens of a text, and which of them count, each predicted from those before it."""
+    """The tokens of a text, and which of them count in the loss, predicted from those before."""
 
     ids: NDArray[np.int64]  # (length,)
     counted: NDArray[np.bool_]  # (length,)
@@ -53,17 +53,17 @@ class Row:
 
 @dataclass(eq=False, repr=False)
 class Dataset(Sequence[Row]):
-    """The rows of a file, and what was changed or left out."""
+    """The rows of a file, with notes about rows that were changed or left out."""
 
-    file: str  # its name
-    digest: str = ""  # the SHA-256 of its bytes
-    rows: list[Row] = field(default_factory=list)  # those that can be trained on
-    # By what happened, the lines of the file to which it did.
+    file: str  # the name of the file
+    digest: str = ""  # the SHA-256 of the bytes of the file
+    rows: list[Row] = field(default_factory=list)  # the rows with tokens that count
+    # For each remark, the numbers of its lines in the file.
     notes: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def tokens_digest(self) -> str:
-        """The SHA-256 of the tokens of the rows, and of which of them count."""
+        """The SHA-256 of the tokens of all rows, and of the marks which of them count."""
         found = hashlib.sha256()
         for row in self.rows:
             for part in (np.int64(len(row.ids)), row.ids, row.counted):
@@ -88,9 +88,9 @@ class Dataset(Sequence[Row]):
 
 
 def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the files of DATA by "train", "valid" and "test": one file is that to train on.
+    """Return the files of `data` by "train", "valid" and "test"; a single file is "train".
 
-    A FileNotFoundError is raised if there is no such file, or a folder without one of the three.
+    A FileNotFoundError is raised if the path does not exist, or is a folder without any of them.
     """
     path = Path(data)
     if path.is_file():
@@ -119,24 +119,24 @@ def read_rows(
     as_chat: bool = False,
     now: datetime | None = None,
 ) -> Dataset:
-    """Read a JSONL file.
+    """Read the rows of a JSONL file as tokens to train on.
 
-    Rows without an answer, or whose answer is cut off, are left out, which the result says.
+    Rows without an answer, or whose answer is cut off, are left out, and the result has a note.
 
     Args:
-        file: the file; empty lines are passed over.
-        tokenizer: the model's.
+        file: the file; empty lines are skipped.
+        tokenizer: the tokenizer of the model.
         vocab_size: the number of tokens that the model knows; None for those of the tokenizer.
-        max_length: the tokens of a row at most.
+        max_length: the largest number of tokens of a row.
         long_rows: whether a longer row is cut at the end, or is an error.
-        train_on_prompts: whether all tokens count.
-        as_chat: whether prompt and completion are a turn of the user and one of the assistant.
-        now: the time of which a chat template may write the date, by default the present one.
+        train_on_prompts: whether all tokens count in the loss.
+        as_chat: whether prompt and completion become a turn of the user and one of the assistant.
+        now: the time whose date a chat template may write; by default the current time.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a line is no row, or a token is outside of the vocabulary, with the number
-            of the line; or if no row is left.
+        ValueError: if a line is no valid row, or a token is outside of the vocabulary; the message
+            has the number of the line. Also if no row is left.
     """
     if max_length is not None:
         check_positive("max_length", max_length)
@@ -158,7 +158,7 @@ def read_rows(
                 parts = list(_parts(row, tokenizer, render, train_on_prompts, notes))
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
                 counts = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
-                counts[:1] = False  # nothing is before the first
+                counts[:1] = False  # the first token cannot be predicted
                 check_tokens(ids.tolist(), largest)
                 if not counts.any():
                     notes = ["left out, without an answer"]
@@ -185,7 +185,7 @@ def read_rows(
 
 
 def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
-    """Return the row of a line, checked, and note what is not read of it.
+    """Check the row of a line, and return it; note the keys that are ignored.
 
     With `as_chat` prompt and completion become messages.
     """
@@ -221,7 +221,7 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
 
 
 def _check_text(name: str, value: Any) -> None:
-    """Raise a ValueError unless a value is a text that can be encoded."""
+    """Raise a ValueError unless a value is a string that can be encoded."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text, not {value!r:.60}")
     check_text(name, value)
@@ -234,7 +234,7 @@ def _parts(
     train_on_prompts: bool,
     notes: list[str],
 ) -> Iterator[tuple[list[int], bool]]:
-    """Yield the tokens of a row in parts, each with whether it is an answer."""
+    """Yield the tokens of a row in parts, each with True if it is an answer."""
     if "messages" in row and train_on_prompts:
         yield tokenizer.encode(render(row["messages"]), parse_special=True), True
     elif "messages" in row:
@@ -270,11 +270,12 @@ def _check_messages(_: str, messages: Any) -> None:
 def _turns(
     messages: list[dict[str, str]], render: Render, notes: list[str]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the text of a conversation in parts, each with whether it is an answer.
+    """Yield the text of a conversation in parts, each with True if it is an answer.
 
-    An answer is what a turn of the assistant adds to the conversation before it and the beginning
-    of an answer. Some templates write earlier turns in another way than the last one; then only the
-    last answer counts. A first turn has nothing before it, and is no answer.
+    The template renders the conversation before a turn of the assistant, with the generation
+    prompt, and the conversation up to this turn. The text that the second adds to the first is the
+    answer. Some templates render earlier turns differently from the last one; then only the last
+    answer counts. The first turn is no answer, because nothing comes before it.
     """
     written = render(messages)
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
@@ -304,10 +305,10 @@ def _turns(
 
 
 def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list[Batch]:
-    """Put rows of similar length together, padded at the end to the longest of them.
+    """Group rows of similar length into micro-batches, padded at the end to the longest row.
 
-    A micro-batch is the tokens and which of them count, both `(batch_size, length)`. The order, and
-    which of the rows of one length come together, is drawn from `rng`.
+    A micro-batch has the tokens and the marks which of them count, both `(batch_size, length)`.
+    `rng` shuffles the order of the micro-batches, and of rows with equal length.
     """
     check_positive("batch_size", batch_size)
     drawn = generator(rng)

@@ -1,4 +1,4 @@
-"""estimate: the memory and the time of a training run, before it begins."""
+"""estimate: predict the memory and the time of a training run before it begins."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from minigrad.kernels.gemm import matmul, prepacked
 from minigrad.nn import Embedding
 from minigrad.tables import counted
 
-_PROGRAM = 250_000_000  # bytes of Python, its packages and the compiled kernels
-_SHARE = 0.6  # of the speed of a large matrix product, which a step reaches
+_PROGRAM = 250_000_000  # bytes for Python, its packages and the compiled kernels
+_SHARE = 0.6  # the speed of a step as a share of the speed of a large matrix product
 
 
 def estimate(
@@ -31,18 +31,18 @@ def estimate(
     accumulation_steps: int = 1,
     checkpointing: bool = False,
 ) -> str:
-    """Describe what training takes, by the shapes of a model without adapters and of its data.
+    """Describe the memory and time of training, from the shapes of the model and the data.
 
-    A layer saves for each token the inputs of its norms and linear layers, queries, keys and
-    values, and what is in the gated MLP: 4 h + 3 q + 2 k + 4 f numbers for hidden size h, queries
-    and keys of q and k numbers, and intermediate size f. With gradient checkpointing all layers but
-    one save their input only. A token takes 4 multiplications and additions for each weight, and
-    with checkpointing 6; the speed is that of a matrix product that is timed here.
+    For each token, a layer saves the inputs of its norms and linear layers, queries, keys and
+    values, and the activations of the gated MLP. These are 4 h + 3 q + 2 k + 4 f numbers for hidden
+    size h, q and k numbers in queries and keys, and intermediate size f. With gradient
+    checkpointing, all layers except one save only their input. A token needs 4 multiplications and
+    additions for each weight, or 6 with checkpointing. A timed matrix product gives the speed.
 
-    If it is more than nine tenths of the machine's memory, the text says what to change.
+    If more than 90 % of the machine's memory would be used, the text says what to change.
     """
     modules, sizes = dict(model.named_modules()), model.config
-    # Matrices in four bits are no parameters.
+    # `parameters()` has no matrices in few bits, so their bytes are added.
     stored = [getattr(m, "base_weight", getattr(m, "weight", None)) for m in modules.values()]
     others = {id(w): w.nbytes for w in stored if w is not None and not isinstance(w, Tensor)}
     weights = sum(p._data.nbytes for p in model.parameters()) + sum(others.values())
@@ -55,7 +55,7 @@ def estimate(
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
-        "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # with those of a backward pass
+        "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # includes the backward pass
         "program": _PROGRAM,
     }
     total, memory = sum(parts.values()), physical_memory()
@@ -65,7 +65,7 @@ def estimate(
         module.weight
         for module in modules.values()
         if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
-        and not isinstance(module, (Embedding, BFloat16Embedding))  # which look rows up
+        and not isinstance(module, (Embedding, BFloat16Embedding))  # no product
     ]
     products = sum(math.prod(matrix.shape) for matrix in matrices)
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
@@ -80,7 +80,7 @@ def estimate(
 
 
 def _speed() -> float:
-    """Time a matrix product on our threads: its multiplications and additions in a second."""
+    """Time a matrix product: return its multiplications and additions per second."""
     a = np.ones((768, 768), np.float32)
     times = []
     for _ in range(3):

@@ -17,14 +17,14 @@ from minigrad.training.trainer import evaluation_mode
 
 @dataclass(frozen=True, repr=False)
 class EvalReport:
-    """The loss of a model on some rows.
+    """The loss and perplexity of a model on some rows.
 
     Attributes:
         loss: the mean of -log p over all tokens that count.
         perplexity: e^loss.
         tokens: the number of tokens that count.
-        standard_error: that of the loss; NaN for a single row.
-        base: the report of the model without its adapters, if it was asked for.
+        standard_error: the standard error of the loss; NaN for a single row.
+        base: the report of the model without its adapters, if it was requested.
     """
 
     loss: float
@@ -47,12 +47,12 @@ def evaluate(
 ) -> EvalReport:
     """Compute the loss per counted token over rows, and its standard error.
 
-    Rows of n_i tokens that count have sums s_i of -log p. The loss is the ratio of the two totals,
+    Row i has n_i tokens that count, and s_i is the sum of their -log p. The loss is the ratio
 
         R = sum(s_i) / sum(n_i),    variance n / (n - 1) sum((s_i - R n_i)^2) / sum(n_i)^2,
 
-    because the tokens of a row depend on each other, and rows do not (Cochran, 1977, section 2.11).
-    Every row goes through the model alone, without padding.
+    for n rows. The variance treats rows as independent, but not the tokens in a row (Cochran, 1977,
+    section 2.11). The model evaluates each row separately, without padding.
 
     Args:
         model: a language model with `loss(ids, counted) -> (mean, count)`.
@@ -61,8 +61,8 @@ def evaluate(
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if there are no rows, or none has a token that counts; or there are no adapters
-            for `base` to leave out.
+        ValueError: if there are no rows, no token counts, or `base` is set and there are no
+            adapters.
     """
     if not any(row.counted[1:].any() for row in rows):
         raise ValueError("there is nothing to evaluate: no row has a token that counts")

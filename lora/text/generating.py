@@ -1,4 +1,4 @@
-"""Writing with a language model: one token after the other, each drawn from the model's scores."""
+"""Generate text with a language model, one token after the other, drawn from the logits."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from minigrad.sampling import sample
 
 Messages = Sequence[Mapping[str, str]]
 
-PREFILL = 512  # tokens of a prompt that are read at once, which bounds the memory
-CAPACITY = 4096  # tokens for which caches have memory at first; it is not touched before they come
+PREFILL = 512  # tokens of a prompt that are computed at once, to limit the memory
+CAPACITY = 4096  # initial capacity of the caches in tokens; the system gives memory only when used
 
 
 class TextGenerator:
-    """Writes after a prompt, or answers in a conversation.
+    """Continues a prompt, or answers in a conversation.
 
-    The keys and values of what was read stay, so that of a conversation only what is new is read.
+    It keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only new
+    tokens are computed.
 
     Args:
         model: the language model, with adapters or without.
         tokenizer: its tokenizer.
         max_tokens: the largest number of tokens to write.
-        temperature: divides the scores: 0 always takes the likeliest token. By default it is 1 with
-            `top_k` or `top_p`, and 0 without.
-        top_k: draw from this many tokens, the likeliest ones, only.
-        top_p: draw from as few of the likeliest tokens as have this probability together.
+        temperature: the divisor of the logits; 0 always chooses the likeliest token. By default it
+            is 1 with `top_k` or `top_p`, and 0 without.
+        top_k: draw only from this many of the likeliest tokens.
+        top_p: draw only from the likeliest tokens that together have this probability.
         seed: the seed of the draws; None for the default generator.
 
     Attributes:
         prompt_tokens: the ids of the last prompt.
-        tokens: the ids that were written after it.
-        seconds: the time from the start of reading to the last token.
-        finish_reason: "stop" after a token that ends a text, "length" after `max_tokens` tokens, or
-            as many as the model was made for.
+        tokens: the ids that were generated after the prompt.
+        seconds: the time from the start until the last token.
+        finish_reason: "stop" after an end-of-text token, "length" after `max_tokens` tokens or at
+            the largest length of the model.
 
     Raises:
         ValueError: if `max_tokens` is not positive, or `seed` is negative.
@@ -74,22 +75,22 @@ class TextGenerator:
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
         lacking = tokenizer.lacking(model.config.vocab_size)
-        self._padding = [i for i in lacking if i not in self._ends]  # of the table, never drawn
+        self._padding = [i for i in lacking if i not in self._ends]  # ids without a token
 
     def forget(self) -> None:
-        """Read everything again in the next call, as after a switch of adapters."""
+        """Drop the cached keys and values, which is necessary after a switch of adapters."""
         self._read = []
 
     def stream(self, prompt: str | Messages) -> Iterator[str]:
-        """Yield the text that follows, piece by piece; a piece has complete characters.
+        """Yield the generated text piece by piece; each piece has complete characters.
 
         Args:
-            prompt: a text, which goes on; or messages such as `{"role": "user", "content": "..."}`,
-                which the chat template of the model makes a text of, and which are answered.
+            prompt: a text to continue; or messages such as `{"role": "user", "content": "..."}` to
+                answer, which the chat template of the model converts to a text.
 
         Raises:
-            ValueError: if there is nothing to read, the template refuses the messages, or the
-                prompt is longer than the model was made for.
+            ValueError: if the prompt is empty, the template refuses the messages, or the prompt is
+                too long for the model.
         """
         if isinstance(prompt, str):
             ids = self.tokenizer.encode_beginning(prompt)
@@ -99,10 +100,10 @@ class TextGenerator:
         yield from self.tokenizer.stream(self.tokens_after(ids))
 
     def tokens_after(self, prompt: list[int]) -> Iterator[int]:
-        """Yield the ids of the tokens that follow those of a prompt.
+        """Yield the ids of the generated tokens, given the ids of a prompt.
 
         Raises:
-            ValueError: if there are none in it, unknown ones, or more than the model was made for.
+            ValueError: if the prompt has no tokens, unknown ones, or too many for the model.
         """
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to go on from")
@@ -131,15 +132,15 @@ class TextGenerator:
             logits = self._read_on([token])
 
     def _read_prompt(self, ids: list[int], needed: int) -> Any:
-        """Return the scores of the token after `ids`, of which those in the caches are not read.
+        """Return the logits of the token after `ids`; those already in the caches are reused.
 
-        `needed` is the number of tokens that will be in the caches in the end.
+        `needed` is the number of tokens that the caches must have room for.
         """
         if needed > self._capacity:
             self._capacity = min(max(2 * needed, CAPACITY), self.model.config.max_length)
             self._caches, self._read = self.model.new_caches(1, self._capacity), []
         known = 0
-        most = min(len(self._read), len(ids) - 1)  # the last is read again, for its scores
+        most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits
         while known < most and self._read[known] == ids[known]:
             known += 1
         for cache in self._caches:
@@ -148,7 +149,7 @@ class TextGenerator:
         return self._read_on(ids[known:])
 
     def _read_on(self, ids: list[int]) -> Any:
-        """Read tokens after those in the caches, and return the scores of the token after them."""
+        """Append tokens to the caches, and return the logits of the token after them."""
         logits = None
         for start in range(0, len(ids), PREFILL):
             part = ids[start : start + PREFILL]
@@ -160,8 +161,8 @@ class TextGenerator:
 def generate(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str | Messages, **options: Any
 ) -> str:
-    """Return what the model writes after a prompt, or answers to messages.
+    """Return the text with which the model continues a prompt, or answers messages.
 
-    The options are those of `TextGenerator`, and the prompt is that of its `stream`.
+    `prompt` is as in `TextGenerator.stream`; `options` are the other arguments of `TextGenerator`.
     """
     return "".join(TextGenerator(model, tokenizer, **options).stream(prompt))

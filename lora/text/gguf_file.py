@@ -1,12 +1,13 @@
-"""A language model in one GGUF file: its metadata, configuration, and weights one at a time.
+"""Read a language model from one GGUF file: metadata, configuration, and weights one at a time.
 
 GGUF is the format of llama.cpp: a header with metadata and the name, shape, type and offset of each
-tensor, and then their bytes. The header is read here, since the reader of the gguf package takes
-seconds for a vocabulary, and never ends on some broken files. That package converts weights of few
-bits to float32, some rows at a time. Weights of float32, float16 and bfloat16 are read as they are.
+tensor, and then the bytes of the tensors. The header is read here, because the reader of the gguf
+package needs seconds for a vocabulary, and never ends on some broken files. The package converts
+weights in few bits to float32, some rows at a time. Weights in float32, float16 and bfloat16 are
+read without conversion.
 
-For models of Llama's kind llama.cpp rotates neighbours, where transformers rotates the two halves
-of a head; so the rows of their query and key projections are put back into transformers' order.
+For some architectures, llama.cpp rotates neighbouring elements of a head, but transformers rotates
+the two halves of a head. So the rows of query and key projections are reordered for transformers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""The types of numbers in metadata, as codes of `struct`."""
+"""The types of numbers in metadata, as format characters of `struct`."""
 
 _STRING, _ARRAY = 8, 9
 
@@ -48,7 +49,7 @@ _CONFIG = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-"""The keys of metadata that a model must have, by those of `config.json`."""
+"""The required keys of metadata, by the corresponding keys of `config.json`."""
 
 _ABSENT = (
     *("expert_count", "logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
@@ -60,7 +61,7 @@ _ABSENT = (
 _FACTORS = "rope_freqs.weight"
 
 _PERMUTED = ("llama", "mistral", "smollm3")
-"""The architectures whose rows of queries and keys llama.cpp orders otherwise."""
+"""The architectures in which llama.cpp reorders the rows of query and key projections."""
 
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -69,11 +70,11 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""The numbers of Llama 3's scaling, of which a GGUF file only has the resulting factors."""
+"""The parameters of Llama 3's scaling; a GGUF file has only the factors that result from them."""
 
 
 class StoredTensor(NamedTuple):
-    """The type and shape of a tensor, where its bytes begin, and how many a row has."""
+    """The type and shape of a tensor, the offset of its bytes, and the bytes of a row."""
 
     type: str
     shape: tuple[int, ...]
@@ -87,11 +88,11 @@ class StoredTensor(NamedTuple):
 
 
 class GGUFFile:
-    """The file at a path: its metadata by their keys, and its tensors by llama.cpp's names.
+    """A GGUF file: its metadata by their keys, and its tensors by llama.cpp's names.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no GGUF file, is cut short, or a tensor has a type that the gguf
+        ValueError: if the file is no GGUF file, is truncated, or a tensor has a type that the gguf
             package cannot convert to floats.
     """
 
@@ -124,7 +125,7 @@ class GGUFFile:
             self.tensors[name] = StoredTensor(kind.name, shape, offset, row_bytes)
         for kind, name in {tensor.type: name for name, tensor in self.tensors.items()}.items():
             stored = gguf.GGMLQuantizationType[kind]
-            try:  # with a block of zeros
+            try:  # try the conversion on a block of zeros
                 gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
             except NotImplementedError:
                 raise ValueError(
@@ -146,10 +147,10 @@ class GGUFFile:
             self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor, or rows of its first axis, without steps.
+        """Read a tensor, or a slice of its rows with step 1.
 
-        It is as it is stored if that is a plain float, else converted to float32. A ValueError is
-        raised if the file has been cut short meanwhile.
+        Plain floats keep their dtype, and other types are converted to float32. A ValueError is
+        raised if the file has been truncated since it was opened.
         """
         tensor, gguf = self.tensors[name], package("gguf")
         if len(tensor.shape) == 1 and rows != slice(None):
@@ -170,7 +171,7 @@ class GGUFFile:
 
 
 class _Reader:
-    """Reads a header value by value, and never beyond the end of the file."""
+    """Reads a header value by value; an error is raised at the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.left = file, size
@@ -200,7 +201,7 @@ class _Reader:
 
 
 def config_json(file: GGUFFile) -> dict[str, Any]:
-    """Return what the `config.json` of the model in a file would say.
+    """Return the `config.json` that corresponds to the metadata of a file.
 
     A ValueError is raised if the model is not supported, or the metadata are wrong.
     """
@@ -214,7 +215,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
 
     def value(key: str) -> Any:
         found = metadata.get(f"{architecture}.{key}")
-        # Numbers of float32 were decimal before: 1e-5 and not 9.999999747378752e-06.
+        # Convert the float32 9.999999747378752e-06 back to the decimal number 1e-5.
         return float(str(np.float32(found))) if isinstance(found, float) else found
 
     scaling, width = value("rope.scaling.type"), value("attention.key_length")
@@ -279,14 +280,14 @@ def read_config(file: GGUFFile) -> ModelConfig:
 def gguf_names(config: ModelConfig) -> dict[str, str]:
     """Return llama.cpp's name of each parameter, by transformers' name."""
     gguf = package("gguf")
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # all names
     return {name: table.get_name(name, (".weight", ".bias")) for name in expected_shapes(config)}
 
 
 def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool) -> NDArray[Any]:
-    """Return the rows of a projection in the order in which llama.cpp has them, or `back`.
+    """Reorder the rows of a projection from transformers' order to llama.cpp's, or `back`.
 
-    Only those of queries and keys differ, in some architectures. The rows make up entire heads.
+    Only query and key projections of some architectures change. The rows must be complete heads.
     """
     if config.architecture not in _PERMUTED or not ("q_proj" in name or "k_proj" in name):
         return rows
@@ -295,7 +296,7 @@ def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool
 
 
 class GGUFTensors(TensorFile):
-    """The weights in a GGUF file, as if they were those of a Hugging Face folder.
+    """The weights in a GGUF file, with the names and the order of rows of a Hugging Face folder.
 
     A ValueError is raised if tensors are missing, unexpected or mis-shaped, or the model is not
     supported.
@@ -316,11 +317,11 @@ class GGUFTensors(TensorFile):
         }
 
     def stored(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor, or some of its rows, in its dtype; bfloat16 is that of ml_dtypes."""
+        """Read a tensor, or some of its rows, in its dtype, which may be bfloat16 of ml_dtypes."""
         first, last, _ = rows.indices(self.info(name).shape[0])
         d = self.config.head_dim
         begin = first // d * d
-        part = slice(begin, -(-last // d) * d)  # entire heads
+        part = slice(begin, -(-last // d) * d)  # complete heads
         found = swap_heads(self.file.read(self._theirs[name], part), name, self.config, back=True)
         return found[first - begin : last - begin]
 
@@ -339,7 +340,7 @@ class GGUFTensors(TensorFile):
             yield self.stored(name, rows).tobytes()
 
     def check(self) -> None:
-        """Do nothing: there is no checksum, and sizes were checked when it was opened."""
+        """Do nothing: the file has no checksum, and its sizes were checked when it was opened."""
 
     def close(self) -> None:
-        """Do nothing, since the file is open only while it is read."""
+        """Do nothing, because the file is open only while it is read."""

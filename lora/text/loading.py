@@ -1,4 +1,4 @@
-"""Language models from files: a Hugging Face folder, or one GGUF file."""
+"""Load a language model and its tokenizer from a Hugging Face folder, or from one GGUF file."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FLOATS = ("float32", "bfloat16", "float16", *FLOAT8)
 
 DTYPES = ("float32", "bfloat16", "nf4")
-"""The forms in which matrices may be in memory; vectors are in float32."""
+"""The forms in which `load_model` can store matrices in memory; vectors are in float32."""
 
 
 def load_model(
     path: str | os.PathLike[str], dtype: str | None = None, *, progress: bool = True
 ) -> LanguageModel:
-    """Read a language model, all of whose parameters are frozen.
+    """Load a language model with frozen parameters.
 
     Args:
         path: a Hugging Face folder, or a GGUF file.
-        dtype: how its matrices are in memory, one of `DTYPES`; None for bfloat16 where they are
-            stored in it, and else float32. With "nf4" the table of the embeddings and the head are
-            in bfloat16.
+        dtype: how matrices are stored in memory, one of `DTYPES`; None for bfloat16 if the files
+            have bfloat16, and else float32. With "nf4", the table of the embeddings and the head
+            are in bfloat16.
         progress: show a progress bar if it takes long.
 
     Raises:
-        FileNotFoundError: if there is nothing at the path, or a file is missing in the folder.
-        ValueError: if the model is not supported, or a file is wrong; the message names what.
+        FileNotFoundError: if the path does not exist, or a file is missing in the folder.
+        ValueError: if the model is not supported, or a file is invalid; the message says which.
         MemoryError: if the weights do not fit into this machine's memory.
-        ImportError: if a package is missing that reads such files.
+        ImportError: if a package that reads such files is not installed.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
@@ -70,14 +70,14 @@ def load_model(
 
 
 def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> None:
-    """Give a model its weights by their names, stored in a form of `DTYPES`, and freeze it."""
+    """Copy weights into a model by their names, in a form of `DTYPES`, and freeze the model."""
     model.freeze()
     modules = dict(model.named_modules())
     for name, array in arrays:
         owner, _, part = name.rpartition(".")
         layer = modules[owner]
         if array.ndim == 1 or form == "float32":
-            getattr(layer, part).data[...] = array  # also from bfloat16
+            getattr(layer, part).data[...] = array  # converts bfloat16 too
             continue
         narrow: Module  # stores the matrix in few bits
         if not isinstance(layer, Linear):
@@ -95,16 +95,16 @@ def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> 
 
 
 def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the name and values of each parameter in files, in their order, and close them.
+    """Yield the name and values of each parameter, in the order of the files; then close the files.
 
-    They have the dtype in which they are stored. In bfloat16 that is ml_dtypes', so no copy in
-    float32 is made; float8 becomes bfloat16, which has all of its values.
+    The values keep their dtype. bfloat16 arrays have the dtype of ml_dtypes, so no float32 copy is
+    made. float8 is converted to bfloat16, which can represent all of its values.
 
-    A ValueError is raised before the first one if tensors are missing, unexpected, mis-shaped or of
-    a dtype that is not supported; and later if a file is cut short.
+    A ValueError is raised at the beginning if tensors are missing, unexpected, mis-shaped or have a
+    dtype that is not supported. It is raised later if a file is truncated.
     """
     with tensors:
-        # Old files have the frequencies too, which follow from the configuration.
+        # Old files also have the rotary frequencies, which follow from the configuration.
         names = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
         if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
             head, embedding = (tensors.raw(name) for name in (_HEAD, _EMBEDDING))
@@ -126,7 +126,7 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
 
 
 def _read(tensors: Tensors, name: str) -> NDArray[Any]:
-    """Read a tensor in its dtype, or in bfloat16 if that is float8."""
+    """Read a tensor in its dtype; float8 is converted to bfloat16."""
     info = tensors.info(name)
     if info.dtype in ("float32", "float16"):
         return tensors.read(name)
@@ -144,7 +144,7 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
     bits, needed = {"float32": 32.0, "bfloat16": 16.0, "nf4": 4.2}[form], 0.0
     for name, shape in shapes.items():
-        is_table = name in (_HEAD, _EMBEDDING)  # is in bfloat16 beside NF4
+        is_table = name in (_HEAD, _EMBEDDING)  # with "nf4" these are in bfloat16
         each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
         needed += math.prod(shape) * each / 8
     there = physical_memory()
@@ -160,8 +160,8 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read the tokenizer of a language model from its folder, or its GGUF file.
 
     Raises:
-        FileNotFoundError: if there is nothing at the path, or no tokenizer in the folder.
-        ValueError: if the tokenizer is not supported, or a file is wrong.
+        FileNotFoundError: if the path does not exist, or the folder has no tokenizer.
+        ValueError: if the tokenizer is not supported, or a file is invalid.
     """
     if is_gguf(path):
         return Tokenizer.from_gguf(GGUFFile(path).metadata)
@@ -169,7 +169,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is that of a file; a FileNotFoundError says that nothing is there."""
+    """Tell whether a path is a file, which must be GGUF; a FileNotFoundError if it is missing."""
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
     return Path(path).is_file()

@@ -1,12 +1,12 @@
-"""The language model: tokens in, a score for each possible next token out.
+"""The language model: it maps tokens to logits, a score for each possible next token.
 
     x <- the vector of each token
     x <- x + attention(norm(x)),  x <- x + mlp(norm(x))       in each layer
     logits = norm(x) W^T                                       W is the head
 
-Llama (Touvron et al., 2023), Mistral, Qwen2, Qwen3 and SmolLM3 are this model with other options,
-which `ModelConfig` has. Modules and parameters have the names that they have in transformers'
-LlamaForCausalLM, so that adapters for one fit the other.
+Llama (Touvron et al., 2023), Mistral, Qwen2, Qwen3 and SmolLM3 are this model with different
+options in `ModelConfig`. Modules and parameters have the names of transformers' LlamaForCausalLM,
+so an adapter for one also fits the other.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class LanguageModel(Module):
     """A causal language model: ids `(batch, length)` -> logits `(batch, length, vocab_size)`.
 
     Args:
-        config: the sizes and options. The parameters begin as those of new layers.
+        config: the sizes and options. The parameters are initialised randomly.
 
     Attributes:
-        config: the same.
+        config: the sizes and options.
         model: the embeddings, the layers, and the last norm.
         lm_head: the head, a `Linear`, or a `TiedHead` if its weight is the table of the embeddings.
-        task_type: what PEFT calls such models.
-        checkpointing: whether a layer saves only its input for the backward pass, and runs again in
-            it, which takes a third more time and a fraction of the memory.
+        task_type: PEFT's name for this kind of model.
+        checkpointing: whether each layer saves only its input, and computes its activations again
+            in the backward pass. This needs a third more time, and a fraction of the memory.
     """
 
     task_type = "CAUSAL_LM"
@@ -57,16 +57,16 @@ class LanguageModel(Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids: Ids, caches: Sequence[KVCache] | None = None) -> Tensor:
-        """Return the logits of the token after each of these, `(batch, length, vocab_size)`.
+        """Return the logits of the token after each of `ids`: `(batch, length, vocab_size)`.
 
         Args:
-            ids: integers from 0 to vocab_size - 1. A token sees itself and those before it, so
-                padding belongs at the end of a row.
-            caches: the keys and values of earlier tokens, one object for each layer, as
-                `new_caches` makes them. Those of `ids` are appended.
+            ids: integers from 0 to vocab_size - 1. A token attends to itself and earlier tokens,
+                so padding must be at the end of a row.
+            caches: the keys and values of earlier tokens, one object for each layer, made by
+                `new_caches`. Those of `ids` are appended.
 
         Raises:
-            ValueError: if there are more tokens than the model can tell the order of.
+            ValueError: if there are more tokens than the model has positions for.
         """
         return self.lm_head(self.model(ids, caches, self.checkpointing))  # type: ignore[no-any-return]
 
@@ -76,10 +76,11 @@ class LanguageModel(Module):
             return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
     def loss(self, ids: Ids, counted: NDArray[np.bool_]) -> tuple[Tensor, int]:
-        """Return the mean of -log p over the counted tokens, and how many there are.
+        """Return the mean of -log p over the counted tokens, and their number.
 
-        Each is predicted from those before it in its row, so the first of a row never counts. The
-        logits are not in memory at once (see `minigrad.linear_cross_entropy`).
+        Each token is predicted from the tokens before it in its row, so the first token of a row
+        never counts. Only a part of the logits is in memory at a time (see
+        `minigrad.linear_cross_entropy`).
 
         Args:
             ids: `(batch, length)`.
@@ -95,20 +96,20 @@ class LanguageModel(Module):
         return total / count, len(rows)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
-        """Return memory for the keys and values of `capacity` tokens in each layer."""
+        """Make empty caches for the keys and values of `capacity` tokens, one for each layer."""
         c = self.config
         sizes = batch, c.num_key_value_heads, capacity, c.head_dim
         return [KVCache(*sizes) for _ in range(c.num_hidden_layers)]
 
     def extra_repr(self) -> str:
-        """The architecture."""
+        """Return the architecture."""
         return self.config.architecture
 
 
 class TiedHead(Module):
-    """A head without a weight of its own: x W^T, where W is the table of the embeddings.
+    """A head that shares its weight: it computes x W^T, where W is the table of the embeddings.
 
-    An adapter on the embeddings leaves it as it is, as PEFT's do.
+    An adapter on the embeddings does not change the head, as in PEFT.
     """
 
     def __init__(self, weight: Any) -> None:
@@ -120,11 +121,11 @@ class TiedHead(Module):
 
 
 def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, float]:
-    """Return what a model gets and is to predict, where the predictions of some tokens count.
+    """Return the inputs and targets of a model if only the predictions of some tokens count.
 
     Returns:
-        The tokens but the last of each row, the rows of the results that count, the token after
-        each of these, and the number to divide the sum of their losses by.
+        The inputs, which are the tokens without the last of each row; the rows of the outputs that
+        count; their targets; and the number by which to divide the sum of their losses.
     """
     rows = np.flatnonzero(counted[:, 1:])
     return ids[:, :-1], rows, ids[:, 1:].reshape(-1)[rows], float(max(len(rows), 1))
@@ -134,7 +135,7 @@ class Decoder(Module):
     """The model without its head: ids `(batch, length)` -> vectors `(batch, length, hidden_size)`.
 
     Attributes:
-        embed_tokens, layers, norm: the parts.
+        embed_tokens, layers, norm: the embeddings, the layers, and the last norm.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -146,7 +147,7 @@ class Decoder(Module):
     def forward(
         self, ids: Ids, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
     ) -> Tensor:
-        """Return the vectors after the last norm; the arguments are those of `LanguageModel`."""
+        """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
         start = caches[0].length if caches else 0
         rotation = observed(self.rotation, start, start + ids.shape[1])
         x = self.embed_tokens(ids)
@@ -162,7 +163,7 @@ class Decoder(Module):
         """Return cos and sin of the angles of these positions, `(stop - start, head_dim / 2)`.
 
         Raises:
-            ValueError: if the model was not made for so many positions.
+            ValueError: if `stop` exceeds the largest length of the model.
         """
         c = self.config
         most = c.max_length
@@ -177,7 +178,7 @@ class Decoder(Module):
 
 
 class DecoderLayer(Module):
-    """Attention between the tokens of a sequence, then an MLP on each, both added to x."""
+    """Attention between the tokens of a sequence, then an MLP on each token, both added to x."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -194,7 +195,7 @@ class DecoderLayer(Module):
 class Attention(Module):
     """Causal attention in which some heads share keys and values (GQA, Ainslie et al., 2023).
 
-    Queries and keys turn with their position (RoPE), after a norm of each head if there is one.
+    Queries and keys are rotated by their position (RoPE), after a norm of each head in Qwen3.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -208,7 +209,7 @@ class Attention(Module):
         self.k_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
-        """Return the attention of each token to itself and those before it."""
+        """Compute the attention of each token to itself and earlier tokens."""
         batch, length, _ = x.shape
         q, k, v = (
             project(x).reshape(batch, length, -1, self.head_dim)

@@ -1,4 +1,4 @@
-"""The packages that only language models need, imported when they are used."""
+"""Import the packages that only language models need, at their first use."""
 
 from __future__ import annotations
 

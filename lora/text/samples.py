@@ -1,4 +1,4 @@
-"""The picture of a training run: its losses, and some answers before and after."""
+"""The picture of a training run: its losses, and some answers without and with the adapter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from minigrad.progress import progress_bar
 
-SAMPLES, MOST_TOKENS = 2, 40  # the number of answers, and of tokens in one at most
-BEGINNING = 12  # tokens of a text that has no prompt, after which the model writes
-LETTERS = 105  # of a text in the picture
+SAMPLES, MOST_TOKENS = 2, 40  # the number of answers, and the largest number of tokens in one
+BEGINNING = 12  # the number of tokens that are the prompt of a text without a prompt
+LETTERS = 105  # the largest number of characters of a text in the picture
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def write_samples(
     rows: Sequence[Row],
     progress: bool = True,
 ) -> list[Sample]:
-    """Answer the prompts of some rows, evenly spread, with the likeliest tokens each time.
+    """Answer the prompts of some rows, evenly spread, always with the likeliest tokens.
 
-    Of a text without a prompt, the first words are the prompt.
+    For a text without a prompt, the first words are the prompt.
     """
     writer = TextGenerator(model, tokenizer, max_tokens=MOST_TOKENS)
     chosen = [rows[len(rows) * i // SAMPLES] for i in range(min(SAMPLES, len(rows)))]
@@ -67,9 +67,10 @@ def write_samples(
 def draw(
     steps: Sequence[dict[str, float]], samples: Sequence[Sample], path: str | os.PathLike[str]
 ) -> None:
-    """Save a picture of the loss of each step, of those of validation, and of the samples.
+    """Save a picture of the training losses, the validation losses and the samples.
 
-    An ImportError is raised without matplotlib, and a ValueError if the path is that of no picture.
+    An ImportError is raised without matplotlib, and a ValueError if the suffix of the path is not
+    that of a picture.
     """
     from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
 
@@ -90,7 +91,7 @@ def draw(
     axes.set_ylim(bottom=min(0.0, *losses))
     ticks_at_integers(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)  # "best" said aloud never warns that it is slow
+    axes.legend(loc="best", frameon=False)  # explicit, so no warning that it is slow
     open_frame(axes)
     for panel, sample in zip(panels, samples, strict=True):
         panel.set_axis_off()
@@ -106,7 +107,7 @@ def draw(
 
 
 def _cut(text: str) -> str:
-    """Return a text in one line, cut to what fits; a square stands for what the font lacks."""
+    """Return a text as one line, cut to fit; a square replaces characters that the font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     known = get_font(findfont(FontProperties())).get_charmap()

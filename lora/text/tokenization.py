@@ -1,9 +1,9 @@
-"""Tokenizer: text to tokens and back, and conversations to text.
+"""Tokenizer: convert text to tokens and back, and conversations to text.
 
 A Hugging Face folder has a `tokenizer.json`, which the tokenizers package reads. A GGUF file has
-the vocabulary and the merges of byte-pair encoding (Sennrich et al., 2016) on bytes, and a name for
-the rule by which text is first divided into words, `tokenizer.ggml.pre`. Prompts and answers are
-encoded apart, so a tokenizer that puts a space before each text is refused.
+the vocabulary and the merges of byte-level byte-pair encoding (Sennrich et al., 2016). Its key
+`tokenizer.ggml.pre` names the rule that first divides a text into words. Prompts and answers are
+encoded separately, so a tokenizer that adds a space before each text is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RULES: dict[str, tuple[str, ...]] = {
     ),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-"""By the rule's name, expressions whose matches are words, one after the other."""
+"""The rules by name: regular expressions that divide a text into words, applied in order."""
 
 _SAME = {
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "minerva-7b"), "smollm"),
@@ -46,24 +46,24 @@ _SAME = {
 """Other names of these rules."""
 
 _WHOLE = ("llama-bpe", "tekken")
-"""The rules of vocabularies in which a whole word is one token, if it is in the vocabulary."""
+"""The rules with which a word is one token, without merges, if it is in the vocabulary."""
 
-_HALF = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no character
+_HALF = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no complete character
 
-_CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are not divided
+_CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
 _SPACES = ("Ġ", "▁")
-"""The characters that stand for a space in vocabularies."""
+"""The characters that represent a space in vocabularies."""
 
 
 class Tokenizer:
     """The tokenizer of a language model; `from_folder` and `from_gguf` make one.
 
     Attributes:
-        bos_token, bos_token_id: the token that begins a text, and its number, or None.
-        eos_token, eos_token_id: the token that ends a text, and its number, or None.
+        bos_token, bos_token_id: the token that begins a text, and its id, or None.
+        eos_token, eos_token_id: the token that ends a text, and its id, or None.
 
-    A ValueError is raised if the vocabulary is of no text: it has no token for a letter.
+    A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
     """
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
@@ -76,17 +76,17 @@ class Tokenizer:
             None if token is None else tokens.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
-        self._templates = chat_template  # one, several with names, or None, as files have it
-        self._template: ChatTemplate | None = None  # is made when it is first used
+        self._templates = chat_template  # one, several by name, or None, as in the files
+        self._template: ChatTemplate | None = None  # made at the first use
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens."""
+        """The number of tokens in the vocabulary."""
         return int(self._tokens.get_vocab_size())
 
     @property
     def chat_template(self) -> str | None:
-        """The template of conversations, or None; a ValueError if it is not clear which one."""
+        """The chat template, or None; a ValueError if there are several and none is the default."""
         found = self._templates
         if not isinstance(found, list):
             return found if isinstance(found, str) else None
@@ -103,34 +103,34 @@ class Tokenizer:
 
         Args:
             text: the text.
-            add_special_tokens: whether the tokens that begin or end a text are added, if the
-                model has such.
-            parse_special: whether `<|im_end|>` and the like in the text are special tokens, as in
-                what `render` returns. They are characters like all others if not.
+            add_special_tokens: whether to add the tokens that begin or end a text, if the
+                tokenizer has them.
+            parse_special: whether strings such as `<|im_end|>` in the text become special tokens,
+                as is right for the result of `render`. Otherwise they are ordinary characters.
 
         Raises:
-            ValueError: if the text has half a character.
+            ValueError: if the text has half a character (a surrogate).
         """
         check_text("the text", text)
         self._tokens.encode_special_tokens = not parse_special
         return list(self._tokens.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_beginning(self, text: str) -> list[int]:
-        """Return the tokens of a text that goes on.
+        """Return the tokens of a text that the model will continue.
 
-        The tokens that begin a text are before them, if the model has such. Those that end a text,
-        which some tokenizers add too, are not.
+        They include the tokens that begin a text, if the tokenizer adds any, but not those that end
+        a text, which some tokenizers add too.
         """
         around = self._tokens.encode("a")
         return list(around.ids[: around.special_tokens_mask.index(0)]) + self.encode(text)
 
     def lacking(self, size: int) -> list[int]:
-        """Return the numbers below a size that are no token, as where a model's table is padded."""
+        """Return the ids below `size` without a token, such as the padding of a model's table."""
         known = set(self._tokens.get_vocab().values())
         return [i for i in range(size) if i not in known]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some tokens; bytes that are no characters become U+FFFD.
+        """Return the text of some tokens; bytes that are no complete character become U+FFFD.
 
         Raises:
             ValueError: if there is no such token.
@@ -142,17 +142,17 @@ class Tokenizer:
         return str(self._tokens.decode(numbers, skip_special_tokens=False))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of tokens that come one at a time; the bytes of half a character wait."""
+        """Yield the text of tokens that arrive one at a time, in pieces of complete characters."""
         left: list[int] = []
-        sent = 0  # the characters of their text that have been yielded
+        sent = 0  # the number of characters of the text of `left` that were yielded
         for token in ids:
             left.append(token)
             text = self.decode(left)
-            complete = text.rstrip(_HALF)  # some decoders write one for each byte
+            complete = text.rstrip(_HALF)  # may be one for each byte
             new, sent = complete[sent:], max(sent, len(complete))
             alone = self.decode([token])
             if new and complete == text and _HALF not in alone:
-                # The last token stays, since a first one may lack its space.
+                # Keep the last token, because a decoder may drop the space of a first token.
                 left, sent = [token], len(alone)
             if new:
                 yield new
@@ -163,7 +163,10 @@ class Tokenizer:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> str:
-        """Return a conversation as text; a ValueError without a template, or as it raises one."""
+        """Convert a conversation to text by the chat template; a ValueError if there is none.
+
+        See `ChatTemplate.render`.
+        """
         if self._template is None and (template := self.chat_template) is not None:
             self._template = ChatTemplate(template, self._special)
         if self._template is None:
@@ -177,8 +180,9 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `tokenizer.json`, and the special tokens and the chat template beside it.
 
-        A FileNotFoundError is raised if there is none. A ValueError is raised if a space is put
-        before each text, other files have tokens that the vocabulary lacks, or a file is wrong.
+        A FileNotFoundError is raised if the folder has none. A ValueError is raised if the
+        tokenizer adds a space before each text, other files have tokens that the vocabulary lacks,
+        or a file is invalid.
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
@@ -201,7 +205,7 @@ class Tokenizer:
         config = read_json(folder, "tokenizer_config.json") or {}
         listed = config.get("added_tokens_decoder")
         added = list(listed.values()) if isinstance(listed, dict) else []
-        if "added_tokens_decoder" not in config:  # with it, transformers reads no other file
+        if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
             config |= read_json(folder, "special_tokens_map.json") or {}
             added += read_json(folder, "added_tokens.json") or {}
         for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -226,7 +230,7 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
         """Make the tokenizer that the metadata of a GGUF file describe.
 
-        A ValueError is raised if it is not of bytes, or its rule is not known, or parts are wrong.
+        A ValueError is raised if it is not byte-level, its rule is unknown, or parts are invalid.
         """
         p = package("tokenizers")
         words, merges, types = (
@@ -274,7 +278,7 @@ class Tokenizer:
         return cls(tokens, special, metadata.get("tokenizer.chat_template"))
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by their names."""
+        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -288,7 +292,7 @@ class Tokenizer:
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise a ValueError if a model with so many tokens does not know one of these."""
+    """Raise a ValueError if an id is outside of a model's vocabulary."""
     if (largest := max(ids, default=0)) >= vocab_size:
         raise ValueError(
             f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}; the "
@@ -297,7 +301,7 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise a ValueError unless a text has characters only, and so can be encoded."""
+    """Raise a ValueError if a text has half a character (a surrogate), which has no encoding."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -308,5 +312,5 @@ def check_text(name: str, text: str) -> None:
 
 
 def _content(token: Any) -> Any:
-    """Return the text of a token, which files have alone or with its properties."""
+    """Return the text of a token, which a file gives as a string or as an object."""
     return token.get("content") if isinstance(token, dict) else token

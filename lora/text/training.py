@@ -1,11 +1,11 @@
-"""train: an adapter for a language model, from texts; a run that goes on where it stopped.
+"""train: train an adapter for a language model on texts, with checkpoints to resume from.
 
     model, tokenizer = ...
     train(model, tokenizer, "data", "out", steps=200)
 
-The loop is that of `minigrad.Trainer`, over micro-batches of rows of similar length. The folder OUT
-has the adapter as PEFT and `lora.load` read it, `options.json`, and a checkpoint, from which a run
-that was stopped goes on to the bit.
+`minigrad.Trainer` runs the loop, over micro-batches of rows with similar length. The folder OUT has
+the adapter in the format of PEFT and `lora.load`, `options.json`, and a checkpoint. A stopped run
+resumes from the checkpoint, and gives the same bits as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from minigrad.training import History, Trainer
 from minigrad.training.ranks import check_ranks
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
-DTYPE = "dtype"  # among the options there: how the base was in memory
+DTYPE = "dtype"  # the key in options.json for the form of the base in memory
 
-LONGEST = 1024  # tokens of a row, if nothing else is asked for
-_TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # made of the data
-_VALIDATIONS = 5  # in a run, if nothing else is asked for
+LONGEST = 1024  # the default of the largest number of tokens of a row
+_TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # the key of the hash of tokens
+_VALIDATIONS = 5  # the default number of validations in a run
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,8 +65,8 @@ class TrainResult:
 
     Attributes:
         out: the folder of the adapter.
-        history: the records of all steps, with a `validation_loss` where there was one.
-        data: the rows by "train" and "valid".
+        history: the records of all steps, with a `validation_loss` after a validation.
+        data: the rows, by "train" and "valid".
         best_step: the step of the adapter that was saved.
     """
 
@@ -76,7 +76,7 @@ class TrainResult:
     best_step: int
 
     def summary(self) -> dict[str, Any]:
-        """Return the result as numbers, texts, lists and dicts, which JSON can have."""
+        """Return the result as numbers, strings, lists and dicts, which JSON can store."""
         data = {
             split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
             for split, rows in self.data.items()
@@ -128,52 +128,54 @@ def train(
     base_model: str | None = None,
     progress: bool = True,
 ) -> TrainResult:
-    """Train an adapter, and write it to a folder; the model has it afterwards.
+    """Train an adapter of a language model, and write it to a folder.
 
-    AdamW without weight decay trains A and B, with a learning rate that rises and then falls as
-    half a cosine. Where there is a file valid.jsonl, the adapter with the best validation loss is
-    the one that is written. Ctrl-C ends the run after the present step, with a checkpoint. Under
-    `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`.
+    AdamW without weight decay trains A and B. The learning rate rises linearly, and then falls as
+    half a cosine. With a file valid.jsonl, the adapter with the best validation loss is written.
+    Ctrl-C ends the run after the current step, with a checkpoint. Under `mpiexec -n N` the ranks
+    share the micro-batches of a step, and rank 0 reads and writes `out`.
 
     Args:
-        model: a language model, changed in place: it gets the adapter, unless there is an error. It
-            stays in training or evaluation mode.
-        tokenizer: its tokenizer.
+        model: a language model, changed in place: it gets the adapter, unless there is an error.
+            Its mode (training or evaluation) is restored.
+        tokenizer: the tokenizer of the model.
         data: one file of JSONL, or a folder with train.jsonl and perhaps valid.jsonl; for the form
             of rows see `lora.text.data`.
-        out: the folder to write, made if it is not there.
+        out: the folder to write, created if it does not exist.
         rank: the rank of each update.
         alpha: the strength of the updates, divided by the rank.
-        targets: the layers that get an adapter, by the ends of their names, as q_proj; by default
-            all linear ones except the head. See `LoRAConfig`.
-        steps: the number of steps of the optimiser; by default those of `epochs`.
-        epochs: how many times to go through the rows, if `steps` does not say it.
-        batch_size: the number of rows that go through the model at once.
-        accumulation_steps: the number of such batches for one step.
-        max_length: the tokens of a row at most; by default 1024, or the model's context if shorter.
+        targets: the layers that get an adapter, by the ends of their names, such as q_proj; by
+            default all linear ones except the head. See `LoRAConfig`.
+        steps: the number of steps of the optimiser; by default it follows from `epochs`.
+        epochs: how many times to go through the rows, unless `steps` is given.
+        batch_size: the number of rows in a micro-batch.
+        accumulation_steps: the number of micro-batches for one step.
+        max_length: the largest number of tokens of a row; by default 1024, or the model's context
+            if that is shorter.
         long_rows: whether longer rows are cut, or an error.
         lr: the largest learning rate, after the warmup.
-        warmup: the share of the steps in which it rises.
-        clip_norm: the largest gradient norm to step with.
-        seed: what A, and the order of the rows, are drawn from.
-        train_on_prompts: whether prompts count too, and not only answers.
-        as_chat: whether prompt and completion are turns of a conversation.
-        validate_every: the number of steps after which to validate; by default five times in a run,
-            and at least once in an epoch.
-        save_every: the number of steps after which to write a checkpoint; by default each epoch.
+        warmup: the share of the steps in which the learning rate rises.
+        clip_norm: the largest gradient norm; larger gradients are scaled down to it.
+        seed: the seed for A and for the order of the rows.
+        train_on_prompts: whether prompts count in the loss too, and not only answers.
+        as_chat: whether prompt and completion become turns of a conversation.
+        validate_every: the number of steps between validations; by default about five validations
+            in a run, and at least one in an epoch.
+        save_every: the number of steps between checkpoints; by default each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
-        resume: whether to go on with the run in `out`; a chat template writes the date on which it
-            began.
+        resume: whether to continue the run in `out`; a chat template still writes the date on which
+            the run began.
         base_model: the name of the base, for PEFT.
-        progress: show a bar, and the estimate of memory and time before it.
+        progress: show a bar, and before it an estimate of memory and time.
 
     Raises:
-        OSError: if a file cannot be read or written, as on a full disk; files in `out` are whole.
-        ValueError: if an option is impossible, a row is wrong, `out` has another run or a model in
-            it, or the data, their tokens, the base or an option are not those of the run to go on
-            with. The model is as it was then, and nothing was written.
-        FloatingPointError: if the loss is no longer finite; the last adapter that was good is
+        OSError: if a file cannot be read or written, as on a full disk; files in `out` stay
+            complete.
+        ValueError: if an option is impossible, a row is invalid, `out` has another run or a model,
+            or the data, their tokens, the base or an option differ from those of the run to resume.
+            Then the model is unchanged, and nothing was written.
+        FloatingPointError: if the loss is no longer finite; the adapter before that step is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
@@ -240,7 +242,7 @@ def train(
     def claim() -> None:
         try:
             (folder / OPTIONS).touch(exist_ok=False)
-        except FileExistsError:  # of a run that began while this one read its rows
+        except FileExistsError:  # another run began while this one read its rows
             _check_folder(folder, known, resume)
             raise
 
@@ -257,7 +259,7 @@ def train(
             model.loss,
             accumulation_steps=accumulation_steps,
             clip_norm=clip_norm,
-            patience=None if held_out is None else total + 1,  # never, but the best are saved
+            patience=None if held_out is None else total + 1,  # never stop early, but keep the best
             validate_every=every,
             checkpoint=folder / CHECKPOINT,
             checkpoint_every=save_every,
@@ -276,7 +278,7 @@ def train(
         try:
             _run(trainer, batches, held_out, total, progress)
         except FloatingPointError as error:
-            # The weights are those before the step that failed.
+            # The adapter still has its values from before the failed step.
             ranks.on_first(write, "train")
             raise FloatingPointError(
                 f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again "
@@ -292,7 +294,7 @@ def train(
         remove(model, DEFAULT)
         is_empty = is_claimed and not trainer.history.steps and not (folder / CONFIG).exists()
         if is_empty and isinstance(error, Exception):
-            (folder / OPTIONS).unlink(missing_ok=True)  # there is nothing to go on with
+            (folder / OPTIONS).unlink(missing_ok=True)  # nothing to resume
         if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
             there = (
                 f"what {os.fspath(folder)!r} has in it is complete, and resume goes on from that"
@@ -310,14 +312,14 @@ _MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 _OF_ROWS = ("max_length", "long_rows", "train_on_prompts", "as_chat")
 
 OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not in _NO_OPTIONS]
-"""The parameters of `train` that decide what a run is, and are the same when it goes on."""
+"""The parameters of `train` that are stored with a run, and must not change when it is resumed."""
 
 
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options of an earlier run, which `train` has written to `options.json`.
+    """Return the options of an earlier run, which `train` wrote to `options.json`.
 
-    `DTYPE` is among them. A ValueError is raised if there are none, or some that `train` lacks, or
-    one is not of the type that it has there.
+    They include `DTYPE`. A ValueError is raised if the file has no options, or one that `train`
+    does not have, or one with a wrong type.
     """
     found: dict[str, Any] = _saved_run(file)["options"]
     if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
@@ -343,18 +345,18 @@ _JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
         lambda value: type(value) is list and all(type(each) is str for each in value),
     ),
 }
-"""What JSON has of the types of options: in words, and whether a value is that."""
+"""For each type of an option: its name in messages, and a test whether a JSON value has it."""
 
 
 def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """Return what JSON may have for a parameter of a type, in words and as tests of a value."""
+    """Return the forms of JSON values for a parameter type: names for messages, and tests."""
     if get_origin(kind) is Literal:
         return [(repr(each), partial(eq, each)) for each in get_args(kind)]
     return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]
 
 
 def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options, the data, the base and the time of the beginning in an `options.json`."""
+    """Return the options, data hashes, base and starting time of a run from `options.json`."""
     try:
         found = json.loads(Path(file).read_bytes())
         data, base = dict(found.get("data", {})), found.get("base")
@@ -366,11 +368,11 @@ def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Passing(Module):
-    """Passes tokens on, for the trainer, to the loss of a language model, which runs the model."""
+    """Returns the tokens unchanged, because `LanguageModel.loss` itself runs the model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.passed = SimpleNamespace(tokens=0)  # in training, by this rank; an object is no state
+        self.passed = SimpleNamespace(tokens=0)  # of this rank; `state_dict` skips it
 
     def forward(self, ids: Any) -> Any:
         """Return the tokens."""
@@ -379,7 +381,7 @@ class _Passing(Module):
 
 
 def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
-    """Return the form of the first of some linear layers, and the fingerprints of their bases."""
+    """Return the form of the first of these linear layers, and the fingerprints of their bases."""
     modules = dict(model.named_modules())
     layers = [modules[name] for name in names]
     layers = [x if isinstance(x, AdaptedLayer) else LoRALayer.around(x) for x in layers]
@@ -389,7 +391,7 @@ def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
 
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
-    """Check that a run can begin in a folder, or go on in it with the same options and data."""
+    """Check that a run can begin in a folder, or resume there with the same options and data."""
     file, name = folder / OPTIONS, os.fspath(folder)
     if folder.is_file():
         raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
@@ -414,7 +416,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
 
 
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
-    """Train up to step `total`, with a bar; raise KeyboardInterrupt if Ctrl-C has ended it."""
+    """Train up to step `total`, with a progress bar; after Ctrl-C, raise a KeyboardInterrupt."""
     steps, passing = trainer.history.steps, trainer.model
     assert isinstance(passing, _Passing)
     first = len(steps)
@@ -424,7 +426,7 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
         what="training", unit="step", shown=progress, total=total, initial=first,
         in_files=True, delay=0.0, dynamic_ncols=True,
     ) as bar, ExitStack() as stack:  # fmt: skip
-        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
 
             def stop(*_: Any) -> None:  # a second Ctrl-C ends the run at once
                 signal.signal(signal.SIGINT, previous)

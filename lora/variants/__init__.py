@@ -1,1 +1,1 @@
-"""How an update begins (inits), what form it has (dora), how the base is stored (narrow)."""
+"""Initial values of A and B (inits), DoRA (dora), and bases stored in few bits (narrow)."""

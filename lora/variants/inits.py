@@ -1,21 +1,21 @@
-"""The first values of A and B, such that the first output is always that of the base.
+"""Initial values of A and B, for which the first output always equals the output of the base.
 
     gaussian    A normal with standard deviation 1 / rank, B = 0
     kaiming     A uniform in +-1 / sqrt(d_in), B = 0, as PEFT does by default
-    orthogonal  A and B normal, in rows of A and columns of B that are orthogonal: B A = 0,
-                up to rounding
-    pissa       s B A is the principal part of W, which is subtracted at the same time
+    orthogonal  A and B random, mixed by orthogonal matrices so that B A = 0, up to rounding
+    pissa       s B A is the principal part of W; the initial s B_0 A_0 is subtracted
     pissa_niter_4   the same, with singular vectors from 4 rounds of subspace iteration
     mica        A = 0, B the left singular vectors of the smallest singular values of W; only A
                 trains (Minor Component Adaptation, arXiv:2604.01694, as in PEFT)
 
-With B = 0 only B has a gradient at first. With orthogonal factors both have one.
+With B = 0, only B has a nonzero gradient at first. With orthogonal factors, both have one.
 
-PiSSA (Meng et al., 2024) trains the largest singular values of W and leaves the rest:
-W = U S V^T, B = U_r sqrt(S_r / s), A = sqrt(S_r / s) V_r^T. Others write W - s B A over the base.
-Here the base stays as it is, for all other adapters and for `detach`; the update is the difference
-to the first factors, s (B A - B_0 A_0), which is 0 at first. All singular vectors of a large W take
-long; a few rounds of subspace iteration (Halko et al., 2011, algorithm 4.4) give the first ones.
+PiSSA (Meng et al., 2024) trains the largest singular values of W, and freezes the rest:
+W = U S V^T, B = U_r sqrt(S_r / s), A = sqrt(S_r / s) V_r^T. Other implementations overwrite the
+base by W - s B A. Here the base does not change, for other adapters and for `detach`. The update is
+s (B A - B_0 A_0), with the initial factors A_0 and B_0, and is 0 at first. Computing all singular
+vectors of a large W takes long; a few rounds of subspace iteration (Halko et al., 2011, algorithm
+4.4) compute only the first ones.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from minigrad.random import generator
 INITS = ("gaussian", "kaiming", "orthogonal", "pissa", "mica")
 
 _ROUNDS = re.compile(r"pissa_niter_([0-9]+)")
-_SPARE = 8  # columns beyond the rank, by which subspace iteration gets the last ones right
+_SPARE = 8  # extra columns, which make the last singular vectors of subspace iteration accurate
 
 
 class Factors(NamedTuple):
-    """A and B in float64, and whether the update is the difference to them (PiSSA)."""
+    """A and B in float64; with `from_start` (PiSSA) the update is s (B A - B_0 A_0)."""
 
     a: Array
     b: Array
@@ -46,7 +46,7 @@ class Factors(NamedTuple):
 
 
 def check_init(init: Any) -> None:
-    """Raise a ValueError with the names that exist unless `init` is one of them."""
+    """Raise a ValueError that lists the known names, unless `init` is one of them."""
     if not isinstance(init, str) or (init not in INITS and not _ROUNDS.fullmatch(init)):
         raise ValueError(
             f"init is one of {', '.join(INITS)} and pissa_niter_<rounds>, not {init!r}"
@@ -70,7 +70,7 @@ def draw(
     weight: Callable[[], Array],
     rng: np.random.Generator | None,
 ) -> Factors:
-    """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`; B A will be multiplied by `scale`.
+    """Draw the initial A, `(rank, d_in)`, and B, `(d_out, rank)`, for the update scale B A.
 
     Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64.
     """
@@ -85,7 +85,7 @@ def draw(
         u = np.linalg.svd(weight(), full_matrices=False)[0]
         return Factors(np.zeros((rank, d_in)), u[:, -rank:])
     if init == "orthogonal":
-        # Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init).
+        # Half of the rows of a random orthogonal matrix mix A, the other half B (as in PEFT).
         rotation = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
         a = rotation[0::2].T @ rng.standard_normal((rank // 2, d_in)) / 10
         return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)

@@ -1,7 +1,7 @@
 """Layers whose frozen weight is stored in few bits: NF4 (QLoRA, Dettmers et al., 2023) or bfloat16.
 
-Gradients flow through linear ones to x; none has anything to train. `lora.quantize` replaces each
-linear layer of a model by one, and `lora.attach` puts adapters on top.
+The layers have no trainable parameters; gradients flow through the linear ones to x.
+`lora.quantize` replaces the linear layers of a model by them, and `lora.attach` adds adapters.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from minigrad.ops.products import stored_linear
 class NarrowLinear(Module):
     """y = x W^T + b with a frozen W in few bits: `(..., in_features) -> (..., out_features)`.
 
-    The weight is no parameter: optimisers, `state_dict` and `astype` ignore it, and a copy of the
-    layer shares it, since it cannot change.
+    The weight is no parameter: optimisers, `state_dict` and `astype` ignore it. A copy of the layer
+    shares the weight, because it cannot change.
 
     Args:
-        weight: W, `(out_features, in_features)`, of the kind that the layer is named after.
-        bias: b, `(out_features,)`, whose memory is shared, frozen here; or None.
-        dtype: the dtype of adapters on it, if there is no bias whose dtype they take.
+        weight: W, `(out_features, in_features)`: an NF4Matrix or a BFloat16Matrix, as the name of
+            the layer says.
+        bias: b, `(out_features,)`, frozen, whose memory the layer shares; or None.
+        dtype: the dtype of adapters, if there is no bias; with a bias, they have its dtype.
 
-    A TypeError is raised if the weight is of another kind, a ValueError if the shapes do not match.
+    A TypeError is raised if the weight has another class, a ValueError if the shapes do not match.
     """
 
     def __init__(self, weight: Any, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
@@ -47,7 +48,7 @@ class NarrowLinear(Module):
     @staticmethod
     @abstractmethod
     def _kind() -> type[kernels.narrow.NarrowMatrix]:
-        """Return the class of the weight, which is imported when it is needed."""
+        """Return the class of the weight, which is imported only when it is needed."""
 
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
@@ -60,7 +61,7 @@ class NarrowLinear(Module):
         return layer
 
     def to_linear(self, dtype: DTypeLike = np.float32) -> Linear:
-        """Return a plain layer with the decoded weight, which shares nothing."""
+        """Return a `Linear` with the decoded weight; it shares no memory with this layer."""
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self.weight.dense(dtype))
         linear.bias = None if self.bias is None else Parameter(self.bias, dtype=dtype)
@@ -69,7 +70,7 @@ class NarrowLinear(Module):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the bias, or of the weight before it was converted."""
+        """The dtype of the bias, or without a bias the dtype of the weight before conversion."""
         return self._dtype if self.bias is None else self.bias.dtype
 
     @property
@@ -96,7 +97,7 @@ class NarrowLinear(Module):
 class NF4Linear(NarrowLinear):
     """A `NarrowLinear` with a weight in four bits, an NF4Matrix (QLoRA, Dettmers et al., 2023).
 
-    `weight.arrays()` is what a file has to contain.
+    `weight.arrays()` returns the arrays to store in a file.
     """
 
     @staticmethod
@@ -131,8 +132,8 @@ class BFloat16Linear(NarrowLinear):
     def from_linear(cls, linear: Linear) -> BFloat16Linear:
         """Make a layer with the weight of `linear` rounded to bfloat16; the bias is shared.
 
-        A ValueError is raised if the weight has NaN or Inf, or would have in bfloat16, and an
-        ImportError if ml_dtypes is not installed.
+        A ValueError is raised if the weight has NaN or Inf, or numbers that overflow bfloat16, and
+        an ImportError if ml_dtypes is not installed.
         """
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
@@ -144,7 +145,7 @@ class BFloat16Linear(NarrowLinear):
 
 
 def widened(bits: NDArray[np.uint16], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return numbers that are given by their bits in bfloat16 as floats of this dtype."""
+    """Convert bfloat16 numbers, given by their bits, to floats of this dtype."""
     out = np.empty(bits.shape, dtype)
     kernels.bfloat16.widen(bits, out)
     return out
@@ -153,13 +154,13 @@ def widened(bits: NDArray[np.uint16], dtype: np.dtype[Any]) -> NDArray[Any]:
 class BFloat16Embedding(Module):
     """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
 
-    Only the rows that are read are widened. The table is no parameter and cannot change. So a head
-    that is tied to it is `BFloat16Linear(embedding.weight)`. A TypeError is raised if the weight is
-    no BFloat16Matrix, a ValueError if it is a transpose.
+    Only the selected rows are converted to floats. The table is no parameter and cannot change, so
+    a head that is tied to it is `BFloat16Linear(embedding.weight)`. A TypeError is raised if the
+    weight is no BFloat16Matrix, a ValueError if it is a transpose.
 
     Args:
-        weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`; of an `Embedding`,
-            `BFloat16Matrix.of(embedding.weight.data)` makes one.
+        weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`;
+            `BFloat16Matrix.of(embedding.weight.data)` makes one from an `Embedding`.
         dtype: the dtype of the vectors.
     """
 
@@ -184,5 +185,5 @@ class BFloat16Embedding(Module):
 
 
 def is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
-    """Tell whether the weight of a module is in few bits, and so no parameter."""
+    """Tell whether the weight of a module is in few bits, and so is no parameter."""
     return isinstance(module, (NarrowLinear, BFloat16Embedding))
