@@ -177,7 +177,7 @@ def _row(x: Any, row: int) -> Any:
 
 
 def _rnn(f: Callable[[Any], Any], slope: Callable[[Any, Any], Any]) -> tuple[Part, Part]:
-    """Return the parts of a step of an rnn; `slope` computes the gradient by the sum from d and h."""
+    """Return the parts of a step of an rnn; from d and h, `slope` gives the gradient by the sum."""
     slope = jit(inline="always")(slope)
 
     @jit(inline="always")

@@ -78,12 +78,12 @@ def _plan(
     joined = 1
     if fits and reach == [1, 1] and height == rows:  # several rows are joined to one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
-    # A tile that is not full reads behind the last line unless its loads have a mask.
+    # Without masked loads, a tile that is not full would read past the last line.
     in_place = fits and (masks_are_free() or joined * cols % tile_shape(itemsize).NR == 0)
     if in_place and joined > 1:
         height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols
         line = width
-    # A copy fills half the level-2 cache at most, unless it takes more for one row.
+    # A copy fills at most half the level-2 cache, unless one row needs more.
     most = cache_sizes().level2 // 2 // (channels * line * itemsize)
     block = min(-(-rows * images * groups // blocks), (most - reach[0]) // stride[0] + 1)
     block = max(1, min(rows, block))

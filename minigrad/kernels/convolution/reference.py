@@ -49,7 +49,7 @@ def _groups_of_planes(x: Array, groups: int) -> Array:
 
 
 def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
-    """Return the window of each element of a result of this size: `(N, groups, C, H', W', h, w)`."""
+    """Return the window for each element of the result, `(N, groups, C, H', W', h, w)`."""
     (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
     reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)
