@@ -252,7 +252,7 @@ class _ReceiptRecorder(Recorder):
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Count the sum with an earlier gradient; a recorded sum is an op, and counted as a call."""
+        """Count the sum with an earlier gradient; a recorded sum is counted as a call of an op."""
         if node.grad is not None and gradient.node is None:
             self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
