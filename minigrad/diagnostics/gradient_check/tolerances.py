@@ -118,7 +118,7 @@ NARROW_RIGHT_SPREADS, NARROW_RIGHT_SHARE = 4, 1e-9
 # They are wrong if the error is beyond this number of eps of the largest element, 3e-5 of it, and
 # beyond this number of spreads, because a small element may be the difference of large ones.
 NARROW_WRONG_EPS, NARROW_WRONG_SPREADS = 256, 16
-NARROW_DIFFERENCES = 0.1  # and only if the differences are exact to this share of the error
+NARROW_DIFFERENCES = 0.1  # and only if the differences are exact to this share of the derivative
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
