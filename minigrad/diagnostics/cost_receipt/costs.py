@@ -4,7 +4,7 @@ A sketch is an array that has a shape and a dtype, but no elements. An op that i
 of sketches returns a Tensor of a sketch, and adds up the FLOPs that the call would take. So nobody
 has to write down the cost of a VJP, of a composition or of a forward in numpy: one run finds the
 cost, in microseconds. A signature is everything that a cost can depend on: shapes, dtypes, options.
-Conventions:
+The conventions are:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
 - an elementwise function is 1 FLOP for each element of its result: a logarithm as much as a sum;
