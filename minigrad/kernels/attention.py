@@ -474,7 +474,7 @@ def backward_loop(
     out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
     dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
-    """Write those of `dq`, `dk`, `dv` and `ds` that are not of size 0; `ds` stays 0 if masked."""
+    """Write `dq`, `dk`, `dv` and `ds`, except those of size 0; `ds` is 0 above the diagonal."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR

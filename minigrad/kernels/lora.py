@@ -57,7 +57,7 @@ def backward(
     g: Array, x: Array, weight: Array, lora_a: Array, lora_b: Array, h: Array, scale: float,
     wants_x: bool, wants_a: bool, wants_b: bool,
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute those of dx, dA and dB that are wanted."""
+    """Compute dx, dA and dB, or only those of them that are wanted."""
     small = len(x) * weight.size < SMALL
     kernel = kernel_for(_backward_loop, x, weight, lora_a, lora_b, g, h) if small else None
     if kernel is not None:

@@ -55,8 +55,8 @@ class AddressTable:
     Attributes:
         dtype: the dtype of all arrays.
         rows: the indices of these rows in the columns.
-        addresses: int64, a row for each row: column 0 for the array that is read, such as a
-            gradient, and then one for each array that changes.
+        addresses: int64, an address for each array of each row: first the array that is only read,
+            such as a gradient, and then the arrays that change.
         starts: the index of each row's first element among the elements of all rows, and `size`.
         size: the number of elements of all rows together.
         own: memory for the numbers that belong to one row.

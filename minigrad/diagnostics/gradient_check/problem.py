@@ -185,7 +185,7 @@ def _rounded(
     """Measure how much each element of some arrays changes when roundings change.
 
     `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
-    what is rounded up, and what down. `inside` computes them from compositions instead of ops.
+    which numbers are rounded up and which down. `inside` computes them from compositions, not ops.
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = largest_of(arrays)
