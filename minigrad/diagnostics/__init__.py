@@ -1,8 +1,8 @@
-"""Instruments that show whether gradients are right, and where they go.
+"""Diagnostics: tools that show whether gradients are right, and which parameters they reach.
 
-Each has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
-(receipt) and anomaly_detection (detect_anomaly). They share: recorder (the calls of ops, with
-module and line), loss_call (the loss of a model on a batch), restored (what a run puts back).
+Each tool has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
+(receipt) and anomaly_detection (detect_anomaly). They share recorder (the calls of ops, with module
+and line), loss_call (the loss of a model on a batch) and restored (restoring a model after a run).
 """
 
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly

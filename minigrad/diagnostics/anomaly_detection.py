@@ -1,9 +1,10 @@
 """detect_anomaly: raise an error where the first NaN or Inf is made, and name what made it.
 
-A NaN spreads: by the time that the loss is one, every parameter may be. So an observer, `Detector`,
-looks at the result of each op and of each derivative. The first result that is not finite, although
-everything that it was computed from is, names the culprit. Only then is the cause sought (the usual
-ones stand in the blocks of the ops), and an `AnomalyError` raised inside the call, for a debugger.
+A NaN spreads: when the loss is NaN, every parameter may soon be NaN too. So an observer,
+`Detector`, looks at the result of each op and of each derivative. The op at fault is the first
+whose result is not finite although all its operands are. Only then does the detector look for the
+cause (the block of an op lists the usual ones). It raises an `AnomalyError` inside the call, so
+that a debugger stops there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from minigrad.readonly import WeakIdMap
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SHOWN = 6  # operands that a message lists, besides those that are not finite
+SHOWN = 6  # how many finite operands a message lists
 _LEAF = "a leaf that requires a gradient"
 _UNWATCHED = "a backward pass that was not watched, or an assignment, put it there"
 _UNSEEN = " before detect_anomaly() began, or in another thread"
@@ -43,13 +44,13 @@ class AnomalyError(FloatingPointError):
 
     Attributes:
         message: the text.
-        op: the name of the op. For a loss, it is the op that made it, or "leaf"; for the sum of all
-            gradients of a leaf, "leaf"; for a step, the class of the optimiser.
+        op: the name of the op. For a loss, it is the op that made the loss, or "leaf"; for the sum
+            of all gradients of a leaf, it is "leaf"; for a step, it is the class of the optimiser.
         phase: "forward", "backward" or "step" (of an optimiser).
-        origin: the user's line that called the op, also if its derivative failed; otherwise the
-            line that called `backward()` or `step()`. None if the op was called before
+        origin: the user's line that called the op, also if the derivative of the op failed; or else
+            the line that called `backward()` or `step()`. None if the op was called before
             `detect_anomaly` began, or in another thread.
-        operands: what the op, or its derivative, computed with, and last its result.
+        operands: the operands of the op, or of its derivative, followed by the result.
     """
 
     message: str
@@ -66,11 +67,11 @@ class AnomalyError(FloatingPointError):
 class Operand:
     """A summary of one array."""
 
-    name: str  # what it is to the op, such as "input x"
+    name: str  # its role in the call of the op, such as "input x"
     shape: tuple[int, ...]
     dtype: str
-    low: float  # the least of its finite elements; nan if there is none
-    high: float  # the largest of them
+    low: float  # the least finite element; nan if no element is finite
+    high: float  # the largest finite element; nan if no element is finite
     nan: int  # how many elements are NaN
     inf: int  # how many are Inf, of either sign
     size: int
@@ -90,11 +91,11 @@ class Operand:
 
     @property
     def kind(self) -> str:
-        """The name of what is wrong with it: "NaN" if there is one, otherwise "Inf"."""
+        """The kind of anomaly: "NaN" if any element is NaN, otherwise "Inf"."""
         return "NaN" if self.nan else "Inf"
 
     def counted(self) -> str:
-        """Say how many elements are not finite, of how many, and the index of the first."""
+        """Describe in words how many elements are not finite, and the index of the first."""
         kinds = [f"{n} {kind}" for n, kind in ((self.nan, "NaN"), (self.inf, "Inf")) if n]
         first = f", first at {list(self.first)}" if self.first and self.size > 1 else ""
         return f"{' and '.join(kinds) or 'none'} of {self.size}{first}"
@@ -118,7 +119,7 @@ def anomaly(
     entered: str | None = None,
     module: str | None = None,
 ) -> AnomalyError:
-    """Build the error with its message. `entered` says where an Inf came in, if that is known."""
+    """Make the error and its message. `entered` says where an Inf first appeared, if known."""
     shown = [str(x) for x in operands[:SHOWN]]
     shown += [str(x) for x in operands[SHOWN:] if x.first is not None or x is operands[-1]]
     left = len(operands) - len(shown)
@@ -132,7 +133,8 @@ def anomaly(
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
-    `inf` says whether an Inf counts too. With the detector `outer` around it, it shares records.
+    `inf` says whether an Inf is an anomaly too. A detector inside another one, `outer`, shares its
+    records.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
@@ -140,15 +142,15 @@ class Detector(Recorder):
         if outer is not None:
             self.calls = outer.calls
         self.inf = inf
-        # Where each Inf entered the computation that ops have passed on since, by the array.
+        # For each array with an Inf that ops passed on: the place where this Inf first appeared.
         self._entries: WeakIdMap[str] = WeakIdMap()
         self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
-        self._inside: str | None = None  # the op inside the present derivative that made the first
+        self._inside: str | None = None  # the first op in the present derivative with a bad result
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
 
     def _is_bad(self, value: Any) -> bool:
-        """Whether a value contains a NaN, or an Inf if these count."""
+        """Whether a value contains a NaN, or an Inf if `inf` is set."""
         array = values_of(value)
         if array.dtype.kind != "f":
             return False
@@ -158,7 +160,7 @@ class Detector(Recorder):
         """Look at a result, and record the call."""
         if self._is_bad(result):
             if self.is_in_derivative:
-                # What a derivative computes on its way may be masked out; what it passes on counts.
+                # Intermediate results of a derivative may be masked out; only its result counts.
                 self._inside = self._inside or op.name
             else:
                 self._look_at_call(op, inputs, result)
@@ -166,11 +168,11 @@ class Detector(Recorder):
             self.calls[result.node] = self.record(op.name)
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Raise an error, unless an Inf is just passed on that the user has put there."""
+        """Raise an error if a result is bad, unless it only passes on an Inf from the data."""
         given = {}
         for i, x in enumerate(inputs):
             if isinstance(x, (list, tuple)) and (op.takes_sequence or i in op.vjp_of):
-                x = np.asarray(x)  # numbers that stand for an array
+                x = np.asarray(x)  # a list of numbers, which the op uses as an array
             if _is_operand(op, name := op.input_name(i), x):
                 given[name] = x
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
@@ -206,9 +208,9 @@ class Detector(Recorder):
         raise anomaly(headline, op.name, "forward", user_line(), listed, hint, entered, layer)
 
     def _layer(self) -> str | None:
-        """Name the innermost module that is running by its name in the outermost, if any.
+        """Return the name of the innermost running module in the outermost one, or None.
 
-        The user's line may be `model(x)`, and the model may have a hundred layers.
+        It is needed because the user's line may be `model(x)`, with a hundred layers in the model.
         """
         if self.module is None:
             return None
@@ -217,14 +219,14 @@ class Detector(Recorder):
         return f"{name} ({kind}) of the {type(outer.module).__name__}" if name else f"the {kind}"
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
-        """Look at the loss, and at the gradient that the caller put in."""
+        """Look at the loss, and at the gradient that the caller passed to the backward pass."""
         self._inside = None
         self._routes.clear()
         node = output.node
         assert node is not None
         if self._is_bad(output):
             loss = Operand.of("the loss" if output.size == 1 else "the output", output)
-            # An Inf among several elements may stand for what is masked out.
+            # With several elements, an Inf may mark one that is masked out.
             if loss.nan or output.size == 1:
                 known = self.call(node).source_line
                 made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
@@ -239,17 +241,17 @@ class Detector(Recorder):
             raise anomaly(headline, node.name, "backward", user_line(), [seed])
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        """Note what a derivative was given and returned; whether it counts is seen further on."""
+        """Note what a derivative was given and returned; `on_gradient` judges it."""
         self._derivative, self._inside = (gradient, result, self._inside), None
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        """Look at what a derivative passes on."""
+        """Look at the gradient that a derivative passes on."""
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
         if parent.op is None:
             self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         if not self._is_bad(gradient):
             return
-        # Is the derivative to blame, what it was given, or its dtype?
+        # Find the cause: the derivative, the gradient that it was given, or the dtype.
         op = node.op
         assert op is not None
         edges = [edge for edge in node.edges or () if edge[0] is parent]
@@ -291,7 +293,7 @@ class Detector(Recorder):
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
-        """Look at a complete gradient, and at the sum that its `.grad` will be."""
+        """Look at a complete gradient, and at the sum of it and the old `.grad`."""
         total = gradient
         if before is not None:
             with np.errstate(all="ignore"):
@@ -322,7 +324,7 @@ class Detector(Recorder):
         raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
 
     def on_step(self, optimizer: Optimizer) -> None:
-        """Look at the parameters that were changed."""
+        """Look at the parameters that a step has changed."""
         name = type(optimizer).__name__
         stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         for index, (parameter, group) in enumerate(stepped):
@@ -338,9 +340,9 @@ class Detector(Recorder):
             raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
     def _entry(self, values: Iterable[Any]) -> str | None:
-        """Return where an Inf entered that is in the first of these values for which it is known.
+        """Return where the Inf in these values first appeared: for the first value with a record.
 
-        A view counts as the array that it looks into.
+        For a view, this is the record of the array that owns the memory.
         """
         arrays = [values_of(value) for value in values]
         known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
@@ -352,10 +354,10 @@ class Detector(Recorder):
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
-    """Whether an input is an array or a number with which an op computes, and so has a range.
+    """Whether an input is an array or a number that an op computes with, and not an option.
 
-    An option says how to compute, such as an axis: it has a default and no derivative. But a float,
-    such as a scale or a slope, takes part in the arithmetic.
+    An option, such as an axis, says how to compute: it has a default and no derivative. But a
+    float, such as a scale or a slope, is part of the arithmetic.
     """
     kinds = Tensor, np.ndarray, np.generic, int, float
     is_numeric = isinstance(value, kinds) and values_of(value).dtype.kind in "iuf"
@@ -366,12 +368,12 @@ def _is_operand(op: OpLike, name: str, value: Any) -> bool:
 
 
 def _hook_or(node: Node, cause: str) -> str:
-    """Say what made a gradient that no VJP has made: a hook, if there is one, or this cause."""
+    """Describe where a gradient that is not from a VJP comes from: a hook if any, or this cause."""
     return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
 
 
 class _Active(threading.local):
-    """The detectors of one thread that have begun and not ended; the newest of them looks."""
+    """The running detectors of one thread; only the newest one looks at results."""
 
     def __init__(self) -> None:
         self.detectors: list[Detector] = []
@@ -385,7 +387,7 @@ _active = _Active()
 
 
 class _Detection(ContextDecorator):
-    """The context and decorator that `detect_anomaly` returns. It may be entered many times."""
+    """The context manager and decorator that `detect_anomaly` returns. It can be entered again."""
 
     def __init__(self, inf: bool) -> None:
         self._inf = inf
@@ -398,12 +400,12 @@ class _Detection(ContextDecorator):
         _active.watch()
 
     def __exit__(self, *_: object) -> None:
-        # The state before is not restored: blocks in generators may end in any order.
+        # The block's own detector is removed, because blocks in generators may end in any order.
         _active.detectors.remove(self._thread.entered.pop())
         _active.watch()
 
     def __call__(self, function: F) -> F:
-        check_decorable(function)  # a generator's body would run after the call has returned
+        check_decorable(function)  # no generators: their body runs after the call has returned
         return super().__call__(function)
 
 
@@ -414,28 +416,30 @@ def detect_anomaly(function: F, *, inf: bool = True) -> F: ...
 def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = True) -> Any:
     """Raise an AnomalyError in the block where the first NaN or Inf is made, and say what made it.
 
-    `with detect_anomaly():`, or as a decorator, `@detect_anomaly` or `@detect_anomaly()`. The error
-    names the op, the user's line that called it, the range of each operand, and the cause if it is
-    a known one. It looks at
+    Use it as `with detect_anomaly():`, or as a decorator, `@detect_anomaly` or `@detect_anomaly()`.
+    The error names the op, the user's line that called the op, the range of each operand, and the
+    cause if it is known. The detector looks at
 
-    - the result of each op. If an operand is NaN already, the error names this operand. An op that
-      hides a NaN, as `where(isnan(x), 0, x)` does, is no error;
-    - the gradient that each derivative passes on, and gradients that a hook or the caller put in.
-      What a derivative computes on its way, and drops, is no error;
-    - the gradients about to be added to `.grad` or returned, and that sum, before it is stored;
+    - the result of each op. If an operand is already NaN, the error names this operand. An op that
+      removes a NaN, as `where(isnan(x), 0, x)` does, is no error;
+    - the gradient that each derivative passes on, and gradients from a hook or from the caller. A
+      NaN in an intermediate result of a derivative is no error if the derivative drops it;
+    - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
-    - the parameters, when an optimiser has changed them.
+    - the parameters, after an optimiser has changed them.
 
-    An Inf is an error where an op makes it of finite numbers, in every gradient, in a trained leaf,
-    and as a loss. It is no error in data and constants, since -inf in a mask is meant: it is passed
-    on until it is made a NaN, and then the error says where it came in. If an operand of an op
-    already has an Inf, no Inf in its result is reported. With `inf=False` only NaN are looked for,
-    which suits code in which an op makes Inf on purpose, as log(0) does, and another op takes it
-    away.
+    An Inf is an error if an op makes it from finite numbers, if it is in a gradient or in a trained
+    leaf, or if it is the loss. In data and constants it is no error, because a mask may contain
+    -inf on purpose. Such an Inf is passed on; if it later becomes a NaN, the error says where the
+    Inf first appeared. If an operand of an op already has an Inf, no Inf in the result is reported.
 
-    It watches the thread that enters it; a block inside another replaces it for that time. Off, it
-    costs nothing. On, an op and its derivative take about 17 us more together, and each result is
-    read once or twice more: tanh of a million elements, forward and backward, takes twice as long.
+    With `inf=False` only NaN is an error. This is for code in which one op makes an Inf on purpose,
+    such as log(0), and another op removes it.
+
+    The detector watches the thread that enters the block; a block inside it replaces it until the
+    inner block ends. Outside of blocks it costs nothing. In a block, an op and its derivative
+    together take about 17 us more, and each result is read once or twice more: tanh of a million
+    elements, forward and backward, takes twice as long.
     """
     if function is not None and not callable(function):
         raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")

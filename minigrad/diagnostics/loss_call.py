@@ -1,4 +1,4 @@
-"""Calling a loss function on a model and a batch, as liveness and `lora.verify` do it."""
+"""Call a loss function on a model and a batch, for liveness and `lora.verify`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
     `loss_fn` is called in one of three forms:
 
     - `loss_fn(model, batch)`;
-    - `loss_fn(model(x), y)` of a pair `(x, y)`, if it is the library's or cannot take a model;
-    - `loss_fn(model(batch))` if it takes one argument only, or needs one and the batch is no pair.
+    - `loss_fn(model(x), y)` for a batch `(x, y)`, if `loss_fn` is a loss of this library, or fails
+      with a model as its argument;
+    - `loss_fn(model(batch))`, if `loss_fn` accepts only one argument, or needs only one and the
+      batch is not a pair.
 
     Raises:
-        TypeError: if it returns anything but a Tensor of floats with one element, takes no
-            arguments, or is a loss of the library and the batch is no pair.
+        TypeError: if `loss_fn` does not return a Tensor of floats with one element, or accepts no
+            arguments; or if it is a loss of this library and the batch is not a pair.
     """
     loss = _called(model, loss_fn, batch)
     if not isinstance(loss, Tensor) or loss.dtype.kind != "f" or loss.size != 1:
@@ -36,9 +38,9 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
 def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
-    needed = most = 2  # the positional arguments that it requires and accepts; 2 if it is not known
+    needed = most = 2  # how many positional arguments it needs and accepts; 2 if not known
     with suppress(TypeError, ValueError):
-        # The calls of a Module or an op accept anything; its `forward` says what it takes.
+        # A Module or an op can be called with anything; its `forward` has the real parameters.
         known = inspect.signature(getattr(loss_fn, "forward", loss_fn)).parameters.values()
         if not any(p.kind is p.VAR_POSITIONAL for p in known):
             named_only = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
@@ -77,8 +79,8 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     except Exception as error:
         if not pair:
             raise
-        # A loss of predictions does not know what to do with a model. But a fault in the model
-        # itself shows here as well, and then it is that fault which is reported.
+        # A loss of predictions fails when it gets a model. But if the model has a fault, this call
+        # fails too, and reports the fault of the model.
         prediction = model(batch[0])
         try:
             return loss_fn(prediction, batch[1])

@@ -1,11 +1,11 @@
-"""Recorder: the observer of calls of ops on which the diagnostics and the tape are built.
+"""Recorder: an observer of op calls, the base class of the diagnostics and of the tape.
 
-They ask the same questions about a call: from which line of the user's was it made, in which
-module, and does it belong to the forward pass, to a derivative in a backward pass, to a hook, or to
-a checkpoint that runs its function again? A `Recorder` knows the answers. Its subclasses decide for
-which calls they make a record: looking up a line of source takes ten times as long as a small op.
+All of them ask the same questions about a call. Which line of the user's code made it, and in which
+module? Does it belong to the forward pass, to a derivative in a backward pass, to a hook, or to a
+checkpoint that runs its function again? A `Recorder` knows the answers. Its subclasses decide which
+calls they record, because looking up a line of source takes ten times as long as a small op.
 
-A graph saves what its derivatives need and drops the rest. The `Tape` keeps everything.
+A graph keeps only the residuals that its derivatives need. A `Tape` keeps everything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minigrad.nn import Module
 from minigrad.tables import counted
 
 _PACKAGE = Path(__file__).parents[1]
-# Files of the library itself, whose frames are not what the user wrote.
+# Files of the library itself: their frames on the stack are not the user's code.
 _LIBRARY = f"{_PACKAGE}{os.sep}", f"{_PACKAGE.with_name('lora')}{os.sep}", FILENAME_PREFIX
 
 
@@ -40,9 +40,9 @@ _LIBRARY = f"{_PACKAGE}{os.sep}", f"{_PACKAGE.with_name('lora')}{os.sep}", FILEN
 class SourceLine:
     """A line of source."""
 
-    file: str  # the path of the file, or what stands for one in a notebook or a console
-    line: int  # its number, from 1 on
-    function: str  # that it is in
+    file: str  # the path of the file, or Python's name for the code of a notebook or console
+    line: int  # the number of the line, from 1 on
+    function: str  # the name of the function that the line is in
     text: str  # the line itself, without surrounding space; empty if the source cannot be read
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ def values_of(value: Any) -> np.ndarray[Any, Any]:
 
 
 def user_line() -> SourceLine | None:
-    """Return the innermost line on the stack that is not the library's; None if there is none."""
+    """Return the innermost line on the stack that is the user's, or None."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -76,61 +76,61 @@ class ModuleCall:
     parent: ModuleCall | None  # the module call inside which it was made, or None
 
     def name_in(self, outer: ModuleCall | None) -> str:
-        """Find the module's name in the module of another call; empty if it has none there."""
+        """Return the module's name in the module of another call, or "" if it has none there."""
         named = () if outer is None else outer.module.named_modules()
         return next((name for name, module in named if module is self.module), "")
 
     def chain(self) -> list[ModuleCall]:
-        """List the calls that were running at this one, the outermost first and this one last."""
+        """List the module calls around this one, from the outermost to this one."""
         outer: list[ModuleCall] = [] if self.parent is None else self.parent.chain()
         return [*outer, self]
 
 
 @dataclass(eq=False)
 class CallRecord:
-    """One call: of an op, or of a method such as `detach()` that takes a value out of the graph."""
+    """One call of an op, or of a method such as `detach()` that takes a value out of the graph."""
 
     name: str  # the name of the op or of the method
-    source_line: SourceLine | None  # the user's line that it was made from; None if there is none
+    source_line: SourceLine | None  # the user's line that made the call, or None
     recorded: bool = True  # whether a graph was being recorded
-    # The innermost module call that was running, or None. Only a tape has this and what follows,
-    # because records of other recorders keep no values alive.
+    # The innermost module call that was running, or None. Only a tape sets this and the next two,
+    # because the records of other recorders keep no values alive.
     module: ModuleCall | None = None
-    inputs: Sequence[Any] = ()  # in the order of the op's parameters, or those of an op of many
-    result: Any = None  # a Tensor, or a plain array where no input was a Tensor
+    inputs: Sequence[Any] = ()  # in the order of the op's parameters, or the op's only sequence
+    result: Any = None  # a Tensor, or a plain array if no input was a Tensor
 
 
 class Recorder(Observer):
     """Knows what is running when an op is called. Subclasses override `on_call`.
 
-    It keeps neither nodes nor values alive, so it can watch an entire training run.
+    It keeps no nodes and no values alive, so it can watch a complete training run.
     """
 
     def __init__(self) -> None:
-        # By the node that each call left in the graph.
+        # The records of calls, by the node that each call added to the graph.
         self.calls: MutableMapping[Node, CallRecord] = WeakKeyDictionary()
-        self.module: ModuleCall | None = None  # the innermost whose forward is running
-        # Backward passes, hooks and second runs of checkpoints that go on, the innermost last.
+        self.module: ModuleCall | None = None  # the innermost call whose forward is running
+        # The running backward passes, hooks and second runs of checkpoints, the innermost last.
         self.running: list[Literal["pass", "hook", "rerun"]] = []
 
     def record(self, name: str) -> CallRecord:
-        """Make the record of a call that is running now, of an op or of a method by its name."""
+        """Make a record of the running call, given the name of the op or method."""
         return CallRecord(name, user_line(), mode.grad_enabled)
 
     def call(self, node: Node) -> CallRecord:
-        """Return the call that left a node; one without a line if it was not seen."""
+        """Return the call that made a node; a record without a line if it was not seen."""
         return self.calls.get(node) or CallRecord(node.name, None)
 
     @property
     def is_in_derivative(self) -> bool:
-        """Whether ops are called by the derivatives of a backward pass now, not by the user."""
+        """Whether the derivatives of a backward pass call ops now, and not the user."""
         return self.running[-1:] == ["pass"]
 
     def on_module(self, module: Module, begins: bool) -> None:
         """Note which modules are running."""
         if begins:
             self.module = ModuleCall(module, self.module)
-        elif self.module is not None:  # otherwise its call began before anyone watched
+        elif self.module is not None:  # otherwise the call began before this observer
             self.module = self.module.parent
 
     def on_pass(self, begins: bool) -> None:
@@ -142,29 +142,29 @@ class Recorder(Observer):
         self._follow("hook", begins)
 
     def on_rerun(self, begins: bool) -> None:
-        """Note that a checkpoint begins to run its function again, or has ended."""
+        """Note that a checkpoint begins its second run, or has ended it."""
         self._follow("rerun", begins)
 
     def _follow(self, kind: Literal["pass", "hook", "rerun"], begins: bool) -> None:
         if begins:
             self.running.append(kind)
-        elif self.running:  # otherwise it began before anyone watched
+        elif self.running:  # otherwise it began before this observer
             self.running.pop()
 
 
 class Tape(Recorder):
-    """The calls made while `record` was watching. It keeps all of them in memory.
+    """All calls in a block of `record`, with their values, which stay in memory.
 
     Attributes:
-        calls: the records of calls by the node that each left in the graph.
-        roots: the modules that were called by no other, each once.
+        calls: the records of calls, by the node that each call added to the graph.
+        roots: the modules that no other module has called, each once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = {}
         self.roots: list[Module] = []
-        # By the id of a result, which the tape keeps alive, so that no other object has this id.
+        # By the id of a result. The tape keeps the result alive, so no other object has this id.
         self._constants: dict[int, CallRecord] = {}
         self._taken_out: dict[int, CallRecord] = {}
 
@@ -173,7 +173,7 @@ class Tape(Recorder):
         return f"Tape({counted(len(self.calls), 'call')}{names and f', modules {names}'})"
 
     def made(self, value: Any) -> CallRecord | None:
-        """Return the call that made a value outside the graph; None if it was not seen."""
+        """Return the call that made a value outside the graph, or None if it was not seen."""
         return self._constants.get(id(value))
 
     def left(self, value: Any) -> CallRecord | None:
@@ -181,13 +181,13 @@ class Tape(Recorder):
         return self._taken_out.get(id(value))
 
     def keep(self, name: str, inputs: Sequence[Any], result: Any) -> CallRecord:
-        """Make the record of a call, with its module and values."""
+        """Make and keep the record of a call, with its module and values."""
         call = self.record(name)
         call.module, call.inputs, call.result = self.module, tuple(inputs), result
         return call
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Keep a call, unless a derivative makes it in a backward pass that leaves no graph."""
+        """Keep a call, unless a derivative makes it in a backward pass that records no graph."""
         if "pass" in self.running and not mode.grad_enabled:
             return
         if isinstance(result, Tensor) and result.node is not None:
@@ -201,7 +201,7 @@ class Tape(Recorder):
             self._taken_out[id(value)] = self.keep(how, (tensor,), value)
 
     def on_module(self, module: Module, begins: bool) -> None:
-        """Keep the modules that no other has called."""
+        """Keep the modules that no other module has called."""
         if begins and self.module is None and all(module is not root for root in self.roots):
             self.roots.append(module)
         super().on_module(module, begins)
@@ -209,13 +209,13 @@ class Tape(Recorder):
 
 @contextmanager
 def record() -> Iterator[Tape]:
-    """Keep everything that ops are called with in the block, on the tape that it gives.
+    """Record all calls of ops in the block, with their inputs and results, on the returned tape.
 
         with mg.viz.record() as tape:
             loss = mg.mse(model(x), y)
         mg.viz.explore(loss, "loss.html", tape=tape)
 
-    A tape costs memory: no value that was computed is freed while the tape lives.
+    A tape costs memory: no value that was computed in the block is freed while the tape lives.
     """
     tape = Tape()
     with observe(tape):

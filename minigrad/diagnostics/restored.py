@@ -23,12 +23,12 @@ class Draws(Observer):
         self._states: dict[np.random.Generator, Any] = {}
 
     def on_random(self, generator: np.random.Generator) -> None:
-        """Save the state of a generator that was not seen before."""
+        """Save the state of a generator at its first draw."""
         self._states.setdefault(generator, generator.bit_generator.state)
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Restore all generators after the block, those of Python and numpy included."""
+        """Restore all generators after the block, including those of Python and numpy."""
         of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's
         try:
             with observe(self):
@@ -42,11 +42,11 @@ class Draws(Observer):
 
 @contextmanager
 def unchanged(model: Module) -> Iterator[None]:
-    """Make everything what it was after the block: attributes of modules, values, and generators.
+    """Restore a model after the block: attributes of its modules, values, and random generators.
 
-    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
-    whatever else they contain is not saved. What has not changed is not written to. In the block
-    nothing has a gradient, because an optimiser steps what has one.
+    Parameters in lists, dicts and other objects in a module are found as the module finds them;
+    other content of these objects is not saved. Arrays that have not changed are not written to. In
+    the block, every `.grad` is None, so that an optimiser changes nothing that has no new gradient.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     values = [value for _, own in attributes for value in own.values()]
@@ -57,7 +57,7 @@ def unchanged(model: Module) -> Iterator[None]:
     copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
     draws = Draws()
     for value in values:
-        if isinstance(value, np.random.Generator):  # it may be drawn from without the library
+        if isinstance(value, np.random.Generator):  # the user's code may draw from it directly
             draws.on_random(value)
     try:
         with draws.put_back(), assigned(present):

@@ -1,27 +1,26 @@
-"""Compiled inner loops: the only part of the library that imports numba.
+"""Kernels: compiled loops over arrays. Only this part of the library imports numba.
 
-A loop belongs here if numpy cannot express it, or is too slow at it, with the measurement that
-shows it. Each kernel reads and writes plain arrays, knows nothing of tensors and gradients,
-and gives the same bits on any number of threads. The function that calls it does the same in numpy
-where there is no kernel: that is its reference in the tests, and all there is under
-NUMBA_DISABLE_JIT=1.
+A loop belongs here if numpy cannot express it, or if a measurement shows that numpy is too slow.
+Each kernel reads and writes plain arrays, knows nothing of tensors and gradients, and gives the
+same bits on any number of threads. The function that calls a kernel computes the same in numpy if
+there is no kernel. Tests use this as the reference; under NUMBA_DISABLE_JIT=1 it is all that runs.
 
 Where to read:
 
-* `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
-  code is stored, and when they use threads; `start` imports numba, `warmup` compiles the kernels
-  ahead, and `first_run` shows the user what is being compiled.
-* `launch` has the kernel itself: one compiled form, run by one thread or shared by several. Its
-  parameters are annotated with their types, which `jit` lists.
-* `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
-  that of updates of many tensors is in `optim`.
-* `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.
-* `convolution` has such a page too; `pooling`, `channel_norm` and `recurrent` are the other loops
-  for images and sequences.
-* `vector` has the vector instructions, and `vector_math` exp, log, erf and the like.
+* `jit`, `cache` and `threads` decide for all kernels how they are compiled, where the machine code
+  is stored, and when they use threads; `start` imports numba, `warmup` compiles the kernels in
+  advance, and `first_run` shows the user what is being compiled.
+* `launch` has the class `Kernel`: a loop that is compiled once, and run by one thread or shared by
+  several. Its parameters are annotated with their types, which `jit` lists.
+* `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as in
+  `softmax`); `optim` makes a kernel from an update of many tensors.
+* `gemm` is the matrix product; its docstring explains its files. `lora` uses it.
+* `convolution` has such a docstring too; `pooling`, `channel_norm` and `recurrent` have the other
+  loops for images and sequences.
+* `vector` has the vector instructions, and `vector_math` has exp, log, erf and similar functions.
 
-The modules are imported when they are first used, since numba takes longer to import than the rest
-of the library.
+Each module is imported when it is first used, because numba takes longer to import than the rest of
+the library.
 """
 
 from __future__ import annotations
@@ -81,5 +80,5 @@ def __getattr__(name: str) -> Any:
         keep_freed_memory()
         load_numba()
         with interrupts_held_back():
-            return import_module(f"{__name__}.{name}")  # which is an attribute from then on
+            return import_module(f"{__name__}.{name}")  # and Python makes it an attribute
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

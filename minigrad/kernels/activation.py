@@ -1,11 +1,11 @@
 """Activation functions and their gradients, each in one pass over memory.
 
-A gradient takes g, the gradient of the result, and the input x, or the result where that suffices.
-The reference in numpy stands beside each function.
+A gradient is a function of g, the gradient of the result, and of the input x, or of the result if
+that is enough. Each function has its reference in numpy beside it.
 
-Phi is the distribution function of the standard normal, and phi its density. float32 has vector
-code made of `vector_math`; in float64 Phi and erf are those of the C library, and the rest is
-numpy.
+Phi is the distribution function of the standard normal distribution, and phi its density. For
+float32, `vector_math` gives vector code. For float64, Phi and erf are those of the C library, and
+numpy computes the rest.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _gelu_gradient(g: Array, x: Array) -> Array:
 def gelu_gradient(g: Any, x: Any) -> Any:
     """Compute g (Phi(x) + x phi(x))."""
     bell, size = vector_math.bell(x), abs(x)
-    # the slope at -|x|; that at |x| is 1 - this one
+    # the slope at -|x|; the slope at |x| is 1 minus this
     slope = vector_math.normal_tail(size, bell) - size * (_ROOT * bell)
     return g * (slope if x < 0 else _ONE - slope)
 
@@ -213,7 +213,7 @@ def gelu_gradient(g: Any, x: Any) -> Any:
 )
 def gelu_tanh(x: Any) -> Any:
     """Compute x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    # (1 + tanh u) / 2 is sigmoid(2 u), in which nothing cancels
+    # (1 + tanh u) / 2 is sigmoid(2 u), which loses no digits by cancellation
     return x * vector_math.sigmoid(x * (_U1 + _U3 * (x * x)))
 
 

@@ -1,23 +1,23 @@
-"""Attention of many heads, each computed by itself and without all of its scores in memory.
+"""Multi-head attention, each head by itself, and never with all scores of a head in memory.
 
-Each of L queries has S scores, one for each key, and L x S numbers are too many to write down and
-read again. So a strip of queries goes along its keys block by block, and accumulates (Milakov and
-Gimelshein, 2018; Dao et al., FlashAttention, 2022):
+Each of L queries has S scores, one for each key; writing L x S numbers to memory and reading them
+again would take long. So a strip of queries goes through its keys block by block, and accumulates
+(Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022):
 
     m: the greatest score,   l = sum(e^(score - m)),   o = sum(e^(score - m) value)
 
 When a block has a greater m, l and o are multiplied by e^(old m - new m). At the end out = o / l.
-For the backward pass lse = m + log(l) is saved, and p = e^(score - lse) is a weight at once:
+The residual for the backward pass is lse = m + log(l), from which a weight is p = e^(score - lse):
 
     dv = sum p^T do,   ds = p (do v^T - sum(do out)),   dq = scale sum ds k,   dk = scale sum ds^T q
 
-There the outer loop is over blocks of keys, whose dk and dv stay in a near cache, and the inner one
-over blocks of queries, to whose dq each block of keys adds.
+In the backward pass, the outer loop is over blocks of keys, whose dk and dv stay in a cache. The
+inner loop is over blocks of queries; each block of keys adds to their dq.
 
-The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
-are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
-diagonal are left out. Nothing is packed for a few queries, as when a sequence grows by one. Heads
-may share their keys (Ainslie et al., 2023): head h of H reads head h H_k // H of H_k.
+The products run on the register tile of the matrix product (`gemm.microkernel`). Keys and values
+are packed into panels, and scores are in a buffer. In a causal head, strips above the diagonal are
+skipped. For few queries, as when a sequence grows by one, nothing is packed. Heads may share their
+keys (Ainslie et al., 2023): head h of H reads head h H_k // H of H_k.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from minigrad.kernels.jit import (
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import address_of, elements, greatest_of, keep_alive
 
-SECONDS = 4e-11  # that a multiply-add takes, about
-FEW = 8  # queries of a head, at most, for which keys and values are read as they lie
-QUERIES = 256  # queries of a head in a piece of the forward's work
-WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
-NARROW = 4  # panels of keys in a block of the backward
-STRIPS = 8  # strips of queries in a block of the backward
+SECONDS = 4e-11  # approximate seconds of a multiply-add
+FEW = 8  # the most queries of a head for which keys and values are read in place
+QUERIES = 256  # queries of a head in a piece of the forward pass
+WIDE = 8  # panels of keys in a block of the forward pass: longer sums are less exact
+NARROW = 4  # panels of keys in a block of the backward pass
+STRIPS = 8  # strips of queries in a block of the backward pass
 
 Booleans = Annotated[Strided.D4, types.boolean]
 Logs = Annotated[Written.D3, types.float64]
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
-    """Return whether the loops take these arrays: they have one float dtype, and are not empty."""
+    """Return whether the kernels accept these arrays: not empty, and of the same float dtype."""
     return (
         query.dtype in NUMBERS
         and query.dtype == key.dtype == value.dtype
@@ -77,18 +77,18 @@ def attention(
     Returns the result, `(..., L, d_v)`, and log(sum(e^scores)) of each query, `(..., L)` float64.
 
     Args:
-        query: `(..., L, d)`, of any strides, like the other arrays.
-        key: `(..., S, d)`; its heads, along axis -3, may be fewer, a divisor of the query's.
-        value: `(..., S, d_v)`; its heads may be fewer too.
-        allowed: booleans that broadcast to `(..., L, S)`, or None for all.
-        added: floats that broadcast to it, or None for 0.
-        offset: query i is allowed only the keys up to i + offset; None for all keys.
+        query: `(..., L, d)`; all arrays may have any strides.
+        key: `(..., S, d)`; it may have fewer heads (axis -3), a divisor of the query's heads.
+        value: `(..., S, d_v)`; it may have fewer heads too.
+        allowed: booleans that broadcast to `(..., L, S)`, or None if all keys are allowed.
+        added: floats that broadcast to `(..., L, S)`, or None for 0.
+        offset: query i may use only the keys up to i + offset; None for all keys.
         scale: the factor of the scores.
     """
     leading, q, k, v = _operands(query, key, value)
     mask = _mask(offset, allowed, added, leading, q, k)
     if q.shape[2] == 1 and k.shape[1] == v.shape[1] < q.shape[1] and k.shape[2] <= mask.offset + 1:
-        # The queries of a group see the same keys: they can be the rows of one head.
+        # The queries of a group use the same keys, so they can be the rows of one head.
         q, *arrays = (
             x.reshape(len(k), k.shape[1], -1, x.shape[3]) if x.size else x
             for x in (q, mask.allowed, mask.added)
@@ -111,10 +111,11 @@ def attention_gradients(
     g: Array, query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
     offset: int | None, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
 ) -> list[Array | None]:  # fmt: skip
-    """Compute the gradients of `attention` by query, key, value and `added`, each if it is needed.
+    """Compute those gradients of `attention` by query, key, value and `added` that are needed.
 
-    They have the leading axes of the result, but are summed over groups if the operand has more
-    than one head, and fewer than the result. The last one has the shape of the scores.
+    They have the leading axes of the result. But if an operand has more than one head, and fewer
+    than the result, its gradient is summed over groups. The gradient by `added` has the shape of
+    the scores.
     """
     leading, q, k, v = _operands(query, key, value)
     g, out = (_four(x, leading[:-1]) for x in (g, out))
@@ -150,7 +151,7 @@ def _operands(*arrays: Array) -> tuple[tuple[int, ...], Array, Array, Array]:
 
 
 def _four(x: Array, outer: tuple[int, ...]) -> Array:
-    """Return x as `(outer axes, heads, length, d)`, with vectors of adjacent numbers."""
+    """Return x as `(outer axes, heads, length, d)`, with a contiguous last axis."""
     x = adjacent(x)
     if x.ndim == 4 and x.shape[:1] == outer:
         return x
@@ -166,12 +167,12 @@ def _of_heads(x: Array, count: int, leading: tuple[int, ...]) -> Array:
 
 
 def adjacent(x: Array) -> Array:
-    """Return an array whose last axis has adjacent numbers: x itself, or a copy."""
+    """Return an array with a contiguous last axis: x itself, or a copy."""
     return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def laid_out_like(x: Array, heads: int, size: int) -> Array:
-    """Return an empty array with so many heads of vectors of this size, in the layout of x."""
+    """Return an empty array with this number of heads and size of vectors, in the layout of x."""
     batch, _, length, _ = x.shape
     if abs(x.strides[1]) < abs(x.strides[2]):
         return np.empty((batch, length, heads, size), x.dtype).swapaxes(1, 2)
@@ -179,9 +180,9 @@ def laid_out_like(x: Array, heads: int, size: int) -> Array:
 
 
 class Mask(NamedTuple):
-    """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
+    """The mask of all scores; arrays are `(batch, heads, L, S)`, or have size 0 for no mask."""
 
-    offset: int  # query i is allowed the keys up to i + offset: with as many as keys, all
+    offset: int  # query i may use the keys up to i + offset; the number of keys allows all
     allowed: Any  # booleans
     added: Any  # floats
 
@@ -196,7 +197,7 @@ def _mask(
     def of_scores(x: Array | None, dtype: np.dtype[Any]) -> Array:
         if x is None:
             return nothing(dtype, 4)
-        # If one number stands for all keys, it is repeated.
+        # If all keys have the same number, it is repeated.
         x = x.astype(dtype, copy=False)
         x = np.broadcast_to(x, (*(x.shape[:-1] or (1,)), keys))
         return np.broadcast_to(_four(x, leading[:-1]), shape)
@@ -232,7 +233,7 @@ def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
 
 @jit()
 def _matrix(x: Any, b: int, h: int, heads: int, row: int) -> Matrix:
-    """Return the matrix that head h of so many reads in sequence b, from a row on."""
+    """Return the matrix that head h of `heads` reads in sequence b, from a row on."""
     h = h * x.shape[1] // heads
     at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
     return Matrix(at, x.strides[2], x.strides[3])
@@ -240,14 +241,14 @@ def _matrix(x: Any, b: int, h: int, heads: int, row: int) -> Matrix:
 
 @jit()
 def _part(x: Any, row: int, column: int) -> Matrix:
-    """Return the matrix of an array from a row and a column on."""
+    """Return the part of an array from a row and a column on, as a matrix."""
     at = address_of(x) + row * x.strides[0] + column * x.strides[1]
     return Matrix(at, x.strides[0], x.strides[1])
 
 
 @jit()
 def _packed(x: Any, depth: int, row: int) -> Matrix:
-    """Return the panels in an array, `depth` rows of it for each, from a row of the array on.
+    """Return the panels in an array, from a row of the array on; each has `depth` rows.
 
     The steps are those from row to row, and from panel to panel.
     """
@@ -256,13 +257,13 @@ def _packed(x: Any, depth: int, row: int) -> Matrix:
 
 @jit()
 def vector_at(x: Any, b: int, h: int, i: int) -> Any:
-    """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
+    """Return x[b, h, i] as an array that the compiler knows to be contiguous."""
     return elements(_matrix(x, b, h, x.shape[1], i).at, 0, x.shape[3], x)
 
 
 @external()
 def _room(rows: int, columns: int, like: Any) -> Any:
-    """Return an empty array that begins with a cache line, of the dtype of `like`."""
+    """Return an empty array of the dtype of `like` that begins at a cache line."""
     lines = (rows * columns * like.itemsize + 2 * CACHE_LINE - 1) // CACHE_LINE
     work = np.empty(lines * (CACHE_LINE // like.itemsize), like.dtype)
     skipped = -address_of(work) % CACHE_LINE // like.itemsize
@@ -276,7 +277,7 @@ def _panels(t: BlockSizes, columns: int) -> int:
 
 @external()
 def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
-    """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
+    """Pack all panels of a matrix, one after another; each has `depth` rows of NR numbers."""
     pack(t, transposed(b), columns, depth, t.NR, t.NR, address_of(target))
     keep_alive(target)
 
@@ -285,7 +286,7 @@ def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> No
 def _multiply(
     t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: Matrix, c: Matrix, add: bool
 ) -> None:
-    """Compute C = A B or +=, for so many panels of B (see `_packed`)."""
+    """Compute C = A B or +=, for this number of panels of B (see `_packed`)."""
     for panel in range(panels):
         done, source, target = 0, b.at + panel * b.col, c.at + panel * t.NR * c.col
         while done < rows:
@@ -296,8 +297,8 @@ def _multiply(
 
 
 # --------------------------------------------------------------------------------------------------
-# A row of scores: what a query makes of a block of keys. It lies in a buffer, as long as the panels
-# of keys that the register tile has multiplied; what is beyond the last key gets the weight 0.
+# A row of scores: those of one query with a block of keys. It is in a buffer that is as long as the
+# panels of keys that the register tile has multiplied. Scores beyond the last key get the weight 0.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -306,9 +307,9 @@ _exp = vector_math.by_dtype(vector_math.exp, lambda x: math.exp(x))
 
 @external()
 def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
-    """Apply scale and mask to the scores of query i with the keys from j on; -inf beyond the last.
+    """Apply scale and mask to the scores of query i with the keys from j on; -inf after the last.
 
-    Returns the scale that is left to be applied.
+    Returns the scale that has not been applied yet.
     """
     number = row.dtype.type
     if mask.added.size or not scale > 0:
@@ -330,7 +331,7 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
 
 @external(fastmath={"reassoc", "contract"})
 def exponentials(row: Any, scale: Any, most: Any) -> Any:
-    """Turn scores into e^(scale score - most), and return their sum."""
+    """Replace scores by e^(scale score - most), and return their sum."""
     total = row.dtype.type(0)
     for n in range(row.size):
         e = _exp(row[n] * scale - most)
@@ -341,7 +342,7 @@ def exponentials(row: Any, scale: Any, most: Any) -> Any:
 
 @external()
 def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
-    """Return whether query i is allowed no key."""
+    """Return whether query i may not use any key."""
     for j in range(min(keys, i + 1 + mask.offset)):
         allowed = mask.allowed.size == 0 or mask.allowed[b, h, i, j]
         if allowed and not (mask.added.size and mask.added[b, h, i, j] == -np.inf):
@@ -351,7 +352,7 @@ def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
 
 @external()
 def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: Any) -> None:
-    """Turn scores into weights p = e^(scale score - lse), and slopes by p into p (slope - mean)."""
+    """Replace scores by weights p = e^(scale score - lse), and slopes by p (slope - mean)."""
     for n in range(weights.size):
         p = _exp(weights[n] * scale - lse)
         weights[n] = p
@@ -369,7 +370,7 @@ def forward_loop(
     allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers, out: Written.Anywhere4,
     lse: Logs,
 ) -> None:  # fmt: skip
-    """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
+    """Write `out` and `lse` of all heads; the pieces are chunks of the queries of a head."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
     few, chunks = queries <= FEW, (queries + QUERIES - 1) // QUERIES
@@ -383,7 +384,7 @@ def forward_loop(
         if not few:
             _pack(t, transposed(K), d, keys, columns)
         if few and d_v == width:
-            V = Matrix(V.at, V.row, t.NR * t.item)  # as if it were packed
+            V = Matrix(V.at, V.row, t.NR * t.item)  # the steps of packed panels
         else:
             _pack(t, V, keys, d_v, values)
             V = _packed(values, keys, 0)
@@ -445,10 +446,10 @@ def forward_loop(
 
 @external(fastmath={"contract"})
 def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
-    """Write the products of rows of g with those of `out`.
+    """Write the dot product of each row of g with the row of `out`.
 
-    Each is summed from the first number to the last, as in the tile: if a query has one key only,
-    the difference from its slope is then 0.
+    Each is summed from the first number to the last, as in the tile. So if a query has only one
+    key, the difference between its slope and this product is exactly 0.
     """
     for i in range(means.size):
         x, y, total = vector_at(g, b, h, i), vector_at(out, b, h, i), g.dtype.type(0)
@@ -473,7 +474,7 @@ def backward_loop(
     out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
     dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
-    """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
+    """Write `dq`, `dk`, `dv` and `ds`, except those of size 0; `ds` is 0 above the diagonal."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
@@ -514,7 +515,7 @@ def backward_loop(
                         left = limited(row, number(scale), mask, b, h, n, j, seen)
                         weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
                         if ds.size:
-                            # As slices, numba would compile an error message.
+                            # Not as slices, for which numba would compile an error message.
                             for key in range(seen):
                                 ds[b, h, n, j + key] = slope[key]
                         weights[r, panels * t.NR :] = 0
@@ -523,7 +524,7 @@ def backward_loop(
                     _multiply(t, strip, width // t.NR, seen, dP, K, dQ, True)
                 for s in range(0, step, t.MR):
                     strip = min(t.MR, step - s)
-                    # The first row that sees these keys
+                    # The first row that may use these keys
                     first = min(rows, max(0, j + s - offset - i))
                     if first == rows:
                         break

@@ -1,8 +1,8 @@
-"""A frozen matrix in bfloat16: the upper half of a float32, which language models are stored in.
+"""A frozen matrix in bfloat16, the upper 16 bits of a float32, as language models are stored.
 
-Such a number becomes a float32 by a shift, which takes no time beside reading it from memory. numpy
-has no such dtype. So the numbers are here as integers of 16 bits; `ml_dtypes`, which has it, is
-imported to round floats, and to show the matrix as an array of that dtype.
+A shift turns a bfloat16 into a float32; this takes far less time than reading it from memory. numpy
+has no dtype bfloat16, so the numbers are stored as 16-bit integers. The package `ml_dtypes` has the
+dtype; it is imported only to round floats, and to show the matrix as an array of bfloat16.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from minigrad.kernels.narrow import (
 )
 from minigrad.kernels.vector import ADDRESS, Emitter, address_of, instruction
 
-SECONDS = 1e-10  # that an element takes, about
-INFINITE = np.uint16(0x7F80)  # the exponent of NaN and Inf
+SECONDS = 1e-10  # approximate seconds of an element
+INFINITE = np.uint16(0x7F80)  # the bits of the exponent of NaN and Inf
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,12 +37,12 @@ class BFloat16Matrix(NarrowMatrix):
     """A matrix of bfloat16 numbers; it cannot be changed. `of` makes one.
 
     Args:
-        bits: `(rows, cols)` uint16, each number's 16 bits. Its memory is shared if contiguous.
-        is_transposed: whether this is the transpose of the matrix in the array.
+        bits: `(rows, cols)` uint16, the 16 bits of each number. A contiguous array is not copied.
+        is_transposed: whether this matrix is the transpose of the matrix in `bits`.
 
     Raises:
-        TypeError: if the array is of another dtype.
-        ValueError: if it is no matrix, or empty.
+        TypeError: if the array has another dtype.
+        ValueError: if the array is not a matrix, or is empty.
     """
 
     format = "bfloat16"
@@ -62,15 +62,15 @@ class BFloat16Matrix(NarrowMatrix):
 
     @classmethod
     def of(cls, array: Array) -> BFloat16Matrix:
-        """Return the matrix nearest to `array`; of one in bfloat16 the memory is shared.
+        """Return the matrix nearest to `array`; a contiguous array of bfloat16 is not copied.
 
         Args:
             array: `(rows, cols)` of float16, float32 or float64, or of `ml_dtypes.bfloat16`.
 
         Raises:
-            TypeError: if it is no array of floats.
-            ValueError: if it is no matrix, or empty.
-            ImportError: if it is to be rounded, and ml_dtypes is not installed.
+            TypeError: if `array` is not an array of floats.
+            ValueError: if `array` is not a matrix, or is empty.
+            ImportError: if ml_dtypes is not installed.
         """
         kind = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
         if kind not in ("float16", "float32", "float64", "bfloat16"):
@@ -101,7 +101,7 @@ class BFloat16Matrix(NarrowMatrix):
         return rows, cols
 
     def is_finite(self) -> bool:
-        """Return whether it has no NaN and no Inf."""
+        """Return whether all numbers are finite."""
         return not any(
             ((self.bits[a:b] & INFINITE) == INFINITE).any() for a, b in strips(*self.stored_shape)
         )
@@ -128,11 +128,11 @@ def _dtype() -> Any:
 
 
 def widen(bits: Array, out: Array) -> None:
-    """Write numbers of bfloat16 to `out`.
+    """Convert numbers of bfloat16 to floats, and write them to `out`.
 
     Args:
-        bits: uint16, C-contiguous, the bits of each number.
-        out: floats, of the same shape, C-contiguous.
+        bits: the bits of each number, uint16, C-contiguous.
+        out: an array of floats of the same shape, C-contiguous.
     """
     if out.dtype != SINGLE:
         wide = np.empty(out.shape, np.float32)
@@ -168,7 +168,7 @@ def _tile(
         xs = [[e.load(e.step(there, x_row, i), e.vector)] for i in range(high)]
         here, ws = builder.add(bits, builder.mul(at, two)), []
         for j in range(WIDTH):
-            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # rows are short
+            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # a short row is not predicted
             upper = builder.zext(e.load(e.step(here, row, j), stored), wide)
             upper = builder.shl(upper, ir.Constant(wide, [16] * e.lanes))
             ws.append([builder.bitcast(upper, e.vector)])
@@ -184,7 +184,7 @@ def _dots_loop(
     m, (rows, cols) = x.shape[0], bits.shape
     height = HEIGHT if m >= HEIGHT else 1
     for group in span(piece, pieces, (rows + WIDTH - 1) // WIDTH):
-        j = min(group * WIDTH, rows - WIDTH)  # the last tile begins in the one before
+        j = min(group * WIDTH, rows - WIDTH)  # the last tile may overlap the tile before
         for k in range(0, m, height):
             i = min(k, m - height)
             _tile(

@@ -1,39 +1,39 @@
-"""Compiled kernels on disk: each in a file of its own, named by a digest of what it was made of.
+"""Compiled kernels on disk: each kernel has a file, named by a digest of all it was made from.
 
-numba has a cache, and we do not use it, for four reasons:
+This module replaces numba's cache, for four reasons:
 
-* Its key knows the file that a function is written in, and nothing of the files it calls into.
-  Change the register tile in one file, and loops in another still pack panels for the old one:
-  with raw addresses that is a write out of bounds.
-* It numbers the files of a function in an index. Two processes that compile at once may give one
-  number to two kernels, and each then runs the machine code of the other.
-* A file that was cut short, for example by a full disk, raises an arbitrary error when it is read.
+* numba's key depends on the file that a function is written in, but not on the files with the
+  functions that it calls. If the register tile in one file changes, loops in another file still
+  pack panels for the old tile, and write to memory out of bounds.
+* numba numbers the files of a function in an index. Two processes that compile at once may give the
+  same number to two kernels, and then each runs the machine code of the other.
+* A truncated file, for example after a full disk, raises an arbitrary error when it is read.
 * Nothing is ever deleted.
 
-Here the name of a file is a digest of all that its machine code depends on, so there is no index
-that could be out of date: a kernel is either there or compiled. Two processes that compile
-the same kernel write the same file, each at one stroke. A file begins with a digest of the rest, so
-that a damaged one is noticed, and made again. The files made from one state of our sources lie in a
-folder of their own, and the last few such folders stay.
+Here, the name of a file is a digest of everything that its machine code depends on, so no index can
+be out of date: if the file does not exist, the kernel is compiled. Two processes that compile the
+same kernel write the same file, both atomically. A file begins with a digest of the rest, so a
+damaged file is noticed and made again. All files made from one state of minigrad's sources are in
+one folder, and the last few such folders stay.
 
 A function that is compiled once and called from many kernels (`minigrad.kernels.jit.external`) has
-a file too. Its name is the symbol by which machine code calls it; so a file names the files that it
-needs, and these are loaded first.
+a file too. Its name is the symbol by which machine code calls the function. So a file names the
+files that it needs, and these are loaded first.
 
-A function that was made in another one is named after what it closes over (`name_apart`): the
-linker knows functions by their names.
+The linker finds functions by their names. So the name of a function that was made inside another
+function has a digest of the values that it closes over (`name_apart`).
 
-The key does not know the values of global variables, which numba compiles in. They may be constants
-of our sources, or follow from the processor, which the key knows; what depends on the machine (the
-size of a cache, say) must come as an argument.
+The key does not depend on the values of global variables, although numba compiles them in. So they
+must be constants of the sources, or follow from the processor, which the key includes. What depends
+on the machine in another way, such as the size of a cache, must be an argument.
 
-A kernel is looked for in all `FOLDERS`, and stored in the first that can be
-written to. Only this user may read it. Kernels that root has compiled, as when a container was
-built, serve all users after `chmod -R go+rX` of their folder.
+A kernel is read from any of the `FOLDERS`, and stored in the first that can be written to. Only
+this user may read it. Kernels that root has compiled, as when a container was built, can be used by
+all users after `chmod -R go+rX` of their folder.
 
-Whoever can write machine code that we load can do in this process what he wants. So folders and
-files count only if they belong to this user or to root, and nobody else may write to them; ours are
-made so, and are made so again if they are not.
+A person who can write the machine code that a process loads can do anything in that process. So
+folders and files are used only if they belong to this user or to root, and nobody else may write to
+them. New folders and files are made so; if others may write to those of this user, this is undone.
 """
 
 from __future__ import annotations
@@ -68,24 +68,24 @@ from numba.misc import appdirs
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
 PACKAGE = Path(__file__).parent
-GENERATIONS = 4  # states of our sources whose kernels stay on disk
+GENERATIONS = 4  # how many states of minigrad's sources have kernels that stay on disk
 
 LOADED: list[str] = []
 """The functions that this process has read from disk."""
 
 COMPILED: list[str] = []
-"""The functions that this process has compiled, whether kernels or called by one."""
+"""The functions that this process has compiled: kernels and functions that kernels call."""
 
 announces = True
 """Whether compilations of this process are announced (see `minigrad.kernels.first_run`)."""
 
 after_compiling: Callable[[], None] | None = None
-"""Called when a kernel can be used, or has failed, in a process that announces compilations."""
+"""A function to call after each kernel, compiled or failed, if compilations are announced."""
 
 
 @cache
 def _digest(path: Path) -> str:
-    """Return a digest of a source file; empty if it cannot be read, as within an archive."""
+    """Return a digest of a source file; empty if it cannot be read, for example in an archive."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -98,7 +98,7 @@ _SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if t
 
 @cache
 def _surroundings() -> tuple[object, ...]:
-    """Return all that machine code depends on, apart from our sources and the processor."""
+    """Return what machine code depends on besides minigrad's sources and the processor."""
     versions = (numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
     options = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
     return (*versions, *(str(getattr(numba.config, name, None)) for name in options))
@@ -108,8 +108,8 @@ def _folders() -> list[Path]:
     parents = [PACKAGE / "__pycache__", Path(appdirs.AppDirs("minigrad", False).user_cache_dir)]
     if numba.config.CACHE_DIR:
         parents = [Path(WORKING_FOLDER, numba.config.CACHE_DIR, "minigrad")]
-    # Without a home folder, that of the user would be a folder named "~" of the working one, which
-    # may have been deleted.
+    # If the user has no home folder, the path begins with "~" and would be relative to the working
+    # folder, which may have been deleted.
     parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
     return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
 
@@ -117,18 +117,19 @@ def _folders() -> list[Path]:
 FOLDERS = _folders()
 """The folders where compiled kernels may be, in the order in which they are searched.
 
-They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
-folder. A relative one counts from the working folder in which minigrad was imported. All depend on
-the state of our sources; there are none if these cannot be read.
+They are in `NUMBA_CACHE_DIR` if it is set, or else beside minigrad's sources and in the user's
+cache folder. A relative `NUMBA_CACHE_DIR` counts from the working folder in which minigrad was
+imported. The names of the folders depend on the sources; if these cannot be read, the list is
+empty.
 """
 
 
 def is_trusted(path: Path) -> bool:
     """Return whether a folder or file is this user's or root's, and nobody else may write to it.
 
-    If it is this user's, the right of others to write to it is taken away.
+    If it is this user's, others lose the permission to write to it.
     """
-    if not hasattr(os, "geteuid"):  # on Windows, where rights are others
+    if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
         return True
     facts, user = path.stat(), os.geteuid()
     if facts.st_mode & 0o022 and facts.st_uid == user:
@@ -139,7 +140,7 @@ def is_trusted(path: Path) -> bool:
 
 @cache
 def writable_folder() -> Path | None:
-    """Return the first of the `FOLDERS` that can be written to, made if it is missing, or None."""
+    """Return the first of the `FOLDERS` that can be written to, or None; make it if necessary."""
     for folder in FOLDERS:
         try:
             is_new = not folder.exists()
@@ -157,7 +158,7 @@ def writable_folder() -> Path | None:
 
 
 def _drop_old_generations(newest: Path) -> None:
-    """Delete what was compiled from older sources, except from their last few states."""
+    """Delete the kernels of old states of the sources, except those of the last `GENERATIONS`."""
     dated = []
     for folder in newest.parent.glob("kernels-*"):
         with suppress(OSError):  # another process may be deleting it as well
@@ -168,7 +169,7 @@ def _drop_old_generations(newest: Path) -> None:
 
 
 def describe() -> str:
-    """Return a text that says where compiled kernels are kept, and how many there are."""
+    """Describe in words where compiled kernels are stored, and how many."""
     folder = writable_folder()
     if folder is None:
         return f"kept nowhere: {why_nowhere()}"
@@ -177,10 +178,10 @@ def describe() -> str:
 
 
 def name_apart(function: Callable[..., Any]) -> None:
-    """Add a digest of what a function closes over to its name.
+    """Add a digest of the values that a function closes over to its name.
 
-    Two functions that one factory has made would otherwise have one name, by which a process that
-    reads both from disk might run one for the other.
+    Two functions that one factory has made would otherwise have the same name, and a process that
+    reads both from disk might confuse them.
     """
     cells = function.__closure__ or ()
     if cells and not function.__qualname__.endswith("]"):
@@ -190,7 +191,7 @@ def name_apart(function: Callable[..., Any]) -> None:
 
 
 def _identity(value: Any) -> object:
-    """Return what tells a value apart in each process: of a function its name and its source."""
+    """Return what identifies a value in every process: for a function, its name and its source."""
     function = inspect.unwrap(value)
     code = getattr(function, "__code__", None)
     if code is None:
@@ -200,18 +201,18 @@ def _identity(value: Any) -> object:
 
 
 SYMBOLS: dict[str, Any] = {}
-"""The compiled functions that machine code of this process may call, by their symbols.
+"""The compiled functions that machine code in this process may call, by their symbols.
 
-They are numba's results, which keep the machine code alive.
+These are numba's objects, which keep the machine code alive.
 """
 
-_SYMBOL = re.compile(rb"minigrad\.(\w+-[0-9a-f]{32})\0")  # as the string table of a file has them
+_SYMBOL = re.compile(rb"minigrad\.(\w+-[0-9a-f]{32})\0")  # as in the string table of a file
 
 
 def provide(symbol: str, compiled: Any) -> None:
     """Make a compiled function known to the linker under its symbol.
 
-    The thread that calls it has numba's lock of the compiler.
+    The calling thread must hold numba's compiler lock.
     """
     address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     llvm.add_symbol(symbol, address)
@@ -219,10 +220,10 @@ def provide(symbol: str, compiled: Any) -> None:
 
 
 def load(name: str, target: Any) -> Any:
-    """Return the compiled function of a file, or None if it is missing, or does not serve.
+    """Return the compiled function in a file, or None if the file is missing or unusable.
 
-    The functions that it calls through symbols are loaded first, since the linker ends the process
-    if one is missing.
+    The functions that it calls through symbols are loaded first, because the linker ends the
+    process if one is missing.
     """
     for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
@@ -238,9 +239,9 @@ def load(name: str, target: Any) -> Any:
         try:
             stored_as, parts = pickle.loads(content)
             if stored_as != name:
-                continue  # somebody has renamed it
+                continue  # the file was renamed
             compiled = compiler.CompileResult._rebuild(target, *parts)
-        except Exception:  # a file with a right digest, and content that is not ours
+        except Exception:  # the digest is right, but another program has written the content
             continue
         LOADED.append(name.rpartition("-")[0])
         return compiled
@@ -248,7 +249,7 @@ def load(name: str, target: Any) -> Any:
 
 
 class KernelCache:
-    """The files of one function, compiled with these options; it replaces numba's cache."""
+    """The files of one function, compiled with these options, in place of numba's cache."""
 
     def __init__(self, function: Callable[..., Any], options: tuple[object, ...]) -> None:
         self._function = function
@@ -262,20 +263,21 @@ class KernelCache:
     def has(self, signature: Any) -> bool:
         """Return whether the function is on disk for these argument types."""
         name = f"{self._name(signature)}.nbc"
-        # Unlike `Path.exists` this is False in a folder of another user.
+        # `Path.exists` may raise an error in a folder of another user; this returns False.
         return any(os.path.exists(folder / name) for folder in FOLDERS)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these argument types, or None if it must be compiled."""
-        # numba would call target.refresh(), which imports all that a compilation may need, and
-        # takes 0.1 to 0.2 s; code that is compiled needs no more than the memory manager.
+        # numba would call target.refresh(), which takes 0.1 to 0.2 s because it imports everything
+        # that a compilation may need. Code that is already compiled needs only the memory manager.
         rtsys.initialize(target)
         found = load(self._name(signature), target) if self._source else None
         if found is None:
             name = self._function.__name__
             COMPILED.append(name)
             if announces:
-                # By name, since that module knows the kernels, and only if there is need of it.
+                # Imported here and by name, because first_run imports the kernels, and they import
+                # this module.
                 import_module("minigrad.kernels.first_run").announce(name, str(signature))
             with interrupts_held_back():  # while numba imports what it needs to compile
                 cpu_target.typing_context.refresh()
@@ -283,7 +285,7 @@ class KernelCache:
         return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Store what has been compiled, if there is a folder for it."""
+        """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
             name = self._function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
@@ -301,7 +303,7 @@ class KernelCache:
             self._source,
             self._function.__code__.co_firstlineno,
             self._function.__module__,
-            self._function.__qualname__,  # and with it what the function closes over
+            self._function.__qualname__,  # with the digest of what the function closes over
             str(signature),
             self._options,
             cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
@@ -313,7 +315,7 @@ class KernelCache:
 
 
 def read_file(path: Path) -> bytes | None:
-    """Return the content of a file, or None if it is missing or damaged, or others may write it."""
+    """Return the content of a file; None if it is missing, damaged, or others may write to it."""
     try:
         if not (is_trusted(path.parent) and is_trusted(path)):
             say_once(
@@ -329,10 +331,10 @@ def read_file(path: Path) -> bytes | None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file atomically: a process that reads it meanwhile finds all of it, or none."""
+    """Write a file atomically: a process that reads it at the same time finds all of it or none."""
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
-        # Another process may have deleted the folder as an old one.
+        # Another process may have deleted the folder because it is old.
         draft.parent.mkdir(mode=0o700, exist_ok=True)
         with open(draft, "wb", opener=_for_this_user) as file:
             file.write(hashlib.sha256(content).digest() + content)
@@ -348,7 +350,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def drop_drafts(process: int) -> None:
-    """Delete the files that a process had not finished when it was ended."""
+    """Delete the files that a process was still writing when it was ended."""
     folder = writable_folder()
     for draft in folder.glob(f"*.{process}-*") if folder else ():
         draft.unlink(missing_ok=True)
@@ -359,7 +361,7 @@ def _for_this_user(path: str, flags: int) -> int:
 
 
 def why_nowhere() -> str:
-    """Return the reason why compiled kernels are not kept, and what to do."""
+    """Say why compiled kernels cannot be stored, and what to do."""
     if not _SOURCES:
         return (
             "the files of minigrad cannot be read one by one, as in a zip archive; install it, or "
@@ -377,6 +379,6 @@ def why_nowhere() -> str:
 @cache
 def say_once(text: str) -> None:
     """Log a line, unless this process has logged it before."""
-    # Through `logging`, so that a program can silence it or send it elsewhere; as a warning, since
-    # without any set-up only those are shown.
+    # Through `logging`, so that a program can silence or redirect it. As a warning, because without
+    # a configuration only warnings and errors are shown.
     logging.getLogger("minigrad").warning("minigrad: %s", text)

@@ -1,8 +1,8 @@
 """Batch norm and group norm: moments of channels, the result, and the gradients.
 
-x is seen as (N, C, inner), a stack of rows, one for each channel of each element of the batch. The
-loops over memory know rows only: what rows have in common is computed from one number for each, in
-float64. With m the number of elements that share a mean and a variance,
+x is seen as (N, C, inner): a row for each channel of each element of the batch. The loops over
+memory compute one number for each row. From these, numpy computes what rows share, in float64. With
+m the number of elements that share a mean and a variance,
 
     standard = (x - mean) rstd,   rstd = 1 / sqrt(variance + eps),   d = g weight
     dx = rstd (d - sum(d) / m - standard sum(d standard) / m)
@@ -22,18 +22,18 @@ from minigrad.kernels.jit import Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.normalization import STRETCH, about_pivot
 
-SECONDS = 1.5e-10  # that an element takes in one pass, about
-SHORT = 16  # elements of a row, below which those of all rows of a channel become one
+SECONDS = 1.5e-10  # approximate seconds of an element in one pass
+SHORT = 16  # elements; if rows are shorter, all rows of a channel become one row
 
 Doubles = Annotated[Written.D2, types.float64]
 
 
 def moments(x: Array, num_groups: int | None) -> Array:
-    """Compute mean and variance of each channel, or of each group in each element of the batch.
+    """Compute the mean and variance of each channel, or of each group in each batch element.
 
     Args:
         x: `(N, C, ...)`, not of size 0.
-        num_groups: the number of groups, or None for one mean of each channel.
+        num_groups: the number of groups, or None for one mean per channel.
 
     Returns:
         `(2, 1, C)`, or `(2, N, num_groups)`.
@@ -64,7 +64,7 @@ def norm(
     mean, rstd = _of_rows(rows, moments, eps)
     scale = rstd if weight is None else rstd * weight
     pivot = mean.astype(x.dtype)
-    shift = (pivot - mean) * scale  # of the digits that the mean has lost
+    shift = (pivot - mean) * scale  # the digits that the mean loses when it is rounded to pivot
     shift = shift if bias is None else shift + bias
     return _from_rows(_scaled(rows, pivot, scale, shift), x.shape)
 
@@ -73,7 +73,7 @@ def norm_gradients(
     g: Array, x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None,
     is_fixed: bool, needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute the gradients of `norm` by x, weight and bias, where they are needed.
+    """Compute those gradients of `norm` by x, weight and bias that are needed.
 
     Unless the moments are fixed, they are functions of x, computed with this `num_groups`.
     """
@@ -99,7 +99,7 @@ def norm_gradients(
 
 
 def _rows(x: Array, by_channel: bool) -> Array:
-    """Return x as (N, C, inner), contiguous; or (1, C, N inner) if a mean is that of a channel."""
+    """Return x as (N, C, inner), contiguous; or (1, C, N inner) for short rows if `by_channel`."""
     count, channels, inner = *x.shape[:2], math.prod(x.shape[2:])
     if by_channel and inner < SHORT:
         joined = x.reshape(count, channels, inner).swapaxes(0, 1)
@@ -108,7 +108,7 @@ def _rows(x: Array, by_channel: bool) -> Array:
 
 
 def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
-    """Return what `_rows` has arranged in its own shape, and no view, which a leaf would copy."""
+    """Return rows from `_rows` in the original shape; not as a view, which a leaf would copy."""
     if len(rows) != shape[0]:
         apart = rows.reshape(shape[1], shape[0], math.prod(shape[2:]))
         rows = np.ascontiguousarray(apart.swapaxes(0, 1))
@@ -123,7 +123,7 @@ def _of_rows(rows: Array, moments: Array, eps: float) -> tuple[Array, Array]:
 
 
 def _shared(values: Array, rows: Array, num_groups: int | None) -> Array:
-    """Return the sums of values of rows that share a mean, divided by their elements."""
+    """Return, for rows that share a mean, the sum of their values divided by their elements."""
     if num_groups is None:
         shared: Array = values.sum(0, keepdims=True) / (rows.shape[0] * rows.shape[2])
         return shared
@@ -199,7 +199,7 @@ def _moments_loop(piece: int, pieces: int, x: Read.D2, out: Doubles) -> None:
     for row in span(piece, pieces, len(x)):
         pivot, off, variance, _, _ = about_pivot(x[row], True, x[row], x[row])
         out[0, row] = pivot + off
-        out[1, row] = 0.0 if variance < 0 else variance  # by rounding
+        out[1, row] = 0.0 if variance < 0 else variance  # negative only by rounding
 
 
 @for_each_dtype()
@@ -243,7 +243,7 @@ def _row_sums_loop(
             sums = _sums_of_stretch(gs, xs, numbers[row, 0])
             total += sums[0]
             products += sums[1]
-            if scaled.size:  # while g is in the nearest cache
+            if scaled.size:  # here, because g is still in the level-1 cache
                 outs = scaled[row, start : start + STRETCH]
                 for i in range(outs.size):
                     outs[i] = gs[i] * scale

@@ -1,4 +1,4 @@
-"""Choosing elements in one pass over memory, `where` and dropout, and adding rows to a table."""
+"""`where`, dropout, and adding rows to a table, each in one pass over memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad.kernels.fused import LINE
 from minigrad.kernels.jit import Array, Read, Strided, Written
 from minigrad.kernels.launch import for_each_dtype, kernel_for, part
 
-SECONDS = 2e-10  # that an element of dropout takes, about
+SECONDS = 2e-10  # approximate seconds of an element of dropout
 
 Booleans = Annotated[Read.D1, types.boolean]
 Words = Annotated[Read.D1, types.uint16]
@@ -21,7 +21,7 @@ Threshold = Annotated[Any, types.uint32]
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
-    """Compute `np.where`, which takes ten times as long for a mask without a pattern."""
+    """Compute the same as `np.where`, ten times as fast for a mask without a pattern."""
     arrays = [v for v in (x, y) if isinstance(v, np.ndarray)]
     kernel = None
     if arrays and condition.dtype == np.bool_ and {v.shape for v in arrays} == {condition.shape}:
@@ -40,7 +40,7 @@ def _where_loop(
     piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, x_is_array: bool,
     y_is_array: bool, out: Written.D1,
 ) -> None:  # fmt: skip
-    """Choose from arrays, or from one array and the first number of another."""
+    """Choose from two arrays, or from an array and a number, which is then an array of size 1."""
     chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
     xs, ys, x0, y0 = part(piece, pieces, x), part(piece, pieces, y), x[0], y[0]
     for i in range(chosen.size):
@@ -49,13 +49,13 @@ def _where_loop(
 
 
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
-    """Return x times `scale` where the word is `threshold` at least, else x times 0.
+    """Return x times `scale` where the random word is at least `threshold`, or else x times 0.
 
     Args:
         x: floats of any shape.
-        words: one for each element, in the order of rows.
+        words: a random number for each element, in row-major order.
         threshold: from 0 to 2^16.
-        scale: the factor that makes up for the elements that are dropped.
+        scale: the factor that compensates for the dropped elements.
     """
     kernel = kernel_for(_drop_loop, x)
     if kernel is not None:
@@ -87,7 +87,7 @@ def add_rows(
     long for the gradient of an embedding (2048 rows of 128 numbers: 1.6 ms against 16 us).
 
     Raises:
-        IndexError: if there is no such row; negative ones do not count from the end.
+        IndexError: if an index is negative or not below n.
     """
     if rows.size and not (rows.min() >= 0 and rows.max() < len(table)):
         raise IndexError(f"rows run from {rows.min()} to {rows.max()}, of {len(table)}")

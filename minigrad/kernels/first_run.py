@@ -1,12 +1,12 @@
 """The first run on a machine: what the user sees while kernels are compiled, and a second process.
 
-The first compilation of a process is announced by a line, through `logging`. In a terminal a bar
-follows, which is there only while something is compiled, so that it is not in the way of what the
-program prints. Nobody knows which kernels a program is going to use; what is known is how many of
-them are not compiled yet.
+A process logs one line before its first compilation. In a terminal, a progress bar follows. It is
+shown only during a compilation, so that it does not disturb the output of the program. Its total is
+the number of kernels that are not compiled yet, because it is not known which of them the program
+will use.
 
-numba compiles one function at a time. Where a core is idle, a second process compiles, at the same
-time, kernels that a training step usually needs (`compile_for_training`).
+numba compiles one function at a time. If a core is idle, a second process compiles kernels that a
+training step usually needs, at the same time (`compile_for_training`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TRAINING = (
     "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
     "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm", "gemm_bias",
 )  # fmt: skip
-"""The kernels of usual training steps. First come those that the first process needs last."""
+"""The kernels of usual training steps. It begins with those that the first process needs last."""
 
-NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # variables of the environment that say so
+NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # environment variables of runs in which no user waits
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,13 +48,13 @@ threading.Thread(target=end_with_the_first, daemon=True).start()
 sys.path[:0] = [{root!r}]
 from minigrad.kernels import first_run
 first_run.compile_for_training({folders!r})
-"""  # importing takes a second, during which it looks at the first process too
+"""  # the thread starts before the import, which takes a second
 
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 
 
 class Announcement:
-    """The line, and the bar, of the compilations of this process."""
+    """The log line and the progress bar that announce the compilations of this process."""
 
     def __init__(self, double: bool) -> None:
         self._start = time.time()
@@ -82,7 +82,7 @@ class Announcement:
                 what="compiling", unit="kernel", shown=True, bar_format=BAR, delay=1e-9,
                 total=max(self._missing, self._ready + 1), initial=self._ready,
             )  # fmt: skip
-            # With a delay it is not drawn before it has a name.
+            # Because of the delay, the bar is not drawn before it has a name.
             self._bar.start_t = self._start
         if self._bar is not None:
             self._bar.set_postfix_str(name.strip("_"))
@@ -99,7 +99,7 @@ _announcement: Announcement | None = None
 
 
 def announce(name: str, signature: str) -> None:
-    """Show that a function is about to be compiled, which the thread with numba's lock calls."""
+    """Show that a function is about to be compiled; the caller must hold numba's compiler lock."""
     global _announcement
     if _announcement is None:
         if may_start_a_process():
@@ -116,11 +116,11 @@ def announce(name: str, signature: str) -> None:
 
 
 def may_start_a_process() -> bool:
-    """Return whether a second process is of use, and does not disturb anybody.
+    """Return whether a second process would help and would not disturb others.
 
-    There must be a folder to share, and an idle core of those that this process may use. None is
-    started by tests, or on a server for continuous integration; nor by a process that has been
-    forked, or that `multiprocessing` has started, since each of them would start one.
+    It needs a folder to share, and an idle core that this process may use. Tests and servers for
+    continuous integration do not start one. Processes that were forked, or that `multiprocessing`
+    has started, do not either, because each of them would start one.
     """
     if any(name in os.environ for name in NOBODY_WAITS):
         return False
@@ -129,7 +129,7 @@ def may_start_a_process() -> bool:
     multiprocessing = sys.modules.get("multiprocessing.process")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         return False
-    if not Path(sys.executable or "").name.startswith("python"):  # in an application
+    if not Path(sys.executable or "").name.startswith("python"):  # Python is part of an application
         return False
     try:
         return os.getloadavg()[0] <= threads.get_num_threads() - 1
@@ -138,9 +138,9 @@ def may_start_a_process() -> bool:
 
 
 def start_second_process() -> subprocess.Popen[bytes]:
-    """Start the process that compiles kernels of a training step; it ends with this one.
+    """Start the process that compiles kernels of a training step; it ends when this process ends.
 
-    It is in a session of its own, so that Ctrl-C in a terminal does not reach it.
+    It has its own session, so that Ctrl-C in a terminal does not reach it.
     """
     first = os.getpid()
     folders = [*map(str, cache.FOLDERS)]
@@ -153,7 +153,7 @@ def start_second_process() -> subprocess.Popen[bytes]:
     )
 
     def end() -> None:
-        if os.getpid() == first:  # and not in a child that this process has forked
+        if os.getpid() == first:  # not in a child that this process has forked
             process.kill()
             process.wait()
             cache.drop_drafts(process.pid)
@@ -164,7 +164,7 @@ def start_second_process() -> subprocess.Popen[bytes]:
 
 def compile_for_training(folders: list[str]) -> None:
     """Compile the kernels of `TRAINING`, unless another process does so for these folders."""
-    os.nice(10)  # it is to take time that nobody else needs
+    os.nice(10)  # other processes come first
     cache.announces = False
     cache.FOLDERS[:] = map(Path, folders)
     folder = cache.writable_folder()
@@ -176,8 +176,8 @@ def compile_for_training(folders: list[str]) -> None:
 
 
 def _is_the_only_one(folder: Path) -> bool:
-    """Return whether no other process compiles for this folder; none will, while this one runs."""
-    import fcntl  # which Windows has not, where `may_start_a_process` refuses
+    """Return whether no other process compiles for this folder, and keep others from starting."""
+    import fcntl  # does not exist on Windows, where `may_start_a_process` returns False
 
     try:
         lock = os.open(folder / "training.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""The factories of fused kernels: a function of one element, or of one row, becomes one of arrays.
+"""Make fused kernels: a function of one element, or of one row, becomes a function of arrays.
 
 A function is written once, with its reference in numpy beside it:
 
@@ -6,9 +6,10 @@ A function is written once, with its reference in numpy beside it:
     def leaky_relu(x: Any, slope: float) -> Any:
         return x if x > 0 else slope * x
 
-It is pasted into a loop over the arrays, which LLVM makes vector code of (see `vector_math`). That
-is for float32. float64 goes through the reference, that is numpy and the C library, whose last
-digits gradient checks need more than speed; a function has a loop for it too where that is exact.
+For float32, the function is copied into a loop over the arrays, which LLVM turns into vector code
+(see `vector_math`). float64 is computed by the reference, with numpy and the C library, because
+gradient checks need their last digits more than speed. A function has a loop for float64 too if the
+loop is as exact.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from minigrad.kernels.jit import DOUBLE, SINGLE, Array, Number, Read, Written, jit
 from minigrad.kernels.launch import Kernel, for_each_dtype, function_from, part, span
 
-LINE, CURVE = 1e-10, 5e-10  # seconds that an element takes, about, in a copy or an exponential
+LINE, CURVE = 1e-10, 5e-10  # approximate seconds of an element: of a copy, and of an exponential
 
 Function = Callable[..., Any]
 
@@ -33,10 +34,10 @@ _ravel = operator.methodcaller("ravel")
 class Fused:
     """A function of one or two arrays, and of options that are numbers, in one pass over memory.
 
-    `elementwise` and `rowwise` make it, and describe the arguments.
+    `elementwise` and `rowwise` make one, and describe its arguments.
 
     Attributes:
-        reference: the same function in numpy, which also serves if there is no kernel.
+        reference: the same function in numpy, which is also used if there is no kernel.
     """
 
     def __init__(
@@ -78,22 +79,23 @@ class Fused:
 def elementwise(
     seconds: float, *, reference: Callable[..., Array], double: Function | bool = False
 ) -> Callable[[Function], Fused]:
-    """Make a function of arrays from one of an element: its operands come first, then options.
+    """Make a function of arrays from a function of an element: first operands, then options.
 
-    It takes one or two operands, of one shape and dtype; options are annotated as `float`.
+    It has one or two operands, of the same shape and dtype. Options are annotated as `float`.
 
     Args:
-        seconds: the time that an element takes, about.
+        seconds: the approximate time of an element.
         reference: the function of arrays in numpy.
-        double: whether there is a kernel for float64 too, or the function of its elements.
+        double: whether there is a kernel for float64 too, or the function of a float64 for it.
     """
     return lambda function: Fused(function, seconds, reference, double)
 
 
 def rowwise(seconds: float, *, reference: Callable[..., Array]) -> Callable[[Function], Fused]:
-    """Make a function of arrays from one of a row along the last axis, which writes to a result.
+    """Make a function of arrays from a function of a row, which writes to a row of the result.
 
-    The arguments are those of `elementwise`; there are no options, and no float64.
+    Rows run along the last axis. The arguments are those of `elementwise`; the function has no
+    options, and no kernel for float64.
     """
     return lambda function: Fused(function, seconds, reference, by_rows=True)
 
@@ -124,7 +126,7 @@ def _loop_over(
 
 
 def rows_of(x: Array, size: int | None = None) -> Array:
-    """Return x as a contiguous matrix, with rows of this size, or along its last axis."""
+    """Return x as a contiguous matrix with rows of this size; by default, that of the last axis."""
     if size is None:
         if x.ndim == 2 and x.flags.c_contiguous:
             return x

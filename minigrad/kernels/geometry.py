@@ -1,4 +1,4 @@
-"""The options of a convolution, which ops check before any kernel is imported."""
+"""The options of a convolution: ops check them before they import any kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Shape = tuple[int, ...]
 
 
 class Geometry(NamedTuple):
-    """The options of a convolution, by axis."""
+    """The options of a convolution; all but `groups` have one number for each axis."""
 
     stride: Shape
     padding: Shape

@@ -1,27 +1,27 @@
-"""How kernels are compiled, decided once for all: `jit`, `external`, and the types of arguments.
+"""How all kernels are compiled: `jit`, `external`, and the types of arguments.
 
-A function that a kernel calls is decorated with one of two decorators:
+A function that a kernel calls has one of two decorators:
 
 * `jit` is for short functions. Each caller gets a copy of the machine code, which LLVM optimises
-  together with what is around it: only so does a loop over `vector_math.exp` become vector code.
-* `external` is for long ones. They are compiled once for each set of argument types, and called
-  through a symbol, as C calls a function of another file: the register tile takes seconds to
-  compile, and a dozen kernels call it.
+  together with the code around it. A loop over `vector_math.exp` needs this to become vector code.
+* `external` is for long functions. They are compiled once for each set of argument types, and
+  called through a symbol, as C calls a function in another file. The register tile, for example,
+  takes seconds to compile, and a dozen kernels call it.
 
 Both are `numba.njit` with these choices:
 
 * The machine code is stored on disk, so that only the first run on a machine compiles (see
   `minigrad.kernels.cache`).
-* The GIL is released while a kernel runs: kernels see numbers and memory, never a Python object.
+* A kernel releases the GIL while it runs: it uses numbers and memory, never a Python object.
 * A division by zero gives the result of IEEE, as in numpy, and not an exception.
-* Fast-math flags are allowed one by one. `"reassoc"` and `"contract"` let a sum be vectorised and a
-  product be fused with an addition; the flags that assume that there is no NaN and no infinity
-  stay off, since a library that searches for the first NaN must not compile it out.
+* Fast-math flags are allowed one by one. `"reassoc"` lets the compiler vectorise a sum, and
+  `"contract"` lets it fuse a product with an addition. The flags that assume that no NaN and no
+  infinity occur stay off, because this library searches for NaN.
 * Python's garbage collector pauses during a compilation, which saves a tenth of the time.
 
-With NUMBA_DISABLE_JIT=1 the decorated functions stay plain Python. They still mean the same, but
-a Python loop over machine addresses is of no use: `JIT_ENABLED` is then False, and each entry
-point computes in numpy what its kernel would.
+With NUMBA_DISABLE_JIT=1, `JIT_ENABLED` is False and the decorated functions stay plain Python. A
+Python loop over machine addresses would be of no use, so the functions that call kernels compute in
+numpy instead.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ JIT_ENABLED = not numba.config.DISABLE_JIT
 
 
 def jit(*, fastmath: Iterable[str] = (), inline: str = "never") -> Callable[[F], F]:
-    """Decorate a short function, of which each caller gets a copy: `@jit()`.
+    """Decorate a short function, so that each caller gets a copy: `@jit()`.
 
-    `fastmath` names single LLVM flags. `inline="always"` pastes the source into the callers, and
-    with it their flags; without it, the machine code is pasted where LLVM thinks that it pays.
+    `fastmath` names single LLVM flags. `inline="always"` copies the source into the callers, where
+    it is compiled with their flags. Otherwise LLVM decides whether it copies the machine code.
     """
 
     def decorate(function: F) -> F:
@@ -93,14 +93,14 @@ def dispatcher(
     parallel: bool = False,
     from_python: bool = False,
 ) -> Any:
-    """Return numba's dispatcher of a function, with the choices that all of ours share.
+    """Return numba's dispatcher of a function, with the choices that all kernels share.
 
     Args:
         function: the function to compile.
-        fastmath: LLVM's flags for it.
-        inline: `"always"` to paste its source into its callers.
-        parallel: whether its `prange` loops run on threads.
-        from_python: whether Python may call it, which takes time to compile.
+        fastmath: LLVM's fast-math flags for the function.
+        inline: `"always"` to copy the source of the function into its callers.
+        parallel: whether `prange` loops in the function run on threads.
+        from_python: whether Python can call the function; the wrapper takes time to compile.
     """
     cache.name_apart(function)
     flags = sorted(set(fastmath))
@@ -119,7 +119,7 @@ def dispatcher(
 def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
     """Compile a dispatcher's function for these types, or read it from disk; return the result."""
     collects = gc.isenabled()
-    gc.disable()  # numba's objects are many, and nearly all of them are still in use
+    gc.disable()  # numba makes many objects, and nearly all of them stay in use
     try:
         made.compile(kinds)
     except FileNotFoundError as error:
@@ -136,7 +136,7 @@ def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def intrinsic(define: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
-    """Make an instruction from a function of the types: numba's decorator, with annotations."""
+    """Make an instruction from a function of the argument types: numba's decorator, annotated."""
     return cast(Callable[P, Any], numba.extending.intrinsic(define))
 
 
@@ -170,7 +170,7 @@ class External:
         EXTERNALS[self.intrinsic] = self
 
     def symbol(self, kinds: tuple[Any, ...]) -> str:
-        """Return the name of the machine code for these types, which exists from then on."""
+        """Return the symbol of the machine code for these types; compile or load it if needed."""
         symbol = str(self._dispatcher._cache.symbol(kinds))
         with global_compiler_lock:  # two threads would each load it, and free what the other calls
             if symbol not in cache.SYMBOLS:
@@ -179,7 +179,7 @@ class External:
         return symbol
 
     def is_compiled(self, kinds: tuple[Any, ...]) -> bool:
-        """Return whether there is machine code for these types, here or on disk."""
+        """Return whether the machine code for these types is in this process or on disk."""
         kept = self._dispatcher._cache
         return kept.symbol(kinds) in cache.SYMBOLS or kept.has(kinds)
 
@@ -189,11 +189,11 @@ class External:
 
 
 EXTERNALS: dict[Any, External] = {}
-"""The external functions, by what compiled code calls."""
+"""The external functions, by their `intrinsic`, which compiled code calls."""
 
 
 def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: Any) -> Any:
-    """Emit the address of the function with a symbol, of which the linker will know it."""
+    """Emit the address of the function with a symbol; the linker fills in the address."""
     kind = context.call_conv.get_function_type(result, kinds)
     return builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
 
@@ -201,7 +201,8 @@ def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: An
 def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any) -> Any:
     """Emit a call of the compiled function at an address, and return its value.
 
-    An error in it, which can only be that memory ran out, is raised in the caller too.
+    If the function raises an error, the caller raises it too. The only possible error is that no
+    memory is left.
     """
     status, value = emit_call_with_status(context, builder, code, result, kinds, values)
     with cgutils.if_unlikely(builder, status.is_error):
@@ -219,9 +220,9 @@ def emit_call_with_status(
 
 
 def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
-    """Make an instruction from a function of any number of types, with these parameters.
+    """Make an instruction from a function of any number of types, with these parameter names.
 
-    numba would pack the arguments of a `*arguments` into a tuple, and count references to arrays.
+    numba would pack `*arguments` into a tuple, and count references to arrays.
     """
 
     def typed(*given: Any) -> Any:
@@ -234,13 +235,13 @@ def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
 
 
 def processor() -> str:
-    """Return LLVM's name of the processor that we compile for."""
+    """Return LLVM's name of the processor that kernels are compiled for."""
     _, name, _ = cpu_target.target_context.codegen().magic_tuple()
     return str(name)
 
 
 def instructions() -> str:
-    """Return LLVM's names of the instructions that kernels are compiled for, with commas."""
+    """Return LLVM's names of the instruction sets that kernels may use, separated by commas."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return ",".join(part for part in str(features).split(",") if part.startswith("+"))
 
@@ -255,8 +256,8 @@ NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float6
 """The dtypes that kernels are compiled for, and numba's types for them."""
 
 
-# numba's types of arrays, by the type of their elements and the number of axes. One that is only
-# read may be read-only; a strided one may also lie at any address: as which all others pass.
+# numba's types of arrays, given the type of the elements and the number of axes. An array that is
+# only read may be read-only; a strided array may also be misaligned, so any array has this type.
 read = functools.partial(types.Array, layout="C", readonly=True)
 written = functools.partial(types.Array, layout="C")
 written_anywhere = functools.partial(types.Array, layout="A")
@@ -265,12 +266,12 @@ strided = functools.partial(types.Array, layout="A", readonly=True, aligned=Fals
 
 @functools.cache
 def nothing(dtype: np.dtype[Any], ndim: int = 1) -> Array:
-    """Return the array of size 0 that stands for no array in a kernel's call."""
+    """Return an array of size 0, which means "no array" in the call of a kernel."""
     return np.empty((0,) * ndim, dtype)
 
 
 class Read:
-    """Annotations of parameters: arrays of so many axes that are contiguous, and only read."""
+    """Annotations of arrays that are contiguous and only read, by the number of axes."""
 
     D1 = Annotated[Any, read, 1]
     D2 = Annotated[Any, read, 2]
@@ -278,7 +279,7 @@ class Read:
 
 
 class Written:
-    """Annotations of arrays that are written to: contiguous ones, or of any strides."""
+    """Annotations of arrays that are written to: contiguous, or `Anywhere` with any strides."""
 
     D1 = Annotated[Any, written, 1]
     D2 = Annotated[Any, written, 2]
@@ -295,25 +296,25 @@ class Strided:
     D4 = Annotated[Any, strided, 4]
 
 
-Number = Annotated[Any, None]  # of the kernel's dtype
+Number = Annotated[Any, None]  # a number of the kernel's dtype
 Integers = Annotated[Written.D1, types.int64]
 PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
 
 
-@functools.cache  # once for all dtypes, since Python evaluates the annotations anew each time
+@functools.cache  # because Python evaluates the annotations again in each call
 def _annotations(function: Callable[..., None]) -> list[Any]:
-    """Return the annotations of a kernel's arguments."""
+    """Return the annotations of a kernel's parameters after the first two."""
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
     return list(hints.values())[2:]
 
 
 def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
-    """Return the types of a kernel's arguments, as its parameters are annotated.
+    """Return numba's types of a kernel's arguments, from the annotations of its parameters.
 
-    They are annotated as `int`, `float` or `bool`, with a type of numba, or as an array: of the
-    kernel's dtype, whose number this is, unless the annotation adds another, as in
-    `Annotated[Read.D1, types.int64]`. The first two parameters are those of all kernels.
+    An annotation is `int`, `float` or `bool`, a type of numba, or an array such as `Read.D1`. The
+    elements of arrays are of the type `number`, unless the annotation adds another type, as in
+    `Annotated[Read.D1, types.int64]`. The first two parameters are left out: all kernels have them.
     """
     found = []
     for hint in _annotations(function):

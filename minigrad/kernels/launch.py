@@ -1,8 +1,8 @@
-"""Kernels: loops that one thread runs, or that several share, from one compiled form.
+"""Kernels: loops that are compiled once, and run by one thread or shared by several.
 
-A kernel is a function `loop(piece, pieces, *arguments)` that does one of so many pieces of its
-work. One thread does it as one piece; several share it through `launch`, the only loop in the
-library that runs on threads, which gets the address of the machine code of a piece:
+A kernel is a function `loop(piece, pieces, *arguments)` that does piece number `piece` of its work.
+One thread does the work as one piece. Several threads share the pieces through `launch`, the only
+loop in the library that runs on threads; it gets the address of the machine code of a piece:
 
     kernel(seconds, *arguments)                     in Python: one thread or several
       entry(how, *arguments)                        unboxes the arguments; shared by all kernels
@@ -10,13 +10,13 @@ library that runs on threads, which gets the address of the machine code of a pi
         launch(work, data, pieces)                  if several threads share the work
           loop(piece, pieces, *arguments)
 
-A loop that shares parts of its work by itself, such as a product that packs a matrix first and then
-multiplies, is called once, as `loop(launcher, pieces, *arguments)`, and calls
+Some loops have several parts that threads share one after another: a product first packs a matrix
+and then multiplies. Such a loop is called once, as `loop(launcher, pieces, *arguments)`, and calls
 
     share(launcher, pieces, part, (x, y, ...))
 
-for each part, `part(piece, pieces, x, y, ...)`, an `external` function. The launcher is the address
-of `launch`, or 0 if the calling thread is to do all pieces itself.
+for each part. A part is an `external` function `part(piece, pieces, x, y, ...)`. The launcher is
+the address of `launch`, or 0 if the calling thread does all pieces itself.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ from minigrad.kernels.jit import (
 )
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
 
-PIECES = 64  # into which work is cut for threads to share
+PIECES = 64  # the number of pieces that threads share
 INT = types.intp
-PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of the record
+PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of a record
 
 
 @jit(inline="always")
 def part(piece: int, pieces: int, x: Any) -> Any:
-    """Return one of so many pieces of a row, as a slice.
+    """Return piece number `piece` of a row, as a slice.
 
-    LLVM knows the indices of a slice to be counted from 0, and makes vector code only where none
-    can be negative.
+    LLVM makes vector code only if no index can be negative. It knows this of the indices of a
+    slice, which begin at 0.
     """
     return x[piece * x.size // pieces : (piece + 1) * x.size // pieces]
 
 
 @jit(inline="always")
 def span(piece: int, pieces: int, count: int) -> Any:
-    """Return the range of the indices below `count` that belong to one of so many pieces."""
+    """Return the range of the indices below `count` that belong to piece number `piece`."""
     return range(piece * count // pieces, (piece + 1) * count // pieces)
 
 
@@ -82,7 +82,7 @@ def span(piece: int, pieces: int, count: int) -> Any:
 
 @intrinsic
 def _run_piece(_typing: Any, work: Any, piece: Any, pieces: Any, data: Any) -> Any:
-    """Call the code at an address for one piece of the work that is described at `data`."""
+    """Call the code at the address `work` for one piece; its arguments are in the record `data`."""
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         builder.call(builder.inttoptr(values[0], PIECE_OF_WORK.as_pointer()), values[1:])
@@ -92,7 +92,7 @@ def _run_piece(_typing: Any, work: Any, piece: Any, pieces: Any, data: Any) -> A
 
 
 def launch(work: int, data: int, pieces: int) -> None:
-    """Run all pieces of some work on threads."""
+    """Run the code at the address `work` on threads, once for each piece."""
     for piece in prange(pieces):
         _run_piece(work, piece, pieces, data)
 
@@ -107,9 +107,10 @@ def launcher() -> int:
 def _emit_share(
     context: Any, builder: Any, launcher: Any, pieces: Any, code: Any, kinds: Any, values: Any
 ) -> None:
-    """Emit the calls of the function at an address for each piece, by threads.
+    """Emit code that lets threads call the function at an address for each piece.
 
-    They find its address and its arguments in a record on the stack, and note there if one fails.
+    The threads read the address and the arguments from a record on the stack, and note in the
+    record if a call fails.
     """
     kinds = (INT, INT, *kinds)
     fields = [WORD(0), code, *values]
@@ -142,7 +143,7 @@ def _emit_share(
 def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: Any) -> Any:
     """Call `function(piece, pieces, *arguments)` for each piece, on threads if there is a launcher.
 
-    The function is an `external` one, and the arguments are a tuple.
+    The function must be an `external` function, and the arguments a tuple.
     """
     kinds = tuple(map(types.unliteral, arguments))
     every = (INT, INT, *kinds)
@@ -168,10 +169,11 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
 
 
 def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
-    """Call a kernel as the four words at an address say: launcher, first argument, pieces, code.
+    """Call a kernel with the four words at an address: launcher, first argument, pieces, code.
 
-    With a launcher it is called for each piece, on threads, else once, with the first argument.
-    (One address is passed more quickly than four integers, which counts in a small product.)
+    With a launcher, threads call the kernel for each piece. Otherwise it is called once, with the
+    first argument. (Passing one address is faster than passing four integers, which counts in a
+    small product.)
     """
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
@@ -192,9 +194,9 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
 def function_from(
     name: str, parameters: dict[str, Any], body: str, module: str, **enclosed: Any
 ) -> Callable[..., None]:
-    """Return the function with this source, whose body knows the enclosed values by their names.
+    """Return a function with this body, which can use the values in `enclosed` by their names.
 
-    The parameters are given with their annotations.
+    `parameters` are the names of the parameters with their annotations.
     """
     head = f"def enclose({', '.join(enclosed)}):\n  def {name}({', '.join(parameters)}):\n"
     source = f"{head}{indent(dedent(body), '    ')}\n  return {name}"
@@ -207,7 +209,7 @@ def function_from(
 
 @functools.cache
 def entry(signature: tuple[Any, ...]) -> Any:
-    """Return the function by which Python calls all kernels whose arguments have these types."""
+    """Return the compiled function that Python calls for all kernels with these argument types."""
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
     body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
     function = function_from("entry", names, body, __name__, call=call)
@@ -225,23 +227,23 @@ KERNELS: list[Kernel] = []
 """Every kernel of the modules imported so far."""
 
 CALLS: list[Any] = []
-"""The words that `_call` reads, which live as long as the process."""
+"""The words that `_call` reads; they live as long as the process."""
 
 
 @dataclass(eq=False, repr=False)
 class Kernel:
     """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
 
-    Threads share the work if one would take long (see `minigrad.kernels.threads`). The result of
-    the loop must not depend on the number of pieces.
+    Threads share the work if it would take one thread long (see `minigrad.kernels.threads`). The
+    result of the loop must not depend on the number of pieces.
 
     Args:
         function: `loop(piece, pieces, *arguments)`, or `loop(launcher, pieces, *arguments)`.
         signature: the numba types of the arguments.
-        fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
-        threads: whether there is anything for threads to share.
+        fastmath: LLVM's fast-math flags for the function (see `minigrad.kernels.jit`).
+        threads: whether threads may share the work.
         pieces: the number of pieces for several threads; 0 means one for each thread.
-        shares: whether the function calls `share` itself, and so is called once.
+        shares: whether the function calls `share` itself; then it is called once.
 
     Attributes:
         alone: the loop on the calling thread, called as `alone(*arguments)`.
@@ -255,7 +257,7 @@ class Kernel:
     shares: bool = False
 
     def __post_init__(self) -> None:
-        # Plain attributes, since they are looked up in each call.
+        # Plain attributes and no properties, because each call reads them.
         self.alone: Callable[..., None] = self._first_call
         self._shared: dict[int, Callable[..., None]] = {}  # by the number of pieces
         self._types = (INT, INT, *self.signature)
@@ -266,11 +268,11 @@ class Kernel:
         return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
 
     def compile(self) -> None:
-        """Read the machine code from disk, or else compile it."""
+        """Read the machine code from disk, or compile it if it is not there."""
         self.alone = self._called(1, on_threads=False)
 
     def is_compiled(self) -> bool:
-        """Return whether its machine code is in this process or on disk."""
+        """Return whether the machine code of the kernel is in this process or on disk."""
         return self._external.is_compiled(self._types)
 
     @cached_property
@@ -278,7 +280,7 @@ class Kernel:
         return External(self.function, self.fastmath)
 
     def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
-        """Return a function that calls the machine code as `_call` says."""
+        """Return a function that calls the machine code through `_call`."""
         try:
             address = launcher() if on_threads else 0
             first = (0, address) if self.shares else (address, 0)
@@ -294,7 +296,7 @@ class Kernel:
         self.alone(*arguments)
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
-        """Run the loop, on threads if that is worth it."""
+        """Run the loop, on threads if it takes at least `WORTH_A_TEAM` seconds."""
         if self.threads and seconds >= WORTH_A_TEAM and get_num_threads() > 1:
             with team(seconds) as threads:
                 if threads > 1:
@@ -303,7 +305,7 @@ class Kernel:
         self.alone(*arguments)
 
     def shared(self, pieces: int, *arguments: Any) -> None:
-        """Run the loop on threads, as so many pieces."""
+        """Run the loop on threads, cut into this number of pieces."""
         call = self._shared.get(pieces)
         if call is None:
             call = self._shared[pieces] = self._called(pieces, on_threads=True)
@@ -313,10 +315,10 @@ class Kernel:
 def for_each_dtype(
     *dtypes: np.dtype[Any], **options: Any
 ) -> Callable[[Callable[..., None]], dict[np.dtype[Any], Kernel]]:
-    """Decorate a loop: it becomes its kernels by dtype, which are none if nothing is compiled.
+    """Decorate a loop: it becomes a dict of kernels by dtype, empty under NUMBA_DISABLE_JIT=1.
 
-    Its parameters are annotated with their types (see `minigrad.kernels.jit`). The options are
-    those of `Kernel`.
+    The parameters of the loop are annotated with their types (see `minigrad.kernels.jit`). The
+    options are those of `Kernel`.
     """
 
     def decorate(function: Callable[..., None]) -> dict[np.dtype[Any], Kernel]:
@@ -331,7 +333,10 @@ def for_each_dtype(
 def kernel_for(
     kernels: dict[np.dtype[Any], Kernel], first: Array, *others: Array | None
 ) -> Kernel | None:
-    """Return the kernel for the dtype of these arrays; None if it differs, or one is empty."""
+    """Return the kernel for the dtype of these arrays; None if their dtypes differ or one is empty.
+
+    None is also returned if an array is of a subclass of ndarray, or there is no such kernel.
+    """
     dtype = first.dtype
     if first.__class__ is not ndarray or not first.size:
         return None

@@ -1,13 +1,14 @@
-"""The products of a linear map with an update of low rank, forward and backward.
+"""The products of a linear map with a low-rank update, forward and backward.
 
     h = scale x A^T          y = x W^T + b + h B^T
     d = scale g B            dx = g W + d A       dA = d^T x       dB = g^T h
 
-There are three products forward, and up to five backward, and all but two have few rows or columns.
-In a small layer the calls would take longer than the products, so one compiled function does them
-all. In a large one each is a call of `gemm.matmul`, the second adding to what the first has
-written. If W is frozen, its layer may have its panels (`minigrad.kernels.gemm.prepacked`), and the
-bias and the update are added while a strip of the result is in a near cache.
+The forward pass has three products and the backward pass up to five. All but two of them have few
+rows or columns. In a small layer, separate calls would take longer than the products, so one
+compiled function computes all. In a large layer, each product is a call of `gemm.matmul`; the
+second adds to the result of the first. If W is frozen, the layer may have packed panels of W
+(`minigrad.kernels.gemm.prepacked`). Then the bias and the update are added while a strip of the
+result is in a cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from minigrad.kernels.gemm.products import bias_of, multiply_run
 from minigrad.kernels.jit import Array, Integers, Strided, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 
-SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
+SMALL = 1_000_000  # multiply-adds of x W^T; below this, most of the time would be for calls
 
 
 def forward(
@@ -32,7 +33,7 @@ def forward(
     """Compute y and h from `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)` and `(d_out, rank)`."""
     dtype, rows = x.dtype, len(x)
     product = gemm.PRODUCTS.get(dtype)
-    # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
+    # Loops for few rows add in another order, but if B is 0, the bits must be those of x W^T + b.
     few = product is not None and product.is_skinny(rows, *weight.shape)
     small = not few and rows * weight.size < SMALL
     kernel = kernel_for(_forward_loop, x, weight, lora_a, lora_b, bias) if small else None
@@ -56,7 +57,7 @@ def backward(
     g: Array, x: Array, weight: Array, lora_a: Array, lora_b: Array, h: Array, scale: float,
     wants_x: bool, wants_a: bool, wants_b: bool,
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute dx, dA and dB, each if it is wanted."""
+    """Compute dx, dA and dB, or only those of them that are wanted."""
     small = len(x) * weight.size < SMALL
     kernel = kernel_for(_backward_loop, x, weight, lora_a, lora_b, g, h) if small else None
     if kernel is not None:
@@ -84,7 +85,7 @@ def backward(
     return dx, da, gemm.matmul(g.T, h) if wants_b else None
 
 
-# The loops are for little work, which threads do not share.
+# These loops are for little work, so threads do not share it.
 
 
 @for_each_dtype(threads=False)
@@ -93,7 +94,7 @@ def _forward_loop(
     lora_b: Strided.D2, bias: Strided.D1, scale: float, h: Written.D2, same_h: Strided.D2,
     y: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
-    """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
+    """Compute y and h; `h` is passed twice, because numba has two types for writing and reading."""
     multiply_run(0, 1, x, lora_a.T, NO_BIAS, h, write, 0, 1)
     _multiply_by(h, scale)
     multiply_run(0, 1, x, weight.T, bias_of(bias), y, write, 0, 1)
@@ -106,7 +107,7 @@ def _backward_loop(
     lora_b: Strided.D2, h: Strided.D2, scale: float, d: Written.D2, same_d: Strided.D2,
     dx: Written.D2, da: Written.D2, db: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
-    """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
+    """Compute the gradients that have a size other than 0; `d` is passed twice, as `h` above."""
     if dx.size or da.size:
         multiply_run(0, 1, g, lora_b, NO_BIAS, d, write, 0, 1)
         _multiply_by(d, scale)

@@ -1,11 +1,11 @@
 """Losses: cross entropy row by row, and the sum of squared errors, without intermediate arrays.
 
-With h the largest element of a row and z = sum(e^(x - h)), the cross entropy of class y and its
+With h the largest logit of a row and z = sum(e^(x - h)), the cross entropy of class y and its
 gradient are
 
     log z - (x[y] - h)      dx = g (e^(x - h - log z) - [y])
 
-float32 has loops; float64 is left to numpy.
+float32 has loops; numpy computes float64.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def label_weights(
 ) -> tuple[Array, float]:
     """Return the weight of each label, and the sum of the weights.
 
-    It is the weight of its class, or 1; 0 if the label is `ignored`; nan if there is no such class.
+    The weight is that of the label's class, or 1; it is 0 if the label is `ignored`, and nan if the
+    class does not exist.
     """
     kernel = _label_weights_loop.get(dtype)
     if kernel is not None and labels.dtype == np.int64:
@@ -56,12 +57,12 @@ def label_weights(
 def cross_entropy(
     logits: Array, labels: Array, weights: Array, smoothing: float
 ) -> tuple[Array, Array]:
-    """Compute the loss of each row, and its h and log z, which the gradient needs.
+    """Compute the loss of each row, and the residuals h and log z.
 
     Args:
         logits: `(n, classes)`.
         labels: `(n,)`, each in range where its weight is not 0.
-        weights: `(n,)`; where one is 0 the loss is, whatever the logits are.
+        weights: `(n,)`; if a weight is 0, so is the loss of the row, whatever its logits are.
         smoothing: the part of the label's probability that is spread over all classes.
 
     Returns:
@@ -135,7 +136,7 @@ def _cross_entropy_loop(
         log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
-        if weights[i] != 0:  # where it is 0 an infinite loss does not count
+        if weights[i] != 0:  # because 0 times an infinite loss would be nan
             loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
             if smoothing:
                 loss -= smoothing * np.float32(_sum_of_differences(row, highest) / row.size)
@@ -165,7 +166,7 @@ def _cross_entropy_gradient_loop(
 
 
 def squared_error(x: Array, y: Array) -> float:
-    """Return the sum of (x - y)^2, of two arrays of one shape and dtype."""
+    """Return the sum of (x - y)^2, for two arrays of the same shape and dtype."""
     kernel = kernel_for(_squared_error_loop, x, y)
     if kernel is None:
         return float(np.sum(np.square(x - y)))

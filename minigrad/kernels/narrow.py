@@ -1,8 +1,9 @@
-"""Frozen matrices whose numbers take fewer bits in memory than in a product: bfloat16 and NF4.
+"""Frozen matrices that are stored in few bits per number: bfloat16 and NF4.
 
-A product of many rows decodes a strip of the matrix into floats at a time, and multiplies it by
-`gemm`. A product of few rows, as in a step of decoding, takes as long as the matrix takes to come
-from memory. So it decodes in registers, and reads each stored row once (`emit_tile`).
+A product of many rows decodes a strip of the matrix into floats at a time, and multiplies the strip
+with `gemm`. The time of a product of few rows, as when a language model generates one token, is the
+time to read the matrix from memory. So it decodes in registers, and reads each stored row once
+(`emit_tile`).
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from minigrad.kernels.gemm.skinny import fold
 from minigrad.kernels.jit import SINGLE, Array
 from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
 
-STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
-ROWS = 256  # in a strip, at least: each takes a pass over x, and packs it anew
+STRIP = 1 << 20  # elements in a strip: smaller strips need more passes over x
+ROWS = 256  # the least rows of a strip, because each strip takes a pass over x and packs x again
 
-FEW = 16  # rows of x, at most, for which a matrix is decoded in registers
+FEW = 16  # the most rows of x for which a matrix is decoded in registers
 WIDTH = 4  # stored rows that a tile of dot products reads at a time
-HEIGHT = vector_registers()[1] // 8  # rows of x in it, or one: half of the registers are sums
-LANES = vector_registers()[0] // SINGLE.itemsize  # numbers of a vector: a row has as many at least
+HEIGHT = vector_registers()[1] // 8  # rows of x in a tile, if not one: sums fill half the registers
+LANES = vector_registers()[0] // SINGLE.itemsize  # numbers in a vector; a row must have as many
 
-Vectors = list[list[Any]]  # some of each row, as values of the code being emitted
+Vectors = list[list[Any]]  # one or more vectors of each row, as values in the emitted code
 Read = Callable[[int, Any, Any], tuple[Vectors, Vectors]]
 
 
 class NarrowMatrix(ABC):
     """A frozen matrix that is stored in few bits; it cannot be changed."""
 
-    format: ClassVar[str]  # in a few letters
-    is_transposed: bool  # whether this is the transpose of the matrix in the arrays
+    format: ClassVar[str]  # the name of the format, such as "nf4"
+    is_transposed: bool  # whether this matrix is the transpose of the matrix in the arrays
 
     @property
     @abstractmethod
@@ -46,7 +47,7 @@ class NarrowMatrix(ABC):
 
     @abstractmethod
     def is_finite(self) -> bool:
-        """Return whether it has no NaN and no Inf."""
+        """Return whether all numbers are finite."""
 
     @abstractmethod
     def _read(self, start: int, out: Array) -> None:
@@ -54,13 +55,13 @@ class NarrowMatrix(ABC):
 
     @abstractmethod
     def _dots(self, x: Array, out: Array) -> bool:
-        """Write the dot products of rows of x and stored rows, if a kernel can; return whether.
+        """Write the dot products of rows of x and stored rows; return False if no kernel can.
 
-        x is `(n, cols)` and `out` `(n, rows)`, both C-contiguous in float32.
+        x is `(n, cols)` and `out` is `(n, rows)`, both C-contiguous in float32.
         """
 
     def __deepcopy__(self, memo: Any) -> Self:
-        return self  # nobody can change it
+        return self  # it cannot be changed
 
     def __reduce__(self) -> Any:
         return type(self), tuple(vars(self).values())  # `__init__` makes them read-only again
@@ -73,7 +74,7 @@ class NarrowMatrix(ABC):
 
     @property
     def ndim(self) -> int:
-        """The number of axes, as arrays have it."""
+        """The number of axes, as for arrays."""
         return 2
 
     @property
@@ -95,15 +96,15 @@ class NarrowMatrix(ABC):
         return turned
 
     def dense(self, dtype: DTypeLike = np.float32) -> Array:
-        """Return all of it as an array of floats."""
+        """Return the complete matrix as an array of floats."""
         return self.rows(0, self.shape[0], dtype)
 
     def rows(self, start: int, stop: int, dtype: DTypeLike = np.float32) -> Array:
         """Return the rows from `start` to before `stop` as an array of floats.
 
         Raises:
-            ValueError: if they are not 0 <= start <= stop <= the number of rows, or if the dtype is
-                not one of floats.
+            ValueError: unless 0 <= start <= stop <= the number of rows, or if the dtype is not a
+                dtype of floats.
         """
         rows, cols = self.shape
         name = type(self).__name__
@@ -125,9 +126,9 @@ class NarrowMatrix(ABC):
         return out
 
     def strips(self, dtype: DTypeLike) -> Iterator[tuple[int, int, Array]]:
-        """Yield strips of stored rows: where each begins and ends, and its values.
+        """Yield strips of stored rows: the first row, the row after the last, and the values.
 
-        Each is decoded into the memory of the one before.
+        Each strip is decoded into the memory of the strip before.
         """
         rows, cols = self.stored_shape
         spans = list(strips(rows, cols))
@@ -139,8 +140,8 @@ class NarrowMatrix(ABC):
     def matmul(self, x: Array) -> Array:
         """Compute x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, dtype of x.
 
-        A sum is added up in one order for any number of threads. float16 is computed in float32 and
-        rounded once; integers become floats that can represent them.
+        A sum is added up in the same order for any number of threads. float16 is computed in
+        float32 and rounded once. Integers become floats that can represent them.
 
         Raises:
             TypeError: if x is not an array of real numbers.
@@ -195,7 +196,7 @@ def read_only(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...]) -
 
 
 def strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
-    """Yield where strips of rows begin and end: about `STRIP` elements, `ROWS` rows at least."""
+    """Yield the start and end of strips with about `STRIP` elements, but at least `ROWS` rows."""
     step = max(ROWS, STRIP // cols)
     return ((a, min(a + step, rows)) for a in range(0, rows, step))
 
@@ -206,18 +207,18 @@ def emit_tile(
     """Emit a tile of dot products: of `HEIGHT` rows x, or of one, with `WIDTH` rows w.
 
     They are sums over `count` positions, at least as many as a vector has lanes. The last vector
-    ends where the row ends, and of its lanes those that were added before count as 0. So nothing
-    beyond a row is read.
+    ends at the end of the row, so nothing beyond the row is read. Positions in it that were added
+    before count as 0.
 
     Args:
         e: the emitter of float32.
         height: `HEIGHT` or 1.
         count: the number of positions.
-        read: a function of the height, of the position where a vector begins and of the first one
-            in it that is new. It emits the vectors of each row x and of each row w that begin
-            there: one or more of each row, as many of all.
-        target: the address of the first product; those of a row x follow each other.
-        target_row: the bytes from the products of a row x to those of the next.
+        read: a function of the height, of the position where a vector begins, and of the first
+            position in the vector that is new. It emits the vectors of each row x and of each row w
+            that begin there: the same number of vectors for each row.
+        target: the address of the first product; the products of a row x are adjacent.
+        target_row: the bytes from the products of a row x to those of the next row x.
     """
     builder, lanes = e.builder, ADDRESS(e.lanes)
     new = builder.mul(builder.udiv(builder.sub(count, ADDRESS(1)), lanes), lanes)

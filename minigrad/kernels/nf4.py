@@ -1,23 +1,24 @@
 """A frozen matrix in four bits per element: NF4, the NormalFloat of QLoRA (Dettmers et al., 2023).
 
-Weights of a trained layer are about normal. So the 16 levels are quantiles of a normal distribution
-(section 3), which are equally often the nearest, scaled to [-1, 1]. A block of 64 elements is
-divided by its largest absolute value, and each is stored as the index of its nearest level:
+The weights of a trained layer are approximately normal. So the 16 levels are quantiles of a normal
+distribution (section 3), scaled to [-1, 1]; each level is equally often the nearest. A block of 64
+elements is divided by its largest absolute value, and each element is stored as the index of its
+nearest level:
 
     w ~ absmax * LEVELS[code]
 
-absmax in float32 takes half a bit per element, which double quantisation reduces to an eighth: the
-absmax of 256 blocks, minus their mean, are stored as integers of 8 bits with one scale. (The paper
-takes 8-bit floats. Those of a group differ little, so that even steps serve as well.)
+absmax in float32 takes half a bit per element. Double quantisation reduces this to an eighth of a
+bit: it stores the absmax of 256 blocks, minus their mean, as 8-bit integers with one scale. (The
+paper uses 8-bit floats. The values in a group differ little, so even steps are as good.)
 
-A product never has more of the matrix in floats than a strip of rows, and one of few rows has none
-(see `minigrad.kernels.narrow`).
+A product decodes only a strip of rows into floats at a time; a product of few rows decodes in
+registers (see `minigrad.kernels.narrow`).
 
-The 16 levels are a vector of float32, or two of eight, and a code is an index into it. So a machine
-that can permute the lanes of a vector looks up 16 codes in one instruction (AVX-512) or in four
-(AVX2). On any other a level is chosen by the bits of its code, one after the other. Both take a
-quarter to a half of the time of a table in memory, and less time than a matrix of floats takes to
-come from memory.
+The 16 levels are a vector of float32, or two vectors of eight, and a code is an index into it. So a
+machine that can permute the lanes of a vector looks up 16 codes in one instruction (AVX-512) or in
+four (AVX2). Other machines select a level by the bits of its code, one bit after another. Both take
+a quarter to a half of the time of a table in memory, and less time than reading a matrix of floats
+from memory.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ from minigrad.kernels.vector import (
     keep_alive,
 )
 
-SECONDS = 1.5e-10  # that an element takes, about
+SECONDS = 1.5e-10  # approximate seconds of an element
 SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
-# Rows of x that are multiplied so, at most. Levels are found anew for each `HEIGHT` of them, which
-# takes too long without permutations of lanes.
+# The most rows of x for which the matrix is decoded in registers. It is decoded again for every
+# `HEIGHT` rows, which takes too long if the machine cannot permute lanes.
 MOST = FEW if has_feature("avx2") else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
-AT_ONCE = 16  # codes: those of 8 bytes
+AT_ONCE = 16  # codes that are decoded at once: 8 bytes
 
 
 LEVELS = np.array(
@@ -74,28 +75,28 @@ LEVELS = np.array(
 )
 """The values of the codes, ascending, as published (Dettmers et al., 2023, appendix E).
 
-They are quantiles of a normal distribution, scaled to [-1, 1]: 7 below 0, 0 itself, and 8 above.
-Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
-1 - 1/32: half a step from the end, if all 15 or 16 steps had the size of that side's.
+They are quantiles of a normal distribution, scaled to [-1, 1]: 7 below 0, 0 itself, and 8 above. On
+each side, the probabilities have equal steps, from 1/2 (the quantile 0) to the mean of 1 - 1/30 and
+1 - 1/32. With 15 or 16 equal steps from 0 to 1, these two would be half a step from the end.
 """
 _MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # between neighbours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NF4Matrix(NarrowMatrix):
-    """A matrix of 4-bit codes, in blocks of a row; it cannot be changed. `of` makes one.
+    """A matrix of 4-bit codes, with rows cut into blocks; it cannot be changed. `of` makes one.
 
     Args:
         codes: `(rows, (cols + 1) // 2)` uint8, two codes in each: the first in the upper half.
-        absmax: one for each block, row by row: float32, or int8 under double quantisation.
-        offset: the summand of each `GROUP` of these; None without double quantisation.
-        scale: the factor of each group, of steps of 1 / 127; None without double quantisation.
-        cols: how many elements a row of `codes` has.
-        block_size: how many of them share an absmax; the last block of a row may be shorter.
-        is_transposed: whether this is the transpose of the matrix in the arrays.
+        absmax: one for each block, row by row: float32, or int8 with double quantisation.
+        offset: the offset of each group of `GROUP` absmax; None without double quantisation.
+        scale: the scale of each group, for steps of 1 / 127; None without double quantisation.
+        cols: how many elements a row has.
+        block_size: how many elements share an absmax; the last block of a row may be shorter.
+        is_transposed: whether this matrix is the transpose of the matrix in the arrays.
 
     Raises:
-        TypeError: if an array is of another dtype.
+        TypeError: if an array has another dtype.
         ValueError: if sizes do not match, or are not positive.
     """
 
@@ -133,22 +134,22 @@ class NF4Matrix(NarrowMatrix):
     def of(cls, array: Array, block_size: int = 64, double_quant: bool = True) -> NF4Matrix:
         """Return the matrix nearest to `array`: each element gets the nearest level of its block.
 
-        Under double quantisation the levels are multiples of the absmax that is read back; the
-        paper takes the original one. So no element is further off than 0 would be, even if absmax
-        is far off. A block of zeros comes back as zeros, and so does one whose absmax is 0 in
-        float32.
+        With double quantisation, the levels are multiplied by the absmax as it is stored, while the
+        paper uses the original absmax. So the error of an element is at most its absolute value,
+        even if the stored absmax is inaccurate. A block of zeros stays zeros; a block whose absmax
+        is 0 in float32 becomes zeros.
 
         Args:
             array: `(rows, cols)` of float16, float32 or float64.
             block_size: how many elements of a row share an absmax.
-            double_quant: store absmax in 8 bits. They are few for a block whose absmax is far below
-                those of its group: each is off by up to 1/254 of the largest distance from their
-                mean. For rows of very different sizes, pass False.
+            double_quant: store absmax in 8 bits. The error of an absmax is up to 1/254 of the
+                largest distance from the mean of its group, which is much for a block with a far
+                smaller absmax. For rows of very different sizes, pass False.
 
         Raises:
-            TypeError: if it is no array of floats.
-            ValueError: if it is no matrix, or empty, has NaN, Inf or a value beyond the range of
-                float32, or if the block size is no positive integer.
+            TypeError: if `array` is not an array of floats.
+            ValueError: if `array` is not a matrix, is empty, or has NaN, Inf or a value beyond the
+                range of float32; or if the block size is not a positive integer.
         """
         if not isinstance(array, np.ndarray):
             raise TypeError(
@@ -167,7 +168,7 @@ class NF4Matrix(NarrowMatrix):
         starts = range(0, cols, block_size)
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
-        parts = list(strips(rows, 4 * cols))  # smaller ones, since several are in float64
+        parts = list(strips(rows, 4 * cols))  # smaller strips, because several are in float64
         for a, b in parts:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             if not np.isfinite(largest).all():
@@ -192,11 +193,11 @@ class NF4Matrix(NarrowMatrix):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> NF4Matrix:
-        """Return the matrix whose `arrays()` these are; it shares them.
+        """Return the matrix for which `arrays()` returns these arrays; it shares their memory.
 
         Raises:
-            TypeError: if one is of another dtype.
-            ValueError: if one is missing, too many, or of another shape.
+            TypeError: if an array has another dtype.
+            ValueError: if an array is missing, unknown, or has another shape.
         """
         double = {"offset", "scale"} & set(arrays)
         wanted = {"codes", "absmax", "cols", "block_size", *({"offset", "scale"} if double else ())}
@@ -216,10 +217,10 @@ class NF4Matrix(NarrowMatrix):
         return cls(arrays["codes"], arrays["absmax"], offset, scale, cols, block_size)
 
     def arrays(self) -> dict[str, Array]:
-        """Return all that it is made of, as plain arrays for a file; read-only.
+        """Return the content of the matrix as plain read-only arrays, for example for a file.
 
         Raises:
-            ValueError: if it is a transpose, since the arrays do not tell that.
+            ValueError: if the matrix is a transpose, because the arrays do not show this.
         """
         if self.is_transposed:
             raise ValueError(
@@ -235,7 +236,7 @@ class NF4Matrix(NarrowMatrix):
         return len(self.codes), self.cols
 
     def is_finite(self) -> bool:
-        """Return True, since every code is that of a finite number."""
+        """Return True, because every code represents a finite number."""
         return True
 
     @property
@@ -267,18 +268,18 @@ class NF4Matrix(NarrowMatrix):
 
     def _dots(self, x: Array, out: Array) -> bool:
         rows, length = self.codes.shape
-        size = self.block_size // 2  # of a block, in bytes, if it has whole bytes
+        size = self.block_size // 2  # the bytes of a block, if it has whole bytes
         power = size & (size - 1) == 0 == self.block_size % 2 and size >= LANES
         is_large = rows >= WIDTH and length >= LANES
         if not (_dots_loop and is_large and len(x) <= MOST and (power or self._blocks == 1)):
             return False
-        pairs = np.zeros((len(x), 2, length), np.float32)  # of the upper halves, and of the lower
+        pairs = np.zeros((len(x), 2, length), np.float32)  # factors of upper and of lower halves
         pairs[:, 0], pairs[:, 1, : self.cols // 2] = x[:, ::2], x[:, 1::2]
         none = nothing(SINGLE)
         absmax: Any = self.absmax, nothing(np.dtype(np.int8)), none, none
         if self.double_quant:
             absmax = none, self.absmax, self.offset, self.scale
-        shift = size.bit_length() - 1 if power else 63  # all bytes are in the block 0
+        shift = size.bit_length() - 1 if power else 63  # with 63, all bytes are in block 0
         sizes = self._blocks, shift
         seconds = self.size * SECONDS_OF_DOTS
         _dots_loop[SINGLE](seconds, pairs.reshape(len(x), -1), self.codes, *absmax, *sizes, out)
@@ -303,7 +304,7 @@ def _packed(codes: Array) -> Array:
 
 
 def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
-    """Return codes of 8 bits, and the offset and scale of each group."""
+    """Return absmax as 8-bit codes, and the offset and scale of each group."""
     starts = np.arange(0, len(absmax), GROUP)
     sizes = np.diff(starts, append=len(absmax))
     wide = absmax.astype(np.float64)
@@ -337,14 +338,14 @@ def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
 def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
     """Return absmax after double quantisation: `offset + scale * code / 127`, at least 0.
 
-    The codes are those of the blocks from number `start` on; offset and scale those of all groups.
+    The codes belong to the blocks from number `start` on; `offset` and `scale`, to all groups.
     """
     groups = slice(start // GROUP, (start + len(codes) - 1) // GROUP + 1)
     first, factor = (
         np.repeat(x[groups], GROUP)[start % GROUP :][: len(codes)] for x in (offset, scale)
     )
     steps = codes.astype(np.float32) / np.float32(127)
-    # Rounded to below 0, it would reverse signs.
+    # If rounding makes it negative, it would reverse signs.
     found: Array = np.maximum(first + factor * steps, np.float32(0))
     return found
 
@@ -356,14 +357,14 @@ def spread(values: Array, block_size: int, cols: int) -> Array:
 
 @instruction()
 def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> None:
-    """Write the levels of the codes in 8 bytes, times `factor`, in its dtype."""
+    """Write the levels of the codes in 8 bytes, times `factor`, in the dtype of `factor`."""
     builder, e = machine.builder, machine.of_lanes(AT_ONCE)
     packed = e.load(source, ir.VectorType(ir.IntType(8), AT_ONCE // 2))
     twice = e.shuffle(packed, packed, [lane // 2 for lane in range(AT_ONCE)])
     wide = ir.VectorType(I32, AT_ONCE)
     codes = builder.lshr(builder.zext(twice, wide), ir.Constant(wide, [4, 0] * (AT_ONCE // 2)))
     codes = builder.and_(codes, ir.Constant(wide, [15] * AT_ONCE))
-    # They are found in float32, the dtype of the levels, and then converted.
+    # The look-up is in float32, the dtype of the levels; the result is then converted.
     found = Emitter(builder, types.float32, AT_ONCE).look_up(LEVELS.tolist(), codes)
     found = found if e.item == 4 else builder.fpext(found, e.vector)
     e.store(builder.fmul(found, e.broadcast(factor)), target)
@@ -371,7 +372,7 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
 
 @jit(inline="always")
 def _read_absmax(codes: Array, start: int, offset: Array, scale: Array, out: Array) -> None:
-    """Write the absmax of these codes, which are of the blocks from number `start` on."""
+    """Write the absmax for these codes, which belong to the blocks from number `start` on."""
     i = 0
     while i < out.size:
         group = (start + i) // GROUP
@@ -397,7 +398,7 @@ def _decode_loop(
         begin = (block - i * blocks) * block_size
         end = min(begin + block_size, cols)
         largest = out.dtype.type(absmax[i, block - i * blocks])
-        if begin & 1:  # its byte began in the block before
+        if begin & 1:  # the first half of this byte belongs to the block before
             out[i, begin] = levels[np.intp(codes[i, begin >> 1]) & 15] * largest
             begin += 1
         source = address_of(codes) + i * codes.shape[1] + (begin >> 1)
@@ -419,8 +420,8 @@ def _tile(
 ) -> None:  # fmt: skip
     """Compute the dot products of `height` rows x with `WIDTH` rows of codes, `count` bytes each.
 
-    A row x has the factors of the upper halves of the bytes, and then those of the lower ones. A
-    block is 1 << shift bytes.
+    A row x has first the factors of the upper halves of the bytes, and then those of the lower
+    halves. A block has 1 << shift bytes.
     """
     builder, four = e.builder, ADDRESS(4)
     packed, wide = (ir.VectorType(ir.IntType(n), e.lanes) for n in (8, 32))
@@ -433,7 +434,7 @@ def _tile(
         here, ws = builder.add(codes, at), []
         block = builder.add(absmax, builder.mul(builder.lshr(new, shift), four))
         for j in range(WIDTH):
-            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # rows are short
+            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # a short row is not predicted
             pairs = builder.zext(e.load(e.step(here, row, j), packed), wide)
             factor = e.load(e.step(block, absmax_row, j), e.scalar)
             halves = (
@@ -456,7 +457,7 @@ def _dots_loop(
     height = HEIGHT if m >= HEIGHT else 1
     read = np.empty(WIDTH * blocks, np.float32)
     for group in span(piece, pieces, (rows + WIDTH - 1) // WIDTH):
-        j = min(group * WIDTH, rows - WIDTH)  # the last tile begins in the one before
+        j = min(group * WIDTH, rows - WIDTH)  # the last tile may overlap the tile before
         largest = address_of(absmax) + j * blocks * 4
         if steps.size:
             codes_of_absmax = steps[j * blocks : (j + WIDTH) * blocks]

@@ -1,8 +1,8 @@
 """Layer norm and rms norm over rows, forward and backward, each in one pass over memory.
 
-A row is short enough to stay in the nearest cache, so that it is fetched once, and read for its
-mean, its scale and its result. The backward computes mean and scale again: that costs less than to
-store them.
+A row is short enough to stay in the level-1 cache. So it comes from memory once, and is read for
+its mean, its scale and its result. The backward pass computes mean and scale again, because this
+costs less than to save them.
 
     standard = (x - mean) scale,   scale = 1 / sqrt(mean((x - mean)^2) + eps),   d = g weight
     dx = scale (d - mean(d) - standard mean(d standard))
@@ -24,9 +24,9 @@ from minigrad.kernels.fused import rows_of
 from minigrad.kernels.jit import Array, Read, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, share, span
 
-SECONDS = 3e-10  # that an element takes in the forward, about
-STRETCH = 1024  # elements that are summed in their own precision; stretches are, in float64
-ROWS = 32  # whose contributions to dweight and dbias are summed at a time
+SECONDS = 3e-10  # approximate seconds of an element in the forward pass
+STRETCH = 1024  # elements that are summed in their own dtype; their sums are added up in float64
+ROWS = 32  # rows of which the parts of dweight and dbias are summed at a time
 
 
 def norm(
@@ -36,10 +36,10 @@ def norm(
     """Compute `weight` standard + `bias` over the last axes, whose sizes are `shape`.
 
     Args:
-        x: `(..., *shape)`, not of size 0 in `shape`.
+        x: `(..., *shape)`, where no size in `shape` is 0.
         shape: the sizes of the axes.
-        weight: of that shape, or None for 1.
-        bias: of that shape, or None for 0.
+        weight: an array of this shape, or None for 1.
+        bias: an array of this shape, or None for 0.
         eps: the number that is added to the variance.
         centred: whether the mean is subtracted.
     """
@@ -63,7 +63,7 @@ def norm_gradients(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
     needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
+    """Compute those gradients of `norm` by x, weight and bias that are needed."""
     kernel = kernel_for(_gradients_loop, x, g, weight)
     if kernel is not None:
         size, none = math.prod(shape), nothing(x.dtype)
@@ -113,8 +113,8 @@ def _standardised(
 
 
 # --------------------------------------------------------------------------------------------------
-# Sums of a row. They are in functions of their own, since their order is left to the compiler:
-# "reassoc" lets it compute as many sums at once as the vectors have lanes, and several vectors
+# Sums of a row. They are separate functions, because the compiler chooses the order of the sums:
+# "reassoc" lets it compute a sum in each lane of several vectors at once
 # --------------------------------------------------------------------------------------------------
 
 
@@ -129,13 +129,13 @@ def _pivot(x: Any, centred: bool) -> Any:
     return few * x.dtype.type(0.125)
 
 
-# One pass over the row gives mean and variance, by sums about the pivot: with off = mean - pivot,
-# the variance is mean((x - pivot)^2) - off^2. If the pivot is so bad that this loses digits, it is
-# done again about the mean.
+# One pass over the row gives mean and variance, from sums of x - pivot and its square. With
+# off = mean - pivot, the variance is mean((x - pivot)^2) - off^2. If the pivot is so far from the
+# mean that this loses digits, the sums are computed again with the mean as pivot.
 
 
 def _sums_of_row(with_slopes: bool) -> Any:
-    """Return the function that adds up x - pivot and its square over a row, about a good pivot.
+    """Return a function that adds up x - pivot and its square over a row, and finds a good pivot.
 
     With slopes it also adds up d = g weight and d (x - pivot).
     """
@@ -181,7 +181,7 @@ about_pivot, _about_pivot_with_slopes = _sums_of_row(False), _sums_of_row(True)
 
 @external(fastmath={"contract"})
 def _moments(x: Any, eps: float, centred: bool) -> Any:
-    """Return the numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
+    """Return the numbers that standardise a row as (x - pivot) scale - shift, in its dtype."""
     pivot, off, variance, _, _ = about_pivot(x, centred, x, x)
     scale = _scale(variance, eps)
     return pivot, x.dtype.type(scale), x.dtype.type(off * scale)
@@ -189,7 +189,7 @@ def _moments(x: Any, eps: float, centred: bool) -> Any:
 
 @external(fastmath={"contract"})
 def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
-    """Return the moments of a row, and those of dx, scale d - (x - pivot) bend - level."""
+    """Return the moments of a row, and the numbers in dx = scale d - (x - pivot) bend - level."""
     pivot, off, variance, slopes, products = _about_pivot_with_slopes(x, centred, g, weight)
     scale, share, number = _scale(variance, eps), 1 / x.size, x.dtype.type
     bend = scale * scale * scale * (products - off * slopes) * share
@@ -199,7 +199,7 @@ def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
 
 @jit(inline="always")
 def _scale(variance: float, eps: float) -> float:
-    if variance < 0:  # of a constant row, by rounding
+    if variance < 0:  # possible by rounding, if all elements are equal
         variance = 0.0
     return 1 / math.sqrt(variance + eps)
 
@@ -230,7 +230,7 @@ def _gradients_loop(
     launcher: int, pieces: int, g: Read.D2, x: Read.D2, weight: Read.D1, eps: float, centred: bool,
     height: int, dx: Written.D2, dweight: Written.D1, dbias: Written.D1,
 ) -> None:  # fmt: skip
-    # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
+    # Blocks of `height` rows are summed, and then the blocks: no piece of work cuts a block.
     blocks = (len(x) + height - 1) // height
     of_weight = np.zeros((blocks, dweight.size), x.dtype)
     of_bias = np.zeros((blocks, dbias.size), x.dtype)
@@ -245,7 +245,7 @@ def _gradients_of_blocks(
     piece: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int,
     dx: Any, parts_of_weight: Any, parts_of_bias: Any,
 ) -> None:  # fmt: skip
-    """Write rows of dx, and add to the parts of dweight and dbias, without those of size 0."""
+    """Write rows of dx, and add to the parts of dweight and dbias; skip arrays of size 0."""
     for block in span(piece, pieces, len(parts_of_weight)):
         of_weight, of_bias = parts_of_weight[block], parts_of_bias[block]
         for row in range(block * height, min(len(x), (block + 1) * height)):

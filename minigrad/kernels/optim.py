@@ -1,19 +1,20 @@
 """Optimiser steps: one call for all parameters, and one pass over memory for all operations.
 
-Each function takes columns of arrays, with one row for each parameter: the gradients, and what is
-changed. The formula of a step is written for one element, and made a kernel by `MultiTensor`; rows
-that no kernel takes, such as those of float16, are left to numpy, which applies it to the arrays.
+Each function gets a table of arrays, with one row for each parameter. Its columns are the gradients
+and the arrays that change. The formula of a step is written for one element; `MultiTensor` makes a
+kernel from it. Rows that no kernel accepts, such as those of float16, are computed by numpy, which
+applies the formula to whole arrays.
 
 A model has hundreds of parameters, most of them small, and a call for each would take longer than
-what it does. A compiled function takes a fixed number of arrays; but one table of addresses is one
-array, however many rows it has:
+its work. A compiled function has a fixed number of array arguments. But the addresses of all arrays
+fit in one array:
 
     row   column 0      column 1    column 2 ...        starts
     0     gradient      parameter   moment                0
     1     gradient      parameter   moment                64       row 0 has 64 elements
                                                           4160     row 1 has 4096
 
-All elements of all rows, one row behind another, are the work; threads take equal pieces of it.
+The work is all elements of all rows, one row after another; threads share equal pieces of it.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ __all__ = ["Tables", "adagrad", "adam", "ema", "rmsprop", "scale", "sgd", "squar
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
 
-SECONDS = 1e-9  # that an element takes, about
-OPTIONS, OWN = 6, 2  # the most numbers for all rows, and the numbers of each row
+SECONDS = 1e-9  # approximate seconds of an element
+OPTIONS, OWN = 6, 2  # how many numbers all rows can share, and how many each row has for itself
 Addresses = Annotated[Written.D2, types.int64]
 
 # --------------------------------------------------------------------------------------------------
@@ -49,16 +50,17 @@ Addresses = Annotated[Written.D2, types.int64]
 
 
 class AddressTable:
-    """The addresses of some rows of arrays, all of one dtype.
+    """The addresses of the arrays in some rows, all of the same dtype.
 
     Attributes:
-        dtype: the dtype of all their arrays.
+        dtype: the dtype of all arrays.
         rows: the indices of these rows in the columns.
-        addresses: an int64 for each array of each row, behind one for what is read, as a gradient.
-        starts: where each row begins when all lie one behind another, and where the last ends.
+        addresses: int64, an address for each array of each row: first the array that is only read,
+            such as a gradient, and then the arrays that change.
+        starts: the index of each row's first element among the elements of all rows, and `size`.
         size: the number of elements of all rows together.
-        own: memory for the numbers of each row.
-        options, constants: the numbers of all rows in the last call, and the same as an array.
+        own: memory for the numbers that belong to one row.
+        options, constants: the numbers for all rows in the last call, and the same as an array.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class AddressTable:
         self._copies: list[Array] = []
 
     def look_up_first(self, first: Column) -> None:
-        """Look up column 0 again, since gradients are new arrays in each step.
+        """Look up the addresses in column 0 again, because gradients are new arrays in each step.
 
         An array that is not contiguous is copied for this call.
         """
@@ -90,12 +92,12 @@ class AddressTable:
 
 
 class Tables:
-    """Tables of columns of arrays that are changed; the arrays of a row have one shape.
+    """Tables of the arrays that a step changes, in columns; the arrays of a row have one shape.
 
     Attributes:
-        columns: the arrays, to which references are stored here, since their addresses are.
-        sizes: the number of elements of the arrays of each row.
-        by_dtype: a table for each dtype that kernels take.
+        columns: the arrays; these references keep them alive while their addresses are in use.
+        sizes: the number of elements of an array, for each row.
+        by_dtype: a table for each dtype that has kernels.
         rest: the indices of all other rows.
     """
 
@@ -106,7 +108,7 @@ class Tables:
         rows: dict[np.dtype[Any], list[int]] = {}
         for i, arrays in enumerate(zip(*self.columns, strict=True)):
             shape, dtype = arrays[0].shape, arrays[0].dtype
-            # A kernel writes to arrays whose elements lie one behind another.
+            # A kernel writes only to contiguous arrays.
             fit = all(x.shape == shape and x.dtype == dtype and _carray(x) for x in arrays)
             if not (JIT_ENABLED and dtype in NUMBERS and fit):
                 self.rest.append(i)
@@ -135,7 +137,7 @@ _dtype, _size, _carray = map(operator.attrgetter, ("dtype", "size", "flags.carra
 
 @jit(inline="always")
 def overlap(piece: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
-    """Return where in a row a piece of the work begins, and how many elements it has there."""
+    """Return at which element of a row a piece of the work begins, and how many it has there."""
     total = starts[starts.size - 1]
     low, high = piece * total // pieces, (piece + 1) * total // pieces
     begin = max(low, starts[row])
@@ -151,9 +153,9 @@ class MultiTensor:
     """An update of many rows of arrays in place, with one call for each dtype.
 
     Attributes:
-        update: the formula. It takes an element of each array of a row, the numbers of the row, and
-            the options, and returns what the arrays but the first become. Of complete arrays it is
-            the reference in numpy, which serves the rows that no kernel takes.
+        update: the formula. It gets an element of each array in a row, the numbers of the row, and
+            the options, and returns the new elements of all arrays except the first. With complete
+            arrays it is the reference in numpy, which is used for rows without a kernel.
     """
 
     def __init__(self, update: Callable[..., Any]) -> None:
@@ -171,10 +173,10 @@ class MultiTensor:
         """Update all rows.
 
         Args:
-            tables: the arrays that are changed.
-            first: the column of the arrays that are read.
+            tables: the arrays that change.
+            first: the column of the arrays that are only read.
             options: at most `OPTIONS` numbers for all rows.
-            own: `OWN` numbers for each row, or those of all rows.
+            own: `OWN` numbers for each row, or the same `OWN` numbers for all rows.
         """
         sizes = [*map(_size, first)]
         if sizes != tables.sizes:  # compiled code would read beyond the end of a small one
@@ -199,9 +201,9 @@ class MultiTensor:
 
 
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
-    """Return the loop that updates a piece of the rows of a table, named after the update.
+    """Return a loop, named after the update, that updates a piece of the rows of a table.
 
-    It reads the numbers once, and not once for each element.
+    The loop reads the numbers once for each row, and not once for each element.
     """
     columns = range(update.__code__.co_argcount - 2)
     arrays = ", ".join(f"x{i}" for i in columns)
@@ -239,7 +241,7 @@ def sgd(
 ) -> None:
     """Do one step of SGD in place; the columns are x and, with momentum, the velocity.
 
-    The share of a row is the part of its gradient that goes into the velocity.
+    The share of a row is the factor of its gradient in the velocity.
     """
     options = (lr, momentum, weight_decay, float(nesterov))
     if momentum == 0:
@@ -257,7 +259,7 @@ def _plain(g: Any, x: Any, _own: Any, options: Any) -> Any:
 
 @MultiTensor
 def _momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
-    """Do a step with momentum, ahead along the velocity if option 3 is 1 (Nesterov's momentum)."""
+    """Do a step with momentum; with Nesterov's momentum if option 3 is 1."""
     lr, momentum, weight_decay, share = options[0], options[1], options[2], own[0]
     gradient = g + weight_decay * x
     speed = momentum * velocity + share * gradient
@@ -281,8 +283,8 @@ def adam(
 ) -> None:
     """Do one step of Adam in place; the columns are x, m and v.
 
-    `steps` has the number of the step of each row. Decoupled weight decay makes it AdamW; a further
-    column, with the highest v of all steps so far, AMSGrad.
+    `steps` has the number of the step for each row. With decoupled weight decay this is AdamW. With
+    a fourth column, the largest v of all steps so far, it is AMSGrad.
     """
     beta1, beta2 = betas
     keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
@@ -335,8 +337,8 @@ def rmsprop(
 ) -> None:
     """Do one step of RMSprop in place.
 
-    The columns are x, v, the mean of the gradients if it is centered, and the velocity with
-    momentum.
+    The columns are x and v, and then the mean of the gradients if `centered`, and the velocity if
+    there is momentum.
     """
     plain, with_momentum = (_centered, _centered_momentum) if centered else (_rms, _rms_momentum)
     update = with_momentum if momentum > 0 else plain
@@ -360,12 +362,12 @@ def _rms_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any
     return x - options[0] * speed, square, speed
 
 
-# Rounding can leave a variance a little below 0, whose root would be nan: hence the absolute value.
+# Rounding can make a variance slightly negative, and its root nan; so its absolute value is used.
 
 
 @MultiTensor
 def _centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
-    """Do a step by the variance, without momentum."""
+    """Do a centered step, which divides by the root of the variance, without momentum."""
     gradient = g + options[4] * x
     square = options[1] * v + options[2] * (gradient * gradient)
     mean = options[1] * m + options[2] * gradient
@@ -377,7 +379,7 @@ def _centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
 def _centered_momentum(
     g: Any, x: Any, v: Any, m: Any, velocity: Any, _own: Any, options: Any
 ) -> Any:
-    """Do a step by the variance, with momentum."""
+    """Do a centered step, which divides by the root of the variance, with momentum."""
     gradient = g + options[4] * x
     square = options[1] * v + options[2] * (gradient * gradient)
     mean = options[1] * m + options[2] * gradient
@@ -411,13 +413,13 @@ def _adagrad(g: Any, x: Any, total: Any, own: Any, options: Any) -> Any:
 
 @MultiTensor
 def ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
-    """Compute average <- decay average + (1 - decay) x; the option is 1 - decay."""
+    """Compute average <- decay average + (1 - decay) x; option 0 is 1 - decay."""
     return (average + options[0] * (x - average),)
 
 
 @MultiTensor
 def scale(x: Any, _target: Any, _own: Any, options: Any) -> Any:
-    """Compute target <- factor x; the option is the factor."""
+    """Compute target <- factor x; option 0 is the factor."""
     return (options[0] * x,)
 
 
@@ -430,7 +432,7 @@ def square_sums(arrays: Sequence[Array]) -> float:
     total = 0.0
     for row in tables.rest:
         wide = arrays[row].astype(np.float64, copy=False)
-        total += float(np.square(wide).sum())  # BLAS would add in an order that threads decide
+        total += float(np.square(wide).sum())  # in BLAS, the order depends on the threads
     for table in tables.by_dtype:
         sums, like = np.zeros(-(-table.size // BLOCK)), np.empty(0, table.dtype)
         loop = _squares_loop[table.dtype]
@@ -444,7 +446,7 @@ def _squares_loop(
     piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written.D1,
     sums: Annotated[Written.D1, types.float64],
 ) -> None:  # fmt: skip
-    blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
+    blocks = len(sums)  # depends only on the size, so any number of threads gives the same bits
     for block in span(piece, pieces, blocks):
         for row in range(len(addresses)):
             low, size = overlap(block, blocks, starts, row)
@@ -453,7 +455,7 @@ def _squares_loop(
 
 @jit(fastmath={"contract", "reassoc"})
 def _square_sum(x: Any) -> Any:
-    """Return the sum of squares: in vectors of sums, in an order that its length alone decides."""
+    """Return the sum of squares, added up in an order that depends only on the length."""
     total = 0.0
     for i in range(x.size):
         wide = np.float64(x[i])

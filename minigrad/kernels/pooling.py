@@ -1,7 +1,8 @@
-"""Pooling of planes: where the largest element of each window is, and the means of windows.
+"""Pooling of planes: the position of the largest element in each window, and means of windows.
 
-A window is a rectangle: some rows and some columns. So rows and columns are described apart, by a
-line of integers for each window along the axis: its start, its end, and its step or divisor.
+A window is a rectangle of rows and columns. So its rows and its columns are described separately.
+For each axis there is an array with a row of integers for each window: start, end, and step or
+divisor.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from numba import types
 from minigrad.kernels.jit import Array, Read, Written
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 
-SECONDS = 5e-10  # that an element of a window takes, about
+SECONDS = 5e-10  # approximate seconds of an element of a window
 
 Windows = Annotated[Read.D2, types.int64]
 
 
 def largest(x: Array, rows: Array, columns: Array) -> Array:
-    """Find the largest element of each window, the first of equals, or the last nan.
+    """Find the largest element of each window: the first of equal elements, or the last nan.
 
     Args:
         x: `(..., H, W)`.
@@ -29,7 +30,7 @@ def largest(x: Array, rows: Array, columns: Array) -> Array:
         columns: `(w, 3)`, the same along W.
 
     Returns:
-        `(..., h, w)`: positions in x, taken as one row.
+        `(..., h, w)`: positions in x, seen as one long row.
     """
     planes = _planes(x)
     out = np.empty((len(planes), len(rows), len(columns)), np.int64)
@@ -76,7 +77,7 @@ def means(x: Array, rows: Array, columns: Array) -> Array:
 
 
 def spread(g: Array, rows: Array, columns: Array, shape: tuple[int, ...]) -> Array:
-    """Add up the parts of g that go to each element of x, of this shape: `means` transposed."""
+    """Add up the parts of g that go to each element of x, of this shape: the VJP of `means`."""
     planes, out = _planes(g), np.zeros(shape, g.dtype)
     outs = _planes(out)
     kernel = kernel_for(_spread_loop, planes)
@@ -91,12 +92,12 @@ def spread(g: Array, rows: Array, columns: Array, shape: tuple[int, ...]) -> Arr
 
 
 def _planes(x: Array) -> Array:
-    """Return x as a contiguous stack of planes, in its own memory if it is contiguous."""
+    """Return x as a contiguous stack of planes, without a copy if x is contiguous."""
     return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
 def _seconds(x: Array, rows: Array, columns: Array) -> float:
-    """Guess the time that one thread takes, by the elements of all windows."""
+    """Estimate the time on one thread from the number of elements in all windows."""
     sizes = [np.sum(windows[:, 1] - windows[:, 0]) for windows in (rows, columns)]
     return float(len(x) * sizes[0] * sizes[1] * SECONDS)
 
@@ -106,7 +107,7 @@ def _largest_loop(
     piece: int, pieces: int, x: Read.D3, rows: Windows, columns: Windows,
     out: Annotated[Written.D3, types.int64],
 ) -> None:  # fmt: skip
-    # Without a branch for a larger element, which a processor would guess wrong half the time.
+    # Without a branch for a larger element, which the processor would often mispredict.
     height, width = x.shape[1], x.shape[2]
     for plane in span(piece, pieces, len(x)):
         xs, first = x[plane].ravel(), plane * height * width
@@ -118,14 +119,14 @@ def _largest_loop(
                 best = xs[at]
                 for row in range(top, bottom, down):
                     for k in range(row * width + left, row * width + right, across):
-                        value = xs[np.uint64(k)]  # which is counted from the front
+                        value = xs[np.uint64(k)]  # unsigned: numba need not check for k < 0
                         is_larger = (value > best) | (value != value)
                         best = value if is_larger else best
                         at = k if is_larger else at
                 out[plane, i, j] = first + at
 
 
-# A window is added up along its columns first, as vectors, for all windows beside each other.
+# The rows of windows beside each other are added up first, as vectors, and then their columns.
 
 
 @for_each_dtype()

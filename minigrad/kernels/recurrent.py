@@ -1,16 +1,16 @@
 """Recurrent layers: all steps of a sequence in one loop, forward and backward.
 
-The sequences of a batch have nothing to do with each other. So each thread takes some of them from
-the first step to the last, and waits for no other. The weight W is packed once, and stays in a near
-cache; a step is one product on the register tile (`gemm.macrokernel`), added to what the step gets
-from outside, and then a few loops over the gates of each sequence, which lie side by side:
+The sequences of a batch are independent. So each thread computes some of them from the first step
+to the last, and does not wait for other threads. The weight W is packed once, and stays in a cache.
+A step is one product on the register tile (`gemm.macrokernel`), which is added to the step's input,
+and then a few loops over the gates of each sequence, which are adjacent in memory:
 
     rnn    h = f(x + W h + b)
     gru    r, z = sigmoid(x + W h + b),   p = W h + b,   n = tanh(x + r p),   h = n + z (h - n)
     lstm   i, f, o = sigmoid(x + W h + b),   g = tanh(x + W h + b),   c = f c + i g,   h = o tanh(c)
 
-What a step saves for the backward pass are its gates: i f g o, or r z p n. The backward pass goes
-from the last step to the first (Werbos, 1990), and leaves the gradient of W to one product over all
+A step saves its gates as residuals: i f g o, or r z p n. The backward pass goes from the last step
+to the first (Werbos, 1990). It computes the gradient of W at the end, as one product over all
 steps.
 """
 
@@ -33,16 +33,16 @@ from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 from minigrad.kernels.vector import address_of, elements, keep_alive
 
-Part = Callable[..., None]  # of a step, for one sequence
+Part = Callable[..., None]  # a part of a step, for one sequence
 
-SECONDS = 3e-11  # that a multiply-add takes, with its share of the gates
+SECONDS = 3e-11  # approximate seconds of a multiply-add, with its share of the work on gates
 
 
 class Loops(NamedTuple):
     """The kernels of a kind of cell."""
 
-    saved: int  # vectors as long as h, of a step for the backward pass
-    apart: bool  # whether the last gate uses W h + b separately from x
+    saved: int  # residuals of a step: how many vectors as long as h
+    apart: bool  # whether the last gate uses W h + b before x is added
     forward: Any
     backward: Any
 
@@ -53,8 +53,8 @@ def forward(
     """Compute the states after each step, and the gates; None if there is no kernel.
 
     Args:
-        x: `(L, N, gates H)`, what the gates get from outside.
-        state: `(N, states H)`, before the first step.
+        x: `(L, N, gates H)`, the input of the gates.
+        state: `(N, states H)`, the state before the first step.
         weight: W, `(gates H, H)`.
         bias: b, `(gates H,)`, or None for 0.
         kind: a key of `LOOPS`.
@@ -78,10 +78,10 @@ def backward(
 ) -> tuple[Array, Array, Array | None, Array]:
     """Compute the gradients of `forward` by x, state, W (if it is wanted) and b.
 
-    That of b is still to be summed over the batch: `(N, gates H)`.
+    The gradient by b is not yet summed over the batch: `(N, gates H)`.
     """
     loops, (L, N, width), (height, size) = LOOPS[kind], out.shape, weight.shape
-    # Numbers in half precision come as they were, although the forward computed with wider ones.
+    # In half precision, the forward pass computed with wider numbers, but these arrays are narrow.
     g, state, weight, out = (a.astype(gates.dtype, copy=False) for a in (g, state, weight, out))
     before, states = rows_of(state, width), out.reshape(L * N, width)
     dx, dstate = np.empty((L * N, height), out.dtype), np.zeros((N, width), out.dtype)
@@ -98,7 +98,7 @@ def backward(
 
 
 # --------------------------------------------------------------------------------------------------
-# Functions of a number: vector code for float32, the C library's for float64
+# Functions of a number: vector code for float32, the C library for float64
 # --------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +138,7 @@ def _add(source: Any, target: Any) -> None:
 
 @external()
 def _fill(x: Any, bias: Any, sums: Any, summed: int) -> None:
-    """Write a bias to rows, and add to its first numbers those of x."""
+    """Write the bias to each row, and add x to the first `summed` numbers of the row."""
     for n in range(len(sums)):
         row, xs = sums[n], x[n]
         for j in range(bias.size):
@@ -149,34 +149,35 @@ def _fill(x: Any, bias: Any, sums: Any, summed: int) -> None:
 
 @jit()
 def _block(row: Any, block: int, size: int) -> Any:
-    """Return one of the blocks of a row, of which the compiler knows that it is contiguous."""
+    """Return one of the blocks of a row, as an array that the compiler knows to be contiguous."""
     return elements(address_of(row), block * size, size, row)
 
 
 @jit()
 def _four(row: Any, size: int) -> Any:
-    """Return all blocks of a row with four."""
+    """Return the blocks of a row with four blocks."""
     first, second = _block(row, 0, size), _block(row, 1, size)
     return first, second, _block(row, 2, size), _block(row, 3, size)
 
 
 @jit()
 def _row(x: Any, row: int) -> Any:
-    """Return a row of an array, likewise."""
+    """Return a row of an array, as an array that the compiler knows to be contiguous."""
     return elements(address_of(x) + row * x.strides[0], 0, x.shape[1], x)
 
 
 # --------------------------------------------------------------------------------------------------
-# One step of each cell, for one sequence. `activate` turns `gates` from sums into gates, and writes
-# the state `after` the step. `gradients` gets d, the gradient of that state; it writes the gradient
-# of x to dx, that of W h + b to `dproduct` if it differs, and to d what reaches the state `before`
-# other than through W h. The loops are many and short, because the compiler checks whether arrays
-# overlap, and makes vector code only of a loop with few.
+# One step of each cell, for one sequence. `activate` turns the sums in `gates` into gates, and
+# writes the state `after` the step. `gradients` gets d, the gradient of that state. It writes the
+# gradient of x to dx, and the gradient of W h + b to `dproduct` if it differs. To d it writes the
+# part of the gradient of the state `before` that does not go through W h. There are many short
+# loops, because the compiler checks whether arrays overlap, and makes vector code only from a loop
+# with few arrays.
 # --------------------------------------------------------------------------------------------------
 
 
 def _rnn(f: Callable[[Any], Any], slope: Callable[[Any, Any], Any]) -> tuple[Part, Part]:
-    """Return the parts of a step of an rnn: `slope` gives the gradient by the sum from d and h."""
+    """Return the parts of a step of an rnn; from d and h, `slope` gives the gradient by the sum."""
     slope = jit(inline="always")(slope)
 
     @jit(inline="always")
@@ -286,7 +287,7 @@ def _multiply(
     plan: Any, like: Any, rows: int, a: Matrix, depth: int, panels: Any, C: Matrix, columns: int,
     add: bool,
 ) -> None:  # fmt: skip
-    """Compute C = A B, or +=, for as many rows, from the panels of B."""
+    """Compute C = A B, or +=, for this number of rows, from the panels of B."""
     t = blocks_of(plan, like)
     line, size = t.NR * t.item, t.NR * depth * t.item
     A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
@@ -296,7 +297,7 @@ def _multiply(
 
 
 def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> Loops:
-    """Make the kernels of a cell; the arguments are those of `Loops`, and the parts of a step."""
+    """Make the kernels of a cell from the two parts of a step; for the others, see `Loops`."""
 
     @for_each_dtype(pieces=0)
     def forward_loop(
@@ -354,4 +355,4 @@ LOOPS = {
     "gru": _loops(4, _activate_gru, _gradients_gru, apart=True),
     "lstm": _loops(4, _activate_lstm, _gradients_lstm),
 }
-"""The kernels of the cells by name."""
+"""The kernels of each kind of cell, by its name."""

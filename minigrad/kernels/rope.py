@@ -1,4 +1,4 @@
-"""The rotation of pairs of numbers by angles that depend on the position of their vector."""
+"""Rotary position embeddings: rotate pairs of numbers by angles that depend on the position."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from minigrad.kernels.attention import adjacent, laid_out_like, vector_at
 from minigrad.kernels.jit import Array, Strided, Written
 from minigrad.kernels.launch import for_each_dtype, span
 
-SECONDS = 4e-10  # that an element takes, about
+SECONDS = 4e-10  # approximate seconds of an element
 
 
 def rope(x: Array, cos: Array, sin: Array) -> Array:
     """Compute (a cos - b sin, b cos + a sin) for the halves a and b of the vectors of x.
 
-    Its one pass over (1, 9, 256, 64) takes a quarter of the time of numpy's six. `cos` and `sin`
-    have the dtype of x, and half its last axis; they may lack leading axes.
+    For (1, 9, 256, 64), the kernel's one pass over memory takes a quarter of the time of numpy's
+    six passes. `cos` and `sin` have the dtype of x and a last axis that is half as long; they may
+    lack leading axes.
     """
     kernel = rope_loop.get(x.dtype)
     if kernel is None or not x.size:
@@ -35,7 +36,7 @@ def rope_loop(
     piece: int, pieces: int, x: Strided.D4, cos: Strided.D4, sin: Strided.D4,
     out: Written.Anywhere4,
 ) -> None:  # fmt: skip
-    """Write `out`, vector by vector; along an axis that a table lacks, its steps are 0."""
+    """Write `out`, vector by vector; if a table lacks an axis, its step along this axis is 0."""
     heads, length, half = x.shape[1], x.shape[2], x.shape[3] // 2
     for n in span(piece, pieces, x.shape[0] * heads * length):
         b, h, i = n // length // heads, n // length % heads, n % length

@@ -1,14 +1,14 @@
 """Softmax along rows, each in one pass over memory.
 
-A row is short enough to stay in the nearest cache, so that it is fetched once and read three times:
-for the largest element, for the sum of exponentials, and for the result. With h the largest element
-of a row and z = sum(e^(x - h)):
+A row is short enough to stay in the level-1 cache. So it comes from memory once and is read three
+times: for the largest element, for the sum of exponentials, and for the result. With h the largest
+element of a row and z = sum(e^(x - h)):
 
     softmax = e^(x - h) / z         dx = out (g - sum(g out))
     log_softmax = x - h - log z     dx = g - e^out sum(g)
 
-float32 has loops; float64 is left to numpy. A nan or inf in a row, or nothing
-but -inf, makes a row of nan, as in numpy.
+float32 has loops; numpy computes float64. The result of a row with a nan or inf, or of a row with
+only -inf, is nan in every element, as in numpy.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from minigrad.kernels.fused import rowwise
 from minigrad.kernels.jit import Array, jit
 from minigrad.kernels.vector import greatest_of
 
-SECONDS = 4e-10  # that an element takes, about
-STRETCH = 2048  # elements that are added up in float32; sums of stretches are added in float64
+SECONDS = 4e-10  # approximate seconds of an element
+STRETCH = 2048  # elements that are added up in float32; their sums are added up in float64
 
 # --------------------------------------------------------------------------------------------------
 # Over a row
 # --------------------------------------------------------------------------------------------------
 
 
-# A sum may be split into as many sums as a vector has lanes, which are added up at the end: in an
-# order that depends on the length of the row alone. No loop that adds up writes to an array as
-# well: LLVM makes two of such a loop, one of them without vectors, and chooses by how far apart the
-# arrays lie, so the last digit of a sum would depend on that.
+# LLVM may split a sum into as many sums as a vector has lanes. It adds these up at the end, in an
+# order that depends only on the length of the row. A loop with a sum never writes to an array: LLVM
+# would make two versions of it, with and without vectors, and choose by the distance of the arrays.
+# Then the last digit of the sum would depend on their addresses.
 
 
 @jit(fastmath={"contract"})
@@ -47,8 +47,8 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
 def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
     """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
 
-    Elements are added up in float32, and the sums of stretches in float64. Where the term does not
-    need the number, it is any at all.
+    Elements are added up in float32, and the sums of stretches in float64. If the term does not
+    need `number`, it may be any number.
     """
     f = jit(inline="always")(term)
 

@@ -1,7 +1,7 @@
-"""The start: numba is imported when the first kernel is used, and what is noted before that.
+"""Importing numba when the first kernel is used, and what must be known before that.
 
-Python does not forget the parts of a package whose import was broken off, and numba cannot be
-imported from them again. So Ctrl-C waits until an import has ended.
+If Ctrl-C interrupts an import, Python keeps the parts of the package that were imported, and numba
+can then not be imported again. So Ctrl-C waits until an import has ended.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def working_folder() -> str:
 
 
 WORKING_FOLDER = working_folder()
-"""The working folder when minigrad was imported, from which `NUMBA_CACHE_DIR` counts; or ""."""
+"""The working folder when minigrad was imported, or ""; `NUMBA_CACHE_DIR` may be relative to it."""
 
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Let Ctrl-C take effect after the block only."""
+    """Delay Ctrl-C until the block has ended."""
     before, held = signal.getsignal(signal.SIGINT), []
-    if not callable(before):  # it is ignored, or ends the process, or C code handles it
+    if not callable(before):  # Ctrl-C is ignored, or ends the process, or C code handles it
         yield
         return
     try:
@@ -48,10 +48,10 @@ def interrupts_held_back() -> Iterator[None]:
 
 @cache
 def load_numba() -> Any:
-    """Return numba, with OpenMP first among its layers unless the user has chosen.
+    """Import and return numba, with OpenMP as its first threading layer unless the user has chosen.
 
     Raises:
-        RuntimeError: if `NUMBA_NUM_THREADS` is no whole number of at least 1.
+        RuntimeError: if `NUMBA_NUM_THREADS` is not a whole number of at least 1.
     """
     threads = os.environ.get("NUMBA_NUM_THREADS", "1")
     if not threads.strip().isdecimal() or int(threads) < 1:

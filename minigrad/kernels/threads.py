@@ -5,21 +5,22 @@ A kernel asks here before it starts (see `minigrad.kernels.launch`):
     with team(seconds) as threads:
         ...
 
-where `seconds` is a guess at the time the work takes one thread, for work that is worth a start.
+where `seconds` estimates the time of the work on one thread. It only asks if the work is long
+enough to start threads for.
 
-Any number of threads gives the same bits: the shape of the data decides how sums are cut, threads
-only take pieces of the work. So the answer may change from call to call, and it does in three cases
-where numba would crash, abort the process or take cores that it was asked to leave:
+Any number of threads gives the same bits: the shape of the data decides how sums are cut, and
+threads only share the pieces. So the number of threads may differ from call to call. It does in
+three cases, in which numba would crash, abort the process or use cores that it must not use:
 
-* In a process made by `os.fork` the threads of the parent are gone, and the OpenMP pool kills a
-  child that asks for them. There all kernels run without threads.
-* The `workqueue` layer aborts the process when two Python threads enter it at once. The second
-  one runs its kernel without threads.
-* numba's own setting is one for each Python thread: set it in the main thread, and a data loader's
-  thread still takes every core. Ours is one for the process.
+* In a process made by `os.fork`, the threads of the parent do not exist, and the OpenMP pool kills
+  a child that needs them. There, all kernels run without threads.
+* The `workqueue` layer aborts the process when two Python threads enter it at once. Here, the
+  second Python thread runs its kernel without threads.
+* numba has a separate setting for each Python thread: a setting in the main thread does not limit a
+  data loader's thread, which still uses every core. `set_num_threads` here is for the process.
 
-Of the threading layers that numba offers we ask for OpenMP first: it hands work to its waiting
-threads in 3 us, in 15 where they have gone to sleep; `workqueue` takes about 85.
+Of numba's threading layers, OpenMP is tried first. It gives work to its waiting threads in 3 us, or
+in 15 us if they sleep; `workqueue` needs about 85 us.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from functools import cache
 
 from minigrad.kernels.start import load_numba
 
-WORTH_A_TEAM = 30e-6  # seconds of work from which on waking a thread (in 22 us) pays
-WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
-SPIN_COUNT = 5_000  # looks for work before a thread of OpenMP sleeps: some 150 microseconds
+WORTH_A_TEAM = 30e-6  # the least seconds of work for which waking a thread (22 us) pays
+WORTH_A_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
+SPIN_COUNT = 5_000  # how often a thread of OpenMP looks for work before it sleeps: about 150 us
 
 forked = False
-"""Whether a fork has made this process."""
+"""Whether this process was made by a fork."""
 
 _workqueue = threading.Lock()
 
@@ -49,11 +50,11 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads = 0  # 0: as many as there are
+_threads = 0  # 0: all cores that the process may use
 
 
 def set_num_threads(n: int) -> None:
-    """Let kernels use up to `n` threads, in all of the process; 1 means only the calling thread."""
+    """Let all kernels of the process use up to `n` threads; 1 means only the calling thread."""
     global _threads
     limit = get_max_threads()
     try:
@@ -69,14 +70,14 @@ def set_num_threads(n: int) -> None:
 
 
 def share(processes: int) -> None:
-    """Let this process use its share of the cores, unless a number has been set."""
+    """Let this process, one of `processes`, use its share of the cores, unless a number is set."""
     global _threads
     if not _threads and "NUMBA_NUM_THREADS" not in os.environ:
         _threads = max(1, get_max_threads() // processes)
 
 
 def get_num_threads() -> int:
-    """Return how many threads a kernel may use at most (see `set_num_threads`)."""
+    """Return the largest number of threads that a kernel may use (see `set_num_threads`)."""
     global _threads
     if not _threads:
         _threads = get_max_threads()
@@ -84,7 +85,7 @@ def get_num_threads() -> int:
 
 
 def get_max_threads() -> int:
-    """Return how many threads `set_num_threads` accepts at most."""
+    """Return the largest number that `set_num_threads` accepts."""
     limit: int = load_numba().config.NUMBA_NUM_THREADS
     return limit
 
@@ -93,10 +94,10 @@ def get_max_threads() -> int:
 def threading_layer() -> str:
     """Start the pool of threads, once, and return its layer: "omp", "tbb" or "workqueue".
 
-    Threads of OpenMP that wait for work spin, by default for milliseconds. That is fast while every
-    thread has a core to itself, and a disaster if another process needs one: a spinning thread
-    occupies the core that the other waits for, and what takes 20 us may take 15 ms. So ours go to
-    sleep after a short while, unless the user has set how they wait.
+    By default, threads of OpenMP that wait for work spin for milliseconds. That is fast if every
+    thread has its own core. But if another process needs a core, a spinning thread keeps it, and
+    work of 20 us may take 15 ms. So the threads here sleep after a short time, unless the user has
+    set how they wait.
     """
     short = not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
     if short:

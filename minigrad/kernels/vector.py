@@ -1,12 +1,12 @@
-"""Instructions of our own: memory by address, vectors as wide as the machine's.
+"""Vector instructions for kernels: memory by address, and vectors as wide as the machine's.
 
 numba compiles loops over arrays and leaves vector code to the optimiser. Where the exact
-instructions matter we emit them ourselves, as LLVM code for the vectors of the machine that the
-kernel will run on: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
+instructions matter, the functions here emit them as LLVM code, for the vectors of the machine that
+runs the kernel: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
 
-Such an `instruction` is a function that emits the code, given an `Emitter` and the values of the
-arguments. Callers see an ordinary function. Addresses are integers and steps are bytes; nothing is
-checked here. The argument `zero` is any number of the dtype, and its value does not matter.
+An `instruction` is made from a function that emits the code, given an `Emitter` and the values of
+the arguments. Callers see an ordinary function. Addresses are integers and steps are bytes; nothing
+is checked here. The argument `zero` gives the dtype: it is any number of that dtype.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ I32, ADDRESS, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def has_feature(name: str) -> bool:
-    """Return whether the machine that numba targets has a feature, by LLVM's name for it."""
+    """Return whether the machine that numba targets has the feature with this name in LLVM."""
     return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 def vector_registers() -> tuple[int, int]:
-    """Return the bytes of a vector register, and their number, on the machine numba targets."""
+    """Return the bytes of a vector register, and the number of registers, of numba's target."""
     if has_feature("avx512f"):
         return 64, 32
     if has_feature("avx"):
@@ -43,12 +43,12 @@ def vector_registers() -> tuple[int, int]:
 
 
 def masks_are_cheap() -> bool:
-    """Return whether the machine loads and stores a part of a vector in one instruction."""
+    """Return whether the machine can load or store a part of a vector in one instruction."""
     return vector_registers()[0] >= 32
 
 
 def masks_are_free() -> bool:
-    """Return whether masks have registers of their own, and take none from a tile of sums."""
+    """Return whether masks have their own registers, and so use none of the vector registers."""
     return vector_registers()[0] == 64
 
 
@@ -72,25 +72,25 @@ class Emitter:
         return Emitter(self.builder, self.dtype, lanes)
 
     def step(self, address: Any, stride: Any, times: int) -> Any:
-        """Emit the address `times` strides further on."""
+        """Emit the address `times` strides after `address`."""
         return self.builder.add(address, self.builder.mul(stride, ADDRESS(times)))
 
     def at_most(self, index: int, last: Any) -> Any:
-        """Emit an index, or the last one that exists if it is beyond."""
+        """Emit the smaller of `index` and `last`."""
         exists = self.builder.icmp_signed("<", ADDRESS(index), last)
         return self.builder.select(exists, ADDRESS(index), last)
 
     def load(self, address: Any, kind: Any, mask: Any = None) -> Any:
-        """Emit the number or vector at an address; lanes outside of a mask are 0, and not read."""
+        """Emit a load of a number or vector; lanes outside of a mask are 0, and are not read."""
         pointer = self.builder.inttoptr(address, kind.as_pointer())
         if mask is None:
-            # align=1: a view into a packed record may start anywhere; to allow it costs nothing.
+            # align=1, because a view into a packed record may be misaligned; this costs no time.
             return self.builder.load(pointer, align=1)
         name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
         return self.call(name, kind, pointer, I32(1), mask, ir.Constant(kind, None))
 
     def store(self, value: Any, address: Any, mask: Any = None) -> None:
-        """Emit a write of a number or vector at an address, or of the lanes in a mask only."""
+        """Emit a store of a number or vector; with a mask, only of the lanes in it."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         if mask is None:
             self.builder.store(value, pointer, align=1)
@@ -99,9 +99,9 @@ class Emitter:
             self.call(name, ir.VoidType(), value, pointer, I32(1), mask)
 
     def first_lanes(self, count: Any) -> Any:
-        """Emit a mask of the first `count` lanes: of all, if there are no more than that."""
+        """Emit a mask of the first `count` lanes, or of all lanes if `count` is larger."""
         if vector_registers()[0] == 64 and self.lanes >= 8:
-            # As bits, for which AVX-512 has registers. LLVM would move a comparison into the loop.
+            # As bits: AVX-512 has registers for them. LLVM would move a comparison into the loop.
             most = self.builder.icmp_signed("<", count, ADDRESS(self.lanes))
             bits = self.builder.select(most, count, ADDRESS(self.lanes))
             bits = self.builder.sub(self.builder.shl(ADDRESS(1), bits), ADDRESS(1))
@@ -114,16 +114,16 @@ class Emitter:
         )
 
     def hidden(self, value: Any) -> Any:
-        """Emit an integer as it is, in a register of which the compiler does not know the rest."""
+        """Emit an integer unchanged, so that the compiler cannot know how it was computed."""
         kind = ir.FunctionType(value.type, [value.type])
         return self.builder.asm(kind, "", "=r,0", [value], False)
 
     def store_or_add(
         self, values: list[Any], addresses: list[Any], add: Any, masks: Sequence[Any] = ()
     ) -> None:
-        """Emit a write of numbers or vectors at addresses, or if `add`, an addition to them.
+        """Emit a store of numbers or vectors at addresses; if `add`, add them to the old values.
 
-        Where a mask is given and not None, only the lanes in it are written.
+        Where a mask is given and not None, only its lanes are written.
         """
         each = list(zip(addresses, masks or [None] * len(addresses), strict=True))
 
@@ -134,8 +134,8 @@ class Emitter:
         adds = self.builder.icmp_signed("!=", add, ADDRESS(0))
         with self.builder.if_else(adds) as (to_old, as_new):
             with to_old:
-                # All loads come first: one that follows a store to an address with the same last 12
-                # bits waits for it, and rows of a matrix may well lie a power of two apart.
+                # All loads come first. A load waits for an earlier store if the last 12 bits of
+                # their addresses are equal, as in rows at a distance of a power of two.
                 pairs = zip(values, each, strict=True)
                 old = [self.load(at, value.type, mask) for value, (at, mask) in pairs]
                 store_all([self.builder.fadd(x, y) for x, y in zip(old, values, strict=True)])
@@ -149,19 +149,20 @@ class Emitter:
         return self.shuffle(first, undefined, [0] * self.lanes)
 
     def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
-        """Emit a vector of the numbered lanes of x and y laid end to end."""
+        """Emit a vector of the lanes with these numbers, which count through x and then y."""
         order = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
         return self.builder.shuffle_vector(x, y, order)
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
         """Emit the vector x * y + z, in one instruction if the machine has it, or in two."""
-        # llvm.fma would insist on a single rounding, and call the C library for it there.
+        # Without such an instruction, llvm.fma would call a slow function of the C library.
         return self.call(f"llvm.fmuladd.v{self.lanes}f{8 * self.item}", self.vector, x, y, z)
 
     def look_up(self, table: list[float], indices: Any, factor: Any = None) -> Any:
         """Emit the vector of the numbers at some indices in a table of 16, times a factor if given.
 
-        Where lanes of a vector can be permuted the table is multiplied, which a loop does once.
+        If the machine can permute lanes, the table is multiplied by the factor instead of the
+        result, because LLVM can move this out of a loop.
         """
         builder, lanes = self.builder, 16 if vector_registers()[0] == 64 else 8
         if lanes == 16 or has_feature("avx2"):
@@ -185,7 +186,7 @@ class Emitter:
         return numbers[0] if factor is None else builder.fmul(numbers[0], self.broadcast(factor))
 
     def call(self, name: str, returns: Any, *arguments: Any) -> Any:
-        """Emit a call of one of LLVM's own functions, by its name and the type of its result."""
+        """Emit a call of one of LLVM's intrinsic functions, given its name and result type."""
         signature = ir.FunctionType(returns, [x.type for x in arguments])
         function = self.builder.module.declare_intrinsic(name, (), signature)
         return self.builder.call(function, arguments)
@@ -196,9 +197,9 @@ class Emitter:
         """Emit a loop that runs at least once, and return the last values of its variables.
 
         Args:
-            first: the first values of its variables.
-            body: emits one round, given their values in it; returns their values in the next round,
-                and whether there is one.
+            first: the first values of the variables.
+            body: emits one iteration, given the values of the variables. It returns their values
+                for the next iteration, and whether there is one.
         """
         builder = self.builder
         before = builder.block
@@ -220,8 +221,8 @@ class Emitter:
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
-        `body` emits one round, given a number and the values; it returns those of the next round.
-        A loop that cannot be empty spares a comparison.
+        `body` emits one iteration, given a number and the values, and returns the next values. With
+        `may_be_empty=False` the loop needs one comparison less.
         """
 
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
@@ -237,9 +238,9 @@ class Emitter:
         return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
 
     def prefetch(self, address: Any, to_write: bool) -> None:
-        """Emit a hint that the cache line at `address` will soon be read, or written.
+        """Emit a prefetch of the cache line at `address`, which will soon be read, or written.
 
-        There may be no memory at that address: a hint never fails.
+        The address may be invalid: a prefetch never fails.
         """
         pointer = self.builder.inttoptr(address, ir.IntType(8).as_pointer())
         write, keep_close, data = I32(int(to_write)), I32(3), I32(1)
@@ -250,9 +251,10 @@ class Emitter:
         cases: Sequence[tuple[Any, Callable[[], list[Any]]]],
         otherwise: Callable[[], list[Any]],
     ) -> list[Any]:
-        """Emit the code of the first case whose condition is true, or else that of `otherwise`.
+        """Emit a choice: the first case whose condition is true runs, or else `otherwise`.
 
-        Each is emitted by a function, which returns its values. Return the values of what runs.
+        The code of each is emitted by a function, which returns values. The result is the values of
+        the code that runs.
         """
         builder, ends = self.builder, []
         after = builder.append_basic_block("choice.end")
@@ -274,16 +276,16 @@ class Emitter:
 
 
 DTYPE = object()
-"""As the type of an instruction's result: the dtype of the numbers among its arguments."""
+"""A result type of an instruction: the dtype of the numbers among its arguments."""
 
 
 def instruction(
     returns: Any = types.void,
 ) -> Callable[[Callable[Concatenate[Emitter, P], Any]], Callable[P, Any]]:
-    """Make an instruction from a function that emits it, and returns its value if it has one.
+    """Make an instruction from a function that emits its code, and returns its value if any.
 
-    The function takes an `Emitter`, of the dtype of the floats among the arguments (float32 if
-    there are none), and the values of the arguments. `returns` is numba's type of the result.
+    The function gets an `Emitter` for the dtype of the floats among the arguments (float32 if there
+    are none), and the values of the arguments. `returns` is numba's type of the result.
     """
 
     def decorate(emit: Callable[Concatenate[Emitter, P], Any]) -> Callable[P, Any]:
@@ -291,7 +293,7 @@ def instruction(
 
         @functools.wraps(function)
         def typed(_typing: Any, *given: Any) -> Any:
-            # Literals and booleans are passed as addresses and counts are.
+            # Literals and booleans are passed as 64-bit integers, like addresses and counts.
             wide = (types.Boolean, types.IntegerLiteral)
             arguments = [types.intp if isinstance(kind, wide) else kind for kind in given]
             dtype = next((x for x in arguments if isinstance(x, types.Float)), types.float32)
@@ -309,7 +311,7 @@ def instruction(
 
 @instruction()
 def prefetch(e: Emitter, address: Any) -> None:
-    """Hint that the cache line at `address` will soon be read; there may be no memory there."""
+    """Prefetch the cache line at `address`, which will soon be read; the address may be invalid."""
     e.prefetch(address, to_write=False)
 
 
@@ -336,9 +338,10 @@ def _pointer(_typing: Any, address: Any, like: Any) -> Any:
 
 @jit(inline="always")
 def elements(address: int, index: int, size: int, like: Any) -> Any:
-    """Return `size` of the numbers at an address, from an index on, as an array.
+    """Return `size` numbers after an address, from an index on, as an array.
 
-    They have the dtype of `like`. The array owns nothing: whoever has the address keeps the memory.
+    They have the dtype of `like`. The array does not own the memory, so the caller must keep it
+    alive.
     """
     return carray(_pointer(address + index * like.itemsize, like), (size,))
 
@@ -377,10 +380,10 @@ def copy_some(e: Emitter, source: Any, target: Any, count: Any, _zero: Any) -> N
 def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
     """Return the greatest of `count` adjacent numbers from an address on.
 
-    A loop in Python would not become vector code, since the optimiser keeps the order of
-    comparisons, in which a nan would matter.
+    A loop in Python would not become vector code, because the optimiser must keep the order of
+    comparisons: it matters if a number is nan.
     """
-    # As wide as LLVM's own at most: after wider ones the loops around them would be slow.
+    # 32 bytes at most, as in LLVM's own vector code: with wider vectors, loops around are slow.
     e = e.of_lanes(min(e.lanes, 32 // e.item))
     builder = e.builder
     least = ir.Constant(e.vector, [-math.inf] * e.lanes)
@@ -418,7 +421,7 @@ def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
 
 @jit()
 def greatest_of(row: Any) -> Any:
-    """Return the greatest of the numbers of a row; a nan is ignored; that of nothing is -inf."""
+    """Return the greatest number of a row, without regard to nan; -inf for an empty row."""
     return _greatest(address_of(row), row.size, row.dtype.type(0))
 
 
@@ -426,9 +429,9 @@ def greatest_of(row: Any) -> Any:
 def transpose_block(
     e: Emitter, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, _zero: Any
 ) -> None:
-    """Transpose a square block, as many rows and columns as a vector has lanes.
+    """Transpose a square block with as many rows and columns as a vector has lanes.
 
-    Rows of the source after number `last` need not exist: `last` is read instead of them.
+    Rows of the source after row `last` need not exist: `last` is read in their place.
     """
     builder, rows = e.builder, []
     for i in range(e.lanes):
@@ -451,7 +454,7 @@ def transpose_block(
 
 @instruction()
 def keep_alive(_e: Emitter, _array: Any) -> None:
-    """Mention an array whose address is in use: numba frees its own arrays after the last mention.
+    """Use an array whose address is in use, because numba frees its arrays after their last use.
 
-    What a function is given lives as long as the call.
+    Arguments of a function live as long as the call, and do not need this.
     """

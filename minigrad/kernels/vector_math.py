@@ -1,16 +1,16 @@
-"""Functions of one float32 that LLVM makes vector code of: exp, log, tanh, erf and similar.
+"""Functions of one float32 that become vector code: exp, log, tanh, erf and similar functions.
 
-The C library's are called for one number at a time. These are additions, products, choices and
-shifts of bits, which the optimiser does for 16, 8 or 4 numbers at once where a kernel calls them in
-a loop over a contiguous array. They are pasted into the kernel and work on float32 only; what is
-computed in float64 goes through the C library and numpy.
+The functions of the C library compute one number at a time. The functions here consist of
+additions, products, selections and bit shifts. In a kernel's loop over a contiguous array, the
+optimiser does these for 16, 8 or 4 numbers at once. They are copied into the kernel and work on
+float32 only; for float64, kernels use the C library and numpy.
 
-The errors stated are the largest there are, in units of the last place and over the whole range of
-floats, subnormal numbers among them, with fused multiply-adds and without. nan and infinities give
-the results of IEEE and the C library.
+The errors that the docstrings state are the largest over the whole range of floats, including
+subnormal numbers, with and without fused multiply-adds. They are in units in the last place. nan
+and infinities give the results of IEEE and the C library.
 
-The flags of a kernel that calls them may be "contract" and "reassoc". With "nsz" as well, LLVM
-would undo the sums whose rounding is the point of them.
+A kernel that calls these functions may have the flags "contract" and "reassoc". With "nsz" as well,
+LLVM would remove additions that are there only to round a number.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 # Bits
 # --------------------------------------------------------------------------------------------------
 
-# A sum with this is rounded to a whole number, which stands in the last bits of the sum. The last
-# bits of the constant itself are twice the offset of a float32's exponent.
+# Adding this constant rounds a number to a whole number, which is then in the last bits of the sum.
+# The last bits of the constant itself are twice the offset of a float32's exponent.
 _SHIFT = np.float32(1.5 * 2**23 + 254)
 
 
@@ -41,7 +41,7 @@ _SHIFT = np.float32(1.5 * 2**23 + 254)
 def _scaled(e: Emitter, number: Any, shifted: Any) -> Any:
     """Compute number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
 
-    It takes two steps of about k / 2, since 2^k itself may be too large or too small a number.
+    It multiplies twice by about 2^(k / 2), because 2^k itself may be too large or too small.
     """
     both = e.builder.bitcast(shifted, I32)
     half = e.builder.lshr(both, I32(1))
@@ -67,7 +67,7 @@ def _leading_half(e: Emitter, number: Any) -> Any:
 
 @instruction(types.float32)
 def _with_sign(e: Emitter, size: Any, number: Any) -> Any:
-    """Return the absolute value of `size` with the sign of `number`, also of a 0."""
+    """Return the absolute value of `size` with the sign of `number`, which may be 0 or -0."""
     size = e.builder.and_(e.builder.bitcast(size, I32), I32(0x7FFFFFFF))
     sign = e.builder.and_(e.builder.bitcast(number, I32), I32(0x80000000))
     return e.builder.bitcast(e.builder.or_(size, sign), F32)
@@ -78,7 +78,7 @@ _ROOT_HALF = I32(int(np.float32(math.sqrt(0.5)).view(np.int32)))
 
 @instruction(types.float32)
 def _exponent(e: Emitter, number: Any) -> Any:
-    """Return the k for which a positive normal number / 2^k is from sqrt(1/2) to sqrt(2)."""
+    """Return k so that number / 2^k is from sqrt(1/2) to sqrt(2), for a positive normal number."""
     above = e.builder.sub(e.builder.bitcast(number, I32), _ROOT_HALF)
     return e.builder.sitofp(e.builder.ashr(above, I32(23)), F32)
 
@@ -96,10 +96,10 @@ def _mantissa(e: Emitter, number: Any) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 _LOG2_E = np.float32(1 / math.log(2))
-_LN_2_HIGH = np.float32(355 / 512)  # 9 digits, which times a whole number is exact
+_LN_2_HIGH = np.float32(355 / 512)  # 9 binary digits, so that k times this is exact
 _LN_2_LOW = np.float32(math.log(2) - 355 / 512)
 _HIGHEST, _LOWEST = np.float32(89), np.float32(-104)  # beyond these, inf and 0
-_VANISHING = np.float32(-88)  # whose 2^k is the one that `_power_of_two` makes 0
+_VANISHING = np.float32(-88)  # its k is -127, for which `_power_of_two` gives 0
 
 # (e^r - 1 - r) / r^2 for |r| <= log(2) / 2, to 1.4e-8 of e^r - 1. Like the other polynomials here
 # it is fitted by least squares, reweighted until the largest errors are equal (Lawson, 1961).
@@ -110,7 +110,7 @@ _E2, _E3, _E4, _E5, _E6 = map(
 
 @jit(inline="always")
 def _divided(x: Any) -> Any:
-    """Return the rest of x / log(2), with twice the digits of log(2), and the quotient + _SHIFT."""
+    """Return the remainder of x / log(2), with log(2) in two parts, and the quotient + _SHIFT."""
     shifted = x * _LOG2_E + _SHIFT
     k = shifted - _SHIFT
     return (x - k * _LN_2_HIGH) - k * _LN_2_LOW, shifted
@@ -167,8 +167,8 @@ def tanh(x: Any) -> Any:
     """Compute the hyperbolic tangent within 2.1 units in the last place, 2.0 with fused sums."""
     z = abs(x)
     u = expm1_below(-_TWO * z)
-    # From 0.7 on it is 1 - 2 e / (1 + e), with e = e^(-2 z). Before that it is -u / (2 + u), with
-    # u = e - 1, of which the quotient is one half: the less is divided, the less is rounded.
+    # From 0.7 on, tanh is 1 - 2 e / (1 + e), with e = e^(-2 z). Below 0.7 it is -u / (2 + u), with
+    # u = e - 1, computed as half - half quotient, because a smaller quotient has less rounding.
     far = z > _MIDDLE
     half = -_HALF * u
     quotient = (_TWO + _TWO * u if far else u) / (_TWO + u)
@@ -180,7 +180,7 @@ def tanh(x: Any) -> Any:
 # Logarithms
 # --------------------------------------------------------------------------------------------------
 
-_SMALLEST = np.float32(2.0**-126)  # of the normal numbers
+_SMALLEST = np.float32(2.0**-126)  # the smallest normal number
 _LARGEST = np.finfo(np.float32).max
 _UP, _UP_LOG2 = np.float32(2.0**25), np.float32(25)
 _INF, _NAN = np.float32(np.inf), np.float32(np.nan)
@@ -216,7 +216,7 @@ def log(x: Any) -> Any:
 # The normal distribution
 # --------------------------------------------------------------------------------------------------
 
-_FAR = np.float32(13.25)  # where e^(-x^2 / 2) has left the range of float32
+_FAR = np.float32(13.25)  # from here on e^(-x^2 / 2) is 0 in float32
 _ROOT = np.float32(1 / math.sqrt(2 * math.pi))
 
 # Phi(-z) e^(z^2 / 2) for 0 <= z <= 13.3, as a ratio of polynomials in z, to 5e-9 of it
@@ -231,7 +231,7 @@ def bell(x: Any) -> Any:
     """Compute e^(-x^2 / 2) within 1.6 units in the last place; 0 below 2^-126.5."""
     z = abs(x)
     z = _FAR if z > _FAR else z
-    # x^2 has twice the digits of x, and all of them count: high^2 is exact, the rest is small.
+    # x^2 has twice the digits of x, and all are needed: high^2 is exact, and the rest is small.
     high = _leading_half(z)
     power = high * (-_HALF * high)
     r, shifted = _divided(power)
@@ -241,7 +241,7 @@ def bell(x: Any) -> Any:
 
 @jit(inline="always")
 def normal_tail(z: Any, bell: Any) -> Any:
-    """Compute Phi(-z) for z >= 0 from e^(-z^2 / 2); it is exact far out, where 1 - ... is not."""
+    """Compute Phi(-z) for z >= 0 from e^(-z^2 / 2); for large z, 1 - Phi(z) would be inaccurate."""
     z = _FAR if z > _FAR else z
     over = _N0 + z * (_N1 + z * (_N2 + z * (_N3 + z * _N4)))
     under = _ONE + z * (_D1 + z * (_D2 + z * (_D3 + z * (_D4 + z * _D5))))
@@ -259,7 +259,7 @@ def normal_cdf(x: Any) -> Any:
 
 
 # erf(x) / x - 1 as a polynomial of x^2 for |x| <= 1, and -log(1 - erf(x)) for 1 <= x <= 4
-_NEAR, _BEYOND = np.float32(1), np.float32(3.95)  # erf is 1 from there on
+_NEAR, _BEYOND = np.float32(1), np.float32(3.95)  # erf is 1 from 3.95 on
 _S0, _S1, _S2, _S3, _S4, _S5, _S6 = map(
     np.float32,
     (0.12837917, -0.3761263, 0.11283618, -0.026855126, 0.0051907338, -0.00080307614, 7.920368e-05),
@@ -288,7 +288,7 @@ def erf(x: Any) -> Any:
 
 
 def by_dtype(narrow: Callable[[Any], Any], wide: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function for kernels: `narrow`, of this file, of a float32, and else `wide`."""
+    """Return a function for kernels: `narrow` for float32, and `wide` for other dtypes."""
 
     def function(x: Any) -> Any:
         return wide(x)

@@ -1,4 +1,4 @@
-"""Compiling the kernels ahead, for example before a class, or when a container is built."""
+"""Compile the kernels in advance, for example before a class, or when a container is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad.kernels.launch import KERNELS, Kernel, launcher
 from minigrad.kernels.threads import get_num_threads, threading_layer
 from minigrad.progress import progress_bar
 
-MOST_PROCESSES = 8  # each takes some 300 MB
+MOST_PROCESSES = 8  # each takes about 300 MB
 
 
 class WarmupError(Exception):
@@ -23,15 +23,15 @@ class WarmupError(Exception):
 
 
 def warmup(double: bool = False) -> str:
-    """Compile the kernels of float32, and those of float64 if `double`, unless they are on disk.
+    """Compile the kernels of float32, and if `double` those of float64, unless they are on disk.
 
-    numba compiles one function at a time, so as many processes share the work as threads would.
+    numba compiles one function at a time in a process, so several processes share the work.
 
     Returns:
-        How many were compiled, how many were there, the time, and where they are.
+        How many kernels were compiled, how many were on disk, the time, and the folder.
 
     Raises:
-        WarmupError: if nothing is to be compiled, under NUMBA_DISABLE_JIT=1, or cannot be kept.
+        WarmupError: under NUMBA_DISABLE_JIT=1, or if kernels cannot be stored.
     """
     if not JIT_ENABLED:
         raise WarmupError("NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
@@ -62,7 +62,7 @@ def warmup(double: bool = False) -> str:
 
 @cache
 def kernels_of(double: bool) -> list[Kernel]:
-    """Return all kernels, without those of float64 alone unless `double`.
+    """Return all kernels; those that use only float64 are left out unless `double`.
 
     Their order is the same in each process.
     """
@@ -74,9 +74,9 @@ def kernels_of(double: bool) -> list[Kernel]:
 
 
 def turn(kernel: Kernel) -> int:
-    """Return the turn of a kernel, by which few external functions are compiled by two processes.
+    """Return the turn of a kernel, from 0 on: two processes should not compile the same function.
 
-    The first products compile the functions that other products call, and attention too; the
+    The first products compile the external functions that other products and attention call. The
     forward pass of attention compiles those that its backward pass calls.
     """
     name, module = kernel.function.__name__, kernel.function.__module__
@@ -90,7 +90,7 @@ def turn(kernel: Kernel) -> int:
 
 
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
-    """Compile one of the kernels; return its name, and whether it was not on disk."""
+    """Compile one of the kernels, unless it is on disk; return its name, and whether it was not."""
     compiled.announces = False
     if number == 0 and get_num_threads() > 1:
         threading_layer()

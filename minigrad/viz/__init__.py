@@ -1,11 +1,12 @@
-"""Pictures of what happens: of the graph, of the backward pass through it, and of training.
+"""Pictures of the graph, of the backward pass through the graph, and of training.
 
-Of a graph, in reading order: graph_view (what there is to be drawn, with names and values), dot
-(the graph as a drawing), passes (backward passes through it), page (the page on which a reader
-steps through them, with its `template`), which shows source (VJPs as text), program_view (the
-program of a captured step), nudges (how well gradients predict) and previews (arrays as numbers or
-heat maps). Of a training run: plots.
-plots and graph_picture (a page's graph as a picture) draw with matplotlib, imported when needed.
+The modules for graphs, in reading order: graph_view (the content of a drawing, with names and
+values), dot (the graph as a drawing), passes (backward passes through the graph), and page (the
+page on which a reader steps through the passes, with its `template`). The page also shows source
+(VJPs as text), program_view (the program of a captured step), nudges (how well gradients predict)
+and previews (arrays as numbers or heat maps). graph_picture draws the graph of a page as a picture.
+
+plots draws a training run. plots and graph_picture use matplotlib, which is imported when needed.
 """
 
 from minigrad.diagnostics.recorder import Tape, record

@@ -47,7 +47,7 @@ class Drawing:
         return self.dot
 
     def svg(self) -> str:
-        """Return the graph as SVG; a RuntimeError if graphviz's `dot` is not there, or fails."""
+        """Return the graph as SVG; raise a RuntimeError if graphviz's `dot` is missing or fails."""
         command = shutil.which("dot")
         if command is None:
             raise RuntimeError(
@@ -60,9 +60,9 @@ class Drawing:
         return done.stdout.decode()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the text to a file that ends in .dot or .gv, or the picture to one in .svg.
+        """Write the text to a .dot or .gv file, or the picture to an .svg file.
 
-        Another ending is a ValueError. The picture may be a RuntimeError, as in `svg`.
+        Another ending raises a ValueError. An .svg file may raise a RuntimeError, as in `svg`.
         """
         ending = Path(path).suffix
         if ending not in (".dot", ".gv", ".svg"):
@@ -75,20 +75,20 @@ class Drawing:
 
 
 def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None) -> Drawing:
-    """Draw the graph behind `loss`, from the leaves at the left to the loss at the right.
+    """Draw the graph of `loss`, from the leaves at the left to the loss at the right.
 
-    A gradient goes along each full line, against the arrow; along a dashed line no gradient goes to
-    the input. Tensors have the names of the caller's variables.
+    A gradient goes along each solid line, against the arrow. A dashed line goes to an input that
+    gets no gradient. Tensors have the names of the caller's variables.
 
     Args:
         loss: a Tensor with a graph, of any shape.
-        tape: a tape of `record`, for the modules and all that needs no gradient.
-        model: a model whose parameters to call by their names.
+        tape: a tape of `record`, to show modules and values that need no gradient too.
+        model: a model that gives the names of its parameters.
 
     Raises:
-        TypeError: if `loss` is no Tensor, `tape` no tape, or `model` no module.
-        ValueError: if the tape has seen nothing of the graph.
-        RuntimeError: if there is no graph, or a backward pass has freed that.
+        TypeError: if `loss` is not a Tensor, `tape` not a tape, or `model` not a Module.
+        ValueError: if the tape has recorded nothing of the graph.
+        RuntimeError: if `loss` has no graph, or a backward pass has freed the graph.
     """
     graph = view_graph("draw", loss, tape, model, sys._getframe(1).f_locals)
     ids: dict[Any, str] = {node: f"n{i}" for i, node in enumerate(graph.nodes)}
@@ -133,7 +133,7 @@ def _inside(
 
 
 def _quoted(*lines: str) -> str:
-    """Return a label in DOT of those lines that are not empty."""
+    """Return a label in DOT with the lines that are not empty."""
     text = "\n".join(filter(None, lines))
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

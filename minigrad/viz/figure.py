@@ -1,7 +1,7 @@
-"""The figure that all pictures share: how a notebook shows it, its colours, how it is saved.
+"""The base class of all pictures: showing it in a notebook, its colours, and saving it.
 
-Import this only inside of functions that draw: it needs matplotlib, and importing the library must
-not. `pyplot` is not used, so no window opens and no backend is chosen.
+Import this module only inside functions that draw: it needs matplotlib, but importing the library
+must not need it. `pyplot` is not used, so no window opens and no backend is chosen.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ except ImportError as error:
         "pictures are drawn with matplotlib; pip install 'minigrad-lora[examples]'"
     ) from error
 
-# Of Okabe and Ito's palette, safe for colour-blind readers; they differ in lightness too.
+# From the palette of Okabe and Ito, for colour-blind readers; they differ in lightness too.
 INK, BLUE, VERMILLION = "#222222", "#0072B2", "#D55E00"
 
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", ["#00213F", "#0072B2", "#A6A6A6", "#F2BE4A", "#FFF6D0"]
 )
-"""Dark blue below 0, grey at 0, light yellow above: in a grey copy dark, middle and light."""
+"""Dark blue below 0, grey at 0, light yellow above; without colours, dark, medium and light."""
 
 SIZES = "cividis"
-"""Dark for small and light for large; its lightness rises evenly."""
+"""Dark for small and light for large numbers; the lightness increases evenly."""
 
-MOST_NAMES = 60  # of rows; of more only every so many has its name
-LONGEST = 36  # letters of the name of a row
+MOST_NAMES = 60  # the most rows that all have their names; of more rows, only some have
+LONGEST = 36  # the most letters in the name of a row
 
 
 class Picture(Figure):
-    """A figure, sized in inches, that a notebook shows by itself and `saved` writes to a file.
+    """A figure, sized in inches, that a notebook shows and that `saved` writes to a file.
 
     Raises:
         ValueError: if the file's ending is not that of a picture, such as .png, .svg or .pdf.
@@ -65,7 +65,7 @@ class Picture(Figure):
             check_target(path, "the picture: ")
 
     def draw(self, renderer: RendererBase) -> None:
-        """Draw the figure, with formulas at ticks only: a name may have dollar signs in it."""
+        """Draw the figure; only ticks may have formulas, because names may have dollar signs."""
         axis_texts = {
             text
             for axis in self.findobj(Axis)
@@ -83,7 +83,7 @@ class Picture(Figure):
         return self
 
     def rendered(self, kind: str) -> bytes:
-        """Return the bytes of a file of this kind."""
+        """Return the bytes of an image file of this format."""
         file = io.BytesIO()
         self.savefig(file, format=kind, dpi=150)
         return file.getvalue()
@@ -93,7 +93,7 @@ class Picture(Figure):
 
 
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
-    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
+    """Put names at 0, 1, ... on an axis; of too many, put only one in every `step`."""
     step = -(-len(names) // MOST_NAMES)
     axis.set_ticks(range(0, len(names), step), short_names(names)[::step], parse_math=False)
 
@@ -101,7 +101,7 @@ def name_rows(axis: Axis, names: Sequence[str]) -> None:
 def short_names(names: Sequence[str]) -> list[str]:
     """Return names without their middles, if they are long.
 
-    If one is long, all are without the modules that all of them are in.
+    If one is long, all names are without the path of modules that they have in common.
     """
     if max(map(len, names), default=0) > LONGEST:
         parts = [name.split(".") for name in names]
@@ -113,7 +113,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def shortened(name: str, letters: int) -> str:
-    """Return a name without its middle, if it has more letters."""
+    """Return a name without its middle, if it has more than this number of letters."""
     if len(name) <= letters:
         return name
     end = (letters - 1) // 2
@@ -121,11 +121,11 @@ def shortened(name: str, letters: int) -> str:
 
 
 def ticks_at_integers(axis: Axis, most: int = 9) -> None:
-    """Set at most so many ticks, and none between two integers, even if there is only one."""
+    """Set at most this number of ticks, all at integers, even if there is only one integer."""
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 def open_frame(*several: Axes) -> None:
-    """Leave only the lines at the left and below."""
+    """Hide the frames of axes, except the lines at the left and at the bottom."""
     for axes in several:
         axes.spines[["top", "right"]].set_visible(False)

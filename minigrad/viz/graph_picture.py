@@ -1,7 +1,7 @@
-"""A picture of what a page shows: the graph with its values and gradients, where no page can run.
+"""A picture of the graph on a page, with values and gradients, for places that cannot show pages.
 
-It is drawn from the data of the page. A node is one layer before the nearest of those that use it,
-and an edge that passes layers in between has a waypoint in each.
+It is drawn from the data of the page. A node is one layer before the nearest node that uses it. An
+edge that passes layers in between has a waypoint in each of them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from minigrad.viz.previews import LETTERS, NOT_FINITE
 
 Json = dict[str, Any]
 
-MOST = 40  # cards, of which more would be too small to be read
-_ACROSS = 5  # layers that have room from left to right; more go from top to bottom
-_SIDE = 6  # cards that have room beside each other
-_WIDE, _TALL = 1.3, 0.8  # inches, of a card
+MOST = 40  # the most cards; more would be too small to read
+_ACROSS = 5  # the most layers from left to right; more layers go from top to bottom
+_SIDE = 6  # the most cards beside each other
+_WIDE, _TALL = 1.3, 0.8  # the size of a card in inches
 _BETWEEN, _BELOW = 0.8, 0.5  # inches between layers, from left to right and from top to bottom
 _BESIDE = 0.2  # inches between cards of a layer
 _MARGIN = 0.15  # inches
 _HEAD, _FOOT = 0.45, 0.6  # inches, for the title and for the legend
-_SWEEPS = 6  # over the layers; each sorts the cards of a layer by the mean place of what they touch
-_LEGEND = 5.4  # inches that the legend takes
+_SWEEPS = 6  # sweeps over the layers; each sorts a layer's cards by the mean place of neighbours
+_LEGEND = 5.4  # the width of the legend in inches
 _GREY = "#5B6470"
 _ORANGE: Json = {"color": VERMILLION}
 
 
 def picture_of(data: Json) -> Picture | None:
-    """Draw the graph of a page; None if it is so large that its cards could not be read."""
+    """Draw the graph of a page; return None if its cards would be too small to read."""
     nodes = len(data["nodes"])
     cards = nodes + len(data["frozen"])
     if cards > MOST:
@@ -58,7 +58,7 @@ def picture_of(data: Json) -> Picture | None:
     drawn = _Drawing(data, at, is_across)
     shared, so_far = Counter(edges), Counter[tuple[int, int]]()
     for link, (edge, route) in enumerate(zip(edges, routes, strict=True)):
-        many = shared[edge]  # h + h uses h twice, and gets a gradient twice
+        many = shared[edge]  # h + h uses h twice, so two gradients go to h
         apart = min(0.3, 0.6 / many) if is_across else min(0.75, 1.2 / many)
         shift = (so_far[edge] - (many - 1) / 2) * apart
         so_far[edge] += 1
@@ -71,9 +71,9 @@ def picture_of(data: Json) -> Picture | None:
 def _layers(
     root: int, cards: int, edges: Sequence[tuple[int, int]]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the layers, that of the loss first, each in order, and the route of each edge.
+    """Return the layers, beginning with that of the loss, and the route of each edge.
 
-    Cards are numbered, and waypoints have the numbers after these.
+    A layer lists its items in order. Cards have the numbers from 0 on, and waypoints those after.
     """
     depth = {root: 0}
     for source, target in sorted(edges, key=itemgetter(1), reverse=True):  # the newest first
@@ -101,12 +101,12 @@ def _layers(
 
 
 class _Drawing:
-    """The picture, in which one unit is an inch, and where the middle of each item is."""
+    """The picture, with one inch as its unit, and the centre of each item."""
 
     def __init__(self, data: Json, at: dict[int, tuple[float, float]], is_across: bool) -> None:
         self.data, self.at, self.is_across = data, at, is_across
         steps = [data["steps"][i] for i in data["passes"][0]["steps"]]
-        # By the node and by the link: the pictures of what arrives there, and of what goes there.
+        # The pictures of gradients: by node, what arrives there; by link, what goes along it.
         self.gradients = {step["node"]: step["g"] for step in steps}
         self.sent = {link: g for step in steps for link, g, *_ in step.get("sent", ())}
         xs, ys = zip(*at.values(), strict=True)
@@ -136,7 +136,7 @@ class _Drawing:
         self._axes.text(x, y, text, **look)
 
     def card(self, item: int) -> None:
-        """Draw a node or a frozen input, with its value and the gradient that arrives there."""
+        """Draw a node with its value and the gradient that arrives there, or a frozen input."""
         (x, y), is_frozen = self.at[item], item >= len(self.data["nodes"])
         thing = [*self.data["nodes"], *self.data["frozen"]][item]
         value, is_leaf = thing.get("value"), not is_frozen and "op" not in thing
@@ -159,7 +159,7 @@ class _Drawing:
             self._value(self.gradients[item], x + aside, y - 0.21, self._back, VERMILLION)
 
     def _value(self, index: int | None, x: float, y: float, arrow: str, color: str) -> None:
-        """Draw a number, or an array as a heat map, as the page does."""
+        """Draw a number, or an array as a heat map, in the same way as the page."""
         entry: list[Any] = [0, []] if index is None else self.data["pictures"][index]
         kind, *content = entry
         if not content[0]:
@@ -182,10 +182,10 @@ class _Drawing:
             )
 
     def edge(self, route: Sequence[int], shift: float, link: int) -> None:
-        """Draw an edge, and the gradient that goes back along it if that is one number.
+        """Draw an edge, and the gradient that goes back along it if this is a single number.
 
-        Edges between the same two cards are shifted apart. Those behind the links are of frozen
-        inputs.
+        Edges between the same two cards are shifted apart. Edges with numbers after those of the
+        links belong to frozen inputs.
         """
         moved = np.array([0, shift] if self.is_across else [shift, 0])
         forth = np.array([_WIDE / 2, 0] if self.is_across else [0, -_TALL / 2])
@@ -193,7 +193,7 @@ class _Drawing:
         ends = [(self.at[x] + moved - forth, self.at[x] + moved + forth) for x in route]
         points, codes = [ends[0][1]], [Path.MOVETO]
         for (_, start), (end, after) in pairwise(ends):
-            bend = (end - start) * (forth != 0) / 2  # it leaves and enters in the same direction
+            bend = (end - start) * (forth != 0) / 2  # the curve has one direction at both ends
             points += [start + bend, end - bend, end, after]
             codes += [Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
         look: Json = {"arrowstyle": "-", "linestyle": "--", "color": _GREY}
@@ -210,7 +210,7 @@ class _Drawing:
 
 
 def _short(x: Any) -> str:
-    """Write a number with four digits, or with as many as seven letters have room for."""
+    """Write a number with four digits, or fewer if it would be longer than seven letters."""
     texts = [x] if isinstance(x, str) else [f"{x:.{digits}g}" for digits in (4, 3, 2, 1)]
     text = next((text for text in texts if len(text) <= 7), texts[-1])
     return text.replace("-", "\N{MINUS SIGN}")

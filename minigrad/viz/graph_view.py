@@ -1,10 +1,10 @@
-"""GraphView: what there is to be drawn of a graph, for the drawing and the page alike.
+"""GraphView: the content of a picture of a graph, for the drawing and for the page.
 
-Its nodes are what gradients reach, its links the edges that they go along. Where an input of an op
-has no link, no gradient goes to it: it is a frozen input, and the view says why.
+Gradients reach the nodes of a view, and go along its links. If an input of an op has no link, no
+gradient goes to this input: it is a frozen input, and the view has the reason.
 
-A graph has neither names nor values, except those that some VJP asked for. Names are found in the
-caller's variables and in models. Values are on a tape, in living Tensors, or saved for VJPs.
+A graph stores no names, and no values except residuals. Names are found in the caller's variables
+and in models. Values are found on a tape, in living Tensors, and in residuals.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ UNKNOWN = (
 class FrozenInput:
     """An input that no gradient goes to."""
 
-    name: str  # what it is called
-    why: str  # why no gradient goes there, in a sentence
+    name: str  # its name in the picture
+    why: str  # a sentence that says why it gets no gradient
     value: Any = None  # an array or a number, or None if it is not saved anywhere
-    group: ModuleCall | None = None  # the module call that it is drawn in
+    group: ModuleCall | None = None  # the module call whose box it is in
 
 
 @dataclass(eq=False)
@@ -53,23 +53,23 @@ class Link:
     source: Node  # the node of the input
     target: Node  # the node of the result
     edge: Edge
-    input: str  # what the op calls its input
+    input: str  # the op's name for its input
 
 
 @dataclass(eq=False)
 class NodeView:
-    """A node of the graph, and all that is known of it."""
+    """A node of the graph, and everything that is known about it."""
 
     node: Node
-    name: str  # of the variable or parameter at it; or of its op, and a number if there are several
-    named: bool  # whether it is the name of a variable or parameter
+    name: str  # the name of its variable or parameter, or else of its op, with a number if needed
+    named: bool  # whether `name` is the name of a variable or parameter
     value: Array | None  # None if it is not saved anywhere
     call: CallRecord | None  # the call that made it, if it is on the tape
-    group: ModuleCall | None  # the innermost one that made it, or that a leaf's uses have in common
-    links: list[Link] = field(default_factory=list)  # to its inputs
-    # Its inputs that no gradient goes to, by what the op calls them.
+    group: ModuleCall | None  # the innermost that made it; for a leaf, that contains all its uses
+    links: list[Link] = field(default_factory=list)  # the links to its inputs
+    # Its inputs that get no gradient, with the op's names for them.
     frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)
-    options: list[tuple[str, str]] = field(default_factory=list)  # that are known of its op's call
+    options: list[tuple[str, str]] = field(default_factory=list)  # known options of its op's call
 
 
 @dataclass(eq=False)
@@ -78,15 +78,15 @@ class GraphView:
 
     root: Node  # the node of the loss
     nodes: dict[Node, NodeView]  # the view of each node, the oldest first
-    frozen: list[FrozenInput] = field(default_factory=list)  # each once
-    # The names of the module calls that something was made in, outer ones first; empty if unknown.
+    frozen: list[FrozenInput] = field(default_factory=list)  # all frozen inputs, each once
+    # The names of the module calls that made something, outer calls first; empty if unknown.
     groups: dict[ModuleCall, str] = field(default_factory=dict)
 
 
 def view_graph(
     role: str, loss: Tensor, tape: Tape | None, model: Module | None, variables: Mapping[str, Any]
 ) -> GraphView:
-    """Collect what there is to be drawn of the graph behind `loss`, for the function `role`.
+    """Collect the content of a picture of the graph of `loss`; `role` is the caller, for messages.
 
     Names are those of the caller's `variables` and of the parameters of `model`.
     """
@@ -128,7 +128,7 @@ def view_graph(
 
 
 def _group(graph: GraphView, names: Names) -> None:
-    """Put leaves and frozen inputs into the innermost module of all their uses; list all groups."""
+    """Put leaves and frozen inputs into the innermost module with all their uses; list groups."""
     common: dict[Any, ModuleCall | None] = {}
     for view in graph.nodes.values():
         around = [] if view.group is None else view.group.chain()
@@ -150,10 +150,10 @@ def _group(graph: GraphView, names: Names) -> None:
 
 
 class Names:
-    """Names of tensors and modules. Where there are several, the first counts.
+    """Names of tensors and modules. If there are several names, the first is used.
 
-    They are those of the caller's `variables` without an underscore in front, of parameters in
-    `model`, without a prefix, and in the `roots` that a tape has seen.
+    They come from the caller's `variables` that do not begin with an underscore, from the
+    parameters in `model`, without a prefix, and from the `roots` on a tape.
     """
 
     def __init__(
@@ -162,8 +162,8 @@ class Names:
         known = [(name, v) for name, v in variables.items() if not name.startswith("_")]
         tensors = [(name, v) for name, v in known if isinstance(v, Tensor)]
         modules = [(name, v) for name, v in known if isinstance(v, Module)]
-        # The names of modules, by their id: those of variables, and of a class with a number where
-        # several roots without a variable share it.
+        # The names of modules, by their id: the name of a variable, or of the class, with a number
+        # if several roots without a variable have the same class.
         self.of_module = {id(module): name for name, module in reversed(modules)}
         unnamed = [root for root in roots if id(root) not in self.of_module]
         total, so_far = Counter(type(root).__name__ for root in unnamed), Counter[str]()
@@ -187,7 +187,7 @@ class Names:
             self._of_memory.setdefault(_memory(tensor._data), (name, tensor))
 
     def of_memory(self, value: Any) -> tuple[str, Tensor] | None:
-        """Return the name of a tensor in the same memory and of the same shape, and that tensor."""
+        """Return the name of a tensor with the same memory and shape, and this tensor, or None."""
         array = value._data if isinstance(value, Tensor) else value
         return self._of_memory.get(_memory(array)) if isinstance(array, np.ndarray) else None
 
@@ -197,11 +197,11 @@ def _memory(array: Array) -> tuple[Any, ...]:
 
 
 def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
-    """Find the values at these nodes: on a tape, in living Tensors, or saved for VJPs."""
+    """Find the values at these nodes: on a tape, in living Tensors, or in residuals."""
     made = [calls[node] for node in nodes if node in calls]
     values = [value for call in made for value in (call.result, *call.inputs)]
     values += gc.get_objects()
-    # Not `isinstance`, which asks an object for its class, and an object may answer anything.
+    # Not `isinstance`, because it calls an object's `__class__`, which may be user code.
     tensors = [value for value in values if issubclass(type(value), Tensor)]
     found = [(getattr(x, "node", None), getattr(x, "_data", None)) for x in tensors]
     for node in nodes:
@@ -213,31 +213,31 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
     wanted = {node: (node.shape, node.dtype) for node in nodes}
     return {
         node: value
-        for node, value in reversed(found)  # of several values of a node, the first counts
+        for node, value in reversed(found)  # if a node has several values, the first is used
         if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node)
     }
 
 
 def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
-    """Yield what the VJP of an edge is given after `g`, with the names of its parameters."""
+    """Yield the arguments that the VJP of an edge gets after `g`, with their names."""
     if edge[2] is not None:
         yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
 
 
 @lru_cache(maxsize=256)
 def names_of_saved(vjp: VJP) -> tuple[str, ...]:
-    """Return the names of the parameters of a VJP that stand for what a call saves."""
+    """Return the names of the parameters of a VJP that are residuals."""
     names = tuple(inspect.signature(vjp.derivative).parameters)
     return names[len(names) - len(vjp.slots) :]
 
 
 def _saved_by_node(node: Node) -> dict[str, Any]:
-    """Return what a node has saved for its VJPs, by the descriptions of its op."""
+    """Return the residuals of a node, by the op's descriptions of them."""
     return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
 
 
 def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
-    """Return what an op was called with, as far as it is on the tape or saved for VJPs, by name."""
+    """Return the arguments of an op's call by name, as far as they are on the tape or residuals."""
     saved, prefix = _saved_by_node(view.node), "its input "
     known = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
     if view.call is not None:
@@ -247,16 +247,16 @@ def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
 
 @dataclass
 class _Inputs:
-    """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
+    """Finds the inputs of each node: links to those that get a gradient, and frozen inputs."""
 
     graph: GraphView
     tape: Tape
     names: Names
-    plain: str  # what to say of a plain array
+    plain: str  # why a plain array gets no gradient, in words
     known: dict[Any, FrozenInput] = field(default_factory=dict)
 
     def add(self, view: NodeView, op: OpLike) -> None:
-        """Give a node its links, frozen inputs and options."""
+        """Add links, frozen inputs and options to the view of a node."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
         given = known_arguments(view, op)
@@ -291,15 +291,15 @@ class _Inputs:
     def _freeze(
         self, view: NodeView, name: str, value: Any, why: str, decoded: Array | None = None
     ) -> None:
-        """Add a frozen input: an array once, however often it is used; numbers each by itself.
+        """Add a frozen input: an array only once, even if it is used often, but each number.
 
         If the array is stored in another form, `value` is that form, and `decoded` is shown.
         """
         array = value._data if isinstance(value, Tensor) else value
-        if isinstance(value, (list, tuple)):  # of numbers
+        if isinstance(value, (list, tuple)):  # a list of numbers
             array = np.asarray(value)
         known, made = self.names.of_memory(value), self.tape.made(value)
-        # The op's word for its input alone could be a variable's name.
+        # With "input" in front, because the op's name for it could also be a variable's name.
         called = f"input {name}" if made is None else made.name
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
         if known is not None:
@@ -314,7 +314,7 @@ class _Inputs:
         view.frozen.append((name, frozen))
 
     def _why(self, value: Any) -> str:
-        """Say why no gradient goes to a value."""
+        """Return a sentence that says why a value gets no gradient."""
         if isinstance(value, (bool, int, float, np.generic)):
             return "A number: there is nothing to differentiate by."
         if not isinstance(value, (Tensor, np.ndarray)):
@@ -325,7 +325,7 @@ class _Inputs:
             whom = self.graph.nodes[node].name if node in self.graph.nodes else "a tensor"
             return f"The value of {whom} as {left.name} gives it: no gradient follows."
         known = self.names.of_memory(value)
-        holder = value if known is None else known[1]  # of this memory
+        holder = value if known is None else known[1]  # the tensor with this memory
         if isinstance(holder, Parameter):
             if holder.node is None:
                 return "A frozen parameter: requires_grad=False."
@@ -340,7 +340,7 @@ class _Inputs:
 
 
 def in_words(value: Any) -> str:
-    """Write an option as a reader would write it."""
+    """Write an option as a user would write it."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"an array of shape {value.shape}"
     text = repr(value)

@@ -1,8 +1,8 @@
-"""How well gradients predict: what it adds to the loss if an element of a leaf is nudged.
+"""How well gradients predict the change of the loss if an element of a leaf is nudged.
 
-The gradient predicts that a nudge adds the gradient times the nudge. What it does add is found by
-running the ops again that depend on the leaf, on a grid of nudges that is finer near 0. What is not
-in the graph, such as a value that was detached, stays as it is.
+The gradient predicts that a nudge adds the gradient times the nudge to the loss. The true change is
+found by running the ops that depend on the leaf again, for a grid of nudges that is finer near 0.
+Values that are not in the graph, such as detached values, stay unchanged.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Array = NDArray[Any]
 Json = dict[str, Any]
 
 STEPS = 16  # nudges in each direction; the k-th is (k / STEPS)^2 of the largest
-MOST = 24  # elements that can be nudged
-CALLS = 2_000  # ops that run again
-NUMBERS = 4_000_000  # that these ops get and give
+MOST = 24  # the most elements that can be nudged
+CALLS = 2_000  # the most calls of ops that run again
+NUMBERS = 4_000_000  # the most numbers in the operands and results of these calls
 
 _TAPE = "A tape keeps it: with viz.record() as tape: …"
 
 
 class _UnknownError(Exception):
-    """Says why a graph cannot be run again."""
+    """Raised if a graph cannot be run again; the message is the reason."""
 
 
 def nudges_of(graph: GraphView, gradients: Mapping[Node, Array]) -> Json:
-    """Return what nudges of elements of leaves add to the loss; in "why", why that is not known.
+    """Return what nudges of elements of leaves add to the loss, or in "why" why it is not known.
 
-    Of each leaf in turn, the element with the largest of the `gradients` that is left is taken,
-    until there are `MOST` elements. A leaf is left out if that would run too many ops.
+    Each leaf in turn gives its element with the largest remaining gradient, until there are `MOST`
+    elements. A leaf is left out if too many ops would have to run.
     """
     if all(0 in node.shape for node in graph.nodes if node.op is None):
         return {"why": "Its leaves are empty."}
@@ -57,7 +57,7 @@ def nudges_of(graph: GraphView, gradients: Mapping[Node, Array]) -> Json:
 
 
 def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) -> Iterator[Json]:
-    """Yield for each element what nudges from the largest below 0 to the largest above add."""
+    """Yield, for each element, what the nudges from the most negative to the largest add."""
     leaves = {}
     for i, node in enumerate(graph.nodes):
         if node.op is None:
@@ -88,16 +88,16 @@ def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) ->
 
 
 class _Rerun:
-    """Runs a graph again, as far as it depends on a leaf.
+    """Runs the part of a graph again that depends on a leaf.
 
     Raises:
-        _UnknownError: if not everything is saved that this takes.
+        _UnknownError: if a value that is needed is not saved.
     """
 
     def __init__(self, graph: GraphView) -> None:
         self.values: dict[Node, Array] = {}
-        self.dependents: dict[Node, list[Node]] = {}  # of each leaf, the oldest first
-        self.sizes: dict[Node, int] = {}  # how many numbers an op gets and gives
+        self.dependents: dict[Node, list[Node]] = {}  # nodes that depend on a leaf, oldest first
+        self.sizes: dict[Node, int] = {}  # how many numbers are in an op's operands and result
         self._root = graph.root
         self._arguments: dict[Node, list[Any]] = {}
         leaves_of: dict[Node, dict[Node, None]] = {}
@@ -115,7 +115,7 @@ class _Rerun:
                 is_same = value.shape == node.shape and np.allclose(
                     value, known, rtol=1e-3, atol=1e-6, equal_nan=True
                 )
-            except Exception:  # anything may happen in an op that gets what it was not given before
+            except Exception:  # with other arguments than in the original call, an op may fail
                 is_same = False
             if not is_same:
                 raise _UnknownError(f"What {view.name} was called with is not saved. {_TAPE}")
@@ -139,25 +139,25 @@ class _Rerun:
         return np.asarray(node.op(*arguments, **options)._data)
 
     def change(self, leaf: Node, element: int, nudge: float) -> float:
-        """Return what it adds to the loss if an element of a leaf is nudged."""
+        """Return the change of the loss if an element of a leaf is nudged."""
         value = self.values[leaf].copy()
         value.reshape(-1)[element] += nudge
         values = {**self.values, leaf: value}
         try:
             for node in self.dependents[leaf]:
                 values[node] = self._run(node, values)
-        except Exception:  # an op may refuse a value
+        except Exception:  # an op may reject a value
             return math.nan
         before, after = (float(known[self._root].item()) for known in (self.values, values))
         return after - before
 
 
 def _arguments(view: NodeView) -> list[Any]:
-    """Return what the op of a node was called with: nodes, lists with nodes, and what is saved."""
+    """Return the arguments of the op of a node: nodes, lists with nodes, and saved values."""
     op = view.node.op
     if not isinstance(op, Op) or not op.vjps:
         raise _UnknownError(f"{view.name} is the result of a function, and of no single op.")
-    if op.forward.__module__ == decompositions.__name__:  # its ops are handed their results
+    if op.forward.__module__ == decompositions.__name__:  # these ops get their results as arguments
         raise _UnknownError(f"LAPACK found {view.name} before this op was called.")
     defaults = {p.name: p.default for p in op.signature.parameters.values()}
     known = defaults | known_arguments(view, op) | {link.input: link.source for link in view.links}
@@ -170,7 +170,7 @@ def _arguments(view: NodeView) -> list[Any]:
 
 
 def _reach(value: Array) -> float:
-    """Return the largest nudge: 1, 2 or 5 times a power of ten, and twice the largest element."""
+    """Return the largest nudge: 1, 2 or 5 times a power of ten, at least twice every element."""
     known = np.abs(value.astype(np.float64))
     largest = min(1e300, float(np.max(known, where=np.isfinite(known), initial=0.0)))
     if not largest:

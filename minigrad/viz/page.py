@@ -1,7 +1,7 @@
-"""explore: the page on which a reader steps through a backward pass, forwards and back.
+"""explore: make a page on which a reader steps through a backward pass, forwards and back.
 
-It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-Its texts and numbers come from here, as JSON; the files in `template` lay them out and draw them.
+The page is one HTML file that contains everything it needs: no network, no build step, nothing to
+install. This module writes its texts and numbers as JSON; the files in `template` draw them.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 
 Json = dict[str, Any]
 
-LIMIT = 1_000_000  # bytes of a page
+LIMIT = 1_000_000  # the most bytes of a page
 
-_MOST = 4000  # nodes, of which no more fit into a page whatever they contain
-_COARSEST = 4  # cells of a heat map, up and across
+_MOST = 4000  # the most nodes: more do not fit in a page, whatever they contain
+_COARSEST = 4  # the fewest rows and columns of a heat map
 
 TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge", "page")
@@ -59,16 +59,16 @@ _SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge
 
 @dataclass(frozen=True, repr=False)
 class Page:
-    """A page that steps through a backward pass. A notebook shows it where it is the last line.
+    """A page that steps through a backward pass. A notebook shows it if it is a cell's last line.
 
-    The notebook has the page itself, as the source of a frame, so that it works without another
-    file. Above the frame it has a picture of the graph, which is there where frames are left out,
-    as on GitHub; it takes matplotlib, and a graph of no more than about 40 nodes.
+    The notebook stores the page itself, as the source of a frame, so it works without another file.
+    Above the frame is a picture of the graph, for places that show no frames, such as GitHub. The
+    picture needs matplotlib, and a graph of at most about 40 nodes.
 
     Attributes:
         title: the title of the page.
-        html: the page, complete.
-        data: what the page shows, as the JSON in it.
+        html: the complete page.
+        data: the content of the page, which the page has as JSON.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Page:
         return f"<page {self.title!r:.60}, {len(self.html.encode()) / 1000:.0f} KB>"
 
     def frame(self, height: int = 720) -> str:
-        """Return an HTML element, with the page inside, that is so many pixels high."""
+        """Return an HTML frame with the page inside; `height` is in pixels."""
         source = self.html.replace("&", "&amp;").replace("'", "&#39;")
         return (
             f'<iframe title="{html.escape(self.title)}" sandbox="allow-scripts" width="100%" '
@@ -90,7 +90,7 @@ class Page:
         from IPython import display
 
         show: Callable[..., None] = display.display
-        with suppress(ImportError):  # of matplotlib
+        with suppress(ImportError):  # without matplotlib there is no picture
             from minigrad.viz.graph_picture import picture_of
 
             if (picture := picture_of(self.data)) is not None:
@@ -109,37 +109,40 @@ def explore(
 ) -> Page:
     """Return a page that steps through the backward pass of `loss`, and write it to `path`.
 
-    A notebook shows the page by itself. The page shows the graph, each VJP that runs with its
-    source, the gradient that arrives and those that leave, and what adds up where. Then it shows
-    the pass as a second one, as that of an engine that does not clear what it stores, and depth
-    first, and where these go wrong. A slider nudges a leaf, and compares what the gradient predicts
-    with what the nudge does. It takes a graph that can be run again: with a tape, nearly all can.
+    A notebook shows the page automatically. The page shows the graph, each VJP that runs with its
+    source, the gradient that arrives, the gradients that leave, and where gradients add up. It can
+    also show three other passes, and where they go wrong: a second pass, a pass of an engine that
+    does not clear its stored gradients, and a depth-first pass.
 
-    Arrays of up to 16 numbers are written out, to the last digit; larger ones are heat maps, of the
-    means of blocks. In a graph of more than about 500 nodes, all but single numbers are.
+    A slider nudges a leaf, and compares the change that the gradient predicts with the true change.
+    It needs a graph that can run again; with a tape, nearly every graph can.
 
-    The graph and every `.grad` stay as they are. No hook is called, since it might do anything; a
-    node that has one says so. All gradients of the pass are in memory at once.
+    Arrays of up to 16 numbers are written with all digits. Larger arrays are heat maps of the means
+    of blocks. In a graph of more than about 500 nodes, every array except a single number is a heat
+    map.
 
-    The page shows the values that are still there: those saved for VJPs, and those of living
-    tensors. Tensors have the names of the caller's variables, parameters those in their model.
+    The graph and every `.grad` stay unchanged. No hook is called, because it might do anything; the
+    page marks a node with a hook. All gradients of the pass are in memory at the same time.
+
+    The page shows the values that still exist: residuals, and values of living tensors. Tensors
+    have the names of the caller's variables, and parameters have their names in the model.
 
     Args:
         loss: a Tensor of one element, with a graph.
-        path: the file to write, which is replaced if it is there; None writes none.
-        tape: a tape of `record`, with which all values, lines of source and modules are shown too.
-        model: a model whose parameters to call by their names; those of a model on the tape, or in
-            a variable of the caller, are known without it.
+        path: the file to write or replace; None writes no file.
+        tape: a tape of `record`, which adds all values, lines of source and modules.
+        model: a model that gives the names of its parameters. It is not needed for a model on the
+            tape or in a variable of the caller.
         title: the title of the page.
-        program: a captured step in which this loss is computed, whose program to show below the
-            graph. The line that runs the VJP of a step is marked, unless it is unclear which it is.
+        program: a captured step that computes this loss. Its program is shown below the graph, and
+            the line that runs the VJP of a step is marked, if it is clear which line it is.
 
     Raises:
-        TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, `title` no string, or
-            `program` no captured step.
-        ValueError: if `loss` has several elements, its graph is too large, or not on the tape.
-        RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
-            needs was written since, or a captured step has no program yet. Nothing is written then.
+        TypeError: if `loss` is not a Tensor, `tape` not a tape, `model` not a Module, `title` not a
+            string, or `program` not a captured step.
+        ValueError: if `loss` has several elements, or its graph is too large or not on the tape.
+        RuntimeError: if `loss` has no graph, a backward pass has freed the graph, an array that the
+            page needs was written to, or a captured step has no program yet. No file is written.
     """
     graph = view_graph("explore", loss, tape, model, sys._getframe(1).f_locals)
     if loss.size != 1:
@@ -158,14 +161,14 @@ def explore(
 
 
 def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
-    """Make the page, with heat maps as fine as there is room for, also of few numbers if need be.
+    """Make the page, with heat maps as fine as fit; if needed, also for arrays of few numbers.
 
-    Raise a ValueError if it is too large with the coarsest ones.
+    Raise a ValueError if the page is too large even with the coarsest heat maps.
     """
     style = (TEMPLATE / "page.css").read_text("utf-8")
     parts = {"title": html.escape(title), "style": style, "script": script()}
     for name in ("style", "script"):
-        # The page's security policy allows these texts and no others, by their hashes.
+        # The page's security policy allows only these scripts and styles, by their hashes.
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}-hash"] = base64.b64encode(digest).decode()
     template = (TEMPLATE / "page.html").read_text("utf-8")
@@ -178,7 +181,7 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
             previews = Previews(side, few)
             data = _Writer(graph, previews).write(title, passes, program) | {"nudges": nudges}
             text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-            parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
+            parts["data"] = text.replace("<", "\\u003c")  # "</script>" would end the element
             page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
             size = len(page.encode())
             if size <= LIMIT:
@@ -194,19 +197,19 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
 
 
 def script() -> str:
-    """Return the page's script: the files of the template, one after the other, in one function."""
+    """Return the page's script: all script files of the template, in one function."""
     text = "\n".join((TEMPLATE / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
 class _Writer:
-    """Collects all that the page needs, with the pictures that `previews` makes."""
+    """Collects the content of the page, with the pictures that `previews` makes."""
 
     def __init__(self, graph: GraphView, previews: Previews) -> None:
         self._graph = graph
         self._previews, self._add = previews, previews.add
         self._links = [link for view in graph.nodes.values() for link in view.links]
-        # Each thing is written once, in the list of its kind, and then known by its index there.
+        # Each thing is written once, to the list of its kind; its index in the list refers to it.
         self._index: dict[Any, int] = {None: -1}
         for things in (graph.nodes, self._links, graph.groups, graph.frozen):
             self._index |= {thing: i for i, thing in enumerate(things)}
@@ -229,7 +232,7 @@ class _Writer:
         }
 
     def _once(self, kind: str, thing: Any, describe: Callable[..., Json], *given: Any) -> int:
-        """Return the index of a thing among those of its kind; it is described the first time."""
+        """Return the index of a thing in the list of its kind; describe it at its first use."""
         if (kind, id(thing)) not in self._index:
             described = describe(*given)
             self._index[kind, id(thing)] = len(self._described[kind])
@@ -245,7 +248,7 @@ class _Writer:
         return {"name": name or kind, "type": kind, "parent": self._index[group.parent]}
 
     def _program(self, program: ProgramView, right: Pass) -> Json:
-        """Describe a program, and say which of its lines is the VJP of which link."""
+        """Describe a program, and which of its lines runs the VJP of which link."""
         steps = [[sent.link for sent in step.sent] for step in right.steps if step.sent]
         of = program.lines_of(steps)
         line_of = [of.get(link, -1) for link in self._links]
@@ -298,7 +301,7 @@ class _Writer:
         right = shown.right or shown.grads
         ends = [[index[leaf], add(g), add(right[leaf])] for leaf, g in shown.grads.items()]
         initial = [[index[node], add(g)] for node, g in shown.initial.items()]
-        # What is said of steps with a fault or note, which is the same for all of them.
+        # The texts for steps with a fault or a note, each of which is the same in all steps.
         words = {
             "fault": next((step.fault for step in shown.steps if step.fault), ""),
             "note": next((step.note for step in shown.steps if step.note), ""),
@@ -328,7 +331,7 @@ class _Writer:
         )
 
     def _sent(self, step: Step, sent: Sent) -> list[Any]:
-        """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
+        """Return `[link, gradient, after, before or -1]`, and an object with more if needed."""
         before = -1 if sent.before is None else self._add(sent.before)
         written = [self._index[sent.link], self._add(sent.gradient), self._add(sent.after), before]
         due, g, result = self._add(sent.due), sent.gradient, sent.result
@@ -342,13 +345,13 @@ class _Writer:
 
 
 def _present(**entries: Any) -> Json:
-    """Return the entries that are not None: the page knows what to do without the others."""
+    """Return the entries that are not None; the page does not need the others."""
     return {name: value for name, value in entries.items() if value is not None}
 
 
 def _op_in_words(op: OpLike) -> Json:
     """Describe an op: its signature, the text of its docstring, and its source."""
-    # Without the docstring's sections on arguments and errors.
+    # The docstring without its sections on arguments and errors.
     doc = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", inspect.getdoc(op) or "")[0]
     forward, composition = source_of(op.forward), source_of(op.composition)
     return _present(
@@ -362,7 +365,7 @@ def _op_in_words(op: OpLike) -> Json:
 
 
 def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
-    """Describe a VJP: its source, or what runs instead of one."""
+    """Describe a VJP: its source, or what runs if it has none."""
     if vjp is None:
         why = "Its function runs again, recording this time, and the gradient goes back through "
         why += "what it has recorded."
@@ -370,7 +373,7 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
     method = Op.vjp if op.plain else Op.joint_vjp
-    # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
+    # The meaning of each parameter after `g`; the slots after the op's inputs are as in `Op`.
     meanings = [f"the op's input {name}" for name in op.parameters]
     meanings += ["the op's own result", "which of the inputs", "what the forward saved"]
     slots = zip(names_of_saved(vjp), vjp.slots, strict=True)

@@ -1,7 +1,7 @@
 """Backward passes through a graph, step by step: the right one, and three others to learn from.
 
-The VJPs run through the engine, so every value is the engine's own, or what an engine that goes
-wrong in this respect would give. No hook is called, and no `.grad` is written.
+The engine runs the VJPs, so every value is the engine's, or the value that an engine with this
+fault would compute. No hook is called, and no `.grad` is written.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ from minigrad.viz.graph_view import GraphView, Link
 
 Array = NDArray[Any]
 
-SHOWN = 400  # steps of a pass that goes wrong
-AFTER = 20  # of these, after the first in which it does
-RUN = 4000  # VJPs that are run to find where a pass ends
+SHOWN = 400  # the most steps that are shown of a pass that goes wrong
+AFTER = 20  # the most of these steps after the first wrong one
+RUN = 4000  # the most VJPs that run to find where a pass ends
 
 
 @dataclass(eq=False)
 class Sent:
     """A gradient that a VJP sends to one input."""
 
-    link: Link  # the link that it goes along
-    result: Any  # what the VJP returned
-    gradient: Any  # the same in the shape and dtype of the input
-    before: Array | None = None  # the sum of what had arrived there, or None if this is the first
-    after: Any = None  # the sum with this one
-    due: Array | None = None  # what is right; given only where a value first goes wrong
+    link: Link  # the link that the gradient goes along
+    result: Any  # the result of the VJP
+    gradient: Any  # the result in the shape and dtype of the input
+    before: Array | None = None  # the sum of earlier gradients there; None if this is the first
+    after: Any = None  # the sum including this gradient
+    due: Array | None = None  # the right value; given only where a value first goes wrong
 
 
 @dataclass(eq=False)
 class Step:
-    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing."""
+    """A step of a pass: a VJP and the gradients that it sends, the seed, or a leaf's `.grad`."""
 
     kind: str  # "seed", "vjp" or "leaf"
     node: Node  # the node whose VJP runs, or that gets the gradient
-    gradient: Array  # what has arrived at the node
-    sent: Sequence[Sent] = ()  # what goes on to its inputs
+    gradient: Array  # the sum of the gradients that have arrived at the node
+    sent: Sequence[Sent] = ()  # the gradients that are sent to its inputs
     arrivals: int = 0  # how many gradients have arrived at the node so far
-    before: Array | None = None  # for a leaf, its `.grad`, or None
-    after: Array | None = None  # for a leaf, its `.grad` afterwards
+    before: Array | None = None  # for a leaf, its `.grad` before this step, or None
+    after: Array | None = None  # for a leaf, its `.grad` after this step
     fault: str = ""  # why a value goes wrong here; empty if none does
-    note: str = ""  # what else there is to say of the step
+    note: str = ""  # another remark on the step
 
 
 @dataclass(eq=False)
 class Pass:
-    """A backward pass, as it goes on and as it is shown to the reader."""
+    """A backward pass: its state while it runs, and its steps for the reader."""
 
     graph: GraphView
-    key: str  # a short name of it
+    key: str  # a short name of the pass
     title: str  # the text of its button
     about: str = ""  # what happens in it, in a few sentences
     initial: Mapping[Node, Array] = field(default_factory=dict)  # gradients before it begins
     fault: int | None = None  # the first step in which a value goes wrong
-    right: Mapping[Node, Array] | None = None  # each leaf's `.grad` as it should be, if other
+    right: Mapping[Node, Array] | None = None  # the right `.grad` of each leaf, if it differs
 
     def __post_init__(self) -> None:
         root = self.graph.root
         seed = np.ones(root.shape, root.dtype)
-        self.steps = [Step("seed", root, seed)]  # those that are shown
-        # The gradient of each node so far; empty in the end if the pass was cut short.
+        self.steps = [Step("seed", root, seed)]  # the steps that are shown
+        # The gradient of each node so far; empty at the end if the pass was cut short.
         self.arrived: dict[Node, Array] = {**self.initial, root: seed}
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
@@ -81,9 +81,9 @@ class Pass:
         return {step.node: step.after for step in self.steps if step.after is not None}
 
     def run(self, node: Node, fault: str = "", due: Any = None, note: str = "") -> Iterator[Step]:
-        """Run the VJPs of a node on what has arrived there, and yield the step of each.
+        """Run the VJPs of a node on the gradient that has arrived there, and yield their steps.
 
-        `fault` says why they should not run on that; `due` is what they should run on instead.
+        `fault` says why this gradient is wrong; `due` is the right gradient.
         """
         right: dict[Link, Array] = {}
         if fault and self.fault is None:
@@ -103,7 +103,7 @@ class Pass:
     def run_in_order(self, first: Pass | None = None) -> None:
         """Run the VJPs of all nodes, the newest first.
 
-        If what has arrived at a node is not what arrives in the `first` pass, that is a fault.
+        If another gradient has arrived at a node than in the `first` pass, this is a fault.
         """
         for node in reversed(self.graph.nodes):
             if node.op is None:
@@ -114,9 +114,9 @@ class Pass:
             self.steps += self.run(node, fault, due)
 
     def end(self, grads: Mapping[Node, Array] | None = None) -> None:
-        """Add what has arrived at the leaves to their `.grad`.
+        """Add the gradients that have arrived at the leaves to their `.grad`.
 
-        `grads` has the `.grad` of each leaf before the pass; None stands for the present ones.
+        `grads` has the `.grad` of each leaf before the pass; None means the current `.grad`.
         """
         for node in reversed(self.graph.nodes):
             if node.op is None and node in self.arrived:
@@ -138,7 +138,7 @@ def passes_through(graph: GraphView) -> list[Pass]:
 
 
 def right_order(graph: GraphView) -> Pass:
-    """Run the pass of the engine itself, which may raise a RuntimeError (see `explore`)."""
+    """Run the engine's own pass, which may raise a RuntimeError (see `explore`)."""
     shown = Pass(graph, "backward", "Backward pass")
     shown.run_in_order()
     shown.end()
@@ -168,7 +168,7 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
 
 
 def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
-    """Run another `second` pass, from the gradients the first has left at inner nodes."""
+    """Run the second pass of an engine that keeps the first pass's gradients at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
     shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left, right=second.grads)
     shown.run_in_order(first)
@@ -185,14 +185,14 @@ def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
 
 
 def depth_first(graph: GraphView, first: Pass) -> Pass:
-    """Run the pass that goes on to the inputs at once, with what has arrived so far.
+    """Run a pass that goes to the inputs of a node at once, before all gradients have arrived.
 
-    It runs the VJPs of a node once for each path that leads there, which may be exponentially many
-    in the depth. So these are counted first, and a pass of too many is cut short.
+    It runs the VJPs of a node once for each path to the node, and the number of paths may be
+    exponential in the depth. So the VJPs are counted first, and a pass with too many is cut short.
     """
     shown = Pass(graph, "depth", "Depth first", right=first.grads)
     paths = Counter({graph.root: 1})
-    vjps = usual = 0  # of this pass and of the first
+    vjps = usual = 0  # the number of VJPs of this pass and of the first
     for node in reversed(graph.nodes):
         for link in graph.nodes[node].links:
             paths[link.source] += paths[node]
@@ -200,7 +200,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
-        """Whether the next step still is: until shortly after the first fault, at least."""
+        """Whether the next step is shown: at least until shortly after the first fault."""
         most = RUN if shown.fault is None else max(SHOWN, shown.fault + AFTER)
         return len(shown.steps) <= most
 
@@ -219,7 +219,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
                 shown.steps.append(step)
             yield from (sent.link.source for sent in step.sent)
 
-    stack = [visit(graph.root)]  # instead of recursion
+    stack = [visit(graph.root)]  # no recursion, which has a limited depth
     while stack and (vjps <= RUN or is_shown()):
         parent = next(stack[-1], None)
         if parent is None:
@@ -249,7 +249,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
 
 
 def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]:
-    """Run the VJPs of a node on a gradient, and list what each sends: a joint VJP sends several.
+    """Run the VJPs of a node on a gradient; list what each sends, a joint VJP to several inputs.
 
     No hook is called, and no result of an op retains its gradient.
     """
@@ -276,7 +276,7 @@ class _Watcher(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.results: list[Any] = []
-        self.gradients: list[Any] = []  # the same in the shape and dtype of the input
+        self.gradients: list[Any] = []  # the results in the shape and dtype of the input
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         if self.running == ["pass"]:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from minigrad.viz.figure import Picture
 
 FAR = 1e3
-"""A layer whose gradient is so many times smaller or larger than the last layer's is marked."""
+"""A layer is marked if its gradient is this factor smaller or larger than the last layer's."""
 
-_DRAWN = 1e-200, 1e200  # norms beyond are drawn as these, since scales must not leave float64
-_LETTERS = 18  # beside a panel
-_COLUMNS = 400  # of the heat map; of more steps, each column shows the largest of several
-_HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # of panels, and 1.3 of the others
+_DRAWN = 1e-200, 1e200  # norms are clipped to this range, because axes are computed in float64
+_LETTERS = 18  # the most letters in the name beside a panel
+_COLUMNS = 400  # of the heat map; with more steps, a column shows the largest of several steps
+_HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # the heights of panels; those of others are 1.3
 _OF_ITS_OWN = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
 
 _UP, _DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 @runtime_checkable
 class Records(Protocol):
-    """The records of a training run: a `minigrad.History`, which is built on this module."""
+    """The records of a training run: the part of a `minigrad.History` that is needed here."""
 
     steps: list[dict[str, float]]
     epochs: list[dict[str, float]]
@@ -47,11 +47,11 @@ class Records(Protocol):
 
 
 def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -> Picture:
-    """Draw the losses, each metric and the gradient norm by epoch, below one another.
+    """Draw the losses, each metric and the gradient norm by epoch, one panel below another.
 
-    Epochs where one of them is not finite are marked with a cross at the top of its panel.
-    The loss of each single step is a grey line behind. Losses are on a logarithmic scale if all are
-    positive. The learning rate is drawn too if it changes.
+    If a value is not finite, a cross at the top of its panel marks the epoch. The grey line in the
+    background is the loss of each step. Losses have a logarithmic scale if all are positive. The
+    learning rate is drawn too if it changes.
 
     Args:
         history: the records of a run.
@@ -59,8 +59,8 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
 
     Raises:
         ImportError: if matplotlib is not installed.
-        TypeError: if it is no History.
-        ValueError: if there are no epochs yet, or the path is that of no picture.
+        TypeError: if `history` is not a History.
+        ValueError: if there are no epochs yet, or the path does not end like a picture's.
     """
     from minigrad.viz.figure import Picture, open_frame, shortened, ticks_at_integers
 
@@ -85,7 +85,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         if name in metrics:
             _draw_column(axes, history, f"validation_{name}")
         _mark_broken(axes, history, name)
-        # The only line of a panel needs no name.
+        # If a panel has only one line, the line needs no name.
         named = list(axes.lines) if name in metrics else axes.lines[1:]
         if named:
             axes.legend(handles=named, loc="best", frameon=False)
@@ -103,7 +103,7 @@ def _draw_losses(axes: Axes, history: Records) -> None:
     from minigrad.viz.figure import INK
 
     if history.steps:
-        # A step is drawn where it was in its epoch, of which the first ends at 1.
+        # A step is drawn at its place in the epoch; the first epoch goes from 0 to 1.
         counts, done = Counter(step["epoch"] for step in history.steps), Counter[float]()
         epochs, losses = [], [step["loss"] for step in history.steps]
         for epoch in (step["epoch"] for step in history.steps):
@@ -146,7 +146,7 @@ def _draw_column(axes: Axes, history: Records, name: str) -> None:
 
 
 def _mark_broken(axes: Axes, history: Records, name: str) -> list[float]:
-    """Mark and return the epochs where a column, or that of its validation, is not finite."""
+    """Mark and return the epochs where a column, or its validation column, is not finite."""
     from minigrad.viz.figure import INK
 
     both = [(r["epoch"], r.get(name, 0), r.get(f"validation_{name}", 0)) for r in history.epochs]
@@ -165,22 +165,22 @@ class GradientRecorder(Observer):
             trainer.fit((x, y), epochs=20)
         plot_gradients(recorder)
 
-    In the block each step of an optimiser is recorded, with the gradients that it has used: summed
-    over the batches of a step, and after clipping. Where there is no optimiser, call
-    `recorder.record()` after each `backward()` instead.
+    In the block, each step of an optimiser is recorded, with the gradients that it uses: summed
+    over the batches of a step, and after clipping. Without an optimiser, call `recorder.record()`
+    after each `backward()` instead.
 
     Args:
-        model: the model; parameters that are frozen now are left out.
-        by: "layer" takes all parameters of a module as one vector, "parameter" each by itself.
+        model: the model; parameters that are frozen at this time are left out.
+        by: "layer" for the norm of all parameters of a module, "parameter" for that of each one.
 
     Attributes:
-        by: what a row stands for.
+        by: "layer" or "parameter": what a row of the picture shows.
         norms: by name, in the order of the model, the Euclidean norm of the gradient at each step:
-            nan where there was none, and inf where NaN or Inf was in it.
+            nan if there was no gradient, and inf if the gradient contained NaN or Inf.
 
     Raises:
-        TypeError: if the model is no Module.
-        ValueError: if `by` is something else, or no parameter requires a gradient.
+        TypeError: if the model is not a Module.
+        ValueError: if `by` has another value, or no parameter requires a gradient.
     """
 
     def __init__(self, model: Module, by: Literal["layer", "parameter"] = "layer") -> None:
@@ -206,7 +206,7 @@ class GradientRecorder(Observer):
         return f"GradientRecorder({len(self.norms)} {self.by}s, {len(self)} steps)"
 
     def record(self) -> None:
-        """Record the gradients that are there now as one step."""
+        """Record the current gradients as one step."""
         for name, parameters in self._groups.items():
             norm = math.nan
             if any(parameter.grad is not None for parameter in parameters):
@@ -225,13 +225,13 @@ def plot_gradients(
     gradients: GradientRecorder | Mapping[str, Sequence[float]],
     path: str | os.PathLike[str] | None = None,
 ) -> Picture:
-    """Draw how large the gradient of each layer was: layer by step, and layer by layer.
+    """Draw the size of the gradient of each layer, at each step and in summary.
 
-    At the left a heat map, dark where the gradient is small and light where it is large. At the
-    right each layer's median over the steps, and its range. A layer is marked with a triangle if
-    its median is a thousand times smaller or larger than the last layer's, where the backward pass
-    begins; or if its norm was not finite, or jumped to a thousand times its median. Of many layers,
-    not all such remarks are written, but all such medians have a diamond.
+    The left panel is a heat map: dark where the gradient is small and light where it is large. The
+    right panel shows the median over the steps for each layer, and the range. A layer has a
+    triangle if its median is a thousand times smaller or larger than that of the last layer, where
+    the backward pass begins; or if its norm was not finite, or jumped to a thousand times its
+    median. With many layers, not all remarks are written, but all such medians have a diamond.
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.
@@ -240,8 +240,8 @@ def plot_gradients(
     Raises:
         ImportError: if matplotlib is not installed.
         TypeError: if `gradients` is something else.
-        ValueError: if there are no steps yet, or not equally many of each layer, or a norm is
-            negative, or the path is that of no picture.
+        ValueError: if there are no steps yet, layers have different numbers of steps, a norm is
+            negative, or the path does not end like a picture's.
     """
     from minigrad.viz.figure import Picture, name_rows, open_frame
 
@@ -291,7 +291,7 @@ def plot_gradients(
 
 
 def _within_scales(norms: ArrayLike) -> Array:
-    """Return norms as they are drawn."""
+    """Clip norms to the range that can be drawn."""
     there = np.asarray(norms, np.float64)
     return np.where((there > 0) & np.isfinite(there), np.clip(there, *_DRAWN), there)
 
@@ -304,12 +304,12 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
 
     steps = norms.shape[1]
     width = -(-steps // _COLUMNS)
-    # -1 stands for no gradient: any number in the same column replaces it.
+    # -1 means no gradient: any number in the same column replaces it.
     starts = np.arange(0, steps, width)
     shown = np.maximum.reduceat(np.where(np.isnan(norms), -1.0, norms), starts, axis=1)
     usual = shown[(shown > 0) & np.isfinite(shown)]
     low, high = (usual.min(), usual.max()) if usual.size else (0.1, 10.0)
-    if high < FAR * low:  # or differences that mean nothing would fill the scale
+    if high < FAR * low:  # otherwise unimportant differences would fill the scale
         middle, reach = np.sqrt(low) * np.sqrt(high), np.sqrt(FAR)
         low, high = middle / reach, middle * reach
     colours = matplotlib.colormaps[SIZES].with_extremes(under="black", over=VERMILLION, bad="white")
@@ -354,19 +354,19 @@ def _draw_profile(axes: Axes, norms: Array, medians: Array, remarks: Sequence[st
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
     odd = [y for y, remark in enumerate(remarks) if remark]
     axes.plot(drawn[odd], odd, "D", color=VERMILLION, markersize=8, label="faults")
-    # Of remarks that would lie on one another only one is written, what explodes first.
+    # Of remarks at the same place, only one is written; exploding gradients come first.
     least, written = -(-len(norms) // MOST_NAMES), list[int]()
     for y in sorted(odd, key=lambda y: not remarks[y].startswith(_UP)):
         if all(abs(y - other) >= least for other in written):
             written.append(y)
             beside = axes.text(1.02, y, remarks[y], color=VERMILLION, weight="bold", va="center")
-            beside.set_transform(axes.get_yaxis_transform())  # which takes shares of the width
+            beside.set_transform(axes.get_yaxis_transform())  # x is a share of the width
     usual = norms[(norms > 0) & np.isfinite(norms)]
     if usual.size:
-        # From one power of ten to another, so that some are labelled.
+        # From a power of ten to another, so that some ticks have labels.
         ends = np.floor(np.log10(usual.min())), np.floor(np.log10(usual.max())) + 1
         axes.set(xscale="log", xlim=np.power(10.0, ends))
-        axes.xaxis.set_minor_formatter("")  # none in between
+        axes.xaxis.set_minor_formatter("")  # no labels between powers of ten
     else:
         axes.set_xticks([])
     axes.set(title="Median and range", xlabel="norm of the gradient")
@@ -375,7 +375,7 @@ def _draw_profile(axes: Axes, norms: Array, medians: Array, remarks: Sequence[st
 
 
 def _remark(norms: Array, median: float, last: float) -> str:
-    """Say what is wrong with a layer; `last` is the median of the last layer that has one."""
+    """Describe the fault of a layer, if any; `last` is the last median of all layers."""
     if np.isnan(norms).all():
         return "none"
     if np.isinf(norms).any():

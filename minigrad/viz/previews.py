@@ -1,4 +1,4 @@
-"""Arrays as a page shows them: a few numbers to the last digit, more as a small heat map."""
+"""Arrays as a page shows them: a few numbers with all digits, or a small heat map."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FEW = 16  # numbers, up to which they are written out
-LARGEST = 24  # cells of a heat map, up and across
+FEW = 16  # the most numbers that are written out
+LARGEST = 24  # the most rows and columns of a heat map
 
-# One letter for each cell: 0 is in the middle, the largest magnitude at both ends.
+# A cell is one letter: the middle letter is 0, and the first and last are the largest magnitude.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+"
 _MIDDLE = len(LETTERS) // 2
 _CODES = np.frombuffer(LETTERS.encode(), np.uint8)
@@ -23,20 +23,20 @@ NOT_FINITE = "!"
 
 
 class Previews:
-    """Previews of arrays, each once, however often it is shown; ready to be written as JSON.
+    """Previews of arrays, each stored only once, in a form for JSON.
 
-    A heat map has at most `side` cells up and across, and up to `few` numbers are written out.
+    A heat map has at most `side` rows and columns, and up to `few` numbers are written out.
     """
 
     def __init__(self, side: int = LARGEST, few: int = FEW) -> None:
-        # `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
+        # `[shape, dtype, rows, columns]`: kinds of arrays, with the size of their heat map.
         self.kinds: list[list[Any]] = []
-        # Of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more `[kind,
-        # cells, low, high, rms]`, and how many are not finite if any are.
+        # For at most one number `[kind, numbers]`; for few `[kind, numbers, cells]`; for more
+        # `[kind, cells, low, high, rms]`, and the count of elements that are not finite, if any.
         self.pictures: list[list[Any]] = []
         self._side, self._few = side, few
         self._known: dict[str, int] = {}
-        self._seen: dict[int, tuple[Any, int]] = {}  # by id, of values kept alive
+        self._seen: dict[int, tuple[Any, int]] = {}  # by id; the values are kept alive
 
     def add(self, value: Any) -> int | None:
         """Return the index of a preview of `value`, an array or a number; None for None."""
@@ -71,7 +71,8 @@ class Previews:
 def range_of(array: Array) -> tuple[float, float, float, int]:
     """Return the least and the largest number, the root of the mean square, and a count.
 
-    Elements that are not finite are left out and counted; where all are, the three are nan.
+    Elements that are not finite are left out and counted. If no element is finite, the three
+    numbers are nan.
     """
     wide = array.astype(np.float64)
     known = wide[np.isfinite(wide)]
@@ -84,15 +85,15 @@ def range_of(array: Array) -> tuple[float, float, float, int]:
 
 
 def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str]:
-    """Draw the heat map of an array, with at most `side` cells up and across.
+    """Draw the heat map of an array, with at most `side` rows and columns.
 
-    Its rows are those along the last axis, below each other. A cell is the mean of a block, and has
-    a letter from the most negative to the most positive, or a mark if an element is not finite.
-    Return how many rows and columns there are, and the letters.
+    The rows of the array run along its last axis. A cell shows the mean of a block as a letter,
+    from the most negative to the most positive, or as a mark if an element is not finite. Return
+    the numbers of rows and columns, and the letters.
     """
     wide = array.astype(np.float64)
     _, power = np.frexp(np.abs(wide, where=np.isfinite(wide), out=np.zeros_like(wide)).max())
-    # Below 1 in magnitude, so that no sum leaves float64; a power of two changes no digit.
+    # Scaled below 1, so that no sum overflows; a power of two changes no digit.
     cells = _block_means(np.ldexp(wide, -power).reshape(-1, array.shape[-1]), side)
     broken = np.isnan(cells)
     known = np.where(broken, 0.0, cells)
@@ -103,7 +104,7 @@ def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str
 
 
 def _block_means(matrix: Array, side: int) -> Array:
-    """Compute the means of at most `side` x `side` blocks; of a single row, twice as many across.
+    """Compute the means of at most `side` x `side` blocks, or twice as many columns for one row.
 
     The mean of a block with an element that is not finite is NaN.
     """

@@ -1,4 +1,4 @@
-"""The program of a captured step as a page shows it, and which of its lines is which VJP."""
+"""The program of a captured step for a page, and which of its lines runs which VJP."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from minigrad.programs import Captured
 from minigrad.viz.graph_view import Link
 
-_SECTIONS = "forward", "backward", "update"  # which begin with a comment in a line of its own
-_STEP = re.compile(r"\.step_group\(\w+, (\w+), \[(.*)\]\)")  # of parameters, by gradients
+_SECTIONS = "forward", "backward", "update"  # each section begins with a line that is a comment
+_STEP = re.compile(r"\.step_group\(\w+, (\w+), \[(.*)\]\)")  # the parameters and their gradients
 
 
 class ProgramView:
     """The program of a captured step.
 
     Raises:
-        TypeError: if it is no captured step.
+        TypeError: if `captured` is not a captured step.
         CaptureError: if the step has no program yet.
     """
 
@@ -30,12 +30,12 @@ class ProgramView:
             )
         self._space = captured.namespace
         names = {id(v): name for name, v in self._space.items() if isinstance(v, np.ndarray)}
-        self.arrays = list(names.values())  # parameters and others that are there before the step
+        self.arrays = list(names.values())  # parameters and other arrays that exist before the step
         gradients: dict[str, str] = {}  # the names of parameters by those of their gradients
         for parameters, listed in _STEP.findall(captured.source):
             pairs = zip(self._space[parameters], listed.split(", "), strict=True)
             gradients |= {g: names.get(id(tensor._data), "a parameter") for tensor, g in pairs}
-        self.lines: list[list[str]] = []  # section, text, and what else to say of it; or ""
+        self.lines: list[list[str]] = []  # section, text, and a remark, which may be ""
         section = ""
         for text in captured.source.splitlines():
             if text.startswith("    # ") and text[6:] in _SECTIONS:
@@ -48,10 +48,10 @@ class ProgramView:
             self.lines.append([section, text, f"gradient of {', '.join(of)}" if of else ""])
 
     def lines_of(self, steps: Sequence[Sequence[Link]]) -> dict[Link, int]:
-        """Return the lines that run the VJPs of links, which go together if one VJP serves them.
+        """Return the line that runs the VJP of each link; each step has the links of one VJP.
 
-        A VJP that hands on the gradient as it is has no line, and neither has one whose result is
-        not used. If that leaves it open which line is which, nothing is returned.
+        A VJP has no line if it passes on the gradient unchanged, or if its result is not used. If
+        it is then unclear which line runs which VJP, the result is empty.
         """
         vjps = [links[0].edge[2] for links in steps]
         known = [None if vjp is None else vjp.derivative for vjp in vjps]
@@ -69,7 +69,7 @@ class ProgramView:
 
 
 def positions_of(some: Sequence[Any], every: Sequence[Any]) -> list[int] | None:
-    """Return the first positions at which `every` has the things of `some` in order, or None."""
+    """Return the first positions of the elements of `some` in `every`, in order, or None."""
     rest = enumerate(every)
     found = [next((at for at, each in rest if each is one), -1) for one in some]
     return None if -1 in found else found

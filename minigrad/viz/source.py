@@ -1,4 +1,4 @@
-"""The source text of VJPs and forwards: what runs, as it is written."""
+"""The source text of VJPs and forwards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Source:
     """A function as text."""
 
     text: str  # the expression of a lambda, or the body of a function without its docstring
-    # The derivative as one expression of ops: that of a lambda, or what a VJP returns for Tensors
-    # if it has a kernel for arrays; empty if there is none.
+    # The derivative as one expression of ops: the body of a lambda, or what a VJP with a kernel for
+    # arrays returns for Tensors; empty if there is no such expression.
     formula: str = ""
-    kernel: bool = False  # whether the VJP has a kernel for arrays beside its formula
+    kernel: bool = False  # whether the VJP has a kernel for arrays besides its formula
 
 
 def source_of(function: Any) -> Source | None:
-    """Return the text of a Python function; None if it has none, such as one that is built in."""
+    """Return the text of a Python function, or None if it has no source, like a builtin."""
     function = inspect.unwrap(function) if callable(function) else function
     if not isinstance(function, FunctionType):
         return None
@@ -52,13 +52,13 @@ def source_of(function: Any) -> Source | None:
 
 
 def signature_of(function: Any) -> str:
-    """Return the names of the parameters, with their defaults."""
+    """Return the signature of a function as text: names of parameters, with their defaults."""
     known = inspect.signature(function).parameters.values()
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in known)
 
 
 def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
-    """Write the formula with numbers for its names; None unless all values are numbers.
+    """Write the formula with numbers in place of names; None unless all values are numbers.
 
     `g * (1 - out * out)` becomes `1 * (1 - 0.76 * 0.76)`.
     """
@@ -90,7 +90,7 @@ def _definitions(text: str) -> list[ast.Lambda | ast.FunctionDef]:
 
 
 def _is_of(code: CodeType, node: ast.Lambda | ast.FunctionDef) -> bool:
-    """Whether `code` was compiled from this; columns distinguish several lambdas on a line."""
+    """Whether `code` was compiled from this node; columns distinguish lambdas on the same line."""
     if isinstance(node, ast.FunctionDef):
         starts = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
         return node.name == code.co_name and code.co_firstlineno in starts
@@ -108,7 +108,7 @@ def _is_of(code: CodeType, node: ast.Lambda | ast.FunctionDef) -> bool:
 
 
 def _in_a_line(text: str, node: ast.expr) -> str:
-    """Return an expression as it is written, or, if it takes several lines, without comments."""
+    """Return the text of an expression; if it has several lines, in one line without comments."""
     segment = _segment(text, node)
     return ast.unparse(node) if "\n" in segment else segment
 

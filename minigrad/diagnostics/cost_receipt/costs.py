@@ -1,21 +1,23 @@
-"""The FLOPs of calls and of VJPs, found once for each signature by running them on sketches.
+"""Count the FLOPs of calls and of VJPs, once for each signature, by running them on sketches.
 
 A sketch is an array that has a shape and a dtype, but no elements. An op that is called on Tensors
-of sketches returns a Tensor of a sketch, and adds to a tally the FLOPs that the call would take. So
-nobody writes down the cost of a VJP, of a composition or of a forward in numpy: one run finds it,
-in microseconds. A signature is all that a cost can depend on: shapes, dtypes, options. Conventions:
+of sketches returns a Tensor of a sketch, and adds up the FLOPs that the call would take. So nobody
+has to write down the cost of a VJP, of a composition or of a forward in numpy: one run finds the
+cost, in microseconds. A signature is everything that a cost can depend on: shapes, dtypes, options.
+The conventions are:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
-- a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
-- a reduction is 1 FLOP for each element that goes in;
+- an elementwise function is 1 FLOP for each element of its result: a logarithm as much as a sum;
+- a reduction is 1 FLOP for each element of its operand;
 - an operation that only moves or converts elements (a view, a copy, an index) is 0.
 
-The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
-depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
-and `all` is true. A fused op costs what its composition does, but causal attention counts unmasked.
+A run on sketches cannot see the FLOPs inside a kernel, so the block of the op states them:
+`@op(cost=1)`. A VJP that depends on the values of its operands is counted for ordinary values:
+`any` of a condition is false, and `all` is true. A fused op costs as much as its composition, but
+causal attention is counted without its mask.
 
-A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
-that meet in one tensor, are the engine's work, and are counted by the receipt.
+The engine itself sums a gradient over axes that were broadcast, as for a bias, and sums gradients
+that meet in one tensor. The receipt counts these sums.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ Shape = tuple[int, ...]
 
 
 class Sketch(NDArrayOperatorsMixin, StandIn):
-    """An array without elements, to which numpy's own functions can be applied."""
+    """An array without elements, to which numpy's functions can be applied."""
 
     __slots__ = ("call", "dtype", "shape", "truth")
 
@@ -55,7 +57,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
         self.call = call  # where the FLOPs of operations on it are added up
-        self.truth = False  # the answer to `if sketch:`, for a condition of one element
+        self.truth = False  # the value of `if sketch:`, for a condition of one element
 
     @property
     def ndim(self) -> int:
@@ -74,12 +76,12 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         raise TypeError("a sketch has no elements")
 
     def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> Sketch:
-        """Return the sketch of a result, and add up the FLOPs that it took."""
+        """Return the sketch of a result, and add its FLOPs to those of the call."""
         self.call.counted += flops
         return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.call)
 
     def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
-        """Apply a function that returns a view, to an array whose elements are all one."""
+        """Apply a function that returns a view to an array of this shape without memory."""
         return self.made(function(_spread(self), *args, **options).shape)
 
     def astype(self, dtype: Any, copy: bool = True) -> Sketch:
@@ -93,7 +95,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     view = copy
 
     def item(self) -> bool:
-        """Return the truth of a condition: all that is known of an element."""
+        """Return the truth of a condition, because nothing else is known of an element."""
         return self.truth
 
     reshape = partialmethod(_moved, np.ndarray.reshape)
@@ -110,13 +112,13 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         return self._moved(np.ndarray.__getitem__, plain)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Sketch:
-        """Reduce over `axis`: any reduction takes 1 FLOP for each element that goes in."""
+        """Reduce over `axis`; every reduction is 1 FLOP for each element of its operand."""
         return self.made(reduced(self.shape, axis, keepdims), flops=self.size)
 
     max = min = prod = argmax = argmin = sum
 
     def cumsum(self, axis: int | None = None) -> Sketch:
-        """Run along `axis`, or along all elements in a row."""
+        """Compute the cumulative sum along `axis`, or of all elements in a row."""
         return self.made((self.size,) if axis is None else self.shape, flops=self.size)
 
     cumprod = cumsum
@@ -130,7 +132,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return self.cumsum(0)
         if method != "__call__" or ufunc.nout > 1:
             return NotImplemented
-        # A number of Python's is asked for by its type; a list is what numpy makes of it.
+        # numpy finds the result dtype from the type of a Python number, and from dtypes of others.
         kinds = [type(x) if type(x) in (int, float) else getattr(x, "dtype", None) for x in inputs]
         known = [kind or np.asarray(x).dtype for kind, x in zip(kinds, inputs, strict=True)]
         dtype = ufunc.resolve_dtypes((*known, None))[-1]
@@ -156,7 +158,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         return NotImplemented
 
     def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
-        """Return the result of an op whose cost is given, or is that of its composition."""
+        """Return the result of an op whose block states its cost, or that has a composition."""
         if op.cost is None:
             assert op.composition is not None
             return op.composition(*given)
@@ -175,7 +177,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
 
 def _spread(sketch: Sketch) -> Any:
-    """Return an array of that shape, which repeats one element and takes no memory."""
+    """Return an array of the shape of a sketch that repeats one element and takes no memory."""
     return np.broadcast_to(np.zeros((), sketch.dtype), sketch.shape)
 
 
@@ -194,19 +196,19 @@ _METHODS: dict[Any, Callable[..., Any]] = {
 
 
 def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
-    """Evaluate a cost on sketches of the operands and of the result `out`, and options, by name."""
+    """Compute a cost from the operands, the options and the result `out`, by name, as sketches."""
     if isinstance(cost, int):
         return cost * int(values["out"].size)
     return int(call_named(cost, values))
 
 
 def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Call a function with those of `values` that its parameters name."""
+    """Call a function with those `values` that have the names of its parameters."""
     return function(*(values[name] for name in signature(function).parameters))
 
 
 class SketchedCall:
-    """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
+    """One call of an op with sketches instead of its arrays, so no array is kept alive."""
 
     __slots__ = ("counted", "op", "out", "values")
 
@@ -214,9 +216,9 @@ class SketchedCall:
         self.op = op
         self.counted = 0  # the FLOPs that operations on these sketches have taken so far
         self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
-        given = [inputs] if op.takes_sequence else list(inputs)  # it is announced with these alone
+        given = [inputs] if op.takes_sequence else list(inputs)  # observers get only the elements
         for argnum, _ in () if op.takes_sequence else op.vjps:
-            if isinstance(given[argnum], (list, tuple)):  # of numbers
+            if isinstance(given[argnum], (list, tuple)):  # a list of numbers
                 given[argnum] = np.asarray(given[argnum])
         sketches = (
             value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
@@ -226,13 +228,13 @@ class SketchedCall:
         self.values = dict(zip(op.parameters, sketches, strict=False)) | {"out": self.out}
 
     def sketch(self, value: Any) -> Any:
-        """Return an argument with a Tensor of a sketch for each array in it."""
+        """Return an argument in which each array is replaced by a Tensor of a sketch."""
         if isinstance(value, np.generic):
-            return value.item()  # as an op takes it
+            return value.item()  # an op would use the number
         if isinstance(value, (tuple, list)):
             kind = next(kind for kind in (Shapes, tuple, list) if isinstance(value, kind))
             return kind(map(self.sketch, value))
-        if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
+        if isinstance(getattr(value, "shape", None), tuple):  # also an NF4 matrix
             dtype = getattr(value, "dtype", np.dtype(np.float32))
             sketch: Any = Sketch(value.shape, dtype, self)
             return Tensor.at(sketch, None)
@@ -255,13 +257,14 @@ class SketchedCall:
     def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
         """Return the FLOPs of the VJP for one input, or None if they cannot be found.
 
-        Of a joint VJP it is the part of this input alone. `saved` is None for an unrecorded call.
+        For a joint VJP, it is the part that only this input needs. `saved` is None for a call that
+        was not recorded.
         """
         cost = vjp.cost
         if cost is not None:
             own = cost.get(self.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
             return evaluate(own, self.values)
-        if saved is None:  # what it would have saved, if the input needed a gradient
+        if saved is None:  # find what the op would have saved, if the input needed a gradient
             known = list(self.values.values())
             values = [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
         else:
@@ -273,7 +276,8 @@ class SketchedCall:
     ) -> int | None:
         """Return the FLOPs of a joint VJP for the inputs that need a gradient.
 
-        Of one with costs these are the FLOPs that serve several inputs. `saved` has what it saved.
+        If its inputs have costs of their own, it is the part that several inputs share. `saved` has
+        the residuals.
         """
         if not needs_input_grad:
             return 0
@@ -284,7 +288,7 @@ class SketchedCall:
         return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
 
     def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
-        """Return the FLOPs of `run(*values)`, which runs `what`, or those that are known of it."""
+        """Return the FLOPs of `run(*values)`, which runs `what`, once for each signature."""
         known, key = self.op.known_flops, (what, *map(_key, values))
         if key in known:
             return known[key]
@@ -293,16 +297,16 @@ class SketchedCall:
             known.clear()
         known[key] = None
         with suppress(Exception), unobserved(grad_enabled=False):
-            run(*values)  # perhaps a user's function that needs elements
+            run(*values)  # may fail: a user's function may need elements
             known[key] = self.counted - before
         return known[key]
 
 
-_MOST = 1000  # signatures of one op
+_MOST = 1000  # the most signatures of one op that are stored
 
 
 def _key(value: Any) -> Hashable:
-    """Return what the FLOPs can depend on: shape and dtype of an array, else the value."""
+    """Return what the FLOPs can depend on: an array's shape and dtype, or another value itself."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, (tuple, list)):
@@ -310,8 +314,8 @@ def _key(value: Any) -> Hashable:
     if isinstance(value, slice):
         return slice, value.start, value.stop, value.step
     if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
-        return type(value), value  # to tell 1 from True
-    return object()  # never found again: the memory is to keep no object of others
+        return type(value), value  # because 1 == True
+    return object()  # never found again, because no object of the user's may be kept alive
 
 
 def _sgd(group: Mapping[str, Any]) -> int:
@@ -335,4 +339,4 @@ STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
     RMSprop: _rmsprop,
     Adagrad: lambda group: 7 + 2 * bool(group["weight_decay"]),
 }
-"""The FLOPs of an optimiser's step for each parameter, given the options of its group."""
+"""The FLOPs of an optimiser's step per element of a parameter, given the options of its group."""

@@ -5,10 +5,10 @@
         optimizer.step()
     print(r)
 
-It answers why LoRA is not faster, and what it saves: for a frozen weight the product for its
-gradient is not done, the activation that only that product needs is not saved, and there is no
-gradient and no state. But the forward pass remains, and so does the backpropagation through every
-frozen weight to the adapters below.
+It shows why LoRA is not faster, and what it saves. A frozen weight has no gradient and no optimiser
+state; the product for its gradient is not computed, and the activation that only this product needs
+is not saved. But the forward pass remains. So does the backpropagation through every frozen weight
+to the adapters below.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def receipt() -> Iterator[Receipt]:
 
     The `Receipt` fills while the block runs, and keeps what was counted if the block raises an
     error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
-    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
-    the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
-    `clip_grad_norm`, is not. To find FLOPs, a forward or VJP runs once more for each signature.
+    block as its forward pass; what cannot be counted is listed in `uncounted`.
+
+    A receipt counts ops, their VJPs and the steps of optimisers, but not what numpy or a kernel
+    computes outside of these, as in `clip_grad_norm`. To find the FLOPs, a forward or VJP runs once
+    more for each signature.
     """
     result = Receipt()
     recorder = _ReceiptRecorder(result)
@@ -52,7 +54,7 @@ def receipt() -> Iterator[Receipt]:
         result.interrupted_by = type(error).__name__
         raise
     finally:
-        recorder.saved.nodes.clear()  # or those that are deleted later would be noted too
+        recorder.saved.nodes.clear()  # otherwise nodes that are deleted later would be noted too
 
 
 @dataclass
@@ -65,22 +67,22 @@ class _Block:
 class _SavedMemory:
     """Follows the memory that nodes save, block by block, and writes to the receipt.
 
-    Several nodes save the same array, or views of it. The block of memory behind them stays as long
-    as one of these nodes is neither freed nor deleted. So blocks are counted, each once.
+    Several nodes may save the same array, or views of it. They share a block of memory, which stays
+    until all of these nodes are freed or deleted. So each block is counted once.
 
-    Blocks that no op has made, parameters and inputs of the model, are counted separately.
+    Blocks that no op has made are counted separately: parameters and inputs of the model.
     """
 
     def __init__(self, receipt: Receipt) -> None:
-        # By the order of a node: no two have the same, and it keeps none alive.
+        # By the `order` of a node, which is unique and does not keep the node alive.
         self.nodes: dict[int, tuple[weakref.ref[Node], list[int]]] = {}
         self._receipt = receipt
-        self._input_bytes = 0  # of parameters and inputs that nodes refer to now
-        self._made: WeakIdMap[bool] = WeakIdMap()  # arrays that own memory, and an op has made
+        self._input_bytes = 0  # the bytes of parameters and inputs that nodes refer to now
+        self._made: WeakIdMap[bool] = WeakIdMap()  # arrays that own memory and were made by an op
         self._blocks: dict[int, _Block] = {}  # by the id of the array that owns the memory
 
     def add(self, phase: Phase, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Note a call of `op`, some of whose inputs may be fresh, made for this call alone."""
+        """Note a call of `op`; some of its inputs may be new arrays, made only for this call."""
         fresh = [op.parameters.index(name) for name in op.fresh]
         known = [value for argnum, value in enumerate(inputs) if argnum not in fresh]
         given = {id(owner) for value in known for owner in _owners(value)}
@@ -108,7 +110,7 @@ class _SavedMemory:
         self._note(phase, op.name)
 
     def free(self, phase: Phase, name: str, order: int) -> None:
-        """Note that the arrays that a node saved are freed; the node is known by its order."""
+        """Note that a node's residuals are freed; `order` identifies the node."""
         _, keys = self.nodes.pop(order, (None, ()))
         for key in keys:
             block = self._blocks[key]
@@ -123,7 +125,7 @@ class _SavedMemory:
         self._note(phase, name)
 
     def _note(self, phase: Phase, name: str) -> None:
-        """Add a point to the timeline, if the saved memory has changed."""
+        """Add a moment to the timeline, if the saved memory has changed."""
         timeline, saved = self._receipt.timeline, self._receipt.kept_bytes
         if saved != (timeline[-1].saved_bytes if timeline else 0):
             timeline.append(Moment(phase, name, saved))
@@ -140,31 +142,31 @@ class _Pass:
     recorded: bool
     reached: set[int] = field(default_factory=set)  # nodes that have a gradient
     visited: int = -1  # the node whose VJPs are running
-    edges: Iterator[Edge] = field(default_factory=lambda: iter(()))  # whose VJPs have not run
-    needed: list[str] = field(default_factory=list)  # its inputs whose VJPs have run
+    edges: Iterator[Edge] = field(default_factory=lambda: iter(()))  # its VJPs that have not run
+    needed: list[str] = field(default_factory=list)  # the names of its inputs whose VJPs have run
 
 
 class _ReceiptRecorder(Recorder):
-    """The observer that fills a receipt. It knows nodes by `order`, and so keeps none alive."""
+    """The observer that fills a receipt. It identifies nodes by `order`, to keep none alive."""
 
     def __init__(self, result: Receipt) -> None:
         super().__init__()
         self.saved = _SavedMemory(result)
         self._receipt = result
         self._passes: list[_Pass] = []
-        self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
-        self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
+        self._calls: dict[int, SketchedCall] = {}  # the calls of nodes, until these are freed
+        self._unrecorded: list[SketchedCall] = []  # calls with only frozen inputs
         self._leaves: set[int] = set()
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
+        """Count the forward of `op`, unless a VJP calls it: the VJP is counted as a whole."""
         phase: Phase = "forward"
         if self._passes:
             rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
             phase = "recomputed" if rerun else "backward"
             if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
-                return  # by a VJP, on arrays; a hook's is on Tensors
+                return  # called by a VJP, on arrays; a hook calls ops on Tensors
         self.saved.add(phase, op, inputs, result)
         call = SketchedCall(op, inputs, result)
         unknown = (
@@ -179,7 +181,7 @@ class _ReceiptRecorder(Recorder):
             self._unrecorded.append(call)
 
     def on_pass(self, begins: bool) -> None:
-        """Keep track of passes; calls without a node had a product to avoid for each input."""
+        """Keep track of passes; for calls with only frozen inputs, count the products not done."""
         super().on_pass(begins)
         if not begins:
             self._passes.pop()
@@ -191,16 +193,16 @@ class _ReceiptRecorder(Recorder):
         self._unrecorded.clear()
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        """Count a VJP, and what the engine does with its result."""
+        """Count a VJP, and the sums that the engine computes with its result."""
         running, size = self._passes[-1], math.prod(parent.shape)
         if node.order != running.visited:
             running.visited, running.edges, running.needed = node.order, iter(node.edges or ()), []
-            if node.op is not None and node.order in self._calls:  # what of it is not done
+            if node.op is not None and node.order in self._calls:  # count its products not done
                 needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
                 self._count_not_done(self._calls[node.order], needing)
-        # The next one, because `parent` may be several inputs of the node.
+        # The next edge to `parent`, because several inputs of the node may have this parent.
         edge = next(edge for edge in running.edges if edge[0] is parent)
-        if not running.recorded:  # else all that a VJP does is seen in calls
+        if not running.recorded:  # in a recorded pass, the ops in the VJP are counted as calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
             self._count_vjp(running, node, edge, name)
@@ -215,7 +217,7 @@ class _ReceiptRecorder(Recorder):
             self._receipt.gradient_bytes += size * parent.dtype.itemsize
 
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
-        """Count the products of a call for the inputs that were given and need no gradient."""
+        """Count the products of a call for those inputs that need no gradient."""
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
@@ -227,7 +229,7 @@ class _ReceiptRecorder(Recorder):
     def _count_vjp(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
         op = node.op
         if op is CHECKPOINT or op is None:
-            return  # its work is that of the ops inside, which are seen themselves
+            return  # the ops inside it are counted themselves
         call = self._calls.get(node.order)
         if call is None:
             outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
@@ -250,17 +252,17 @@ class _ReceiptRecorder(Recorder):
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Count the sum with an earlier gradient; a recorded sum is an op, which is seen itself."""
+        """Count the sum with an earlier gradient; a recorded sum is counted as a call of an op."""
         if node.grad is not None and gradient.node is None:
             self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:
-        """Note which memory is freed."""
+        """Note that the residuals of a node are freed."""
         self._calls.pop(node.order, None)
         self.saved.free("backward", node.name, node.order)
 
     def on_step(self, optimizer: Optimizer) -> None:
-        """Count a step by its formula, and the state that it leaves."""
+        """Count the FLOPs of a step by its formula, and the bytes of the optimiser's state."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
         flops: int | None = None
         if cost is not None:
@@ -276,7 +278,7 @@ class _ReceiptRecorder(Recorder):
         self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
 
     def _count(self, phase: Phase, op: str, name: str, flops: int | None, unknown: str) -> None:
-        """Add to a row, or to what is not counted if the FLOPs are not known."""
+        """Add FLOPs to a row; if they are not known, add to `uncounted`."""
         if flops is None:
             self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1
         else:

@@ -1,4 +1,4 @@
-"""Receipts as numbers and as tables, one alone or several side by side."""
+"""A receipt as numbers and as a table, and several receipts side by side."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class ReceiptRow(NamedTuple):
     """A line of a receipt."""
 
-    # "recomputed" is by a checkpoint in a backward pass; "not done" are the products of inputs that
-    # need no gradient, frozen weights or data.
+    # "recomputed": by a checkpoint in a backward pass. "not done": products for the gradients of
+    # inputs that need no gradient, which are frozen weights or data.
     phase: Phase
     op: str  # an op or an optimiser; "sum of gradients" where several meet in one tensor
-    input: str  # whose gradient it is; "shared" for work that serves several; empty if forward
+    input: str  # the input of a VJP; "shared" for work for several inputs; empty for a forward
     calls: int  # how many calls or VJPs
-    flops: int  # how many FLOPs they took, by the conventions in `costs`
+    flops: int  # the FLOPs of all of them, by the conventions in `costs`
 
 
 class Moment(NamedTuple):
@@ -40,18 +40,19 @@ class Receipt:
     """The work and the memory of a `receipt()` block.
 
     Attributes:
-        steps: steps of the optimiser, of the busiest one if there were several.
-        passes: backward passes, without those inside another one.
+        steps: steps of the optimiser; if there were several optimisers, of the one with most steps.
+        passes: backward passes, without passes inside another pass.
         saved_bytes: bytes that the graph saved for backward passes, each block of memory counted
-            once; without those of parameters and of the model's inputs, which exist anyway.
-        freed_bytes: how many of them were freed at the end.
-        input_bytes: the most bytes of parameters, inputs and other arrays that no op had made, such
-            as a mask made by numpy, that the graph referred to as well.
+            once; without parameters and the model's inputs, which exist anyway.
+        freed_bytes: how many of the saved bytes were freed by the end.
+        input_bytes: the most bytes that the graph also referred to in arrays that no op had made:
+            parameters, inputs, or for example a mask made by numpy.
         gradient_bytes: bytes of the gradients of all leaves that backward passes reached.
         trained: how many elements these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
         timeline: the bytes saved for backward, after every change.
-        uncounted: calls and VJPs in no sum, as of a kernel without a cost, and how many.
+        uncounted: the calls and VJPs that are in no sum, with their number, such as those of a
+            kernel without a cost.
         interrupted_by: the name of the error that ended the block, or None.
     """
 
@@ -105,22 +106,22 @@ class Receipt:
 
     @property
     def skipped_flops(self) -> int:
-        """FLOPs of the products that passes did not need: for frozen inputs, and for data."""
+        """FLOPs of the products that backward passes did not need: for frozen inputs and data."""
         return self.flops_of("not done")
 
     @property
     def flops(self) -> int:
-        """FLOPs of all phases, without products that were not done."""
+        """FLOPs of all phases, without the products that were not done."""
         return sum(row.flops for row in self.rows if row.phase != "not done")
 
     @property
     def peak(self) -> Moment | None:
-        """The moment at which the most bytes were saved for backward; None if none ever were."""
+        """The moment at which the most bytes were saved for backward; None if none were saved."""
         return max(self.timeline, key=lambda moment: moment.saved_bytes, default=None)
 
     @property
     def peak_saved_bytes(self) -> int:
-        """The most bytes that were saved for backward at once."""
+        """The most bytes that were saved for backward at the same time."""
         return 0 if self.peak is None else self.peak.saved_bytes
 
     @property
@@ -203,19 +204,19 @@ _LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReceiptComparison:
-    """Receipts side by side, by their names, with ratios to the first one."""
+    """Several receipts side by side, with ratios to the first one."""
 
     receipts: Mapping[str, Receipt]
 
     def value(self, name: str, attribute: str) -> float:
-        """Return a figure of the receipt `name`; FLOPs are those of one step, or of one pass."""
+        """Return a number of the receipt `name`; FLOPs are per step, or else per backward pass."""
         receipt = self.receipts[name]
         total: int = getattr(receipt, attribute)
         of_a_step = attribute.endswith("flops")
         return total / (receipt.steps or receipt.passes or 1) if of_a_step else total
 
     def ratio(self, name: str, attribute: str) -> float:
-        """Return a figure of `name` divided by that of the first; nan if that is 0."""
+        """Return a number of `name` divided by that of the first receipt; nan if that is 0."""
         first = self.value(next(iter(self.receipts)), attribute)
         return self.value(name, attribute) / first if first else float("nan")
 
@@ -261,11 +262,11 @@ def _change(ratio: float) -> str:
 def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     """Compare receipts: `compare({"full": a, "LoRA": b})`.
 
-    Ratios are to the first. FLOPs are those of one step, or of one backward pass without a step.
+    Ratios are to the first receipt. FLOPs are per step, or per backward pass if there was no step.
 
     Raises:
-        TypeError: if it is not a dict of receipts by strings.
-        ValueError: if there are fewer than two, or nothing ran in one.
+        TypeError: if `receipts` is not a dict of receipts with names as keys.
+        ValueError: if there are fewer than two receipts, or nothing ran in one of them.
     """
     if not isinstance(receipts, Mapping):
         raise TypeError(f"compare takes a dict of receipts by name, not {receipts!r:.80}")

@@ -1,4 +1,4 @@
-"""A function of arrays and one that computes its gradient, as what a gradient check needs."""
+"""A pair of functions of arrays, forward and backward, in the form that a gradient check needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_fl
 
 
 class ArrayPair(CheckedFunction):
-    """`forward` and `backward`, in any language; nothing inside them can be seen."""
+    """`forward` and `backward`, in any language; the check cannot see inside them."""
 
     checker = "check_vjp"
 
@@ -40,7 +40,7 @@ class ArrayPair(CheckedFunction):
             raise self.error(f"backward must be a function, not {backward!r:.60}")
         self._forward, self._backward = forward, backward
         self._takes_out = False
-        with suppress(TypeError, ValueError):  # a function of C may not tell its parameters
+        with suppress(TypeError, ValueError):  # a function in C may not have a signature
             self._takes_out = "out" in inspect.signature(backward).parameters
         self._inputs = [copied(np.asarray(x)) for x in inputs]
         for i, x in enumerate(self._inputs):
@@ -62,7 +62,7 @@ class ArrayPair(CheckedFunction):
     def _pulled_back(
         self, operands: Arrays, needed: Sequence[int] = ()
     ) -> tuple[list[Array], Pull]:
-        """Call forward. Its results are copied, because it may give the same memory each time."""
+        """Call forward and copy its results, because it may use the same memory each time."""
         left = iter(operands)
         arguments = [next(left) if is_float(x.dtype) else x for x in self._inputs]
         result = self._forward(*arguments)
@@ -83,7 +83,7 @@ class ArrayPair(CheckedFunction):
     ) -> list[Array]:
         """Call backward for this call of forward, and return the gradients by the operands.
 
-        `several` says whether the results of forward, `outs`, are a tuple.
+        `several` says whether forward returned its results, `outs`, as a tuple.
         """
         left = iter(seeds)
         given = [next(left) if is_float(x.dtype) else None for x in outs]
@@ -125,8 +125,8 @@ class ArrayPair(CheckedFunction):
 
         Raises:
             TypeError: if the operands have more digits than the inputs, and the functions do not
-                compute with them. A kernel that takes any memory for one of float32 gives other
-                numbers then.
+                compute with these digits. For example, a kernel that reads any memory as float32
+                gives wrong numbers.
         """
         results, pull = self._pulled_back(operands)
         gradients = pull(self._seeds([np.ones(x.shape) for x in results], results), False)
@@ -145,9 +145,9 @@ class ArrayPair(CheckedFunction):
         return dtype
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, and the operand or cotangent.
+        """Find faults of gradients as arrays; return pairs of an operand or cotangent and a reason.
 
-        A gradient may be g itself, or share memory with one by another input, as that of x + y.
+        A gradient may be g itself, or share memory with that of another input, as for x + y.
         """
         results, pull = self._pulled_back(self.operands)
         seeds = self._seeds(cotangents, results)
@@ -166,6 +166,6 @@ class ArrayPair(CheckedFunction):
             if not np.array_equal(g, same, equal_nan=is_float(g.dtype)):
                 reason = "its gradient is kept in memory that the next call of backward writes to"
                 flaws.append((name, reason))
-            if g.dtype != x.dtype and g.shape:  # a number of C or Python has the dtype it can have
+            if g.dtype != x.dtype and g.shape:  # a plain number of C or Python may have any dtype
                 flaws.append((name, f"its gradient is {g.dtype}, the input {x.dtype}"))
         return flaws

@@ -1,13 +1,13 @@
-"""gradcheck: compare the gradients of a function with differences of the function itself.
+"""gradcheck: compare the gradients of a function with finite differences of the function.
 
-Each element of each operand is moved, one at a time, and its derivative is judged by what that does
-to the results. They are contracted with random cotangents, so that no error cancels in a sum. For
-order 2 the same is done to the gradient itself, as a function of the operands and the cotangents.
+Each element of each operand is moved, one at a time, and its derivative is judged by the change of
+the results. The results are contracted with random cotangents, so that no error cancels in a sum.
+For order 2, the same is done with the gradient, as a function of the operands and the cotangents.
 
-Differences are taken in float64 if f can be computed in it, because rounding would hide faults.
-Gradients computed in float32 are compared with them too, with the errors that this must be allowed.
+Differences are computed in float64 if f can be computed in it, because rounding would hide faults.
+Gradients in float32 are compared with these differences too, with a tolerance for their rounding.
 
-`check_vjp` does this for any function of arrays, and a second one that computes its gradient.
+`check_vjp` does this for any function of arrays and a second function that computes its gradient.
 """
 
 from __future__ import annotations
@@ -63,34 +63,35 @@ def gradcheck(
     rng: np.random.Generator | None = None,
     progress: bool = True,
 ) -> GradcheckReport:
-    """Compare the gradients of `f` with differences, for every element of every operand.
+    """Compare the gradients of `f` with finite differences, for every element of every operand.
 
-    `f` may be a function of PyTorch (`torch.autograd.Function.apply`, a Module, or one that uses
-    its ops) or of JAX. That framework is asked for its gradient, and it is judged as ours is.
+    `f` may be a function of PyTorch (`torch.autograd.Function.apply`, a Module, or a function that
+    uses its ops) or of JAX. Then the gradient of that framework is checked, in the same way.
 
     Args:
-        f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
+        f: a function of Tensors that returns a Tensor, or a tuple, list or dict of Tensors; or a
             Module, whose trainable parameters are operands too.
-        inputs: one tensor, array or number, or several; copied. Those not of floats are constants.
-            Dicts, dataclasses and named tuples of them will do too, at any depth. Of PyTorch's
-            tensors only those that require a gradient are operands, if any does.
-        order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well. The
-            default is 2, and 1 for functions of other frameworks.
-        tolerance: the difference to allow in float64, relative to the larger of both numbers.
-        samples: of a larger operand compare only so many elements, drawn at random, and the slope
-            in some random directions; `GradcheckReport.missed` says how much that can overlook.
-        nondet_tol: by how much two calls with the same inputs may differ, of `f` or of its
-            gradient, relative to the largest number there: sums by atomics add in any order. What
-            repeated calls differ by widens error bars and tolerances, and all is judged as in
-            float32. By default a function that does not give the same numbers again, to 1e-12,
-            cannot be judged.
-        rng: where cotangents and samples are drawn from; by default a fixed seed.
-        progress: show a progress bar if it takes longer than a second or two.
+        inputs: one or several tensors, arrays or numbers; they are copied. Inputs that are not of
+            floats are constants. Dicts, dataclasses and named tuples are allowed at any depth. If
+            any of PyTorch's tensors requires a gradient, only those that do are operands.
+        order: the highest order of derivatives: 1 for the gradient, 2 for the gradient of the
+            gradient as well. The default is 2, and 1 for functions of other frameworks.
+        tolerance: the allowed difference in float64, relative to the larger of both numbers.
+        samples: for larger operands, compare only this number of elements, drawn at random, and the
+            slope in some random directions. `GradcheckReport.missed` gives the probability that
+            this overlooks a fault.
+        nondet_tol: the allowed difference between two calls of `f`, or of its gradient, with the
+            same inputs, relative to the largest number. Calls may differ because atomics add in any
+            order. Then the differences between calls widen error bars and tolerances, and the check
+            is as exact as in float32. The default is that a function whose calls differ by more
+            than 1e-12 cannot be judged.
+        rng: the random generator for cotangents and samples; the default has a fixed seed.
+        progress: show a progress bar if the check takes longer than a second or two.
 
     Raises:
-        TypeError: if there is no float among the inputs, or no Tensor of floats among the results.
+        TypeError: if no input is of floats, or no result is a Tensor of floats.
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
-            no positive number; or if `f` or a VJP writes to the inputs.
+            not a positive number; or if `f` or a VJP writes to the inputs.
     """
     inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     if has_named_parts(inputs):
@@ -114,41 +115,43 @@ def check_vjp(
     rng: np.random.Generator | None = None,
     progress: bool = True,
 ) -> GradcheckReport:
-    """Compare a gradient that `backward` computes with differences of `forward`.
+    """Compare a gradient that `backward` computes with finite differences of `forward`.
 
-    Both are functions of numpy arrays, in any language that can be called: C by ctypes or cffi,
-    numba, Cython, or a kernel on a GPU behind a copy. With y = forward(*inputs), backward computes
-    the vector-Jacobian product
+    Both are functions of numpy arrays, in any language that Python can call: C by ctypes or cffi,
+    numba, Cython, or a kernel on a GPU with copies to and from it. With y = forward(*inputs),
+    backward computes the vector-Jacobian product
 
         backward(g, *inputs)[i] = sum_k g[k] dy[k] / dinputs[i],
 
-    an array of the shape and the dtype of input i. All arrays that are handed in are aligned; g and
-    copies of contiguous inputs are C-contiguous.
+    an array with the shape and the dtype of input i. All arrays that the functions get are aligned;
+    g and copies of contiguous inputs are C-contiguous.
 
-    It is checked in float64 if both functions take and give it, whatever the dtype of the inputs;
-    otherwise in that dtype, and the report says what can be seen in it. The verdict is "disagree"
-    too where backward gives None, or an array of another shape or dtype; writes to its g; keeps its
-    result where its next call writes to; shares memory with an input; or remembers another call.
+    The check is in float64 if both functions accept and return float64, whatever the dtype of the
+    inputs. Otherwise it is in the dtype of the inputs, and the report says which errors it can see.
+    The verdict is also "disagree" if backward returns None, or an array of another shape or dtype;
+    if it writes to g; if its next call overwrites its result; if its result shares memory with an
+    input; or if it uses values of another call.
 
     Args:
-        forward: takes the inputs and returns an array or a number, or a tuple of them.
-        backward: takes g, shaped like the result, and the inputs; and the result, if it has a
-            parameter `out`. With several results g and out are tuples, and g is None for those not
-            of floats. It returns an array if there is one input, or a tuple of one for each input,
-            where None is right for integers and booleans.
-        inputs: an array or a number, or a list or tuple of several; copied. bfloat16 is that of
-            the package ml_dtypes.
-        tolerance: as of `gradcheck`, and so are all that follow.
-        samples: of a larger operand compare only so many elements.
-        nondet_tol: by how much two calls may differ, relative to the largest number.
-        rng: where cotangents and samples are drawn from.
-        progress: show a progress bar if it takes longer than a second or two.
+        forward: a function of the inputs that returns an array or a number, or a tuple of them.
+        backward: a function of g, which has the shape of the result, and of the inputs. If it has a
+            parameter `out`, it gets the result too. With several results, g and out are tuples, and
+            g is None for results that are not of floats. For one input it returns an array; for
+            several, a tuple with an array for each input, or None for integers and booleans.
+        inputs: an array or a number, or a list or tuple of several; they are copied. bfloat16 is
+            that of the package ml_dtypes.
+        tolerance: the allowed difference in float64; for this and the next arguments see
+            `gradcheck`.
+        samples: for larger operands, compare only this number of elements.
+        nondet_tol: the allowed difference between two calls, relative to the largest number.
+        rng: the random generator for cotangents and samples.
+        progress: show a progress bar if the check takes longer than a second or two.
 
     Raises:
-        TypeError: if there is no float among the inputs or the results, or if backward returns
-            something else than one array for each input.
-        ValueError: if a function writes to the inputs, or an argument is not one of those above.
-            What the functions raise themselves has a note of how they were called.
+        TypeError: if no input or no result is of floats, or if backward does not return one array
+            for each input.
+        ValueError: if a function writes to the inputs, or an argument is not as described above.
+            Errors that the functions raise get a note that says how they were called.
     """
     inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     function = ArrayPair(forward, backward, inputs)
@@ -163,7 +166,7 @@ def assert_gradients(
         def test_gelu():
             assert_gradients(minigrad.gelu, np.array([-1.0, 0.3]))
 
-    The arguments are those of `gradcheck`, but each input is one by itself.
+    The arguments are those of `gradcheck`, but each input is a separate argument.
 
     Raises:
         GradientError: if the verdict is "disagree" or "cannot tell".
@@ -179,7 +182,7 @@ def assert_vjp(
         def test_square():
             assert_vjp(lambda x: x * x, lambda g, x: 2 * g * x, np.array([-1.0, 0.3]))
 
-    The arguments are those of `check_vjp`, but each input is one by itself.
+    The arguments are those of `check_vjp`, but each input is a separate argument.
 
     Raises:
         GradientError: if the verdict is "disagree" or "cannot tell".
@@ -201,7 +204,7 @@ def _checked(
     rng: np.random.Generator | None,
     progress: bool,
 ) -> GradcheckReport:
-    """Compare the gradients of a function of any kind with differences."""
+    """Compare the gradients of a function of any kind with finite differences."""
     is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
     if not (is_integer and order in (1, 2)):
         raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
@@ -215,7 +218,7 @@ def _checked(
         check_positive(f"{function.checker}: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
     function.nondet_tol = float(nondet_tol)
-    function.unsteady = nondet_tol > 0  # even if all calls here should give the same numbers
+    function.unsteady = nondet_tol > 0  # even if all calls here happen to give the same numbers
     report = GradcheckReport(function.name, tolerance, checker=function.checker)
     with np.errstate(all="ignore"), function.restored():  # what is not finite is in the report
         with function.explained(f"with the inputs it was given{function.given_as}"):
@@ -244,7 +247,7 @@ def _checked(
 
 
 def _instability(function: CheckedFunction, what: str, first: Vector, second: Vector) -> str:
-    """Say why f is no function of its operands, or nothing if it is one."""
+    """Say why f is not a function of its operands alone; empty if it is."""
     if first.shape != second.shape:
         return f"not deterministic: {what} gave {first.size} and {second.size} numbers"
     same = (first == second) | (np.isnan(first) & np.isnan(second))
@@ -265,16 +268,16 @@ def _instability(function: CheckedFunction, what: str, first: Vector, second: Ve
 
 @dataclass
 class _Comparison:
-    """Moves each element of a problem, judges its derivative, and adds to the report so far."""
+    """Moves each element of a problem, judges its derivative, and adds findings to the report."""
 
     problem: GradientProblem
     report: GradcheckReport
     rng: np.random.Generator
-    kinks: bool = False  # whether there are any
-    sure: int = 0  # entries that are wrong, and not at a kink
+    kinks: bool = False  # whether any kink was found
+    sure: int = 0  # how many entries are wrong, and not at a kink
 
     def run(self, samples: int | None, progress: bool) -> None:
-        """Compare all elements, or so many samples of each operand."""
+        """Compare all elements, or this number of samples of each operand."""
         problem, report = self.problem, self.report
         for name, reason in problem.flaws:
             report.wrong.append(Judgement("disagree", nan, 0.0, reason, operand=name))
@@ -324,10 +327,10 @@ class _Comparison:
         report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
     def _compare_ties(self) -> None:
-        """Compare slopes that ties leave smooth, if some operand is at a kink.
+        """If an operand is at a kink, compare slopes in directions without a kink.
 
-        The maximum of two equal numbers has a kink in each of them, but none when both are moved
-        alike; and then the shares that it gives to each must add up.
+        The maximum of two equal numbers has a kink if one of them moves, but not if both move
+        together. So the gradients that it gives to both must add up to the right slope.
         """
         if not self.kinks:
             return
@@ -339,14 +342,14 @@ class _Comparison:
             self._compare(Move("all operands alike", ones), ties=True)
 
     def _compare_at_another_point(self) -> None:
-        """Compare a slope at another point, which a VJP may not know of, if all is right here."""
+        """If all is right here, compare a slope at another point: a VJP may use old values."""
         problem = self.problem
         if self.report.wrong or self.kinks:
             return
         operands = elsewhere(problem.operands)
         try:
             gradients = problem.function.gradients(operands, problem.cotangents)
-        except Exception:  # f may not be defined there
+        except Exception:  # f may be undefined there
             return
         directions = [self.rng.choice([-1.0, 1.0], x.shape) for x in operands]
         move = Move("another point, in a random direction", dict(enumerate(directions)))
@@ -355,15 +358,15 @@ class _Comparison:
         self._note(found, move, analytic, str(problem.dtype), only_sure=True)
 
     def _compare_with_forward_mode(self) -> None:
-        """Compare u^T (J v), which forward mode computes, with (u^T J) v, if all is right so far.
+        """If all is right so far, compare u^T (J v), computed in forward mode, with (u^T J) v.
 
-        They are computed from different code where an op is linear, or fused. For order 1 alone a
-        VJP need not be written in ops, which forward mode needs.
+        If an op is linear or fused, the two run different code. With order 1 this is left out,
+        because forward mode needs VJPs that are written with ops.
         """
         problem = self.problem
         if self.report.wrong or self.kinks or "a recorded pass" not in problem.paths:
             return
-        rng = np.random.default_rng(0)  # of its own: what is drawn for order 2 stays the same
+        rng = np.random.default_rng(0)  # a separate one, so that order 2 draws the same numbers
         vs = [rng.choice([-1.0, 1.0], x.shape) for x in problem.operands]
         slope = problem.function.slope(problem.operands, vs, problem.cotangents)
         if slope is None:
@@ -376,9 +379,9 @@ class _Comparison:
             self._note(found, move, slope, str(problem.dtype), only_sure=True)
 
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
-        """Compare the slope along a move: the plain one, and by each path that gives another one.
+        """Compare the slope along a move: that of `grad`, and of each path with another result.
 
-        With `ties` only what is surely wrong is noted, and no kink. Judgements are by dtype.
+        With `ties`, only sure errors are noted, and no kinks. The result has judgements by dtype.
         """
         problem, dtype = self.problem, str(self.problem.dtype)
         line = Line(problem, move)
@@ -402,12 +405,12 @@ class _Comparison:
             value = move.slope(narrow.arrays)
             judgement = judge_narrow(value, move, exact, problem, narrow)
             judged[str(narrow.dtype)] = [judgement]
-            if judgement is not exact and exact.verdict != "disagree":  # which says it already
+            if judgement is not exact and exact.verdict != "disagree":  # that was noted already
                 self._note(judgement, move, value, str(narrow.dtype))
         return judged
 
     def _judge(self, analytic: float, line: Line, allowed: Tolerance) -> Judgement:
-        """Judge a slope, but call none wrong that is a limit of slopes near a kink."""
+        """Judge a slope; at a kink, a slope that is a limit of nearby slopes is not wrong."""
         judgement = judge(analytic, line, allowed)
         self.kinks |= judgement.kink
         if judgement.verdict != "disagree":
@@ -423,9 +426,9 @@ class _Comparison:
     def _is_a_limit(self, analytic: float, line: Line) -> bool:
         """Return whether a slope at a kink is between slopes at points near it (Clarke, 1975).
 
-        Differences alone do not show this. If three elements tie in a sort, moving one shows the
-        slopes of the first and the last, although the gradient may be that of the middle. And where
-        two kinks meet, the slopes on both sides may be equal.
+        Differences at the kink alone do not show this. If three elements tie in a sort, moving one
+        shows the slopes of the first and the last, but the gradient may be that of the middle one.
+        And where two kinks meet, the slopes on both sides may be equal.
         """
         slopes = [line.slope_nearby(self.rng) for _ in range(tolerances.NEIGHBOURS)]
         slopes = [slope for slope in slopes if isfinite(slope)]
@@ -438,9 +441,9 @@ class _Comparison:
     def _note(
         self, judgement: Judgement, move: Move, analytic: float, dtype: str, only_sure: bool = False
     ) -> None:
-        """Add a derivative to the entries that are wrong or undecided, unless it agrees.
+        """Add a derivative to the wrong or undecided entries, unless it agrees.
 
-        With `only_sure` it is added only if it is wrong, and not at a kink.
+        With `only_sure`, it is added only if it is wrong and not at a kink.
         """
         is_wrong = judgement.verdict == "disagree"
         if judgement.verdict == "agree" or (only_sure and (not is_wrong or judgement.kink)):

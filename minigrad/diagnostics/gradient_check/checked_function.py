@@ -1,11 +1,12 @@
-"""The function that a gradient check is about: its operands, its values and its gradients.
+"""The function whose gradient is checked: its operands, its values and its gradients.
 
-All methods take the operands as a list of float arrays, so that any of them can be perturbed. They
-return all results as one vector, whatever f returns, and a gradient as one array per operand.
+All methods accept the operands as a list of float arrays, so that any operand can be perturbed.
+They return all results as one vector, whatever f returns, and a gradient as one array per operand.
 
-`CheckedFunction` has what all kinds of functions share. A kind says how f is called with arrays of
-its framework, and how gradients are asked for: functions of our tensors (tensor_function), pairs of
-functions of arrays (array_pair), and functions of PyTorch and JAX (foreign_function).
+`CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
+with arrays of its framework, and gets gradients from it: functions of minigrad's Tensors
+(tensor_function), pairs of functions of arrays (array_pair), and functions of PyTorch and JAX
+(foreign_function).
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from minigrad.errors import op_error
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Gradients = list[Vector]
-ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some operands
+ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays from the operands
 # Computes the gradient of sum(cotangents * results) by each operand, for one call of f. With
-# `recorded=True` it computes it as for a derivative of higher order.
+# `recorded=True`, the backward pass is recorded, as for a derivative of higher order.
 Pullback = Callable[..., Gradients]
 Arrays = Sequence[Array]
 Foreign = Sequence[Any]  # arrays of a framework
-# Computes a gradient or None by each operand for some cotangents, recorded or not.
+# Computes a gradient or None by each operand, given cotangents and whether to record the pass.
 Pull = Callable[[Foreign, bool], Foreign]
 
-CHECKERS = "gradcheck", "check_vjp"  # the functions that users call, whose errors end a check
+CHECKERS = "gradcheck", "check_vjp"  # the functions that users call
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
 
 
 class NoGradient(Exception):  # noqa: N818  # a finding, which the checker reports
-    """Says that what a function gives as a gradient is not one, whatever its numbers are."""
+    """Raised if what a function returns cannot be a gradient, whatever its numbers are."""
 
     def __init__(self, operand: str, reason: str) -> None:
         super().__init__(f"{operand}: {reason}")
@@ -57,23 +58,23 @@ class NoGradient(Exception):  # noqa: N818  # a finding, which the checker repor
 class CheckedFunction(ABC):
     """A function of float arrays, whose gradients are to be checked.
 
-    f itself takes and returns arrays of a framework, for whose type `Any` stands here. Frameworks
-    that record a graph, as minigrad and PyTorch do, are asked in the same way.
+    f itself is a function of arrays of a framework; `Any` is used for their type. Frameworks that
+    record a graph, such as minigrad and PyTorch, share the code that gets gradients.
 
     Attributes:
         checker: the function that the user called, for messages.
         framework: the framework of f, for messages.
-        layout: the name of another layout in memory that a cotangent may have, and what makes it.
-        selects: whether a gradient can be asked for by some operands only.
-        given_as: what the inputs are when f is called, for messages.
+        layout: the name of another memory layout for a cotangent, and the function that makes it.
+        selects: whether a gradient by only some of the operands can be computed.
+        given_as: the form of the inputs when f is called, for messages.
         name: the name of the function.
-        names: of the operands.
-        operands: the inputs and parameters of floats, in the dtypes that they came in.
-        shapes: of the results, once they are known.
-        others: how many tensors f depends on that require a gradient and are no operands.
-        unreached: for names of operands without a gradient, what may be the reason.
-        nondet_tol: the difference that two calls may have, relative to the largest number.
-        unsteady: whether two calls may differ, by more than a sum in another order.
+        names: the names of the operands.
+        operands: the inputs and parameters of floats, in their original dtypes.
+        shapes: the shapes of the results, once they are known.
+        others: how many tensors that are no operands f depends on and require a gradient.
+        unreached: possible reasons why an operand has no gradient, by its name.
+        nondet_tol: the allowed difference between two calls, relative to the largest number.
+        unsteady: whether two calls may differ by more than the order of a sum can explain.
     """
 
     checker: ClassVar[str] = "gradcheck"
@@ -95,7 +96,7 @@ class CheckedFunction(ABC):
         self.nondet_tol, self.unsteady = 0.0, False
 
     def take(self, arrays: Mapping[str, Array]) -> None:
-        """Remember the inputs and parameters by name; operands are those of floats."""
+        """Store the inputs and parameters by name; those of floats are the operands."""
         self._arrays = dict(arrays)
         self._before = {name: x.copy() for name, x in arrays.items()}
         self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
@@ -108,30 +109,30 @@ class CheckedFunction(ABC):
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
-        """Return an exception whose message names the checker."""
+        """Return an exception with the name of the checker in its message."""
         return op_error(kind, self.checker, message)
 
     @abstractmethod
     def outline(self, operands: Arrays) -> np.dtype[Any]:
-        """Call f where a gradient is required, note the shapes of its results, and other tensors.
+        """Call f with a graph, and note the shapes of its results and the other tensors it uses.
 
-        Return the dtype in which it computes; the least exact one if there are several.
+        Return the dtype in which f computes; if there are several, the least exact one.
         """
 
     @abstractmethod
     def _call(self, arrays: Foreign) -> list[Any]:
-        """Call f, and return the results that hold floats, with the shapes of the first call."""
+        """Call f, and return its float results; they must have the shapes of the first call."""
 
     @abstractmethod
     def _to_numpy(self, x: Any) -> Array:
-        """Return an array of numpy with the same numbers, perhaps in the same memory."""
+        """Return a numpy array with the same numbers; it may share the memory."""
 
     @abstractmethod
     def _from_numpy(self, x: Array, like: Any) -> Any:
-        """Return an array of the framework, on the device of another one."""
+        """Return an array of the framework, on the device of `like`."""
 
     def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
-        """Return a gradient or None by each leaf; the graph is kept."""
+        """Return a gradient or None by each leaf; the graph is retained."""
         raise NotImplementedError
 
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
@@ -139,17 +140,17 @@ class CheckedFunction(ABC):
         return nullcontext()
 
     def _refuses(self, error: Exception) -> bool:
-        """Return whether the framework says by an error that f gives no gradient."""
+        """Return whether an error of the framework means that f has no gradient."""
         return False
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, and the operand or cotangent."""
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason."""
         return []
 
     def slope(
         self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
     ) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode; None if there is none."""
+        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible."""
         return None
 
     def restored(self) -> AbstractContextManager[None]:
@@ -157,14 +158,14 @@ class CheckedFunction(ABC):
         return Draws().put_back()
 
     def values(self, operands: Arrays) -> Vector:
-        """Compute all results as one vector, with no graph."""
+        """Compute all results as one vector, without a graph."""
         with self._recording(False):
             return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
 
     def vjp(self, operands: Arrays, needed: Sequence[int] | None = None) -> Pullback:
-        """Call f, and return what pulls cotangents back through this call.
+        """Call f, and return a function that pulls cotangents back through this call.
 
-        `needed` are the positions of the operands by which a gradient is asked for, if not by all.
+        `needed` are the positions of the operands whose gradient is wanted; None means all.
         """
         needed = range(len(operands)) if needed is None else needed
         with self._findings():
@@ -196,7 +197,7 @@ class CheckedFunction(ABC):
             return self._as_gradients(second, [*operands, *cotangents])
 
     def same_shapes(self, results: list[Any]) -> list[Any]:
-        """Return the results, or raise a ValueError if they have not the shapes of before."""
+        """Return the results, or raise a ValueError if their shapes differ from the first call."""
         shapes = [tuple(x.shape) for x in results]
         if self.shapes and shapes != self.shapes:
             message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
@@ -207,7 +208,7 @@ class CheckedFunction(ABC):
     def _required(
         self, operands: Arrays, needed: Sequence[int] | None = None
     ) -> tuple[list[Any], list[Any]]:
-        """Return the operands as leaves, of which some require a gradient, and the results."""
+        """Return the operands as leaves, some of which require a gradient, and the results."""
         leaves = [
             x.requires_grad_(needed is None or i in needed)
             for i, x in enumerate(self._to_arrays(operands))
@@ -216,7 +217,7 @@ class CheckedFunction(ABC):
             return leaves, self._call(leaves)
 
     def _pulled_back(self, operands: Arrays, needed: Sequence[int]) -> tuple[list[Any], Pull]:
-        """Call f, and return its results, and what computes a gradient or None by each operand."""
+        """Call f; return its results, and a function that computes gradients by the operands."""
         leaves, results = self._required(operands, needed)
         return results, functools.partial(self._grad, results, leaves)
 
@@ -225,7 +226,7 @@ class CheckedFunction(ABC):
         return [self._from_numpy(x, y) for x, y in zip(operands, self._given, strict=True)]
 
     def _seeds(self, cotangents: Arrays, like: Foreign) -> list[Any]:
-        """Return cotangents in the dtypes of results; those not broadcast may be written to."""
+        """Return cotangents in the dtypes of the results, as copies unless they are broadcast."""
         seeds = []
         for v, y in zip(cotangents, like, strict=True):
             dtype = self._to_numpy(y).dtype
@@ -245,7 +246,7 @@ class CheckedFunction(ABC):
 
     @contextmanager
     def _findings(self) -> Iterator[None]:
-        """Report what the framework refuses as a gradient as a finding, and no error."""
+        """Turn an error of the framework about a gradient into a finding (`NoGradient`)."""
         try:
             yield
         except Exception as error:
@@ -257,14 +258,14 @@ class CheckedFunction(ABC):
     def gradients(self, operands: Arrays, cotangents: Arrays, recorded: bool = False) -> Gradients:
         """Compute the gradient of sum(cotangents * results) by each operand.
 
-        `recorded` says whether it is computed as for a derivative of higher order.
+        `recorded` says whether the pass is recorded, as for a derivative of higher order.
         """
         return self.vjp(operands)(cotangents, recorded=recorded)
 
     def cotangents(self, operands: Arrays, rng: np.random.Generator) -> list[Array]:
-        """Draw a cotangent for each result, so large that the gradients of all are of like size.
+        """Draw a cotangent for each result, scaled so that all gradients have a similar size.
 
-        They have as many digits as float32, so that they are the same numbers in both dtypes.
+        Cotangents have the digits of float32, so that they are the same numbers in both dtypes.
         """
         seeds = [rng.standard_normal(shape, np.float32).astype(FLOAT64) for shape in self.shapes]
         if len(seeds) == 1:
@@ -284,7 +285,7 @@ class CheckedFunction(ABC):
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients, and by each other path that leads to them; all must be the same.
 
-        If `recorded`, one is a pass that is recorded for a derivative of higher order.
+        If `recorded`, one path is a pass that is recorded for a derivative of higher order.
         """
         pullback = self.vjp(operands)
         gradients = pullback(cotangents)
@@ -305,11 +306,11 @@ class CheckedFunction(ABC):
         return gradients, paths
 
     def broadcast_flaws(self) -> list[tuple[str, str]]:
-        """Compare the gradients for cotangents of ones, and of one number that is broadcast.
+        """Compare the gradients for a cotangent of ones and for a 1 that is broadcast.
 
-        Such a cotangent arrives behind a sum, and has strides of 0. For ones, a gradient may be
-        what rounding leaves of 0, as that of a batch norm; so it is measured by one for cotangents
-        that vary.
+        The VJP of a sum gives such a broadcast cotangent, with strides of 0. For cotangents of
+        ones, a gradient may be 0 up to rounding, as that of a batch norm. So the differences are
+        relative to a gradient for random cotangents.
         """
         pullback = self.vjp(self.operands)
         varied = [np.cos(np.arange(math.prod(shape))).reshape(shape) for shape in self.shapes]
@@ -330,14 +331,15 @@ class CheckedFunction(ABC):
         return flaws
 
     def widened(self, operands: Arrays) -> bool:
-        """Return whether operands have more digits than those that came in."""
+        """Return whether operands have more digits than the original operands."""
         return any(x.dtype != y.dtype for x, y in zip(operands, self.operands, strict=True))
 
     def dtype_inside(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype in which a function computes whose inside cannot be seen.
+        """Return the dtype in which a function computes, if the check cannot see inside it.
 
-        It is that of the results, unless f cannot tell operands from those that are rounded to
-        fewer digits, or its results have only so many; then these are its digits.
+        It is the dtype of the results, unless f gives the same results for operands that are
+        rounded to fewer digits, or its results have only these digits; then it is the dtype with
+        these digits.
         """
         near = [(x * (1 + tolerances.ANOTHER_POINT / math.pi)).astype(x.dtype) for x in operands]
         with suppress(Exception):  # f may not be defined there
@@ -356,7 +358,7 @@ class CheckedFunction(ABC):
 
     @contextmanager
     def explained(self, how: str) -> Iterator[None]:
-        """Add a note to errors that are raised here, which says how f was called."""
+        """Add a note that says how f was called to errors in the block."""
         try:
             yield
         except NoGradient:
@@ -366,7 +368,7 @@ class CheckedFunction(ABC):
             raise
 
     def check_unwritten(self, when: str) -> None:
-        """Raise a ValueError if an input or a parameter is not as it was."""
+        """Raise a ValueError if an input or a parameter has changed."""
         for name, x in self._arrays.items():
             if not np.array_equal(self._before[name], x, equal_nan=is_float(x.dtype)):
                 message = (
@@ -377,7 +379,7 @@ class CheckedFunction(ABC):
 
 
 def copied_module(module: Any) -> Any:
-    """Return a copy of a Module, whose parameters a check gives other values."""
+    """Return a copy of a Module, because a check changes the values of its parameters."""
     try:
         return copy.deepcopy(module)
     except Exception as error:
@@ -392,8 +394,8 @@ class LeafFunction:
     """A function of dicts, dataclasses and named tuples, as a function of the leaves in them.
 
     Attributes:
-        leaves: those of the inputs.
-        names: what the leaves are called: `params["w"]`.
+        leaves: the leaves of the inputs.
+        names: the names of the leaves, such as `params["w"]`.
     """
 
     def __init__(self, f: Any, inputs: Sequence[Any]) -> None:
@@ -416,7 +418,7 @@ class LeafFunction:
             raise op_error(TypeError, "gradcheck", message)
 
     def __call__(self, *leaves: Any) -> Any:
-        """Call the function with the containers around other leaves."""
+        """Call the function with other leaves, in containers like those of the inputs."""
         return self._f(*(rebuild(structure, leaves) for structure in self._structures))
 
 
@@ -428,20 +430,20 @@ def has_named_parts(x: Any) -> bool:
         if type(part) not in (list, tuple):
             if is_container(part) and not hasattr(part, "named_parameters"):
                 return True
-        elif id(part) not in seen:  # one may contain itself
+        elif id(part) not in seen:  # a container may contain itself
             seen.add(id(part))
             pending += part
     return False
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:
-    """Return what f calls its inputs; "input 0" where it has no name, or that of a parameter."""
+    """Return f's names for its inputs, or "input 0" if there is no name or a parameter has it."""
     if isinstance(f, LeafFunction):
         return f.names
     names = [f"input {i}" for i in range(count)]
     is_module = hasattr(f, "named_parameters")
     taken = dict(f.named_parameters()) if is_module else {}
-    with suppress(TypeError, ValueError):  # a function that is not written in Python may not say
+    with suppress(TypeError, ValueError):  # a function not in Python may have no signature
         signature = inspect.signature(f.forward if is_module else f)
         parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
         for i, p in enumerate(parameters[:count]):
@@ -472,13 +474,13 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     strides = [stride // x.itemsize * dtype.itemsize for stride in x.strides]
     out = as_strided(np.zeros(span, dtype)[start:], x.shape, strides)
     out[...] = x
-    # Where elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
+    # If elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
     is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
     return out if is_copy else np.array(x, dtype)
 
 
 def flat(arrays: Iterable[Array]) -> Vector:
-    """Return all elements of some arrays, one array behind the other, in float64."""
+    """Return all elements of some arrays as one vector of float64."""
     return np.concatenate([x.ravel().astype(np.float64) for x in arrays] or [np.zeros(0)])
 
 

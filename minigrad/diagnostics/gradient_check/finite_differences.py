@@ -1,17 +1,17 @@
-"""Difference quotients of a function along a line, and what they say of a derivative.
+"""Difference quotients of a function along a line, and what they say about a derivative.
 
 With D(h) = (f(x + h) - f(x - h)) / 2h, Richardson's extrapolation of two steps,
 
     f'(x) ~ (4 D(h) - D(2h)) / 3,
 
-is off by an amount of order h^4 from the curvature, for which the correction it makes to D(h) is an
-upper bound, and of order eps / h from rounding.
+has an error of order h^4 from curvature and an error of order eps / h from rounding. The correction
+of D(h) is an upper bound of the first error.
 
-Where a quotient differs from the derivative in question, other steps follow: smaller ones, where f
-is steep, or beside a kink or a singularity; larger ones, where rounding hides the answer. They end
-as soon as one of three things is sure: the derivative is right; it is wrong, because the quotients
-agree with each other and not with it, and none of a smaller step has an error bar that reaches it;
-or differences cannot see it here, and then why.
+If a quotient differs from the derivative in question, other steps follow: smaller steps if f is
+steep, or near a kink or a singularity; larger steps if rounding hides the answer. They end as soon
+as one of three things is sure. The derivative is right. Or it is wrong: the quotients agree with
+each other and not with the derivative, and no error bar of a smaller step reaches it. Or
+differences cannot decide here, for a stated reason.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from minigrad.errors import op_of
 class Move:
     """A direction in which one element, or all elements of some operands, are moved."""
 
-    name: str  # of the operand, or of the direction
-    directions: dict[int, Array]  # for the position of each operand, how far its elements move
+    name: str  # the name of the operand, or of the direction
+    directions: dict[int, Array]  # how far the elements of each operand move, by its position
     index: tuple[int, ...] | None = None  # of the only element that moves; None if all do
 
     def moved(self, point: Sequence[Array], t: float) -> list[Array]:
@@ -57,19 +57,19 @@ class Move:
         return moved
 
     def slope(self, gradients: Gradients) -> float:
-        """Return the derivative along the move, if these are the gradients by all operands."""
+        """Return the derivative along the move, given the gradients by all operands."""
         if self.index is not None:
             (i,) = self.directions
             return float(gradients[i][self.index])
         return float(sum(np.sum(gradients[i] * d) for i, d in self.directions.items()))
 
     def spread(self, spreads: Gradients) -> float:
-        """Return what the slope changes by if elements of the gradients change by `spreads`."""
+        """Return the change of the slope if elements of the gradients change by `spreads`."""
         absolute = {i: abs(d) for i, d in self.directions.items()}
         return replace(self, directions=absolute).slope(spreads)
 
     def size(self, point: Sequence[Array]) -> float:
-        """Return the size of what moves, to which steps are relative."""
+        """Return the size of the elements that move; steps are relative to it."""
         if self.index is not None:
             return abs(self.slope([*point]))
         return largest_of([point[i] for i in self.directions])
@@ -80,19 +80,19 @@ class Quotient:
     """The difference quotients of one step."""
 
     step: float  # h
-    value: float  # Richardson's
-    correction: float  # that it makes to the plain one: a bound on what curvature leaves in it
+    value: float  # by Richardson's extrapolation
+    correction: float  # its difference from D(h): a bound on the error from curvature
     # Bounds on its rounding error, each for another guess of what was rounded:
-    noise: float  # the elements of y that move with the step, each by some units of its own size
-    grain: float  # the largest element that moves, or all those that do not, by half a unit each
-    hidden: float  # the largest element of y, moving or not, and at least 1
+    noise: float  # elements of y that change with the step: each by some units in its last place
+    grain: float  # half a unit of the largest element that changes, or of all that do not change
+    hidden: float  # units of the largest element of y, whether it changes or not, and at least of 1
     unseen: float  # results inside f that the check could not observe
     left: float  # the slope on the left, of second order
     right: float  # the slope on the right
 
     @property
     def bend(self) -> float:
-        """The slope on the right less the slope on the left."""
+        """The slope on the right minus the slope on the left."""
         return self.right - self.left
 
     @property
@@ -104,11 +104,11 @@ class Quotient:
 class Line:
     """The values of a problem's function along a move, as a vector y(t) = f(x + t d).
 
-    The derivative is that of sum(weights y). Differences are taken before the sum: elements of y
-    that do not move cancel exactly, however large they are, and add no noise.
+    The derivative is that of sum(weights y). Differences are computed before the sum, so elements
+    of y that do not change cancel exactly, however large they are, and add no noise.
 
     The operands x and the dtype in which f computes are those of the problem unless they are given.
-    In another dtype no error bars of its values are known.
+    For another dtype, the error bars of the values are not known.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Line:
         self.move = move
         self.point = problem.operands if point is None else point
         self.dtype = problem.dtype if dtype is None else dtype
-        # The size of what moves; steps are relative to it, or to 1 if it is smaller.
+        # The size of the elements that move; steps are relative to it, or to 1 if it is smaller.
         self.x = move.size(self.point)
-        self.failure = ""  # what f raised at some point; there it counts as not finite
+        self.failure = ""  # an error of f at some point, where y counts as not finite
         noise, unseen = (problem.noise, problem.unseen) if dtype is None else (0.0, 0.0)
         self._noise = np.abs(problem.weights) * noise
         self._unseen = float(np.linalg.norm(problem.weights * unseen))
         self._known: dict[float, Vector] = {0.0: problem.here} if point is None else {}
 
     def at(self, t: float) -> Vector:
-        """Compute y(t), once."""
+        """Return y(t), which is computed only once."""
         if t not in self._known:
             name = self.move.name + str(list(self.move.index or []) or "")
             try:
@@ -145,7 +145,7 @@ class Line:
         return self._known[t]
 
     def slope_nearby(self, rng: np.random.Generator) -> float:
-        """Return the slope at a random point near this one, to find the slopes around a kink."""
+        """Return the slope at a random point near this one, to find slopes around a kink."""
         reach, step = tolerances.NEARBY.get(self.dtype, tolerances.COARSEST_NEARBY)
         near = [copied(x) for x in self.point]
         for x in near:
@@ -154,8 +154,8 @@ class Line:
         return Line(self.problem, self.move, near).quotient(step).value
 
     def quotients(self, allowed: Tolerance) -> Iterator[Quotient]:
-        """Yield quotients of one step after the other, those most likely to be exact first."""
-        # A power of two, so that the step that is taken is the one that is divided by.
+        """Yield quotients for one step after another, from the most to the least promising."""
+        # A power of two, so that x + h - x is exactly the step h that is divided by.
         relative = tolerances.FIRST_STEP.get(self.dtype, tolerances.COARSEST_STEP)
         first = relative * 2.0 ** round(math.log2(max(1.0, self.x)))
         quotient = self.quotient(first)
@@ -180,13 +180,13 @@ class Line:
         right, left, far_right, far_left = others = [
             self.at(t) for t in (step, -step, 2 * step, -2 * step)
         ]
-        # What is infinite or nan at all points, as under a mask, does not move.
+        # Elements that are infinite or nan at all points, as under a mask, do not change.
         fixed = ~np.isfinite(y)
         for other in others:
             fixed &= (other == y) | (np.isnan(other) & np.isnan(y))
 
         def slope(*terms: tuple[float, Vector, Vector]) -> float:
-            """The weighted sum of some differences, over the step."""
+            """The weighted sum of some differences, divided by the step."""
             total = sum(c * np.where(fixed, 0.0, a - b) for c, a, b in terms)
             return float(np.dot(self.problem.weights, total)) / step
 
@@ -202,9 +202,9 @@ class Line:
         return Quotient(step, value, correction, noise, grain, hidden, unseen, on_left, on_right)
 
     def _rounding_errors(self, around: Vector, moved: NDArray[np.bool_]) -> list[float]:
-        """Bound what rounding leaves in the weighted sum of y: noise, grain and hidden, times h.
+        """Bound the rounding errors of the weighted sum of y: noise, grain and hidden, times h.
 
-        `around` has the size of each element of y, and `moved` says which the step has changed.
+        `around` has the size of each element of y, and `moved` says which elements have changed.
         """
         eps = float(finfo(self.dtype).eps)
         fine = self.dtype in (FLOAT64, FLOAT32)
@@ -212,7 +212,7 @@ class Line:
         sizes = np.abs(self.problem.weights) * around
         known = np.isfinite(sizes)
         inner = self._noise * np.fmin(around / abs(self.at(0.0)), 1.0)  # y is large only at a pole
-        # What does not move may have done so by half a unit in the last place.
+        # An element that does not change may hide a change of half a unit in its last place.
         units = np.maximum(np.where(moved, several, eps / 2) * sizes, inner)
 
         def root(where: NDArray[np.bool_]) -> float:
@@ -239,11 +239,11 @@ def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
 def judge_narrow(
     value: float, move: Move, exact: Judgement, problem: GradientProblem, narrow: RoundedArrays
 ) -> Judgement:
-    """Decide whether a derivative in fewer digits agrees with what was found in float64.
+    """Decide whether a derivative in fewer digits agrees with the differences in float64.
 
-    It is called right within a relative tolerance, or within what other roundings change it by. It
-    is called wrong only if the error is larger than what rounding can leave in a small difference
-    of large terms, and if f is the same function in this dtype.
+    It is right if the error is within a relative tolerance, or within its change under other
+    roundings. It is wrong only if the error is larger than rounding can explain, even for a small
+    difference of large terms, and if f is the same function in this dtype.
     """
     info, numeric, dtype = finfo(narrow.dtype), exact.numeric, narrow.dtype
     if exact.verdict == "cannot tell" or exact.kink:
@@ -263,7 +263,7 @@ def judge_narrow(
     )
     if distance <= exact.error + right:
         return replace(exact, verdict="agree", reason="")
-    # The largest number that backpropagation started with, or that a VJP gave.
+    # The largest number that the backward pass started with, or that a VJP gave.
     on_the_way = max(narrow.largest, largest_of([problem.weights, *problem.cotangents]))
     wrong = max(
         tolerances.NARROW_WRONG_EPS * eps * largest + tolerances.NARROW_WRONG_SPREADS * spread,
@@ -282,7 +282,7 @@ def judge_narrow(
 
 
 def _by_quotients(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
-    """Take quotients of one step after the other, until they decide."""
+    """Compute quotients for one step after another, until they decide."""
     seen: list[Quotient] = []
     for now in line.quotients(allowed):
         seen.append(now)
@@ -314,7 +314,7 @@ def _by_quotients(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
 
 
 def _is_below_last_digit(seen: list[Quotient], line: Line, allowed: Tolerance) -> bool:
-    """Return whether f has few digits, and does not move because the last step is so small."""
+    """Return whether f has few digits, so that a step as small as the last does not change it."""
     now = seen[-1]
     if line.dtype in (FLOAT64, FLOAT32) or now.noise or not any(q.noise for q in seen):
         return False
@@ -322,10 +322,10 @@ def _is_below_last_digit(seen: list[Quotient], line: Line, allowed: Tolerance) -
 
 
 def _is_contradicted(analytic: float, seen: list[Quotient], allowed: Tolerance) -> bool:
-    """Return whether the last quotients agree, and no error bar of a finer one reaches `analytic`.
+    """Return whether the last quotients agree, and no error bar of a smaller step has `analytic`.
 
-    Two quotients must agree, or three where rounding inside f could be larger than its values show.
-    And there it is no answer that f does not move at all.
+    Two quotients must agree, or three if rounding inside f may be larger than its values show. In
+    that case, quotients of 0 from an f that does not change do not count.
     """
     now = seen[-1]
     distance = abs(analytic - now.value)
@@ -369,7 +369,7 @@ def _bends(one: Quotient, other: Quotient) -> bool:
 
 
 def _at_kink(analytic: float, before: Quotient, now: Quotient, error: float) -> Judgement | None:
-    """Judge where the slopes on both sides stay apart; return None if they are not clear."""
+    """Judge at a kink, where the slopes on both sides differ; return None if they are not clear."""
     error += abs(now.left - before.left) + abs(now.right - before.right)
     if error > tolerances.KINK_ERROR * abs(now.bend):
         return None
@@ -381,7 +381,7 @@ def _at_kink(analytic: float, before: Quotient, now: Quotient, error: float) -> 
 
 
 def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Tolerance) -> Judgement:
-    """Judge where no step has decided, and say why."""
+    """Judge if no step has decided, and give the reason."""
     finite = [q for q in seen if math.isfinite(q.value)]
     if not finite:
         return _one_sided(analytic, seen)
@@ -402,7 +402,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         reason = "not smooth here" if rough else unresolved
         return judgement or Judgement("cannot tell", best.value, math.inf, reason)
     distances = [abs(analytic - q.value) for q in finite]
-    if (  # the quotients come nearer from step to step, to as near as can be seen
+    if (  # the quotients approach it from step to step, up to their error bars
         len(finite) > tolerances.APPROACH_QUOTIENTS
         and all(b <= tolerances.APPROACH * a for a, b in pairwise(distances))
         and distances[-1] <= max(finite[-1].hidden, finite[-1].error + allowed.rounding)
@@ -424,7 +424,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
 
 
 def _one_sided(analytic: float, seen: list[Quotient]) -> Judgement:
-    """Judge where f is finite on one side of x at most."""
+    """Judge if f is finite on at most one side of x."""
     for side in ("left", "right"):
         slopes = [getattr(q, side) for q in seen if math.isfinite(getattr(q, side))]
         if len(slopes) < 2:

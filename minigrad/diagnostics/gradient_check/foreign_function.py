@@ -1,7 +1,7 @@
-"""A function of PyTorch or JAX, as what a gradient check needs of it.
+"""A function of PyTorch or JAX, in the form that a gradient check needs.
 
-Neither is imported here: who has arrays or functions of one has imported it, and they are known by
-the module of their type.
+This module does not import the frameworks: a user who has arrays or functions of one has imported
+it already. The module of an object's type shows which framework the object belongs to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, is_float, least_exact
 from minigrad.errors import op_error
 
-# Methods of PyTorch's tensors whose results depend on a tensor and have no gradient.
+# Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
 
 
@@ -40,9 +40,9 @@ def _kinds(values: Iterable[Any]) -> list[str]:
 
 
 class ForeignFunction(CheckedFunction):
-    """A function of another framework, which is asked for its gradients.
+    """A function of another framework, which computes its gradients.
 
-    Inputs that are no operands are handed on as they are.
+    Inputs that are no operands are passed to the function unchanged.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
@@ -66,7 +66,7 @@ class ForeignFunction(CheckedFunction):
         self._given = list(given.values())
 
     def _parameters(self) -> dict[str, Any]:
-        """Return those that f has and that are operands too."""
+        """Return the parameters of f that are operands too."""
         return {}
 
     @abstractmethod
@@ -97,7 +97,7 @@ class ForeignFunction(CheckedFunction):
         """Call f where a gradient is required, and find the dtype in which it computes.
 
         Raises:
-            TypeError: if the operands have more digits than the inputs, and the results do not.
+            TypeError: if the operands have more digits than the inputs, but the results have not.
         """
         with self._findings():
             results, pull = self._pulled_back(operands, range(len(operands)))
@@ -111,7 +111,7 @@ class ForeignFunction(CheckedFunction):
 
 
 class TorchFunction(ForeignFunction):
-    """A function of PyTorch's tensors, or a Module, which is copied."""
+    """A function of PyTorch's tensors, or a copy of a Module."""
 
     framework = "torch"
     layout = "cotangents in transposed memory", lambda v: np.array(v, order="F")
@@ -141,15 +141,15 @@ class TorchFunction(ForeignFunction):
         return np.asarray(x.contiguous().view(self.torch.int16).numpy()).view(ml_dtypes.bfloat16)
 
     def _from_numpy(self, x: Array, like: Any) -> Any:
-        """Return a tensor, on the device of another; on the CPU it shares the memory of x."""
-        if x.size > 1 and not any(x.strides):  # one number that is broadcast
+        """Return a tensor on the device of `like`; on the CPU it shares the memory of x."""
+        if x.size > 1 and not any(x.strides):  # a single number that is broadcast
             return self._from_numpy(x.ravel()[:1].copy(), like).expand(x.shape)
         if x.dtype.kind == "V":  # bfloat16
             return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16).to(like.device)
         return self.torch.from_numpy(x).to(like.device)
 
     def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
-        """Call f; constants and a Module have float64 if all operands have."""
+        """Call f; if all operands are float64, constants and a Module become float64 too."""
         operands = [*(inputs[i] for i in self._positions), *parameters]
         wide = all(x.dtype == self.torch.float64 for x in operands)
         inputs = [x.double() if wide and self._is_floats(x) else x for x in inputs]
@@ -219,14 +219,14 @@ class TorchFunction(ForeignFunction):
         return dtype
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, and the operand or cotangent."""
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason."""
         written = "a backward function writes to the gradient that it is given, which others have"
         flaws = [("the cotangent", written)] if self._written else []
         return flaws + self.broadcast_flaws()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore all random generators after the block, those of PyTorch included."""
+        """Restore all random generators after the block, including those of PyTorch."""
         devices = {x.device for x in self._given if x.device.type == "cuda"}
         with super().restored(), self.torch.random.fork_rng(devices):
             yield
@@ -272,7 +272,7 @@ class JaxFunction(ForeignFunction):
 
 
 def framework_of(f: Any, inputs: Sequence[Any]) -> type[ForeignFunction] | None:
-    """Return what checks functions of the framework of f or of its inputs, or None."""
+    """Return the class for functions of the framework of f or of its inputs, or None."""
     given = [f, getattr(f, "__self__", None), *inputs]
     types = [x if isinstance(x, type) else type(x) for x in given]
     modules = {base.__module__ for kind in types for base in kind.__mro__}

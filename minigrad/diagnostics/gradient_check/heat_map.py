@@ -1,7 +1,7 @@
 """Arrays as heat maps in HTML, with indices at the sides and a scale below.
 
-Their texts take the colour of the text around them, which is dark on a light page and light on a
-dark one. A number is black or white, whatever can be read on the colour of its cell.
+The labels have the colour of the text around the map: dark on a light page, and light on a dark
+page. A number in a cell is black or white, so that it can be read on the colour of the cell.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-MOST = 32  # cells along a side; in a larger matrix each shows a block of elements
-ROWS, COLUMNS = 16, 6  # of the largest matrix whose numbers are written into its cells
+MOST = 32  # the most cells along a side; in a larger matrix, a cell shows a block of elements
+ROWS, COLUMNS = 16, 6  # the largest matrix whose cells have their numbers in them
 SIDE, LEAST, LARGEST = 200, 6, 16  # pixels of a map without numbers, and of its cells
-LABELLED = 4  # rows and columns of it that have their index beside them
+LABELLED = 4  # rows and columns of a map without numbers that have their index beside them
 RING = ";box-shadow:inset 0 0 0 2px #fff;outline-offset:-1px;outline:2px"  # seen on all colours
 FRAMES = {1.0: f"{RING} dotted #000", 2.0: f"{RING} solid #000"}  # undecided, wrong
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Which colours stand for which numbers, and how these are written."""
+    """Which colours represent which numbers, and how the numbers are written."""
 
-    colours: tuple[str, ...]  # of the lowest to the highest; for colour-blind readers, by lightness
-    ticks: dict[float, str]  # what is below the legend at which number, from lowest to highest
-    written: str = "{:.4g}"  # how a number is written into its cell
-    logarithmic: bool = False  # whether colours go evenly with the logarithms of the numbers
-    width: int = 62  # of a cell with a number, in pixels
+    colours: tuple[str, ...]  # from lowest to highest; for colour-blind readers, by lightness
+    ticks: dict[float, str]  # the labels of the legend by number, from lowest to highest
+    written: str = "{:.4g}"  # the format of a number in its cell
+    logarithmic: bool = False  # whether the colours are evenly spaced in the logarithm of numbers
+    width: int = 62  # the width of a cell with a number, in pixels
 
     def mixed(self, values: Array) -> Array:
         """Return red, green and blue for each value, along the last axis."""
@@ -61,7 +61,7 @@ def signed(largest: float) -> Scale:
 
 
 def layout(shape: tuple[int, ...]) -> list[str]:
-    """Say how a heat map shows an array of this shape."""
+    """Explain in words how a heat map shows an array of this shape."""
     said, axes, down = [f"shape {shape}"], list(range(len(shape))), _axes_down(shape)
     rows, columns = (-(-n // MOST) for n in _matrix(np.zeros(shape)).shape)
     if len(shape) > 2:
@@ -72,7 +72,10 @@ def layout(shape: tuple[int, ...]) -> list[str]:
 
 
 def heat_map(values: Array, doubt: Array, scale: Scale, label: str) -> str:
-    """Draw an array; what is nan is grey, and what `doubt` calls wrong or undecided has a frame."""
+    """Draw an array: nan is grey, and elements that are wrong or undecided in `doubt` have a frame.
+
+    `doubt` is as in `GradientComparison`.
+    """
     matrix, down = _matrix(values), _axes_down(values.shape)
     (cells, starts), (doubts, _) = _blocks(matrix), _blocks(_matrix(doubt))
     colours, (rows, columns) = scale.mixed(cells), cells.shape
@@ -84,7 +87,7 @@ def heat_map(values: Array, doubt: Array, scale: Scale, label: str) -> str:
     for (i, j), value in np.ndenumerate(cells):
         at = int(starts[0][i] * matrix.shape[1] + starts[1][j])
         if at >= values.size:
-            continue  # a vector may end before its last row does
+            continue  # a vector in several rows may not fill the last row
         index = [int(k) for k in np.unravel_index(at, values.shape)]
         if j == 0 and i % steps[0] == 0:
             spans[i + 1][0] = ",".join(map(str, index[:down]))
@@ -127,9 +130,9 @@ def _matrix(values: Array) -> Array:
 
 
 def _blocks(matrix: Array) -> tuple[Array, list[Array]]:
-    """Return the value furthest from 0 of each block, and in which rows and columns they start."""
+    """Return the value furthest from 0 in each block, and the first rows and columns of blocks."""
     starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
-    least, most = (  # nan only where there is nothing else
+    least, most = (  # nan only if the whole block is nan
         pick.reduceat(pick.reduceat(matrix, starts[0], 0), starts[1], 1)
         for pick in (np.fmin, np.fmax)
     )

@@ -1,11 +1,12 @@
 """The problem of a gradient check: a vector function, its gradients, and their rounding errors.
 
-For order 1 the function is f itself, for order 2 its gradient, by the operands and the cotangents.
+For order 1, the function is f itself. For order 2, it is the gradient of f, as a function of the
+operands and the cotangents.
 
-Nobody can say for all functions how far off a right VJP is by rounding. But it shows in how a
-gradient changes when operands and intermediate results change by a unit in the last place, up or
-down at random, as they would if they were rounded differently (Vignes, 1993). So the gradients are
-computed again, with other roundings on the way.
+No formula gives the rounding error of a right VJP for all functions. But it can be measured: move
+operands and intermediate results by a unit in the last place, up or down at random, as if they were
+rounded differently, and see how the gradient changes (Vignes, 1993). So the gradients are computed
+again with other roundings.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ NUDGED = "with numbers moved by a unit in the last place, to see what rounding d
 
 @dataclass(frozen=True)
 class RoundedArrays:
-    """Gradients or values, and how they change when numbers are rounded in another way."""
+    """Gradients or values, and how much they change when numbers are rounded differently."""
 
     arrays: Gradients
-    dtype: np.dtype[Any]  # that they were computed in; the least exact one if there are several
-    spread: Gradients  # how much each of their elements changes in all
-    inner: Gradients  # the same by roundings on the way alone, with the operands as they are
-    largest: float  # the largest number that a VJP gave on the way
+    dtype: np.dtype[Any]  # the dtype of the computation; if there are several, the least exact one
+    spread: Gradients  # how much each element changes in total
+    inner: Gradients  # the change from rounding intermediate results only, not the operands
+    largest: float  # the largest number that a VJP gave
     largest_of_all: float  # the largest number that a VJP or an op gave
 
 
 class GradientProblem:
-    """f as a vector function of its operands, and its gradients as the VJPs give them.
+    """f as a vector function of its operands, and its gradients as the VJPs compute them.
 
     Attributes:
-        operands: the point, in float64 where f can be computed in it.
-        names: of the operands.
-        cotangents: of the results of f.
-        weights: of the elements of the values, in the sum that is differentiated.
+        operands: the point, in float64 if f can be computed in float64.
+        names: the names of the operands.
+        cotangents: the cotangents of the results of f.
+        weights: the factors of the values in the sum that is differentiated.
         paths: the gradients of that sum by each path other than `grad`.
-        dtype: in which f computes, at the worst.
-        tolerance: relative, in float64.
+        dtype: the least exact dtype in which f computes.
+        tolerance: the relative tolerance in float64.
     """
 
     order = 1
@@ -75,13 +76,13 @@ class GradientProblem:
         with function.explained("with inputs that require a gradient"):
             try:
                 self.dtype = function.outline(self.operands)
-            except Exception:  # f insists on the dtype of the inputs, or fails with any
+            except Exception:  # f accepts only the dtype of the inputs, or fails with any dtype
                 self.operands = function.operands
                 self.dtype = function.outline(self.operands)
         self.cotangents = function.cotangents(self.operands, rng)
         self.weights = flat(self.cotangents)
         gradients, self.paths = function.gradients_by_path(self.operands, self.cotangents, recorded)
-        if function.unsteady:  # what differs from call to call is not computed with all digits
+        if function.unsteady:  # if calls differ, the last digits mean nothing
             self.dtype = tolerances.least_exact([self.dtype, FLOAT32])
         inside = partial(function.gradients, cotangents=self.cotangents, recorded=True)
         self._measure(gradients, rng, inside if recorded else None)
@@ -91,16 +92,16 @@ class GradientProblem:
         return self.function.values(operands)
 
     def gradients_at(self, operands: Sequence[Array]) -> Gradients:
-        """Compute the gradients anew, at any operands of f."""
+        """Compute the gradients again, at any operands of f."""
         return self.function.gradients(operands, self.cotangents)
 
     def _measure(
         self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None = None
     ) -> None:
-        """Measure what rounding does to the gradients, in both dtypes, and to the values.
+        """Measure the rounding errors of the gradients, in both dtypes, and of the values.
 
-        `rng` decides how roundings are changed. `inside` computes the gradients from compositions,
-        which show what is inside an op.
+        `rng` decides how roundings are changed. `inside` computes the gradients with the
+        compositions of ops, which show the numbers inside an op.
         """
         given, at = self.function.operands, self.gradients_at
         point, dtypes = self.operands[: len(given)], [x.dtype for x in given]
@@ -112,8 +113,8 @@ class GradientProblem:
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more
-        self.undefined = undefined.hint  # why a gradient of nan is no fault, or nothing
-        # What is wrong with gradients as arrays: the operand and the reason.
+        self.undefined = undefined.hint  # why a gradient of nan is no fault; empty if it is one
+        # Faults of gradients as arrays: the operand and the reason.
         self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point
         with self.function.explained(NUDGED):
@@ -124,13 +125,13 @@ class GradientProblem:
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
         share = max(share, self.function.nondet_tol)
-        # What rounding leaves in each value, and might leave there inside an op, out of sight.
+        # The rounding error of each value, as measured, and as it might be inside an op.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
         self.unseen = SPREADS * values.spread[0]
-        # The gradients that are larger than their error bars; if none is, all are rounding.
+        # The gradients that are larger than their error bars; if none is, all are rounding errors.
         pairs = zip(gradients, self.plain.spread, strict=True)
         sharp = largest_of([g[abs(g) > SPREADS * spread] for g, spread in pairs])
-        self.base = Tolerance(  # of a derivative, before its own error bar is known
+        self.base = Tolerance(  # the tolerance before the error bar of a derivative is known
             tolerances.relative_tolerance(self.dtype, self.tolerance),
             scale=min(1.0, sharp or largest) or 1.0,
             unseen=tolerances.UNSEEN_EPS * eps * max(largest, largest_of(self.cotangents)),
@@ -138,9 +139,9 @@ class GradientProblem:
         self._most = share * largest + tolerances.LEAST_EPS * eps
 
     def allowed(self, spread: float, ties: bool = False) -> Tolerance:
-        """Return the tolerance of a derivative that other roundings change by `spread`.
+        """Return the tolerance for a derivative that other roundings change by `spread`.
 
-        `ties` says that it changes because ties are decided differently, which is no rounding.
+        `ties` says that ties cause this change, which is not an effect of rounding.
         """
         error = SPREADS * spread
         unseen = self.base.unseen if ties else max(self.base.unseen, error)
@@ -184,7 +185,7 @@ def _rounded(
     """Measure how much each element of some arrays changes when roundings change.
 
     `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
-    what is rounded up, and what down. `inside` computes them from compositions instead of ops.
+    which numbers are rounded up and which down. `inside` computes them from compositions, not ops.
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = largest_of(arrays)
@@ -192,7 +193,7 @@ def _rounded(
         (compute, seed, sign)
         for compute in ((arrays_at, inside) if inside else (arrays_at,))
         for seed in (None, int(rng.integers(2**63)))
-        for sign in (1, -1)  # what one run rounds up, the other rounds down
+        for sign in (1, -1)  # numbers that one run rounds up, the other rounds down
     ]
     for compute, seed, sign in trials:
         one, other = (None if seed is None else np.random.default_rng(seed) for _ in range(2))
@@ -204,7 +205,7 @@ def _rounded(
         for spread, run in runs:
             try:
                 found = run()
-            except Exception as error:  # of f here, or of a checkpoint that sees changes
+            except Exception as error:  # from f at these operands, or from a checkpoint
                 if op_of(error) in CHECKERS:
                     raise
                 continue
@@ -219,8 +220,8 @@ def _rounded(
 def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
     """Copy x with its strides, and move each element by a unit in the last place, up or down.
 
-    Without a generator all of them move in one direction, which shows where a comparison of two
-    numbers that are nearly equal decides; at random, two moves on the way may cancel.
+    Without a generator, all elements move in one direction. This shows where the comparison of two
+    nearly equal numbers decides; with random moves, two of them may cancel.
     """
     out = copied(x)
     up = sign if rng is None else sign * (rng.random(x.shape) - 0.5)
@@ -229,7 +230,7 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
 
 
 class _UndefinedGradients(Observer):
-    """An observer that finds a nan that the documentation of an op says it gives."""
+    """An observer that finds gradients of nan that are documented for an op."""
 
     hint = ""
 
@@ -247,10 +248,10 @@ class _Rounding(Observer):
     def __init__(self, nudge: Callable[[Array], Array]) -> None:
         self._nudge = nudge
         self._before: list[tuple[Array, Array]] = []
-        self.of_ops = self.of_vjps = 0.0  # the largest number that an op, and that a VJP gave
+        self.of_ops = self.of_vjps = 0.0  # the largest number that an op gave, and that a VJP gave
 
     def run(self, arrays_at: ArraysAt, operands: Sequence[Array]) -> Gradients:
-        """Compute the arrays, and restore what was changed: the user may own such an array."""
+        """Compute the arrays, and restore all changed arrays, because the user may own some."""
         try:
             with observe(self):
                 return arrays_at(operands)
@@ -265,10 +266,11 @@ class _Rounding(Observer):
         self.of_vjps = max(self.of_vjps, self._change(result, [gradient]))
 
     def _change(self, result: Any, sources: Sequence[Any]) -> float:
-        """Change a result in place, which the graph that has saved it sees too.
+        """Change a result in place, so that the graph that has saved it has the change too.
 
-        Views are not changed, nor what was only picked out, as by `max`: nothing has been rounded
-        there, and a VJP may look for the exact number. Return the largest number in the result.
+        Views are not changed. Numbers that were only selected, as by `max`, are not changed either:
+        they were not rounded, and a VJP may look for the exact number. Return the largest number in
+        the result.
         """
         x, *others = (y._data if isinstance(y, Tensor) else y for y in (result, *sources))
         if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.flags.writeable:
@@ -276,7 +278,7 @@ class _Rounding(Observer):
         others = [y for y in others if isinstance(y, np.ndarray) and y.size]
         if x.size and not any(np.may_share_memory(x, y) for y in others):
             some = x.ravel()[:: -(-x.size // tolerances.SAMPLED)]
-            picked = np.zeros(some.shape, bool)  # to judge by some of its elements
+            picked = np.zeros(some.shape, bool)  # some of its elements are enough to decide
             for source in others:
                 picked |= (source.ravel() == some[:, None]).any(axis=1)
             if not picked.all():

@@ -27,30 +27,30 @@ from minigrad.diagnostics.gradient_check.heat_map import (
 from minigrad.io.atomic import write_atomically
 from minigrad.tables import paragraph
 
-LISTED = 5  # entries of a kind that a repr lists
+LISTED = 5  # the most entries of each kind that a repr lists
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The answer of difference quotients about one derivative, which VJPs computed too."""
+    """The verdict of difference quotients on a derivative that VJPs computed."""
 
-    verdict: Verdict  # whether it is right
-    numeric: float  # what differences say; nan if they say nothing
+    verdict: Verdict  # whether the derivative is right
+    numeric: float  # the derivative from differences; nan if they give none
     error: float  # the error bar of `numeric`
-    reason: str = ""  # why they cannot tell, or what else is to be said
+    reason: str = ""  # why differences cannot tell, or another remark
     kink: bool = False  # whether the slopes on both sides differ
-    slack: float = 0.0  # where both agree: the difference up to which they count as equal
-    analytic: float = math.nan  # what the VJPs say
+    slack: float = 0.0  # if both agree: the difference up to which they count as equal
+    analytic: float = math.nan  # the derivative from the VJPs
     order: int = 1  # 1 for the gradient, 2 for the gradient of the gradient
     operand: str = ""  # the input, parameter or cotangent that was moved
-    index: tuple[int, ...] | None = None  # of the element; None for a move of many at once
-    dtype: str = "float64"  # in which the VJPs computed
+    index: tuple[int, ...] | None = None  # the index of the element; None if many moved at once
+    dtype: str = "float64"  # the dtype in which the VJPs computed
 
     @property
     def relative_difference(self) -> float:
-        """The difference, |analytic - numeric|, over the larger of the two."""
+        """The difference |analytic - numeric|, divided by the larger of the two."""
         scale = max(abs(self.analytic), abs(self.numeric))
         if not math.isfinite(scale):
             return math.inf
@@ -72,29 +72,29 @@ class GradientComparison:
 
     order: int  # 1 for the gradient, 2 for the gradient of the gradient
     operand: str
-    dtype: str  # in which the VJPs computed
-    analytic: NDArray[np.float64]  # what the VJPs say, an array shaped like the operand
-    numeric: NDArray[np.float64]  # what differences say; nan if they were not taken or say nothing
+    dtype: str  # the dtype in which the VJPs computed
+    analytic: NDArray[np.float64]  # from the VJPs, with the shape of the operand
+    numeric: NDArray[np.float64]  # from differences; nan where there are none
     doubt: NDArray[np.float64]  # 0: both agree, 1: undecided, 2: they disagree, nan: not compared
 
 
 @dataclass(repr=False, eq=False)
 class GradcheckReport:
-    """The findings of a gradcheck. A report is true only if all that was compared agrees.
+    """The findings of a gradcheck. A report is true only if all compared entries agree.
 
     Attributes:
         function: the name of the function.
         compared: how many elements were compared.
-        total: how many there are; more than were compared if entries were sampled.
-        tolerance: the allowed relative difference; larger than asked for outside of float64.
-        wrong: the entries that differ by more, worst first; each once, in float64 if seen there.
+        total: how many elements there are; larger than `compared` if entries were sampled.
+        tolerance: the allowed relative difference; outside of float64, larger than requested.
+        wrong: the entries that differ by more, worst first; each once, from float64 if possible.
         undecided: the entries that differences cannot judge, each with the reason.
-        reason: why nothing at all can be said.
+        reason: why no verdict at all is possible; otherwise empty.
         comparisons: the gradients by each operand, with all elements.
-        directions: in how many random directions all elements of each sampled operand were moved.
-        fewest: the least number of entries that were sampled of an operand; inf if all were taken.
+        directions: the number of random directions in which all elements of a sampled operand move.
+        fewest: the least number of entries sampled from an operand; inf if all were compared.
         others: how many tensors f depends on that require a gradient, but were not passed in.
-        dtype: that differences were taken in.
+        dtype: the dtype of the differences.
         slack: the largest error that an entry which agrees may have.
         unsteady: whether two calls may differ, as `nondet_tol` allows.
         checker: the function that made the report.
@@ -129,12 +129,12 @@ class GradcheckReport:
         return self.verdict == "agree"
 
     def missed(self, share: float) -> float:
-        """The probability that sampling has overlooked that a share of some operand is wrong.
+        """The probability that sampling overlooks it if a share of an operand's entries is wrong.
 
-        If this share of the entries of an operand is wrong, each of n sampled entries misses it
-        with probability 1 - share. (Random directions, in which all entries move at once, are sure
-        to see a fault that changes all of the gradient by more than the tolerance; they are left
-        out here.) The result is 0 if all entries were compared.
+        If this share of the entries is wrong, each of n sampled entries is right with probability
+        1 - share. (Random directions, in which all entries move at once, always show a fault that
+        changes the whole gradient by more than the tolerance; they are not counted here.) The
+        result is 0 if all entries were compared.
 
         Raises:
             ValueError: if `share` is not between 0 and 1.
@@ -144,7 +144,7 @@ class GradcheckReport:
 
     @property
     def headline(self) -> str:
-        """The verdict and the counts, in one line."""
+        """The verdict and the counts in one line."""
         compared = f"{self.compared:,} {'entry' if self.compared == 1 else 'entries'} compared"
         if self.total > self.compared:
             compared = f"{self.compared:,} of {self.total:,} entries compared"
@@ -156,7 +156,7 @@ class GradcheckReport:
 
     @property
     def remarks(self) -> list[str]:
-        """All else there is to say, a sentence each."""
+        """All other remarks, a sentence each."""
         found = [self.reason] if self.reason else []
         if self.total > self.compared and not math.isinf(self.fewest):
             found.append(
@@ -227,7 +227,7 @@ class GradcheckReport:
         return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file that ends in .html; another ending is a ValueError."""
+        """Write the picture to an .html file; another ending raises a ValueError."""
         if Path(path).suffix != ".html":
             raise ValueError(f"a report is saved as .html, not as {os.fspath(path)!r}")
         head = (

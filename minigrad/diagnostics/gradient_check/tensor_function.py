@@ -1,4 +1,4 @@
-"""A function of Tensors, or a Module, as what a gradient check needs of it."""
+"""A function of Tensors, or a Module, in the form that a gradient check needs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from minigrad.nn.module import Module, Parameter
 class TensorFunction(CheckedFunction):
     """A function of float arrays, which can be called with Tensors that depend on others.
 
-    Inputs of integers and booleans are constants. The trainable parameters of a Module are
-    operands, behind the inputs. A Module is copied, and so are the inputs, with their strides.
+    Inputs of integers and booleans are constants. The trainable parameters of a Module are operands
+    too, after the inputs. A Module is copied, and so are the inputs, with their strides.
     """
 
     framework = "minigrad"
@@ -90,7 +90,7 @@ class TensorFunction(CheckedFunction):
         return grad_mode(enabled)
 
     def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
-        """Return a gradient by each leaf that requires one, which may be zeros."""
+        """Return a gradient by each leaf that requires one; it may be zeros."""
         by = [leaf for leaf in leaves if leaf.requires_grad]
         options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
         with grad_mode(True):
@@ -109,8 +109,8 @@ class TensorFunction(CheckedFunction):
     def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
 
-        It is None if f cannot run so, because it differentiates by its inputs itself. Nobody
-        watches, because then an op uses its own rule for tangents, if it has one.
+        The result is None if f cannot run in forward mode because it differentiates by its inputs
+        itself. No observer watches, because only then an op uses its own rule for tangents.
         """
         with unobserved(False), suppress(RuntimeError):
             forward = ForwardMode(1)
@@ -125,7 +125,7 @@ class TensorFunction(CheckedFunction):
     def gradients_by_path(
         self, operands: Arrays, cotangents: Arrays, recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
-        """Compute the gradients by `grad`, and by each other path, of which one is `backward`."""
+        """Compute the gradients by `grad`, and by each other path, including `backward`."""
         gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
         leaves, results = self._required(operands)
         for _ in range(2):
@@ -135,10 +135,10 @@ class TensorFunction(CheckedFunction):
         return gradients, paths
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find what is wrong with gradients as arrays, with the name of the operand or cotangent.
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
 
-        A write to one must not change another, or a cotangent, or an operand. And a cotangent of
-        ones must give the same where it is one number that is broadcast, as behind a sum.
+        A write to a gradient must not change another gradient, a cotangent, or an operand. And a
+        cotangent of ones must give the same gradients if it is a broadcast 1, as from a sum's VJP.
         """
         leaves, results = self._required(self.operands)
         seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
@@ -176,7 +176,7 @@ def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]
 
 
 def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
-    """Find what results depend on and what would be given a gradient, besides these leaves."""
+    """Find other leaves that results depend on and that would get a gradient."""
     own = {x.node for x in leaves}
     nodes = reachable([x.node for x in results if x.node is not None])
     return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]

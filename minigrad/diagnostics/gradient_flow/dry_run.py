@@ -1,14 +1,15 @@
-"""A dry run: a training step without the update, run as often as asked, that changes nothing.
+"""A dry run: a training step without the update, which changes nothing and can be repeated.
 
-A forward pass writes things down (running means, a count of calls), and a loss function may do what
-belongs to a training step: switch modes, drop gradients, step. So each run puts the model back.
+A forward pass may change the model (running means, a count of calls). A loss function may even
+switch modes, delete gradients or call `step()`. So each run restores the model.
 
-Two traces watch the step. `ForwardTrace` knows from which parameters each value was computed, to
-which of these a gradient can get back, and the cuts, where it cannot: at an op under `no_grad`, one
-that gives integers, or a `detach()`. A value is recognised by its node in the graph, otherwise by
-its memory, which a detached tensor shares. A value that no op has copied is lost sight of.
+Two traces watch the step. `ForwardTrace` knows from which parameters each value was computed, and
+to which of these parameters a gradient can get back. It also knows the cuts, where a gradient
+cannot get back: an op under `no_grad`, an op with an integer result, or a `detach()`. It recognises
+a value by its node in the graph, or else by its memory, which a detached tensor shares. If a value
+was copied without an op, the trace loses it.
 
-`BackwardTrace` knows where gradients become all zero: at a relu of negative numbers, for example.
+`BackwardTrace` knows where gradients become all zero, for example at a relu of negative numbers.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import WeakIdMap, owner_of
 
-Names = frozenset[str]  # of parameters
+Names = frozenset[str]  # names of parameters
 EMPTY: frozenset[Any] = frozenset()
 
-MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
+MOVE = 0.01  # the standard deviation of the random values that replace a parameter of zeros
 
 
 @dataclass(eq=False)
 class Cut:
-    """A call after which a value went on and its gradient did not."""
+    """A call at which the path of the gradient is cut, although the value is used further."""
 
     lost: Names  # the parameters that no gradient gets back to from there
-    # "no_grad", "integers", "read" (an op was given the bare value), or the name of the method that
-    # gave the value away, such as "detach()".
+    # "no_grad", "integers", "read" (an op was given an array and not the Tensor), or the name of
+    # the method that took the value out of the graph, such as "detach()".
     kind: str
     call: CallRecord
 
 
 @dataclass(frozen=True)
 class ZeroValue:
-    """The reason why a value is all zeros: parameters of zeros, or a call made it so."""
+    """The reason why a value is all zeros: some parameters are all zeros, or a call made it so."""
 
     parameters: Names
     call: CallRecord | None
@@ -66,10 +67,10 @@ class ValueTrace:
     """The origin of a value."""
 
     used: Names = EMPTY  # the parameters that it was computed from
-    linked: Names = EMPTY  # those that a gradient gets back to
-    cuts: frozenset[Cut] = EMPTY  # the cuts that lie behind it
-    zero: ZeroValue | None = None  # None unless all its elements are zero
-    # The inputs of the op that made it that were all zeros, by their index.
+    linked: Names = EMPTY  # the parameters that a gradient gets back to
+    cuts: frozenset[Cut] = EMPTY  # the cuts in the computation of the value
+    zero: ZeroValue | None = None  # None unless all elements are zero
+    # By index: the all-zero inputs of the op that made the value.
     zero_inputs: dict[int, ZeroValue] = field(default_factory=dict)
 
 
@@ -81,14 +82,14 @@ class ForwardTrace(Recorder):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
+        self.cuts: list[Cut] = []  # where gradients are lost, in the order of the calls
         self.used: Names = EMPTY  # parameters that ops were called on, or that were read
-        # The cuts whose values were given away,
-        self._gone: frozenset[Cut] = EMPTY  # as arrays, out of sight;
-        self._read: frozenset[Cut] = EMPTY  # as numbers, which may be for a log only.
-        self._last: dict[Names, CallRecord] = {}  # by the parameters that the op was given
+        # The cuts whose values left the graph,
+        self._gone: frozenset[Cut] = EMPTY  # as arrays, which this trace cannot follow;
+        self._read: frozenset[Cut] = EMPTY  # as numbers, which may only be for a log.
+        self._last: dict[Names, CallRecord] = {}  # the last call, by the parameters it depends on
         self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
-        # By Tensor, or by the array that owns the memory.
+        # The traces, by Tensor, or by the array that owns the memory.
         self._values: WeakIdMap[ValueTrace] = WeakIdMap()
         self._leaves = {parameter.node for parameter in parameters.values()}
         for name, parameter in parameters.items():
@@ -100,11 +101,11 @@ class ForwardTrace(Recorder):
             self._values[owner_of(parameter._data)] = trace
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Note what the result comes from, and for which parameters the gradient is lost here."""
+        """Note what the result was computed from, and for which parameters this call is a cut."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
         used, linked = union(*(t.used for _, t in traces)), union(*(t.linked for _, t in traces))
         cuts = union(*(t.cuts for _, t in traces))
-        if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
+        if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays without a graph
             if used and isinstance(result, np.ndarray):
                 self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
             return
@@ -137,15 +138,15 @@ class ForwardTrace(Recorder):
             self.calls[result.node] = call
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Raise an error if the loss function runs `backward()`, before a gradient has changed."""
-        if node in self._leaves and not self.running:  # a hook may run it
+        """Raise an error before any gradient changes, if the loss function runs `backward()`."""
+        if node in self._leaves and not self.running:  # a hook may run `backward()`
             raise RuntimeError(
                 "liveness: loss_fn calls backward(), which liveness does itself; let it return "
                 "the loss, and leave backward() and the optimiser's step() out"
             )
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """Note where the value of a tensor goes on without its node in the graph."""
+        """Note where the value of a tensor is used without its node in the graph."""
         trace = self.trace(tensor)
         if not trace.used:
             return
@@ -162,11 +163,11 @@ class ForwardTrace(Recorder):
             self._gone |= trace.cuts
 
     def trace(self, value: Any) -> ValueTrace:
-        """Return where a Tensor or an array comes from."""
+        """Return the origin of a Tensor or an array."""
         known = None
         if isinstance(value, Tensor):
             if value.node is not None:
-                return self._nodes.get(value.node, _NOTHING)  # nothing, if it was made before
+                return self._nodes.get(value.node, _NOTHING)  # nothing, if made before the run
             known, value = self._values.get(value), value._data
         known = known or self._values.get(owner_of(value))
         if known is not None:
@@ -175,12 +176,12 @@ class ForwardTrace(Recorder):
         return ValueTrace(zero=ZeroValue(EMPTY, None)) if is_zero else _NOTHING
 
     def zero_factors(self, stop: Stop) -> list[ZeroValue]:
-        """List the values of zeros by which a gradient was multiplied where it became zero."""
+        """List the all-zero values that a gradient was multiplied by where it became zero."""
         zeros = self._nodes.get(stop.node, _NOTHING).zero_inputs
         return [zero for i, zero in zeros.items() if i in stop.factors]
 
     def cut_of(self, name: str, loss: Tensor) -> Cut | None:
-        """Return where the path of a parameter to the loss is cut; None if nobody has seen it."""
+        """Return where the path of a parameter to the loss is cut; None if it is not known."""
         wanted = self.trace(loss).cuts, self._gone, self._read
         lost = [cut for cut in self.cuts if name in cut.lost]
         return next((cut for known in wanted for cut in lost if cut in known), None)
@@ -200,7 +201,7 @@ class Stop:
 
     node: Node  # the result of the op that received the gradient
     factors: frozenset[int]  # the indices of the op's inputs that the derivative computes with
-    inside: bool  # False for a checkpoint, whose derivative is the pass of what it runs again
+    inside: bool  # False for a checkpoint, whose derivative is a pass through its second run
 
     @classmethod
     def at(cls, node: Node, parent: Node) -> Stop:
@@ -208,7 +209,7 @@ class Stop:
         assert node.op is not None
         vjps = [edge[2] for edge in node.edges or () if edge[0] is parent]
         slots = {slot for vjp in vjps if vjp is not None for slot, shape in vjp.slots if not shape}
-        if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
+        if {0, len(node.op.parameters) + 1} <= slots:  # uses `position`: the input is a sequence
             slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
         return cls(node, frozenset(slots), None not in vjps)
 
@@ -217,13 +218,13 @@ class BackwardTrace(Observer):
     """Follows gradients backward."""
 
     def __init__(self) -> None:
-        # By parent node: the results whose derivatives passed zeros on, and where zeros began.
+        # By parent: the results whose derivatives passed on zeros, and where the zeros began.
         self._passed: defaultdict[Node, list[Node]] = defaultdict(list)
         self._stops: defaultdict[Node, list[Stop]] = defaultdict(list)
         self._fed: set[Node] = set()  # parents that received more than zeros
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        """Note whether a gradient arrived, and whether one went on."""
+        """Note whether a nonzero gradient arrived, and whether a nonzero one was passed on."""
         if not values_of(gradient).any():
             self._passed[parent].append(node)
         elif not values_of(result).any():
@@ -232,19 +233,19 @@ class BackwardTrace(Observer):
             self._fed.add(parent)
 
     def stops(self, node: Node | None) -> list[Stop]:
-        """List where the gradients on paths to `node` became zero, the nearest to it first."""
+        """List where the gradients on paths to `node` became zero, from near to far."""
         found = [stop for path in self._back_from(node) for stop in self._stops[path]]
         return [stop for stop in found if stop.inside] or found
 
     def lost_at(self, node: Node | None) -> Node | None:
-        """Find where nonzero gradients became zero together: by cancelling, or by a hook."""
+        """Return the node where nonzero gradients add up to zero, or a hook makes them zero."""
         return next((other for other in self._back_from(node) if other in self._fed), None)
 
     def _back_from(self, node: Node | None) -> list[Node]:
-        """List `node` and the nodes that had only zeros to pass on to it, the nearest first."""
+        """List `node` and the nodes that had only zeros to pass on to it, from near to far."""
         queue = [] if node is None else [node]
         found = set(queue)
-        for each in queue:  # which grows meanwhile
+        for each in queue:  # the queue grows during the loop
             new = [step for step in dict.fromkeys(self._passed[each]) if step not in found]
             found.update(new)
             queue += new
@@ -252,7 +253,7 @@ class BackwardTrace(Observer):
 
 
 def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield the Tensors and arrays among the inputs of an op with their index, lists included."""
+    """Yield the Tensors and arrays among the inputs of an op, also in lists, with their index."""
     for index, value in enumerate(inputs):
         if isinstance(value, (Tensor, np.ndarray)):
             yield index, value
@@ -262,7 +263,7 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 
 
 def union(*sets: frozenset[Any]) -> frozenset[Any]:
-    """Return the union of sets: one of these itself if it has all elements, to save memory."""
+    """Return the union of sets; to save memory, it is one of them if that has all elements."""
     largest = max(sets, key=len, default=EMPTY)
     return largest if all(map(largest.issuperset, sets)) else largest.union(*sets)
 
@@ -271,21 +272,21 @@ def union(*sets: frozenset[Any]) -> frozenset[Any]:
 class StepRun:
     """The findings of one forward and one backward pass."""
 
-    parameters: Mapping[str, Parameter]  # of the model
+    parameters: Mapping[str, Parameter]  # those of the model, by name
     loss: Tensor
     forward: ForwardTrace
     backward: BackwardTrace
-    forward_cuts: int  # how many of `forward.cuts` do not belong to what a checkpoint runs again
-    norms: dict[str, float]  # of the gradients that arrived; 0 only if all elements are
+    forward_cuts: int  # how many of `forward.cuts` are from the forward pass, not a second run
+    norms: dict[str, float]  # the norms of the gradients that arrived; 0 only if all elements are 0
     frozen: Names  # the parameters that required no gradient at the end
 
 
 def run_step(
     model: Module, loss_fn: Loss, batch: Any, moved: Mapping[str, NDArray[Any]] | None = None
 ) -> StepRun:
-    """Run the forward and the backward pass of a model on a batch, and leave it as it was.
+    """Run the forward and the backward pass of a model on a batch, and restore the model.
 
-    Every run draws the same random numbers. Parameters in `moved` have other values.
+    Every run draws the same random numbers. Parameters in `moved` have other values in this run.
     """
     parameters = dict(model.named_parameters())
     forward, backward = ForwardTrace(parameters), BackwardTrace()
@@ -301,17 +302,17 @@ def run_step(
             if loss.node is not None:
                 seeds = {loss.node: np.ones(loss.shape, loss.dtype)}
                 wanted = {p.node for _, p in named if p.node is not None}
-                with observe(backward):  # a part of the graph may be the user's, so it is retained
+                with observe(backward):  # the graph is retained: part of it may be the user's
                     arrived = propagate(seeds, wanted=wanted, retain_graph=True)
     norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
     return StepRun(parameters, loss, forward, backward, forward_cuts, norms, frozen)
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
-    """Find the parameters whose gradient is zero in `first` by construction, and what makes it so.
+    """Find the parameters whose gradient is zero by construction in the run `first`, and why.
 
-    `run_with` runs the step again, with other values for some parameters. The result has, by their
-    names, the parameters that were all zeros and are factors of their gradients.
+    `run_with` runs the step again, with other values for some parameters. For each name, the result
+    has the all-zero parameters that are factors of the gradient.
     """
     parameters = first.parameters
     asleep = [name for name, norm in first.norms.items() if norm == 0]
@@ -332,7 +333,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         if len(moved) == before:
             break
         run = run_with(moved)
-        # Behind a layer that has moved there may be another one of zeros, so look once more.
+        # After one parameter of zeros was moved, another one may matter, so look once more.
         new = (name for name in asleep if suspects[name] and run.norms.get(name))
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
@@ -340,10 +341,10 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
 
 
 def _norm(gradient: NDArray[Any]) -> float:
-    """Compute the Euclidean norm, also where squares are too large or too small for a float."""
+    """Compute the Euclidean norm, also if squares are too large or too small for a float."""
     values = gradient.astype(np.float64)
     largest = float(np.abs(values).max(initial=0))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two rounds nothing
+    scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two, so division does not round
     return scale * float(np.linalg.norm(values / scale))

@@ -13,7 +13,7 @@ from minigrad.tables import aligned, as_html, paragraph
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
-MOST_ROWS = 12  # of one state, or one verdict, that are printed
+MOST_ROWS = 12  # the most rows with the same state or verdict that are printed
 MOST_FROZEN = 3
 
 _REMEDIES: dict[State, str] = {
@@ -28,23 +28,23 @@ _REMEDIES: dict[State, str] = {
 class ParameterRow:
     """The effect of a step on one parameter."""
 
-    name: str  # its name, from `named_parameters`
+    name: str  # the parameter's name, from `named_parameters`
     shape: tuple[int, ...]
     size: int
     state: State  # one of the states that `liveness` explains
     norm: float | None = None  # the Euclidean norm of its gradient; None if it gets none
     reason: str = ""  # why it is in this state, in words; empty for a live or frozen parameter
-    op: str | None = None  # or method, where the path to the loss or the gradient's path back ends
-    origin: SourceLine | None = None  # the user's line that called it, or None
+    op: str | None = None  # the op or method where its path to the loss, or the gradient's, ends
+    origin: SourceLine | None = None  # the user's line that called `op`, or None
 
     @property
     def trains(self) -> bool:
-        """Whether training changes the parameter, at once or after a step."""
+        """Whether training changes the parameter, in this step or in a later one."""
         return self.state in ("live", "zero by construction")
 
     @property
     def why(self) -> str:
-        """The reason with the line."""
+        """The reason, with the user's line."""
         return f"{self.reason}, at {self.origin}" if self.origin else self.reason
 
 
@@ -52,32 +52,32 @@ class ParameterRow:
 class PartRow:
     """The effect of a step on a part of a model that explains itself, such as a LoRA adapter.
 
-    A kind of part has a subclass with facts of its own.
+    Each kind of part has a subclass with its own facts.
     """
 
-    # Of its module, as in `named_modules`, and then the part's own, if the module has several.
+    # The name of its module, as in `named_modules`, and the part's own if the module has several.
     name: str
     trains: bool  # whether training changes the part
-    verdict: str  # the same in words, with the reason
+    verdict: str  # whether it trains, in words, with the reason
 
     kind: ClassVar[str] = "part"  # what to call such a part
-    # The parameters that must require a gradient for such parts to train.
+    # In words: the parameters that must require a gradient so that such parts train.
     to_train: ClassVar[str] = "those that are to train, or model.freeze(False)"
 
     def facts(self) -> dict[str, str]:
-        """Return cells of the table by the heads of their columns."""
+        """Return cells of the table, by the titles of their columns."""
         return {}
 
 
 @dataclass(frozen=True, repr=False)
 class LivenessReport:
-    """The parameters that a step trains. It is true only if all that require a gradient train.
+    """The parameters that a step trains; true only if all that require a gradient train.
 
     Attributes:
         loss: the value of the loss.
         rows: one row for each parameter, in the order of `named_parameters`.
-        adapters: one row for each part of the model that explains itself: the LoRA adapters.
-        strays: names of Tensors that require a gradient and have no row, as they are no Parameters.
+        adapters: one row for each part of the model that explains itself, such as a LoRA adapter.
+        strays: names of Tensors that require a gradient but are no Parameters, and so have no row.
     """
 
     loss: float
@@ -87,7 +87,7 @@ class LivenessReport:
 
     @property
     def trains(self) -> bool:
-        """Whether there is a parameter that requires a gradient, and all of these train."""
+        """Whether some parameter requires a gradient, and all that do train."""
         required = [row for row in self.rows if row.state != "frozen"]
         return bool(required) and all(row.trains for row in required)
 
@@ -143,13 +143,13 @@ class LivenessReport:
     def _tables(self) -> Iterator[Table]:
         """Yield the title, the head and the cells of each table: parameters, then parts by kind.
 
-        Of many parameters in one state, or parts with one verdict, only the first are shown.
+        If many parameters have the same state, or many parts the same verdict, the first are shown.
         """
         frozen = sum(row.state == "frozen" for row in self.rows)
         cells: list[tuple[str, ...]] = []
         shown: Counter[State] = Counter()
         left: dict[State, list[ParameterRow]] = {}
-        line: SourceLine | None = None  # of the row before: it is not repeated
+        line: SourceLine | None = None  # the line of the row before, which is not repeated
         for row in self.rows:
             most = 0 if row.state == "frozen" and frozen > MOST_FROZEN else MOST_ROWS
             if shown[row.state] == most:

@@ -1,14 +1,14 @@
-"""liveness: does this model train? Run one step, and say for each parameter what comes of it.
+"""liveness: does this model train? Run one step, and report its effect on each parameter.
 
-A loss that is finite and falls proves little: a `detach()` in the wrong line, a block under
-`no_grad`, an adapter that is merged or never called leave parameters exactly as they were, without
-any error. So the passes are watched, to see at which op of which line the path of a gradient ends.
+A loss that is finite and falls proves little. A `detach()` in the wrong line, a block under
+`no_grad`, or an adapter that is merged or never called does not change any parameter, without any
+error. So `liveness` watches the passes, to see at which op and line the path of a gradient ends.
 
-A gradient of exact zeros may be a fault or the plan: LoRA's A has none while B is zero, since it is
-multiplied by B. That is not guessed. Where the gradient became zero, the derivative of that op
-names what it computes with. If among this is a parameter of zeros that itself gets a gradient, it
-is moved a little and the step is run again: a gradient that is not zero any more was zero by
-construction.
+A gradient that is exactly zero may be a fault, or correct: the gradient of LoRA's A is zero while B
+is zero, because it is multiplied by B. A run decides which it is. At the op where the gradient
+became zero, the derivative says what it computes with. If this includes an all-zero parameter that
+gets a gradient itself, this parameter is moved a little, and the step runs again. If the gradient
+is not zero any more, it was zero by construction.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where
 
 
 class Part(Protocol):
-    """A part of a module that knows more of its parameters than a run shows: a LoRA adapter."""
+    """A part of a module that knows more about its parameters than a run shows: a LoRA adapter."""
 
     name: str  # its name in the module; empty if the module has only this part
-    constants: Sequence[Parameter]  # to freeze in the run, if the module records no graph of them
+    constants: Sequence[Parameter]  # to freeze in the run, because the module records no graph
 
     def remarks(self) -> Iterable[tuple[Any, str]]:
-        """Yield tensors, and why each gets no gradient if it gets none."""
+        """Yield tensors, each with the reason to report if it gets no gradient."""
 
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> PartRow:
-        """Conclude from the rows of its parameters what a step does to the part."""
+        """Return the effect of a step on the part, given the rows of its parameters."""
 
 
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
-    """Run one forward and one backward pass and say which parameters get a gradient, and why not.
+    """Run a forward and a backward pass; report which parameters get a gradient, and why not.
 
     The states of a parameter:
 
@@ -53,16 +53,16 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
       zeros (A of LoRA while B = 0). That other parameter gets a gradient, so this one trains after
       its first step;
     - "zero": its gradient is zero in every element for another reason;
-    - "not finite": a nan or an infinity is in its gradient;
+    - "not finite": its gradient contains a nan or an infinity;
     - "cut": it was used, but no gradient gets back to it;
-    - "unused": it requires a gradient, and the forward pass never touched it;
-    - "frozen": it requires none.
+    - "unused": it requires a gradient, but the forward pass never used it;
+    - "frozen": it requires no gradient.
 
-    The model is what it was before, also after an exception: its parameters with their gradients
-    and flags, train and eval mode, and what else its modules have as attributes, such as running
-    means. So are the generators that the library drew from. For this, all values are copied
-    meanwhile, and `.grad` is None. `loss_fn` is called once, and again where a parameter may be
-    zero by construction; hooks on tensors run as in any backward pass.
+    Afterwards, the model is restored, also after an exception: its parameters with their gradients
+    and flags, train and eval mode, and all other attributes of its modules, such as running means.
+    So are the random generators that the library drew from. During the run there is a copy of all
+    values, and `.grad` is None. `loss_fn` is called once, and again if a gradient may be zero by
+    construction. Hooks on tensors run as in any backward pass.
 
     A module can explain its parameters: its method `liveness_parts()` lists its own parts, such as
     LoRA adapters, and the report has a row for each (see `Part` in this module). The report is true
@@ -72,10 +72,10 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         model: in the mode to look at, train or eval.
         loss_fn: `loss_fn(model, batch)`, or a loss of predictions and targets, or of the
             predictions alone (see `minigrad.diagnostics.loss_call.loss_of`).
-        batch: what goes with it.
+        batch: the batch that `loss_fn` expects.
 
     Raises:
-        TypeError: if `model` is no Module, or the loss no Tensor of floats with one element.
+        TypeError: if `model` is not a Module, or the loss not a Tensor of floats with one element.
         ValueError: if the model has no parameters.
         RuntimeError: if `loss_fn` calls `backward()` itself.
     """
@@ -91,7 +91,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         for name, module in model.named_modules()
         for part in getattr(module, "liveness_parts", tuple)()
     ]
-    # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
+    # In grad mode, a merged adapter raises an error, because it would not train; frozen, it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
     with assigned((parameter, {"node": None}) for parameter in constants):
         step = partial(run_step, model, loss_fn, batch)
@@ -100,7 +100,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
     judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
     rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
-    strays = (  # they require a gradient like parameters, and are not parameters
+    strays = (  # tensors that require a gradient like parameters, but are no parameters
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
@@ -114,15 +114,15 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
 @dataclass
 class _Judge:
     run: StepRun
-    causes: Mapping[str, frozenset[str]]  # what makes a gradient zero by construction
-    constants: Container[int]  # the ids of parameters
-    remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
+    causes: Mapping[str, frozenset[str]]  # the parameters that make a gradient zero by construction
+    constants: Container[int]  # the ids of parameters that were frozen for the run
+    remarks: Mapping[int, str]  # the remarks of parts on tensors, by the tensor's id
 
     def row(self, name: str) -> ParameterRow:
         parameter, (state, reason, call) = self.run.parameters[name], self._finding(name)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
-        norm = None if state == "cut" else self.run.norms.get(name)  # a checkpoint passes zeros on
+        norm = None if state == "cut" else self.run.norms.get(name)  # checkpoints pass on zeros
         op, origin = (call.name, call.source_line) if call else (None, None)
         return ParameterRow(name, parameter.shape, parameter.size, state, norm, reason, op, origin)
 
@@ -169,7 +169,7 @@ class _Judge:
         return "zero", f"`{call.name}` passes none of the gradient on", call
 
     def _lost(self, parameter: Parameter, node: Node) -> Finding:
-        """Return the finding on a parameter whose nonzero gradients cancel, or meet a hook."""
+        """Return the finding on a parameter whose gradients add up to zero, or meet a hook."""
         if not parameter.size:
             return "zero", "it has no elements", None
         lost = self.run.backward.lost_at(node)

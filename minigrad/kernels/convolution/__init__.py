@@ -4,15 +4,15 @@ A row of the result is a sum over taps, one for each channel c and element (i, j
 
     out[o, y, :] = sum over taps of weight[o, c, i, j] x[c, stride y + dilation i, shifted by j]
 
-So a tile of the result is a tile of a matrix product in which the step from a row of B to the next
-differs from tap to tap. A table has the steps, and the micro-kernel reads the rows where they lie.
-That takes rows of adjacent numbers: where there is padding or a stride, the lines that some rows of
-the result read are copied, with zeros around them, and their columns sorted by the remainder after
-division by the stride.
+So a tile of the result is a tile of a matrix product in which the rows of B are at irregular
+distances. A table has the position of each row, and the micro-kernel reads the rows in place. For
+this, the numbers of a row must be adjacent. With padding or a stride, the lines (rows of x) for
+some rows of the result are copied first: zeros are put around them, and their columns are sorted by
+the remainder after division by the stride.
 
-    plan        which lines a result reads, and where in them its taps are; found once for a shape
-    lines       copying lines, and the loop of the forward, which serves the gradient of x too: for
-                each remainder of an index of x after division by the stride, the taps that reach it
+    plan        which lines a result reads, and the positions of its taps; found once for a shape
+    lines       copying lines, and the loop of the forward pass; it also computes the gradient of x,
+                with other taps for each remainder of an index after division by the stride
     row_sums    the gradient of the weight: products of rows of g with lines of x
     reference   the same in numpy
 """
@@ -49,7 +49,7 @@ def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> 
     if kernel is None:
         return reference.input_gradient(g, weight, size, geometry)
     (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
-    every = down == right == 1  # elements of x are reached by all taps, in one part
+    every = down == right == 1  # one part is enough, because all taps reach each element of x
     dx = (np.empty if every else np.zeros)((g.shape[0], channels, *size), g.dtype)
     swapped = np.swapaxes(reference.grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
     for rows, cols, plan in input_plans(g.shape, g.itemsize, weight.shape[2:], size, geometry):
@@ -77,7 +77,7 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
 def _run(
     kernel: Kernel, x: Array, weight: Array, bias: Array | None, plan: LoopPlan, out: Array
 ) -> None:
-    """Run the loop of the forward, which serves the gradient of x too."""
+    """Run the loop of the forward pass, which also computes the gradient of x."""
     weight = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
     bias = nothing(x.dtype) if bias is None else np.ascontiguousarray(bias)
     kernel(out.size * weight.shape[1] * SECONDS, _planes(x), weight, bias, *plan, _planes(out))

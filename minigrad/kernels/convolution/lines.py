@@ -1,4 +1,4 @@
-"""Copying lines, and the loop of the forward."""
+"""Copying lines, and the loop of the forward pass of a convolution."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from minigrad.kernels.vector import (
     vector_registers,
 )
 
-NEAR = 24 * 1024  # bytes that stay in the level-1 cache while others pass by
-LOW = 4  # rows of a tile below which its sums are so few that each waits for itself
+NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
+LOW = 4  # rows of a tile; with fewer, its sums are so few that each waits for its last addition
 VECTOR = vector_registers()[0]  # bytes
 HEAD = 11  # block sizes at the head of a plan
 
@@ -38,7 +38,7 @@ def lines_of(plan: Any) -> Lines:
 
 @external()
 def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
-    """Copy `count` lines of each channel of a group, from line `first` on, between zeros.
+    """Copy `count` lines of each channel of a group, from line `first` on, with zeros around them.
 
     The columns are sorted by their remainder after division by the number of phases.
     """
@@ -46,7 +46,7 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
     length = s.line // s.phases
     start, end = max(0, -s.top - first), min(count, s.height - s.top - first)
     for phase in range(s.phases):
-        x = s.left + phase  # the column of the first number, then every phases-th
+        x = s.left + phase  # the column of the first number; the step is the number of phases
         before = max(0, (s.phases - 1 - x) // s.phases)
         size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
         for c in range(s.channels):
@@ -56,17 +56,17 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                 if s.phases == 1:
                     at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
                     to = address_of(lines) + there * item
-                    if 0 < size < lanes:  # zeros that follow are overwritten next
+                    if 0 < size < lanes:  # the zeros written after them are overwritten next
                         copy_some(at, to, size, zero)
                     else:
                         for j in range(0, size, lanes):
-                            step = min(j, size - lanes) * item  # the last may overlap another
+                            step = min(j, size - lanes) * item  # the last vector may overlap
                             copy_vector(at + step, to + step, zero)
                 elif size > 0:
                     numbers, target = source[plane + c, here:], lines[there : there + size]
                     if s.phases == 2:
                         for j in range(size):
-                            target[j] = numbers[2 * j]  # in vectors
+                            target[j] = numbers[2 * j]  # this becomes vector code
                     else:
                         for j in range(size):
                             target[j] = numbers[j * s.phases]
@@ -79,14 +79,14 @@ def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
     plan: Integers, out: Written.D2,
 ) -> None:  # fmt: skip
-    """Compute a block of rows of the result of each image after the other, for each group."""
+    """Compute the result, block of rows by block of rows, for each image and each group."""
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
     lines = np.empty(0 if s.in_place else s.channels * s.lines * s.line + t.NR, source.dtype)
     cleared_for = -1  # the first row of the block whose padding is zero in the lines
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
-        image, first = number // blocks, number % blocks * s.block  # a group is an image, too
+        image, first = number // blocks, number % blocks * s.block  # each group counts as an image
         rows, plane = min(s.block, s.rows - first), image * s.channels
         if s.in_place:
             at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
@@ -119,8 +119,8 @@ def _multiply_block(
 ) -> None:  # fmt: skip
     """Compute, or add to, `rows` rows of the planes of some filters, from lines at an address.
 
-    A sum of many taps is cut into runs of about equal length, and as many filters are done at a
-    time as have weights that stay in the level-1 cache while the rows pass by.
+    A sum of many taps is cut into runs of about equal length. The number of filters at a time is
+    such that their weights stay in the level-1 cache while the rows are read.
     """
     runs = (depth + t.RUN - 1) // t.RUN
     for run in range(runs):

@@ -1,6 +1,6 @@
-"""Plans: all that depends on the shapes alone, found once for a shape.
+"""Plans of convolutions: everything that depends only on the shapes, found once for a shape.
 
-The loops get a plan as arrays of integers, since compiled code takes arrays of any length.
+The loops get a plan as arrays of integers, because compiled code accepts arrays of any length.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array
 from minigrad.kernels.vector import masks_are_free
 
-BLOCKS = 16  # of rows of the result, for threads to share
-LONG = 1024  # columns of rows that are joined
-ALIAS = 256  # bytes; of channels at multiples of it, few would fit in the level-1 cache at once
-PLANS = 256  # that are kept, since to find one takes longer than a small convolution
+BLOCKS = 16  # blocks of rows of the result, for threads to share
+LONG = 1024  # the most columns of rows that are joined
+ALIAS = 256  # bytes; channels at multiples of it share few lines of the level-1 cache
+PLANS = 256  # plans that are stored, because making one takes longer than a small convolution
 
 
 class Lines(NamedTuple):
-    """The lines of a source that a block of rows of the result reads, and the sizes of both."""
+    """Sizes, and which lines of a source a block of rows of the result reads."""
 
     images: int
     groups: int
-    channels: int  # of a group of the source
-    height: int  # of a plane of the source
+    channels: int  # channels in a group of the source
+    height: int  # rows in a plane of the source
     width: int
     top: int  # the index in the source of the first line, and of the first column
     left: int
@@ -40,13 +40,13 @@ class Lines(NamedTuple):
     lines: int  # copied at a time, in each channel
     in_place: int  # whether the source itself is read
     block: int  # rows of the result that are computed from one copy
-    rows: int  # of a plane of the result
+    rows: int  # rows in a plane of the result
     cols: int
-    together: int  # images whose lines are copied at once for the gradient of the weight
+    together: int  # for the gradient of the weight: images whose lines are copied at once
 
 
 class LoopPlan(NamedTuple):
-    """The integers of the loops: bytes from a line to each tap; block sizes, and then `Lines`."""
+    """The integers that loops get: bytes from a line to each tap; block sizes, and then `Lines`."""
 
     table: Array
     sizes: Array
@@ -60,13 +60,13 @@ def _plan(
 
     Args:
         shape: the shape of the source.
-        itemsize: the bytes of its numbers.
+        itemsize: the bytes of a number in the source.
         groups: the number of groups.
-        start: the index in the source of what the first tap of the first element would read.
+        start: the index in the source that the first tap of the first element reads; may be < 0.
         stride: steps in the source from an element of the result to the next.
-        taps: for each axis the indices from `start` on that the taps of the first element read.
+        taps: for each axis, the indices that the taps of the first element read, minus `start`.
         size: the size of the result.
-        blocks: how many blocks of rows there are at least, for threads to share.
+        blocks: the least number of blocks of rows, for threads to share.
     """
     images, planes, height, width = shape
     (rows, cols), channels = size, planes // groups
@@ -76,14 +76,14 @@ def _plan(
     ends = start[0] + (rows - 1) * stride[0] + reach[0]
     fits = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
     joined = 1
-    if fits and reach == [1, 1] and height == rows:  # several rows are one
+    if fits and reach == [1, 1] and height == rows:  # several rows are joined to one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
-    # A tile that is not full reads behind the last line unless its loads have a mask.
+    # Without masked loads, a tile that is not full would read past the last line.
     in_place = fits and (masks_are_free() or joined * cols % tile_shape(itemsize).NR == 0)
     if in_place and joined > 1:
         height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols
         line = width
-    # A copy fills half the level-2 cache at most, unless it takes more for one row.
+    # A copy fills at most half the level-2 cache, unless one row needs more.
     most = cache_sizes().level2 // 2 // (channels * line * itemsize)
     block = min(-(-rows * images * groups // blocks), (most - reach[0]) // stride[0] + 1)
     block = max(1, min(rows, block))
@@ -114,21 +114,21 @@ def forward_plan(
 
 
 class _Reaching(NamedTuple):
-    """The taps along an axis that reach the indices i of x with one remainder.
+    """The taps along an axis that reach the indices i of x with the same remainder.
 
-    With padding p, stride s, dilation d and i + p = s m + remainder, tap t brings what is at index
-    m - (d t - remainder) / s of g.
+    With padding p, stride s, dilation d and i + p = s m + remainder, tap t reads g at the index
+    m - (d t - remainder) / s.
     """
 
     first: int  # the first i
-    size: int  # of the indices
+    size: int  # the number of indices i
     taps: Array
-    start: int  # the least index of g
-    offsets: Array  # of each tap's index of g from there, for the first i
+    start: int  # the least index of g that is read for the first i
+    offsets: Array  # for the first i: the index of g that each tap reads, minus `start`
 
 
 def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator[_Reaching]:
-    """Yield the taps for each remainder for which there are some."""
+    """Yield the taps for each remainder that any tap reaches."""
     s, p, d = geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]
     for remainder in range(s):
         first = (remainder - p) % s
@@ -144,7 +144,7 @@ def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator
 def input_plans(
     shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry
 ) -> list[tuple[_Reaching, _Reaching, LoopPlan]]:
-    """Return a plan for each pair of remainders of a row and a column of x."""
+    """Return plans for the gradient of x: one for each pair of remainders of a row and a column."""
     found = []
     for rows in _reaching(size[0], kernel[0], geometry, 0):
         for cols in _reaching(size[1], kernel[1], geometry, 1):

@@ -18,7 +18,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, size: Shape, geometry:
 
 
 def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
-    """Add each element of g times the kernel to the window that it saw."""
+    """Add each element of g, times the kernel, to the window of x that it was computed from."""
     (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * geometry.groups
     shape = images, channels, size[0] + 2 * top, size[1] + 2 * left
@@ -49,7 +49,7 @@ def _groups_of_planes(x: Array, groups: int) -> Array:
 
 
 def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
-    """Return what each element of a result of this size sees: `(N, groups, C, H', W', h, w)`."""
+    """Return the window for each element of the result, `(N, groups, C, H', W', h, w)`."""
     (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
     reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)

@@ -1,4 +1,4 @@
-"""The gradient of the weight: sums over rows and images of a row of g times a line of x."""
+"""The gradient of the weight: products of rows of g and lines of x, summed over all images."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def _tile_of_row_products(
 ) -> Any:  # fmt: skip
     """Compute out[i, j] += the sum over images and rows of g[i, row, :] * lines[table[j] + row, :].
 
-    A tile has FILTERS of `filters` planes of g, `g_plane` bytes apart and with rows as `_pack_rows`
-    leaves them, or one if there are not as many; and `taps` steps of the table, at most TAPS. The
-    next row reads `line` numbers further on, and the next image `lines_image` bytes. The number of
+    A tile has FILTERS planes of g, or one if `filters` is less, and `taps` steps of the table, at
+    most TAPS. The planes are `g_plane` bytes apart, with rows as `_pack_rows` writes them. The next
+    row reads `line` numbers further on, and the next image `lines_image` bytes. The number of
     planes is returned.
 
-    Complete vectors are read, past the end of a row too, and the sums of such lanes are left as
-    they were. With masks in registers of their own a multiply-add with one takes no longer, whereas
-    a load does. Without, such lanes of the lines become 0, as those of packed g are. Rows that fill
-    half a vector at most are multiplied two at a time.
+    Complete vectors are read, also past the end of a row; lanes past the end must not change the
+    sums. If masks have their own registers, the multiply-adds are masked, because this takes no
+    longer, while a masked load does. Otherwise these lanes are 0 in the lines, as in packed g. Rows
+    that fill at most half a vector are multiplied two at a time.
     """
     builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
     zero, vector_bytes, every_lane = ADDRESS(0), ADDRESS(e.vector_bytes), list(range(e.lanes))
     nothing = ir.Constant(e.vector, None)
     last_tap = builder.sub(taps, ADDRESS(1))
-    columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # the last stands in for those beyond
+    columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # after the last tap, it is repeated
     steps = [e.load(builder.add(table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
     b_rows = [builder.add(lines, step) for step in steps]
     b_step = builder.mul(line, item)
@@ -88,7 +88,7 @@ def _tile_of_row_products(
     def two_rows(row: Any, now: list[Any]) -> list[Any]:
         g_at, b_at, *sums = now
         one = builder.icmp_signed("==", builder.sub(rows, row), ADDRESS(1))
-        second_row = builder.select(one, zero, b_step)  # which is masked if it does not exist
+        second_row = builder.select(one, zero, b_step)  # if there is no second row, it is masked
         values = []
         for b_row in b_rows:
             at = builder.add(b_row, b_at)
@@ -123,9 +123,9 @@ def _tile_of_row_products(
 
 @jit(inline="always")
 def _pack_rows(at: int, rows: int, cols: int, to: int, item: int, zero: Any) -> int:
-    """Copy rows of so many columns one vector after another, or two short ones into each vector.
+    """Copy rows of `cols` columns, each into vectors of its own; two short rows share a vector.
 
-    Return the address after them; there, up to a vector is written too.
+    Return the address after them. Up to one vector may be written there too.
     """
     lanes = VECTOR // item
     for _ in range(rows):
@@ -144,9 +144,9 @@ def weight_sums(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
     out: Written.D2,
 ) -> None:  # fmt: skip
-    """Add to rows of `out`, one for each filter, the sums over all images and rows of the result.
+    """Add the sums over all images and rows of the result to `out`, a row for each filter.
 
-    Each piece does some filters, and copies the lines that they read.
+    Each piece computes some filters, and copies the lines that they read.
     """
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = out.shape[0] // s.groups, out.shape[1]
@@ -154,7 +154,7 @@ def weight_sums(
     lines = np.empty(s.together * size + t.NR, source.dtype)
     cleared_for = -1
     g_row, g_plane = s.cols * t.item, s.rows * s.cols * t.item
-    row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g, of which some rows stay near
+    row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g; some rows stay in the cache
     near_rows = max(1, NEAR // (FILTERS * row_bytes))
     near_images = max(1, near_rows // s.rows)
     near = np.empty((FILTERS * max(near_rows, near_images * s.rows) + 3) * row_bytes, np.uint8)

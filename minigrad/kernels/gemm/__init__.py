@@ -1,12 +1,12 @@
-"""The matrix product, in the words of BLIS (Van Zee and van de Geijn, 2015).
+"""The matrix product, with the names that BLIS uses (Van Zee and van de Geijn, 2015).
 
-    dispatch       `matmul`, the checked entry, and which loops a product takes
+    dispatch       `matmul`, the function to call: it checks the arrays and chooses the loops
     microkernel    the register tile, written as vector instructions: the innermost loop
-    packing        copying blocks into panels that the micro-kernel reads straight through
-    macrokernel    the five loops around the micro-kernel, one for each level of cache
+    packing        copying blocks into panels, which the micro-kernel reads from start to end
+    macrokernel    the five loops around the micro-kernel, which keep blocks in the caches
     blocking       the sizes of the caches, and the block sizes that follow from them
-    products       the functions that are compiled: arrays in, addresses to the macro-kernel
-    skinny         a large matrix times a few columns, as in LoRA's x A^T, or a few rows times it
+    products       the compiled functions: they turn arrays into addresses for the macro-kernel
+    skinny         products of a large matrix and a few columns or rows, as in LoRA's x A^T
     prepacked      a matrix that is packed once and multiplied with often
 
 Read `microkernel`, `packing` and `macrokernel` first, in this order.

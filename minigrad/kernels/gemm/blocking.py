@@ -1,8 +1,8 @@
-"""The sizes of the far caches, and the block sizes of a matrix product that follow from them.
+"""The sizes of the level-2 and level-3 caches, and the block sizes that follow from them.
 
-The operating system is asked. If it does not know (macOS without sysconf names, Windows, some
-containers), the sizes of common machines with these vectors are assumed: a size that is somewhat
-wrong costs a few per cent of the speed, and changes no result.
+The operating system reports the cache sizes. If it does not know them (macOS without sysconf names,
+Windows, some containers), this module assumes the sizes of common machines with such vectors. A
+size that is somewhat wrong costs a few per cent of the speed, and changes no result.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.vector import masks_are_cheap, vector_registers
 
 KIB = 1024
-USUAL = {  # bytes of a vector: the sizes that are assumed
+USUAL = {  # the bytes of a vector: the assumed bytes of the level-2 and level-3 caches
     64: (1024 * KIB, 16384 * KIB),  # AVX-512: servers and desktops
     32: (512 * KIB, 8192 * KIB),  # AVX2
     16: (1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
 }
-TWO_PANELS = 48 * 4 * KIB  # of the 64 to 96 pages that a core has at hand: the tiles of C need some
-RUN = 256  # as exact as BLAS: twice as many steps made errors of float32 grow by a third
+TWO_PANELS = 48 * 4 * KIB  # 48 of the 64 to 96 pages in a core's first TLB; tiles of C need some
+RUN = 256  # steps of k: as exact as BLAS; with 512, errors of float32 are a third larger
 
 
 class Caches(NamedTuple):
-    """Bytes in each level of cache behind the nearest one that one core can use."""
+    """The bytes of the level-2 and the level-3 cache that one core can use."""
 
     level2: int
     level3: int
@@ -34,13 +34,13 @@ class Caches(NamedTuple):
 
 @cache
 def cache_sizes() -> Caches:
-    """Return the caches of this machine, as the system reports them, or as they usually are."""
+    """Return the cache sizes that the system reports, or usual ones if it reports none."""
     usual = USUAL[vector_registers()[0]]
     return Caches(*(reported_size(level) or size for level, size in enumerate(usual, start=2)))
 
 
 def reported_size(level: int) -> int:
-    """Return the size of a level of cache, or 0 if the system does not know it."""
+    """Return the bytes of a level of cache, or 0 if the system does not know them."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             if int((index / "level").read_text()) == level:
@@ -56,10 +56,11 @@ def reported_size(level: int) -> int:
 def block_sizes(itemsize: int) -> list[int]:
     """Return the sizes at the head of a plan, in the order of `gemm.packing.BlockSizes`.
 
-    A panel of A and a panel of B together fill a fifth of the level-2 cache, and no more pages than
-    a core finds without a walk through its page table; deeper panels than 4 RUN were slower. The
-    panels of A that are packed at a time fill a quarter of the level-2 cache; those of B fill an
-    eighth of the level-3 cache, which other cores use as well.
+    A panel of A and a panel of B together fill at most a fifth of the level-2 cache. They also fit
+    in the pages whose addresses a core keeps in its TLB. Panels deeper than 4 RUN were slower.
+
+    The panels of A that are packed at a time fill a quarter of the level-2 cache. The panels of B
+    fill an eighth of the level-3 cache, which other cores use as well.
     """
     tile = tile_shape(itemsize)
     level2, level3 = cache_sizes()

@@ -1,20 +1,21 @@
-"""Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
+"""Matrix products of arrays: `matmul` checks its arguments and calls the compiled loops.
 
-Machine code that works on addresses relies on correct ones. They come from numpy: the shapes and
-strides of the arrays, and an output that is made or checked here. Arrays of any layout are served
-by the same machine code, compiled once for each dtype: it takes the most general kind of array (any
-strides, possibly read-only, possibly misaligned), as which numba lets every other kind pass.
+The loops compute with addresses and do not check them. So `matmul` takes shapes and strides from
+numpy, and makes or checks the output. Each loop is compiled once for each dtype, for the most
+general type of array: any strides, possibly read-only, possibly misaligned. numba accepts an array
+of any layout for this type.
 
-The shape and the strides of a product decide which loops it takes (`Products.multiply`):
+The shapes and the strides of the operands decide which loop runs (`Products.multiply`):
 
     one row and one column, contiguous                            skinny.inner
-    one row, or one column, and a matrix whose rows run across    skinny.sweep
+    one row, and a matrix with contiguous rows                    skinny.sweep
     few columns, and a large matrix whose rows run along k        skinny.dots
-    few rows, and a large matrix whose rows run across            skinny.stream
+    few rows, and a large matrix with contiguous rows             skinny.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
-    all else                                                      products.gemm, gemm_bias
+    every other product                                           products.gemm, gemm_bias
 
-For a matrix that is multiplied with often see `minigrad.kernels.gemm.prepacked`.
+Each loop in `skinny` also computes the transposed product. For a matrix that is multiplied with
+often, see `minigrad.kernels.gemm.prepacked`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import Array
 from minigrad.kernels.threads import get_num_threads
 
-SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
-SECONDS_OF_A_BYTE = 5e-11  # that a byte takes to come from memory, which thin products wait for
-THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
-LONG = 32  # steps of k from which on the loops for few rows or columns are faster
-TALL = 64  # rows from which on the few columns are worth a copy
-STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
-PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
-COLLIDING = 512  # bytes: rows a multiple of it apart share few lines of a cache
-DEEP = 512  # steps of k from which on they are faster for as many columns as a tile has
-SPLIT = 1024  # steps of k in a piece of a split sum, at least
+SECONDS = 2e-11  # seconds of a multiply-add on one thread, at best: float32 with AVX-512
+SECONDS_OF_A_BYTE = 5e-11  # seconds to read a byte from memory, which limits skinny products
+THREADS_FROM = 1_500_000  # multiply-adds; a smaller product runs on the calling thread
+LONG = 32  # the least steps of k for which the loops of `skinny` are faster
+TALL = 64  # the least rows of x for which a copy of the few columns pays
+STREAMED = 64  # the most rows of x for which `stream` reads y without packing it
+PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
+COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
+DEEP = 512  # the least steps of k for which `skinny` is faster with up to NR rows or columns
+SPLIT = 1024  # the least steps of k in a piece of a long sum
 
 
 def matmul(
@@ -47,25 +48,25 @@ def matmul(
 ) -> Array:
     """Compute the matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
 
-    Leading axes broadcast as numpy's do. Two float32 or two float64 arrays, of any strides, are
-    multiplied here; all else that `np.matmul` takes (integers, mixed dtypes, vectors, subclasses
-    of ndarray) is passed to it.
+    Leading axes broadcast as in numpy. The kernels multiply two float32 or two float64 arrays of
+    any strides. `np.matmul` computes every other product that it accepts: of integers, mixed
+    dtypes, vectors and subclasses of ndarray.
 
     Args:
         x: the left operand.
         y: the right operand.
-        out: a C-contiguous array to write the product to, of its shape and dtype, which shares no
-            memory with x and y; a new one if not given.
-        add: add the product to what is in `out` instead of replacing it.
+        out: a C-contiguous array to write the product to, with its shape and dtype, which shares no
+            memory with x and y. The default is a new array.
+        add: add the product to `out` instead of replacing the content of `out`.
         bias: `(n,)`, to be added to each row, as if by a separate addition after the product. Like
-            x and y it shares no memory with `out`.
+            x and y, it shares no memory with `out`.
 
     Returns:
         The product: `out` if it is given.
 
     Raises:
-        ValueError: if shapes do not align or broadcast, if `out` cannot take the product, if
-            there is `add` and no `out`, or if the bias has another shape.
+        ValueError: if shapes do not align or broadcast, if the product cannot be written to `out`,
+            if `add` is given without `out`, or if the bias has another shape.
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
@@ -95,7 +96,8 @@ def matmul(
         out = _checked(out, (m, n), dtype, x, y, bias)
     work, lanes = m * n * k, compiled.lanes
     if 0 < work < THREADS_FROM and k < DEEP and m >= lanes and n >= lanes:
-        # `multiply` would choose this too; but small products are many, and calls are slow.
+        # `multiply` would choose the same. A direct call is faster, which counts here because a
+        # program computes many small products.
         if bias is None:
             compiled.gemm.alone(x, y, out, compiled.plans[add])
         else:
@@ -135,7 +137,7 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
 
 
 def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: Array) -> Array:
-    """Compute `matmul` with a bias where no kernel serves the product, or the bias."""
+    """Compute `matmul` and then add the bias, where no kernel does both."""
     row = y.shape[-1:] if y.ndim > 1 else ()
     if np.shape(bias) != row:
         raise _error(
@@ -153,7 +155,7 @@ def _checked(
     out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array,
     bias: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Return `out` if it can take a product of this shape, else raise an error."""
+    """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
     if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
@@ -177,7 +179,7 @@ def _checked(
 def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """Compute the product by numpy: for other dtypes, and as the reference without JIT."""
     if x.ndim >= 2 and y.ndim >= 2:
-        _product_shape(x, y)  # whose errors say more than numpy's
+        _product_shape(x, y)  # its error messages say more than numpy's
     product: Array = np.matmul(x, y, order="C")
     if out is None and not add:
         return product
@@ -202,8 +204,8 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
         if not add:
             out.fill(0)
     elif leading == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
-        # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
-        tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
+        # All matrices in x have the same y, as in a linear layer: their rows are one tall matrix.
+        tall = x.reshape(out.size // n, k)  # a view, because the rows are evenly spaced
         compiled.multiply(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
     else:
         axes = zip(shape[:-2], _steps(x, leading), _steps(y, leading), strict=True)
@@ -214,7 +216,7 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
 
 
 def _rows_are_evenly_spaced(x: Array) -> bool:
-    """Return whether all rows of a stack of matrices lie one step apart, across matrices too."""
+    """Return whether the distance between rows is the same everywhere, across matrices too."""
     step = x.strides[-2] * x.shape[-2]
     for length, stride in zip(x.shape[-3::-1], x.strides[-3::-1], strict=True):
         if length != 1 and stride != step:
@@ -224,7 +226,7 @@ def _rows_are_evenly_spaced(x: Array) -> bool:
 
 
 def _steps(x: Array, axes: int) -> list[int]:
-    """Return the strides of the last `axes` leading axes of x; 0 where it is broadcast."""
+    """Return the strides of x for `axes` leading axes of the product; 0 where x is broadcast."""
     steps = [
         0 if length == 1 else stride
         for length, stride in zip(x.shape[:-2], x.strides[:-2], strict=True)
@@ -237,8 +239,8 @@ class Products:
 
     Attributes:
         tile: the shape of the register tile.
-        lanes: the numbers in a vector, which fewer rows or columns do not fill.
-        plans: the plan to write one product, and the plan to add one.
+        lanes: how many numbers a vector holds.
+        plans: two plans for a single product: to write it to `out`, and to add it to `out`.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -253,14 +255,14 @@ class Products:
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
-        """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
+        """Return a plan (see `products`): block sizes, and the positions of matrices in a batch."""
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
     def multiply(
         self, x: Array, y: Array, out: Array, add: bool, work: int, bias: Array | None = None
     ) -> None:
-        """Write x y to `out`, or add it: `work` multiply-adds; and add a bias to each row."""
+        """Write x y to `out`, or add it, and add a bias; `work` is the number of multiply-adds."""
         m, n = out.shape
         k = x.shape[1]
         if not work:
@@ -279,7 +281,7 @@ class Products:
             out += bias
 
     def is_skinny(self, m: int, n: int, k: int) -> bool:
-        """Return whether a product of this shape may take the loops for few rows or columns."""
+        """Return whether the loops of `skinny` may be faster for a product of this shape."""
         if k < LONG:
             return False
         lanes = self.lanes
@@ -288,9 +290,9 @@ class Products:
     def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
     ) -> None:
-        """Do `count` products, one behind another in `out`, with `work` multiply-adds in all.
+        """Compute `count` products, one after another in `out`, with `work` multiply-adds in all.
 
-        `x`, `y` and `out` are the first matrices; `axes` say where the others are
+        `x`, `y` and `out` are the first matrices; `axes` gives the positions of the others
         (`products.locate`).
         """
         plan = self._plan(add, count, axes)
@@ -300,14 +302,14 @@ class Products:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product, or its transpose, if a loop of `skinny` serves it; return whether."""
+        """Compute the product or its transpose by a loop of `skinny`; return False if none can."""
         seconds = max(work * SECONDS, (x.size + y.size) * x.itemsize * SECONDS_OF_A_BYTE)
         return self._multiply_one_side(x, y, out, add, seconds) or self._multiply_one_side(
             y.T, x.T, out.T, add, seconds
         )
 
     def _multiply_one_side(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> bool:
-        """Do the product if a loop of `skinny` serves it as it stands; return whether."""
+        """Compute the product by a loop of `skinny`; return False if no loop is suitable."""
         (m, k), n, item = x.shape, y.shape[1], x.itemsize
         (x_row, x_col), (y_row, y_col) = x.strides, y.strides
         adjacent = x_col == item == y_row  # along k, in both operands
@@ -333,14 +335,14 @@ class Products:
         if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
         if n >= self.lanes and x_row % COLLIDING:
-            return False  # the register tile does as well
+            return False  # the register tile is as fast
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y
         self.dots(seconds, x, y.T, out, add)
         return True
 
     def _multiply_in_pieces(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
-        """Cut a long sum into pieces, which threads can do, and add up their results in order."""
+        """Cut a long sum into pieces for threads to share, and add up their results in order."""
         depth = x.shape[1] // PIECES
         rest = depth * PIECES
         parts = np.empty((PIECES, *out.shape), out.dtype)
@@ -355,4 +357,4 @@ class Products:
 
 
 PRODUCTS = {dtype: Products(dtype) for dtype in products.gemm}
-"""The compiled products of each dtype that has some; none if nothing is compiled."""
+"""The compiled products by dtype; empty if nothing is compiled."""

@@ -1,10 +1,10 @@
 """The macro-kernel: loops that decide which block is in which cache when the register tile runs.
 
-Memory comes in levels, each smaller and faster than the one behind it. A product of n x n
-matrices does n multiply-adds for each number it reads, so it can be fast if a number, once it
-has come to a near level, is used as often as possible before it goes. Five loops do that
-(after K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The
-two inner ones are what BLIS calls the macro-kernel:
+A machine has several levels of memory; a level nearer to the core is smaller and faster. A product
+of n x n matrices uses each number in n multiply-adds. So the product is fast if a number in a
+cache is used as often as possible before other numbers replace it. Five loops achieve this
+(K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). BLIS calls
+the two inner loops the macro-kernel:
 
     for jc in 0, NC, ..., n:                  columns of C and B
       for pc in 0, KC, ..., k:                steps of the sum
@@ -15,20 +15,20 @@ two inner ones are what BLIS calls the macro-kernel:
             for i in 0, MR, ..., MC:          one tile of C stays in registers
               C-tile = or += A-panel times B-panel            (minigrad.kernels.gemm.microkernel)
 
-Packing pays if what was packed is read several times: with few columns of C the rows of A are read
-in place, and with few rows of C the columns of B are. A product with too few columns to fill a
-tile is turned on its side, C^T = B^T A^T, since few rows are no waste.
+Packing pays if the panels are read several times. If C has few columns, the rows of A are read in
+place; if C has few rows, the columns of B are read in place. If C has too few columns to fill a
+tile, the loops compute C^T = B^T A^T, because a tile with few rows wastes nothing.
 
-Threads share the packing of B, and then C: each gets a strip of rows, cut into spans of columns
-too if there are few rows. If all rows of A fit in the level-2 cache, only columns are cut, and each
-thread packs what it reads of B: some panels at a time, which stay near until all rows have passed.
-Each number of C is summed in one order, whatever the cuts: blocks of equal depth from the first to
-the last, and within one k after k. So neither the cuts nor the number of threads can change a bit.
+Threads share the packing of B, and then the work on C: each thread gets a strip of rows, which is
+also cut into spans of columns if there are few rows. If all rows of A fit in the level-2 cache,
+only columns are cut. Then each thread packs the panels of B that it reads, a few at a time, which
+stay in its cache until all rows are done. Each number of C is summed in the same order, whatever
+the cuts: by blocks of equal depth from the first to the last, and in a block by increasing k. So
+neither the cuts nor the number of threads can change a bit.
 
-A matrix B that is multiplied with often may have been packed before
-(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
-few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank. Each of them would
-cost a pass over C otherwise.
+A matrix B that is multiplied with often may be packed already (`minigrad.kernels.gemm.prepacked`).
+A bias, and a second product with a small k, A2 B2, can be added while a strip of C is in a cache;
+in LoRA this is the low-rank update. Otherwise each of the two would cost a pass over C.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
-SHALLOW = 128  # steps of k at which the time goes into writing C rather than into arithmetic
-STRIP = 16  # steps of k in a block of B, if B is streamed through
+SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
+STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
 
 class Panels(NamedTuple):
-    """The panels of a block of A or B, packed or in place; steps in bytes."""
+    """The panels of a block of A or B, packed or read in place; steps are in bytes."""
 
     at: int
     across: int  # to the next row (of A) or column (of B) within a panel
@@ -64,13 +64,13 @@ class Term(NamedTuple):
     a: Matrix
     B: Panels
     pack: bool  # whether A is packed
-    source: Matrix  # the block of B, if a piece packs the panels that it reads; else at address 0
+    source: Matrix  # the block of B, if each piece packs the panels it reads; else at address 0
 
 
 class Extra(NamedTuple):
-    """An addition to a product: a bias, and another product over `depth` steps, if not 0."""
+    """What is added to a product: a bias, and a second product a b if `depth` is not 0."""
 
-    bias: Matrix  # of the shape of C, all rows at one address; or NO_BIAS
+    bias: Matrix  # of the shape of C, with all rows at the same address; or NO_BIAS
     depth: int
     a: Matrix
     b: Matrix
@@ -80,7 +80,7 @@ NO_BIAS = Matrix(0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
-    """The choice of the operands that are packed, and of the depth of the blocks."""
+    """Which operands are packed, and how deep the blocks are."""
 
     pack_a: bool
     pack_b: bool
@@ -89,7 +89,7 @@ class PackingChoice(NamedTuple):
 
 @jit(inline="always")
 def block_depth(t: BlockSizes, k: int) -> int:
-    """Return the steps of k in a block: at most KC, in equal blocks of complete runs."""
+    """Return the steps of k in a block: at most KC, a multiple of RUN, equal for all blocks."""
     blocks = (k + t.KC - 1) // t.KC
     runs = (k + t.RUN - 1) // t.RUN
     depth: int = (runs + blocks - 1) // blocks * t.RUN
@@ -100,9 +100,9 @@ def block_depth(t: BlockSizes, k: int) -> int:
 def choose_packing(
     t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, prepacked: int
 ) -> PackingChoice:
-    """Choose what is packed for a product of this shape and layout, and how deep its blocks are.
+    """Choose which operands are packed for a product of this shape and layout, and how deep.
 
-    A matrix that is read a few times only is not copied first, and neither is a small one.
+    A matrix that is read only a few times is not packed, and a small matrix is not packed either.
     """
     size = k * n * t.item
     wide = n > 4 * t.NR
@@ -110,7 +110,7 @@ def choose_packing(
     if t.masks == 0 and n % t.NR:  # a tile would read past the end of a row
         pack_b = True
     streamed = not pack_b and size > t.far
-    # Rows a power of two apart share few lines of a cache, and would drive each other out.
+    # Rows at a distance of a power of two share few cache lines, and would evict each other.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
     pack_a = (wide or collide) and m > 2 * t.MR and pack_b
     return PackingChoice(pack_a, pack_b, STRIP if streamed else block_depth(t, k))
@@ -125,7 +125,7 @@ def first_line(work: Any) -> int:
 
 @jit(inline="always")
 def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add: bool) -> None:
-    """Write to C, or add to it, the part of a tile in `spare` that exists in C."""
+    """Write a tile in `spare` to C, or add it: only the rows and columns that C has."""
     for i in range(high):
         for j in range(wide):
             here = C.at + i * C.row + j * C.col
@@ -142,17 +142,17 @@ def macro_kernel(
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
-    A tile whose rows are not contiguous in C is computed in `spare` and copied. A sum of many terms
-    is more exact if runs of them are added up separately, and then the runs: so a tile goes to C
-    after each RUN steps.
+    A tile whose rows are not contiguous in C is computed in `spare` and copied. A long sum is more
+    exact if it is cut into runs, each summed by itself; so a tile is added to C after every RUN
+    steps.
 
-    The loops count by themselves: a range with a step that the compiler does not know takes a
-    division, which is a tenth of the time of a small tile.
+    These are `while` loops because a `range` with a step that the compiler does not know needs a
+    division, which takes a tenth of the time of a small tile.
     """
     straight = C.col == t.item
     step = t.MR
     if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
-        step = rows // 2  # two equal tiles, where the second would be a low one
+        step = rows // 2  # two equal tiles; otherwise the second tile would have few rows
     next_tile = A.next if A.packed else step * A.across
     j, b = 0, B.at
     while j < cols:
@@ -212,8 +212,8 @@ def work_size(
 def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
     """Return how many rows of A are packed at a time: MC x KC numbers at most, in equal strips.
 
-    If there are few steps of k, most of the time goes into C, which is best written along its rows:
-    one row of tiles at a time, for which the block of B is read from the level-2 cache.
+    If k has few steps, writing C takes most of the time. Writing is fastest along the rows of C, so
+    a strip is one row of tiles; the block of B then comes from the level-2 cache.
     """
     if depth <= SHALLOW and depth * cols * t.item <= 4 * t.near:
         return t.MR
@@ -226,16 +226,17 @@ def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
 
 @jit(inline="always")
 def rows_are_near(t: BlockSizes, m: int, depth: int) -> bool:
-    """Return whether a block of A with all m rows takes no more than half the level-2 cache."""
+    """Return whether a block of A with all m rows fits in half the level-2 cache."""
     return depth > SHALLOW and m * depth * t.item <= 4 * t.near
 
 
 @jit(inline="always")
 def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
-    """Return the number of strips for so many threads: a divisor that leaves strips of MC rows.
+    """Return the number of strips of rows: a divisor of `pieces` that leaves MC rows or more.
 
-    The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
-    that share them do that work twice. It is little if each has many columns, and A is near.
+    The other factor of `pieces` cuts the columns. Each thread packs the rows of A that it needs, so
+    two threads with the same rows both pack them. This extra work is small if each thread has many
+    columns and A is in the level-2 cache.
     """
     if rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
         return 1
@@ -250,10 +251,10 @@ def multiply(
     launcher: int, pieces: int, t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix,
     C: Matrix, add: bool, choice: PackingChoice, room: int, prepacked: int, more: Extra,
 ) -> None:  # fmt: skip
-    """Compute C = A B, or +=, and add what is extra: the loops around the macro-kernel.
+    """Compute C = A B, or +=, and add `more`: the loops around the macro-kernel.
 
-    `room` is memory for packed panels (`work_size`), and `prepacked` the address of all panels of B
-    if they are packed already, else 0.
+    `room` is the address of memory for packed panels (`work_size`). `prepacked` is the address of
+    all panels of B if they are packed already, or else 0.
     """
     most = min(k, choice.depth)
     strips = cut_rows(t, m, n, most, pieces)
@@ -321,7 +322,7 @@ def multiply_piece(
     cols = min(n, last * t.NR) - j
 
     strip, group, group_size = strip_height(t, end - start, cols, main.depth), panels, 0
-    if main.source.at:  # a group of panels is packed, and near until all rows have passed it
+    if main.source.at:  # a group of panels is packed, and stays in a cache for all rows
         strip, group, group_size = end - start, GROUP, GROUP * main.B.next
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     rows = (strip + t.MR - 1) // t.MR * t.AR if main.pack else 0
@@ -363,7 +364,7 @@ def multiply_piece(
 def add_bias(t: BlockSizes, rows: int, cols: int, bias: Matrix, C: Matrix) -> None:
     """Add a bias to C[:rows, :cols].
 
-    It is added after the sums, as a separate addition would be, so that the bits are the same.
+    The bias is added after the sums, so that the bits are those of a separate addition.
     """
     done = cols - cols % t.VL if bias.col == C.col == t.item else 0
     for i in range(rows):

@@ -1,9 +1,9 @@
 """The micro-kernel: the innermost loop of a matrix product, written as vector instructions.
 
-A core multiplies fastest if the numbers it needs are in registers already. So the product is
-cut into tiles of C that fit in the vector registers, MR rows by NR columns, and stay there while
-the loop over k runs. Each step of it loads one row of B (NR numbers, in NV = 2 vectors) and, for
-each of MR rows, one number of A, copied to every lane of a vector:
+A core multiplies fastest if the numbers that it needs are already in registers. So the product is
+cut into tiles of C, MR rows by NR columns. A tile fits in the vector registers, and stays there
+during the loop over k. Each step of the loop loads one row of B (NR numbers, in NV = 2 vectors)
+and, for each of MR rows, one number of A, which is copied to every lane of a vector:
 
          b[k, 0:NR]   ->      b0              b1           one row of B
     a[0, k]           ->  c00 += a0 * b0  c01 += a0 * b1
@@ -11,15 +11,15 @@ each of MR rows, one number of A, copied to every lane of a vector:
      ...                      ...             ...
     a[MR-1, k]        ->      ...             ...          MR x NV sums, each in a register
 
-That is MR + NV loads for MR * NV multiply-adds, and the sums do not wait for one another: a core
-that starts two multiply-adds in each cycle and needs four cycles to finish one is kept busy.
+A step has MR + NV loads for MR * NV multiply-adds. The sums do not depend on each other, so the
+tile keeps a core busy that starts two multiply-adds in each cycle and needs four cycles for each.
 MR is as large as the registers allow: 14 with the 32 registers of AVX-512 or NEON, 6 with 16.
 
-At the edges of C a tile is lower, or narrower: two vectors, one or a half, of which the last is
-masked, so that no number is computed for nothing that a narrower vector would leave out.
+At the edges of C, a tile has fewer rows, or it is narrower: two vectors, one, or half a vector. The
+last vector is masked.
 
-A compiler does not find this tile by itself, so it is emitted as LLVM code (see
-`minigrad.kernels.vector` for the terms: addresses, steps in bytes, `zero` for the dtype).
+Compilers do not find this tile, so the functions here emit it as LLVM code. For the terms, see
+`minigrad.kernels.vector`: addresses, steps in bytes, and `zero`, which gives the dtype.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from minigrad.kernels.vector import (
 )
 
 NV = 2  # vectors in a row of the tile
-AHEAD = 16  # steps of k that packed panels are read ahead, from a far cache into the nearest one
-UNROLLED = 4  # steps of k in a round of the loop over packed panels
+AHEAD = 16  # steps of k: how far ahead packed panels are prefetched into the level-1 cache
+UNROLLED = 4  # steps of k in one iteration of the loop over packed panels
 CACHE_LINE = 64  # bytes
 
 
@@ -60,17 +60,17 @@ def tile_shape(itemsize: int) -> Tile:
     """Return the tile for numbers of `itemsize` bytes: (14, 32, 16, 16) for 4 with AVX-512."""
     width, registers = vector_registers()
     VL = width // itemsize
-    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, as many the next loads
+    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, and NV the next loads
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
 
 
 def tile_heights(MR: int) -> list[int]:
-    """Return the heights of the tile: MR, and powers of two for the rows that are left."""
+    """Return the heights that a tile can have: MR, and powers of two for the last rows."""
     return [MR] + [height for height in (8, 4, 2, 1) if height < MR]
 
 
 class _Operands(NamedTuple):
-    """The operands of a tile, as values of the code being emitted, and C, to which it is added."""
+    """The operands A and B of a tile and its target C, as values in the emitted code."""
 
     a: Any
     a_row: Any
@@ -81,7 +81,7 @@ class _Operands(NamedTuple):
     c: Any
     c_row: Any
     add: Any  # whether the sums are added to C
-    table: Any = None  # the address of the bytes from b to the row of each k, in place of b_k
+    table: Any = None  # instead of b_k: the address of a table of the bytes from b to each row k
 
 
 def _emit_tile(
@@ -90,9 +90,9 @@ def _emit_tile(
 ) -> None:  # fmt: skip
     """Emit a tile of `vectors` in a row: C = sums, or C += sums.
 
-    It has `cols` columns; None stands for as many as the vectors have lanes. For packed panels,
-    `ahead` has the bytes of a step of k in those of B and A: no processor looks far enough ahead in
-    both.
+    The tile has `cols` columns; None means as many as the vectors have lanes. For packed panels,
+    `ahead` has the bytes of a step of k in B and in A, to prefetch them, because no processor
+    prefetches far enough in both.
     """
     builder = e.builder
     mask = None
@@ -106,8 +106,8 @@ def _emit_tile(
     def load_row(b_now: Any) -> list[Any]:
         *full, last = (e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors))
         loaded = [e.load(address, e.vector) for address in full]
-        # Where masks are dear, B is always packed, and there is no end to be read over. Nor is
-        # there one behind the lines of a convolution, unless masks are free.
+        # If masks are expensive, B is always packed, so a load past its last column is safe. So is
+        # a load past a line of a convolution, unless masks are free.
         cheap = masks_are_cheap() if x.table is None else masks_are_free()
         return [*loaded, e.load(last, e.vector, mask if cheap else None)]
 
@@ -131,14 +131,15 @@ def _emit_sums(
 ) -> list[Any]:  # fmt: skip
     """Emit the loop over k and return the sums: `height` times `vectors`.
 
-    Over packed panels, which `ahead` is given for, a round makes UNROLLED steps: a core that shares
-    its instruction decoder with another process has no time for more than the arithmetic.
+    For packed panels, where `ahead` is given, one iteration does UNROLLED steps. This leaves fewer
+    instructions beside the arithmetic, which helps a core that shares its decoder with another
+    process.
 
     `load_row` loads the vectors of a row of B at an address; for `ahead` see `_emit_tile`.
     """
     builder = e.builder
-    # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
-    # They are hidden from the compiler, which would compute all addresses from the first one.
+    # One address register is enough for three rows, because an instruction can add one or two steps
+    # to it. The addresses are hidden from the compiler, which would derive all from the first.
     bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
     def steps_of_k(count: int, now: list[Any]) -> tuple[list[Any], Any]:
@@ -172,7 +173,7 @@ def _emit_sums(
 
 
 def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
-    """Emit tiles of all heights and the choice among them; return the height, as one value."""
+    """Emit tiles of all heights and the code that chooses one; return the chosen height."""
 
     def emit(height: int) -> list[Any]:
         emit_tile(height)
@@ -190,9 +191,9 @@ def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> li
 def _emit_widths(
     e: Emitter, rows: Any, cols: Any, tiles: Sequence[tuple[int, Callable[[int], None]]]
 ) -> list[Any]:
-    """Emit tiles of several widths, the narrow ones first, and the choice; return the height.
+    """Emit tiles of several widths, from narrow to wide, and the choice; return the height.
 
-    Each comes with the columns that it has at most, and emits the height it is given.
+    Each case is the most columns of a tile, and a function that emits the tile for a height.
     """
     cases = [
         (e.builder.icmp_signed("<=", cols, ADDRESS(most)), partial(_emit_heights, e, rows, tile))
@@ -207,7 +208,8 @@ def tile_packed(
 ) -> None:
     """Compute C[0:MR, 0:NR] = A-panel times B-panel, or += if `add`; both panels are packed.
 
-    Packed panels lie in memory as the loop reads them: for each k AR numbers of A, NR of B.
+    Packed panels have the order in which the loop reads them: for each k, AR numbers of A and NR of
+    B.
     """
     tile = tile_shape(e.item)
     a_k, b_k = tile.AR * e.item, tile.NR * e.item
@@ -220,9 +222,9 @@ def tile_strided(
     e: Emitter, rows: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any,
     c: Any, c_row: Any, add: Any, _zero: Any,
 ) -> Any:  # fmt: skip
-    """Compute a tile of the greatest height that `rows` rows fill, and return that height.
+    """Compute the tallest tile that has at most `rows` rows, and return its height.
 
-    The operands may be unpacked, with any steps, but a row of B is NR adjacent numbers.
+    The operands may be unpacked, with any steps, but a row of B must be NR adjacent numbers.
     """
     x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
     return _emit_heights(e, rows, partial(_emit_tile, e, NV, x, None))[0]
@@ -235,11 +237,11 @@ def tile_of_size(
 ) -> Any:  # fmt: skip
     """Compute `tile_strided` for `cols` columns of C, at most NR.
 
-    Where masks are cheap a row of B may be no longer than that.
+    If masks are cheap, a row of B needs only `cols` numbers.
     """
     x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
     widths = [(e, vectors) for vectors in range(1, NV + 1)]
-    if e.lanes >= 8:  # half a vector takes some machines half the time
+    if e.lanes >= 8:  # on some machines, half a vector takes half the time
         widths.insert(0, (e.of_lanes(e.lanes // 2), 1))
     tiles = [(n * wide.lanes, partial(_emit_tile, wide, n, x, cols)) for wide, n in widths]
     is_full = e.builder.icmp_signed("==", cols, ADDRESS(NV * e.lanes))
@@ -252,12 +254,11 @@ def tile_over_taps(
     e: Emitter, rows: Any, lines: Any, cols: Any, a: Any, a_row: Any, b: Any, b_line: Any,
     table: Any, depth: Any, c: Any, c_row: Any, c_line: Any, add: Any, _zero: Any,
 ) -> Any:  # fmt: skip
-    """Compute a tile in which row k of B lies as many bytes after b as number k of a table.
+    """Compute a tile of a convolution, where table[k] is the bytes from b to row k of B.
 
-    This is a convolution: a row of B is a line of an image, shifted. Rows of A are contiguous.
-    Where `cols` columns fill one vector or a half at most, the tile takes two or four lines of the
-    image at once (`lines_in_tile`), of which `lines` exist: C has one `c_line` bytes after another.
-    The height is returned.
+    A row of B is a shifted line of an image. Rows of A are contiguous. If `cols` columns fill at
+    most one vector or half a vector, the tile computes two or four lines at once (`lines_in_tile`).
+    Of these, `lines` exist, and they are `c_line` bytes apart in C. The height is returned.
     """
     x = _Operands(a, a_row, ADDRESS(e.item), b, ADDRESS(8), depth, c, c_row, add, table)
     tiles = [
@@ -270,7 +271,7 @@ def tile_over_taps(
 
 @jit(inline="always")
 def lines_in_tile(lanes: int, cols: int) -> int:
-    """Return how many lines of `cols` columns `tile_over_taps` takes at once."""
+    """Return how many lines of `cols` columns `tile_over_taps` computes at once."""
     if cols > lanes:
         return 1
     return 2 * NV if lanes >= 8 and 2 * cols <= lanes else NV
@@ -280,9 +281,10 @@ def _emit_lines(
     e: Emitter, parts: int, x: _Operands, lines: Any, cols: Any, b_line: Any, c_line: Any,
     height: int,
 ) -> None:  # fmt: skip
-    """Emit a tile over taps of NV vectors, each with a line of `cols` columns in each of its parts.
+    """Emit a tile over taps with several lines of `cols` columns in its NV vectors.
 
-    A line that does not exist is the last one once more: the same sums are written there twice.
+    Instead of a line that does not exist, the last line is computed again; its sums are written
+    twice.
     """
     builder, part = e.builder, e.of_lanes(e.lanes // parts)
     mask, last = part.first_lanes(cols), builder.sub(lines, ADDRESS(1))

@@ -1,8 +1,8 @@
-"""Packing: copying a block of a matrix into panels that the register tile reads straight through.
+"""Packing: copying a block of a matrix into panels, in the order in which the tile reads them.
 
-The tile wants, for each k, MR numbers of a column of A and NR numbers of a row of B. In the
-matrices themselves these lie a row apart, on other cache lines and other pages. So a block is
-copied once into panels, in the order in which the tile will ask for it, and then read many times:
+For each k, the register tile reads MR numbers of a column of A and NR numbers of a row of B. In the
+matrices, the numbers of the next k are on other cache lines and other pages. So a block is copied
+once into panels, and then the tile reads the panels many times:
 
     a block of A, with MR = 2              its panels
       a00 a01 a02 a03 a04                    a00 a10 | a01 a11 | a02 a12 | a03 a13 | a04 a14
@@ -10,13 +10,13 @@ copied once into panels, in the order in which the tile will ask for it, and the
       a20 a21 a22 a23 a24                    a20 a30 | a21 a31 | a22 a32 | a23 a33 | a24 a34
       a30 a31 a32 a33 a34
 
-Panels of B are the same with rows and columns exchanged. This is also where every layout becomes
-one: a transposed, reversed or broadcast operand is a pair of steps here, and no complete copy of it
-is ever made. The common layouts, where a step along k or across is one number, are copied by
-vectors, all others number by number.
+Panels of B are the same with rows and columns exchanged. Packed panels have one layout, whatever
+the layout of the matrix: a transposed, reversed or broadcast operand only has other steps, and no
+complete copy of the operand is made. In the common layouts, rows or columns are contiguous, and
+whole vectors are copied; all other layouts are copied number by number.
 
-A narrow last panel is filled up with arbitrary numbers. A tile may compute with them, but sums of
-different columns never meet, and the result is not written to C.
+A narrow last panel is filled up with arbitrary numbers. A tile may compute with them, but they
+affect only rows and columns that are not written to C.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import NamedTuple
 from minigrad.kernels.jit import external
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
-STEPS_NEAR = 32  # of k, whose columns stay in the level-1 cache while all panels get their pieces
-GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
+STEPS_NEAR = 32  # steps of k at a time: their columns stay in the level-1 cache for all panels
+GROUP = 4  # panels of B that are packed together, so that a row of them is several cache lines
 
 
 class BlockSizes(NamedTuple):
@@ -41,15 +41,15 @@ class BlockSizes(NamedTuple):
     KC: int  # steps of k in a panel
     NC: int  # columns of B packed at a time
     RUN: int  # steps of k that a tile adds up before it writes
-    near: int  # bytes of an operand that is best read in place
-    far: int  # bytes of an operand that is best read once
-    masks: int  # whether a narrow panel can be read in place
+    near: int  # bytes: a B of at most this size is read in place unless it has many columns
+    far: int  # bytes: a larger B that is not packed is read only once, in shallow blocks
+    masks: int  # 1 if masked loads are cheap, so that a narrow panel can be read in place
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
 
 class Matrix(NamedTuple):
-    """A matrix anywhere in memory: the address of its first number, and two steps in bytes."""
+    """A matrix of any layout: the address of its first number, and two steps in bytes."""
 
     at: int
     row: int  # from a row to the next
@@ -60,11 +60,11 @@ class Matrix(NamedTuple):
 def pack(
     t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
-    """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` >= `step` wide."""
+    """Copy `rows` rows of `depth` numbers into panels of `step` rows, `width` >= `step` wide."""
     line, vector = width * t.item, t.VL * t.item
     if source.row == t.item:
         # Contiguous columns: for each k, a piece of the column for each panel. The extra lanes
-        # of a panel get the first rows of the next one, so that complete vectors are copied.
+        # of a panel get the first rows of the next panel, so that complete vectors are copied.
         for first in range(0, depth, STEPS_NEAR):
             steps = min(STEPS_NEAR, depth - first)
             here, there = source.at + first * source.col, target + first * line

@@ -1,18 +1,20 @@
 """A matrix that is packed once and multiplied with often, such as the frozen weight in LoRA.
 
-A product with W packs W into panels first (`minigrad.kernels.gemm.packing`), which takes a tenth of
-the time if the other operand has a hundred rows. A weight that does not change needs that once. It
-is read in two layouts, one for x W^T and one for g W, each packed when it is first used.
+A product with W first packs W into panels (`minigrad.kernels.gemm.packing`), which takes a tenth of
+the time if the other operand has a hundred rows. A weight that does not change needs to be packed
+only once. It is read in two layouts, one for x W^T and one for g W, and each layout is packed when
+it is first used.
 
 A layer owns the panels of its weight: it calls `prepack(W)` and stores the result. Functions that
-multiply with W find them by the array, with `find(W)`, as long as some owner has them.
+multiply with W get the panels by `find(W)`, as long as an owner of the panels exists.
 
-Panels that are out of date would give a wrong result without an error. So the memory of W is
-read-only while there are any (`minigrad.readonly.hold`): whoever wants to write there ends that
-first, and the next product packs again.
+Panels that are out of date would give a wrong result without an error. So W is read-only while it
+has panels (`minigrad.readonly.hold`). Code that wants to write to W must release it first, which
+deletes the panels; the next product packs again.
 
-The panels of a weight take as much memory as the weight, for each layout. All together may take
-192 MB, or a quarter of the machine's memory if that is less; `minigrad.set_pack_limit` sets it.
+The panels of a weight take as much memory as the weight, for each layout. By default, all panels
+together may take 192 MB, or a quarter of the machine's memory if that is less;
+`minigrad.set_pack_limit` changes the limit.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from minigrad.kernels.launch import kernel_for
 from minigrad.readonly import hold, release
 
 MOST = 192_000_000  # bytes of all panels together, unless the user sets another limit
-ROWS = 32  # in the other operand; with fewer, packing does not pay
-SIZE = 1 << 14  # elements of W; with fewer, it does not pay either
-SECONDS = 5e-11  # that a byte takes to be packed, about
+ROWS = 32  # the least rows of the other operand for which packing pays
+SIZE = 1 << 14  # the least elements of W for which packing pays
+SECONDS = 5e-11  # seconds to pack a byte, approximately
 
 _packing = threading.RLock()
 _bytes = 0
-_limit: int | None = None  # that the user has set
+_limit: int | None = None  # the limit that the user has set
 
 
 def bytes_in_use() -> int:
@@ -50,7 +52,7 @@ def bytes_in_use() -> int:
 
 
 def limit() -> int:
-    """Return the bytes that all panels may take; what would exceed it is packed each time."""
+    """Return the bytes that all panels may take; a W beyond the limit is packed in each product."""
     if _limit is not None:
         return _limit
     memory = physical_memory()
@@ -58,7 +60,7 @@ def limit() -> int:
 
 
 def set_limit(size: int | None) -> None:
-    """Set the limit, None for the default; if there are more bytes of panels, drop all of them."""
+    """Set the limit, None for the default; if the panels exceed it, delete all of them."""
     global _limit
     if size is not None:
         check_count("set_pack_limit: the number of bytes", size)
@@ -69,7 +71,7 @@ def set_limit(size: int | None) -> None:
 
 
 def _unlock_in_child() -> None:
-    """Renew the lock in a process made by fork, where the thread that had it is gone."""
+    """Make a new lock after a fork: the thread that held the old one is not in the child."""
     global _packing
     _packing = threading.RLock()
 
@@ -79,7 +81,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 class PrepackedMatrix:
-    """The panels of one matrix W, `(d_out, d_in)`, which is read-only while there are any.
+    """The panels of one matrix W, `(d_out, d_in)`, which is read-only while it has panels.
 
     Attributes:
         matrix: W.
@@ -87,8 +89,8 @@ class PrepackedMatrix:
 
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
-        self._packed: dict[bool, Array] = {}  # by whether it is W^T
-        self._writes = 0  # how often someone wanted to write to W
+        self._packed: dict[bool, Array] = {}  # the panels; the key is whether they are of W^T
+        self._writes = 0  # how often W was released for a write
 
     def __del__(self) -> None:
         if self._packed:  # then W is read-only
@@ -99,7 +101,7 @@ class PrepackedMatrix:
         return type(None), ()  # a copy of a layer packs for itself
 
     def let_go(self) -> None:
-        """Forget all panels, since someone is about to write to W."""
+        """Delete all panels, because W is about to change."""
         global _bytes
         with _packing:
             _bytes -= sum(panels.nbytes for panels in self._packed.values())
@@ -109,10 +111,10 @@ class PrepackedMatrix:
     def matmul(
         self, x: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
     ) -> Array | None:
-        """Compute x W^T, or x W, plus a product of few steps, `left @ right`, plus a bias.
+        """Compute x W^T, or x W, plus `left @ right`, a product with a small k, plus a bias.
 
-        Return None if panels do not serve: for few rows, for arrays of several dtypes, if they
-        would exceed the limit, or if W cannot be made read-only.
+        Return None where panels cannot be used: for few rows, for arrays of several dtypes, if the
+        panels would exceed the limit, or if W cannot be made read-only.
         """
         kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, bias)
         if kernel is None or len(x) < ROWS:
@@ -135,7 +137,7 @@ class PrepackedMatrix:
         global _bytes
         size = packed_bytes(matrix)
         with _packing:
-            if transpose in self._packed:  # by another thread, meanwhile
+            if transpose in self._packed:  # another thread has packed it in the meantime
                 return self._packed[transpose]
             if _bytes + size > limit():
                 return None
@@ -150,27 +152,27 @@ class PrepackedMatrix:
                 release(self.matrix)
                 raise
             if self._writes != writes:
-                return None  # someone has written to W meanwhile: these are for nobody
+                return None  # W was released while it was packed, so these panels may be wrong
             _bytes += size
             self._packed[transpose] = panels
         return panels
 
 
 def packed_bytes(matrix: Array) -> int:
-    """Return the size of the panels of a matrix `(k, n)`: complete panels, from a cache line on."""
+    """Return the bytes of the panels of a matrix `(k, n)`: complete panels and one cache line."""
     (k, n), NR = matrix.shape, PRODUCTS[matrix.dtype].tile.NR
     size: int = -(-n // NR) * NR * k * matrix.itemsize + CACHE_LINE
     return size
 
 
 _known: WeakValueDictionary[int, PrepackedMatrix] = WeakValueDictionary()
-"""By the id of the matrix, which lives as long as its panels."""
+"""The panels by the id of their matrix, which lives as long as its panels."""
 
 
 def prepack(matrix: Array) -> PrepackedMatrix | None:
-    """Return the panels of a matrix, one object for all its owners; None if it has none.
+    """Return the panels of a matrix, one object for all its owners; None if packing does not pay.
 
-    They are packed by the first product, and dropped with the last owner.
+    The first product packs the panels. They are deleted with the last owner.
     """
     if matrix.size < SIZE:
         return None
@@ -184,5 +186,5 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
 
 
 def find(matrix: Array) -> PrepackedMatrix | None:
-    """Return the panels of a matrix that has an owner, else None."""
+    """Return the panels of a matrix, or None if no owner has any."""
     return _known.get(id(matrix))

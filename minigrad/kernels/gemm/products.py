@@ -1,14 +1,14 @@
-"""The compiled products: they take arrays, and a plan with all the sizes.
+"""The compiled products: functions of arrays, and of a plan with all sizes.
 
-A plan is an array of integers, since compiled code takes arrays of any length, and few of them:
+A plan is one array of integers, because each further argument makes a call slower:
 
     MR NR VL AR MC KC NC RUN near far masks      the sizes that `gemm.blocking` finds
     add                                          whether to add to what is there
-    count                                        how many products, one behind another in `out`
+    count                                        how many products, one after another in `out`
     length, step of x, step of y                 for each leading axis of a batch
 
-The functions here turn arrays, which `gemm.dispatch` has checked, into addresses and steps, with
-which `gemm.macrokernel` works.
+`gemm.dispatch` has checked the arrays. The functions here turn them into addresses and steps, with
+which `gemm.macrokernel` computes.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
 
 @jit(inline="always")
 def locate(plan: Any, index: int, operand: int) -> int:
-    """Return the bytes from the first matrix of an operand to that of product number `index`.
+    """Return the bytes from an operand's first matrix to its matrix in product number `index`.
 
-    After its head a plan has three integers for each leading axis: its length, and the step of
-    operand 1 and of operand 2.
+    After its head, a plan has three integers for each leading axis: the length of the axis, and the
+    steps of operand 1 and of operand 2.
     """
     offset = 0
     for axis in range(plan.size - 3, HEADER - 1, -3):
@@ -73,7 +73,7 @@ def transposed(matrix: Matrix) -> Matrix:
 
 @jit(inline="always")
 def bias_of(row: Any) -> Matrix:
-    """Return the matrix all of whose rows are this one; none if it is empty."""
+    """Return a matrix whose rows are all `row`; `NO_BIAS` if `row` is empty."""
     return Matrix(address_of(row) if row.size else 0, 0, row.strides[0])
 
 
@@ -82,16 +82,16 @@ def multiply_run(
     launcher: int, pieces: int, x: Any, y: Any, bias: Matrix, out: Any, plan: Any, start: int,
     stop: int,
 ) -> None:  # fmt: skip
-    """Compute products number `start` to `stop` of a batch, each shared as so many pieces.
+    """Compute the products from number `start` to before `stop` in a batch, and add the bias.
 
-    To each the bias is added.
+    Each product is shared as `pieces` pieces.
     """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     left, right = 1, 2
     if 2 * n <= t.NR and n < m and a.row == t.item:
-        # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
+        # Few columns, and columns of A are contiguous: in C^T = B^T A^T, rows of A^T fill tiles.
         m, n, left, right = n, m, right, left
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
@@ -112,10 +112,10 @@ def multiply_run(
 def gemm(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
-    """Write or add products x @ y, one behind another, from the first number of `out` on.
+    """Write or add products x @ y, one after another, from the first number of `out` on.
 
-    `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share the
-    work of each product.
+    `x`, `y` and `out` are the matrices of the first product; `locate` finds the others. Threads
+    share the work of each product.
     """
     multiply_run(launcher, pieces, x, y, NO_BIAS, out, plan, 0, plan[12])
 
@@ -127,7 +127,7 @@ def gemm_bias(
 ) -> None:  # fmt: skip
     """Write or add one product x @ y, and add a bias to each row.
 
-    It is not `gemm` with an empty bias, since each array takes a call a tenth of a microsecond.
+    This is not `gemm` with an empty bias, because each array makes a call 0.1 us longer.
     """
     multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, 1)
 
@@ -136,7 +136,7 @@ def gemm_bias(
 def gemm_batch(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
-    """Compute the products of `gemm`, shared out so that each thread does complete ones."""
+    """Compute the products of `gemm`, where each thread computes complete products."""
     numbers = span(piece, pieces, plan[12])
     multiply_run(0, 1, x, y, NO_BIAS, out, plan, numbers.start, numbers.stop)
 
@@ -163,9 +163,9 @@ def gemm_packed(
     launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
     y2: Strided.D2, bias: Strided.D1, out: Written.D2, plan: Integers,
 ) -> None:  # fmt: skip
-    """Compute out = x y + x2 y2 + bias, from the panels that `pack_all` has made of y.
+    """Compute out = x y + x2 y2 + bias, where `panels` are those that `pack_all` made from y.
 
-    y has n columns. A bias of length 0 stands for none.
+    y has n columns. A bias of length 0 means no bias.
     """
     m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
     t = blocks_of(plan, x)

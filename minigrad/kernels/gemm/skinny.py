@@ -1,17 +1,17 @@
 """Products of a large matrix and one with few rows or columns, as in LoRA's x A^T and g^T h.
 
-Such a product does few multiply-adds for each number it reads, so nothing may be spent on getting
-that number: nothing is packed, and memory is read once, in the order in which it lies.
+Such a product does few multiply-adds for each number that it reads, so reading memory takes most of
+its time. The large matrix is not packed, and is read only once, in the order of its addresses.
 
-* `dots` is for a few columns, and a large matrix whose rows run along k. The sums run along k, a
-  vector of them for each number of C, and are folded at the end. (512, 768) @ (768, 8) takes half
-  the time of a register tile, which needs the matrix transposed into panels first.
+* `dots` is for a few columns, and a large matrix whose rows run along k. The sums run along k: each
+  number of C has a vector of partial sums, which are added up at the end. (512, 768) @ (768, 8)
+  takes half the time of a register tile, for which the matrix must be transposed into panels.
 * `inner` is for one row and one column.
-* `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile walks
-  along a strip of rows of the matrix, and hints at the strip to come, which no processor guesses.
-* `sweep` is for one row. Eight rows of the matrix at a time are added into the row of the result.
-  (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would walk down
-  columns, from page to page.
+* `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile moves
+  along a strip of rows of the matrix, and prefetches the next strip, which no processor predicts.
+* `sweep` is for one row. It adds eight rows of the matrix at a time to the row of the result.
+  (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would read the matrix
+  by columns, with each number on another page.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from minigrad.kernels.vector import (
     vector_registers,
 )
 
-NEAR = 24 * 1024  # bytes of the few columns that stay in the level-1 cache while rows pass by
+NEAR = 24 * 1024  # bytes of the few columns: they stay in the level-1 cache for all rows
 HEIGHT = 64  # rows in a block
-STRIP = 64  # rows of a matrix that is streamed through
-SWEPT = 8  # rows that are added up at once
-SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
-CHAINS = 8  # sums of an inner product under way at once: a multiply-add takes four cycles
-BLOCK = 16384  # numbers of an inner product that are summed before they are added to the rest
+STRIP = 64  # rows of the matrix in a strip of `stream`
+SWEPT = 8  # rows that `sweep` adds up at once
+SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
+CHAINS = 8  # independent sums of an inner product, because a multiply-add takes four cycles
+BLOCK = 16384  # numbers of an inner product that are summed before they are added to the result
 ZERO = ADDRESS(0)
 
 
@@ -59,7 +59,7 @@ ZERO = ADDRESS(0)
 
 
 def dot_shapes() -> list[tuple[int, int]]:
-    """Return the tiles of `dots`, from wide to narrow: rows of A, and columns.
+    """Return the sizes of the tiles of `dots`, from wide to narrow: rows of A, and columns.
 
     A tile of R x S needs R + S loads for R * S multiply-adds, and R * S + R + 1 registers.
     """
@@ -70,8 +70,8 @@ def dot_shapes() -> list[tuple[int, int]]:
 def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
     """Emit the sum over the lanes of each vector, and return the sums.
 
-    Neighbours are added crosswise, [x0 x1 ..] and [y0 y1 ..] to [x0+x1 y0+y1 ..], until one
-    vector holds the sums of as many as it has lanes: a quarter of the additions of folding each.
+    Two vectors [x0 x1 ..] and [y0 y1 ..] become one, [x0+x1 y0+y1 ..]. This is repeated until a
+    vector holds one sum in each lane, which takes a quarter of the additions of separate sums.
     """
     builder, count = e.builder, len(vectors)
     d = 1
@@ -98,8 +98,8 @@ def _for_each_vector(
 ) -> list[Any]:  # fmt: skip
     """Emit `body(offset, mask, values)` for each vector of `count` adjacent numbers.
 
-    Offsets in bytes begin at `first`. The mask is that of the numbers left for a last vector, else
-    None; `body` returns the next values.
+    Offsets are in bytes and begin at `first`. The mask is None, except for the last numbers if they
+    do not fill a vector. `body` returns the values for the next vector.
     """
     builder = e.builder
     rest = builder.urem(count, ADDRESS(e.lanes))
@@ -116,8 +116,8 @@ def tile_of_dots(
 ) -> None:  # fmt: skip
     """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
 
-    The tile is the narrowest of `dot_shapes` that has `cols` columns, or the widest; of it
-    `rows` rows exist.
+    The tile is the narrowest in `dot_shapes` with at least `cols` columns, or else the widest. Only
+    its first `rows` rows exist in A.
     """
     builder = e.builder
 
@@ -125,7 +125,7 @@ def tile_of_dots(
         R, S = shape
 
         def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
-            # A row that does not exist is the last one once more: its sums are written there twice.
+            # A row that does not exist is replaced by the last row, whose sums are written twice.
             last = builder.sub(exist, ADDRESS(1))
             steps = [builder.mul(step, e.at_most(i, last)) for i in range(number)]
             return [builder.add(first, to_row) for to_row in steps]
@@ -133,7 +133,7 @@ def tile_of_dots(
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
-            # The next rows are hinted at, since a row is too short to be guessed from.
+            # Prefetch the next rows: a row is too short for the processor to predict them.
             for address in a_rows if mask is None else ():
                 e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
             here = (builder.add(row, done) for row in (*a_rows, *b_rows))
@@ -161,7 +161,7 @@ VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns
 
 @jit(inline="always")
 def block_depth(cols: int, item: int) -> int:
-    """Return how many steps of k a block has, such that the columns of a tile stay near."""
+    """Return the steps of k in a block, so that the columns of a tile fit in the level-1 cache."""
     return NEAR // (min(cols, WIDEST) * item)
 
 
@@ -195,7 +195,7 @@ def dots_of_rows(
 def dots(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
-    """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
+    """Compute out = or += x y^T, where x has contiguous rows; y is copied if that is faster."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
     item, zero, lanes = x.itemsize, x.dtype.type(0), VECTOR // x.itemsize
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
@@ -227,7 +227,7 @@ def dots(
 
 @instruction()
 def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _zero: Any) -> None:
-    """Compute c = or += the sum of a[:depth] * b[:depth], adjacent numbers, in CHAINS sums."""
+    """Compute c = or += the sum of a[:depth] * b[:depth], adjacent numbers, as CHAINS sums."""
     builder, stride = e.builder, e.vector_bytes * CHAINS
 
     def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
@@ -253,7 +253,7 @@ def inner(
 ) -> None:
     """Compute out = or += x y for one row x and one column y, whose numbers are adjacent.
 
-    The sums of blocks are added up, which is more exact than one long sum.
+    It adds up the sums of blocks, which is more exact than one long sum.
     """
     k, item, zero = y.shape[0], x.itemsize, x.dtype.type(0)
     a, b, c = address_of(x), address_of(y), address_of(out)
@@ -274,7 +274,7 @@ def stream(
 ) -> None:  # fmt: skip
     """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous.
 
-    Each piece is a span of columns, which goes from one strip of rows of y to the next.
+    Each piece is a span of columns. For it, a thread goes through y from strip to strip of rows.
     """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
@@ -288,7 +288,7 @@ def stream(
         for j in range(start, end, t.NR):
             wide = min(t.NR, end - j)
             here = b.at + pc * b.row + j * t.item
-            while hinted * (end - start) < then * (j + wide - start):  # rows as they lie
+            while hinted * (end - start) < then * (j + wide - start):  # whole rows, in order
                 ahead = b.at + (pc + STRIP + hinted) * b.row + start * t.item
                 for byte in range(0, (end - start) * t.item, CACHE_LINE):
                     prefetch(ahead + byte)
