@@ -54,23 +54,23 @@ divide.vjp("a", lambda g, b: g / b)
 divide.vjp("b", lambda g, b, out: -g * out / b)
 
 floor_divide = binary(
-    "floor_divide", "floor(a / b), broadcast: a staircase, of derivative 0 wherever it has one."
+    "floor_divide", "floor(a / b), broadcast: a step function, whose derivative is 0."
 )
 floor_divide.vjp("a", flat)
 floor_divide.vjp("b", flat)
 
 remainder = binary(
     "remainder",
-    "a - b floor(a / b), broadcast: it has the sign of b, as Python's % has. The derivatives are 1 "
-    "in a and -floor(a / b) in b, also at the jumps.",
+    "a - b floor(a / b), broadcast: it has the sign of b, as in Python's %. The derivatives are 1 "
+    "with respect to a, and -floor(a / b) with respect to b, also at the jumps.",
 )
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 
 fmod = binary(
     "fmod",
-    "a - b trunc(a / b), broadcast: the remainder with the sign of a. The derivatives are 1 in a "
-    "and -trunc(a / b) in b, also at the jumps.",
+    "a - b trunc(a / b), broadcast: the remainder with the sign of a. The derivatives are 1 with "
+    "respect to a, and -trunc(a / b) with respect to b, also at the jumps.",
 )
 fmod.vjp("a", lambda g: g)
 fmod.vjp("b", lambda g, a, b, out: -g * round((a - out) / b))

@@ -42,14 +42,14 @@ logical_or = logical(
 )
 any = logical_reducer(
     "any",
-    "True if any element over `axis` is true, False if there are none; raises a TypeError unless x "
+    "True if any element over `axis` is True; False for an empty axis. Raises a TypeError unless x "
     "holds booleans.",
     "logical_or",
 )
 all = logical_reducer(
     "all",
-    "True if all elements over `axis` are true, also if there are none; raises a TypeError unless "
-    "x holds booleans.",
+    "True if all elements over `axis` are True, and for an empty axis. Raises a TypeError unless x "
+    "holds booleans.",
     "logical_and",
 )
 
@@ -66,13 +66,13 @@ def logical_not(x: Array) -> Array:
 
 argmax = index(
     "argmax",
-    "The index of the largest element along `axis`, or in the flattened array; of equal elements, "
-    "the first counts. Raises a ValueError if there is nothing to choose from.",
+    "The index of the largest element along `axis`, or in the flattened array; the first one, if "
+    "several are equal. Raises a ValueError if there are no elements.",
 )
 argmin = index(
     "argmin",
-    "The index of the smallest element along `axis`, or in the flattened array; of equal elements, "
-    "the first counts. Raises a ValueError if there is nothing to choose from.",
+    "The index of the smallest element along `axis`, or in the flattened array; the first one, if "
+    "several are equal. Raises a ValueError if there are no elements.",
 )
 
 

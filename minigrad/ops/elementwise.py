@@ -110,16 +110,16 @@ sign = unary("sign", "-1, 0 or 1; its derivative is 0 everywhere, also at 0.")
 sign.vjp("x", flat)
 
 floor = unary(
-    "floor", "The largest integer that is not above x; the derivative is 0, also at the steps."
+    "floor", "The largest integer that is at most x; the derivative is 0, also at the steps."
 )
 floor.vjp("x", flat)
 
 ceil = unary(
-    "ceil", "The smallest integer that is not below x; the derivative is 0, also at the steps."
+    "ceil", "The smallest integer that is at least x; the derivative is 0, also at the steps."
 )
 ceil.vjp("x", flat)
 
-trunc = unary("trunc", "x without its decimals, the integer next to it towards 0; of derivative 0.")
+trunc = unary("trunc", "x without its decimals: the next integer towards 0. The derivative is 0.")
 trunc.vjp("x", flat)
 
 
@@ -133,8 +133,8 @@ round.vjp("x", flat)
 
 copysign = of_two(
     "copysign",
-    "|a| with the sign of b, broadcast. The derivative by a is +1 or -1, and 0 at a = 0; that by b "
-    "is 0.",
+    "|a| with the sign of b, broadcast. The derivative with respect to a is +1 or -1 (0 at a = 0); "
+    "with respect to b it is 0.",
 )
 copysign.vjp("a", lambda g, a, b: g * sign(a) * copysign(1.0, b))
 copysign.vjp("b", flat)
@@ -213,7 +213,7 @@ _LOG: dict[str, Any] = {
 }
 
 log = curve(
-    "log", "The natural logarithm: -inf at 0, where the derivative 1 / x is inf; nan below.", **_LOG
+    "log", "The natural logarithm, with derivative 1 / x; -inf at 0, nan for negative x.", **_LOG
 )
 log.vjp("x", lambda g, x: g / x)
 
@@ -235,8 +235,8 @@ log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 logaddexp = of_two(
     "logaddexp",
-    "log(e^a + e^b), broadcast, without overflow; the derivatives are the shares of e^a and of e^b "
-    "in the sum, a half each where both are the same infinity.",
+    "log(e^a + e^b), broadcast, without overflow. The derivatives are the shares of e^a and of e^b "
+    "in the sum; if a and b are the same infinity, each share is 1/2.",
 )
 logaddexp.vjp("a", lambda g, a, b: g * _share(a, b))
 logaddexp.vjp("b", lambda g, a, b: g * _share(b, a))
@@ -340,8 +340,8 @@ def _over_square(a: Array, b: Array) -> Array:
 
 hypot = of_two(
     "hypot",
-    "sqrt(a^2 + b^2), broadcast, also where the squares leave the range; the derivatives are "
-    "a / out and b / out, and 0 at the origin, where the derivative does not exist.",
+    "sqrt(a^2 + b^2), broadcast, without overflow of the squares. The derivatives are a / out and "
+    "b / out; at the origin, where no derivative exists, they are 0.",
 )
 hypot.vjp("a", lambda g, a, out: g * _cosine(a, out))
 hypot.vjp("b", lambda g, b, out: g * _cosine(b, out))
@@ -382,7 +382,7 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number of hyperbolic tangent x: +-inf at +-1, where the derivative 1 / (1 - x^2) is inf.",
+    "The number with hyperbolic tangent x, with derivative 1 / (1 - x^2); both are inf at 1.",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

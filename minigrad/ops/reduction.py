@@ -69,14 +69,14 @@ mean.vjp("x", lambda g, x_shape, axis: _spread(g / count_along(x_shape, axis), x
 
 max = reducer(
     "max",
-    "The largest element over `axis`, and a nan if there is one; several share the gradient. "
-    "Raises a ValueError if there is nothing to choose from.",
+    "The largest element over `axis`, or nan if there is one; equal elements share the gradient. "
+    "Raises a ValueError if there are no elements.",
     "maximum",
 )
 min = reducer(
     "min",
-    "The smallest element over `axis`, and a nan if there is one; several share the gradient. "
-    "Raises a ValueError if there is nothing to choose from.",
+    "The smallest element over `axis`, or nan if there is one; equal elements share the gradient. "
+    "Raises a ValueError if there are no elements.",
     "minimum",
 )
 
@@ -136,8 +136,8 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
 
 prod = reducer(
     "prod",
-    "The product over `axis`, 1 of no elements; the derivative is the product of the others, also "
-    "where some are 0.",
+    "The product over `axis`; 1 for an empty axis. The derivative is the product of the other "
+    "elements, also if some are 0.",
     "multiply",
 )
 
