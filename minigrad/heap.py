@@ -18,9 +18,9 @@ def keep_freed_memory() -> bool:
 
     By default, the C library of Linux returns large freed blocks to the system. New blocks come
     from the system page by page, and the system fills each page with zeros. A training step
-    allocates and frees the same arrays in every step: for an MLP of width 512 this took a tenth of
-    the time (for LoRA, with its smaller gradients, it did not matter). So the process keeps up to
-    `KEPT` bytes of free memory. Settings of the user in the environment have priority
+    allocates and frees the same arrays in every step. This made the step of an MLP of width 512 a
+    tenth slower (for LoRA, with its smaller gradients, it did not matter). So the process keeps up
+    to `KEPT` bytes of free memory. Settings of the user in the environment have priority
     (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_` or `GLIBC_TUNABLES`). Other C libraries are
     not changed.
     """

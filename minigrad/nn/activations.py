@@ -40,7 +40,7 @@ class ELU(FunctionModule):
 
 
 class GELU(FunctionModule):
-    """x Phi(x), where Phi is the normal distribution function; "tanh" approximates it."""
+    """x Phi(x), with the normal distribution function Phi; `approximate="tanh"` approximates it."""
 
     function = ops.gelu
     approximate: str = "none"

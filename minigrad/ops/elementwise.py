@@ -382,7 +382,7 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number with hyperbolic tangent x, with derivative 1 / (1 - x^2); both are inf at 1.",
+    "The number with hyperbolic tangent x, +-inf at +-1. The derivative is 1 / (1 - x^2).",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

@@ -100,7 +100,7 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups; set it for all. A ValueError if the groups differ."""
+        """The learning rate of all groups; setting it sets all. A ValueError if they differ."""
         rates = [group["lr"] for group in self._groups_with_rate()]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(
