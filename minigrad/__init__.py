@@ -1,19 +1,20 @@
 """minigrad: reverse-mode automatic differentiation from scratch, on numpy and numba.
 
-`Tensor` is an array with derivatives; `grad` computes them. In reading order:
+`Tensor` is an array that results can be differentiated by; `grad` computes the derivatives. In
+reading order:
 
-    core                 tensors, ops, the graph that ops leave behind, and backpropagation
+    core                 tensors, ops, the graph that ops record, and backpropagation
     ops                  the table of derivatives
-    functional           functions that are composed of ops, and need no derivative of their own
+    functional           functions that are composed of ops, so they need no derivative rule
     operators            the operators and methods of a tensor
     transforms           derivatives of functions
     nn, optim, training  models, optimisers, and the training loop
     distributed          training on several processes and machines
-    data, metrics, io    tables and batches, measures of quality, and files
-    sampling             the next token of a text
-    programs             a training step as a program
-    diagnostics, viz     whether a gradient is right, and pictures
-    kernels              the loops over numbers, the only part that uses numba
+    data, metrics, io    tables and batches, metrics of predictions, and files
+    sampling             drawing the next token of a text
+    programs             capturing a training step as a program
+    diagnostics, viz     checks of gradients, and pictures
+    kernels              compiled loops over numbers, the only part that uses numba
 """
 
 import sys
@@ -42,8 +43,8 @@ from minigrad import (
     transforms,
     viz,
 )
-from minigrad import operators as operators  # gives Tensor its operators and methods
-from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
+from minigrad import operators as operators  # attaches Tensor's operators and methods
+from minigrad import renamed as renamed  # helpful errors for other libraries' names
 from minigrad import sampling as sampling
 from minigrad.config import installed_version, set_pack_limit, show_config
 from minigrad.core.backward import grad
@@ -89,6 +90,6 @@ __all__ += functional.__all__ + ops.__all__
 def __getattr__(name: str) -> Any:
     """Raise an error that says what to use instead of the name.
 
-    For mypy it stands for ops and compositions, of which the list is made at run time.
+    For mypy, it declares ops and compositions: `__all__` is only known at run time.
     """
     raise renamed.missing(__name__, name, sys.modules[__name__])

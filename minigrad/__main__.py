@@ -1,14 +1,14 @@
 """The command line: `python -m minigrad check`, `warmup` and `config`.
 
-`check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. Its exit status
-is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, as of
-inputs without elements, and 3 if there is nothing to check: the file or the function is missing, or
-it fails. It takes functions of PyTorch and JAX too (`--framework`), and one of numpy arrays with
-one that computes its gradient: `check file.py:forward --vjp file.py:backward --shapes 3x4`.
+`check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. The exit status
+is 0 if the gradients agree, and 1 if they disagree. It is 2 if gradcheck cannot tell, for example
+for inputs without elements. It is 3 if the file or the function is missing or raises an error.
+Functions of PyTorch and JAX work too (`--framework`). A function of numpy arrays needs a second
+function for its gradient: `check file.py:forward --vjp file.py:backward --shapes 3x4`.
 
-`warmup` compiles the kernels ahead, and `config` shows the folder where they are. A kernel that is
-not compiled ahead is compiled at its first use, once on a machine, so `warmup` is never necessary.
-It helps when building a container, or before a class.
+`warmup` compiles all kernels, and `config` shows the folder that they are saved in. Without
+`warmup`, numba compiles each kernel at its first use on a machine. So `warmup` is never necessary,
+but it helps when building a container, or before a class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAILED = 3
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors end with the status of what could not be run."""
+    """An argument parser that exits with status 3 after an error."""
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the arguments, and exit."""
@@ -95,7 +95,7 @@ def check(options: argparse.Namespace) -> int:
             )
         else:
             report = check_vjp(f, load(options.vjp), arrays, **settings)
-    except (Exception, SystemExit) as error:  # what a script does on import is no verdict
+    except (Exception, SystemExit) as error:  # an error in the script says nothing about gradients
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         if options.framework is None and options.vjp is None and "torch" in sys.modules:
             notes += "\n  of a function of PyTorch, say --framework torch"
@@ -108,14 +108,14 @@ def check(options: argparse.Namespace) -> int:
 
 
 def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> list[Any]:
-    """Return arrays of a framework; that of f, if none is named and it can be seen."""
+    """Convert arrays to those of a framework: the named one, or else f's, if it can be found."""
     found = framework_of(f, []) if framework is None else None
     framework = found.framework if found else framework
     if framework == "torch":
         torch = package("torch")
         parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
-        own = next((p.dtype for p in parameters), getattr(torch, dtype))  # that of a Module
-        wide = (x.astype(np.float64) for x in arrays)  # which PyTorch takes from numpy
+        own = next((p.dtype for p in parameters), getattr(torch, dtype))  # a Module's dtype
+        wide = (x.astype(np.float64) for x in arrays)  # PyTorch accepts float64 from numpy
         return [torch.from_numpy(x).to(own).requires_grad_() for x in wide]
     if framework == "jax":
         jax = package("jax").numpy
@@ -139,8 +139,8 @@ def load(target: str) -> Any:
     """Import the function that `file.py:function` or `package.module:function` names.
 
     Raises:
-        ValueError: if it is not of that form, or there is no such thing that can be called.
-        FileNotFoundError: if there is no such file.
+        ValueError: if `target` does not have this form, or its name is not a function.
+        FileNotFoundError: if the file does not exist.
     """
     source, colon, name = target.rpartition(":")
     if not (colon and source and name):
@@ -150,7 +150,7 @@ def load(target: str) -> Any:
         if not path.is_file():
             near = sorted(str(other.name) for other in path.parent.glob("*.py"))
             raise FileNotFoundError(f"there is no {source}; beside it there are {near}")
-        sys.path.insert(0, str(path.parent))  # so that it can import what is beside it
+        sys.path.insert(0, str(path.parent))  # so that it can import files of its folder
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -177,7 +177,7 @@ def load(target: str) -> Any:
 
 
 def start_numba(command: str) -> None:
-    """Import numba for a command, or exit with the reason why it cannot be used."""
+    """Import numba for a command; if this fails, print the reason and exit."""
     try:
         load_numba()
     except RuntimeError as error:
@@ -185,7 +185,7 @@ def start_numba(command: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; `arguments` are those of the process unless given."""
+    """Run the command line; `arguments` are by default those of the process."""
     parser = Parser("python -m minigrad", description="Check gradients; what it runs on.")
     commands = parser.add_subparsers(dest="command", metavar="command")
     checked = commands.add_parser("check", help="compare the gradients of a function in a file")

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions take, with one message for each kind of mistake."""
+"""Checks of arguments that many functions have, with one message for each kind of mistake."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 LONGEST_LINE, MOST_LINES = 1000, 20
-"""The characters of a line in a message, and the number of lines, at most."""
+"""The largest number of characters of a line in a message, and the largest number of lines."""
 
 LONGEST_HINTED = 200
-"""The characters of a wrong name, at most, that is compared with known ones."""
+"""The largest number of characters of a wrong name that is compared with known names."""
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -36,10 +36,11 @@ def check_count(name: str, value: Any) -> None:
 
 
 def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
-    """Return an integer for each of so many axes, given as one number for all or as several.
+    """Return an integer for each axis; `value` is one number for all axes, or one for each.
 
     Raises:
-        ValueError: if there are not as many, or one is not an integer of at least `least`, 0 or 1.
+        ValueError: if the number of values is wrong, or a value is not an integer of at least
+            `least`, which is 0 or 1.
     """
     numbers = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(numbers) != axes:
@@ -61,7 +62,7 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_end: boo
 
 
 def check_probability(name: str, p: float) -> None:
-    """Raise a ValueError unless `p` is in [0, 1], or a TypeError if it is no number."""
+    """Raise a ValueError unless `p` is in [0, 1], or a TypeError if it is not a number."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"{name} is a probability, not {p!r}")
     if not 0 <= p <= 1:
@@ -69,7 +70,7 @@ def check_probability(name: str, p: float) -> None:
 
 
 def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
-    """Raise a ValueError unless `state` is a dict with exactly these keys, a state of `owner`."""
+    """Raise a ValueError unless `state`, a state of `owner`, is a dict with exactly these keys."""
     wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{wanted}, not {state!r:.60}")
@@ -79,7 +80,7 @@ def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name nearest to a wrong one, for a message; empty without one."""
+    """Return a hint for a message: the known name most similar to `name`; empty if none is."""
     if len(name) > LONGEST_HINTED:
         return ""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -87,9 +88,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_problems(what: str, problems: Sequence[str]) -> None:
-    """Raise a ValueError that says what is wrong, with a line for each of the problems, if any.
+    """If there are problems, raise a ValueError with one line for each of them.
 
-    Of very many problems the first are listed, and very long ones are cut.
+    If there are very many, only the first ones are listed. Very long lines are shortened.
     """
     if problems:
         lines = [shortened(problem, LONGEST_LINE) for problem in problems[:MOST_LINES]]
@@ -99,10 +100,10 @@ def check_problems(what: str, problems: Sequence[str]) -> None:
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a text, or its beginning and its length if it is longer than `length`."""
+    """Return a text; if it is longer than `length`, return its beginning and its length."""
     return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
 
 
 def are_same(values: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Return whether two sequences consist of the very same objects."""
+    """Return whether two sequences contain the same objects, compared by identity."""
     return len(values) == len(others) and all(map(is_, values, others))

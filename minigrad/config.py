@@ -1,4 +1,4 @@
-"""The environment of this installation: versions, the processor, threads, memory, kernels."""
+"""The configuration of this installation: versions, processor, threads, memory, kernels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from minigrad.tables import in_bytes
 
 
 def show_config(file: TextIO | None = None) -> None:
-    """Print the environment, as a bug report or a measurement should state it.
+    """Print versions, processor, threads, memory and kernels, for a bug report or a measurement.
 
     Args:
-        file: the stream, by default `sys.stdout`. `minigrad.config.config()` returns the facts.
+        file: the stream, by default `sys.stdout`. `minigrad.config.config()` returns a dict.
     """
     facts = config()
     width = max(map(len, facts))
@@ -25,7 +25,7 @@ def show_config(file: TextIO | None = None) -> None:
 
 def config() -> dict[str, str]:
     """Return the facts that `show_config` prints, by name."""
-    # Imported here, because numba takes longer to import than everything else together.
+    # Imported here, because importing numba takes longer than importing everything else.
     load_numba()
     from minigrad.kernels import cache, jit, threads, vector
     from minigrad.kernels.gemm import microkernel, prepacked
@@ -34,7 +34,7 @@ def config() -> dict[str, str]:
     tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
     try:
         layer = threads.threading_layer()
-    except ValueError as error:  # a layer was asked for that this machine does not have
+    except ValueError as error:  # the user asked for a threading layer that is missing here
         layer = f"none: {error}"
     return {
         "minigrad": installed_version("minigrad-lora"),
@@ -52,15 +52,15 @@ def config() -> dict[str, str]:
 
 
 def set_pack_limit(size: int | None) -> None:
-    """Set how many bytes the packed copies of frozen weights may take together; 0 for none.
+    """Set the largest total size, in bytes, of packed copies of frozen weights; 0 for no copies.
 
-    A frozen weight below an adapter is stored twice more, in the order in which x W^T and g W read
-    it. None stands for the default, 192 MB or a quarter of the machine's memory if that is less.
-    Without a copy a product of a hundred rows takes a tenth longer. If the copies take more
-    already, they go.
+    A frozen weight of an adapted layer has two packed copies, in the orders in which the products
+    x W^T and g W read it. None means the default: 192 MB, or a quarter of the machine's memory if
+    this is less. Without packed copies, a product with a hundred rows takes a tenth longer. If the
+    copies are larger than the new limit, they are deleted.
 
     Raises:
-        ValueError: if it is no integer of at least 0.
+        ValueError: if `size` is not an integer of at least 0.
     """
     from minigrad.kernels.gemm import prepacked
 
@@ -68,7 +68,7 @@ def set_pack_limit(size: int | None) -> None:
 
 
 def installed_version(distribution: str) -> str:
-    """Return the version of an installed package, or a text that says that it is not installed."""
+    """Return the version of a package, or a text that says that it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

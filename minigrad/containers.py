@@ -1,19 +1,20 @@
-"""Containers of tensors: taken apart into leaves, and put together again around others.
+"""Containers of tensors: flatten a container to its leaves, and rebuild it with other leaves.
 
 A container is a dict, a list, a tuple, a named tuple, a dataclass instance or an `Owner`, such as a
-Module with its trainable parameters; all else is a leaf. None has no leaves, and stays where it is.
+Module with its trainable parameters. Every other value is a leaf, except None, which has no leaves
+and stays in its place.
 
     leaves = []
     structure = flatten({"layers": [a, b]}, "argument 0", leaves)   # paths: ["layers"][0], ...
     rebuild(structure, [1, 2])                                      # {"layers": [1, 2]}
 
-- A dict keeps the order and the kind that it has (`defaultdict`, ...).
-- A dataclass is rebuilt by setting its fields alone. Neither `__init__` nor `__post_init__` runs,
-  because they may compute with the leaves or refuse them, and an attribute that is no field is
-  missing from the result, where a stale value would be worse. A field with
-  `metadata={"static": True}` is no leaf: it keeps its value.
-- An Owner keeps its parameters, so what is rebuilt instead of it is a dict by their names.
-- The same object twice makes two leaves, as two arguments of a function would be.
+- A dict keeps its order and its type (`defaultdict`, ...).
+- A dataclass is rebuilt by setting only its fields. `__init__` and `__post_init__` do not run,
+  because they may compute with the leaves or reject them. Other attributes are missing in the
+  result, because an old value could be wrong. A field with `metadata={"static": True}` is not a
+  leaf: it keeps its value.
+- An Owner is not rebuilt: the result has a dict by parameter names in its place.
+- If an object occurs twice, it makes two leaves, like two arguments of a function.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 
 class Owner:
-    """Base class of what has parameters of its own: those that require a gradient are leaves."""
+    """Base class of objects with parameters. The parameters that require a gradient are leaves."""
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """List all parameters with their names."""
@@ -33,7 +34,7 @@ class Owner:
 
 
 class Leaf(NamedTuple):
-    """A leaf, where it was found, and whether it stays there, as the parameter of an Owner does."""
+    """A leaf, its path, and whether it is a parameter of an Owner, which stays in its place."""
 
     value: Any
     path: str
@@ -41,10 +42,10 @@ class Leaf(NamedTuple):
 
 
 class Container(NamedTuple):
-    """The structure of a container: what it is, what is inside, and how to make another one."""
+    """The structure of a container: its type, its contents, and how to make a new one."""
 
     kind: type
-    contents: dict[Any, Any]  # structures, by index, key or name
+    contents: dict[Any, Any]  # the structures inside, by index, key or name
     make: Callable[[dict[Any, Any]], Any]
     owner: Owner | None
 
@@ -54,9 +55,9 @@ Structure = int | None | Container
 
 
 def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] = ()) -> Structure:
-    """Append the leaves in `value`, which is at `path`, to `leaves`, and return the structure.
+    """Append the leaves in `value` to `leaves`, and return the structure of `value`.
 
-    `around` are the containers that it is in.
+    `path` is the path of `value`, and `around` are the containers that it is in.
 
     Raises:
         ValueError: if a container contains itself.
@@ -78,7 +79,7 @@ def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] =
 
 
 def rebuild(structure: Structure, leaves: Sequence[Any], owners: bool = False) -> Any:
-    """Return the containers around `leaves`; with `owners`, the Owners themselves, as they are."""
+    """Return containers with this structure and these leaves; with `owners`, keep Owners."""
     if not isinstance(structure, Container):
         return None if structure is None else leaves[structure]
     if owners and structure.owner is not None:
@@ -88,11 +89,11 @@ def rebuild(structure: Structure, leaves: Sequence[Any], owners: bool = False) -
 
 
 def flatten_as(structure: Structure, value: Any, role: str) -> list[Leaf]:
-    """Return the leaves of a value that has a given structure; a dict may have another order.
+    """Return the leaves of a value that must have a given structure; the order of dicts may differ.
 
     Raises:
-        TypeError: if there is another container.
-        ValueError: if there are other keys, or another length.
+        TypeError: if a container has another type.
+        ValueError: if keys or lengths differ.
     """
     if isinstance(structure, int):
         return [Leaf(value, role)]
@@ -111,17 +112,17 @@ def flatten_as(structure: Structure, value: Any, role: str) -> list[Leaf]:
 
 
 def is_container(value: Any) -> bool:
-    """Return whether something is a container, and so no leaf."""
+    """Return whether a value is a container."""
     return _open(value) is not None
 
 
 def _open(value: Any) -> Container | None:
-    """Return what is directly inside a container; None for a leaf."""
+    """Return a container with its direct contents; None for a leaf."""
     kind: Any = type(value)
     if kind is list or kind is tuple:
         return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if isinstance(value, dict):
-        empty = copy.copy(value) if kind is not dict else {}  # with a defaultdict's factory, ...
+        empty = copy.copy(value) if kind is not dict else {}  # keeps a defaultdict's factory
         empty.clear()
         return Container(dict, value, lambda new: _filled(copy.copy(empty), new), None)
     if isinstance(value, Owner):
@@ -147,7 +148,7 @@ def _filled(mapping: Any, items: dict[Any, Any]) -> Any:
 
 
 def _instance(cls: type, attributes: dict[str, Any]) -> Any:
-    """Make a dataclass instance by its attributes alone, frozen or not."""
+    """Make a dataclass instance, also a frozen one, by setting its attributes only."""
     instance: Any = object.__new__(cls)
     for name, value in attributes.items():
         object.__setattr__(instance, name, value)
@@ -155,7 +156,7 @@ def _instance(cls: type, attributes: dict[str, Any]) -> Any:
 
 
 def _at(path: str, key: Any, kind: type, owner: Owner | None) -> str:
-    """Return the path of what is inside: `.weight`, `["weight"]` or `[0]`."""
+    """Return the path of an element: `path` plus `.weight`, `["weight"]` or `[0]`."""
     if owner is not None or kind not in (dict, list, tuple):
         return f"{path}.{key}"
     return f'{path}["{key}"]' if isinstance(key, str) else f"{path}[{key!r}]"

@@ -1,10 +1,11 @@
-"""MINIGRAD_CPU: the processor to compute as, so that different machines give the same bits.
+"""MINIGRAD_CPU: limit the instructions of the processor, so that all machines give the same bits.
 
     MINIGRAD_CPU=x86-64-v3 mpiexec -n 4 python train.py
 
-The last digits of a sum depend on how wide vectors are: a machine with AVX-512 gives others than
-one with AVX2. With this variable our kernels, numpy and its BLAS use no instructions beyond those
-of the named level, which all machines of a group must have. It is read before numpy is imported.
+The last digits of a sum depend on the width of vectors, so machines with AVX-512 and with AVX2 give
+different digits. With this variable, minigrad's kernels, numpy and its BLAS use only the
+instructions of the named level; all machines of a group must have them. The variable is read before
+numpy is imported.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from collections.abc import MutableMapping
 VARIABLE = "MINIGRAD_CPU"
 
 LEVELS = {
-    "x86-64-v3": {  # with AVX2 and FMA, as Intel's since 2013 and AMD's since 2015
+    "x86-64-v3": {  # with AVX2 and FMA: Intel since 2013, AMD since 2015
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2",
-        "NPY_ENABLE_CPU_FEATURES": "X86_V3 AVX2 FMA3",  # the names of new and of old versions
+        "NPY_ENABLE_CPU_FEATURES": "X86_V3 AVX2 FMA3",  # names in new and in old versions of numpy
         "OPENBLAS_CORETYPE": "Haswell",
     },
-    "armv8-a": {  # with NEON, as all 64-bit Arm processors
+    "armv8-a": {  # with NEON, which all 64-bit Arm processors have
         "NUMBA_CPU_NAME": "generic",
         "NUMBA_CPU_FEATURES": "+neon,+fp-armv8",
         "NPY_ENABLE_CPU_FEATURES": "ASIMD",
         "OPENBLAS_CORETYPE": "ARMV8",
     },
 }
-"""The variables that numba, numpy and OpenBLAS read, by level."""
+"""For each level, the environment variables for numba, numpy and OpenBLAS."""
 
 
 def levels_here() -> list[str]:
-    """List the levels of processors of this kind: x86-64, or else Arm."""
+    """List the levels for the architecture of this machine: x86-64 or Arm."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [name for name in LEVELS if name.startswith("x86") == is_x86]
 
 
 def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of the level that `MINIGRAD_CPU` names, if it names one.
+    """If `MINIGRAD_CPU` is set, set the environment variables of this level.
 
     Raises:
-        ValueError: if there is no such level for this machine.
-        RuntimeError: if numpy or numba has been imported before, and has read other variables.
+        ValueError: if this machine's architecture has no level of this name.
+        RuntimeError: if numpy or numba was imported before, with other values of the variables.
     """
     level = environment.get(VARIABLE)
     if not level:

@@ -21,32 +21,34 @@ Shape = int | Sequence[int]
 
 
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """Make a tensor with a copy of `data`: a number, nested lists of them, an array or a Tensor.
+    """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
 
-    Python's floats become float32, its ints int64 and bools bool; arrays keep their dtype.
+    Python floats become float32, Python ints become int64, and bools stay bools. Arrays keep their
+    dtype.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
-            floats.
+        TypeError: if `data` does not hold numbers, or if a gradient is required and the numbers
+            are not floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     return Tensor(observed(np.array, as_array(data, dtype)), requires_grad)
 
 
 def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
-    """Make a tensor of an array of another library, in the memory that it has: DLPack's protocol.
+    """Make a tensor that shares the memory of another library's array, by the DLPack protocol.
 
-    numpy, PyTorch, JAX and others have it. No gradient passes from one library to the other, and
-    what either writes to the memory the other reads, unnoticed by a graph that has saved it.
+    numpy, PyTorch, JAX and others support DLPack. No gradient passes between the libraries. Each
+    library sees what the other one writes to the memory; a graph that saved it does not notice.
 
     Args:
-        x: the array, of booleans, integers or floats in the memory of the CPU.
-        copy: True copies always; None copies read-only memory, such as JAX's, because that of a
-            tensor is writable; with False that is an error.
+        x: an array of booleans, integers or floats in the memory of the CPU.
+        copy: True always copies. None copies only read-only memory, such as JAX's, because the
+            memory of a tensor is writable. False never copies: read-only memory is an error.
 
     Raises:
-        TypeError: if `x` has no such protocol, or holds other things.
-        BufferError: if the array cannot be shared: on a GPU, in bfloat16, or in need of a gradient.
+        TypeError: if `x` does not support DLPack, or does not hold numbers.
+        BufferError: if the memory cannot be shared: the array is on a GPU, has the dtype bfloat16,
+            or requires a gradient.
     """
     if not hasattr(x, "__dlpack__"):
         raise TypeError(
@@ -71,19 +73,19 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
 
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`."""
     return Tensor(observed(np.zeros, _new_shape("zeros", shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`."""
     return Tensor(observed(np.ones, _new_shape("ones", shape), dtype), requires_grad)
 
 
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """Make a tensor of one value, of the dtype of `tensor(fill_value)` unless one is given.
+    """Make a tensor filled with one value; its dtype is that of `tensor(fill_value)` by default.
 
     Raises:
         ValueError: if the value is out of range of an integer dtype.
@@ -93,7 +95,7 @@ def full(
 
 
 def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
-    """Return an array of one value."""
+    """Return an array filled with one value."""
     filling = as_array(value, dtype)
     return np.full(shape, filling, filling.dtype)
 
@@ -115,7 +117,7 @@ def arange(
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Return start, start + step, ... below `stop`; from 0 if only one number is given.
+    """Return start, start + step, ... up to but not including `stop`; `arange(n)` starts at 0.
 
     Raises:
         ValueError: if `step` is 0, or a number is out of range of an integer dtype.
@@ -136,7 +138,7 @@ def linspace(
     dtype: DTypeLike = np.float32,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Return `num` numbers at equal distances, from `start` to `stop` inclusive.
+    """Return `num` evenly spaced numbers from `start` to `stop`, both included.
 
     Raises:
         ValueError: if a number is out of range of an integer dtype.
@@ -147,7 +149,7 @@ def linspace(
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
-    """Return the identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
+    """Return the identity matrix `(n, n)`, or a matrix `(n, m)` with ones on its diagonal."""
     return Tensor(
         observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, dtype), requires_grad
     )
@@ -156,7 +158,7 @@ def eye(
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the standard normal distribution; a TypeError for other dtypes than floats."""
+    """Draw from the standard normal distribution; a TypeError if `dtype` is not a float dtype."""
     return Tensor(
         observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
     )
@@ -165,7 +167,7 @@ def randn(
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the uniform distribution on [0, 1); a TypeError for other dtypes than floats."""
+    """Draw from the uniform distribution on [0, 1); a TypeError if `dtype` is not a float dtype."""
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
@@ -174,7 +176,7 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
 
     Raises:
         TypeError: if `low` or `high` is not an integer.
-        ValueError: if there are no numbers to draw.
+        ValueError: if `low` is not less than `high`.
     """
     low, high = as_shape("randint", (low, high))
     if not low < high:
@@ -185,7 +187,7 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
-    """Draw an array by a method of the generator; "random" gives numbers below 1 in each dtype."""
+    """Draw an array by a method of the generator; "random" stays below 1 after rounding."""
     if method != "integers" and np.dtype(dtype).kind != "f":
         raise TypeError(f"rand and randn draw only floats, not {np.dtype(dtype)}; use randint")
     drawn = np.asarray(getattr(generator(rng), method)(*arguments), dtype)
@@ -193,7 +195,7 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
 
 
 def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
-    """Return numbers with those that were rounded up to a bound replaced by the next one below."""
+    """Replace numbers that were rounded up to `bound` by the largest number below it."""
     kept: NDArray[Any] = np.minimum(
         drawn, np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
     )
@@ -201,7 +203,7 @@ def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
 
 
 def as_shape(name: str, sizes: Any) -> tuple[int, ...]:
-    """Return `(2, 3)` for both f(2, 3) and f((2, 3)), where f has this name."""
+    """Return `(2, 3)` for both f(2, 3) and f((2, 3)); `name` is the name of f in errors."""
     if len(sizes) == 1 and isinstance(sizes[0], (Sequence, np.ndarray)):
         (sizes,) = sizes
     try:
@@ -214,7 +216,7 @@ def as_shape(name: str, sizes: Any) -> tuple[int, ...]:
 
 
 def _new_shape(name: str, sizes: Any) -> tuple[int, ...]:
-    """Return the shape of an array to make; a ValueError if a size is negative."""
+    """Return the shape of a new array; a ValueError if a size is negative."""
     shape = as_shape(name, sizes)
     for size in shape:
         check_count(f"{name}: each size of a shape", size)

@@ -1,4 +1,4 @@
-"""From tables to batches: CSV files, splits, standardisation, and mini-batches in random order."""
+"""Data: CSV files, train-test splits, standardisation, and mini-batches in random order."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class CSVTable:
 
 
 def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
-    """Read a CSV file of numbers with a header line; the column `target` is to be predicted.
+    """Read a CSV file of numbers with a header line; the column `target` becomes y.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the target is no column, there are no rows, a row has another length, or a
-            value is missing, not a number, or not finite; the message names line and column. Also
-            if the file is not in UTF-8, or has a field that is longer than the csv module reads.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if there is no column `target`, there are no rows, rows have different lengths,
+            or a value is missing, not a number, or not finite; the message names line and column.
+            Also if the file is not in UTF-8, or a field is too long for Python's csv module.
     """
     name = os.fspath(path)
     try:
@@ -92,7 +92,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     if not text.strip():
         raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
-        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
+        value = float(text.replace("_", "?"))  # float() would accept 1_000
     except ValueError:
         raise ValueError(
             f"{where}: {shown} is not a number; encode text columns as numbers, or leave them out"
@@ -109,11 +109,11 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
 
     Args:
         arrays: arrays with the same number of rows.
-        test_size: the share of rows for the test.
-        rng: the generator of the order.
+        test_size: the share of the rows in the test set.
+        rng: the random generator of the order.
 
     Raises:
-        ValueError: if the lengths differ, or one of the two parts would be empty.
+        ValueError: if the lengths differ, or one of the two sets would be empty.
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
@@ -128,7 +128,7 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
 
 @dataclass(frozen=True)
 class Standardizer:
-    """A standardiser: (x - mean) / scale by column, and back; fit it on the training rows only.
+    """Standardise columns, (x - mean) / scale, and convert back; fit on the training rows only.
 
     Attributes:
         mean: the mean of each column, in float64.
@@ -143,15 +143,15 @@ class Standardizer:
         """Make the standardiser of the columns of `x`, an array `(rows, ...)` of numbers.
 
         Raises:
-            ValueError: if there are no rows, or a value is not finite, or so large that the
-                deviation overflows.
+            ValueError: if there are no rows, a value is not finite, or the standard deviation
+                overflows.
         """
         values = as_array(x)
         _common_length([values])
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
-        # A constant column is compared with its first row, because the mean of equal numbers
-        # rounds: a tiny scale, and not 0, would blow up any other value that comes later.
+        # A constant column is found by comparison with its first row. Its computed deviation may
+        # be tiny instead of 0, because the mean is rounded; later values would become huge.
         constant = (values == values[0]).all(axis=0)
         with np.errstate(over="ignore", invalid="ignore"):
             mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
@@ -166,24 +166,24 @@ class Standardizer:
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
-        """Return z scale + mean, the x of which z is the transform."""
+        """Return z scale + mean: the inverse of `transform`."""
         values = as_array(z)
         return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
 
 
 def _in_floats_of(given: Arrays, result: Arrays) -> Arrays:
-    """Return a result of float64 in the dtype of what was given, unless that holds integers."""
+    """Convert a float64 result to the dtype of `given`, if this is a float dtype."""
     return result.astype(given.dtype) if given.dtype.kind == "f" else result
 
 
 def batches(
     arrays: Sequence[Arrays], batch_size: int, *, shuffle: bool = True, rng: Rng = None
 ) -> Iterator[list[Arrays]]:
-    """Yield the rows of several arrays in batches of `batch_size`, the last perhaps smaller.
+    """Yield the rows of several arrays in batches of `batch_size`; the last may be smaller.
 
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
-        TypeError: if `arrays` is one array, whose rows would be taken for arrays.
+        TypeError: if `arrays` is a single array, not a sequence of arrays.
     """
     if isinstance(arrays, (np.ndarray, Tensor)):
         raise TypeError(
@@ -200,7 +200,7 @@ def batches(
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:
-    """Return the number of rows, checked to be the same for all arrays and not 0."""
+    """Return the number of rows, after checking that all arrays have the same, and not 0."""
     if not arrays:
         raise ValueError("there are no arrays")
     if any(array.ndim == 0 for array in arrays):

@@ -1,8 +1,8 @@
-"""Errors that know which function raised them.
+"""Errors with the name of the function that raised them.
 
-The text of such an error begins with the name of the function that the user called. A function that
-calls others may have to replace their names by its own, or to distinguish their errors from those
-of numpy. So the name is an attribute too, and no code has to parse a text.
+The message of such an error begins with the name of the function that the user called. A function
+that calls other functions may have to replace their names by its own name, or to distinguish their
+errors from numpy's. So the name is also an attribute, and no code has to parse a message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ E = TypeVar("E", bound=Exception)
 
 
 def op_error(kind: type[E], op: str, message: str) -> E:
-    """Make an error with the text `op: message`, which has both as attributes."""
+    """Make an error with the text `op: message`; both parts are attributes too."""
     error = kind(f"{op}: {message}")
     vars(error).update(op=op, message=message)
     return error

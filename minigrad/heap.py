@@ -1,4 +1,4 @@
-"""The heap of the process: what the C library keeps of it, and how much memory there is."""
+"""The heap of the process: how much free memory the C library keeps for it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import ctypes
 import functools
 import os
 
-KEPT = 256 * 1024 * 1024  # bytes of free memory that stay with the process
-LARGEST = 32 * 1024 * 1024  # bytes of a block that comes from the heap: the C library takes no more
+KEPT = 256 * 1024 * 1024  # bytes of free memory that the process keeps
+LARGEST = 32 * 1024 * 1024  # bytes of the largest block from the heap; the C library's limit
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these options in malloc.h
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, once; return whether the C library does so.
+    """Let the process keep memory that it frees; return whether the C library does so.
 
-    The C library of Linux gives large blocks back to the system when they are freed, and gets new
-    ones, page by page, each of which the system fills with zeros first. A training step allocates
-    and frees the same arrays again and again: of an MLP of width 512 it took a tenth longer (a step
-    of LoRA, with its smaller gradients, did not). So up to `KEPT` bytes of free memory stay with
-    the process. The user's own settings (`MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` or
-    `GLIBC_TUNABLES` in the environment) are respected; other C libraries are left alone.
+    By default, the C library of Linux returns large freed blocks to the system. New blocks come
+    from the system page by page, and the system fills each page with zeros. A training step
+    allocates and frees the same arrays in every step. This made the step of an MLP of width 512 a
+    tenth slower (for LoRA, with its smaller gradients, it did not matter). So the process keeps up
+    to `KEPT` bytes of free memory. Settings of the user in the environment have priority
+    (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_` or `GLIBC_TUNABLES`). Other C libraries are
+    not changed.
     """
     variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if not _has_glibc() or any(name in os.environ for name in variables):
@@ -31,16 +32,16 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_memory() -> None:
-    """Give what is free now back to the system, where the C library is that of Linux."""
+    """Give memory that is free at present back to the system, if the C library is Linux's."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def physical_memory() -> int | None:
-    """Return the bytes of memory of this machine, or None if the system does not say."""
+    """Return the memory of this machine in bytes, or None if the system does not provide it."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # such as Windows
+    except (AttributeError, OSError, ValueError):  # on Windows, for example
         return None
     return memory if memory > 0 else None
 

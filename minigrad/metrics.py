@@ -1,4 +1,4 @@
-"""Measures of predictions, of numbers or of classes: functions of prediction and target."""
+"""Metrics of predictions, for regression and for classification."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ def mae(prediction: Any, target: Any) -> float:
 def r2(prediction: Any, target: Any) -> float:
     """Return the share of the target's variance that is explained, 1 - SS_error / SS_total.
 
-    1 is perfect, 0 is as good as predicting the mean of the target (of each column, if there are
-    several), and there is no lower bound.
+    1 is perfect. 0 is as good as predicting the mean of the target (of each column, if there are
+    several). There is no lower bound.
 
     Raises:
-        ValueError: if the target is constant, for which the share is not defined.
+        ValueError: if the target is constant, because the share is not defined then.
     """
     errors = _errors(prediction, target)
     y = as_array(target).astype(np.float64)
     if y.ndim == 0:
         raise ValueError("r2 needs an axis of rows, and a single number has none")
-    if (y == y[:1]).all():  # the mean of equal numbers rounds, so their variance may not be 0
+    if (y == y[:1]).all():  # rounding may make their computed variance positive
         raise ValueError("r2 is not defined for a target that is constant")
     return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean(axis=0)) ** 2))
 
 
 def accuracy(prediction: Any, target: Any) -> float:
-    """Return the share of targets whose class has the highest score.
+    """Return the accuracy: the share of targets whose class has the highest score.
 
-    The shapes of prediction and target are `(..., classes)` and `(...)`. It is nan if a score is.
+    The shapes of prediction and target are `(..., classes)` and `(...)`. If a score is nan, the
+    result is nan.
 
     Raises:
         TypeError: if the targets are not integers.
-        ValueError: if the shapes do not match, there are none, or a target is not a class.
+        ValueError: if the shapes do not match, there are no targets, or a target is not a class.
     """
     scores, classes = as_array(prediction), as_array(target)
     if classes.dtype.kind not in "iu":

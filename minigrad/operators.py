@@ -1,7 +1,7 @@
 """The operators and methods of a Tensor: each calls the op or the composition of its name.
 
-`minigrad.core` knows no op, so `Tensor` only declares these methods there, with their signatures.
-This module makes them and attaches them; `help(Tensor.sum)` shows what the op `sum` says of itself.
+`minigrad.core` does not import the ops, so `Tensor` only declares these methods. This module makes
+the methods and attaches them. `help(Tensor.sum)` shows the docstring of the op `sum`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from minigrad.core.tensor import Tensor
 from minigrad.creation import as_shape
 from minigrad.renamed import instead
 
-# Python's name of each operator of two operands, its symbol if it can write in place (`x += y`),
-# numpy's function for it, and the op of both.
+# For each operator of two operands: its name in Python, its symbol if it can write in place
+# (`x += y`), numpy's function, and the op that computes it.
 _REFLECTED: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
     ("add", "+", np.add, ops.add),
     ("sub", "-", np.subtract, ops.subtract),
@@ -68,7 +68,7 @@ def _reflected(op: Op[Any]) -> Callable[..., Tensor]:
 
 
 def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
-    """Make `x += y`: it writes to a leaf while nothing is recorded; elsewhere it is an error."""
+    """Make `x += y`, which writes to a leaf under `no_grad`; it is an error in all other cases."""
 
     def method(self: Tensor, other: Any) -> Tensor:
         if is_differentiated(self) or is_differentiated(other) or not self.is_leaf:
@@ -87,7 +87,7 @@ def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
 def _method(op: Op[Any]) -> Callable[..., Tensor]:
     """Make a method with the signature and the documentation of an op."""
     method: Callable[..., Tensor]
-    if len(op.parameters) == 1:  # a call without stars is faster
+    if len(op.parameters) == 1:  # a call without *args and **options is faster
 
         def method(self: Tensor) -> Tensor:
             return op.call(self)
@@ -105,7 +105,7 @@ def _method(op: Op[Any]) -> Callable[..., Tensor]:
         parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *options],
         return_annotation=Tensor,
     )
-    # In the op's module the names in its annotations have their meaning.
+    # The names in the op's annotations are looked up in the op's module.
     method.__doc__, method.__module__ = op.__doc__, op.__module__
     return method
 
@@ -130,14 +130,14 @@ class Operators(Tensor):
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
         if compute is not None and method == "__call__" and set(options) == {"out"}:
-            # `w.data -= lr * w.grad`: arithmetic on an array, with a tensor that needs no gradient.
+            # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))
         raise TypeError(_use_instead(ufunc.__name__))
 
     def __array_function__(
         self, function: Callable[..., Any], types: Any, args: Any, options: Any
     ) -> Any:
-        """Raise an error for numpy functions that minigrad has; give plain arrays to the others."""
+        """Raise an error for numpy functions that minigrad has; call the others with arrays."""
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
         name, module = function.__name__, function.__module__
@@ -145,7 +145,7 @@ class Operators(Tensor):
             raise TypeError(_use_instead(name, module))
         try:
             arrays, others = _unwrapped(list(args)), _unwrapped(dict(options))
-        except RuntimeError:  # one of them requires a gradient
+        except RuntimeError:  # a tensor among the arguments requires a gradient
             if instead("minigrad", name):
                 raise TypeError(_use_instead(name, module)) from None
             raise
@@ -157,26 +157,26 @@ class Operators(Tensor):
         return ops.transpose.call(self)
 
     def dot(self, other: Any) -> Tensor:
-        """Sum products over the last axis of this tensor and the last but one of the other."""
+        """Sum products over the last axis of this tensor and the second-to-last of the other."""
         return functional.dot(self, other)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        """Return the elements in another shape, `(2, 3)` or `2, 3`, of which one size may be -1."""
+        """Return the elements in another shape, `(2, 3)` or `2, 3`; one size may be -1."""
         return ops.reshape.call(self, as_shape("reshape", shape))
 
     def flatten(self) -> Tensor:
-        """Return all elements in one axis."""
+        """Return a tensor with one axis that holds all elements."""
         return ops.reshape.call(self, -1)
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
-        """Put the axes in another order, `(1, 0)` or `1, 0`; without any, in reverse order."""
+        """Permute the axes to the given order, `(1, 0)` or `1, 0`; by default reverse them."""
         return ops.transpose.call(
             self, None if axes in ((), (None,)) else as_shape("transpose", axes)
         )
 
 
 def _unwrapped(value: Any) -> Any:
-    """Return `value` with arrays instead of the Tensors in it."""
+    """Return `value` with each Tensor inside it replaced by its array."""
     if isinstance(value, Tensor):
         return value.numpy()
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The progress bar of work that may take longer than a second or two."""
+"""Progress bars, for work that may take longer than a second or two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 
 class NoBar:
-    """Work of which no progress is shown; it is used like a bar of tqdm."""
+    """A replacement for a tqdm bar that shows nothing."""
 
     def __init__(self, items: Iterable[Any] | None) -> None:
         self._items = () if items is None else items
@@ -25,7 +25,7 @@ class NoBar:
         return self
 
     def update(self, *_: object, **options: object) -> None:
-        """Do nothing, as nothing is shown."""
+        """Do nothing."""
 
     set_postfix_str = close = __exit__ = update
 
@@ -41,11 +41,11 @@ def progress_bar(
 ) -> Any:
     """Return a bar of tqdm over `items`, which appears after a second and disappears at the end.
 
-    It is shown in a terminal or a notebook, and where the output goes to a file only with
-    `in_files`. Where it is not shown, a `NoBar` is returned. Without items it is updated by hand.
-    `what` describes the work, `unit` is the name of one item, and `options` are further ones of
-    tqdm, such as `total`, which override these. No bar is shown if TQDM_DISABLE is set, which tqdm
-    itself does not regard in a notebook with widgets.
+    It is shown in a terminal or a notebook; if the output goes to a file, only with `in_files`. If
+    it is not shown, a `NoBar` is returned. Without items, call its `update`. `what` describes the
+    work, and `unit` is the name of one item. `options` are more options of tqdm, such as `total`;
+    they override these. If TQDM_DISABLE is set, no bar is shown; tqdm itself ignores this variable
+    in a notebook with widgets.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
     shown = shown and not os.environ.get("TQDM_DISABLE")
@@ -57,19 +57,19 @@ def progress_bar(
 
 @cache
 def _bar_class() -> Any:
-    """Make the class of bars. Importing tqdm takes a tenth of a second."""
+    """Return the class of bars, made at the first call: importing tqdm takes 0.1 seconds."""
     if in_a_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.auto import tqdm
     else:
-        # In a notebook without widgets tqdm.auto would warn that it can only show text. A warning
-        # can only be filtered in all threads at once.
+        # In a notebook without widgets, tqdm.auto would warn that it can only show text. Hiding the
+        # warning would hide it in all threads, so plain tqdm is imported instead.
         from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """A bar with a lock and a list of bars of its own.
+        """A tqdm bar with its own lock and its own list of bars.
 
-        The lock of other bars is shared with processes that are forked. If one of them is killed
-        while it has the lock, all others wait forever.
+        tqdm's usual lock is shared with forked processes. If one of them is killed while it holds
+        the lock, all others wait forever.
         """
 
         _instances: ClassVar[WeakSet[Any]] = WeakSet()
@@ -82,7 +82,7 @@ def _bar_class() -> Any:
 
     renew_lock()
     if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-        os.register_at_fork(after_in_child=renew_lock)  # another thread may have the lock then
+        os.register_at_fork(after_in_child=renew_lock)  # another thread may hold the lock
     return Bar
 
 

@@ -1,7 +1,7 @@
 """Random numbers: one default generator, and `rng=` in every function that draws.
 
-Every function that draws takes a keyword `rng`. With None it draws from the default generator,
-which `manual_seed` restarts. All of them call `generator`, so that a checkpoint can see which
+Every function that draws has a keyword `rng`. With None, it draws from the default generator, which
+`manual_seed` restarts. All these functions call `generator`. So `checkpoint` can see which
 generators a function has used, and run it again with the same random numbers.
 """
 
@@ -19,15 +19,15 @@ from minigrad.checks import check_count
 from minigrad.core.grad_mode import mode, observed
 
 Rng = np.random.Generator | None
-"""What a function that draws takes as `rng`."""
+"""The type of `rng` in functions that draw."""
 
 _default = np.random.default_rng()
-_thread = threading.local()  # with what is to be called before the next draw
-_seed: int | None = None  # the last seed of `manual_seed`
+_thread = threading.local()  # its attributes hold for one thread
+_seed: int | None = None  # the last seed that `manual_seed` got
 
 
 def manual_seed(seed: int) -> np.random.Generator:
-    """Restart the default generator from `seed` and return it; equal seeds give equal numbers.
+    """Restart the default generator from `seed`, and return it; equal seeds give equal numbers.
 
     A ValueError is raised if the seed is not an integer of at least 0.
     """
@@ -37,7 +37,7 @@ def manual_seed(seed: int) -> np.random.Generator:
 
 
 def restart(seed: int) -> None:
-    """Let the default generator begin again, from `seed`."""
+    """Restart the default generator from `seed`."""
     global _seed
     before_next_draw(None)
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
@@ -45,12 +45,12 @@ def restart(seed: int) -> None:
 
 
 def was_seeded() -> bool:
-    """Whether `manual_seed` has restarted the default generator."""
+    """Return whether `manual_seed` has restarted the default generator."""
     return _seed is not None
 
 
 def seed_of(rng: Rng = None) -> int | None:
-    """Return the seed of a generator, or of the default one; None if it is no single number."""
+    """Return the seed of a generator (None: the default one); None if it is not one number."""
     if (rng is None or rng is _default) and _seed is not None:
         return _seed
     sequence = (_default if rng is None else rng).bit_generator.seed_seq
@@ -63,8 +63,8 @@ def generator(rng: Rng = None) -> np.random.Generator:
     """Return `rng` itself, or the default generator for None.
 
     Raises:
-        TypeError: if it is anything else; a seed is no generator, `np.random.default_rng(seed)` is.
-        ValueError: if it is not one that `draw_only_from` allows.
+        TypeError: if `rng` is not a generator. For a seed, use `np.random.default_rng(seed)`.
+        ValueError: if `draw_only_from` does not allow this generator.
     """
     if rng is None:
         rng = _default
@@ -88,21 +88,21 @@ def generator(rng: Rng = None) -> np.random.Generator:
 
 
 def draw_only_from(generators: Iterable[np.random.Generator] | None) -> None:
-    """Let this thread draw from these generators only; None for all."""
+    """Allow this thread to draw only from these generators; None allows all."""
     vars(_thread)["allowed"] = None if generators is None else set(map(id, generators))
 
 
 def before_next_draw(function: Callable[[], None] | None) -> None:
-    """Have a function called before this thread draws from the default generator the next time."""
+    """Call `function` before the next draw of this thread from the default generator."""
     vars(_thread)["restart"] = function
 
 
-# Their raw numbers have 64 bits; those of MT19937 have 32, those of others are unknown.
+# Generators whose raw numbers have 64 bits; MT19937's have 32, and others are unknown.
 _RAW_64_BITS = (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
 
 
 def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
-    """Draw `count` random numbers of 16 bits; four take no longer than one `rng.random()`."""
+    """Draw `count` random numbers of 16 bits; four of them cost as much as one `rng.random()`."""
     size = -(-count // 4)
     if isinstance(rng.bit_generator, _RAW_64_BITS):
         drawn = rng.bit_generator.random_raw(size)
@@ -112,9 +112,9 @@ def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
 
 
 def states_of_all_code() -> tuple[bytes, int]:
-    """Return the states of those generators of numpy and Python that all code shares."""
+    """Return the states of the global generators of numpy and of Python, which all code shares."""
     bits = np.random.get_bit_generator()
-    if type(bits) is np.random.MT19937:  # the usual one: 624 words and a position in them
+    if type(bits) is np.random.MT19937:  # the usual kind: 624 words and a position
         of_numpy = ctypes.string_at(bits.ctypes.state_address, 625 * 4)  # `state` takes 50 us
     else:
         of_numpy = repr(bits.state).encode()

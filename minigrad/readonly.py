@@ -1,8 +1,8 @@
-"""Memory that must not change while something that was derived from it is in use.
+"""Read-only memory: protect an array while something derived from it is in use.
 
-A packed copy of a frozen weight is an example: a write to the weight would make the copy out of
-date, and products with it wrong without an error. So the memory is made read-only by `hold`, until
-`release` or `writable` notifies the holder that it is about to change.
+An example is the packed copy of a frozen weight. After a write to the weight, the copy would be out
+of date, and products with it would be wrong without an error. So `hold` makes the memory read-only.
+`release` and `writable` make it writable again, and tell the holder to drop the copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class WeakIdMap(Generic[T]):
-    """A mapping by identity from arrays and Tensors, which have no hash, while they live."""
+    """A mapping from arrays and Tensors by identity. An entry ends when its key is deleted."""
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Any], T]] = {}
@@ -30,18 +30,18 @@ class WeakIdMap(Generic[T]):
         return len(self._entries)
 
     def get(self, key: Any) -> T | None:
-        """Return what belongs to `key`, or None."""
+        """Return the value for `key`, or None."""
         entry = self._entries.get(id(key))
         return None if entry is None else entry[1]
 
     def pop(self, key: Any) -> T | None:
-        """Remove `key`, and return what belonged to it, or None."""
+        """Remove `key`, and return its value, or None."""
         entry = self._entries.pop(id(key), None)
         return None if entry is None else entry[1]
 
 
 def owner_of(array: Array) -> Array:
-    """Return the array whose memory this one is a view of; itself if it owns its memory."""
+    """Return the array that owns the memory of `array`: itself, if it is not a view."""
     while isinstance(array.base, ndarray):
         array = array.base
     return array
@@ -51,11 +51,11 @@ class Holder(Protocol):
     """The owner of something that is derived from an array."""
 
     def let_go(self) -> None:
-        """Drop what was derived; it is called when the memory is about to be writable again."""
+        """Drop the derived data, because the memory is about to become writable."""
 
 
 class _Hold(NamedTuple):
-    views: list[weakref.ref[Array]]  # that were made read-only
+    views: list[weakref.ref[Array]]  # the views that were made read-only
     holders: weakref.WeakSet[Any]
 
 
@@ -63,16 +63,16 @@ _holds = WeakIdMap[_Hold]()  # by the array that owns the memory
 
 
 def count_holds() -> int:
-    """Return how many blocks of memory are held."""
+    """Return the number of blocks of memory that are held."""
     return len(_holds)
 
 
 def hold(array: Array, holder: Holder) -> bool:
-    """Make the memory of `array` read-only, until `release`: then `holder.let_go()` is called.
+    """Make the memory of `array` read-only until `release`, which calls `holder.let_go()`.
 
-    A view that was taken before stays writable: a write through it is noticed if a Tensor makes it,
-    and not if numpy does. Returns False if the memory cannot be held: if it is read-only already,
-    or if numpy would not let it be undone (on a bytes object, as after unpickling).
+    Views that were made before stay writable. Writes to them through a Tensor are noticed; writes
+    through numpy are not. Returns False if the memory cannot be held: it is read-only already, or
+    numpy could not make it writable again (memory of a bytes object, as after unpickling).
     """
     owner = owner_of(array)
     if owner.base is not None and not _is_writable_buffer(owner.base):
@@ -80,7 +80,7 @@ def hold(array: Array, holder: Holder) -> bool:
     known = _holds.get(owner)
     if known is None:
         if not owner.flags.writeable:
-            return False  # for a reason of its own, that stays
+            return False  # it is read-only for another reason
         known = _holds[owner] = _Hold([], weakref.WeakSet())
     known.holders.add(holder)
     view: Any = array
@@ -95,21 +95,21 @@ def hold(array: Array, holder: Holder) -> bool:
 
 def _is_writable_buffer(base: object) -> bool:
     try:
-        return not memoryview(base).readonly  # type: ignore[arg-type]  # that is the question
+        return not memoryview(base).readonly  # type: ignore[arg-type]  # see below
     except (BufferError, TypeError):
         return False
 
 
 def release(array: Array) -> bool:
-    """End what `hold` began, so that the memory can be written to; return whether it was held."""
-    if not _holds:  # each step of an optimiser asks
+    """Undo `hold`: make the memory writable again; return whether it was held."""
+    if not _holds:  # a fast exit, because each step of an optimiser calls this
         return False
     owner = owner_of(array)
     known = _holds.pop(owner)
     if known is None:
         return False
     owner.flags.writeable = True
-    for reference in reversed(known.views):  # what a view is a view of comes before it
+    for reference in reversed(known.views):  # the base of a view must become writable first
         view = reference()
         if view is not None:
             view.flags.writeable = True
@@ -119,7 +119,7 @@ def release(array: Array) -> bool:
 
 
 def writable(array: Array) -> Array:
-    """Return the array, released if it was held; a copy if it is read-only for another reason."""
+    """Return the array, after `release` if it is held; a copy if it is otherwise read-only."""
     if not array.flags.writeable:
         release(array)
     return array if array.flags.writeable else array.copy()

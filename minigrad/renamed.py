@@ -1,7 +1,7 @@
-"""Names that are not here: asking for one raises an error that says which name is.
+"""Hints for missing names: the error for a missing name says which name to use instead.
 
-The table beside this file has the names of version 0.1, and those that people are used to from
-PyTorch, PEFT, JAX and numpy, each with its owner: a module, a class, or "argument".
+The table `renamed.csv` has the names of version 0.1, and names that people know from PyTorch, PEFT,
+JAX and numpy. Each name has an owner: a module, a class, or "argument".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 @cache
 def elsewhere() -> dict[str, dict[str, str]]:
-    """Return the table: for each owner the names that it does not have, with what to use."""
+    """Return the table: for each owner, missing names, and what to use instead of each."""
     table: dict[str, dict[str, str]] = {}
     content = (files("minigrad") / "renamed.csv").read_text(encoding="utf-8")  # also from a zip
     for row in csv.DictReader(content.splitlines()):
@@ -30,10 +30,10 @@ def elsewhere() -> dict[str, dict[str, str]]:
 
 
 def instead(owner: str, name: str) -> str:
-    """Return what to use instead of a name that `owner` does not have, after a semicolon.
+    """Return a hint, after a semicolon, for a name that `owner` does not have; empty if unknown.
 
-    It is in the table; or, for a class or function that has this very name elsewhere in minigrad,
-    it is the complete name. The result is empty if there is nothing like it.
+    The hint is from the table. If another module of minigrad has a class or function with the same
+    name, the hint is its complete name.
     """
     text = elsewhere().get(owner, {}).get(name)
     for home in _HOMES.get(owner, ()) if text is None else ():
@@ -44,7 +44,7 @@ def instead(owner: str, name: str) -> str:
     return "" if text is None else f"; {text}"
 
 
-# The modules in which something that is asked of an owner may be.
+# For each owner, the modules in which a missing name may be found.
 _HOMES = {
     "Tensor": ("minigrad",),
     "minigrad": ("minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data", "minigrad.viz"),
@@ -58,16 +58,16 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
         subject = f"module {asked.__name__!r}"
     else:
         subject = f"{type(asked).__name__!r} object"
-        if name.startswith("__"):  # one of a protocol; numpy asks for several of them each time
+        if name.startswith("__"):  # of a protocol; numpy looks up several each time
             return AttributeError(f"{subject} has no attribute {name!r}")
-        if hasattr(type(asked), name):  # a property, which raised an error of its own
+        if hasattr(type(asked), name):  # a property that raised an AttributeError itself
             object.__getattribute__(asked, name)
     text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
     return AttributeError(text, name=name, obj=asked)
 
 
 class _Elsewhere:
-    """An attribute that a class does not have: asking for it says what to use instead."""
+    """A descriptor for a missing attribute: accessing it raises an error with a hint."""
 
     def __init__(self, owner: str, name: str) -> None:
         self._owner, self._name = owner, name
@@ -79,10 +79,10 @@ class _Elsewhere:
 
 
 def add_hints(kind: type, owner: str) -> None:
-    """Let objects of a class say what to use for the names in the table that they do not have.
+    """Add hints to a class, for the names in the table that its objects do not have.
 
-    From Python 3.12 on `__getattr__` does this for any name; in 3.11 a class that has it looks up
-    all of its attributes more slowly.
+    In Python 3.12 and later, `__getattr__` does this for any name. In 3.11, a class with
+    `__getattr__` looks up all attributes more slowly.
     """
     for name in elsewhere()[owner]:
         if not hasattr(kind, name):
@@ -96,9 +96,9 @@ def add_hints(kind: type, owner: str) -> None:
 
 
 def instead_of_keyword(error: TypeError) -> str:
-    """Return what to use instead of a keyword that a function does not have, if the error is that.
+    """Return a message that says what to use instead of an unexpected keyword argument.
 
-    It is a complete message; empty for another error, and for another keyword.
+    The message is empty for other errors, and for keywords that the table does not have.
     """
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     hint = instead("argument", found[1]) if found else ""
@@ -106,7 +106,7 @@ def instead_of_keyword(error: TypeError) -> str:
 
 
 class _OldNames(MetaPathFinder):
-    """A finder that Python asks when no module of a name was found."""
+    """An import finder that Python calls when no module of a name was found, to add a hint."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""The choice of the next token of a text, from the logits of all tokens."""
+"""Sampling: draw the next token of a text, from the logits of all tokens."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def sample(
 ) -> Any:
     """Draw a token with the probabilities softmax(logits / temperature), computed in float64.
 
-    `top_k` and `top_p` leave only the likeliest tokens, in this order. One that is exactly as
-    likely as the last one that is left is left as well.
+    First `top_k`, then `top_p` keeps only the most likely tokens. If a token is exactly as likely
+    as the last one that is kept, it is kept too.
 
     Args:
-        logits: `(tokens,)` or `(batch, tokens)`. A token of logit -inf is never drawn.
-        temperature: below 1 likely tokens become likelier. At 0 the likeliest one is taken, of
-            several the first, and nothing is drawn.
-        top_k: the number of tokens that are left.
-        top_p: the fewest tokens are left that have this probability together (nucleus sampling,
-            Holtzman et al., 2020, section 3.1).
-        rng: the generator, which draws one number for each row; equal seeds give equal tokens.
+        logits: `(tokens,)` or `(batch, tokens)`. A token with logit -inf is never drawn.
+        temperature: values below 1 make likely tokens more likely. At 0, nothing is drawn: the
+            result is the most likely token (the first, if there are several).
+        top_k: the number of tokens to keep.
+        top_p: keep the smallest number of tokens whose total probability is at least this (nucleus
+            sampling, Holtzman et al., 2020, section 3.1).
+        rng: the random generator. It draws one number for each row; equal seeds give equal tokens.
 
     Returns:
         An int, or an int64 array `(batch,)`.
 
     Raises:
-        ValueError: if the logits have another shape or no tokens, or a row has NaN or +inf or is
-            all -inf, or an option has an impossible value.
+        ValueError: if the logits have a wrong shape or no tokens, a row contains NaN or +inf or
+            only -inf, or an option has an impossible value.
     """
     check_range("sample: temperature", temperature, 0.0, np.inf)
     if top_k is not None:
@@ -48,14 +48,14 @@ def sample(
     if given.ndim not in (1, 2) or given.shape[-1] == 0:
         raise ValueError(f"sample: logits are (tokens,) or (batch, tokens), not {given.shape}")
     rows = np.atleast_2d(given)
-    highest = rows.max(axis=1, keepdims=True)  # nan if there is one in the row
+    highest = rows.max(axis=1, keepdims=True)  # nan if the row contains nan
     for row in np.flatnonzero(~np.isfinite(highest)):
         found = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(highest[row, 0], "NaN")
         raise ValueError(f"sample: row {row} of the logits has {found}, so no token can be drawn")
     if temperature == 0:
         tokens = rows.argmax(axis=1)
     else:
-        with np.errstate(over="ignore"):  # -inf, of which the exponential is 0
+        with np.errstate(over="ignore"):  # the overflow gives -inf, whose exponential is 0
             p = np.exp((rows - highest) / temperature)
         if top_k is not None and top_k < p.shape[1]:
             p[p < np.partition(p, -top_k)[:, -top_k, None]] = 0

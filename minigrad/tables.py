@@ -1,4 +1,4 @@
-"""Tables of text and of HTML, and numbers with units."""
+"""Format tables as text and as HTML, and numbers with units."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def aligned(
 ) -> list[str]:
     """Return the lines of a table.
 
-    Its first `left` columns are aligned at the left, and so are columns without a head, which
-    contain remarks; the others at the right. None aligns all columns at the left.
+    The first `left` columns, and columns without a heading (remarks), are aligned left; all others
+    are aligned right. With None, all columns are aligned left.
     """
     left = len(head) if left is None else left
-    # A row of one cell alone runs over all columns.
+    # A row with only one cell spans all columns.
     full = [head, *(row for row in rows if len(row) == len(head))]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     return [
@@ -50,7 +50,7 @@ def aligned(
 
 
 def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the same table as HTML, for a notebook."""
+    """Return a table as HTML, for a notebook."""
     lines = []
     for tag, row in (("th", head), *(("td", row) for row in rows)):
         span = f' colspan="{len(head)}"' if len(row) < len(head) else ""

@@ -1,11 +1,12 @@
-"""The time of the last write to memory, by which a graph knows whether a saved array has changed.
+"""The time of the last write to memory: it shows a backward pass whether saved arrays changed.
 
 A backward pass multiplies with arrays that the forward pass saved. If an optimiser has written to
-one in the meantime, the result would be silently wrong. So writes are noted here, by block of
-memory: all views of a block, and all tensors on it, see the same. Nodes of the graph are numbered
-by the same clock, and "was this written after that node was made?" is one comparison.
+one of them since then, the result would be wrong without an error. So this module records the time
+of the last write to each block of memory; all views of a block, and all tensors on it, share it.
+Nodes of the graph are numbered by the same clock. So "was this array written after that node was
+made?" is one comparison.
 
-Raw writes through `tensor.data[...] = ` are not seen, because numpy does not report them.
+Writes such as `tensor.data[...] = ` are not recorded, because numpy does not report them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import itertools
 
 from minigrad.readonly import Array, WeakIdMap, count_holds, owner_of, release
 
-# `next` on a count is atomic, so the order is right across threads too.
+# `next` on a count is atomic, so the order is correct across threads too.
 clock = itertools.count(1)
 
-# The time of the last write of all, in a list so that other modules can import it. A node that is
-# newer, as in any plain training loop, needs no check of its saved arrays.
+# The time of the last write to any memory, in a list so that other modules can import it. If a node
+# is newer, as in most training loops, its saved arrays need no check.
 last_write = [0]
 
-# The time of the last write, in a list of one, by the array that owns the memory.
+# The time of the last write to each block of memory, by its owner; a list with one element.
 _writes = WeakIdMap[list[int]]()
 
 
 def mark_written(*arrays: Array) -> None:
-    """Note that the memory of these arrays was written now."""
+    """Record that the memory of these arrays was written just now."""
     now = last_write[0] = next(clock)
     for array in arrays:
         owner = array if array.base is None else owner_of(array)
@@ -35,7 +36,7 @@ def mark_written(*arrays: Array) -> None:
             _writes[owner] = [now]
         else:
             known[0] = now
-    if count_holds():  # the writes may have gone through views that stayed writable
+    if count_holds():  # the write may have gone through a view that stayed writable
         for array in arrays:
             release(array)
 

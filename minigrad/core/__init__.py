@@ -1,6 +1,6 @@
-"""The engine: tensors, the graph that ops leave behind, and backpropagation through it.
+"""The engine: tensors, the graph that ops record, and backpropagation through this graph.
 
-It knows no op and no layer. In reading order:
+The engine does not depend on any particular op or layer. In reading order:
 
     tensor       an array, and its node in the graph
     op           an op: its forward, and a vector-Jacobian product (VJP) for each input
@@ -8,8 +8,8 @@ It knows no op and no layer. In reading order:
     node         the graph, and the order in which a backward pass visits it
     backward     the backward pass
     forward_mode derivatives in a direction, computed together with the values
-    checkpoint   forgetting what a part of the forward pass saved, and running it again
+    checkpoint   freeing what a part of the forward pass saved, and running that part again
     grad_mode    whether this thread records a graph
-    observers    watching what happens, for diagnostics and pictures
-    blocked_sum  sums of many rows that keep their digits
+    observers    watching calls of ops and backward passes, for diagnostics and pictures
+    blocked_sum  sums of many rows with small rounding errors
 """

@@ -1,9 +1,9 @@
 """Backpropagation: the walk through the graph from a loss to the gradients of its leaves.
 
-Each node receives the sum of all gradients that reach it, runs the VJPs of its op for the inputs in
-need of a gradient, and passes the results on. All that is not calculus is done here, once, so that
-no VJP needs to think of it: summing over broadcast axes, converting dtypes, adding up, freeing, and
-raising an error instead of returning a wrong number.
+Each node receives the sum of all gradients that reach it, runs the VJPs of its op for the inputs
+that need a gradient, and passes the results to its parents. Everything except calculus is done
+here, once, so that a VJP contains only a formula: summing over broadcast axes, converting dtypes,
+adding gradients, freeing residuals, and raising an error instead of returning a wrong number.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def backward(
 
     Args:
         tensor: L.
-        gradient: the vector v of v^T dL/dx; may be left out if L has one element.
+        gradient: the vector v of v^T dL/dx; optional if L has one element.
         retain_graph: keep the graph for another backward pass; by default as `create_graph`.
-        create_graph: make the gradients differentiable themselves.
+        create_graph: record the backward pass, so that the gradients can be differentiated.
 
     Raises:
-        ValueError: if a gradient is missing or has another shape.
-        TypeError: if it is not of real numbers.
-        RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
-            pass, or an array that it saved was written since.
+        ValueError: if `gradient` is missing or has a wrong shape.
+        TypeError: if `gradient` does not hold real numbers.
+        RuntimeError: if L does not require a gradient, an earlier pass has freed the graph, or an
+            array that the graph saved was overwritten.
     """
     seed = initial_gradient(tensor, gradient, "backward", create_graph)
     root = node_of(tensor, "backward")
@@ -75,7 +75,7 @@ def grad(
     retain_graph: bool | None = None,
     allow_unused: bool = False,
 ) -> Any:
-    """Return the gradients of `outputs` by `inputs` as new tensors; no `.grad` is changed.
+    """Return the gradients of `outputs` with respect to `inputs`; change no `.grad`.
 
     For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k /
     dx)^T v_k.
@@ -84,7 +84,7 @@ def grad(
         outputs: one tensor or several, or a container of tensors (see `minigrad.containers`).
         inputs: one tensor, a list of them, or a container such as a Module or a dict; leaves or
             results of ops.
-        grad_outputs: the cotangents, in the structure and shapes of `outputs`; may be left out for
+        grad_outputs: the cotangents, with the structure and shapes of `outputs`; optional for
             outputs of one element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
@@ -92,14 +92,14 @@ def grad(
             an error.
 
     Returns:
-        One tensor for one input, a tuple for a list, and for another container one of the same
-        structure; for a Module it is a dict by the names of its parameters.
+        A tensor for one input, a tuple for a list, a dict by parameter names for a Module. For
+        another container, a container with the same structure.
 
     Raises:
-        RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
-            overwritten.
-        ValueError: if a cotangent is missing or has another shape than its output.
-        TypeError: if a cotangent is not of real numbers.
+        RuntimeError: if an input requires no gradient, `outputs` do not depend on it, the graph was
+            freed, or an array that the graph saved was overwritten.
+        ValueError: if a cotangent is missing, or its shape is not that of its output.
+        TypeError: if a cotangent does not hold real numbers.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
@@ -162,7 +162,7 @@ def grad(
 
 
 def _taken_apart(role: str, given: Any) -> tuple[list[Leaf], list[Structure], bool]:
-    """Return the leaves of a tensor, a container, or a list or iterator of these."""
+    """Return the leaves in a tensor, in a container, or in a list or iterator of these."""
     is_one = isinstance(given, Tensor) or (type(given) not in (list, tuple) and is_container(given))
     leaves: list[Leaf] = []
     items = enumerate([given] if is_one else given)
@@ -185,12 +185,12 @@ def propagate(
     Args:
         pending: the gradient of each node to start from; it is emptied.
         wanted: the nodes whose gradients are wanted; None for all leaves.
-        stop: nodes to end at, even where the graph goes on behind them.
+        stop: nodes at which the pass ends, although they may have parents.
         oldest: the time of the oldest wanted node; older nodes are not visited.
         retain_graph: keep the residuals for another pass.
-        create_graph: gradients are Tensors, and the VJPs leave a graph of their own; else they are
-            arrays, and nothing is recorded.
-        recorded: with `create_graph`, whether they leave it; forward mode needs the Tensors alone.
+        create_graph: compute gradients as Tensors, and record a graph of the VJPs. If False,
+            gradients are arrays, and nothing is recorded.
+        recorded: False with `create_graph` computes Tensors without a graph, for forward mode.
     """
     order = reachable(pending, stop, oldest)
     needed = None if wanted is None else leading_to(wanted, order)
@@ -207,9 +207,9 @@ def propagate(
             g = take_out(node, None)
             if g is None:
                 continue
-            if node.watched and node not in stop:  # the outer pass runs the hooks of a replay's end
+            if node.watched and node not in stop:  # at `stop`, the outer pass runs the hooks
                 g = _through_hooks(node, g)
-            if last_write[0] != checked:  # a hook has written in the middle of the pass
+            if last_write[0] != checked:  # a hook wrote to memory during the pass
                 check_unwritten([node], needed)
             op = node.op
             is_wanted = op is None if wanted is None else node in wanted
@@ -225,7 +225,7 @@ def propagate(
                 parent = edge[0]
                 if results is not None:
                     result = results.pop(0)
-                elif len(edge) == 4:  # calls without a star are faster, and these are most of them
+                elif len(edge) == 4:  # the usual case; a call without * is faster
                     result = edge[2].derivative(g, edge[3])
                 elif len(edge) == 3:
                     result = edge[2].derivative(g)
@@ -266,7 +266,7 @@ def announce(arrived: Mapping[Node, Any], adding: bool) -> None:
 
 
 def _through_hooks(node: Node, g: Any) -> Any:
-    """Call each hook with the gradient, which a tensor that a hook returns replaces."""
+    """Call each hook with the gradient; a tensor that a hook returns replaces the gradient."""
     tensor = _copied(g) if not isinstance(g, Tensor) else g
     for hook in node.hooks:
         for observer in mode.observers:
@@ -292,7 +292,7 @@ def _through_hooks(node: Node, g: Any) -> Any:
 def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
-    The sum over the axes that broadcasting has stretched is the VJP of broadcasting.
+    The VJP of broadcasting is the sum over the axes that were broadcast.
     """
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
@@ -320,11 +320,11 @@ def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
 
 
 def take(arrived: dict[Node, Any], node: Node) -> Tensor:
-    """Remove a gradient from `arrived`, and return it as a tensor that shares memory with nothing.
+    """Remove a gradient from `arrived`, and return it as a tensor with its own memory.
 
-    The array itself serves if nothing else refers to it. It is copied if it is a view, or is also
-    the gradient of another tensor (x and y in `x + y`), the seed of the caller, or a constant of
-    some VJP.
+    If nothing else refers to the array, it is used without a copy. It is copied if it is a view, or
+    is also the gradient of another tensor (x and y in `x + y`), the `gradient` that the caller
+    passed, or a constant of some VJP.
     """
     g = arrived.pop(node)
     if (
@@ -337,7 +337,7 @@ def take(arrived: dict[Node, Any], node: Node) -> Tensor:
 
 
 def _measure_sole_reference() -> int:
-    """Count the references to an array in `take`, which differ between versions of Python."""
+    """Count the references to an array in `take`; the count depends on the version of Python."""
     probe = {None: np.empty(0)}
     g = probe.pop(None)
     return sys.getrefcount(g)
@@ -347,19 +347,19 @@ _SOLE_REFERENCE = _measure_sole_reference()
 
 
 def _copied(g: Any) -> Tensor:
-    """Return a tensor with the value of `g` in memory of its own, at the node of `g`."""
+    """Return a tensor with a copy of the value of `g`, at the same node."""
     if isinstance(g, Tensor):
         return Tensor.at(g._data.copy(), g.node)
     return Tensor(observed(contiguous_copy, g))
 
 
 def contiguous_copy(array: Any) -> ndarray[Any, Any]:
-    """Return a copy in memory of its own, in the order of its axes."""
+    """Return a copy in row-major order."""
     return np.array(array, order="C")
 
 
 def add(left: Any, right: Any) -> ndarray[Any, Any]:
-    """Return the sum as an array, also where numpy makes a number of two arrays without an axis."""
+    """Return the sum as an array; for two arrays without axes, numpy would return a number."""
     return np.asarray(left + right)
 
 
@@ -368,7 +368,7 @@ _accumulating = threading.Lock()
 
 
 def accumulate(node: Node, g: Tensor) -> None:
-    """Add to `.grad`, in new memory, because the user may still have the earlier gradient."""
+    """Add to `.grad`, in new memory, because the user may still hold the earlier gradient."""
     for observer in mode.observers:
         observer.on_accumulate(node, g)
     with _accumulating:
@@ -381,7 +381,7 @@ def accumulate(node: Node, g: Tensor) -> None:
 
 
 def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
-    """Return the gradient to start from: 1 for a single element, else the caller's, checked."""
+    """Return the gradient to start from: the caller's, after checks; or 1 for a single element."""
     value = tensor._data
     if gradient is None:
         if value.size != 1:

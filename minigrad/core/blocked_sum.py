@@ -1,8 +1,9 @@
-"""Sums by blocks, in which rounding errors stay small.
+"""Blocked summation, which keeps rounding errors small.
 
-`np.add.reduce` adds along the last axis in a tree, and along any other axis one after the other: a
-bias that gets the gradients of a million rows would be off by a percent in float32. Here blocks are
-added up, and the sums of these in blocks again. float16 is added up in float32.
+Along the last axis, `np.add.reduce` adds in a tree. Along any other axis, it adds one element after
+the other: the gradient of a bias, summed over a million rows in float32, would be wrong by a
+percent. Here, blocks of rows are summed, then blocks of these sums, and so on. float16 is summed in
+float32.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-# Any, because numpy's stubs know `keepdims` as a literal only.
+# Any, because numpy's type stubs accept only a literal for `keepdims`.
 _reduce: Any = np.add.reduce
 
 _HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 
-_LONG = 1024  # the number of rows from which on blocks are worth it
+_LONG = 1024  # the number of rows from which blocks are worth their cost
 _BLOCK = 64
 
 

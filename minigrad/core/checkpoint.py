@@ -1,13 +1,13 @@
-"""Trading time for memory: forget what a part of the forward pass saved, and run it again later.
+"""Activation checkpointing: save less in the forward pass, and run a part of it again later.
 
-Between its inputs and its result, `checkpoint(f, *inputs)` is one node that has saved no more than
-the inputs. When a gradient arrives, f runs again, recording this time, and the gradient goes back
-through what it has recorded. So of a chain of n layers cut into sqrt(n) parts only about 2 sqrt(n)
-activations are alive at any time (Chen et al., 2016), for one more forward pass.
+In the graph, `checkpoint(f, *inputs)` is one node that saves only the inputs. When a gradient
+arrives, f runs again and records a graph, and the gradient is backpropagated through this graph.
+Split a chain of n layers into sqrt(n) parts: then only about 2 sqrt(n) activations are in memory at
+any time (Chen et al., 2016). The price is one more forward pass.
 
-Where f uses tensors that are not among its arguments, as a module uses its parameters, an observer
-notes them in the first run, and they get their gradients like inputs. It also notes the random
-generators that are drawn from, so that dropout drops the same elements again.
+f may use tensors that are not among its arguments, such as the parameters of a module. In the first
+run an observer finds these tensors, so that they get gradients like the inputs. The observer also
+finds the random generators that f draws from, so that dropout drops the same elements again.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
 
     Args:
-        f: a function or module that returns one Tensor, the same each time; the second run draws
-            the same random numbers with `rng=` or from the default generator.
-        inputs: its arguments, Tensors or not.
+        f: a function or module that returns one Tensor, and returns the same result each time. The
+            second run draws the same random numbers, with `rng=` or from the default generator.
+        inputs: the arguments of `f`, Tensors or not.
 
     Raises:
-        TypeError: if `f` returns anything but one Tensor.
+        TypeError: if `f` does not return exactly one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
     if running():
         return _checked(f(*inputs))  # so that its ops get tangents
     watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):
-        # Without nodes here, the inputs cannot be taken for tensors from outside.
+        # The inputs get no nodes here, so the observer cannot mistake them for outside tensors.
         result = _checked(f(*map(_constant, inputs)))
-    if result.node is not None:  # a tensor from outside, returned as it is
+    if result.node is not None:  # f returned an outside tensor itself
         watcher.outside[result.node] = result
     used = [*inputs, *watcher.outside.values()]
     edges: list[Edge] = [
@@ -62,13 +62,13 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
         node.arguments = (Rerun(f, arguments, watcher.states, _fingerprint(result)),)
-    for observer in mode.observers:  # one of these may be the watcher of an outer checkpoint
+    for observer in mode.observers:  # one of these may be the `DryRun` of an outer checkpoint
         observer.on_call(CHECKPOINT, used, result)
     return result
 
 
 def _checked(result: Any) -> Tensor:
-    """Return the result of a function, or raise a TypeError if it is no Tensor."""
+    """Return the result of a function; raise a TypeError if it is not a Tensor."""
     if not isinstance(result, Tensor):
         raise TypeError(
             f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
@@ -78,36 +78,36 @@ def _checked(result: Any) -> Tensor:
 
 
 def _constant(value: Any) -> Any:
-    """Return a Tensor in the same memory without a node; anything else as it is."""
+    """Return a Tensor without a node that shares the memory; return other values unchanged."""
     return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
 
 class DryRun(Observer):
-    """Notes the tensors from outside that a function uses, and the generators it draws from."""
+    """Find the outside tensors that a function uses, and the generators that it draws from."""
 
     def __init__(self, recorded: bool) -> None:
-        # Whether the result gets a node in the graph, although the run records nothing.
+        # Whether `checkpoint` makes a node for the result; the run itself records nothing.
         self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
         self.states: dict[np.random.Generator, Any] = {}
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Note the tensors from outside among the inputs."""
+        """Save the outside tensors among the inputs."""
         for value in inputs:
             node = value.node if isinstance(value, Tensor) else None
-            # A newer node was recorded in this run, by a derivative that the function takes.
+            # A newer node belongs to this run: the function computes a derivative.
             if node is not None and node.order < self._start:
                 self.outside[node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
-        """Note the state of a generator that is drawn from for the first time."""
+        """Save the state of a generator before its first draw."""
         self.states.setdefault(generator, generator.bit_generator.state)
 
 
 @dataclass
 class Rerun:
-    """All that is needed to run a function again and get the same result."""
+    """Everything that is needed to run a function again with the same result."""
 
     function: Callable[..., Tensor]
     arguments: list[Any]
@@ -117,8 +117,8 @@ class Rerun:
     def run(self, *inputs: Any) -> Tensor:
         """Compute the result again from inputs at other nodes of a graph.
 
-        The generators are set back to their states in the first run, and afterwards to those that
-        they have now.
+        During the run, the generators have their states from the first run; afterwards, their
+        present states are restored.
         """
         observers = mode.observers
         present = {generator: generator.bit_generator.state for generator in self.states}
@@ -154,7 +154,7 @@ class _Checkpoint(Op[Any]):
     """The op of a checkpoint: it has no VJPs, because its derivative runs the function again."""
 
     def __init__(self) -> None:
-        super().__init__(_forward, cost=0)  # its work is that of the ops inside
+        super().__init__(_forward, cost=0)  # the ops inside count their own FLOPs
         self.name = "checkpoint"
         self.plain = False
 
@@ -167,9 +167,9 @@ class _Checkpoint(Op[Any]):
         return str(argnum)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        given = node.arguments[0].arguments if node.arguments else ()  # none once they are freed
+        given = node.arguments[0].arguments if node.arguments else ()  # they may have been freed
         saved = dict(enumerate(given)) | {edge[1]: edge[3] for edge in node.edges or ()}
-        for argnum, value in saved.items():  # all of them: all of the function runs
+        for argnum, value in saved.items():  # all of them, because the whole function runs again
             yield f"its input {argnum}", value
 
 

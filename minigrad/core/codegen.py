@@ -1,10 +1,10 @@
-"""The call of an op, written out for that op.
+"""Code generation: a specialised call function for each op.
 
-A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over
-its arguments, looks up which of them have VJPs and asks each VJP what to save costs about twice
-as much as one in which all this is written out. So, as `dataclass` does with `__init__`, we write
-the text of the function once for each op, and let Python compile it. `minigrad.multiply.source`
-shows one:
+A small model spends its time in the calls of ops, not in their arithmetic. A general call function
+loops over its arguments, looks up which of them have VJPs, and asks each VJP what to save. It takes
+about twice as long as a function specialised for one op. So, as `dataclass` does for `__init__`, we
+write the source of the function once for each op, and Python compiles it. For an example, see
+`minigrad.multiply.source`:
 
     def multiply(a, b):
         ...
@@ -17,11 +17,11 @@ shows one:
             if _a_node is not None:
                 _edges.append((_a_node, 0, _vjp_0, _b_data, ))
 
-What the call needs besides the op's own parameters has names with an underscore.
+Names that are not parameters of the op begin with an underscore.
 
-The steps are the same for all ops: take the arrays out of the Tensors, bring them to one dtype, run
-the forward, wrap its result, and, if some input needs a gradient, leave a node with an edge to each
-such input.
+The steps are the same for all ops: take the arrays out of the Tensors, convert them to one dtype,
+run the forward function, and make a Tensor of the result. If some input needs a gradient, record a
+node with an edge to each such input.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from minigrad.versions import clock
 
 
 class StandIn:
-    """Base class of what a Tensor can contain instead of an array, to find out what ops do.
+    """Base class of objects that replace the array in a Tensor, to find out what ops do.
 
-    It provides numpy's functions itself, by `__array_ufunc__` and `__array_function__`, and so the
-    results of ops that are written in them. Ops with a cost, which call kernels, and fused ops ask
-    it for the result.
+    Subclasses implement numpy's functions by `__array_ufunc__` and `__array_function__`, so ops
+    that are written with numpy work on them. Ops that call kernels, and fused ops, call
+    `result_of` instead of computing.
     """
 
     __slots__ = ()
@@ -60,7 +60,7 @@ class StandIn:
 
 
 def taken_over(op: OpLike, given: Sequence[Any]) -> Any:
-    """Return the result that the first stand-in among the arguments gives."""
+    """Return the result of `result_of` of the first stand-in among the arguments."""
     data = (value._data if isinstance(value, Tensor) else value for value in given)
     return next(value for value in data if isinstance(value, StandIn)).result_of(op, given)
 
@@ -69,11 +69,11 @@ FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
 FILENAME_PREFIX = "<the call of "
-"""The beginning of the file names under which Python knows the texts of calls."""
+"""The prefix of the file names of generated sources, for tracebacks."""
 
 
 def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
-    """Write the call of `op`, and return the text and the function that it defines."""
+    """Generate the call function of `op`; return its source and the function."""
     vjps = dict(sorted(op.vjps))
     signature = op.signature.parameters
     defaults = {p: parameter.default for p, parameter in signature.items()}
@@ -81,7 +81,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     parameters = [p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in signature]
     if keyword_only:
         parameters.insert(len(signature) - len(keyword_only), "*")
-    # A parameter with a default and without a VJP is an option, and never a Tensor.
+    # A parameter with a default value and without a VJP is an option, never a Tensor.
     values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in vjps]
     inputs = [op.parameters[argnum] for argnum in vjps]
     constants = [p for p in values if p not in inputs]
@@ -174,7 +174,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _node.dtype = _out.dtype",
             "    _node.watched = False",
         ]
-    slots = [*data.values(), "_out", "", "_residuals"]  # the third is `argnum`, of sequences only
+    slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
     for argnum, vjp in vjps.items():
         p = op.parameters[argnum]
         saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
@@ -222,7 +222,7 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         out = view(out, data)
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
-        # What all edges share is saved once: as much for each of n inputs would be n^2.
+        # Saved once for all edges: with n inputs, saving it for each edge would take n^2 memory.
         slots = [list(data), *options.values(), out, _ARGNUM]
         saved = [shape(slots[slot]) if only else slots[slot] for slot, only in vjp.slots]
         edges = [
@@ -241,13 +241,13 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
 
 
 class SequenceInputs(list[Any]):
-    """The inputs of an op that takes a sequence, as observers get them; with the other options."""
+    """The inputs of an op whose first parameter is a sequence, and its options, for observers."""
 
     options: tuple[Any, ...]
 
 
 def array_of(value: Any) -> Any:
-    """Return the array of a Tensor, and those of the Tensors in a list or tuple."""
+    """Return the array of a Tensor; in a list or tuple, replace each Tensor by its array."""
     if isinstance(value, Tensor):
         return value._data
     if type(value) in (list, tuple, SequenceInputs):
@@ -255,7 +255,7 @@ def array_of(value: Any) -> Any:
     return value
 
 
-_ARGNUM = object()  # stands for the argnum of an input until that is known
+_ARGNUM = object()  # a placeholder for the argnum of an input, until it is known
 
 
 def shape(value: Any) -> Any:
@@ -269,7 +269,7 @@ class Shapes(tuple[tuple[int, ...], ...]):
     """The shapes of the inputs of an op that takes a sequence."""
 
     def starts(self, axis: int) -> list[int]:
-        """Return where each begins when they are joined along `axis`; computed once for all."""
+        """Return where each input begins in their concatenation along `axis`; computed once."""
         known: dict[int, list[int]] = vars(self).setdefault("known", {})
         if axis not in known:
             known[axis] = list(accumulate((s[axis] for s in self), initial=0))
@@ -281,9 +281,9 @@ def agree(
 ) -> Sequence[Any]:
     """Return the inputs of `op` at `argnums`, converted to one float dtype.
 
-    It is the common dtype of the Tensors and arrays of floats that have dimensions, or else of the
-    Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote. `given` are
-    the inputs as they were passed, `values` the same with arrays for the Tensors.
+    This is the common dtype of the float Tensors and arrays that have axes; if there are none, of
+    the float Tensors without axes. Numbers, 0-d arrays, lists of numbers and integers do not change
+    it. `given` are the inputs as they were passed; `values` has arrays instead of the Tensors.
     """
     for value in values:
         if (
@@ -293,7 +293,7 @@ def agree(
         ):
             break
     else:
-        return values  # arrays of one dtype, mostly a Tensor and data
+        return values  # all arrays have one dtype: the usual case
     if any(isinstance(value, StandIn) for value in values):
         return values
     agreed = [
@@ -307,7 +307,7 @@ def agree(
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
         elif isinstance(value, int):
-            # A size, or a member of an enumeration, is the plain number.
+            # Convert subclasses of int, such as a size or a member of an enumeration.
             agreed[i] = value if value.__class__ is bool else int(value)
         elif value.__class__ is not float and (value is not None or op.is_required(argnum)):
             text = f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}"
@@ -315,15 +315,15 @@ def agree(
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))
     if target is not None and len(values) > 1:
-        # From the list itself, which may have more digits than float32.
+        # Convert the list itself: its floats may have more digits than float32.
         arrays = {i: as_array(agreed[i], target) for i in arrays}
     return [arrays.get(i, value) for i, value in enumerate(agreed)]
 
 
 def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
-    """Return the float dtype in which arrays compute together, or None if none has floats.
+    """Return the common dtype of the float arrays, or None if there are none.
 
-    Those with dimensions decide; 0-d arrays do only where there are no others.
+    0-d arrays count only if no array has axes.
     """
     floats = [x for x in arrays if x.dtype.kind == "f"]
     dtypes = {x.dtype for x in floats if x.ndim} or {x.dtype for x in floats}
@@ -333,7 +333,7 @@ def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
 def as_floats(op: OpLike, value: Any) -> Any:
     """Convert an input of a function of floats: integers to float64, float16 to float32.
 
-    The result is narrowed again (see `demoted`).
+    `demoted` converts the result back.
     """
     try:
         array: Any = value if isinstance(value, StandIn) else np.asarray(value)
@@ -345,16 +345,17 @@ def as_floats(op: OpLike, value: Any) -> Any:
         raise op_error(TypeError, op.name, text) from error
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
-    narrow = array.dtype in (np.float16, np.float32)  # unlike FLOAT32, one from a pickle is another
+    # By equality, because a dtype from a pickle is not the same object as FLOAT32.
+    narrow = array.dtype in (np.float16, np.float32)
     return array.astype(np.float32 if narrow else np.float64, copy=False)
 
 
 def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
-    """Return a result in the dtype that its op should have computed in.
+    """Convert a result to the dtype that its op should return.
 
-    That is the common dtype of the inputs that are floats. If there are none, float64 made of
-    integers (a quotient, or a root) becomes float32, the default float. The result of an op with an
-    option `dtype`, such as `astype`, stays as it is.
+    This is the common dtype of the float inputs. If there are none, a float64 result of integers
+    (a quotient, or a root) becomes float32, the default float dtype. The result of an op with an
+    option `dtype`, such as `astype`, is not converted.
     """
     if out.dtype.kind != "f" or "dtype" in op.parameters:
         return out
@@ -364,7 +365,7 @@ def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
 
 
 def as_output(op: OpLike, out: Any) -> Any:
-    """Return a result that is not a plain array as one: numpy's reductions return numbers."""
+    """Return a result as a plain array; numpy's reductions, for example, return numbers."""
     if isinstance(out, (np.ndarray, np.generic, int, float)):
         return np.asarray(out)
     if isinstance(out, StandIn):
@@ -383,9 +384,9 @@ def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:
 
 
 def view(out: Any, values: Sequence[Any]) -> Any:
-    """Return a result that shares memory with an input as an array of its own, and writable."""
+    """Return a writable array for a result that shares memory with an input; copy if necessary."""
     if not out.flags.writeable:
-        # A view of memory that is read-only for now may be writable; one that repeats elements not.
+        # Memory that is only held can be released. A view that repeats elements is never writable.
         inherited = release(out) and 0 not in out.strides
         if not inherited:
             return out.copy()
@@ -394,7 +395,7 @@ def view(out: Any, values: Sequence[Any]) -> Any:
 
 
 def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
-    """Return the error of a forward with the op's name and operands; one with its name as it is."""
+    """Return the error of a forward function, with the op's name and operands in the message."""
     if op_of(error) == op.name:
         return error
     operands = ", ".join(
@@ -415,12 +416,12 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):
         return op_error(IndexError, op.name, text)
-    no_numbers = str(error).startswith("ufunc")  # has no loop for such types
+    no_numbers = str(error).startswith("ufunc")  # a ufunc without a loop for these types
     takes = ", and takes tensors, arrays and numbers" if no_numbers else ""
     return op_error(TypeError, op.name, text + takes)
 
 
-# Python's own numbers adapt to the dtype of the array beside them.
+# The types of Python numbers, which adapt to the dtype of the array operand.
 NUMBERS = {float, int, bool}
 
 _NO_DEFAULT = inspect.Parameter.empty

@@ -1,30 +1,33 @@
-"""Forward mode: tangents go through the ops while these run, from the inputs of f to its result.
+"""Forward mode: compute tangents together with values, from the inputs of f to its result.
 
-A tangent is the derivative of a value in a direction: with x + t v for the inputs x, it is d/dt at
-t = 0. When an op has run, the tangent of its result follows from those of its inputs. Nothing has
-to be kept for a way back, so the memory does not grow with the depth of f.
+A tangent is the derivative of a value in a direction v: for inputs x + t v, it is d/dt at t = 0.
+After each op, the tangent of its result is computed from the tangents of its inputs. Nothing is
+saved for a backward pass, so the memory does not grow with the depth of f.
 
-No op needs a rule of its own for this, and few have one (`Op.jvp`). An op is one of four kinds:
+Ops need no extra rule for forward mode, and few have one (`Op.jvp`). There are four kinds of ops:
 
-- elementwise: it multiplies the gradient of each element by a number, and a tangent by the same
-  one. So its VJP is applied to the tangent.
-- linear: it is its own derivative. So it is called on the tangent, without its bias.
-- fused and replayed: it has the composition that it replaces. So that is run, op by op.
-- any other: its VJP is u -> J^T u, and <J^T u, v> = <u, J v>, so that J v is the derivative of
-  <J^T u, v> by u. So the VJP is recorded as a function of u, and the record is walked back with v
-  (Townsend, 2017, does so with all of f).
+- elementwise: the VJP multiplies the gradient of each element by a number; a tangent is multiplied
+  by the same number. So the VJP is applied to the tangent.
+- linear: such an op is its own derivative. So it is called on the tangent, without its bias.
+- fused and replayed: such an op has a composition that it replaces. So the composition runs, op by
+  op.
+- any other: its VJP is u -> J^T u. Because <J^T u, v> = <u, J v>, the product J v is the derivative
+  of <J^T u, v> with respect to u. So the VJP is recorded as a function of u, and v is
+  backpropagated through this record (Townsend, 2017, does this for the whole of f).
 
-Tangents belong to the nodes of values. A result whose inputs carry tangents, but require no
-gradient, gets a node without edges, which is `forward_only`. Where a gradient is required too, as
-when f is itself the gradient of something, the graph is recorded as ever, and the ops of its
-backward pass get tangents like all others.
+Tangents are stored by node. If inputs have tangents, but require no gradient, the result gets a
+node without edges, which is `forward_only`. If a gradient is required too, for example because f
+itself computes a gradient, the graph is recorded as usual. The ops of its backward pass get
+tangents like all other ops.
 
-Runs may be nested. Each has tangents of its own, and computes them by ops that the runs around it
-see, so that these get the derivatives of tangents, while it does not see the ops of those.
+Runs may be nested. Each run has its own tangents. It computes them with ops that the outer runs
+see, so the outer runs get derivatives of its tangents. A run does not see the ops with which outer
+runs compute their tangents.
 
-A tangent can also be differentiated in reverse. That is asked for if the op depends on something
-from outside of f that requires a gradient: a weight, or an input or a direction of this run. Then
-tangents are computed from Tensors and recorded, and else from arrays, which takes less time.
+A tangent can also be differentiated in reverse mode. This is possible if the op depends on
+something outside of f that requires a gradient: a weight, or an input or a direction of this run.
+Then tangents are computed with Tensors and recorded. In all other cases they are computed with
+arrays, which is faster.
 """
 
 from __future__ import annotations
@@ -46,14 +49,14 @@ from minigrad.core.op import VJP, Op, identity
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.versions import clock
 
-Tangents = list[Tensor | None]  # of one value, in each direction; None for zero
+Tangents = list[Tensor | None]  # the tangents of one value, one per direction; None means zero
 
 
 class _Known(NamedTuple):
-    """Facts that a run knows about a node."""
+    """What a run knows about a node."""
 
-    tangents: Tangents | None  # None if it does not depend on the inputs of the run
-    from_outside: bool  # whether it depends on something outside of f that requires a gradient
+    tangents: Tangents | None  # None if the node does not depend on the inputs of the run
+    from_outside: bool  # whether the node depends on an outer node that requires a gradient
 
 
 class ForwardMode(Observer):
@@ -67,7 +70,7 @@ class ForwardMode(Observer):
         self._known: WeakKeyDictionary[Node, _Known] = WeakKeyDictionary()
 
     def start(self, x: Tensor, tangents: Tangents) -> Tensor:
-        """Return the value of x at a node of its own, linked to x, with a tangent per direction."""
+        """Return x at a new node, which is linked to x and has one tangent per direction."""
         inner = identity(x)
         given = [x, *(v for v in tangents if v is not None)]
         from_outside = self._enabled and any(each.node is not None for each in given)
@@ -78,7 +81,7 @@ class ForwardMode(Observer):
         """Return what is known about a node.
 
         Raises:
-            RuntimeError: if it depends on the inputs, but is the result of an op that was not seen.
+            RuntimeError: if the node depends on the inputs, but this run did not see its op.
         """
         known = self._known.get(node)
         if known is None and node.order > self._start:
@@ -102,15 +105,15 @@ class ForwardMode(Observer):
         return [Tensor(np.zeros_like(result._data)) if v is None else v for v in tangents]
 
     def carries(self, result: Tensor) -> bool:
-        """Return whether a result has tangents, which it has if it depends on an input."""
+        """Return whether a result has tangents, because it depends on an input."""
         return self._of(result) is not None
 
     def is_running(self) -> bool:
-        """Return whether ops get tangents now."""
+        """Return whether ops that are called now get tangents."""
         return mode.grad_enabled or not self.is_in_no_grad_of_f()
 
     def is_in_no_grad_of_f(self) -> bool:
-        """Return whether this is in a `no_grad` of the function, where only grad mode counts."""
+        """Return whether f itself has entered a `no_grad` block, where only grad mode counts."""
         return mode.no_grad_blocks != self._no_grad_blocks
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
@@ -149,13 +152,13 @@ class ForwardMode(Observer):
             self._known[result.node] = _Known(None, True)
 
     def _is_inside(self, observer: Observer) -> bool:
-        """Return whether an observer is this run, or one inside it."""
+        """Return whether an observer is this run, or a run inside it."""
         return isinstance(observer, ForwardMode) and observer._start >= self._start
 
     def _push(
         self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
     ) -> Tangents:
-        """Return the tangents of a result; `moving` are those of the inputs."""
+        """Return the tangents of a result; `moving` has the tangents of the inputs."""
         vjps = op.vjp_of
         if op.takes_sequence:
             vjps = dict.fromkeys(range(len(inputs)), vjps[0])
@@ -187,22 +190,22 @@ def carried(*tensors: Tensor) -> bool:
 
 
 def is_differentiated(value: Any) -> bool:
-    """Return whether the derivative of what is computed from `value` now can be asked for."""
+    """Return whether anything may need the derivative of results computed from `value` now."""
     if not isinstance(value, Tensor) or value.node is None:
         return False
     return mode.grad_enabled or carried(value)
 
 
 def _is_unwatched() -> bool:
-    """Return whether nobody can ask for the derivative of what is computed now, or look at it.
+    """Return whether no outer run and no observer needs to see the ops that are called now.
 
-    Tangents are then computed from arrays, as gradients are in an ordinary backward pass.
+    Then tangents are computed with arrays, as gradients are in an ordinary backward pass.
     """
     return not mode.observers and not mode.grad_enabled
 
 
 def _give_node(op: Op[Any], result: Tensor) -> Node:
-    """Give a result a node if it has none; edges to inputs that require no gradient go."""
+    """Give a result a node if it has none; remove edges to inputs that require no gradient."""
     node = result.node
     if node is None:
         node = result.node = Node.of(op, (), result._data)
@@ -225,7 +228,7 @@ class _Derivative:
         values = _converted(op, inputs, vjps, result.dtype)
         if self._unwatched:
             values = [x._data if isinstance(x, Tensor) else x for x in values]
-        # One for each parameter of the op.
+        # One value for each parameter of the op.
         self._values: list[Any] = values
         if isinstance(inputs, SequenceInputs):
             self._values = [values, *inputs.options]
@@ -233,7 +236,7 @@ class _Derivative:
         self._transposed: tuple[Tensor, dict[int, Tensor]] | None = None
 
     def along(self, tangents: Mapping[int, Tensor | None]) -> Tensor | None:
-        """Return the derivative along tangents of some inputs; None stands for zero."""
+        """Return the derivative along the tangents of some inputs; None means zero."""
         own = self._op.own_jvp if self._unwatched else None
         if own is None:
             terms = self._terms(tangents)
@@ -256,7 +259,7 @@ class _Derivative:
         return Tensor.at(np.asarray(total, self._result.dtype), None)
 
     def _terms(self, tangents: Mapping[int, Tensor | None]) -> list[Any]:
-        """Return arrays or Tensors whose sum is the derivative; none if it is zero."""
+        """Return a list of arrays or Tensors whose sum is the derivative; empty if it is zero."""
         op = self._op
         terms: list[Any] = []
         transposed: dict[int, Any] = {}
@@ -293,7 +296,7 @@ class _Derivative:
         )
 
     def _of_linear(self, argnum: int, tangent: Any) -> Any:
-        """Call the op on a tangent, without what is added to its product."""
+        """Call the op on a tangent, without its bias."""
         values = list(self._values)
         for i in self._op.vjp_of:
             if not self._op.is_required(i):
@@ -307,13 +310,13 @@ class _Derivative:
         return self._op(*args, **options)
 
     def _pulled_back(self, g: Any, argnums: Sequence[int]) -> list[Any]:
-        """Return what the VJPs of some inputs make of a gradient of the result."""
+        """Run the VJPs of some inputs on a gradient of the result; return their results."""
         if not self._op.plain:
             return self._op.run_joint_vjp(g, argnums, self._saved(self._vjps[argnums[0]]))
         return [self._vjps[i].derivative(g, *self._saved(self._vjps[i], i)) for i in argnums]
 
     def _saved(self, derivative: VJP, argnum: int | None = None) -> list[Any]:
-        """Return what a derivative takes after the gradient or the tangents."""
+        """Return the arguments of a derivative that come after the gradient or the tangents."""
         slots = self._slots
         slots[-1] = argnum
         return [
@@ -322,7 +325,7 @@ class _Derivative:
         ]
 
     def _by_transposition(self, tangents: Mapping[int, Any]) -> list[Any]:
-        """Return J v from the VJPs u^T J, which are recorded as functions of u and transposed."""
+        """Return J v: record the VJPs u^T J as functions of u, and differentiate them by u."""
         if self._transposed is None:
             self._transposed = self._record_vjps()
         u, products = self._transposed
@@ -350,7 +353,7 @@ class _Derivative:
     def _record_vjps(self) -> tuple[Tensor, dict[int, Tensor]]:
         """Return a tensor u, and u^T J for each input with a node.
 
-        u is not 0, because a VJP may leave out its work where a gradient is 0.
+        u is not 0, because a VJP may skip its work where a gradient is 0.
         """
         op = self._op
         nodes = [x.node if isinstance(x, Tensor) else None for x in self._inputs]
@@ -369,7 +372,7 @@ class _Derivative:
 def _converted(
     op: Op[Any], inputs: Sequence[Any], argnums: Iterable[int], dtype: np.dtype[Any]
 ) -> list[Any]:
-    """Return the inputs of a call in the dtype in which the op computed its result of `dtype`."""
+    """Return the inputs of a call, converted to the dtype in which the op computed."""
     if op.floats and dtype == np.float16:
         dtype = FLOAT32
     values = list(inputs)

@@ -1,7 +1,7 @@
 """The mode of a thread: whether it records a graph, and which observers watch it.
 
-Both belong to the running thread, not to a tensor and not to the process: a data loader in another
-thread must not switch off the gradients of the training loop.
+Both belong to a thread, not to a tensor or to the process. So a data loader in another thread
+cannot switch off the gradients of the training loop.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ R = TypeVar("R")
 
 
 class _Mode(threading.local):
-    """The state of one thread: `(grad_enabled, observers)`, one tuple, since each op reads both.
+    """The state of one thread, `(grad_enabled, observers)`: one tuple, because each op reads both.
 
-    The class of the observers is in `minigrad.core.observers`, since it names classes that are
-    built on this module.
+    The class `Observer` is in `minigrad.core.observers`, which imports modules that need this one.
     """
 
     state: tuple[bool, tuple[Any, ...]] = (True, ())
-    no_grad_blocks: int = 0  # how many of them the thread is in, also if grad mode is on again
+    no_grad_blocks: int = 0  # how many the thread is inside of, even if `enable_grad` is active
 
     @property
     def grad_enabled(self) -> bool:
@@ -39,10 +38,10 @@ mode = _Mode()
 
 
 def observed(function: Callable[..., R], *arguments: Any) -> R:
-    """Call a function that is no op, and let the observers of this thread see the call.
+    """Call a function that is not an op, and report the call to the observers of this thread.
 
-    The library does so wherever it computes from the values of arrays outside of ops, draws random
-    numbers, or changes something in a training step.
+    The library uses it wherever it computes with arrays outside of ops, draws random numbers, or
+    changes something in a training step.
     """
     observers = mode.state[1]
     if not observers:
@@ -62,7 +61,7 @@ def observed(function: Callable[..., R], *arguments: Any) -> R:
 
 @contextmanager
 def unobserved(grad_enabled: bool) -> Iterator[None]:
-    """Let no observer see what this thread does in the block; set whether it records a graph."""
+    """In a `with` block, hide this thread from observers; set whether it records a graph."""
     before, mode.state = mode.state, (grad_enabled, ())
     try:
         yield
@@ -76,14 +75,15 @@ def is_grad_enabled() -> bool:
 
 
 class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with grad_mode(False):`
-    """Set whether the block or the decorated function records a graph.
+    """Set whether a `with` block or a decorated function records a graph.
 
-    At the end the earlier mode returns, also after an error. One object may be entered many times.
+    At the end the earlier mode is restored, also after an error. One object may be entered several
+    times.
     """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._thread = threading.local()  # because several threads may be inside at once
+        self._thread = threading.local()  # several threads may use one object at once
 
     def __enter__(self) -> None:
         before, observers = mode.state
@@ -96,17 +96,17 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         mode.no_grad_blocks -= not self._enabled
 
     def __call__(self, function: F) -> F:
-        """Return `function` in this mode.
+        """Decorate `function`, so that it runs in this mode.
 
         Raises:
-            TypeError: if it is a generator, because its body runs after the mode was restored.
+            TypeError: if it is a generator, because its body would run after the mode is restored.
         """
         check_decorable(function)
         return super().__call__(function)
 
 
 def check_decorable(function: Callable[..., Any]) -> None:
-    """Check that a function can run under a mode, which it does from start to end in one go.
+    """Check that a call of a function runs its whole body, so that a mode can be set for it.
 
     Raises:
         TypeError: if it is a generator or a coroutine.
@@ -123,7 +123,7 @@ def no_grad() -> grad_mode: ...
 @overload
 def no_grad(function: F) -> F: ...
 def no_grad(function: Callable[..., Any] | None = None) -> Any:
-    """Record no graph: the results of ops inside need no gradient.
+    """Record no graph: results of ops inside require no gradient.
 
     Use it as `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`.
     """
@@ -135,7 +135,7 @@ def enable_grad() -> grad_mode: ...
 @overload
 def enable_grad(function: F) -> F: ...
 def enable_grad(function: Callable[..., Any] | None = None) -> Any:
-    """Record the graph of the ops inside, also within a `no_grad`.
+    """Record a graph of the ops inside, even within `no_grad`.
 
     Use it as `with enable_grad():`, or as a decorator, `@enable_grad` or `@enable_grad()`.
     """

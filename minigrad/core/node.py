@@ -1,16 +1,17 @@
-"""The graph that ops leave behind: what a node is, and the order in which nodes are visited.
+"""The graph that ops record: what a node is, and the order in which nodes are visited.
 
-Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, the nodes
-of its inputs, and the values that the VJPs of the op need, its residuals.
+Every op with an input that requires a gradient records a `Node`. The node stores the op, the nodes
+of its inputs (its parents), and the values that the VJPs of the op need (its residuals).
 
-A backward pass visits the nodes from the newest to the oldest. An op can only be called on what
-exists already, so this is a topological order: when a node is visited, all that was computed from
-it has been visited before, and the sum of the gradients that reach it is complete. A walk that goes
-on to the inputs at once instead runs a node's VJPs with half of its gradient and then again with
-all of it, the classic bug:
+A backward pass visits the nodes from the newest to the oldest. An op can only be called on values
+that already exist, so this is a topological order. When a node is visited, everything that was
+computed from it has been visited before, and the sum of the gradients that reach it is complete.
+
+A classic bug is to visit the parents at once, each time a gradient arrives. Then the VJPs of a node
+run with a part of its gradient, and later again with the complete gradient:
 
     h = 2 * x
-    y = h + h      # dy/dx is 4; such a walk sends 1 and then 1 + 1 through `2 * x`, and says 6
+    y = h + h      # dy/dx = 4; the bug sends 1, and then 1 + 1, through `2 * x`, and returns 6
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from minigrad.versions import clock, last_write, last_written
 Edge = tuple[Any, ...]  # (parent, argnum, vjp, *saved)
 
 Cost = int | Callable[..., int]
-"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
+"""FLOPs per element of the result; or a function whose parameters name operands, options, `out`."""
 
 Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
-"""Texts with a condition on values by name for each, or a function of these that returns a text."""
+"""Texts, each with a condition on named values; or a function of named values that returns a text.
+"""
 
 
 class OpLike(Protocol):
@@ -62,14 +64,14 @@ class OpLike(Protocol):
         """Compute the gradients for some edges of a node."""
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """List the values that a backward pass along these edges uses, with a description each."""
+        """List the values that a backward pass along these edges uses, each with a description."""
 
     def input_name(self, argnum: int) -> str:
-        """Return the name of the input at `argnum` for a message."""
+        """Return the name of the input at `argnum`, for messages."""
         return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     def is_required(self, argnum: int) -> bool:
-        """Return whether the input at `argnum` cannot be left out."""
+        """Return whether the input at `argnum` is required, because it has no default."""
         default = self.signature.parameters[self.parameters[argnum]].default
         return self.takes_sequence or default is Parameter.empty
 
@@ -77,34 +79,34 @@ class OpLike(Protocol):
 class Node:
     """One value in the graph: a leaf (`op` is None), or the result of one op.
 
-    Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory
-    is freed with the last Tensor that needs it.
+    Nodes refer to older nodes, and never to a Tensor. So there are no reference cycles, and memory
+    is freed when the last Tensor that needs it is deleted.
     """
 
-    # `__dict__` is there for the last seven, which are rarely set: as defaults of the class they
-    # cost a node neither time nor memory until one is assigned.
+    # `__dict__` is for attributes with a default below. They are rarely set; as defaults of the
+    # class, they cost a node no time and no memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
-    op: OpLike | None  # that was called, None for a leaf
-    # One for each input in need of a gradient: its node, which of the op's inputs it was, the VJP
-    # of that input, and the residuals of the VJP. None once a backward pass has freed them.
+    op: OpLike | None  # the op that was called; None for a leaf
+    # An edge for each input that requires a gradient: the node of the input (the parent), its
+    # argnum, its VJP, and the residuals of the VJP. None after a backward pass has freed the edges.
     edges: Sequence[Edge] | None
     order: int  # when the node was made, on the clock of `minigrad.versions`
-    shape: tuple[int, ...]  # of the value, and so of its gradient
-    dtype: np.dtype[Any]  # of both
-    watched: bool  # whether there are hooks, or the gradient is to be retained
+    shape: tuple[int, ...]  # the shape of the value, and of its gradient
+    dtype: np.dtype[Any]  # the dtype of the value, and of its gradient
+    watched: bool  # whether the node has hooks, or retains its gradient
 
     grad: Any = None  # a Tensor, for leaves and where `retains_grad` is set
     retains_grad: bool = False
     hooks: tuple[Hook, ...] = ()
-    arguments: tuple[Any, ...] = ()  # of the op, saved only for one that is replayed
-    outdated: bool = False  # whether the leaf was converted, and has a node of the new dtype now
-    forward_only: bool = False  # whether it is there for tangents, and no graph is behind it
-    in_program: bool = False  # whether a captured step computes its gradient, and keeps it inside
+    arguments: tuple[Any, ...] = ()  # the arguments of the op, saved only if it is replayed
+    outdated: bool = False  # whether the leaf was converted to another dtype, and has a new node
+    forward_only: bool = False  # whether the node only has tangents, and no graph behind it
+    in_program: bool = False  # whether its gradient exists only inside of a captured step
 
     @classmethod
     def of(cls, op: OpLike | None, edges: Sequence[Edge], result: np.ndarray[Any, Any]) -> Node:
-        """Make the node of `result`, which `op` has just computed; without an op, of a leaf."""
+        """Make the node of `result`, which `op` has just computed; for a leaf, `op` is None."""
         node = cls()
         node.op = op
         node.edges = edges
@@ -116,7 +118,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The op's name, or "leaf"."""
+        """The name of the op, or "leaf"."""
         return "leaf" if self.op is None else self.op.name
 
     def __repr__(self) -> str:
@@ -135,7 +137,7 @@ class Hook:
         node.watched = True
 
     def remove(self) -> None:
-        """Remove the hook; doing it twice is harmless."""
+        """Remove the hook; a second call does nothing."""
         node = self._node()
         if node is not None:
             node.hooks = tuple(hook for hook in node.hooks if hook is not self)
@@ -144,14 +146,14 @@ class Hook:
 def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -1) -> list[Node]:
     """Return `roots` and all nodes that they depend on, newest first.
 
-    The walk ends at the nodes of `stop`, and at those made at the time `oldest` or before.
+    The walk ends at nodes in `stop`, and at nodes that were made at the time `oldest` or earlier.
 
     Raises:
         RuntimeError: if a part of the graph has been freed.
     """
     seen = set(roots)
     found = list(seen)
-    for node in found:  # which grows meanwhile
+    for node in found:  # the loop appends to this list
         if node in stop or node.order <= oldest:
             continue
         if node.edges is None:
@@ -168,14 +170,14 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:
-    """Check that the saved arrays are still what they were in the forward pass.
+    """Check that nothing was written to the saved arrays after the forward pass.
 
     Raises:
-        RuntimeError: if a VJP that leads to a needed node saved an array that was written since.
+        RuntimeError: if a saved array of a VJP on the way to a needed node was overwritten.
     """
     for node in reversed(order):
         if node.order > last_write[0]:
-            break  # and so is every newer node
+            break  # this node, and so every newer node, was made after the last write
         if node.op is None:
             continue
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
@@ -190,7 +192,7 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
 
 
 def arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
-    """List the arrays in a residual: the array itself, or those in an index of several parts."""
+    """List the arrays in a residual: the residual itself, or the arrays in an index tuple."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -201,13 +203,13 @@ def arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:
-    """Return the nodes that lead to a wanted node: the only ones whose VJPs need to run."""
+    """Return the nodes that depend on a wanted node: only their VJPs need to run."""
     needed: set[Node] = set()
     for node in reversed(order):
         if node in wanted:
             needed.add(node)
             continue
-        for edge in node.edges or ():  # a loop takes less time than any()
+        for edge in node.edges or ():  # a loop is faster than any()
             if edge[0] in needed:
                 needed.add(node)
                 break

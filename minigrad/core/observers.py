@@ -1,8 +1,8 @@
-"""`Observer`: the one interface through which the library can be watched.
+"""`Observer`: the interface for watching what the library does.
 
-A receipt, an anomaly detector, a liveness report and a drawing all need the same few facts (an op
-was called, a VJP was run), so these are announced here, and nothing has to be patched. Without an
-observer, this costs the test of an empty tuple.
+Receipts, anomaly detection, liveness reports and drawings need the same few events: an op was
+called, a VJP was run. The library reports these events to observers, so no tool has to patch it.
+Without an observer, the only cost is a test whether a tuple is empty.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Observer:
         """`op` was called on `inputs` (Tensors, arrays, options as given) and returned `result`."""
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        """A VJP of `node.op` turned the arriving `gradient` into `result`, the one of `parent`."""
+        """A VJP of `node.op` computed `result`, the gradient for `parent`, from `gradient`."""
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        """The result of that VJP, now in the shape and dtype of `parent`, is about to go on."""
+        """The result of a VJP, converted to shape and dtype of `parent`, is passed to `parent`."""
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
-        """The complete gradient of `node`, a wanted one, has arrived and passed the hooks.
+        """The complete gradient of `node`, a wanted node, has arrived and passed the hooks.
 
-        It is about to be added to `before`, the `.grad` of the node, if it has one. Nothing is
-        written before all gradients that arrive in a pass have been announced.
+        It will be added to `before`, the `.grad` of the node, if there is one. No `.grad` is
+        changed before all gradients of the pass have been reported.
         """
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
@@ -55,7 +55,8 @@ class Observer:
     def on_pass(self, begins: bool) -> None:
         """A backward pass begins, or has ended; it may run inside another one.
 
-        `is_grad_enabled()` is True if it is recorded. Its end is announced also after an error.
+        `is_grad_enabled()` is True if the pass is recorded. Its end is reported also after an
+        error.
         """
 
     def on_hook(self, node: Node, begins: bool) -> None:
@@ -70,29 +71,29 @@ class Observer:
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """The value of `tensor` has left the graph by `how`, such as "detach()".
 
-        With ".data =" it is about to get other memory. `value` is a Tensor or an array in the same
-        memory, or None for Python numbers.
+        If `how` is ".data =", the tensor is about to get other memory. `value` is a Tensor or an
+        array in the same memory, or None for Python numbers.
         """
 
     def on_text(self, tensor: Tensor) -> None:
-        """A text with the values of `tensor` is about to be made, as `print` does."""
+        """The values of `tensor` are about to be formatted as text, for example by `print`."""
 
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
-        """A function that is no op is about to be called, or has ended with `result`.
+        """A function that is not an op is about to be called, or has returned `result`.
 
-        The library announces what it computes from values outside of ops, such as how much each
-        label counts in a loss, and what changes something: dropout draws, gradients are clipped, a
-        scheduler or an average takes a step. After an error the result is None.
+        The library reports computations on values outside of ops, such as the weights of labels in
+        a loss. It also reports changes: dropout draws, gradients are clipped, a scheduler or an
+        average is updated. After an error, `result` is None.
         """
 
     def on_result(self, result: Any) -> Any:
-        """Return what such a function is to return: `result`, or what stands for it."""
+        """Return what such a function shall return: `result`, or a replacement."""
         return result
 
     def on_module(self, module: Any, begins: bool) -> None:
-        """The `forward` of `module` is about to run, or has ended, perhaps with an error."""
+        """The `forward` of `module` is about to run, or has ended, possibly with an error."""
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Random numbers are about to be drawn from `generator`."""
@@ -100,9 +101,9 @@ class Observer:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
-    """Let `observer` watch what this thread does inside the block.
+    """Let `observer` watch what this thread does inside a `with` block.
 
-    A block may end before one that began later, as in a generator; only its own observer goes then.
+    Blocks may overlap, for example in generators: the end of a block removes only its own observer.
     """
     mode.state = (mode.grad_enabled, (*mode.observers, observer))
     try:

@@ -1,4 +1,4 @@
-"""An op: its forward on arrays and one VJP for each input, side by side.
+"""An op: its forward function on arrays, and one VJP for each input.
 
     @op
     def multiply(a, b):
@@ -7,22 +7,22 @@
     multiply.vjp("a", lambda g, b: g * b)
     multiply.vjp("b", lambda g, a: g * a)
 
-A VJP names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
-result, or `a_shape` for no more than the shape of `a`. The names are read once, here. When the op
-is called, only the VJPs of inputs that need a gradient are recorded, only what these VJPs name is
-saved, and nothing else stays alive. With a frozen weight, matmul's VJP for it is never recorded,
-its product never runs, and the activation is not saved for it.
+The parameters of a VJP name what it needs: the arriving gradient `g`, then parameters of the op,
+`out` for the result, or `a_shape` for only the shape of `a`. The names are read once, when the VJP
+is defined. When the op is called, only the VJPs of inputs that need a gradient are recorded, and
+only the values that these VJPs name are saved. For a frozen weight, for example, matmul's VJP is
+not recorded, its product never runs, and the activation is not saved for it.
 
-A VJP is written in ops, and an op called on plain arrays is its forward and nothing more. So an
-ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
-Tensors and leaves a graph of its own: derivatives of any order.
+A VJP is written with ops, and an op that is called on plain arrays only runs its forward function.
+So an ordinary backward pass computes with numpy on arrays. Under `create_graph`, the same code gets
+Tensors and records a graph: this gives derivatives of any order.
 
-Three kinds of ops need more than that: those of many inputs (`Op.vjp`), inputs whose derivatives
-share work (`Op.joint_vjp`), and fused ops, which name the `composition` that they replace (`op`).
+Three cases need more: ops with a sequence of inputs (`Op.vjp`), inputs whose derivatives share work
+(`Op.joint_vjp`), and fused ops, which name the `composition` that they replace (`op`).
 
-An op also says what the instruments cannot find out, such as the FLOPs of a kernel. All else they
-find in its block: the FLOPs of a VJP, for example, by running it (see
-`minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know an op.
+An op also declares what the diagnostics cannot find out, such as the FLOPs of a kernel. They find
+everything else in the definition of the op: the FLOPs of a VJP, for example, by running it (see
+`minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know a particular op.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from minigrad.renamed import instead, instead_of_keyword, missing
 P = ParamSpec("P")
 
 OPS: dict[str, Op[Any]] = {}
-"""Every op of the library by name. An op that you define is a function of yours, and not listed."""
+"""Every op of the library by name. Ops that you define yourself are not listed."""
 
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
-"""Names with a meaning of their own in a VJP."""
+"""Names with a special meaning in a VJP."""
 
 
 class VJP:
-    """A derivative, with its parameters resolved to the values that a call has to save for it."""
+    """A derivative of an op, and which values a call must save for it."""
 
     __slots__ = ("cost", "derivative", "slots")
 
@@ -77,7 +77,7 @@ class VJP:
         if op.returns_residuals and not is_jvp:  # forward mode does not keep them
             special.append("residuals")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
-        # For each parameter after `g` its index in `known`, and whether only the shape is needed.
+        # For each parameter after `g`: its index in `known`, and whether only its shape is needed.
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
             shape_only = name not in known
@@ -90,26 +90,26 @@ class VJP:
                 )
             self.slots.append((slot, shape_only))
         self.derivative = derivative  # called as `derivative(g, *saved)`
-        self.cost = cost  # in FLOPs, of a joint VJP by the name of an input; None if a run finds it
+        self.cost = cost  # FLOPs (by input name for a joint VJP); None: found by a run
 
 
 class Op(OpLike, Generic[P]):
     """A function of tensors that knows its derivatives; the decorator `op` makes one.
 
-    If a Tensor is among its arguments it returns a Tensor, for plain arrays a plain array.
+    If an argument is a Tensor, the op returns a Tensor; for plain arrays, it returns a plain array.
 
     Attributes:
-        name: the name of the forward.
-        forward: the function on arrays. It returns a new array or a view, and has no side effect.
-        signature: the forward's parameters, inputs and options alike.
-        parameters: their names.
-        vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
-        vjp_of: the same as a dict.
-        own_jvp: how a tangent goes through the op, if it was said (see `Op.jvp`).
+        name: the name of the forward function.
+        forward: the function on arrays. It returns a new array or a view, and has no side effects.
+        signature: the parameters of the forward function, both inputs and options.
+        parameters: the names of the parameters.
+        vjps: a pair `(argnum, vjp)` for each differentiable input.
+        vjp_of: the same pairs as a dict.
+        own_jvp: the rule for tangents, if there is one (see `Op.jvp`).
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
-        known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
-        plain: whether every input has a VJP of its own.
-        takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
+        known_flops: the FLOPs of calls and VJPs found so far, by signature, for receipts.
+        plain: whether every input has its own VJP.
+        takes_sequence: whether the inputs are the elements of the first parameter, a sequence.
         call: the function that a call of the op runs; calling it directly is a little faster.
     """
 
@@ -154,19 +154,19 @@ class Op(OpLike, Generic[P]):
         return self  # an op is a function: a copy of a model uses the same
 
     def __reduce__(self) -> str:
-        return self.name  # an unpickled one is found by its name in its module
+        return self.name  # unpickling looks the op up by its name in its module
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
 
-    if not TYPE_CHECKING:  # else an attribute such as `node.op` would pass for a method
+    if not TYPE_CHECKING:  # type checkers would take an attribute such as `node.op` for a method
 
         def __get__(self, owner, kind=None):
-            """Make an op in a class a method, as any function; `help` knows functions by this."""
+            """Make an op in a class a method, like a function; `help` detects functions by this."""
             return self if owner is None else MethodType(self, owner)
 
         def __getattr__(self, name):
-            """Raise an error, which gives the new name of what was renamed."""
+            """Raise an error; if an attribute was renamed, the message has its new name."""
             raise missing("Op", name, self)
 
     # ----------------------------------------------------------------------------------------------
@@ -176,15 +176,15 @@ class Op(OpLike, Generic[P]):
     def vjp(
         self, name: str, derivative: Callable[..., Any] | None = None, *, cost: Cost | None = None
     ) -> Callable[..., Any]:
-        """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
+        """Define the VJP of the input `name`. Without `derivative`, return a decorator.
 
-        Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
-        concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
-        array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
-        them. `cost` is the FLOPs of a VJP that is not written in ops, as for `op`.
+        Given g = dL/d(out), a VJP returns dL/d(input). It may ignore broadcasting and dtypes. It is
+        written with ops, the operators + - * / ** and comparisons, and writes to no array. If it
+        names `argnum`, the input is a sequence of arrays, and the VJP is for one of them. `cost` is
+        the FLOPs of a VJP that is not written with ops, as for `op`.
 
         Raises:
-            ValueError: if there is no such input, it has a VJP, or the VJP names a value
+            ValueError: if the input does not exist or already has a VJP, or the VJP names a value
                 that the op does not have.
         """
         if derivative is None:
@@ -215,15 +215,16 @@ class Op(OpLike, Generic[P]):
         *,
         cost: Mapping[str, Cost] | None = None,
     ) -> None:
-        """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
+        """Define one VJP for several inputs; `derivative` returns a gradient for each of them.
 
-        `needs_input_grad` has a bool for each of `names`; where it is False, None will do. `cost`
-        has the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an input, 0
-        where it is missing; under "shared", those that serve several inputs, which may name
-        `needs_input_grad`, the set of the inputs that need a gradient.
+        It is called as `derivative(g, needs_input_grad, ...)`. `needs_input_grad` has a bool for
+        each of `names`; where it is False, the gradient may be None. `cost` is needed for a VJP
+        that is not written with ops. It is a dict with FLOPs, as for `op`, by the name of an input;
+        a missing input costs 0. The key "shared" has the FLOPs of work for several inputs; its
+        function may name `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
-            ValueError: if there is no such input, or the op has VJPs already.
+            ValueError: if an input does not exist, or the op already has VJPs.
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
@@ -233,14 +234,15 @@ class Op(OpLike, Generic[P]):
         self.plain = False
 
     def jvp(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
-        """Say how tangents go through the op, if what follows from its other derivatives is slow.
+        """Define a JVP: how to compute the tangent of the result, if the general way is too slow.
 
         `derivative(tangents, ...)` gets a tangent, or None for zero, for each input with a VJP, and
-        then what a VJP may name; it returns the tangent of the result. All are arrays: a tangent
-        that is differentiated itself goes through the composition or the VJPs.
+        then the values that a VJP may name. It returns the tangent of the result. All of them are
+        arrays. If a tangent is differentiated itself, the composition or the VJPs are used instead.
 
         Raises:
-            ValueError: if it has one, or the JVP names a value that the op does not have.
+            ValueError: if the op already has a JVP, or the JVP names a value that the op does not
+                have.
         """
         if self.own_jvp is not None:
             raise ValueError(f"`{self.name}` already has a JVP")
@@ -248,18 +250,18 @@ class Op(OpLike, Generic[P]):
         return derivative
 
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
-        """Replace the VJPs; the next call of the op writes `call` again, for these."""
+        """Replace the VJPs; the next call of the op generates `call` again."""
         self.vjps = vjps
         self.vjp_of = dict(vjps)
         self.call = self._first_call
 
     def _check_names(self, asked: Any, *others: str) -> None:
-        """Raise an error if a cost, a shape or a hint names what a call of the op does not have."""
+        """Raise an error if a cost, a shape or a hint names a value that the op does not have."""
         functions = asked.values() if isinstance(asked, Mapping) else (asked,)
         for function in filter(callable, functions):
             for name, parameter in inspect.signature(function).parameters.items():
                 known = name in self.parameters or name in others
-                if not known and parameter.kind is not parameter.VAR_KEYWORD:  # which gets all
+                if not known and parameter.kind is not parameter.VAR_KEYWORD:  # ** gets all
                     raise ValueError(
                         f"a cost, shape or hint of `{self.name}` asks for {name!r}; it can have "
                         f"{', '.join((*self.parameters, *others))}"
@@ -277,7 +279,7 @@ class Op(OpLike, Generic[P]):
     # ----------------------------------------------------------------------------------------------
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> Tensor:
-        """Run the forward; leave a node in the graph if an input needs a gradient."""
+        """Run the forward function; record a node if an input needs a gradient."""
         try:
             return self.call(*args, **options)
         except TypeError as error:
@@ -285,12 +287,12 @@ class Op(OpLike, Generic[P]):
             raise
 
     def check_keywords(self, error: TypeError) -> None:
-        """Raise a better error if the cause of this one is a keyword of another library."""
+        """Raise a better error if a keyword argument of another library has caused `error`."""
         if text := instead_of_keyword(error):
             raise op_error(TypeError, self.name, text) from None
 
     def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Return a value for each parameter as arguments by position and by keyword."""
+        """Return the positional and the keyword arguments, from a value for each parameter."""
         count = self._by_position
         return values[:count], dict(zip(self.parameters[count:], values[count:], strict=True))
 
@@ -302,16 +304,16 @@ class Op(OpLike, Generic[P]):
 
     @property
     def source(self) -> str:
-        """The text of the function that a call of this op runs."""
+        """The source code of the function that a call of this op runs."""
         return inspect.getsource(on_sequence) if self.takes_sequence else write(self)[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
-        """Stand in for `call` until it is needed, when all VJPs are known."""
+        """Generate `call` at the first call of the op, when all VJPs are known, and run it."""
         self.call = partial(on_sequence, self) if self.takes_sequence else write(self)[1]
         return self.call(*args, **options)
 
     # ----------------------------------------------------------------------------------------------
-    # The backward pass, where it takes more than calling a VJP on arrays
+    # The backward pass, for cases that need more than calling a VJP on arrays
     # ----------------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
@@ -336,7 +338,7 @@ class Op(OpLike, Generic[P]):
         return self.run_joint_vjp(g, wanted, residuals)
 
     def run_joint_vjp(self, g: Any, wanted: Sequence[int], residuals: Sequence[Any]) -> list[Any]:
-        """Return the gradients by the inputs at the argnums `wanted`."""
+        """Return the gradients for the inputs at the argnums `wanted`."""
         known = list(self.vjp_of)
         needs_input_grad = tuple([argnum in wanted for argnum in known])
         results = self.vjps[0][1].derivative(g, needs_input_grad, *residuals)
@@ -347,9 +349,9 @@ class Op(OpLike, Generic[P]):
     def linked(
         self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
     ) -> list[Any]:
-        """Return the residuals of a VJP, as Tensors at the nodes that the values had in the graph.
+        """Return the residuals of a VJP as Tensors, at the nodes of these values in the graph.
 
-        Tensors with the same values and no node would cut off the second derivative silently.
+        Without these nodes, the second derivative would be wrong without an error.
         """
         linked: list[Any] = []
         for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
@@ -368,7 +370,7 @@ class Op(OpLike, Generic[P]):
         return linked
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """List what a backward pass along `edges` of `node` would use, with descriptions."""
+        """List the values that a backward pass along `edges` of `node` uses, with descriptions."""
         inputs = [f"its input {name}" for name in self.parameters]
         names = [*inputs, "its result", "a number", "its residuals"]
         for _, _, vjp, *saved in edges:
@@ -390,12 +392,12 @@ def replay(
     wanted: Sequence[int],
     g: Any,
 ) -> list[Any]:
-    """Run a function again, recording, and backpropagate `g` through what it records, no further.
+    """Run a function again, record its graph, and backpropagate `g` through this graph only.
 
-    Among the arguments, arrays stand for tensors that need a gradient. `parents` are the nodes of
-    these in the outer graph, by argnum; argnums beyond the arguments are tensors that `function`
-    uses without getting them as arguments. The gradients for the argnums `wanted` are returned; if
-    `g` is a Tensor, they become a part of the outer graph.
+    Arguments that need a gradient are given as arrays. `parents` are their nodes in the outer
+    graph, by argnum. Argnums beyond the arguments are for tensors that `function` uses, but does
+    not get as arguments. Returns the gradients for the argnums `wanted`. If `g` is a Tensor, they
+    become a part of the outer graph.
     """
     inputs = list(arguments)
     ends = dict(parents)
@@ -454,41 +456,42 @@ def op(
     nonfinite_hint: Hint | None = None,
     gradient_hint: Hint | None = None,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
-    """Make an op of a function on arrays; then give it its derivatives with `.vjp`.
+    """Make an op from a function on arrays; then define its derivatives with `.vjp`.
 
-    A cost, a shape and a hint name what they need, as VJPs do: operands (of which they see shape
-    and dtype, in a hint also the values), options, and `out` for the result.
+    The parameters of a cost, a shape and a hint name what they need, as in VJPs: operands, options,
+    and `out` for the result. They see the shape and dtype of operands; a hint also sees the values.
 
     Args:
-        forward: the function. Parameters that get a VJP are inputs, all others are options.
-        composition: for a fused op, the function of tensors that it replaces: the reference for its
-            values and, if `replayed`, the source of its derivatives of second and higher order.
-        replayed: the VJPs of the op work on arrays only, as those that are kernels. It needs a
-            composition.
-        elementwise: each element of the result depends on one element of each input, broadcast.
-            Forward mode then takes the VJP of an input for its derivative in a direction, too.
-        linear: inputs that the result is linear in while the others are fixed; those that can be
-            left out, such as a bias, are left out then. Forward mode calls the op on a tangent.
-        floats: it is a function of floats: it computes in float64 for integers, and in float32 for
-            float16; its result, if a Tensor, is then of float32 or of float16.
-        returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
-            The op still returns `out` only. It needs `replayed`.
+        forward: the function. Parameters with a VJP are inputs; all others are options.
+        composition: for a fused op, the function of tensors that it replaces. It is the reference
+            for the op's values and, if `replayed`, gives derivatives of second and higher order.
+        replayed: whether the VJPs of the op work only on arrays, because they call kernels. This
+            needs a composition.
+        elementwise: whether each element of the result depends on one element of each input, after
+            broadcasting. Forward mode then applies the VJP of an input to its tangent.
+        linear: inputs in which the result is linear while the others are fixed. Forward mode calls
+            the op on a tangent of such an input, without optional inputs such as a bias.
+        floats: whether it is a function of floats. It then computes in float64 for integers, and
+            in float32 for float16; a Tensor result is converted to float32 or float16.
+        returns_residuals: whether the function returns `(out, residuals)`, for VJPs that name
+            `residuals`. The op itself still returns only `out`. This needs `replayed`.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
-            returns their sum. If it is left out, they are those of the composition, or of the
-            functions of numpy in the forward; where these are not seen, receipts do not count it.
-        shape: beside a cost, a function that returns the shape of the result, if that is not the
-            one that the operands are broadcast to.
-        product: it is a matrix product: receipts list those that frozen inputs save, and without
-            hints of its own it has those of products.
-        fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
-        nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
-            for each a condition on the values; or a function that returns a text or None.
-        gradient_hint: the same for a gradient. It gets what the VJP saved, and may name also `g`,
-            the gradient that arrived, and `gradient`, the one that the VJP returned.
+            returns the total. By default, they are counted in the composition, or in the numpy
+            functions that the forward calls; receipts do not count what calls no numpy function.
+        shape: with a cost, a function that returns the shape of the result, if this is not the
+            broadcast shape of the operands.
+        product: whether it is a matrix product. Receipts list the products that frozen inputs save;
+            without its own hints, the op has the hints of products.
+        fresh: inputs that are made for each call, such as a dropout mask, so they count as saved
+            memory.
+        nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts,
+            each with a condition on the values; or a function that returns a text or None.
+        gradient_hint: the same for a gradient that is not finite. It may name what the VJP saved,
+            `g` for the gradient that arrived, and `gradient` for the result of the VJP.
 
     Raises:
-        ValueError: if a property lacks another that it needs, or names a parameter that the
-            function does not have; or the function has one that no op can have, such as `*args`.
+        ValueError: if a property needs another one that is missing, or names a parameter that the
+            function does not have, or the function has parameters such as `*args`.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:
@@ -507,7 +510,7 @@ def op(
 
 @op(elementwise=True)
 def identity(x: Any) -> Any:
-    """The same value at a new node: the link between a replay and the graph around it."""
+    """The same value at a new node: it links a replay to the outer graph."""
     return x.view()
 
 

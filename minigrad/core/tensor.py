@@ -1,8 +1,8 @@
 """Tensor: an array with respect to which results can be differentiated.
 
-A tensor has its data, and its node in the graph. Everything that computes is an op. The operators
-and methods that call ops are declared here, for type checkers and readers, and are attached by
-`minigrad.operators`.
+A tensor holds its data and its node in the graph. Ops do every computation. The operators and
+methods that call ops are declared here, for type checkers and readers; `minigrad.operators`
+attaches them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Axis = int | Sequence[int] | None
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Return `data` as an array in native byte order, without a copy where it is one already.
+    """Return `data` as an array in native byte order; copy it only if it must be converted.
 
-    Python's floats become float32, its ints int64 and bools bool; arrays, Tensors and numpy's
-    scalars keep their dtype.
+    Python floats become float32, Python ints become int64, and bools stay bools. Arrays, Tensors
+    and numpy scalars keep their dtype.
 
     Raises:
-        TypeError: if it is not made of numbers (text, objects, None, complex numbers).
-        ValueError: if it is ragged, or a number is out of range of an integer dtype.
+        TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     if isinstance(data, Tensor):
         if mode.state[1]:
@@ -75,11 +75,11 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
 
 
 def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array in another dtype; a ValueError if a number is out of range of integers."""
+    """Convert an array to `target`; a ValueError if a number is out of range of its integers."""
     if target.kind in "iu" and array.size:
         least, most = np.iinfo(target).min, np.iinfo(target).max
         for value in (array.min().item(), array.max().item()):
-            if not least - 1 < value < most + 1:  # a fraction is dropped
+            if not least - 1 < value < most + 1:  # astype drops the fraction of a float
                 raise ValueError(
                     f"{value} does not fit into {target}, which goes from {least} to {most}"
                 )
@@ -87,9 +87,9 @@ def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
 
 
 class _Size(int):
-    """A number of elements whose call says what to use for the method `size()` of PyTorch.
+    """A number of elements. Calling it, as PyTorch's method `size()`, raises a helpful error.
 
-    It is an int everywhere else; a copy and a file have a plain int.
+    In every other respect it is an int; a copy, or a value loaded by pickle, is a plain int.
     """
 
     def __call__(self, axis: int | None = None) -> NoReturn:
@@ -106,7 +106,7 @@ class _Size(int):
 class Tensor:
     """An n-dimensional array with a node in the graph.
 
-    `Tensor(array)` takes the array as it is, sharing its memory (a read-only one is copied);
+    `Tensor(array)` shares the memory of the array, but copies a read-only array.
     `minigrad.tensor(data)` always copies.
 
     Args:
@@ -115,12 +115,12 @@ class Tensor:
         dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
-            floats.
+        TypeError: if `data` does not hold numbers, or if a gradient is required and the numbers
+            are not floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 
-    # `_leaf` is the node of a leaf while `requires_grad_` has switched it off.
+    # While `requires_grad` of a leaf is False, `_leaf` keeps the node that the leaf had before.
     __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
@@ -140,7 +140,7 @@ class Tensor:
 
     @classmethod
     def at(cls, array: NDArray[Any], node: Node | None) -> Tensor:
-        """Make a Tensor of `array` at a given node of the graph: for the engine, not for users."""
+        """Make a Tensor of `array` at a node of the graph. The engine calls this; users do not."""
         tensor = Tensor.__new__(Tensor)
         tensor._data = array
         tensor.node = node
@@ -152,10 +152,10 @@ class Tensor:
 
     @property
     def data(self) -> NDArray[Any]:
-        """The value, as a writable array. A graph that has saved it does not notice a write to it.
+        """The value, as a writable array. A graph that saved it does not notice writes to it.
 
-        An assignment replaces the value of a leaf; a backward pass that needs the old value raises
-        an error then.
+        An assignment replaces the value of a leaf. Afterwards a backward pass that needs the old
+        value raises an error.
         """
         if mode.state[1]:
             _announce(self, self._data, ".data")
@@ -178,7 +178,7 @@ class Tensor:
             self.node = Node.of(None, (), array)
 
     def copy_(self, value: Any) -> Tensor:
-        """Write `value` into this tensor's own memory, which all its views see; return the tensor.
+        """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
         Raises:
             ValueError: if the shape is not the same.
@@ -190,7 +190,7 @@ class Tensor:
         return self
 
     def _assignable(self, value: Any) -> NDArray[Any]:
-        """Return a new value as an array, checked to fit this tensor, which must be a leaf."""
+        """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
                 f"{self.describe()} is the result of an op, its value follows from its inputs; "
@@ -227,7 +227,7 @@ class Tensor:
         """Return the value as an array that shares memory with the tensor.
 
         Raises:
-            RuntimeError: if the tensor requires a gradient, because no gradient follows the array.
+            RuntimeError: if the tensor requires a gradient, because an array carries no gradient.
         """
         if self.node is not None:
             raise RuntimeError(
@@ -271,20 +271,20 @@ class Tensor:
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Set whether this leaf requires a gradient, and return it. False drops `.grad`.
+        """Set whether this leaf requires a gradient, and return the tensor. False drops `.grad`.
 
-        Graphs that were recorded before know the tensor again when it is switched on again.
+        If True is set again later, earlier graphs compute gradients for the tensor again.
 
         Raises:
-            TypeError: if a gradient is required of a tensor of integers or booleans.
-            RuntimeError: if the result of an op is to require none.
+            TypeError: if True is set for a tensor of integers or booleans.
+            RuntimeError: if False is set for the result of an op.
         """
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
             if known is None or known.dtype != self._data.dtype:
                 known = Node.of(None, (), self._data)
-            known.grad = None  # a pass may have left one there while the tensor was switched off
+            known.grad = None  # a backward pass may have set it while requires_grad was False
             self.node = known
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
@@ -305,7 +305,7 @@ class Tensor:
     def grad(self) -> Tensor | None:
         """The gradient, summed over backward passes; None before the first one.
 
-        Only leaves have one, and results of ops after `retain_grad()`.
+        Only leaves have a gradient, and results of ops on which `retain_grad()` was called.
         """
         return None if self.node is None else self.node.grad
 
@@ -328,14 +328,14 @@ class Tensor:
         self.grad = None
 
     def detach(self) -> Tensor:
-        """Return a constant in the same memory, outside of the graph."""
+        """Return a tensor that shares the memory but is outside of the graph: a constant."""
         constant = Tensor.at(self._data, None)
         if self.node is not None and mode.state[1]:
             _announce(self, constant, "detach()")
         return constant
 
     def retain_grad(self) -> None:
-        """Let backward passes set `.grad` of this result of an op, as they do for leaves."""
+        """Let backward passes set `.grad` of this tensor, though it is the result of an op."""
         node = node_of(self, "retain_grad()")
         if node.op is not None:
             node.retains_grad = node.watched = True
@@ -343,7 +343,8 @@ class Tensor:
     def register_hook(self, function: Callable[[Tensor], Tensor | None]) -> Hook:
         """Call `function` with the complete gradient of this tensor in each backward pass.
 
-        If it returns a tensor, that replaces the gradient. `.remove()` of the result ends it.
+        If `function` returns a tensor, this tensor replaces the gradient. Call `.remove()` on the
+        returned `Hook` to remove the hook.
 
         Raises:
             RuntimeError: if the tensor requires no gradient.
@@ -356,7 +357,9 @@ class Tensor:
         return copied
 
     def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:
-        """Return what copy.deepcopy and pickle take of a leaf: no node, which dates from a clock.
+        """Return what copy.deepcopy and pickle save of a leaf.
+
+        They do not save the node, because its clock is of this process only.
 
         Raises:
             RuntimeError: if this is the result of an op.
@@ -451,11 +454,11 @@ class Tensor:
     ) -> Any:
         """Hand the memory to another library, as in `torch.from_dlpack(tensor)`.
 
-        What that library writes to it is a raw write, which a graph does not notice.
+        A graph does not notice what that library writes to the memory.
 
         Raises:
-            BufferError: if the tensor requires a gradient, or is a view that runs backwards or
-                between elements, which few libraries can take.
+            BufferError: if the tensor requires a gradient, or is a view with a negative stride or
+                with a stride that is not a multiple of the element size.
         """
         if self.node is not None:
             raise BufferError(
@@ -493,7 +496,7 @@ class Tensor:
     # The operators and methods that `minigrad.operators` attaches
     # ----------------------------------------------------------------------------------------------
 
-    if TYPE_CHECKING:  # methods of one signature stand together
+    if TYPE_CHECKING:  # methods that have the same signature are declared together
 
         def _binary(self, other: Any) -> Tensor: ...
 
@@ -502,7 +505,7 @@ class Tensor:
         __floordiv__ = __rfloordiv__ = __ifloordiv__ = __mod__ = __rmod__ = __imod__ = _binary
         __pow__ = __rpow__ = __ipow__ = __matmul__ = __rmatmul__ = __imatmul__ = _binary
         __and__ = __rand__ = __or__ = __ror__ = __lt__ = __le__ = __gt__ = __ge__ = dot = _binary
-        # Elementwise, as in numpy, and so no override of object's.
+        # They compare elementwise, as in numpy, so their signature differs from that in `object`.
         __eq__ = __ne__ = _binary  # type: ignore[assignment]
 
         def _unary(self) -> Tensor: ...
@@ -560,12 +563,12 @@ class Tensor:
 
 
 def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a plain array that can be written to: a copy of one that is read-only for good."""
+    """Return a writable plain array: a copy if the array can never be made writable."""
     return writable(array) if type(array) is np.ndarray else np.array(array)
 
 
 def overwrite(array: NDArray[Any], value: NDArray[Any]) -> None:
-    """Write a value into the memory of an array, and note that it was written."""
+    """Write a value into the memory of an array, and record the write in `minigrad.versions`."""
     array[...] = value
     mark_written(array)
 
@@ -575,7 +578,7 @@ if sys.version_info < (3, 12):
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:
-    """Report to the observers that a value leaves the graph, so that no gradient follows it."""
+    """Report to the observers that a value leaves the graph: it carries no gradient any more."""
     for observer in mode.observers:
         observer.on_leave(tensor, value, how)
 
@@ -590,9 +593,10 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
 
 @contextmanager
 def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[None]:
-    """Give tensors other values or nodes, by attribute, for a while; no memory is written to.
+    """In a `with` block, replace attributes of tensors (value or node); write to no memory.
 
-    Without a node a tensor is frozen; `requires_grad_(False)` would drop its gradient.
+    A tensor whose node is None is frozen. Its gradient stays; `requires_grad_(False)` would drop
+    it.
     """
     given = [(tensor, name, value) for tensor, new in values for name, value in new.items()]
     before = [(tensor, name, getattr(tensor, name)) for tensor, name, _ in given]

@@ -1,21 +1,21 @@
-"""Training on several processes and machines, with the bits of one process.
+"""Distributed training on several processes and machines, with the same bits as on one process.
 
     mpiexec -n 4 python train.py
 
-`Trainer` deals the micro-batches of each step to the ranks, and all of them make the same step. In
-a script, `world()` says which rank this is:
+`Trainer` distributes the micro-batches of each step to the ranks, and all ranks make the same step.
+In a script, `world()` says which rank this is:
 
     if minigrad.distributed.world().rank == 0:
         print(trainer.history)
 
-A sum of floats depends on the order of its additions, so gradients are added in the order of a tree
-that only the number of micro-batches decides (`minigrad.distributed.tree`). A random number depends
-on the step and the micro-batch (`minigrad.training.streams`). So the result depends on the data,
-`batch_size` and `accumulation_steps`, and not on the number of ranks.
+A sum of floats depends on the order of its additions. So gradients are added in the order of a tree
+that depends only on the number of micro-batches (`minigrad.distributed.tree`). A random number
+depends on the step and the micro-batch (`minigrad.training.streams`). So the result depends on the
+data, `batch_size` and `accumulation_steps`, but not on the number of ranks.
 
-It needs an MPI and mpi4py: `pip install "minigrad-lora[distributed]" mpich`. The variable
-`MINIGRAD_PATIENCE` sets the seconds without a sign of life after which a rank counts as lost (60),
-and all end. While MPI starts, ranks wait five times as long for each other.
+It needs MPI and mpi4py: `pip install "minigrad-lora[distributed]" mpich`. If a rank sends no
+heartbeat for `MINIGRAD_PATIENCE` seconds (by default 60), it counts as lost, and all ranks end.
+While MPI starts, ranks wait five times as long for each other.
 """
 
 from functools import cache
@@ -30,19 +30,19 @@ tell_children()
 
 @cache
 def world() -> World:
-    """Return the ranks that an MPI launcher has started, or a world of this process alone.
+    """Return the world of all ranks that an MPI launcher has started, or of this process only.
 
     `mpiexec -n 4 python train.py` starts four. The first call waits for all of them; `import
     minigrad` does not start MPI.
 
     Raises:
-        RuntimeError: if a launcher has started several processes, and they cannot talk.
-        ValueError: if they run other code or other instructions, or `MINIGRAD_PATIENCE` is no
-            positive number.
+        RuntimeError: if a launcher has started several processes, but they cannot communicate.
+        ValueError: if ranks run different code or use different instructions, or
+            `MINIGRAD_PATIENCE` is not a positive number.
     """
     launch = launched()
     if launch.size == 1:
         return World()
-    from minigrad.distributed.mpi import MPIWorld  # which is needed below a launcher only
+    from minigrad.distributed.mpi import MPIWorld  # only a launcher needs it
 
     return MPIWorld(launch, world.cache_clear)

@@ -1,4 +1,4 @@
-"""Checks that all ranks do the same work on machines that compute the same bits."""
+"""Checks that all ranks do the same work, and that their machines compute the same bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAME = f"{cpu.VARIABLE}={cpu.levels_here()[0]}, set for all ranks, makes them e
 def check_agreement(
     world: World, facts: Mapping[str, str], problem: str = "the ranks would not compute the same"
 ) -> None:
-    """Raise a ValueError on all ranks, with the names of those that differ, if facts differ."""
+    """If facts differ between ranks, raise a ValueError on all ranks, with the differing ranks."""
     first, *others = world.gather(dict(facts), "the comparison of ranks")
     problems = [
         f"rank {rank} differs from rank 0 in {name}: {_difference(value, other.get(name, 'none'))}"
@@ -34,7 +34,7 @@ def check_agreement(
 
 
 def _difference(value: str, other: str) -> str:
-    """Describe how two texts differ, or two lists with commas."""
+    """Describe the difference of two texts, or of two comma-separated lists."""
     words, others = set(value.split(",")), set(other.split(","))
     if len(words) == len(others) == 1:
         return f"{other}, and {value} there"
@@ -44,10 +44,10 @@ def _difference(value: str, other: str) -> str:
 
 
 def facts_of_process() -> dict[str, str]:
-    """Return what the bits of a computation depend on, apart from its code and its data."""
+    """Return the facts about this process that the bits of a computation depend on."""
     from minigrad.kernels import jit
 
-    numpy: Any = np  # which has no public name for the instructions that it chooses among
+    numpy: Any = np  # it has no public name for its choice of instructions
     chosen = numpy._core._multiarray_umath
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
@@ -74,7 +74,7 @@ def _digest_of_files(paths: Iterable[str | Path]) -> str:
 def digest(values: Iterable[Any]) -> str:
     """Return a digest of arrays, Tensors and plain values, and of sequences and dicts of them.
 
-    Of other objects the class counts alone.
+    For other objects, only the class counts.
     """
     known = hashlib.blake2b(digest_size=8)
 
@@ -82,7 +82,7 @@ def digest(values: Iterable[Any]) -> str:
         value = getattr(value, "_data", value)  # a Tensor's
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             known.update(f"{len(value)} values".encode())
-            for i in range(len(value)):  # a class of its own may know no end
+            for i in range(len(value)):  # not `for x in value`: an iterator may be endless
                 add(value[i])
         elif isinstance(value, Mapping):
             add([list(map(str, value)), *value.values()])

@@ -1,14 +1,14 @@
-"""A sign of life from each rank every second, so that nobody waits for ever.
+"""Heartbeats: each rank sends a message every second, so that no rank waits forever.
 
-Each rank sends one to rank 0, and rank 0 sends one to each, which says who is lost. It happens in a
-thread, so a rank that compiles, saves or waits gives signs too, and one that was stopped, whose
-machine is down or whose link is cut gives none. (Nor does one whose thread cannot run, when a
-single call of C code keeps Python's lock for all this time.) A rank that misses signs for longer
-than the patience ends itself with a sentence, within three seconds. The launcher ends the others,
-and those that it does not reach end in the same manner.
+Each rank sends a heartbeat to rank 0. Rank 0 sends one to each rank, which says which ranks are
+lost. This runs in a thread, so a rank that compiles, saves or waits sends heartbeats too. A rank
+sends none if it was stopped, its machine is down, or its link is cut. (It also sends none while a
+single call of C code holds Python's lock.) If a rank misses heartbeats for longer than the
+patience, it prints a message and ends within three seconds. The launcher ends the other ranks. The
+ranks that the launcher cannot reach end in the same way.
 
-A launcher notices by itself that a rank was killed, and kills the others at once. That of MPICH
-waits for a machine that it cannot reach until Ctrl-C, when all ranks have ended.
+If a rank is killed, the launcher notices it and kills the others at once. If MPICH's launcher
+cannot reach a machine, all ranks end, but the launcher itself waits until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ RESUME = (
 
 
 class Heartbeat:
-    """Sends signs of life and waits for those of others, until `close`.
+    """Send heartbeats, and wait for those of other ranks, until `close`.
 
     Args:
-        comm: a communicator of MPI for nothing else.
-        names: what to call the ranks.
-        patience: the seconds without a sign after which a rank counts as lost.
+        comm: an MPI communicator that nothing else uses.
+        names: the names of the ranks in messages.
+        patience: the seconds without a heartbeat after which a rank counts as lost.
     """
 
     def __init__(self, comm: Any, names: Sequence[str], patience: float) -> None:
@@ -46,12 +46,12 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop sending and waiting, when all ranks call this."""
+        """Stop the heartbeats; all ranks must call this."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
-        """Exchange signs until the end, or end this process if MPI cannot send any more."""
+        """Exchange heartbeats until the end, or end this process if MPI cannot send any more."""
         try:
             self._exchange()
         except Exception as error:
@@ -68,19 +68,19 @@ class Heartbeat:
             late, turn = time.monotonic() - turn - pause, time.monotonic()
             for peer, lost in received.items():
                 if peer not in sends or sends[peer][0].Test():
-                    sent = self._is_lost.copy()  # must not change before it has arrived
+                    sent = self._is_lost.copy()  # it must not change before it arrives
                     sends[peer] = self._comm.Isend(sent, dest=peer), sent
                 while receives[peer].Test():
                     heard[peer] = turn
-                    self._is_lost |= lost  # what rank 0 knows of others
+                    self._is_lost |= lost  # what rank 0 knows about other ranks
                     receives[peer] = self._comm.Irecv(lost, source=peer)
-                # This rank may have been stopped itself, and heard nobody.
+                # If this rank itself was stopped for a while, do not count that time.
                 heard[peer] = min(heard[peer] + late, turn)
                 if turn - heard[peer] > self._patience:
                     self._is_lost[peer] = True
             for rank in np.flatnonzero(self._is_lost).tolist():
                 self._end(rank)
-        self._comm.Barrier()  # then all that was sent has arrived
+        self._comm.Barrier()  # after it, every message has arrived
         for peer, receive in receives.items():
             while receive.Test():
                 receive = self._comm.Irecv(received[peer], source=peer)
@@ -92,7 +92,7 @@ class Heartbeat:
         if self._rank == 0:
             for peer in self._peers:
                 self._comm.Isend(self._is_lost, dest=peer)
-            time.sleep(min(1.0, self._patience / 5) + 0.5)  # in which they learn of it
+            time.sleep(min(1.0, self._patience / 5) + 0.5)  # time for them to learn it
         end(
             self._rank,
             f"{self._names[lost]} has given no sign for {self._patience:g} seconds: it was stopped "
@@ -101,6 +101,6 @@ class Heartbeat:
 
 
 def end(rank: int, sentence: str) -> None:
-    """End this process at once, whatever its threads wait for; the launcher ends the others."""
+    """End this process at once, even if its threads wait; the launcher ends the others."""
     os.write(2, f"rank {rank}: {sentence}.\n".encode())
     os._exit(1)

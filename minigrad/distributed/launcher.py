@@ -1,4 +1,4 @@
-"""How many processes an MPI launcher has started, by the variables that it sets."""
+"""Find out how many processes an MPI launcher has started, from environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from minigrad.progress import in_a_notebook
 
 PARENT = "MINIGRAD_RANK"
-"""The variable in which a rank tells its own child processes that they are none."""
+"""The variable that tells child processes of a rank that they are not ranks."""
 
 _SIZES = {
     "PMI_SIZE": "mpiexec of MPICH or Intel MPI",
@@ -18,24 +18,24 @@ _SIZES = {
     "SLURM_STEP_NUM_TASKS": "srun of Slurm",
     "FLUX_JOB_SIZE": "flux run",
 }
-"""The variables in which a launcher says how many processes it has started."""
+"""The variables in which launchers store the number of processes."""
 
 INSTALL = 'pip install "minigrad-lora[distributed]"'
 
 
 class Launch(NamedTuple):
-    """The number of processes that a launcher says it has started, and its name."""
+    """The number of processes that a launcher has started, and the name of the launcher."""
 
     size: int
     launcher: str
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Return what the variables of a launcher say; without one, that there is one process.
+    """Read the variables of a launcher; without a launcher, there is one process.
 
     Raises:
-        RuntimeError: if torchrun has started several, which does not start MPI, or a notebook was
-            started by a launcher, so that each rank would have a notebook of its own.
+        RuntimeError: if torchrun has started several processes, because it does not start MPI; or
+            if a launcher has started a notebook, because each rank would have its own notebook.
     """
     if "TORCHELASTIC_RUN_ID" in environment and (count := environment.get("WORLD_SIZE")) != "1":
         raise RuntimeError(
@@ -63,6 +63,6 @@ def _started(environment: Mapping[str, str]) -> Launch:
 
 
 def tell_children() -> None:
-    """Let child processes of a rank know that they are none, also before it meets the others."""
+    """Tell later child processes of this rank that they are not ranks."""
     if _started(os.environ).size > 1:
         os.environ.setdefault(PARENT, str(os.getpid()))

@@ -1,4 +1,4 @@
-"""Values as bytes, for the way from rank to rank; nothing of them is code, as in a pickle."""
+"""Messages between ranks: values as bytes. They never contain code, as pickles can."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_ALIGNMENT = 64  # bytes, as numpy's own memory
+_ALIGNMENT = 64  # bytes, as in memory that numpy allocates
 
 
 def encoded(value: Any) -> Array:
-    """Return an array, or what JSON can have, as bytes; of anything else raise a TypeError."""
+    """Return an array, or a value that JSON can represent, as bytes; a TypeError for others."""
     file = io.BytesIO()
     if isinstance(value, np.ndarray):
         check_array(value)
@@ -29,7 +29,7 @@ def encoded(value: Any) -> Array:
 
 
 def check_array(array: Array) -> None:
-    """Raise a TypeError for an array that is more than its numbers."""
+    """Raise a TypeError for masked arrays, and for arrays of objects."""
     is_masked = isinstance(array, np.ma.MaskedArray)
     if is_masked or array.dtype.hasobject:
         what = "a masked array" if is_masked else "an array of objects"
@@ -39,7 +39,7 @@ def check_array(array: Array) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with numbers of Python for those of numpy; refuse what JSON has not."""
+    """Convert numpy numbers to Python numbers; an error for values that JSON does not have."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -64,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 
 def decoded(content: Array) -> Any:
-    """Return the value of which `encoded` has made these bytes."""
+    """Return the value from the bytes that `encoded` made."""
     text = content.tobytes()
     if text.startswith(np.lib.format.MAGIC_PREFIX):
         return np.load(io.BytesIO(text), allow_pickle=False)
@@ -72,15 +72,15 @@ def decoded(content: Array) -> Any:
 
 
 def as_told(error: Exception) -> tuple[str, list[Any]]:
-    """Return the class and the arguments of an error of Python's that says the same.
+    """Return the class and the arguments of a built-in error with the same message.
 
-    It is of the nearest class that numbers and texts can make.
+    It is the nearest base class that can be made from numbers and texts.
     """
     text = str(error)
     for kind in type(error).__mro__:
         for arguments in (_arguments(error), [text]):
             if getattr(builtins, kind.__name__, None) is kind:
-                with suppress(Exception):  # as for a UnicodeDecodeError, which has bytes
+                with suppress(Exception):  # a UnicodeDecodeError, for example, needs bytes
                     sent = decoded(encoded(arguments))
                     if str(kind(*sent)) == text:
                         return kind.__name__, sent
@@ -94,10 +94,10 @@ def _arguments(error: Exception) -> list[Any]:
 
 
 class Message:
-    """A list of arrays of known shapes and dtypes, some of which may be None, as bytes.
+    """The format of a list of arrays as bytes; shapes and dtypes are known, arrays may be None.
 
     Args:
-        like: arrays or Tensors of these shapes and dtypes.
+        like: arrays or Tensors with the same shapes and dtypes.
 
     Attributes:
         size: the number of bytes.
@@ -105,7 +105,7 @@ class Message:
 
     def __init__(self, like: Sequence[Any]) -> None:
         self._like = [(each.shape, each.dtype) for each in like]
-        self._first = []  # byte of each array, after a byte each that says whether there is one
+        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
         self.size = len(like)
         for each in like:
             self.size += -self.size % _ALIGNMENT

@@ -1,8 +1,8 @@
 """`MPIWorld`: the processes that an MPI launcher has started.
 
-Every rank runs the same script and makes the same calls in the same order. Each call begins with a
-meeting, in which all ranks say which call it is: one that is elsewhere is an error, and not a wait
-without end. A rank that waits sleeps between its looks, so it leaves its core to others.
+Every rank runs the same script and makes the same calls in the same order. At the beginning of each
+call, the ranks exchange the name of the call. If a rank is in another call, this is an error, not
+an endless wait. A waiting rank sleeps between its checks, so that other processes can use its core.
 """
 
 from __future__ import annotations
@@ -32,52 +32,52 @@ from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import threads
 
 PATIENCE = "MINIGRAD_PATIENCE"
-"""The variable with the seconds without a sign of life after which a rank counts as lost."""
+"""The variable with the seconds without a heartbeat after which a rank counts as lost."""
 
-_LEFT = "an error"  # the call of a rank that has one
-_GRACE = 5.0  # seconds after which a rank with an error says so, or ends, if it was interrupted
-_PIECE = 2**20  # bytes that are sent at once; on a slow link, signs of life wait behind them
+_LEFT = "an error"  # the name of the call of a rank that has an error
+_GRACE = 5.0  # seconds after which a rank reports its error, or ends if it was interrupted
+_PIECE = 2**20  # bytes that are sent at once; on a slow link, heartbeats wait for them
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
-_yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has none
-_CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what a rank says in a meeting
+_yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has no sched_yield
+_CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what ranks exchange at a call
 
 
 class MPIWorld(World):
     """This process among those that an MPI launcher has started.
 
     Args:
-        launch: what the launcher says.
-        forget: makes a child process by fork, which is no rank, forget this world.
+        launch: the number of processes, and the launcher.
+        forget: a function that removes this world in a forked child process, which is not a rank.
 
     Raises:
-        RuntimeError: if there is no mpi4py, or it does not belong to this launcher.
-        ValueError: if `MINIGRAD_PATIENCE` is no positive number.
+        RuntimeError: if mpi4py is missing, or belongs to another MPI than the launcher.
+        ValueError: if `MINIGRAD_PATIENCE` is not a positive number.
     """
 
     def __init__(self, launch: Launch, forget: Callable[[], None]) -> None:
         self._forget = forget
         self._patience = _patience()
         self._mpi = _mpi(launch)
-        self._requests: list[Any] = []  # kept, since MPI uses their memory after an interrupt too
+        self._requests: list[Any] = []  # kept alive: MPI uses their memory even after an interrupt
         self._was_interrupted = False
-        # Nobody can beat before MPI runs, and it does not return while a rank is missing.
+        # No heartbeats are possible before MPI runs, and its start waits for missing ranks.
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
         self._share_cores()
         atexit.register(self._finish)
-        self._hook, sys.excepthook = sys.excepthook, self._report  # a script may have set one
+        self._hook, sys.excepthook = sys.excepthook, self._report  # the script may have set a hook
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
             os.register_at_fork(after_in_child=self._leave_to_parent)
         check_agreement(self, facts_of_process())
 
     def _wait_for_all_ranks_to_start(self, launch: Launch) -> None:
-        """Start MPI and the heartbeat; a traceback shows this name if a rank does not start."""
+        """Start MPI and the heartbeats; if a rank does not start, tracebacks show this name."""
         mpi = self._mpi
         vendor, _ = mpi.get_vendor()
-        # Under the mpiexec of Open MPI, MPICH does not start alone as others do, but aborts.
+        # Under Open MPI's mpiexec, other MPIs start as single processes, but MPICH aborts.
         if vendor != "MPICH" or "Open MPI" not in launch.launcher:
-            if not mpi.Is_initialized():  # by the script itself
+            if not mpi.Is_initialized():  # the script may have started it
                 mpi.Init_thread(mpi.THREAD_MULTIPLE)
             self.rank, self.size, self.sent = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size, 0
         if self.size != launch.size:
@@ -96,7 +96,7 @@ class MPIWorld(World):
         self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
 
     def _share_cores(self) -> None:
-        """Divide the cores of a host among its ranks, unless the user has set a number."""
+        """Divide the cores of a host among its ranks, unless the user has set the threads."""
         cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
         every = self.gather([socket.gethostname(), sorted(cores)])
         host, mine = every[self.rank]
@@ -108,7 +108,7 @@ class MPIWorld(World):
     # ----------------------------------------------------------------------------------------------
 
     def _meet(self, call: str, number: int = 0) -> list[int]:
-        """Return the numbers of all ranks, if they make the same call."""
+        """Exchange a number with all ranks; an error if they do not make the same call."""
         if self._was_interrupted:
             raise RuntimeError(
                 f"this rank cannot come to {call!r}, since it was interrupted, and other ranks may "
@@ -133,7 +133,7 @@ class MPIWorld(World):
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """Note an error in the block, after which the ranks may be in different calls of MPI."""
+        """Record if the block is interrupted: then ranks may be in different MPI calls."""
         try:
             yield
         except BaseException:
@@ -141,7 +141,7 @@ class MPIWorld(World):
             raise
 
     def _wait(self, request: Any) -> None:
-        """Wait until a request is done, asleep between looks."""
+        """Wait until a request is done, and sleep between checks."""
         started = time.monotonic()
         self._requests.append(request)
         while not request.Test():
@@ -182,7 +182,7 @@ class MPIWorld(World):
         return decoded(content)
 
     def _broadcast(self, content: Array, root: int) -> Array:
-        """Return the bytes of a rank, written to `content` on the others."""
+        """Send the bytes of rank `root` to all others, which receive them in `content`."""
         for piece in _pieces(content):
             self._wait(self._comm.Ibcast(piece, root))
         self.sent += len(content) if self.rank == root else 0
@@ -194,7 +194,7 @@ class MPIWorld(World):
         if self.is_first:
             try:
                 value = function()
-                encoded(value)  # which raises an error if it cannot be sent
+                encoded(value)  # only to raise an error if it cannot be sent
             except Exception as error:
                 failure = error
         problem = self.broadcast(None if failure is None else as_told(failure), call)
@@ -221,7 +221,7 @@ class MPIWorld(World):
         self._meet(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
-            """Return a sum of the tree on the rank that has its first list; elsewhere nothing."""
+            """Return a sum of the tree on the rank that owns its first list; elsewhere nothing."""
             left, right = (owner(item, count, self.size) for item in (first, stop - 1))
             if left == right:
                 return own[first, stop] if left == self.rank else []
@@ -252,9 +252,9 @@ class MPIWorld(World):
     # ----------------------------------------------------------------------------------------------
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error now; else print that of this one, and end all."""
+        """Return if all ranks have an error; else print the error of this rank, and end all."""
         self._was_interrupted |= isinstance(error, KeyboardInterrupt)
-        if self._was_interrupted:  # the others may be in any call
+        if self._was_interrupted:  # the other ranks may be in any call
             self._check_left_in_time(error)
             return
         trace = "".join(traceback.format_exception(error))
@@ -270,7 +270,7 @@ class MPIWorld(World):
             note.cancel()
 
     def _check_left_in_time(self, error: BaseException) -> None:
-        """End all ranks unless the others have an error within the grace, too."""
+        """End all ranks, unless the others also have an error within `_GRACE` seconds."""
         request = self._leaving.Ibarrier()
         deadline = time.monotonic() + _GRACE
         while not request.Test():
@@ -279,7 +279,7 @@ class MPIWorld(World):
                 self._end_all(error)
 
     def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
-        """Print an error that nobody has caught: once if all ranks have one, else where it is."""
+        """Print an uncaught error: only on rank 0 if all ranks have one, else on this rank."""
         self.check_left_together(error)
         if self.is_first:
             self._hook(kind, error, trace)
@@ -292,51 +292,51 @@ class MPIWorld(World):
             sys.stderr.flush()
             sys.stdout.flush()
         finally:
-            # Where the link to the launcher is cut, MPICH waits for it here, or returns.
+            # If the link to the launcher is cut, MPICH waits here, or returns.
             with _time_limit(self._patience):
                 self._comm.Abort(1)
             os._exit(1)
 
     @staticmethod
     def _wait_to_be_ended() -> None:
-        """Wait for the end by a rank that has an error; a traceback shows this name otherwise."""
+        """Wait until a rank with an error ends this process; if not, tracebacks show this name."""
         while True:
             time.sleep(1.0)
 
     def _leave_to_parent(self) -> None:
-        """In a child process by fork, which is no rank: let it end without MPI."""
+        """In a forked child process, which is not a rank: let it end without MPI."""
         self._forget()
         atexit.unregister(self._finish)
         sys.excepthook = self._hook
 
     def _finish(self) -> None:
-        """Wait for the others at the end of the script, and end MPI."""
+        """At the end of the script, wait for the other ranks, and end MPI."""
         try:
             self._meet("the end of its script")
         except RuntimeError as error:
             if self._was_interrupted:
                 self.check_left_together(error)
                 sys.stdout.flush()
-                os._exit(1)  # MPI cannot end, with calls that nobody waits for any more
+                os._exit(1)  # MPI cannot end while interrupted calls are open
             self._end_all(error)
         with _time_limit(self._patience):
             self._wait_for_all_ranks_to_end()
 
     def _wait_for_all_ranks_to_end(self) -> None:
-        """End the heartbeat and MPI; a traceback shows this name if a rank does not."""
+        """End the heartbeats and MPI; if a rank does not end, tracebacks show this name."""
         self._heartbeat.close()
         self._mpi.Finalize()
 
 
 def _pieces(content: Array) -> Iterator[Array]:
-    """Yield the parts of bytes that are sent one after the other."""
+    """Yield parts of an array of bytes, to be sent one after the other."""
     for first in range(0, len(content), _PIECE):
         yield content[first : first + _PIECE]
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """End this process with a traceback if the block takes longer, also where it has the GIL."""
+    """End this process with a traceback if the block takes longer, even if it holds the GIL."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield

@@ -1,9 +1,9 @@
-"""Sums over micro-batches in a fixed order, whoever computes which of them.
+"""Sums over micro-batches in a fixed order, for any number of ranks.
 
-A sum of floats depends on the order of its additions. So the order is that of a tree which only the
-number of items decides: `((0 + 1) + (2 + 3))` for four, and the halves of any other number in the
-same manner. Each rank gets a block of neighbours, sums the parts of the tree that lie inside it,
-and sends these; the sums above them have operands of different ranks.
+A sum of floats depends on the order of its additions. So items are added in the order of a binary
+tree, which depends only on the number of items: `((0 + 1) + (2 + 3))` for four items, and halves
+for any other number. Each rank gets a block of consecutive items, computes the sums of the tree
+inside its block, and sends them. The sums above have operands from different ranks.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Part = tuple[int, int]
 
 
 def block(count: int, rank: int, size: int) -> range:
-    """Return the items of `0 ... count - 1` that a rank of `size` ranks gets."""
+    """Return the block of the items `0 ... count - 1` for a rank, of `size` ranks."""
     return range(count * rank // size, count * (rank + 1) // size)
 
 
 def owner(item: int, count: int, size: int) -> int:
-    """Return the rank that gets an item."""
+    """Return the rank whose block has an item."""
     return ((item + 1) * size - 1) // count
 
 
 def parts(first: int, stop: int, own: range) -> Iterator[Part]:
-    """Yield the largest parts of the tree over `first ... stop - 1` that lie inside a block."""
+    """Yield the largest parts of the tree over `first ... stop - 1` that are inside a block."""
     if own.start <= first and stop <= own.stop:
         yield first, stop
     elif own.start < stop and first < own.stop:
@@ -39,7 +39,7 @@ def parts(first: int, stop: int, own: range) -> Iterator[Part]:
 def pairwise(first: int, stop: int, leaf: Callable[..., T], add: Callable[[T, T], T]) -> T:
     """Return the sum of the items `first ... stop - 1`.
 
-    `leaf` is called with one item or two neighbours, in this order, and returns it or their sum.
+    `leaf` is called with one item, or with two consecutive items, and returns their sum.
     """
     if stop - first <= 2:
         return leaf(*range(first, stop))

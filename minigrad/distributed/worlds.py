@@ -1,4 +1,4 @@
-"""`World`: what the processes that train together can ask of each other."""
+"""`World`: the communication between the processes that train together."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ Arrays = Sequence[Array | None]
 
 
 class World:
-    """A world of one process, in which each call is done at once.
+    """A world of one process, in which each call returns at once.
 
     Attributes:
-        rank: the number of this process.
+        rank: the number of this process, from 0.
         size: the number of processes.
-        sent: the bytes that this process has sent.
+        sent: the number of bytes that this process has sent.
     """
 
     rank, size, sent = 0, 1, 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
-        """Return the world itself, in which a copy of a Trainer is, too."""
+        """Return the world itself: a copy of a Trainer is in the same world."""
         return self
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which prints, shows bars and writes files."""
+        """Whether this is rank 0, which prints, shows progress bars and writes files."""
         return self.rank == 0
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
-        """Return the values of all ranks, on each of them.
+        """Return a list of the values of all ranks, on each rank.
 
-        A value is an array, or what JSON can have with texts as keys, else it is a TypeError.
-        Messages name `call`.
+        A value is an array, or a value that JSON can represent; for others, a TypeError is raised.
+        `call` is the name of the call in error messages.
         """
         return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
-        """Return the value of rank 0 on each rank: an array, or what JSON can have."""
-        if isinstance(value, np.ndarray):  # which may be long
+        """Return the value of rank 0 on each rank: an array, or a value that JSON can represent."""
+        if isinstance(value, np.ndarray):  # do not copy an array, which may be large
             check_array(value)
             return np.asarray(value)
         return decoded(encoded(value))  # a tuple becomes a list, as on several ranks
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
-        """Call a function on rank 0 only, as to write a file, and return its result on all.
+        """Call a function only on rank 0, for example to write a file; return its result on all.
 
-        An error that it raises there is raised on all: there of the nearest class of Python's.
+        If it raises an error, all ranks raise it; on other ranks it has the nearest built-in class.
         """
         return self.broadcast(function())
 
@@ -71,18 +71,18 @@ class World:
 
         Args:
             count: the number of lists.
-            own: those sums of the tree that this rank has, by their part of it.
-            like: arrays or Tensors of the shapes and dtypes of the sums. An array that is None in
+            own: the sums of the tree that this rank has, by their part of the tree.
+            like: arrays or Tensors with the shapes and dtypes of the sums. An array that is None in
                 all lists is None in the sum.
         """
         return list(own[0, count])
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error now; else print that of this one, and end all."""
+        """Return if all ranks have an error; else print the error of this rank, and end all."""
 
 
 def add_lists(left: Arrays, right: Arrays) -> list[Array | None]:
-    """Add two lists of arrays; None counts as a zero."""
+    """Add two lists of arrays; None counts as zero."""
     return [
         b if a is None else a if b is None else np.asarray(a + b)
         for a, b in zip(left, right, strict=True)

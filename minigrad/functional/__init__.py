@@ -1,9 +1,8 @@
 """Functions that are composed of ops.
 
-Most have no VJP of their own, because the ops that they call have one. A few are ops themselves
-(attention, the loss of class labels): each names the composition that it replaces.
-
-They take Tensors, and also plain arrays, as ops do.
+Most of them are compositions: they need no VJP, because the ops that they call have VJPs. A few,
+such as attention and the loss of class labels, are ops themselves, and name the composition that
+they replace. All accept Tensors and plain arrays, as ops do.
 """
 
 from minigrad.functional.composition import COMPOSITIONS

@@ -1,4 +1,4 @@
-"""The decorator of compositions: the arguments they accept, and the name in their errors."""
+"""The decorator `composition`, for functions that are written with ops."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {}
 
 
 def composition(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function of Tensors, written in ops, take arrays, lists and numbers as well.
+    """Decorate a function that is written with ops, so that it accepts arrays, lists and numbers.
 
-    Parameters annotated as `Array` may be any of these. An error, of the function itself or of an
-    op inside it, begins with the name of the function that was called.
+    Parameters annotated as `Array` may be any of these, or Tensors. The message of an error begins
+    with the name of the called function, even if an op inside it raised the error.
     """
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
@@ -44,7 +44,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                 if key in arrays and options[key].__class__ not in _USUAL:
                     options[key] = _array(options[key], args)
             if mode.state[1] and not _has_tensor((*given, *options.values())):
-                # Its operators are numpy's then, which no observer would see.
+                # On plain arrays, operators such as + are numpy's; observers would miss them.
                 values: Any = tuple(options.values())
                 result: R = observed(call_on_arrays, function, given, tuple(options), values)
                 return result
@@ -52,7 +52,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
         except (IndexError, TypeError, ValueError) as error:
             if op_of(error) == name:
                 raise
-            kinds: Any = ValueError, IndexError, TypeError  # numpy's AxisError is two of them
+            kinds: Any = ValueError, IndexError, TypeError  # AxisError is both of the first two
             kind = next(kind for kind in kinds if isinstance(error, kind))
             message = vars(error).get("message", str(error))  # without the name of an inner op
             if isinstance(error, TypeError):
@@ -67,7 +67,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
 def call_on_arrays(
     function: Callable[..., Any], arguments: Any, names: Sequence[str], values: Sequence[Any]
 ) -> Any:
-    """Call a composition without Tensors; the values are those of options with these names."""
+    """Call a composition on plain arrays; `names` are the names of the options in `values`."""
     return function(*arguments, **dict(zip(names, values, strict=True)))
 
 
@@ -82,7 +82,7 @@ _USUAL = {Tensor, np.ndarray, type(None)}
 
 
 def _array(value: Any, others: Sequence[Any]) -> Any:
-    """Return a list or number as an array, in float64 if another array has it."""
+    """Return a list or number as an array, in float64 if another array is of float64."""
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)

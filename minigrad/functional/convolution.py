@@ -15,25 +15,26 @@ def conv2d(
     x: Array, weight: Array, bias: Array = None, stride: Sizes = 1, padding: Sizes | str = 0,
     dilation: Sizes = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """The convolution of images with filters, as `convolution` defines it.
+    """The convolution of images with filters; `convolution` gives the formula.
 
     Args:
         x: images `(N, C, H, W)`, or one image `(C, H, W)`.
         weight: filters `(O, C / groups, h, w)`.
-        bias: a number for each filter `(O,)`, or None.
-        stride: steps from an element of the result to the next, one number or two.
-        padding: zeros around an image, one number or two; "valid" for none; or "same" for as many
-            as give a result of the size of x, if the stride is 1. An odd number of zeros has one
-            more at the end of the axis.
-        dilation: steps between elements of the kernel, one number or two.
-        groups: into how many groups channels and filters are cut, each with filters of its own.
+        bias: a number for each filter, `(O,)`, or None.
+        stride: how far the filter moves between two elements of the result, one number or two.
+        padding: the number of zeros around an image, one number or two; "valid" for none; "same"
+            for a result as large as x, if the stride is 1. If their number is odd, the end of the
+            axis gets one more.
+        dilation: the distance between elements of the kernel, one number or two.
+        groups: the number of groups into which channels and filters are split; each group of
+            filters sees only its group of channels.
 
     Returns:
         `(N, O, H', W')`, or `(O, H', W')` for one image.
 
     Raises:
-        ValueError: if the shapes do not go together, groups do not divide the channels and the
-            filters, an option is out of range, or the kernel is larger than the padded image.
+        ValueError: if the shapes do not match, `groups` does not divide the numbers of channels and
+            of filters, an option is out of range, or the kernel is larger than the padded image.
     """
     _check_axes(x, weight, "images (N, C, H, W) or (C, H, W)", "h, w")
     if x.ndim == 3:
@@ -48,12 +49,12 @@ def conv1d(
     x: Array, weight: Array, bias: Array = None, stride: Sizes = 1, padding: Sizes | str = 0,
     dilation: Sizes = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """The convolution of sequences `(N, C, L)`, or of one `(C, L)`: `(N, O, L')` or `(O, L')`.
+    """The convolution of sequences: `(N, C, L)` or `(C, L)` -> `(N, O, L')` or `(O, L')`.
 
-    It is `conv2d` of images of one row, with a weight `(O, C / groups, l)`.
+    It is `conv2d` of images with one row. The weight is `(O, C / groups, l)`.
 
     Raises:
-        ValueError: as `conv2d`.
+        ValueError: as in `conv2d`.
     """
     _check_axes(x, weight, "sequences (N, C, L) or (C, L)", "l")
     x, zeros = _padded(x, weight, stride, padding, dilation)
@@ -65,7 +66,7 @@ def conv1d(
 
 
 def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
-    """Raise an error unless the last axes, of which the kernel has a size each, have others."""
+    """Raise an error unless x and the weight have the right numbers of axes."""
     axes = len(kernel.split(", "))
     if x.ndim not in (axes + 1, axes + 2) or weight.ndim != axes + 2:
         raise ValueError(
@@ -77,7 +78,7 @@ def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
 def _padded(
     x: Array, weight: Array, stride: Sizes, padding: Sizes | str, dilation: Sizes
 ) -> tuple[Array, tuple[int, ...]]:
-    """Return x, with a zero more at the end of an axis if their number is odd, and the padding."""
+    """Return x and the padding; if "same" needs an odd number of zeros, x already has one more."""
     axes = weight.ndim - 2
     if not isinstance(padding, str):
         return x, for_each_axis("padding", padding, axes, least=0)
@@ -92,7 +93,7 @@ def _padded(
 
 
 def check_padding(padding: str, stride: tuple[int, ...]) -> None:
-    """Raise an error if there is no padding of this name, or it does not go with a stride."""
+    """Raise an error if the padding is unknown, or is "same" and a stride is not 1."""
     if padding not in ("same", "valid"):
         raise ValueError(
             f"padding must be integers of at least 0, 'same' or 'valid', not {padding!r:.60}"

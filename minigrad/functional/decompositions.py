@@ -1,8 +1,9 @@
 """Eigenvalues, singular values and their vectors, and the logarithm of a determinant.
 
-An op has one output, and a decomposition has several. So LAPACK runs once, outside of ops, and each
-part of the result is an op of the matrix that is handed what LAPACK found. The derivative of a loss
-of the eigenvalues alone then never meets that of the eigenvectors, which divides by differences.
+A decomposition has several outputs, but an op has only one. So LAPACK runs once, outside of ops.
+Then one op for each output receives the matrix and the results of LAPACK. If a loss uses only the
+eigenvalues, its gradient does not need the derivative of the eigenvectors, which divides by
+differences of eigenvalues.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ class Eigh(NamedTuple("Eigh", [("eigenvalues", Tensor), ("eigenvectors", Tensor)
 def eigh(a: Array) -> Eigh:
     """The eigenvalues w, from small to large, and eigenvectors V of symmetric `(..., n, n)`.
 
-    They are those of (A + A^T) / 2 = V diag(w) V^T, so both triangles of A count, and share the
-    gradient. The sign of an eigenvector is arbitrary, and the derivative is that of functions that
-    do not depend on it (Giles, 2008, section 3.1). Equal eigenvalues share their gradient evenly;
-    their eigenvectors are any basis, and a derivative that needs one of them is nan. PyTorch
-    differentiates with the vectors that LAPACK happened to find, and reads one triangle only.
+    They satisfy (A + A^T) / 2 = V diag(w) V^T. So both triangles of A count, and share the
+    gradient. The sign of an eigenvector is arbitrary; the derivative is only valid for functions
+    that do not depend on it (Giles, 2008, section 3.1). Equal eigenvalues share their gradient
+    evenly. Their eigenvectors are an arbitrary basis, so a derivative that needs one of these
+    vectors is nan. PyTorch differentiates with the vectors that LAPACK found, and reads only one
+    triangle.
 
     Raises:
-        ValueError: if the matrices are not square, or one has a nan or an inf.
+        ValueError: if the matrices are not square, or a matrix contains nan or inf.
     """
     a = symmetric_part(check_square(a))
     factors = observed(eigh_of, as_array(widened(a)))
@@ -61,10 +63,10 @@ def eigh(a: Array) -> Eigh:
 
 @composition
 def eigvalsh(a: Array) -> Tensor:
-    """The eigenvalues of symmetric `(..., n, n)`, from small to large, as of `eigh`.
+    """The eigenvalues of symmetric `(..., n, n)`, from small to large, as in `eigh`.
 
     Raises:
-        ValueError: if the matrices are not square, or one has a nan or an inf.
+        ValueError: if the matrices are not square, or a matrix contains nan or inf.
     """
     a = symmetric_part(check_square(a))
     return eigenvalues(a, observed(eigh_of, as_array(widened(a))))
@@ -79,7 +81,7 @@ def eigh_of(a: Any) -> tuple[Any, Any]:
 
 @op(floats=True, cost=lambda a: cubes(a, 4, 3), shape=lambda a: a.shape[:-1])
 def eigenvalues(a: Array, factors: Any) -> Array:
-    """The eigenvalues of symmetric matrices, of which `eigh_of` has found w and V."""
+    """The eigenvalues of symmetric matrices; `factors` are w and V from `eigh_of`."""
     return factors[0].copy()
 
 
@@ -96,7 +98,7 @@ def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     gradient_hint=_UNDEFINED,
 )
 def eigenvectors(a: Array, factors: Any) -> Array:
-    """The eigenvectors of symmetric matrices, of which `eigh_of` has found w and V."""
+    """The eigenvectors of symmetric matrices; `factors` are w and V from `eigh_of`."""
     return factors[1].copy()
 
 
@@ -110,16 +112,16 @@ def _eigenvectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
 
 
 def _antisymmetric(x: Array) -> tuple[Array, Array]:
-    """Return X - X^T, the gradient by rotations from vector to vector, and where it is needed."""
+    """Return X - X^T, the gradient of rotations between vectors, and where a loss depends on it."""
     transposed = swap_last(x)
     different = ~np.eye(x.shape[-1], dtype=bool)
     return x - transposed, ops.logical_and(ops.logical_or(x != 0, transposed != 0), different)
 
 
 def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
-    """Return a quotient: where the difference is only what rounding leaves of 0, nan if needed.
+    """Return numerator / difference; where the difference is 0 up to rounding, nan if needed.
 
-    Where it is not needed the numerator is 0, and so is the quotient.
+    Where the quotient is not needed, the numerator is 0, and the quotient is 0.
     """
     x, is_needed = numerator
     near = _is_rounding(difference, values)
@@ -127,13 +129,13 @@ def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -
 
 
 def _shared(g: Array, values: Array) -> Array:
-    """Return the gradient of values, with the mean of it for those that are equal."""
+    """Return the gradient of the values, averaged over equal values."""
     equal = ops.astype(_is_rounding(_as_row(values) - _as_column(values), values), g.dtype)
     return ops.sum(equal * _as_row(g), -1) / ops.sum(equal, -1)
 
 
 def _is_rounding(differences: Array, values: Array) -> Array:
-    """Return which differences of eigenvalues or singular values may be 0 but for rounding."""
+    """Return which differences of eigenvalues or singular values are 0 up to rounding."""
     limit = 10 * np.finfo(values.dtype).eps * ops.sum(ops.abs(values), -1)
     return ops.abs(differences) <= ops.reshape(limit, (*limit.shape, 1, 1))
 
@@ -159,21 +161,21 @@ class SVD(NamedTuple("SVD", [("U", Tensor), ("S", Tensor), ("Vh", Tensor)])):
 
 @composition
 def svd(a: Array, full_matrices: bool = True) -> SVD:
-    """The factors of A = U diag(S) Vh, for `(..., m, n)`; the values S from large to small.
+    """The singular value decomposition A = U diag(S) Vh of `(..., m, n)`; S from large to small.
 
-    With k = min(m, n), S has shape `(..., k)`. U is `(..., m, m)` and Vh `(..., n, n)`; without
-    `full_matrices` they have only the k columns and rows that belong to a singular value.
+    With k = min(m, n), S has shape `(..., k)`. U is `(..., m, m)` and Vh is `(..., n, n)`. Without
+    `full_matrices`, U has only its first k columns and Vh its first k rows.
 
-    The sign that a column of U and the row of Vh have in common is arbitrary, and the further
-    columns and rows are any basis of what is left. The derivative is that of functions that do not
-    depend on the choice (Townsend, 2016). Equal singular values share their gradient evenly, where
-    PyTorch differentiates with the vectors that LAPACK happened to find. The gradient of a singular
-    value of 0 is 0, as that of |x| at 0; PyTorch takes one of its subgradients. A derivative that
-    needs a vector of equal ones is nan, and so is one that needs a vector of 0 in U if m > n, or in
-    Vh if m < n.
+    A column of U and its row of Vh may both change their sign; other columns and rows without a
+    singular value are an arbitrary basis of the rest. The derivative is only valid for functions
+    that do not depend on these choices (Townsend, 2016). Equal singular values share their gradient
+    evenly; PyTorch differentiates with the vectors that LAPACK found. The gradient of a singular
+    value of 0 is 0, like the gradient of |x| at 0; PyTorch uses another subgradient. A derivative
+    that needs a singular vector of equal singular values is nan. So is a derivative that needs a
+    vector of singular value 0 in U if m > n, or in Vh if m < n.
 
     Raises:
-        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+        ValueError: if the array has fewer than two axes, or contains nan or inf.
     """
     check_matrices(a)
     factors = observed(svd_of, as_array(widened(a)), full_matrices)
@@ -185,10 +187,10 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
 def svdvals(a: Array) -> Tensor:
     """The singular values of `(..., m, n)`, from large to small: `(..., min(m, n))`.
 
-    The derivative of S_i is u_i v_i^T; for equal ones, and for one of 0, see `svd`.
+    The derivative of S_i is u_i v_i^T. For equal singular values and for 0, see `svd`.
 
     Raises:
-        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+        ValueError: if the array has fewer than two axes, or contains nan or inf.
     """
     check_matrices(a)
     return singular_values(a, observed(svd_of, as_array(widened(a)), False))
@@ -207,7 +209,7 @@ def svd_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:
     shape=lambda a: (*a.shape[:-2], min(a.shape[-2:])),
 )
 def singular_values(a: Array, factors: Any) -> Array:
-    """The singular values of matrices, of which `svd_of` has found U, S and V."""
+    """The singular values of matrices; `factors` are U, S and V from `svd_of`."""
     return factors[1].copy()
 
 
@@ -225,7 +227,7 @@ def _singular_values_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     gradient_hint=_UNDEFINED,
 )
 def singular_vectors(a: Array, factors: Any) -> Array:
-    """U of A = U diag(S) V^T, of which `svd_of` has found U, S and V."""
+    """U of A = U diag(S) V^T; `factors` are U, S and V from `svd_of`."""
     return factors[0].copy()
 
 
@@ -241,7 +243,7 @@ def _singular_vectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     total = row + column
     weights = row / ops.where(total == 0, 1.0, total)
     left = ops.matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
-    if count < a.shape[-2]:  # they may also rotate out of the space that they span
+    if count < a.shape[-2]:  # the columns may also rotate out of the space that they span
         rest = g - ops.matmul(out, projected)
         left = left + _divided((rest, rest != 0), row, s)
     return ops.matmul(left, swap_last(v))
@@ -258,7 +260,7 @@ def _thin(a: Array, factors: Any) -> Array:
 
 
 class Slogdet(NamedTuple("Slogdet", [("sign", Tensor), ("logabsdet", Tensor)])):
-    """The result of `slogdet`: the sign of a determinant, and the logarithm of its size."""
+    """The result of `slogdet`: sign and logarithm of the absolute value of a determinant."""
 
     __slots__ = ()
 
@@ -267,8 +269,8 @@ class Slogdet(NamedTuple("Slogdet", [("sign", Tensor), ("logabsdet", Tensor)])):
 def slogdet(a: Array) -> Slogdet:
     """The sign and the logarithm of the absolute value of the determinant, for `(..., n, n)`.
 
-    It neither overflows nor vanishes, as `det` may. The derivative of the logarithm is A^-T. Of a
-    singular matrix the sign is 0 and the logarithm -inf, and the derivative nan.
+    The result does not overflow or underflow where `det` does. The derivative of the logarithm is
+    A^-T. For a singular matrix, the sign is 0, the logarithm is -inf, and the derivative is nan.
 
     Raises:
         ValueError: if the matrices are not square.
@@ -292,7 +294,7 @@ def slogdet_of(a: Any) -> tuple[Any, Any]:
     nonfinite_hint={"the logarithm of 0: a matrix is singular": lambda out: np.isinf(out)},
 )
 def log_determinant(a: Array, parts: Any) -> Array:
-    """log |det(A)|, of which `slogdet_of` has found the sign and the value."""
+    """log |det(A)|; `parts` are sign and value from `slogdet_of`."""
     return parts[1].copy()
 
 

@@ -1,4 +1,4 @@
-"""Functions of each element by itself."""
+"""Elementwise functions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minigrad.ops import abs, astype, isnan, log, logical_and, multiply, sin, wh
 
 @composition
 def xlogy(x: Array, y: Array) -> Tensor:
-    """x log(y), broadcast, and 0 with gradients of 0 where x = 0 and log(y) is not finite.
+    """x log(y), broadcast. Where x = 0 and log(y) is not finite, result and gradients are 0.
 
-    A nan in y remains.
+    A nan in y stays nan.
     """
     undefined = logical_and(x == 0, observed(has_no_logarithm, as_array(y)))
     one = astype(undefined, x.dtype)  # where it is chosen, and a number y does not set the dtype
@@ -25,15 +25,15 @@ def xlogy(x: Array, y: Array) -> Tensor:
 
 
 def has_no_logarithm(y: Any) -> Any:
-    """Return where the logarithm of y is not finite, though y is a number."""
+    """Return where the logarithm of y is not finite, although y is not nan."""
     return np.asarray((y <= 0) | np.isinf(y))
 
 
 @composition
 def sinc(x: Array) -> Tensor:
-    """sin(pi x) / (pi x), and 1 at 0; the derivatives of any order are exact also near 0."""
+    """sin(pi x) / (pi x), and 1 at 0. Derivatives of any order are exact, even near 0."""
     u = math.pi * x
-    near = abs(u) < 0.5  # there the Taylor series: differences of the quotient would cancel
+    near = abs(u) < 0.5  # use the Taylor series there: the quotient's derivatives would cancel
     square = where(near, u * u, 0.0)
     series: Any = 1.0
     for k in range(9, 0, -1):
@@ -49,10 +49,10 @@ def nan_to_num(
     """x with nan, inf and -inf replaced by numbers; the gradient of a replaced element is 0.
 
     Args:
-        x: the array; integers remain as they are.
-        nan: what stands for nan.
-        posinf: what stands for inf; None is the largest number of the dtype.
-        neginf: what stands for -inf; None is the lowest number of the dtype.
+        x: the array; integers do not change.
+        nan: the number that replaces nan.
+        posinf: the number that replaces inf; None for the largest number of the dtype.
+        neginf: the number that replaces -inf; None for the lowest number of the dtype.
 
     Raises:
         TypeError: if one of these is not a number.

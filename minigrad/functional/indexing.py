@@ -1,4 +1,4 @@
-"""Elements by their indices: along an axis, in order of size, or by class."""
+"""Indexing and sorting: gather, scatter, sort, topk, running maxima, one-hot vectors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from minigrad.functional.shape import squeeze
 from minigrad.ops.shape import from_the_front, normalize_axis
 
 
-# Types as they are: annotations would be texts here, which the reference cannot look up.
+# Types are passed as objects: annotations would be strings here, which the API reference cannot
+# resolve.
 class ValuesAndIndices(NamedTuple("ValuesAndIndices", [("values", Tensor), ("indices", Tensor)])):
-    """Elements that were chosen along an axis, as by `topk`, and their indices there."""
+    """Elements that were chosen along an axis, for example by `topk`, and their indices."""
 
     __slots__ = ()
 
@@ -31,7 +32,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     Raises:
         ValueError: if the numbers of axes differ.
         TypeError: if the indices are not integers.
-        IndexError: if one is out of range.
+        IndexError: if an index is out of range.
     """
     if axis is None:
         x, axis = ops.reshape(x, -1), 0
@@ -54,13 +55,13 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
 def gather(x: Array, axis: int, indices: Array) -> Tensor:
     """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, for each index of `indices`.
 
-    As PyTorch's, it broadcasts nothing, and `indices` may be smaller than x along the other axes.
-    Negative indices count from the end, where PyTorch refuses them.
+    As in PyTorch, nothing is broadcast, and `indices` may be smaller than x along the other axes.
+    Negative indices count from the end; PyTorch does not accept them.
 
     Raises:
         ValueError: if the numbers of axes differ, or the indices are larger along another axis.
         TypeError: if the indices are not integers.
-        IndexError: if one is out of range.
+        IndexError: if an index is out of range.
     """
     axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
     _check_smaller(taken, "x", x.shape, axis)
@@ -73,15 +74,15 @@ def gather(x: Array, axis: int, indices: Array) -> Tensor:
 def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
     """x with out[i, indices[i, j, k], k] = src[i, j, k] for `axis=1`, for each index of `indices`.
 
-    As in PyTorch, `indices` may be smaller than `src`, and than x along the other axes. Where an
-    index is repeated, the last one counts. The gradient goes to what is in the result. Negative
-    indices count from the end, where PyTorch refuses them.
+    As in PyTorch, `indices` may be smaller than `src`, and smaller than x along the other axes. If
+    an index is repeated, the last value counts. The gradient goes to the values in the result.
+    Negative indices count from the end; PyTorch does not accept them.
 
     Args:
-        x: the array, which itself is not changed.
-        axis: the axis of x that the indices are for.
+        x: the array; it is not changed.
+        axis: the axis of x along which the indices count.
         indices: integers, with as many axes as x.
-        src: an array with as many axes, or a number; it is converted to the dtype of x.
+        src: an array with as many axes as x, or a number; it is converted to the dtype of x.
 
     Raises:
         ValueError: if the shapes do not match.
@@ -95,7 +96,7 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
     if src.dtype.kind == "f" and x.dtype.kind != "f":
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
     if not src.ndim and x.dtype.kind in "iu":
-        src = observed(as_array, as_array(src), x.dtype)  # refuses a number that does not fit
+        src = observed(as_array, as_array(src), x.dtype)  # an error if a number is out of range
     positions, sources, written = observed(last_written, taken, axis, x.shape)
     if src.ndim:
         src = ops.getitem(src, tuple(slice(n) for n in taken.shape))
@@ -106,16 +107,16 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
 
 
 def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Return the flat positions that `scatter` writes, the index of the value for each, and a mask.
+    """Return the flat positions that `scatter` writes, the index of each value, and a mask.
 
-    The mask, of this shape, is True at the written positions.
+    The mask has the given shape, and is True at the written positions.
 
     Raises:
         IndexError: if an index is out of range.
     """
     index = np.indices(indices.shape)
     index[axis] = from_the_front(indices, axis, shape)
-    # In one row, where the last of several values for a position stays, in any order of memory.
+    # A flat array: numpy keeps the last of several values for a position, in any memory order.
     source = np.full(shape, -1)
     source.reshape(-1)[np.ravel_multi_index(index, shape).ravel()] = np.arange(indices.size)
     written = source >= 0
@@ -125,7 +126,7 @@ def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, 
 def _check_smaller(
     indices: Any, name: str, shape: tuple[int, ...], axis: int | None = None
 ) -> None:
-    """Raise a ValueError unless indices go with an array, and not beyond it but along `axis`."""
+    """Raise a ValueError if `indices` is larger than an array along another axis than `axis`."""
     if indices.ndim != len(shape) or any(
         i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
     ):
@@ -138,9 +139,10 @@ def _check_smaller(
 
 @composition
 def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
-    """The elements along `axis` from small to large, each with its gradient.
+    """The elements along `axis`, sorted from small to large; each gets its own gradient.
 
-    With `axis=None`, x is flattened first. A nan counts as the largest; equals keep their order.
+    With `axis=None`, x is flattened first. A nan counts as the largest. Equal elements keep their
+    order.
     """
     return take_along_axis(x, ops.argsort(x, axis, descending), axis)
 
@@ -149,11 +151,11 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
 def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndIndices:
     """The k largest (or smallest) elements along `axis`, in order, and their indices.
 
-    The gradient goes to the elements that were taken; of equal elements, to the first.
+    The gradient goes to the chosen elements; among equal elements, the first is chosen.
 
     Raises:
-        TypeError: if `k` is no integer, or `largest` neither True nor False.
-        ValueError: if there are fewer than k.
+        TypeError: if `k` is not an integer, or `largest` is not True or False.
+        ValueError: if there are fewer than k elements.
     """
     check_flag("largest", largest)
     axis = normalize_axis(axis, x.ndim)
@@ -170,21 +172,21 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
 def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> ValuesAndIndices:
     """The largest elements along `axis`, and their indices.
 
-    The gradient goes to the elements that were taken: of equals the first, and a nan if there is
-    one. (Of `max`, equals share it.)
+    The gradient goes to the chosen elements: the first of equal elements, and nan if there is one.
+    (In `max`, equal elements share the gradient.)
 
     Raises:
-        ValueError: if there is nothing to choose from.
+        ValueError: if the axis is empty.
     """
     return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
 
 @composition
 def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> ValuesAndIndices:
-    """The smallest elements along `axis`, and their indices, as `max_with_indices`.
+    """The smallest elements along `axis`, and their indices, as in `max_with_indices`.
 
     Raises:
-        ValueError: if there is nothing to choose from.
+        ValueError: if the axis is empty.
     """
     return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
@@ -198,23 +200,23 @@ def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIn
 
 @composition
 def cummax(x: Array, axis: int = -1) -> ValuesAndIndices:
-    """The largest of all elements up to each one along `axis`, and their indices, shaped as x.
+    """The running maximum along `axis`, and the index of each maximum; both have the shape of x.
 
-    The gradient goes to the elements that were taken: of equals the last, and a nan if there is
-    one, as in PyTorch.
+    The gradient goes to the chosen elements: the last of equal elements, and nan if there is one,
+    as in PyTorch.
 
     Raises:
-        ValueError: if there is no such axis.
+        ValueError: if the axis does not exist.
     """
     return _running(x, axis, largest=True)
 
 
 @composition
 def cummin(x: Array, axis: int = -1) -> ValuesAndIndices:
-    """The smallest of all elements up to each one along `axis`, and their indices, as `cummax`.
+    """The running minimum along `axis`, and the index of each minimum, as in `cummax`.
 
     Raises:
-        ValueError: if there is no such axis.
+        ValueError: if the axis does not exist.
     """
     return _running(x, axis, largest=False)
 
@@ -227,7 +229,7 @@ def _running(x: Array, axis: int, largest: bool) -> ValuesAndIndices:
 
 
 def running_indices(x: Any, axis: int, largest: bool) -> Any:
-    """Return the index of the largest (or smallest) element up to each one along an axis."""
+    """Return the index of the running maximum (or minimum) at each position along an axis."""
     extremes = (np.maximum if largest else np.minimum).accumulate(x, axis)
     steps = np.arange(x.shape[axis]).reshape(-1, *[1] * (x.ndim - axis - 1))
     return np.maximum.accumulate(np.where((x == extremes) | (x != x), steps, 0), axis)
@@ -237,10 +239,10 @@ def running_indices(x: Any, axis: int, largest: bool) -> Any:
 def nonzero(x: Array) -> tuple[Tensor, ...]:
     """The indices of the elements that are not 0, in row-major order: an array for each axis.
 
-    They are integers, and have no derivative. `x[nonzero(x)]` has these elements.
+    The indices are integers, and have no derivative. `x[nonzero(x)]` gives the elements.
 
     Raises:
-        ValueError: if x is a number.
+        ValueError: if x is a number, without an axis.
     """
     if x.ndim == 0:
         raise ValueError("takes an array with axes, not a number; reshape it to (1,) first")
@@ -250,15 +252,15 @@ def nonzero(x: Array) -> tuple[Tensor, ...]:
 
 @composition
 def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
-    """Rows `(..., num_classes)` of zeros with a 1 at the class, for integers `(...)`, as int64.
+    """One-hot vectors, `(...) -> (..., num_classes)`: 1 at the class and 0 elsewhere, as int64.
 
     Args:
-        labels: the classes.
-        num_classes: how many there are; None for one more than the largest label.
+        labels: the classes, integers.
+        num_classes: the number of classes; None for the largest label plus 1.
 
     Raises:
         TypeError: if the labels are not integers.
-        ValueError: if one is not among the classes.
+        ValueError: if a label is not among the classes.
     """
     classes = as_integers("labels", labels)
     if not isinstance(num_classes, (int, np.integer, type(None))):
@@ -268,7 +270,7 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
 
 
 def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
-    """Return the result of `one_hot` for an array of integers, which it checks."""
+    """Check an array of integers, and return the result of `one_hot` for it."""
     if num_classes is None:
         if classes.size and classes.min() < 0:
             raise ValueError(f"labels must be at least 0, and one is {classes.min()}")
@@ -293,7 +295,7 @@ def check_below(
 
 
 def as_integers(role: str, values: Array) -> Any:
-    """Return an array, or raise a TypeError if it is not of integers."""
+    """Return `values` as an array, or raise a TypeError if they are not integers."""
     array = as_array(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{role} must be integers, not {array.dtype}")

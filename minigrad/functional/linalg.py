@@ -26,18 +26,18 @@ def norm(
 ) -> Tensor:
     """The norm of vectors along one axis, or of matrices along two.
 
-    Of a vector: (sum |x|^p)^(1/p) for `ord` = p, the largest |x| for inf, the smallest for -inf,
-    and for 0 the number of elements that are not 0; p < 1 is no norm in the strict sense. Of a
-    matrix: the largest (smallest) sum of |x| over a column for 1 (-1), over a row for inf (-inf);
-    the largest (smallest) singular value for 2 (-2), and the sum of all of them for "nuc". None is
-    the root of the sum of squares of either; for a matrix it is also called "fro".
+    For a vector, `ord` = p gives (sum |x|^p)^(1/p); inf gives the largest |x|, -inf the smallest,
+    and 0 the number of elements that are not 0. (For p < 1 this is not a norm in the strict sense.)
+    For a matrix, 1 (-1) gives the largest (smallest) sum of |x| over a column, and inf (-inf) over
+    a row. 2 (-2) gives the largest (smallest) singular value, and "nuc" the sum of the singular
+    values. None gives the root of the sum of squares; for a matrix, "fro" means the same.
 
-    With `axis=None`, x itself is the vector or the matrix; with `ord=None` too, x may have any
-    shape. The gradient is 0 where the norm is 0, and for an element of 0 if p < 1, where the slope
-    is infinite.
+    With `axis=None`, x itself is the vector or the matrix. If `ord` is None too, x may have any
+    shape. The gradient is 0 where the norm is 0. If p < 1, the gradient of an element that is 0 is
+    0, although the slope is infinite there.
 
     Raises:
-        ValueError: for another order, or more than two axes.
+        ValueError: if `ord` is unknown, or there are more than two axes.
     """
     return narrowed(_norm(widened(x), ord, axis, keepdims), x)
 
@@ -75,17 +75,17 @@ def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Te
         return root(ops.sum(ops.sign(size), axes, keepdims), 1)
     zero = size == 0
     total = ops.sum(ops.where(zero, 0.0, ops.where(zero, 1.0, size) ** p), axes, keepdims)
-    if p < 0:  # one element of 0 makes the sum infinite, and the norm 0
+    if p < 0:  # if one element is 0, the sum is infinite, and the norm is 0
         total = ops.where(ops.any(zero, axes, keepdims), 0.0, total)
     return root(total, p)
 
 
 @composition
 def matrix_power(a: Array, n: int) -> Tensor:
-    """The product of n factors A for `(..., m, m)`; the identity for n = 0, and of A^-1 for n < 0.
+    """A^n for matrices A `(..., m, m)`: the identity if n = 0, a power of A^-1 if n < 0.
 
     Raises:
-        ValueError: if the matrices are not square, or one is singular and n < 0.
+        ValueError: if the matrices are not square, or n < 0 and a matrix is singular.
         TypeError: if n is not an integer.
     """
     check_square(a)
@@ -107,7 +107,7 @@ def matrix_power(a: Array, n: int) -> Tensor:
 
 @composition
 def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
-    """The diagonal of the matrices along `axis1` and `axis2`, as a last axis: x[i, i + offset].
+    """The elements x[i, i + offset] of the matrices along `axis1` and `axis2`, as the last axis.
 
     Raises:
         ValueError: if the axes are the same or do not exist.
@@ -136,10 +136,10 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
 
 @composition
 def diag(x: Array, k: int = 0) -> Tensor:
-    """The k-th diagonal of a matrix, or the matrix that has a vector as its k-th diagonal.
+    """The k-th diagonal of a matrix; or for a vector, the matrix with this k-th diagonal.
 
     Raises:
-        ValueError: for an array of another number of axes.
+        ValueError: if x does not have one or two axes.
     """
     if x.ndim == 2:
         return diagonal(x, k)
@@ -150,7 +150,7 @@ def diag(x: Array, k: int = 0) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# Products of arrays, which come down to a matrix product
+# Products of arrays, computed by matrix products
 # --------------------------------------------------------------------------------------------------
 
 
@@ -162,10 +162,10 @@ def outer(a: Array, b: Array) -> Tensor:
 
 @composition
 def dot(a: Array, b: Array) -> Tensor:
-    """The sum over the last axis of a and the last but one of b (its only one, for a vector).
+    """The sum of products over the last axis of a and the second-to-last (or only) axis of b.
 
-    For vectors and matrices that is `a @ b`; with a number it is `a * b`. Further axes stand side
-    by side: `(a, b, k)` and `(c, k, d)` give `(a, b, c, d)`.
+    For vectors and matrices it is `a @ b`; if one is a number, it is `a * b`. The result has the
+    other axes of a, then those of b: `(a, b, k)` and `(c, k, d)` give `(a, b, c, d)`.
 
     Raises:
         ValueError: if the sizes do not match.
@@ -181,7 +181,7 @@ def dot(a: Array, b: Array) -> Tensor:
 def inner(a: Array, b: Array) -> Tensor:
     """The sum of products over the last axes of a and b: `(a, k)` and `(b, k)` give `(a, b)`.
 
-    With a number it is `a * b`.
+    If one of them is a number, it is `a * b`.
 
     Raises:
         ValueError: if the sizes do not match.
@@ -199,10 +199,10 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
         a: the first array.
         b: the second array.
         axes: the axes of a and the axes of b, as in `((1, 0), (0, 1))` or `(-1, 0)`; a number n
-            stands for the last n of a and the first n of b.
+            means the last n axes of a and the first n axes of b.
 
     Raises:
-        ValueError: if there are no such axes, or their sizes do not match.
+        ValueError: if an axis does not exist, or the sizes do not match.
     """
     if isinstance(axes, (int, np.integer)):
         check_count("axes", axes)
@@ -227,8 +227,8 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
 def kron(a: Array, b: Array) -> Tensor:
     """The Kronecker product: out[i m + k, j n + l] = a[i, j] b[k, l] for b of shape `(m, n)`.
 
-    The result has the product of both sizes along each axis; an array with fewer axes gets new ones
-    of size 1 in front.
+    The size of the result along each axis is the product of both sizes. An array with fewer axes
+    gets new axes of size 1 in front.
     """
     count = max(a.ndim, b.ndim)
     sizes = [[1] * (count - x.ndim) + list(x.shape) for x in (a, b)]
@@ -241,12 +241,12 @@ def kron(a: Array, b: Array) -> Tensor:
 def einsum(subscripts: str, *operands: Array) -> Tensor:
     """Products summed over indices, in Einstein's notation: `einsum("bij,bjk->bik", x, y)`.
 
-    Each operand has a letter for every axis. A letter that the output lacks is summed over; one
-    that an operand repeats takes its diagonal; `...` stands for further axes, which are broadcast.
-    Without `->`, the output has the letters that occur once, in alphabetical order.
+    Each operand has a letter for every axis. Letters that are not in the output are summed over. If
+    an operand repeats a letter, its diagonal is used. `...` means further axes, which are
+    broadcast. Without `->`, the output has the letters that occur once, in alphabetical order.
 
-    Operands are combined two at a time, in the order that `numpy.einsum_path` finds, each pair by
-    one matrix product on our own kernels.
+    `numpy.einsum_path` finds the order in which pairs of operands are combined. Each pair is
+    computed by one matrix product, with minigrad's kernels.
 
     Raises:
         TypeError: if the subscripts are not a string.
@@ -272,7 +272,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     return ops.transpose(out, [axes.index(axis) for axis in output])
 
 
-# An axis is known by its letter, those of an ellipsis by their distance from its end: "-1", "-2".
+# The name of an axis is its letter; axes of an ellipsis are counted from its end: "-1", "-2".
 Axes = list[str]
 
 
@@ -281,7 +281,7 @@ def _parsed(
 ) -> tuple[list[Axes], Axes, dict[str, int]]:
     """Return the axes of each operand, those of the output, and the size of each axis.
 
-    One operand may have size 1 along an axis where another has more.
+    Along an axis, an operand may have size 1 if another one is larger: it is broadcast.
     """
     left, arrow, right = subscripts.replace(" ", "").partition("->")
     parts = left.split(",")
@@ -321,7 +321,7 @@ def _parsed(
 
 
 def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:
-    """Return an operand at its full size, with the diagonal for an axis that is named twice."""
+    """Return an operand broadcast to its full size; an axis named twice becomes its diagonal."""
     shape = tuple(sizes[axis] for axis in axes)
     if x.shape != shape:
         x = ops.broadcast_to(x, shape)
@@ -335,7 +335,7 @@ def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]
 
 
 def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
-    """Sum x over the axes that are not needed any more."""
+    """Sum x over the axes that no other operand and not the output needs."""
     rest = tuple(i for i, axis in enumerate(axes) if axis not in needed)
     return (ops.sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
 
@@ -343,7 +343,7 @@ def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
 def _product(
     x: Array, x_axes: Axes, y: Array, y_axes: Axes, needed: set[str], sizes: dict[str, int]
 ) -> tuple[Array, Axes]:
-    """Multiply two operands, and sum over the axes that they share and nothing else needs."""
+    """Multiply two operands, and sum over their common axes that are not needed later."""
     x, x_axes = _summed(x, x_axes, needed | set(y_axes))
     y, y_axes = _summed(y, y_axes, needed | set(x_axes))
     batch = [axis for axis in x_axes if axis in y_axes and axis in needed]
@@ -352,7 +352,7 @@ def _product(
     columns = [axis for axis in y_axes if axis not in x_axes]
 
     def grouped(value: Array, axes: Axes, *groups: Axes) -> Array:
-        """Return an operand with the axes of the batch, and one axis for each further group."""
+        """Return an operand with the batch axes, and one axis for each further group of axes."""
         ordered = ops.transpose(
             value, [axes.index(axis) for group in (batch, *groups) for axis in group]
         )

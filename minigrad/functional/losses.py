@@ -1,4 +1,4 @@
-"""Losses: the functions that training minimises."""
+"""Loss functions, which training minimises."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _STRIP = 16  # rows of logits whose gradient is computed at a time
 
 @composition
 def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
-    """The squared error (prediction - target)^2: its mean, its sum, or each.
+    """The squared error (prediction - target)^2: its mean, its sum, or each value.
 
     Raises:
-        ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
+        ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
     """
     check_reduction(reduction)
     wide, target = _alike(prediction, target)
@@ -54,12 +54,12 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
 
 @composition
 def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
-    """The absolute error |prediction - target|: its mean, its sum, or each.
+    """The absolute error |prediction - target|: its mean, its sum, or each value.
 
-    Where there is no error, the gradient is 0.
+    Where the error is 0, the gradient is 0.
 
     Raises:
-        ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
+        ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
     """
     check_reduction(reduction)
     wide, target = _alike(prediction, target)
@@ -70,7 +70,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
 def huber(
     prediction: Array, target: Array, reduction: Reduction = "mean", delta: float = 1.0
 ) -> Tensor:
-    """0.5 d^2 for an error |d| <= `delta`, and delta (|d| - 0.5 delta) beyond (Huber, 1964).
+    """0.5 d^2 if the error |d| is at most `delta`, else delta (|d| - 0.5 delta) (Huber, 1964).
 
     Raises:
         ValueError: if the shapes differ, or `delta` is not positive.
@@ -99,23 +99,23 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-log softmax(logits)[target]: its mean, its sum, or each.
+    """The cross entropy -log softmax(logits)[target]: its mean, its sum, or each value.
 
     Args:
         logits: `(n, classes)`, `(classes,)`, or `(n, classes, ...)` with classes on axis 1.
-        target: the integer class of each, of the shape of `logits` without its axis of classes; or
-            floats of the shape of `logits`, the probability of each class.
+        target: class indices, integers with the shape of `logits` without the axis of classes; or
+            class probabilities, floats with the shape of `logits`.
         reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts. The mean of integer targets is one with
-            these weights; that of probabilities is the sum over their number.
+        weight: `(classes,)`, the weight of each class. For class indices, the mean is weighted by
+            them; for probabilities, the sum is divided by the number of targets.
         ignore_index: targets of this value have no loss, and do not count in the mean.
-        label_smoothing: this much of the probability is spread evenly over all classes (Szegedy
-            et al., 2016).
+        label_smoothing: the share of the probability that is spread evenly over all classes
+            (Szegedy et al., 2016).
 
     Raises:
-        TypeError: if the targets are neither integers nor floats, or `ignore_index` is no integer.
+        TypeError: if targets are not integers or floats, or `ignore_index` is not an integer.
         ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
-            is not in [0, 1], or no target is left to take the mean of.
+            is not in [0, 1], or all targets are ignored in a mean.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -156,32 +156,32 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int = 256,
 ) -> Tensor:
-    """`cross_entropy` of the logits x W^T, which are not all in memory if W is frozen.
+    """`cross_entropy` of the logits x W^T. If W is frozen, it keeps only part of them in memory.
 
-    The gradient by x is then all that is needed, and the forward pass computes it, if there will be
-    one, `chunk` rows at a time. Rows that do not count cost nothing. With a W that is trained it is
-    `cross_entropy(linear(x, weight), target)`.
+    With a frozen W, only the gradient with respect to x is needed. The forward pass computes it,
+    `chunk` rows at a time, if a gradient is required. Ignored rows cost nothing. If W is trained,
+    the function is `cross_entropy(linear(x, weight), target)`.
 
     Args:
         x: `(..., d)`.
-        weight: W, `(classes, d)`; also one in few bits, as `bfloat16_linear` takes it.
-        target: the integer class of each vector of x, `(...)`.
+        weight: W, `(classes, d)`; also a matrix in few bits, which `bfloat16_linear` accepts.
+        target: the class index of each vector of x, `(...)`.
         reduction: "mean", "sum" or "none".
         ignore_index: as in `cross_entropy`.
         label_smoothing: as in `cross_entropy`.
-        chunk: the rows of logits in memory. W is packed once for each chunk, which is hidden behind
-            the product with 256 rows, and takes a sixth more time with 128.
+        chunk: the number of rows of logits in memory. W is packed once for each chunk. With 256
+            rows the product hides this cost; with 128 rows the loss takes a sixth more time.
 
     Raises:
         TypeError: if the targets are not integers.
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
-            impossible value, or no target is left to take the mean of.
+            impossible value, or all targets are ignored in a mean.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
-    if isinstance(weight, (list, tuple)):  # not annotated as Array, since it may be in few bits
+    if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
         weight = as_array(weight, x.dtype)
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
@@ -217,9 +217,10 @@ def nll(
     weight: Array = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """-log_probabilities[target], the second half of `cross_entropy`: its mean, its sum, or each.
+    """The negative log-likelihood -log_probabilities[target]: its mean, its sum, or each value.
 
-    The arguments and the errors are those of `cross_entropy` with integer targets.
+    It is `cross_entropy` without the softmax. Arguments and errors are as in `cross_entropy` with
+    class indices.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -236,16 +237,17 @@ def binary_cross_entropy_with_logits(
     weight: Array = None,
     pos_weight: Array = None,
 ) -> Tensor:
-    """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits): its mean, its sum, or each.
+    """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits): its mean, its sum, or each value.
 
-    It is computed as t softplus(-x) + (1 - t) softplus(x), which neither overflows nor rounds to 0.
+    It is computed as t softplus(-x) + (1 - t) softplus(x), which does not overflow or round to 0.
 
     Args:
-        logits: of any shape.
+        logits: x, of any shape.
         target: t, of the same shape, in [0, 1].
         reduction: "mean", "sum" or "none".
-        weight: a factor for each loss, broadcast; the mean divides by their number all the same.
-        pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
+        weight: a factor for each loss, broadcast; the mean still divides by the number of losses.
+        pos_weight: a factor for the first term, broadcast. If it is above 1, a missed positive
+            costs more.
 
     Raises:
         ValueError: if the shapes differ, a weight is negative, or a target is not in [0, 1].
@@ -263,7 +265,7 @@ def binary_cross_entropy_with_logits(
 
 
 def _factor(name: str, weight: Array, t: Array) -> Array:
-    """Check a weight of losses with targets t, and return it in their dtype, or None for none."""
+    """Check a weight, and return it in the dtype of the targets t; return None for None."""
     if weight is None:
         return None
     sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)
@@ -282,9 +284,9 @@ def _label_losses(
     reduction: Reduction,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Return the losses of integer targets, after checking that these go with the scores.
+    """Check class indices against the scores, and return the losses.
 
-    The scores are logarithms of probabilities, with the classes along `axis`.
+    The scores are log-probabilities, with the classes along `axis`.
     """
     labels, classes = as_array(target), scores.shape[axis]
     if labels.dtype.kind not in "iu":
@@ -299,7 +301,7 @@ def _label_losses(
         )
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
-    # An infinite loss times 0 is 0 here.
+    # A label with weight 0 has the loss 0, even if its score is infinite.
     losses = ops.where(used, -ops.getitem(scores, tuple(index)), 0.0)
     if class_weights is not None:
         losses = losses * weights
@@ -314,7 +316,7 @@ def _label_losses(
 
 
 def _as_int64(labels: Any) -> Any:
-    """Return integers in the one dtype that has kernels; None if it does not hold them."""
+    """Return integers as int64, for which kernels exist; None if int64 cannot hold them."""
     if labels.dtype.kind not in "iu" or labels.dtype == np.uint64:
         return None
     return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
@@ -328,15 +330,15 @@ def label_weights(
     dtype: np.dtype[Any],
     reduction: Reduction,
 ) -> tuple[NDArray[Any], float | None]:
-    """Return how much each label counts, 0 where it is ignored, and the divisor of the loss.
+    """Return the weight of each label, 0 if it is ignored, and the divisor of the loss.
 
     Raises:
-        ValueError: if there is no such class, or nothing to take the mean of.
+        ValueError: if a label is not a class, or all labels are ignored in a mean.
     """
     weights, total = kernels.losses.label_weights(
         labels, classes, int(ignore_index), class_weights, dtype
     )
-    if not isfinite(total):  # it is nan where there is no such class
+    if not isfinite(total):  # the weight is nan where a label is not a class
         check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
         raise ValueError(_NO_MEAN)
@@ -351,14 +353,14 @@ def chosen_scores(
     class_weights: NDArray[Any] | None,
     reduction: Reduction,
 ) -> tuple[Any, ...]:
-    """Return how much each label counts, and the index of its score.
+    """Return the weight of each label, and the index of its score.
 
     Returns:
-        Which labels are not ignored, which of these count more than 0, how much each counts (None
-        for 1), the sum of that, and the index of the scores, an array for each of their axes.
+        Which labels are not ignored, which of these have a weight above 0, the weights (None for
+        1), the sum of the weights, and the index of the scores, an array for each of their axes.
 
     Raises:
-        ValueError: if there is no such class, or nothing to take the mean of.
+        ValueError: if a label is not a class, or all labels are ignored in a mean.
     """
     counted = labels != ignore_index
     labels = np.where(counted, labels, 0)
@@ -385,13 +387,13 @@ def check_from_0_to_1(values: NDArray[Any]) -> None:
 
 
 def check_not_negative(values: NDArray[Any], message: str) -> None:
-    """Raise a ValueError if a value is negative, with a message that may show the least."""
+    """Raise a ValueError if a value is negative; `message` may show the smallest value."""
     if (values < 0).any():
         raise ValueError(message.format(values.min()))
 
 
 def _along(axis: int, class_weights: NDArray[Any], ndim: int) -> Array:
-    """Return the weights of classes in the shape that goes with scores of `ndim` axes."""
+    """Return the weights of classes in a shape that broadcasts to scores with `ndim` axes."""
     return ops.reshape(class_weights, (-1,) + (1,) * (ndim - axis - 1))
 
 
@@ -414,7 +416,7 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
 
 
 # --------------------------------------------------------------------------------------------------
-# The losses that most models are trained with, each as one op, for arguments that are checked
+# The most frequent losses, each as one op. Their arguments have been checked.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -425,7 +427,7 @@ def _squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Ar
 
 @op(composition=_squared_error)
 def squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
-    """sum((prediction - target)^2) / `divisor`, of floats of one shape and dtype.
+    """sum((prediction - target)^2) / `divisor`, for floats of one shape and dtype.
 
     The gradients are 2 g (prediction - target) / divisor and the negative of that.
     """
@@ -462,12 +464,12 @@ def _label_loss(
     losses = (smoothing - 1) * ops.getitem(scores, tuple(index))
     if smoothing:
         losses = losses - (smoothing / logits.shape[1]) * ops.sum(scores, 1)
-    losses = ops.where(counted, losses, 0.0) * weights  # an infinite loss times 0 is 0 here
+    losses = ops.where(counted, losses, 0.0) * weights  # so infinity times a weight of 0 is 0
     return losses if divisor is None else ops.sum(losses) / divisor
 
 
 def counted_scores(labels: Any, weights: Any) -> tuple[Any, Any, Any]:
-    """Return which labels count, and the index of a score for each: its own, where it counts."""
+    """Return which labels have a weight, and the index of a score for each (any, if weight 0)."""
     counted = weights != 0
     return counted, np.arange(len(labels)), labels * counted
 
@@ -476,12 +478,12 @@ def counted_scores(labels: Any, weights: Any) -> tuple[Any, Any, Any]:
 def label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
-    """The cross entropy of softmax(logits) and integer classes.
+    """The cross entropy of softmax(logits) and class indices.
 
-    Its gradient is softmax(logits) minus the probabilities of the labels, times their weights.
-    Where a weight is 0, the label need not exist. `smoothing` is how much of the probability of a
-    label is spread over all classes. The sum of the losses is divided by `divisor`; None stands for
-    no sum. Shapes are `(n, classes)`, `(n,)` (int64) and `(n,)`.
+    The gradient is (softmax(logits) - target probabilities) times the weight of the label. If a
+    weight is 0, the label need not be a class. `smoothing` is the share of the probability that is
+    spread over all classes. The sum of the losses is divided by `divisor`; with None, each loss is
+    returned. Shapes are `(n, classes)`, `(n,)` (int64) and `(n,)`.
     """
     losses, sums = kernels.losses.cross_entropy(logits, labels, weights, smoothing)
     if divisor is None:
@@ -534,12 +536,12 @@ def linear_label_loss(
 ) -> Any:  # fmt: skip
     """`label_loss` of the logits x W^T, `chunk` rows at a time; W, `(classes, d)`, is frozen.
 
-    The gradient by x, `(n, d)`, is its residual, which is computed if it will be `differentiated`.
+    If `differentiated`, it also computes the gradient with respect to x, `(n, d)`, as its residual.
     """
     counted = np.flatnonzero(weights)
     losses = np.zeros(len(x), x.dtype)
     gradient = np.zeros(x.shape, x.dtype) if differentiated else None
-    memory = None  # a matrix in few bits makes its own
+    memory = None  # a product with a matrix in few bits allocates its own result
     if isinstance(weight, np.ndarray):
         memory = np.empty((min(chunk, len(counted)), len(weight)), x.dtype)
     for start in range(0, len(counted), chunk):
@@ -553,7 +555,7 @@ def linear_label_loss(
         if gradient is None:
             continue
         g = np.full(len(rows), 1.0 if divisor is None else 1.0 / divisor, x.dtype)
-        for i in range(0, len(rows), _STRIP):  # the gradient takes the memory of the logits
+        for i in range(0, len(rows), _STRIP):  # the gradient overwrites the logits
             at = slice(i, i + _STRIP)
             logits[at] = kernels.losses.cross_entropy_gradient(
                 g[at], logits[at], own[at], counts[at], smoothing, sums[at]
@@ -575,7 +577,7 @@ def _linear_label_loss_x(g: Array, divisor: float | None, residuals: Array) -> A
 def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     """Check the target, and return both in the prediction's dtype, or in float64 for integers.
 
-    A target of float64 would slow a model of float32.
+    A float64 target would make a float32 model compute in float64, which is slower.
     """
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")

@@ -1,4 +1,4 @@
-"""Functions of neural networks that are more than an activation: dropout, embedding, attention."""
+"""Functions of neural networks: dropout, embedding and attention."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold,
 
 @composition
 def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None) -> Tensor:
-    """x with each element dropped with probability `p`, else divided by 1 - p; only in training.
+    """In training, set each element of x to 0 with probability `p`; divide the others by 1 - p.
 
-    The expectation is x (Srivastava et al., 2014). An element is dropped if 16 bits drawn for it
-    are below 2^16 `p`, rounded up or down at random in each call, so that the probability is `p` to
-    the last digit.
+    The expectation is x (Srivastava et al., 2014). For each element, 16 random bits are drawn; it
+    is dropped if they are below 2^16 `p`. This threshold is rounded up or down at random in each
+    call, so that the probability is exactly `p`.
 
     Raises:
         ValueError: if `p` is not in [0, 1].
-        TypeError: if `p` is no number, or `training` neither True nor False.
+        TypeError: if `p` is not a number, or `training` is not True or False.
     """
     check_probability("p", p)
     check_flag("training", training)
@@ -55,7 +55,7 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None)
 
 
 def draw_words(rng: Rng, count: int, p: float) -> tuple[NDArray[np.uint16], np.int64]:
-    """Draw the words of `dropped`, and 2^16 `p` rounded up or down: elements below it drop."""
+    """Draw the random words for `dropped`, and the threshold: 2^16 `p`, randomly rounded."""
     rng = random.generator(rng)
     words = random.words(rng, count)
     return words, np.int64(math.floor(2**16 * p + rng.random()))
@@ -67,13 +67,13 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
 
     Args:
         indices: integers from 0 to count - 1.
-        weight: one row for each index.
-        padding_idx: a row that gets no gradient.
+        weight: a matrix with one row for each index.
+        padding_idx: the index of a row that gets no gradient.
 
     Raises:
         TypeError: if the indices, or `padding_idx`, are not integers.
         ValueError: if `weight` is not a matrix, or has no row `padding_idx`.
-        IndexError: if there is no row for an index; negative ones do not count from the end.
+        IndexError: if an index has no row. Negative indices do not count from the end.
     """
     if weight.ndim != 2:
         raise ValueError(f"weight has shape (count, d), not {weight.shape}")
@@ -93,7 +93,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
 
 
 # --------------------------------------------------------------------------------------------------
-# Attention: a mean of vectors, weighted by how well the key of each fits a query
+# Attention: a mean of value vectors, weighted by how similar their keys are to a query
 # --------------------------------------------------------------------------------------------------
 
 
@@ -108,14 +108,14 @@ def _attention(
     dropout_p: float = 0.0,
     rng: Rng = None,
 ) -> Tensor:
-    """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
+    """softmax(q k^T scale + added) v where allowed; 0 if a query may attend to no key."""
     heads = query.shape[-3:-2]
     key, value = (
         repeat(x, heads[0] // x.shape[-3], -3) if (1,) < x.shape[-3:-2] < heads else x
         for x in (key, value)
     )
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
-    masked = added is not None or allowed is not None  # where a query may have nothing allowed
+    masked = added is not None or allowed is not None  # then a query may have no allowed key
     if added is not None:
         scores = scores + astype(added, scores.dtype)
         allowed = observed(np.not_equal, as_array(added), -math.inf)
@@ -123,7 +123,7 @@ def _attention(
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
         allowed = past if allowed is None else logical_and(allowed, past)  # type: ignore[assignment]
     if allowed is not None:
-        # The least number, not -inf: a row of -inf only would become nan.
+        # The lowest number instead of -inf: softmax of a row of only -inf would be nan.
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
     weights = softmax(scores)
     if masked:
@@ -138,7 +138,7 @@ def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int
 
 
 def _sum(x: Array, out: Array) -> int:
-    """The FLOPs of adding up the gradients of x, a key or value, from the heads that share it."""
+    """The FLOPs of adding the gradients of a key or value x over the heads that share it."""
     shared = (1,) < x.shape[-3:-2] < out.shape[-3:-2]
     return math.prod((*out.shape[:-2], *x.shape[-2:])) if shared else 0
 
@@ -185,15 +185,15 @@ def fused_attention(
     offset: int | None = None,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Attention without its weights in memory (see `minigrad.kernels.attention`).
+    """Attention that never stores all weights in memory (see `minigrad.kernels.attention`).
 
-    It saves one number for each query, log(sum(e^scores)).
+    Its residual is one number for each query, log(sum(e^scores)).
     """
     return kernels.attention.attention(query, key, value, allowed, added, offset, scale)
 
 
 def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
-    """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
+    """The FLOPs of computing the weights again and, unless only v needs it, scores' gradients."""
     scores, by_keys, by_values = _flops(query, key, value, out)
     slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
     return by_keys + 3 * scores + slopes if needs_input_grad else 0
@@ -233,31 +233,33 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
 
-    Neither the scores nor the weights stay in memory, unless some weights are dropped. The gradient
-    of a mask of floats is as large as the scores.
+    The scores and the weights are not kept in memory, except with dropout. The gradient of a float
+    mask is as large as the scores.
 
-    Shapes are `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`, and give `(..., L, d_v)`.
+    Query, key and value have the shapes `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`; the
+    result has the shape `(..., L, d_v)`.
 
     Args:
         query: L vectors.
         key: S vectors that are compared with each query.
         value: S vectors, of which each query gets a weighted mean.
         attn_mask: an array that can be broadcast to `(..., L, S)`: booleans, True where attention
-            is allowed, or floats to add to the scores. A query that may attend to nothing gets 0.
-        dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
-            0: pass 0 in evaluation.
-        is_causal: query i attends to keys 0 to i + `causal_offset` only; not together with a mask.
+            is allowed, or floats to add to the scores. If a query may attend to no key, its result
+            is 0.
+        dropout_p: the probability of dropping a weight. The function does not know whether the
+            model is in training: pass 0 in evaluation.
+        is_causal: query i attends only to keys 0 to i + `causal_offset`; not together with a mask.
         scale: the factor of the scores; None for 1 / sqrt(d).
         enable_gqa: whether each head of keys and values may serve a group of heads of queries
             (Ainslie et al., 2023). Heads are along axis -3; query head h of H uses key head
             h // (H / H_k), as in PyTorch. Nothing is repeated in memory.
-        causal_offset: how many keys come before the first query, as they do from a cache.
+        causal_offset: the number of keys before the first query, such as keys in a cache.
         rng: the generator that chooses the dropped weights.
 
     Raises:
         ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
             given, or `causal_offset` is negative, or is given without `is_causal`.
-        TypeError: if the mask is neither of booleans nor of floats, or a flag not True or False.
+        TypeError: if the mask does not hold booleans or floats, or a flag is not True or False.
     """
     check_probability("dropout_p", dropout_p)
     check_count("causal_offset", causal_offset)
@@ -307,7 +309,7 @@ def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -
 def _mask(
     attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
 ) -> tuple[Booleans | None, Array]:
-    """Split a mask: where attention is allowed, None for everywhere; and terms to add, or None."""
+    """Split a mask into booleans (None if all is allowed) and terms to add to scores (or None)."""
     if attn_mask is None:
         return None, None
     if is_causal:

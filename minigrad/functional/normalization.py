@@ -22,7 +22,7 @@ def _channel_norm(
     x: Array, weight: Array = None, bias: Array = None, moments: Any = None,
     num_groups: int | None = None, is_fixed: bool = False, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """Compute what `channel_norm` does, with the moments of x itself unless they are fixed."""
+    """Compute the same as `channel_norm`; use the moments of x itself unless they are fixed."""
     if is_fixed:
         average, variance = (reshape(m, _beside(x)) for m in moments)
         deviation = x - average
@@ -39,7 +39,7 @@ def _channel_norm(
 
 
 def _beside(x: Array) -> tuple[int, ...]:
-    """Return the shape of a number for each channel that goes with x."""
+    """Return the shape of a vector with one number per channel that broadcasts to x."""
     return (-1, *[1] * (x.ndim - 2))
 
 
@@ -51,7 +51,7 @@ def channel_norm(
     x: Array, weight: Array = None, bias: Array = None, moments: Any = None,
     num_groups: int | None = None, is_fixed: bool = False, eps: float = 1e-5,
 ) -> Array:  # fmt: skip
-    """x normalised by moments, which are fixed or have been computed from x itself."""
+    """Normalise x by moments, which are fixed or have been computed from x itself."""
     return kernels.channel_norm.norm(x, moments, weight, bias, eps, num_groups)
 
 
@@ -79,27 +79,27 @@ def batch_norm(
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) of each channel, times `weight`, plus `bias`.
 
-    From Ioffe and Szegedy, 2015. In training, mean and variance are those of x, and the running
-    ones become (1 - momentum) running + momentum new, where the new variance is the unbiased one.
-    In evaluation they are the running ones. Each run in training moves the running moments; under
-    `checkpoint` these are two for each step.
+    From Ioffe and Szegedy, 2015. In training, it uses mean and variance of x, and updates the
+    running ones to (1 - momentum) running + momentum new; the new variance is unbiased. In
+    evaluation, it uses the running ones. Every forward pass in training updates them, so under
+    `checkpoint` they are updated twice for each step.
 
     Args:
         x: `(N, C, ...)`.
         running_mean: a Tensor or an array `(C,)`, or None in training.
-        running_var: the same for the variance.
+        running_var: the running variance, in the same form.
         weight: `(C,)`, or None.
         bias: `(C,)`, or None.
         training: whether x is normalised by its own mean and variance.
-        momentum: how much of the new mean and variance goes into the running ones, in [0, 1].
+        momentum: the weight of the new mean and variance in the running ones, in [0, 1].
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if shapes do not match, eps is negative, the momentum is not in [0, 1], there
-            are less than two elements of a channel in training, or there is nothing to normalise by
-            in evaluation.
-        TypeError: if a running moment is no array of floats, or requires a gradient, or an option
-            is no number or flag.
+        ValueError: if shapes do not match, eps is negative, the momentum is not in [0, 1], a
+            channel has fewer than two elements in training, or running moments are missing in
+            evaluation.
+        TypeError: if a running moment is not an array of floats, or requires a gradient, or an
+            option is not a number or a flag.
     """
     check_flag("training", training)
     check_range("momentum", momentum, 0, 1)
@@ -130,14 +130,14 @@ def batch_norm(
 
 
 def joined(running_mean: Any, running_var: Any) -> NDArray[Any]:
-    """Return running moments as `channel_norm` takes them."""
+    """Return running moments in the form that `channel_norm` expects."""
     return np.stack([running_mean, running_var]).astype(np.float64)[:, None]
 
 
 def update_running(
     running_mean: Any, running_var: Any, moments: NDArray[Any], momentum: float, count: int
 ) -> None:
-    """Move the running mean and variance towards those of `count` elements of each channel."""
+    """Update the running mean and variance; each channel of the batch has `count` elements."""
     unbiased = moments[1, 0] * (count / (count - 1))
     for running, new in ((running_mean, moments[0, 0]), (running_var, unbiased)):
         if running is not None:
@@ -152,7 +152,7 @@ def group_norm(
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) of each group of channels, times `weight`, plus `bias`.
 
-    From Wu and He, 2018. Mean and variance are those of one element of the batch.
+    From Wu and He, 2018. Mean and variance are computed separately for each element of the batch.
 
     Args:
         x: `(N, C, ...)`.
@@ -173,7 +173,7 @@ def group_norm(
 
 
 def _check(x: Array, eps: float, **of_channels: Any) -> None:
-    """Raise an error unless eps is a number of at least 0 and all shapes go together."""
+    """Raise an error unless eps is a number of at least 0 and all shapes match."""
     check_range("eps", eps, 0, np.inf)
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"x must have shape (N, C, ...), where only N may be 0, but has {x.shape}")

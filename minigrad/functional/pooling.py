@@ -1,7 +1,7 @@
 """Pooling: the largest element, or the mean, of each window of an image or a sequence.
 
-A window is a rectangle, so its rows and its columns are found apart, by the same functions. A
-sequence is pooled as an image of one row.
+A window is a rectangle, so the same functions find its rows and its columns separately. A sequence
+is pooled as an image with one row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OutputSizes = int | Sequence[int | None] | None
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Windows:
-    """The windows of an axis; `bounds` has for each its start, its end, and its step or divisor."""
+    """The windows along an axis: `bounds` has start, end, and step or divisor of each window."""
 
     bounds: NDArray[np.int64]
 
@@ -38,7 +38,7 @@ class Windows:
 
     @classmethod
     def of(cls, *columns: Any) -> Windows:
-        """Make windows of the columns of their bounds, of which some may be one number for all."""
+        """Make windows from the columns of their bounds; a column may be one number for all."""
         return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
 
 
@@ -60,22 +60,22 @@ def max_pool2d(
 
         H' = floor((H + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1
 
-    and W' likewise. The gradient goes to the first of equal elements. A nan is the largest. Indices
-    are not returned.
+    W' is computed in the same way. The gradient goes to the first of equal elements. A nan counts
+    as the largest. Indices are not returned.
 
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
-        kernel_size: the size of a window: a number, or one each for H and W, as for all options.
+        kernel_size: the size of a window: one number, or a pair for H and W, as for all options.
         stride: the distance from one window to the next; None for `kernel_size`.
-        padding: elements added at each end of H and W, which never win.
+        padding: the number of elements added at each end of H and W; they are never chosen.
         dilation: the distance from one element of a window to the next.
         ceil_mode: whether H' and W' are rounded up, without a last window that would begin after
             the end of the image.
 
     Raises:
         ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, an option is out of
-            range, a window is larger than the padded image or has no element of the image, or the
-            padding is more than half a window.
+            range, a window is larger than the padded image or contains no element of the image, or
+            the padding is more than half a window.
         TypeError: if `ceil_mode` is not True or False.
     """
     check_flag("ceil_mode", ceil_mode)
@@ -96,12 +96,12 @@ def max_pool1d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The largest element of each window of L: `(N, C, L) -> (N, C, L')`, as `max_pool2d`.
+    """The largest element of each window of L: `(N, C, L) -> (N, C, L')`, as in `max_pool2d`.
 
-    A single sequence `(C, L)` gives `(C, L')`; an option is one number.
+    A single sequence `(C, L)` gives `(C, L')`. Each option is one number.
 
     Raises:
-        ValueError, TypeError: as `max_pool2d`.
+        ValueError, TypeError: as in `max_pool2d`.
     """
     options = _options(1, kernel_size, stride, padding)
     dilations = (1, *for_each_axis("dilation", dilation, 1))
@@ -112,7 +112,7 @@ def max_pool1d(
 def _max_windows(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> Windows:
-    """Return the windows of an axis of this size, with their steps, without the padding."""
+    """Return the windows along an axis of size `size`, with steps, without the padding."""
     reach = dilation * (kernel - 1) + 1
     starts = _starts(size, reach, stride, padding, ceil_mode)
     ends = np.minimum(starts + reach, size)
@@ -131,7 +131,7 @@ def _max_windows(
 
 
 def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
-    """The FLOPs of a sum of all windows, and of their divisions, in all planes."""
+    """The FLOPs of the sums over all windows and of the divisions."""
     starts, ends, _ = zip(rows.bounds.sum(0).tolist(), columns.bounds.sum(0).tolist(), strict=True)
     elements = (ends[0] - starts[0]) * (ends[1] - starts[1])
     return math.prod(shape[:-2]) * int(elements + len(rows) * len(columns))
@@ -144,7 +144,7 @@ def _flops(shape: tuple[int, ...], rows: Windows, columns: Windows) -> int:
     shape=lambda x, rows, columns: (*x.shape[:-2], len(rows), len(columns)),
 )
 def window_means(x: Array, rows: Windows, columns: Windows) -> Array:
-    """The sums of windows of `(..., H, W)`, divided by the divisors of their rows and columns."""
+    """The sums over windows of `(..., H, W)`, divided by the divisors of their rows and columns."""
     return kernels.pooling.means(x, rows.bounds, columns.bounds)
 
 
@@ -159,7 +159,7 @@ def spread_means(means: Array, rows: Windows, columns: Windows, shape: tuple[int
     return kernels.pooling.spread(means, rows.bounds, columns.bounds, shape)
 
 
-# The VJPs stand here, where both ops are known: each is the VJP of the other.
+# The VJPs are here, after both ops, because each op is the VJP of the other.
 window_means.vjp("x", lambda g, rows, columns, x_shape: spread_means(g, rows, columns, x_shape))
 spread_means.vjp("means", lambda g, rows, columns: window_means(g, rows, columns))
 
@@ -176,20 +176,20 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window of H x W: `(N, C, H, W) -> (N, C, H', W')`.
 
-    The sizes are those of `max_pool2d` with a dilation of 1.
+    H' and W' are as in `max_pool2d` with a dilation of 1.
 
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
-        kernel_size: the size of a window: a number, or one each for H and W, as for all options.
+        kernel_size: the size of a window: one number, or a pair for H and W, as for all options.
         stride: the distance from one window to the next; None for `kernel_size`.
-        padding: zeros added at each end of H and W.
+        padding: the number of zeros added at each end of H and W.
         ceil_mode: whether H' and W' are rounded up, without a last window that would begin after
-            the end of the image. What is beyond the padding never counts.
+            the end of the image. Positions beyond the padding never count as elements.
         count_include_pad: whether zeros of the padding count as elements.
-        divisor_override: what a sum is divided by instead of the number of elements.
+        divisor_override: the divisor of each sum, instead of the number of elements.
 
     Raises:
-        ValueError: as `max_pool2d`, or if the divisor is 0 or no integer.
+        ValueError: as in `max_pool2d`, or if the divisor is 0 or not an integer.
         TypeError: if a flag is not True or False.
     """
     check_flag("ceil_mode", ceil_mode)
@@ -216,12 +216,12 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """The mean of each window of L: `(N, C, L) -> (N, C, L')`, as `avg_pool2d`.
+    """The mean of each window of L: `(N, C, L) -> (N, C, L')`, as in `avg_pool2d`.
 
-    A single sequence `(C, L)` gives `(C, L')`; an option is one number.
+    A single sequence `(C, L)` gives `(C, L')`. Each option is one number.
 
     Raises:
-        ValueError, TypeError: as `avg_pool2d`.
+        ValueError, TypeError: as in `avg_pool2d`.
     """
     options = _options(1, kernel_size, stride, padding)
     return _as_images(avg_pool2d, x, *options, ceil_mode, count_include_pad)
@@ -232,7 +232,7 @@ def _mean_windows(
     size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, with_padding: bool,
     divisor: int | None,
 ) -> Windows:  # fmt: skip
-    """Return the windows of an axis of this size, with their divisors, without the padding."""
+    """Return the windows along an axis of size `size`, with divisors, without the padding."""
     starts = _starts(size, kernel, stride, padding, ceil_mode)
     ends = np.minimum(starts + kernel, size + padding)
     inside = np.maximum(starts, 0), np.minimum(ends, size)
@@ -244,12 +244,12 @@ def _mean_windows(
 def adaptive_avg_pool2d(x: Array, output_size: OutputSizes) -> Tensor:
     """The means of H' x W' windows of about the same size: `(N, C, H, W) -> (N, C, H', W')`.
 
-    Window i of n along an axis of size s is from i s / n, rounded down, to (i + 1) s / n, rounded
-    up.
+    Along an axis of size s, window i of n begins at i s / n, rounded down, and ends before
+    (i + 1) s / n, rounded up.
 
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
-        output_size: H' and W', or a number for both; None leaves a size as it is.
+        output_size: H' and W', or one number for both; None keeps the size of the axis.
 
     Raises:
         ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, or a size is
@@ -261,18 +261,18 @@ def adaptive_avg_pool2d(x: Array, output_size: OutputSizes) -> Tensor:
 
 @composition
 def adaptive_avg_pool1d(x: Array, output_size: OutputSizes) -> Tensor:
-    """The means of L' windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool2d`.
+    """The means of L' windows: `(N, C, L) -> (N, C, L')`, as in `adaptive_avg_pool2d`.
 
     A single sequence `(C, L)` gives `(C, L')`.
 
     Raises:
-        ValueError: as `adaptive_avg_pool2d`.
+        ValueError: as in `adaptive_avg_pool2d`.
     """
     return _as_images(adaptive_avg_pool2d, x, (1, *_counts(output_size, x.shape[-1:])))
 
 
 def _counts(output_size: OutputSizes, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the number of windows of each axis, which None leaves as it is."""
+    """Return the number of windows along each axis; None becomes the size of the axis."""
     given = output_size if isinstance(output_size, Sequence) else [output_size] * len(sizes)
     if len(given) == len(sizes):
         given = [size if n is None else n for n, size in zip(given, sizes, strict=True)]
@@ -292,7 +292,7 @@ def _adaptive_windows(size: int, count: int) -> Windows:
 
 
 def _sizes(x: Array, axes: int) -> tuple[int, ...]:
-    """Return the sizes of the axes that windows are taken of, after checking the shape."""
+    """Check the shape of x, and return the sizes of its last `axes` axes, which are pooled."""
     names = "(N, C, L) or (C, L)" if axes == 1 else "(N, C, H, W) or (C, H, W)"
     shape: tuple[int, ...] = np.shape(x)
     if len(shape) not in (axes + 1, axes + 2) or 0 in shape[-axes - 1 :]:
@@ -301,7 +301,7 @@ def _sizes(x: Array, axes: int) -> tuple[int, ...]:
 
 
 def _as_images(pool2d: Callable[..., Tensor], x: Array, *options: Any) -> Tensor:
-    """Return what a function of images gives for sequences, as images of one row."""
+    """Apply a pooling function of images to sequences, as images with one row."""
     _sizes(x, 1)
     out = pool2d(reshape(x, (*x.shape[:-1], 1, x.shape[-1])), *options)
     return reshape(out, (*out.shape[:-2], out.shape[-1]))
@@ -310,7 +310,7 @@ def _as_images(pool2d: Callable[..., Tensor], x: Array, *options: Any) -> Tensor
 def _options(
     axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
 ) -> list[tuple[int, ...]]:
-    """Return kernel_size, stride and padding for H and W; those of H for sequences leave it."""
+    """Return kernel_size, stride and padding for H and W; a sequence has windows of height 1."""
     kernels = for_each_axis("kernel_size", kernel_size, axes)
     strides = kernels if stride is None else for_each_axis("stride", stride, axes)
     options = [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
@@ -320,7 +320,7 @@ def _options(
 
 
 def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:
-    """Return where windows that reach so far begin on an axis of this size."""
+    """Return where windows of length `reach` begin along an axis of size `size`."""
     if padding > reach // 2:
         raise ValueError(f"padding = {padding} is more than half a window, which spans {reach}")
     rest = size + 2 * padding - reach

@@ -1,4 +1,4 @@
-"""The same elements in another arrangement, and arrays put together or taken apart."""
+"""Functions that rearrange axes, and that join, split, repeat or pad arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minigrad.ops.shape import normalize_axes, normalize_axis
 
 @composition
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
-    """The array with two axes exchanged."""
+    """The array with two axes swapped."""
     axes = list(range(x.ndim))
     i, j = (normalize_axis(axis, x.ndim) for axis in (axis1, axis2))
     axes[i], axes[j] = axes[j], axes[i]
@@ -28,10 +28,10 @@ def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
 
 @composition
 def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
-    """The array with the axes `source` at the positions `destination`, the others in their order.
+    """Move the axes `source` to the positions `destination`; the others keep their order.
 
     Raises:
-        ValueError: if there is no such axis, one is repeated, or the numbers of both differ.
+        ValueError: if an axis does not exist or is repeated, or the numbers of axes differ.
     """
     sources = normalize_axes(source, x.ndim)
     destinations = normalize_axes(destination, x.ndim)
@@ -54,10 +54,10 @@ def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
 
 @composition
 def squeeze(x: Array, axis: Axis = None) -> Tensor:
-    """The array without its axes of size 1: all of them, or those given.
+    """The array without axes of size 1: without all of them, or only without the given ones.
 
     Raises:
-        ValueError: if an axis that is given has another size.
+        ValueError: if a given axis has another size than 1.
     """
     axes = normalize_axes(axis, x.ndim)
     for i in () if axis is None else axes:
@@ -68,10 +68,10 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
 
 @composition
 def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
-    """Several arrays of one shape joined along a new axis.
+    """Join several arrays of the same shape along a new axis.
 
     Raises:
-        ValueError: if there are none, or their shapes differ.
+        ValueError: if there are no arrays, or their shapes differ.
     """
     arrays = list(arrays)
     shapes = {np.shape(array) for array in arrays}
@@ -83,26 +83,26 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
 
 @composition
 def ravel(x: Array) -> Tensor:
-    """All elements in one axis, in row-major order."""
+    """All elements along one axis, in row-major order."""
     return reshape(x, -1)
 
 
 @composition
 def vstack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 0, of which vectors `(n,)` become rows `(1, n)`.
+    """Join several arrays along axis 0; a vector `(n,)` becomes a row `(1, n)` first.
 
     Raises:
-        ValueError: if there are none, or they differ in another axis.
+        ValueError: if there are no arrays, or their sizes differ along another axis.
     """
     return concatenate([reshape(x, (1, -1)) if np.ndim(x) < 2 else x for x in arrays])
 
 
 @composition
 def hstack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 1; vectors `(n,)`, and numbers, along their only axis.
+    """Join several arrays along axis 1; vectors `(n,)` and numbers along axis 0.
 
     Raises:
-        ValueError: if there are none, or they differ in another axis.
+        ValueError: if there are no arrays, or their sizes differ along another axis.
     """
     arrays = [reshape(x, -1) if np.ndim(x) == 0 else x for x in arrays]
     return concatenate(arrays, 1 if arrays and np.ndim(arrays[0]) > 1 else 0)
@@ -110,23 +110,23 @@ def hstack(arrays: Sequence[Array]) -> Tensor:
 
 @composition
 def column_stack(arrays: Sequence[Array]) -> Tensor:
-    """Several arrays joined along axis 1, of which vectors `(n,)` become columns `(n, 1)`.
+    """Join several arrays along axis 1; a vector `(n,)` becomes a column `(n, 1)` first.
 
     Raises:
-        ValueError: if there are none, or they differ in another axis.
+        ValueError: if there are no arrays, or their sizes differ along another axis.
     """
     return concatenate([reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
 
 
 @composition
 def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
-    """Vectors repeated to one grid: with `indexing="ij"`, the i-th varies along axis i.
+    """Coordinates of a grid: with `indexing="ij"`, vector i is repeated to vary along axis i only.
 
-    With "xy", the first two axes are exchanged, so that the first vector varies along rows. That is
-    the default as in numpy; PyTorch's is "ij".
+    With "xy", the first two axes are swapped, so that the first vector varies along a row. "xy" is
+    the default, as in numpy; in PyTorch the default is "ij".
 
     Raises:
-        ValueError: for another indexing, or an array of more than one axis.
+        ValueError: if `indexing` is unknown, or an array has more than one axis.
     """
     if indexing not in ("xy", "ij"):
         raise ValueError(f"indexing is 'xy' or 'ij', not {indexing!r}")
@@ -148,8 +148,8 @@ def diff(
 ) -> Tensor:
     """The differences x[i + 1] - x[i] along `axis`, taken `n` times.
 
-    `prepend` and `append` are put before and behind x first: arrays, or numbers for one element;
-    for `n` = 0 the result is x itself, as in numpy.
+    First, `prepend` and `append` (arrays, or numbers for one element) are joined to the two ends of
+    x. For `n` = 0 the result is x itself, as in numpy.
 
     Raises:
         ValueError: if `n` is negative, or the shapes do not match.
@@ -169,7 +169,7 @@ def diff(
 
 @composition
 def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """The parts of x along `axis`: a number of equal parts, or those between the given indices.
+    """Split x along `axis`: into a number of equal parts, or at the given indices.
 
     Raises:
         ValueError: if x cannot be divided into that number of equal parts.
@@ -184,7 +184,7 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
 
 @composition
 def array_split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """The parts of x along `axis`, as `split`, but the first may have an element more than others.
+    """Split x along `axis`, as `split` does, but some first parts may have one more element.
 
     Raises:
         ValueError: if the number of parts is not positive.
@@ -203,10 +203,10 @@ def array_split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 
 
 @composition
 def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
-    """Copies of x side by side, `reps` of them along each axis (the last ones, if fewer).
+    """Repeat x as a whole, `reps` times along each axis (along the last axes, if `reps` has fewer).
 
     Raises:
-        ValueError: if one is negative.
+        ValueError: if a number is negative.
     """
     counts = tuple(operator.index(count) for count in np.atleast_1d(reps))
     if any(count < 0 for count in counts):
@@ -221,12 +221,12 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
 
 @composition
 def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> Tensor:
-    """Each element along `axis` repeated, all equally often or with a number for each.
+    """Repeat each element along `axis`; `repeats` is one number for all, or one per element.
 
     With `axis=None`, x is flattened first.
 
     Raises:
-        ValueError: if there is neither one number nor one for each element, or one is negative.
+        ValueError: if the number of `repeats` does not match, or a number is negative.
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
@@ -237,7 +237,7 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
         raise TypeError(f"takes integers, not {repeats!r:.60}")
     if counts.shape not in ((), (1,), (size,)) or (counts.size == 1 and (counts < 0).any()):
         raise ValueError(_bad_repeats(size, repeats))
-    if counts.size == 1:  # without an index, whose gradient would be added up element by element
+    if counts.size == 1:  # broadcasting is faster: the VJP of an index adds element by element
         count = int(counts.reshape(()))
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
         apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
@@ -247,7 +247,7 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
 
 
 def repeated_indices(repeats: Any) -> Any:
-    """Return the index of each number of repeats, as often as that says."""
+    """Return each index i, repeated repeats[i] times."""
     counts = np.asarray(repeats)
     if (counts < 0).any():
         raise ValueError(_bad_repeats(len(counts), repeats))
@@ -263,18 +263,18 @@ def _bad_repeats(size: int, repeats: Any) -> str:
 
 @composition
 def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
-    """The array with elements added at the ends of its axes, as `numpy.pad` does it.
+    """Add elements at both ends of the axes of x, as `numpy.pad` does.
 
     Args:
         x: the array to pad.
-        pad_width: the numbers of elements to add before and after, `((2, 1), (0, 3))`, or
-            `(before, after)` or one number for all axes.
-        mode: "constant", or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x,
-            and add up their gradients.
+        pad_width: the numbers of elements to add before and after each axis, as in
+            `((2, 1), (0, 3))`; or `(before, after)`, or one number, for all axes.
+        mode: "constant"; or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x.
+            The gradients of repeated elements are added up.
         constant_values: the number to fill in, for "constant".
 
     Raises:
-        ValueError: for another mode, a negative width, or a shape that does not match.
+        ValueError: if the mode is unknown, a width is negative, or the widths do not match x.
     """
     given = np.asarray(pad_width)
     if given.dtype.kind not in "iu":
@@ -310,7 +310,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
 
 
 def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
-    """Return an array of this shape, True outside of a block of elements."""
+    """Return a boolean array of the given shape: False inside a block of elements, else True."""
     outside = np.ones(shape, bool)
     outside[inside] = False
     return outside
@@ -328,4 +328,4 @@ def triu(x: Array, k: int = 0) -> Tensor:
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k - 1, np.bool_), _ZERO, x)
 
 
-_ZERO = False  # which is 0 in every dtype, and changes none
+_ZERO = False  # it is 0 in every dtype, and never changes the dtype of the other operand

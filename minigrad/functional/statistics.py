@@ -17,7 +17,7 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
     Raises:
         ValueError: if n <= ddof.
-        TypeError: if ddof is no number.
+        TypeError: if ddof is not a number.
     """
     count = count_along(x.shape, axis)
     check_range("ddof", ddof, -np.inf, np.inf)
@@ -30,7 +30,7 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
 @composition
 def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-    """The standard deviation over `axis`, the root of `var`; its gradient is 0 where it is 0.
+    """The standard deviation over `axis`, the root of `var`. Where it is 0, its gradient is 0.
 
     Raises:
         ValueError: if n <= ddof.
@@ -39,7 +39,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
 
 def root(x: Array, p: float = 2.0) -> Tensor:
-    """x^(1/p) for x >= 0, with gradient 0, not infinity, at 0, where a distance is smallest."""
+    """x^(1/p) for x >= 0, with gradient 0 instead of infinity at 0, the minimum of a distance."""
     zero = x == 0
     positive = where(zero, 1.0, x)
     return where(zero, 0.0, sqrt(positive) if p == 2 else positive ** (1 / p))
@@ -49,14 +49,14 @@ _HALF = np.dtype(np.float16)
 
 
 def widened(x: Array) -> Array:
-    """Return float16 as float32 and integers as float64: sums and squares do not overflow there."""
+    """Convert float16 to float32 and integers to float64, to avoid overflow in sums of squares."""
     if x.dtype.kind == "f":
         return astype(x, np.float32) if x.dtype is _HALF else x
     return astype(x, np.float64)
 
 
 def narrowed(result: Tensor, x: Array) -> Tensor:
-    """Return the result in float16 if x has it, and a Tensor in float32 if x holds integers."""
+    """Convert a result to the dtype of x; if x holds integers, convert a Tensor to float32."""
     if x.dtype.kind == "f":
         return astype(result, x.dtype) if result.dtype != x.dtype else result
     return astype(result, np.float32) if isinstance(result, Tensor) else result

@@ -1,4 +1,4 @@
-"""Files of tensors, in the format of safetensors: read lazily, written completely or not at all."""
+"""Files of tensors in the safetensors format: read lazily, and written completely or not at all."""
 
 from minigrad.io.atomic import replacing, write_atomically
 from minigrad.io.sharded import INDEX, TensorSet, open_tensors, writing_set

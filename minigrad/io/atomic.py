@@ -1,9 +1,9 @@
-"""Replacing a file with a new one that is complete.
+"""Atomic writes: replace a file only by a complete new one.
 
-The new file is written beside its target, and renamed when its bytes are on disk. It has a name
-that begins with a dot, and its writer holds a lock on it. A leftover whose lock is free belongs to
-a process that was killed, and the next save to that path removes it. Numbers of processes could not
-show this, because those of containers are not each other's.
+The new file is written in the folder of its target, and renamed when its bytes are on disk. Its
+name begins with a dot, and its writer holds a lock on it. If the lock of such a file is free, its
+process was killed, and the next save to the same path removes the file. Process ids could not show
+this, because containers have separate process ids.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if sys.platform != "win32":
 
 _PARTIAL = ".partial"
 _TRIES = 10
-_ABANDONED = 24 * 60 * 60  # seconds without a write, after which a leftover without locks is dead
+_ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lock is dead
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
-    """Return the file that a path leads to; an OSError if it is a folder, or its folder is missing.
+    """Return the target file of a path; an OSError if it is a folder, or its folder is missing.
 
     `role` is the beginning of the message.
     """
-    target = Path(path).resolve()  # a link stays a link, to the new content
+    target = Path(path).resolve()  # a link stays, and leads to the new content
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{role}there is no folder {str(target.parent)!r}; make it first")
     if target.is_dir():
@@ -43,10 +43,10 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a new file, to write and read, which replaces `path` if the block ends without an error.
+    """Open a new file to write and read; it replaces `path` if the block ends without an error.
 
     Raises:
-        OSError: if it cannot be written; the old file, if any, is as it was.
+        OSError: if the file cannot be written; an old file is not changed then.
     """
     target = check_target(path)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
@@ -59,25 +59,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             yield file
             flush(file)
-            if sys.platform == "win32":  # which renames no file that is open
+            if sys.platform == "win32":  # it cannot rename an open file
                 file.close()
             os.replace(file.name, target)
         finally:
-            Path(file.name).unlink(missing_ok=True)  # it has been renamed if all went well
+            Path(file.name).unlink(missing_ok=True)  # after success, it has been renamed already
     flush_folder(target.parent)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file beside the target, and rename it when all bytes are on disk."""
+    """Write a file next to the target, and rename it when all bytes are on disk."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
-    """Create a file at a new path, to write and read, with a lock on it until the block ends.
+    """Create a file at a new path, to write and read; hold a lock on it until the block ends.
 
-    If another save takes it for what a dead process has left, before the lock, one more is created.
+    Before the file is locked, another save may mistake it for a leftover and remove it. Then one
+    more file is created.
     """
     for left in reversed(range(_TRIES)):
         try:
@@ -88,7 +89,7 @@ def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
             continue
         with file:
             is_ours = True
-            with suppress(OSError):  # of a file system without locks
+            with suppress(OSError):  # the file system may have no locks
                 is_ours = try_lock(file)
             if (is_ours and os.path.exists(file.name)) or not left:
                 yield file
@@ -96,7 +97,7 @@ def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
 
 
 def try_lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed; return False if somebody else has locked it.
+    """Lock a file until it is closed; return False if another process holds the lock.
 
     Raises:
         OSError: if the system or the file system has no locks.
@@ -111,17 +112,17 @@ def try_lock(file: BinaryIO) -> bool:
 
 
 def remove_dead(left: Path, lock: Path) -> None:
-    """Remove a leftover, see `remove`, if the process that wrote it is dead: its lock is free.
+    """Remove a leftover (see `remove`) if the process that wrote it is dead, so its lock is free.
 
-    Where there is no lock, as in folders of version 0.1, it is dead if nothing has written to it
-    for a day, or nothing is in it.
+    If there is no lock, as in folders of version 0.1, remove it if it is empty, or if nothing was
+    written to it for a day.
     """
     try:
         with open(lock, "r+b") as file:
             if try_lock(file):
                 remove(left, lock)
     except OSError:
-        with suppress(OSError):  # another process may do the same, or it is another user's
+        with suppress(OSError):  # another process may remove it too, or another user may own it
             inside = list(left.rglob("*"))
             last = max(each.lstat().st_mtime for each in (left, *inside))
             if last < time.time() - _ABANDONED or (left != lock and not inside):
@@ -129,7 +130,7 @@ def remove_dead(left: Path, lock: Path) -> None:
 
 
 def remove(left: Path, lock: Path) -> None:
-    """Remove a file, which is its own lock, or a folder, and the lock in it after all the rest."""
+    """Remove a file, which is its own lock; or a folder, whose lock is removed last."""
     if left.is_symlink() or not left.is_dir():
         left.unlink()
         return
@@ -143,15 +144,16 @@ def remove(left: Path, lock: Path) -> None:
 
 
 def flush(file: BinaryIO) -> None:
-    """Have the bytes of a file on disk."""
+    """Make sure that the bytes of a file are on disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, so that a renamed file has its new name after a crash.
+    """Make sure that file names of a folder are on disk, so that a rename survives a crash.
 
-    Some systems cannot do this. It is no error, because the files are complete under either name.
+    Some systems cannot do this. This is not an error, because the files are complete under both
+    names.
     """
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -28,7 +28,7 @@ _LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
 
 
 class TensorSet(Tensors):
-    """The tensors of one file or several, as if they were in one.
+    """The tensors of one or several files, as if they were in one file.
 
     Attributes:
         files: the files by name, in order.
@@ -49,7 +49,7 @@ class TensorSet(Tensors):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The facts in the header of the first file."""
+        """The metadata in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
 
     def read(
@@ -73,11 +73,11 @@ class TensorSet(Tensors):
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
     """Open the tensors at a path: a safetensors file, an index, or a folder with one of the two.
 
-    In a folder it is called `model.safetensors` or `model.safetensors.index.json`.
+    In a folder, the file is called `model.safetensors` or `model.safetensors.index.json`.
 
     Raises:
-        FileNotFoundError: if there is nothing of that kind, or a file of an index is not there.
-        ValueError: if a file is no safetensors file, or is cut short; or the index is no index,
+        FileNotFoundError: if there is no such file, or a file in the index is missing.
+        ValueError: if a file is not a safetensors file, or is incomplete; or the index is invalid,
             names a file outside of its folder, or contradicts the files.
     """
     path = Path(path)
@@ -137,18 +137,19 @@ def writing_set(
     metadata: Mapping[str, str] | None = None,
     others: Mapping[str, Path | bytes] | None = None,
 ) -> Iterator[Mapping[str, TensorWriter]]:
-    """Open writers for the files of a model, by the name of each tensor.
+    """Open writers for the files of a model, as a mapping from the name of a tensor to its writer.
 
-    They appear all together, with an index unless there is only `model.safetensors`.
+    All files appear together, at the end of the block. If there is more than `model.safetensors`,
+    an index is written too.
 
     Args:
-        folder: the folder of the files, made if it is not there.
-        shards: the tensors of each file.
-        metadata: facts for each header.
+        folder: the folder of the files; it is made if it does not exist.
+        shards: the tensors of each file, by file name.
+        metadata: metadata for the header of each file.
         others: contents of other files, or paths to copy, by a name that may include a folder.
 
     Raises:
-        OSError: if they cannot be written; then the old files are as they were.
+        OSError: if the files cannot be written; the old files are not changed then.
         ValueError: if a name is not that of a file in the folder, a tensor is in two files, the
             folder has weights of the other kind, or the block ends before all is written.
     """
@@ -169,7 +170,7 @@ def staging_set(
     others: Mapping[str, Path | bytes] | None = None,
     plan: str | None = None,
 ) -> Iterator[Path]:
-    """Make a folder to write the files of a model to, as `writing_set` does, one by one.
+    """Make a temporary folder, to write the files of a model one by one; see `writing_set`.
 
     For a plan see `replacing_together`.
     """

@@ -1,15 +1,16 @@
-"""Safetensors files: named tensors and a few facts, read lazily, written completely or not at all.
+"""Safetensors files: named tensors and metadata, read lazily, written completely or not at all.
 
-A file is the length of its header in 8 bytes, a header of JSON with the dtype, shape and offset of
-each tensor, and then the bytes of all tensors, without gaps. It is the field's format, and can be
-read without running code from the file, which pickle cannot.
+A file begins with the length of its header, in 8 bytes. Then come the header, in JSON, with the
+dtype, shape and offset of each tensor, and the bytes of all tensors, without gaps. It is the usual
+format for weights. Reading it never runs code from the file; reading a pickle can.
 
-The safetensors library checks the header: against the length of the file, and tensors against their
-sizes and each other. Its reader for numpy raises an error for bfloat16, so bytes are read here.
+The safetensors library checks the header: the length of the file, the sizes of the tensors, and
+that tensors do not overlap. Its reader for numpy raises an error for bfloat16, so this module reads
+the bytes itself.
 
-Names, dtypes and shapes are written first, because they are the header, and then tensors, in any
-order, each at its offset. These are sorted by the size of elements, largest first, so that each is
-aligned when the file is mapped. A checksum is written last, over zeros in the header.
+The header with names, dtypes and shapes is written first. Then tensors are written in any order,
+each at its offset. The offsets are sorted by element size, largest first, so that each tensor is
+aligned when the file is memory-mapped. Last, a checksum replaces zeros in the header.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ from minigrad.io.tensor_info import (
 )
 
 PART = 1 << 22  # the number of bytes that are copied at a time
-_ALIGNED = 8  # tensors begin at a multiple of so many bytes
+_ALIGNED = 8  # the offset of the first tensor is a multiple of this number of bytes
 
 CHECKSUM = "minigrad.sha256"
-"""The name of the fact in the header that is a sha256 of the bytes of all tensors."""
+"""The name of the checksum in the metadata: a sha256 of the bytes of all tensors."""
 
 _BEFORE_CHECKSUM = 8 + len(f'{{"__metadata__":{{"{CHECKSUM}":"')  # bytes of a file that has one
 
 
 class Closing(ABC):
-    """Something that is closed at the end of a `with` block."""
+    """Base class of objects that are closed at the end of a `with` block."""
 
     @abstractmethod
     def close(self) -> None:
@@ -63,7 +64,7 @@ class Closing(ABC):
 
 
 class Tensors(Closing):
-    """Tensors by name, in a file or in several, read when they are asked for."""
+    """Tensors by name, in one or several files, read on demand."""
 
     tensors: dict[str, TensorInfo]  # the dtype and shape of each tensor, by name
     location: str  # the path or paths, in quotes, for messages
@@ -78,7 +79,7 @@ class Tensors(Closing):
         return len(self.tensors)
 
     def info(self, name: str) -> TensorInfo:
-        """Return the dtype and shape of a tensor; a KeyError names the nearest if there is none."""
+        """Return dtype and shape of a tensor; if missing, a KeyError with the most similar name."""
         if name not in self.tensors:
             hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
@@ -90,21 +91,21 @@ class Tensors(Closing):
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows, into a new array, the only one that is made.
+        """Read a tensor, or some of its rows, into a new array, without a second copy in memory.
 
         Args:
             name: the name of the tensor.
-            dtype: the dtype to convert to; None for that of the file, float32 for bfloat16.
-            rows: the rows of the first axis, without steps.
+            dtype: the dtype to convert to; None for the dtype in the file (float32 for bfloat16).
+            rows: a slice of rows along the first axis, without a step.
 
         Raises:
-            KeyError: if there is no such tensor.
-            ValueError: if numpy cannot widen its dtype, or the file has been cut short meanwhile.
+            KeyError: if the tensor does not exist.
+            ValueError: if numpy cannot represent its dtype, or the file has become shorter.
         """
 
     @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
-        """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
+        """Read the bytes of a tensor of any dtype, unconverted, in parts of 4 MiB.
 
         The errors are those of `read`.
         """
@@ -115,7 +116,7 @@ def _cut(file: BufferedReader, name: str) -> ValueError:
 
 
 def parse_json(text: str | bytes, source: str) -> Any:
-    """Parse JSON; a ValueError that begins with the source if an object has one name twice."""
+    """Parse JSON; a ValueError, which names the source, if an object has a name twice."""
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -128,17 +129,17 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 class TensorFile(Tensors):
-    """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
+    """The tensors and metadata of a file. `with TensorFile(path) as file:` closes it at the end.
 
     Attributes:
         path: the path of the file.
         tensors: the dtype and shape of each tensor, by name, in the order of the file.
-        metadata: the facts in the header, without the checksum.
-        has_checksum: whether the header has a checksum of the tensors, as those of others have not.
+        metadata: the metadata in the header, without the checksum.
+        has_checksum: whether the header has a checksum of the tensors. Only minigrad writes one.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, is cut short, or its header is wrong.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a safetensors file, is incomplete, or its header is invalid.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -163,7 +164,7 @@ class TensorFile(Tensors):
             raise
 
     def _header(self) -> tuple[dict[str, Any], int]:
-        """Read the header, and return it with the offset at which the bytes of tensors begin."""
+        """Read the header; return it, and the offset at which the bytes of the tensors begin."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -188,7 +189,7 @@ class TensorFile(Tensors):
                 f"{name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
                 f"read here; there are {', '.join(NAMES.values())}"
             )
-        shape, before = info.shape, 0  # the number of elements before the rows
+        shape, before = info.shape, 0  # the number of elements before the first row to read
         if shape and rows != slice(None):
             start, stop, step = rows.indices(shape[0])
             if step != 1:
@@ -201,7 +202,7 @@ class TensorFile(Tensors):
         if stored.size and file.readinto(content) < stored.nbytes:
             raise _cut(file, name)
         if info.dtype == "bool":
-            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
+            stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
         array = from_stored(stored, info.dtype)
         return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -218,7 +219,7 @@ class TensorFile(Tensors):
             offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
-        """Raise a ValueError if the tensors do not have the checksum that the header may have."""
+        """Raise a ValueError if the header has a checksum, and it does not match the tensors."""
         self._file.seek(self._data)
         if self.has_checksum and _digest(self._file) != self._checksum:
             raise ValueError(
@@ -233,7 +234,7 @@ class TensorFile(Tensors):
 
 
 def _digest(file: BinaryIO | BufferedReader) -> str:
-    """Return the sha256 of a file from its position on."""
+    """Return the sha256 of a file, from its current position to the end."""
     found = hashlib.sha256()
     while part := file.read(PART):
         found.update(part)
@@ -241,16 +242,16 @@ def _digest(file: BinaryIO | BufferedReader) -> str:
 
 
 class TensorWriter:
-    """Writes tensors to an open file; `writing` makes one for a path.
+    """Write tensors to an open file; `writing` makes a writer for a path.
 
     Args:
         file: an empty file, open for writing and reading bytes.
         tensors: the dtype and shape of all tensors that will be written.
-        metadata: facts for the header.
+        metadata: metadata for the header.
 
     Raises:
-        ValueError: if there are two of one name, or a dtype is unknown.
-        TypeError: if a fact is no string.
+        ValueError: if two tensors have the same name, or a dtype is unknown.
+        TypeError: if a value in the metadata is not a string.
     """
 
     def __init__(
@@ -271,7 +272,7 @@ class TensorWriter:
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
-        facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # at the beginning
+        facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # checksum first
         header: dict[str, Any] = {"__metadata__": facts}
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
         self._starts: dict[str, int] = {}
@@ -291,13 +292,13 @@ class TensorWriter:
         file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
-        """Write a tensor, or some of its rows, rounded to the dtype it was announced with.
+        """Write a tensor, or some of its rows, rounded to the dtype that was given at the start.
 
-        Each element is written once; rows may come in any order.
+        Each element must be written once; rows may come in any order.
 
         Raises:
-            KeyError: if no tensor of that name was announced.
-            ValueError: if its shape is another one, or a part of it has been written already.
+            KeyError: if no tensor of this name was given at the start.
+            ValueError: if the shape differs, or a part of the tensor was written before.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -316,9 +317,9 @@ class TensorWriter:
         self._written[name].append(span)
 
     def copy(self, name: str, parts: Iterable[bytes]) -> None:
-        """Write a tensor of any dtype, as the bytes that it has in another file.
+        """Write a tensor of any dtype, from its bytes in another file.
 
-        Errors are those of `write`, and a ValueError if there are more bytes than it has, or fewer.
+        Errors are as in `write`, and a ValueError if the number of bytes is wrong.
         """
         tensor = self._announced(name)
         span = range(tensor.nbytes)
@@ -334,7 +335,7 @@ class TensorWriter:
         self._written[name].append(span)
 
     def _begin(self, name: str, span: range) -> None:
-        """Go to some bytes of a tensor, none of which has been written."""
+        """Move to a range of bytes of a tensor, after checking that none of them was written."""
         for other in self._written[name]:
             if span.start < other.stop and other.start < span.stop:
                 raise ValueError(f"{name} has been written already, in part or completely")
@@ -346,7 +347,7 @@ class TensorWriter:
         return self._tensors[name]
 
     def finish(self) -> None:
-        """Write the checksum; a ValueError with the names of tensors that are not written yet."""
+        """Write the checksum; a ValueError with the names of tensors that were not written."""
         missing = [
             name
             for name, spans in self._written.items()
@@ -367,11 +368,11 @@ def writing(
     tensors: Iterable[TensorInfo],
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[TensorWriter]:
-    """Open a writer, whose file replaces `path` when the block ends without an error.
+    """Open a writer; its file replaces `path` when the block ends without an error.
 
     Raises:
-        OSError: if it cannot be written; the old file, if any, is as it was.
-        ValueError: if the block ends before all is written, or as `TensorWriter` does.
+        OSError: if the file cannot be written; an old file is not changed then.
+        ValueError: as in `TensorWriter`, or if the block ends before all tensors are written.
     """
     with replacing(path) as file:
         writer = TensorWriter(file, tensors, metadata)
@@ -384,11 +385,12 @@ def save_state(
     arrays: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write arrays and facts to a file. An existing file is replaced only by a complete one.
+    """Write arrays and metadata to a file. An existing file is replaced only by a complete one.
 
     Raises:
-        OSError: if it cannot be written; the old file, if any, is as it was.
-        TypeError: if `arrays` is no dict, one is not of numbers, or a fact is no string.
+        OSError: if the file cannot be written; an old file is not changed then.
+        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a value in the
+            metadata is not a string.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
@@ -405,11 +407,12 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Read the arrays and the facts in a file; bfloat16 is widened to float32.
+    """Read the arrays and the metadata in a file; bfloat16 is converted to float32.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, is damaged, or has a dtype that numpy has not.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a safetensors file, is damaged, or has a dtype that numpy does not
+            have.
     """
     with TensorFile(path) as file:
         file.check()

@@ -1,7 +1,7 @@
-"""TensorInfo: the dtype and shape of a tensor in a file; and the names of the dtypes.
+"""TensorInfo: the dtype and shape of a tensor in a file; and the names of dtypes.
 
-numpy has no bfloat16, the upper half of a float32. Reading converts such values to float32, which
-represents all of them. Writing rounds once, from any dtype, to the nearest value, ties to even.
+numpy has no bfloat16, which is the upper half of a float32. Reading converts bfloat16 to float32
+without loss. Writing rounds once, from any dtype, to the nearest value, ties to even.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CODES = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
     "bool": "BOOL",
 }  # fmt: skip
-"""The codes in safetensors of the dtypes that can be read and written."""
+"""The safetensors codes of the dtypes that can be read and written."""
 
 NAMES = {code: name for name, code in CODES.items()}
 
@@ -29,7 +29,7 @@ _BITS = {
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64},
 }
-"""The bits of an element in the dtypes of the format that are only copied, not read as numbers."""
+"""The bits per element of dtypes that can only be copied, not read as numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TensorInfo:
     """The name, dtype and shape of a tensor in a file."""
 
     name: str
-    dtype: str  # the name of numpy's, or "bfloat16"; if it is neither, the format's own
+    dtype: str  # numpy's name, or "bfloat16", or for other dtypes the safetensors code
     shape: tuple[int, ...]
 
     @property
@@ -52,12 +52,12 @@ class TensorInfo:
 
 
 def bits_of(dtype: str) -> int:
-    """Return the number of bits of an element in a file; a ValueError if there is no such dtype."""
+    """Return the number of bits per element in a file; a ValueError if the dtype is unknown."""
     return _BITS.get(dtype) or 8 * stored_dtype(dtype).itemsize
 
 
 def check_dtype(dtype: str) -> str:
-    """Return `dtype`; a ValueError with a list of dtypes if no numbers can be stored in it."""
+    """Return `dtype`; a ValueError, with a list of dtypes, if it cannot be read and written."""
     if dtype not in CODES:
         raise ValueError(f"cannot store numbers in {dtype!r}; there are {', '.join(CODES)}")
     return dtype
@@ -69,7 +69,7 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def from_stored(stored: Array, dtype: str) -> Array:
-    """Convert stored values to a dtype of numpy."""
+    """Convert stored values to a numpy dtype."""
     if dtype != "bfloat16":
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
     bits = stored.astype(np.uint32)
@@ -78,25 +78,25 @@ def from_stored(stored: Array, dtype: str) -> Array:
 
 
 def to_stored(array: Array, dtype: str) -> Array:
-    """Convert values to the form in which `dtype` is stored, C-contiguous."""
+    """Convert values to the storage format of `dtype`, as a C-contiguous array."""
     if dtype == "bfloat16":
         array = _upper_half(array)
-    with np.errstate(over="ignore"):  # Inf is the nearest value; callers check for it if they must
+    with np.errstate(over="ignore"):  # too large values become Inf; some callers check for it
         return np.asarray(array.astype(stored_dtype(dtype), copy=False), order="C")
 
 
 def _upper_half(x: Array) -> Array:
-    """Round to float32s with a lower half of zeros, and return their upper halves."""
+    """Round to bfloat16: round to float32 with lower 16 bits of 0, and return the upper 16 bits."""
     with np.errstate(over="ignore"):
         narrow = np.array(x, np.float32)
     bits = narrow.view(np.uint32)
     if x.dtype.itemsize > 4:
-        # Rounded to odd: so the second rounding, to even, has the result of a single one.
+        # Round to odd first: then the second rounding, to even, gives the result of one rounding.
         exact = narrow.astype(x.dtype)
         bits -= (np.abs(exact) > np.abs(x)).astype(np.uint32)
         bits |= (exact != x).astype(np.uint32)
     odd = (bits >> 16) & 1
     rounded = (bits + (0x7FFF + odd)) >> 16
-    quiet_nan = (bits >> 16) | 0x40  # rounding might carry the last bits of a NaN away
+    quiet_nan = (bits >> 16) | 0x40  # rounding could turn a NaN into Inf
     found: Array = np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
     return found

@@ -1,26 +1,27 @@
-"""Replacing several files that belong together with new ones, all or none of them.
+"""Replace several files that belong together: all of them or none.
 
-Two files cannot be renamed at once, so a kill between two renames would leave some new and some old
-ones. The new files are therefore written to a folder inside of theirs, and the name of that folder
-and a manifest in it say whether they count:
+Two files cannot be renamed at once. If a process is killed between two renames, some files would be
+new and some old. So the new files are written to a subfolder. Its name, and a manifest in it, say
+whether the new files are valid:
 
-    .saving-...     being written: of no meaning to any reader
-    .saved          with a manifest: the new files count, instead of those that it names
+    .saving-...     being written: readers ignore it
+    .saved          with a manifest: the new files are valid, and replace those in the manifest
 
-The manifest is a file that the saver holds a lock on, and that it fills in last. It has the size
-and time of each file that will be replaced, and of the new one. The new files count only while
-these files, or nothing, lie there: what another program writes later counts more, and no folder
-that was downloaded or is a link has the times by chance. From `.saved` the new files move to their
-targets, one directly after the other, and the entry last: that is the file without which no reader
-looks at the others.
+The manifest is a file that the saving process holds a lock on, and writes last. It has the size and
+time of each old file that will be replaced, and of each new file. The new files are valid only if
+each target is still one of these files, or is missing. So files that another program writes later
+have priority, and a folder that was downloaded does not match by chance. The new files move from
+`.saved` to their targets, one directly after the other. The last one is the entry: a reader that
+does not find the entry does not read the other files.
 
-A reader that uses `find` sees either the old files or the new ones, at any time, and writes
-nothing. Other readers do so too, except between two renames. If only one file differs, there is no
-such moment. If more than two do, the entry is removed before and is missing meanwhile, because
-nobody could tell a mixture from a model.
+A reader that uses `find` sees only old files or only new files at any time, and writes nothing.
+Other readers do too, except between two renames. If only one file differs, there is only one
+rename. If more than two files differ, the entry is removed before the renames: a missing entry is
+an error for readers, but a mixture of old and new files would look like a model.
 
-A long save may have a plan, a name for what it makes of which inputs, which its folder is called
-by. If it is killed, the next save with the same plan takes the folder over.
+A long save may have a plan: a hash of its inputs and of what it does, which becomes a part of the
+name of its folder. If the process is killed, the next save with the same plan continues with the
+folder.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from typing import Any, BinaryIO
 from minigrad.io.atomic import create_locked, flush, flush_folder, remove, remove_dead, try_lock
 
 PATIENCE = 10.0
-"""The seconds that a save waits for another one that is replacing files in the same folder."""
+"""How many seconds a save waits for another save that is replacing files in the same folder."""
 
 SAVED = ".saved"
-"""The name of the folder whose files count instead of those beside it."""
+"""The name of the folder whose files have priority over the files next to it."""
 
 _SAVING = ".saving-"
 _MANIFEST = ".manifest.json"
-_LARGEST_MANIFEST = 1 << 24  # bytes; a hundred thousand files take less
-_SMALL = 1 << 24  # bytes of a file that is compared with the old one
+_LARGEST_MANIFEST = 1 << 24  # bytes; enough for a hundred thousand files
+_SMALL = 1 << 24  # bytes; up to this size, a new file is compared with the old one
 _PAUSE = 0.01  # seconds
 
 
@@ -56,20 +57,20 @@ _PAUSE = 0.01  # seconds
 def replacing_together(
     folder: str | os.PathLike[str], entry: str, plan: str | None = None
 ) -> Iterator[Path]:
-    """Make a folder to write files to, which replace those in `folder` all together.
+    """Make a temporary folder; at the end of the block, its files replace those in `folder`.
 
     Args:
-        folder: the target, made if it is not there. New files may be in folders; others stay.
-            Those whose names begin with a dot are not moved.
-        entry: the name of the file without which no reader looks at the others.
-        plan: a hash of all that the files follow from. A folder that a save with this plan has left
-            when it was killed, or when a process of its own was (a ChildProcessError), is taken
-            over with all that is in it, which may be incomplete. This needs locks of files.
+        folder: the target; it is made if it does not exist. New files may be in subfolders. Other
+            files are not changed. New files whose names begin with a dot are not moved.
+        entry: the name of the file that readers open first.
+        plan: a hash of everything that the files depend on. If a save with the same plan was
+            killed, or a child process of it (a ChildProcessError), its folder is used again with
+            the files in it, which may be incomplete. This needs file locks.
 
     Raises:
-        OSError: if they cannot be written, as where a folder has the name of a file, or another
-            save does not end; the old files are as they were, and a folder that was made is gone.
-            If it fails after one of them has been replaced, the new ones count.
+        OSError: if the files cannot be written, for example because a folder has the name of a
+            file, or another save does not end. The old files are not changed then, and a new
+            `folder` is removed. If it fails after one file was replaced, the new files are valid.
         ValueError: if the entry has not been written.
     """
     target = Path(folder)
@@ -79,7 +80,7 @@ def replacing_together(
         left = _stage_left(target, plan)
         with left or create_locked(lambda: _new_stage(target, plan) / _MANIFEST) as manifest:
             stage, is_kept = Path(manifest.name).parent, False
-            if os.name == "nt":  # which renames no folder with a file that is open
+            if os.name == "nt":  # it cannot rename a folder with an open file
                 manifest.close()
             try:
                 yield stage
@@ -97,26 +98,26 @@ def replacing_together(
                 if not is_kept:
                     _end(target, stage)
     except BaseException:
-        with suppress(OSError):  # another process may have put a file there
+        with suppress(OSError):  # another process may have written a file there
             for folder_made in made:
                 folder_made.rmdir()
         raise
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a file that `replacing_together` wrote, also if it was killed.
+    """Return the path of a file that `replacing_together` wrote, even if that process was killed.
 
-    The file may exist or not, as with any path.
+    The file need not exist.
     """
     return unfinished(folder).get(name, Path(folder) / name)
 
 
 def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the paths of the files that a broken save has left in `.saved`, by their names.
+    """Return the paths of the valid files that an interrupted save has left in `.saved`, by name.
 
-    The result is empty if the files in the folder are not those that the manifest names: something
-    newer was saved. Missing files do not matter. The files of a save of version 0.1, which has no
-    manifest, count if one of them is missing beside them, and a UserWarning says so.
+    The result is empty if the files in the folder are not those in the manifest, because something
+    newer was saved. Missing files do not matter. A save of version 0.1 has no manifest: its files
+    are valid if a target of them is missing, and a UserWarning says so.
     """
     found, has_manifest = _unfinished(Path(folder))
     if found and not has_manifest:
@@ -130,7 +131,7 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
-    """Return what `unfinished` does, without a warning, and whether there was a manifest."""
+    """Return the result of `unfinished`, and whether there was a manifest; give no warning."""
     saved, found, has_manifest = target / SAVED, {}, False
     try:
         if not stat.S_ISDIR(saved.lstat().st_mode):  # a link, for example
@@ -149,11 +150,11 @@ def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
                 found = {name: saved / name for name in names}
         return (found if all(map(_is_plain, found.values())) else {}), has_manifest
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}, False  # it is being written, or is another user's, or has no manifest of ours
+        return {}, False  # it is being written, belongs to another user, or has no valid manifest
 
 
 def _manifest(saved: Path) -> Any:
-    """Read a manifest, the identity of the old file and of the new one by name."""
+    """Read a manifest: by file name, the identities of the old file and of the new file."""
     if not _is_plain(saved / _MANIFEST):
         raise ValueError("a manifest is a file")
     with open(saved / _MANIFEST, "rb") as file:
@@ -161,9 +162,9 @@ def _manifest(saved: Path) -> Any:
 
 
 def _identity(root: Path, name: str) -> list[int] | None:
-    """Return the size and time of a file in a folder; None if it is not there.
+    """Return the size and time of a file in a folder; None if the file does not exist.
 
-    A ValueError is raised if the name leads out of the folder, as through a link.
+    A ValueError is raised if the name leads out of the folder, for example through a link.
     """
     path = root / name
     is_inside = path.parent.resolve() == root.resolve() / PurePosixPath(name).parent
@@ -177,22 +178,25 @@ def _identity(root: Path, name: str) -> list[int] | None:
 
 
 def _is_plain(path: Path) -> bool:
-    """Tell whether a path is that of a file, and not of a link or pipe."""
+    """Return whether a path is a regular file, and not a link or a pipe."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _new_stage(target: Path, plan: str | None) -> Path:
-    """Make a folder to write new files to, with the permissions that any new folder has."""
+    """Make a folder for the new files, with the usual permissions of a new folder."""
     stage = target / f"{_SAVING}{plan or secrets.token_hex(4)}"
     try:
         stage.mkdir()
-    except FileExistsError:  # another save with this plan is at work
+    except FileExistsError:  # another save with this plan is running
         return _new_stage(target, None)
     return stage
 
 
 def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
-    """Lock the manifest of a folder that a save with this plan has left; remove other leftovers."""
+    """Find the folder that a save with this plan has left, and lock its manifest.
+
+    Other leftovers are removed.
+    """
     found = None
     for left in target.glob(f"{_SAVING}*"):
         is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
@@ -204,18 +208,18 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
 
 
 def _take_over(manifest: Path) -> BinaryIO | None:
-    """Lock the manifest that a dead save has left, and empty it; return None if there is none."""
+    """Lock and empty the manifest that a killed save has left; return None if there is none."""
     with ExitStack() as stack, suppress(OSError):
         lock = stack.enter_context(open(manifest, "r+b"))
         if try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(manifest)):
-            lock.truncate()  # a save that was about to end had filled it in
+            lock.truncate()  # the killed save may have written it
             stack.pop_all()
             return lock
     return None
 
 
 def _files(folder: Path) -> list[str]:
-    """List the files in a folder and in those inside of it, relative to it, but no hidden ones."""
+    """List the files in a folder and its subfolders, without hidden files, as relative paths."""
     found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
     shown = (each for each in found if not each.name.startswith("."))
     return sorted(each.relative_to(folder).as_posix() for each in shown)
@@ -238,7 +242,7 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
 
 
 def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
-    """Rename the stage to `.saved`, which one save can do at a time."""
+    """Rename the stage to `.saved`; only one save at a time can do this."""
     saved, end = target / SAVED, time.monotonic() + PATIENCE
     while True:
         if os.path.lexists(saved):
@@ -267,9 +271,9 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
 
 
 def _complete(target: Path, written: Sequence[str]) -> None:
-    """Complete the save that has left `.saved`, or give it up if it does not count.
+    """Complete the save that has left `.saved`, or discard it if it is not valid.
 
-    If its process is alive, nothing is done.
+    If its process is alive, do nothing.
     """
     saved = target / SAVED
     text = repr(os.fspath(saved))
@@ -280,7 +284,7 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         )
     if not os.path.lexists(saved / _MANIFEST):
         if not os.path.samestat(before, saved.lstat()):
-            return  # the other save has ended, and a third one has its turn
+            return  # the other save has ended, and a third save is running
         if strange := [file for file in _files(saved) if file not in written]:
             raise FileExistsError(
                 f"{text} has files in it that no save of these has made, {', '.join(strange)[:200]}"
@@ -292,14 +296,14 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         found = os.fstat(lock.fileno())
         try:
             is_free = try_lock(lock)
-        except OSError:  # without locks, a swap that takes so long has been broken off
+        except OSError:  # without locks, after such a long time, assume that it was killed
             is_free = found.st_mtime < time.time() - PATIENCE
         if is_free and os.path.samestat(found, os.stat(saved / _MANIFEST)):
             _give_up_turn(target)
 
 
 def _give_up_turn(target: Path) -> None:
-    """Move what counts in `.saved` to its target, and remove the rest."""
+    """Move the valid files in `.saved` to their targets, and remove the rest."""
     _move(target, list(_unfinished(target)[0]))
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
@@ -308,7 +312,7 @@ def _give_up_turn(target: Path) -> None:
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
-    """Fill in the manifest, from which on the files in `.saved` count, and move them."""
+    """Write the manifest, which makes the files in `.saved` valid, and move them."""
     saved = target / SAVED
     changed = [
         file for file in written if file != entry and not _is_same(saved / file, target / file)
@@ -325,24 +329,24 @@ def _swap(target: Path, written: Sequence[str], entry: str) -> None:
 
 
 def _is_same(new: Path, old: Path) -> bool:
-    """Tell whether a small file is the same as the old one, so that it need not be replaced."""
+    """Return whether a small file equals the old one, so that it need not be replaced."""
     if old.is_symlink() or not old.is_file() or old.stat().st_size != new.stat().st_size:
         return False
     return new.stat().st_size <= _SMALL and new.read_bytes() == old.read_bytes()
 
 
 def _move(target: Path, files: Sequence[str]) -> None:
-    """Move files from `.saved` to their targets, with nothing between two of these renames.
+    """Move files from `.saved` to their targets, with as little time as possible between renames.
 
-    The old files stay open meanwhile. Otherwise a rename would also free the blocks of the file
-    that it replaces, which takes a tenth of a second for some hundred megabytes.
+    The old files are kept open until the end. Otherwise each rename would also free the disk blocks
+    of the old file, which takes a tenth of a second for a few hundred megabytes.
     """
     moves = [(target / SAVED / file, target / file) for file in files]
     for _, path in moves:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for _, path in moves:
-            if os.name != "nt" and path.is_file():  # Windows does not replace files that are open
+            if os.name != "nt" and path.is_file():  # Windows cannot replace open files
                 with suppress(PermissionError):
                     stack.enter_context(open(path, "rb"))
         if len(moves) > 2:
@@ -354,9 +358,9 @@ def _move(target: Path, files: Sequence[str]) -> None:
 
 
 def _end(target: Path, stage: Path) -> None:
-    """End a save, also one that was broken off.
+    """End a save, also after an error.
 
-    Its files count if one of them has replaced an old one already, and else the old ones do.
+    If one new file has already replaced an old one, the new files are valid; else the old ones.
     """
     if not stage.exists():  # it is `.saved`
         with suppress(ValueError):  # the manifest is not filled in

@@ -1,7 +1,7 @@
-"""Layers and models, all of them made of `Module`, and the initial values of weights.
+"""Layers and models, all of them subclasses of `Module`, and the initialisation of weights.
 
-Where a layer has parameters, `dtype` is their dtype, and `rng` the generator of their first values,
-and of its dropout.
+In every layer with parameters, `dtype` is the dtype of the parameters. `rng` is the random
+generator of their initial values and of the layer's dropout.
 """
 
 import sys

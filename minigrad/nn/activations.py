@@ -20,7 +20,7 @@ class ReLU(FunctionModule):
 
 
 class LeakyReLU(FunctionModule):
-    """x above 0, else `negative_slope` x."""
+    """x where x > 0, and `negative_slope` x elsewhere."""
 
     function = ops.leaky_relu
     negative_slope: float = 0.01
@@ -30,7 +30,7 @@ class LeakyReLU(FunctionModule):
 
 
 class ELU(FunctionModule):
-    """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016)."""
+    """x where x > 0, and `alpha` (e^x - 1) elsewhere (Clevert et al., 2016)."""
 
     function = ops.elu
     alpha: float = 1.0
@@ -40,13 +40,13 @@ class ELU(FunctionModule):
 
 
 class GELU(FunctionModule):
-    """x Phi(x), or its approximation by "tanh"."""
+    """x Phi(x), with the normal distribution function Phi; `approximate="tanh"` approximates it."""
 
     function = ops.gelu
     approximate: str = "none"
 
     def extra_repr(self) -> str:
-        """The approximation, if there is one."""
+        """Return the name of the approximation, if one is used."""
         return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
 
 
@@ -98,7 +98,7 @@ class LogSoftmax(FunctionModule):
 
 
 class Identity(Module):
-    """The function x -> x, for code that needs a layer or an activation where none is wanted."""
+    """The identity function x -> x, a placeholder for a layer or an activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input."""

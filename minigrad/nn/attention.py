@@ -1,4 +1,4 @@
-"""Attention, in which each vector of a sequence gets a weighted mean of others; transformers."""
+"""Multi-head attention, the cache of its keys and values, and the transformer block."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ __all__ = ["KVCache", "MultiHeadAttention", "TransformerBlock"]
 
 
 class MultiHeadAttention(Module):
-    """Attention in several heads at once (Vaswani et al., 2017, section 3.2.2).
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
 
         head_i = softmax(Q_i K_i^T / sqrt(d) + mask) V_i,    out = [head_1 ... head_h] W^T + b
 
-    Q, K and V are linear maps of query, key and value to vectors of size `embed_dim`, of which each
-    head has its own part, of size d = embed_dim / num_heads.
+    Each position of the sequence gets a weighted mean of value vectors. Q, K and V are linear maps
+    of query, key and value to vectors of size `embed_dim`. Each head works on its own part of them,
+    of size d = embed_dim / num_heads.
 
-    The parameters begin as those of PyTorch's MultiheadAttention, which differs in three things: it
-    has the maps of query, key and value in one matrix, `in_proj_weight`, below each other in this
-    order; True in a boolean mask forbids there, and allows here, as in its
-    scaled_dot_product_attention; and the batch does not come first unless asked.
+    The parameters have the same initial distribution as in PyTorch's MultiheadAttention, which
+    differs in three ways. It stacks the weights of query, key and value, in this order, in one
+    matrix `in_proj_weight`. True in its boolean mask forbids attention; here True allows it, as in
+    PyTorch's scaled_dot_product_attention. And by default its first axis is not the batch.
 
     Args:
         embed_dim: the size of the vectors of the query and of the output.
-        num_heads: the number of heads that share it.
-        bias: whether the four linear maps have one.
-        dropout: the probability with which an attention weight is dropped, in training.
+        num_heads: the number of heads; it must divide `embed_dim`.
+        bias: whether the four linear maps have a bias.
+        dropout: the probability of dropping an attention weight, in training.
         kdim: the size of the vectors of the key; None for embed_dim.
         vdim: the size of the vectors of the value; None for embed_dim.
 
     Attributes:
-        q_proj, k_proj, v_proj, out_proj: the four maps, each a `Linear`.
+        q_proj, k_proj, v_proj, out_proj: the four linear maps, each a `Linear`.
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `embed_dim`, or
@@ -85,7 +86,8 @@ class MultiHeadAttention(Module):
         self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
-        # PyTorch has three equal maps as one matrix, which has three times the fan out.
+        # PyTorch initialises three maps of equal size as one matrix, whose fan_out is three times
+        # as large.
         gain = math.sqrt(1 / 2) if kdim == vdim == embed_dim else 1.0
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             init.xavier_uniform_(projection.weight, gain, rng=rng)
@@ -105,19 +107,19 @@ class MultiHeadAttention(Module):
 
         Args:
             query: `(..., L, embed_dim)`, with any leading axes or none.
-            key: `(..., S, kdim)`; None for the query: self-attention.
-            value: `(..., S, vdim)`; None for the key.
+            key: `(..., S, kdim)`; None uses the query: self-attention.
+            value: `(..., S, vdim)`; None uses the key.
             attn_mask: booleans, True where a query may attend to a key, or floats that are added to
-                the scores. It has the shape `(L, S)`, or every leading axis and one for the heads,
-                where size 1 stands for all: `(batch, 1, L, S)`, or `(batch, 1, 1, S)` for keys that
-                are padding. A query that may attend to nothing gets out_proj's bias.
-            is_causal: whether query i attends only to keys 0 to i, and of these only to those that
-                a mask allows.
+                the scores. Its shape is `(L, S)`, or has all leading axes and an axis for the
+                heads, such as `(batch, 1, L, S)`; an axis of size 1 is broadcast. To mask padding
+                among the keys, use `(batch, 1, 1, S)`. If a query may attend to no key, its output
+                is the bias of `out_proj`.
+            is_causal: whether query i attends only to keys 0 to i; a mask can forbid more.
 
         Raises:
-            ValueError: if shapes do not match, or a mask has another number of axes, as
-                `(batch, L, S)`, whose first axis would be taken for one of heads.
-            TypeError: if the mask is neither of booleans nor of floats.
+            ValueError: if shapes do not match, or a mask has another number of axes: the first axis
+                of `(batch, L, S)`, for example, would be mistaken for the axis of heads.
+            TypeError: if the mask holds neither booleans nor floats.
         """
         key = query if key is None else key
         value = key if value is None else value
@@ -129,7 +131,7 @@ class MultiHeadAttention(Module):
                 )
         if attn_mask is not None:
             _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
-            if is_causal:  # the mask also forbids query i the keys beyond i
+            if is_causal:  # combine both into one mask, which also forbids keys after position i
                 past = observed(np.tri, query.shape[-2], key.shape[-2], 0, np.bool_)
                 if as_array(attn_mask).dtype == np.bool_:
                     attn_mask = ops.logical_and(attn_mask, past)
@@ -147,18 +149,18 @@ class MultiHeadAttention(Module):
         return self.out_proj(joined)  # type: ignore[no-any-return]  # a module returns Any
 
     def _heads(self, y: Tensor) -> Tensor:
-        """Split vectors into heads, as a view: `(..., L, embed_dim) -> (..., heads, L, d)`."""
+        """Return a view with an axis of heads: `(..., L, embed_dim) -> (..., heads, L, d)`."""
         heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
         return functional.swapaxes(heads, -2, -3)
 
     def extra_repr(self) -> str:
-        """The sizes, and the probability of dropout."""
+        """Return the sizes and the probability of dropout."""
         usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
         return f"{self.embed_dim}, num_heads={self.num_heads}{unusual(self, usual)}"
 
 
 def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
-    """Raise an error unless a mask fits the scores of query, key and value of these shapes."""
+    """Raise an error unless the mask fits the scores; `shapes` are those of query, key, value."""
     values = as_array(mask)
     if values.dtype.kind not in "bf":
         raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {values.dtype}")
@@ -171,7 +173,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
     except ValueError:
-        return  # sequences that do not fit each other are an error later, which names them
+        return  # a later check raises an error that names the shapes that do not match
     scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
     if any(n not in (1, size) for n, size in zip(values.shape[::-1], scores[::-1], strict=False)):
         raise ValueError(
@@ -181,19 +183,19 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
 
 
 class KVCache:
-    """The keys and values of all tokens so far, which are computed once for a text that grows.
+    """A cache of keys and values for generation: each new token computes only its own.
 
     No gradient flows through a cache.
 
     Args:
         batch: the number of texts.
         heads: the number of heads of keys and values.
-        capacity: the number of tokens for which there is memory, which is touched when they come.
+        capacity: the largest number of tokens. Memory for a token is used when the token comes.
         head_dim: the size of a key and of a value.
-        dtype: the dtype of both.
+        dtype: the dtype of keys and values.
 
     Attributes:
-        length: the number of tokens so far.
+        length: the number of tokens in the cache.
 
     Raises:
         ValueError: if a size is not a positive integer.
@@ -209,11 +211,11 @@ class KVCache:
         self._both = np.empty((2, *sizes.values()), dtype)
 
     def append(self, k: Array, v: Array) -> tuple[Tensor, Tensor]:
-        """Store keys and values `(batch, heads, L, head_dim)`, and return views of all so far.
+        """Store new keys and values `(batch, heads, L, head_dim)`; return views of all stored ones.
 
         Raises:
-            ValueError: if a shape or dtype does not fit, or there would be more than `capacity`.
-            RuntimeError: if one requires a gradient, and gradients are enabled.
+            ValueError: if a shape or dtype does not fit, or the tokens would exceed `capacity`.
+            RuntimeError: if `k` or `v` requires a gradient, and gradients are enabled.
         """
         _, batch, heads, capacity, head_dim = self._both.shape
         for x in (k, v):
@@ -240,13 +242,13 @@ class KVCache:
         return Tensor(keys), Tensor(values)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`; a ValueError is raised if there are fewer."""
+        """Keep only the first `length` tokens; a ValueError is raised if there are fewer."""
         if not 0 <= (length := operator.index(length)) <= self.length:
             raise ValueError(
                 f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
             )
         self.length = length
-        mark_written(self._both)  # as the next tokens will, where graphs may still need the old
+        mark_written(self._both)  # later tokens overwrite values that a graph may still need
 
 
 # --------------------------------------------------------------------------------------------------
@@ -260,23 +262,23 @@ class TransformerBlock(Module):
         x <- x + attn(norm1(x))
         x <- x + mlp(norm2(x))
 
-    Each half normalises its input and adds to x itself ("pre-norm"), so that gradients reach the
-    first of many blocks without passing a norm (Xiong et al., 2020). It computes what PyTorch's
-    TransformerEncoderLayer does with `norm_first=True` and `batch_first=True`.
+    Each half normalises its input, and its output is added to x ("pre-norm"). So gradients reach
+    the first of many blocks without passing through a norm (Xiong et al., 2020). The block computes
+    the same as PyTorch's TransformerEncoderLayer with `norm_first=True` and `batch_first=True`.
 
     Args:
         d_model: the size of a vector.
-        num_heads: the number of heads of the attention; it divides d_model.
+        num_heads: the number of heads of the attention; it must divide `d_model`.
         d_ff: the size of the hidden layer of the MLP; None for 4 d_model.
         dropout: the probability of dropout, in training: of attention weights, of the output of the
-            MLP's activation, and of the sum that each half adds.
+            MLP's activation, and of what each half adds to x.
         activation: the activation of the MLP.
-        causal: whether each vector attends only to itself and those before it.
+        causal: whether each vector attends only to itself and to earlier vectors.
         norm: "layer" for `LayerNorm`, "rms" for `RMSNorm`.
-        bias: whether linear maps and layer norms have one.
+        bias: whether linear maps and layer norms have a bias.
 
     Attributes:
-        norm1, attn, norm2, mlp: the parts.
+        norm1, attn, norm2, mlp: the modules of the block.
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `d_model`,
@@ -316,7 +318,7 @@ class TransformerBlock(Module):
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """Whether it is causal."""
+        """Return the options to print: whether the block is causal."""
         return "causal=True" if self.causal else ""
 
 

@@ -1,4 +1,4 @@
-"""Convolutional layers: filters that are moved over an image or a sequence."""
+"""Convolutional layers: filters that slide over an image or a sequence."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["Conv1d", "Conv2d"]
 class Conv2d(Module):
     """A convolution of images: `(N, C, H, W)` or `(C, H, W)` -> `(N, O, H', W')` or `(O, H', W')`.
 
-    For the formula and the sizes of the result see `minigrad.convolution`. Padding is by zeros.
-    Weight and bias begin uniform in +-1 / sqrt(n), where n is the number of weights of a filter, as
-    PyTorch's do.
+    For the formula and the sizes of the result see `minigrad.convolution`. Padding adds zeros.
+    Weight and bias are initialised uniformly in +-1 / sqrt(n), as in PyTorch; n is the number of
+    weights of a filter.
 
     Args:
         in_channels: the channels C of an image.
         out_channels: the number O of filters, which are the channels of the result.
         kernel_size: the height and width of a filter, one number or two.
-        stride: steps from an element of the result to the next, one number or two.
-        padding: zeros around an image, one number or two, or "same" or "valid".
-        dilation: steps between elements of the kernel, one number or two.
-        groups: into how many groups channels and filters are cut.
-        bias: whether there is one.
+        stride: how far the filter moves between two elements of the result, one number or two.
+        padding: the number of zeros around an image, one number or two, or "same" or "valid".
+        dilation: the distance between elements of the kernel, one number or two.
+        groups: the number of groups into which channels and filters are split.
+        bias: whether the layer has a bias.
 
     Attributes:
         weight: `(O, C / groups, h, w)`.
@@ -109,7 +109,7 @@ class Conv2d(Module):
         return self._convolve(x, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:
-        """The channels, the size of a filter, and what differs from the defaults."""
+        """Return the channels, the size of a filter, and options that differ from the defaults."""
         ones, zeros = (1,) * self._axes, (0,) * self._axes
         usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -119,11 +119,11 @@ class Conv2d(Module):
 class Conv1d(Conv2d):
     """A convolution of sequences: `(N, C, L)` or `(C, L)` -> `(N, O, L')` or `(O, L')`.
 
-    Arguments and attributes are those of `Conv2d`, with one number for each option, and a weight
+    Arguments and attributes are as in `Conv2d`, but each option is one number, and the weight is
     `(O, C / groups, l)`.
 
     Raises:
-        ValueError: as `Conv2d`.
+        ValueError: as in `Conv2d`.
     """
 
     _axes, _convolve = 1, staticmethod(functional.conv1d)

@@ -1,9 +1,10 @@
-"""The initial values of weights: each function fills a tensor in place, and returns it.
+"""Initialisation of weights: each function fills a tensor in place, and returns it.
 
-`fan_in` and `fan_out` of a weight `(d_out, d_in)` are d_in and d_out, times the size of the kernel
-for filters `(d_out, d_in, h, w)`. A layer keeps the variance of its input if the variance of its
-weights is gain^2 / fan_in (Kaiming; He et al., 2015), and of the gradient too, as well as one
-number can, with 2 gain^2 / (fan_in + fan_out) (Xavier; Glorot and Bengio, 2010).
+For a weight `(d_out, d_in)`, `fan_in` is d_in and `fan_out` is d_out. For filters
+`(d_out, d_in, h, w)` both are multiplied by the size of the kernel, h w. A layer keeps the variance
+of its input if its weights have the variance gain^2 / fan_in (Kaiming; He et al., 2015). The
+variance 2 gain^2 / (fan_in + fan_out) is a compromise that also considers the variance of the
+gradient (Xavier; Glorot and Bengio, 2010).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 class _Thread(threading.local):
-    skipping = False  # whether the functions here do nothing
+    skipping = False  # whether the functions of this module do nothing
 
 
 _thread = _Thread()
@@ -42,13 +43,14 @@ _thread = _Thread()
 
 @contextmanager
 def skipped() -> Iterator[None]:
-    """Make layers in the block whose weights are not drawn, because they will be loaded.
+    """Skip initialisation in a `with` block, for layers whose weights will be loaded.
 
         with nn.init.skipped():
             model = Model()
         model.load_state_dict(weights)
 
-    The functions here do nothing, in this thread. Memory that is not touched costs nothing.
+    In this thread, the functions of this module do nothing. The operating system provides memory
+    only when it is written, so uninitialised weights cost nothing.
     """
     before, _thread.skipping = _thread.skipping, True
     try:
@@ -58,7 +60,7 @@ def skipped() -> Iterator[None]:
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
-    """Let a function that fills a tensor do nothing where that is skipped, and check the tensor."""
+    """Decorate a function that fills a tensor: check the tensor, and do nothing under `skipped`."""
     name, draws = fill.__name__, "rng" in inspect.signature(fill).parameters
 
     @wraps(fill)
@@ -75,12 +77,12 @@ def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenat
 
 
 def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
-    """Return the factor that makes up for the variance which an activation takes away.
+    """Return the gain: the factor that compensates for the variance lost in an activation.
 
     Args:
         nonlinearity: "linear", "sigmoid" (1), "tanh" (5/3), "relu" (sqrt 2), "leaky_relu" or "selu"
             (3/4).
-        a: the negative slope of leaky_relu, sqrt(2 / (1 + a^2)).
+        a: the negative slope of leaky_relu, whose gain is sqrt(2 / (1 + a^2)).
 
     Raises:
         ValueError: for any other name.
@@ -106,7 +108,7 @@ def kaiming_uniform_(
     *,
     rng: Rng = None,
 ) -> Tensor:
-    """Fill with values uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
+    """Fill with uniform values in +-gain sqrt(3 / fan); `mode` says which fan."""
     bound = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -119,13 +121,13 @@ def kaiming_normal_(
     *,
     rng: Rng = None,
 ) -> Tensor:
-    """Fill with normal values of standard deviation gain / sqrt(fan), of the fan in `mode`."""
+    """Fill with normal values of standard deviation gain / sqrt(fan); `mode` says which fan."""
     std = calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
     return normal_(tensor, 0.0, std, rng=rng)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with values uniform in +-gain sqrt(6 / (fan_in + fan_out))."""
+    """Fill with uniform values in +-gain sqrt(6 / (fan_in + fan_out))."""
     bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -137,7 +139,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
 
 @_filling
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with values uniform in [a, b); a ValueError if a > b."""
+    """Fill with uniform values in [a, b); a ValueError if a > b."""
     if not a <= b:
         raise ValueError(f"uniform_: a must be at most b, unlike a={a} and b={b}")
     drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
@@ -163,7 +165,7 @@ def trunc_normal_(
 ) -> Tensor:
     """Fill with normal values of the given mean and standard deviation, truncated to [a, b].
 
-    Values outside are drawn again, so the distribution is exact.
+    Values outside [a, b] are drawn again, so the distribution is exact.
 
     Raises:
         ValueError: if `std` is not positive, or less than a thousandth of the draws would be in
@@ -189,11 +191,11 @@ def trunc_normal_(
 def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill a matrix so that its rows (or columns, if fewer) are orthogonal, of length `gain`.
 
-    It is drawn evenly from all such matrices: the Q of a Gaussian matrix, with R's diagonal made
-    positive (Saxe et al., 2014; Mezzadri, 2007).
+    The matrix is drawn uniformly from all such matrices: it is Q from the QR decomposition of a
+    Gaussian matrix, with the diagonal of R made positive (Saxe et al., 2014; Mezzadri, 2007).
 
     Raises:
-        ValueError: if the tensor is no matrix.
+        ValueError: if the tensor is not a matrix.
     """
     rows, columns = _matrix("orthogonal_", tensor)
     gaussian = generator(rng).standard_normal((max(rows, columns), min(rows, columns)))
@@ -204,19 +206,19 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor
 
 @_filling
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = None) -> Tensor:
-    """Fill with normal values of standard deviation `std`, and zeros in each column.
+    """Fill with normal values of standard deviation `std`, and set some in each column to zero.
 
-    The share of zeros is `sparsity`, and their number is rounded up (Martens, 2010).
+    `sparsity` is the share of zeros in a column; their number is rounded up (Martens, 2010).
 
     Raises:
-        ValueError: if the tensor is no matrix, `sparsity` is not in [0, 1], or std < 0.
+        ValueError: if the tensor is not a matrix, `sparsity` is not in [0, 1], or std < 0.
     """
     rows, columns = _matrix("sparse_", tensor)
     check_probability("sparse_: sparsity", sparsity)
     check_range("sparse_: std", std, 0, math.inf)
     rng = generator(rng)
     values = rng.normal(0.0, std, (rows, columns))
-    # The ranks of random numbers are a random order, one for each column.
+    # Sorting random numbers gives a random order of the rows, another one for each column.
     order = rng.random((rows, columns)).argsort(axis=0)
     values[order < math.ceil(sparsity * rows)] = 0
     return tensor.copy_(values)
@@ -224,10 +226,10 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
 
 @_filling
 def eye_(tensor: Tensor) -> Tensor:
-    """Fill a matrix with 1 on its diagonal and 0 elsewhere, the identity if it is square.
+    """Fill a matrix with 1 on its diagonal and 0 elsewhere: the identity, if it is square.
 
     Raises:
-        ValueError: if the tensor is no matrix.
+        ValueError: if the tensor is not a matrix.
     """
     return tensor.copy_(np.eye(*_matrix("eye_", tensor)))
 

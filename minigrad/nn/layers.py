@@ -1,4 +1,4 @@
-"""The layers of which most models are made."""
+"""The basic layers: linear, embedding, dropout, and containers of layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequ
 class Linear(Module):
     """y = x W^T + b: `(..., in_features) -> (..., out_features)`.
 
-    Weight and bias begin uniform in +-1 / sqrt(in_features), as PyTorch's do.
+    Weight and bias are initialised uniformly in +-1 / sqrt(in_features), as in PyTorch.
 
     Attributes:
         weight: `(out_features, in_features)`.
@@ -69,7 +69,7 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes, and whether there is no bias."""
         return f"{self.in_features}, {self.out_features}" + (
             "" if self.bias is not None else ", bias=False"
         )
@@ -78,17 +78,17 @@ class Linear(Module):
 class Embedding(Module):
     """A vector for each integer below `num_embeddings`: `(...) -> (..., embedding_dim)`.
 
-    The vectors begin standard normal, as PyTorch's do.
+    The vectors are initialised from the standard normal distribution, as in PyTorch.
 
     Args:
         num_embeddings: the number of vectors.
-        embedding_dim: their size.
-        padding_idx: an integer whose vector begins at zero and gets no gradient; a negative one
+        embedding_dim: the size of a vector.
+        padding_idx: an index whose vector starts as zeros and gets no gradient; a negative index
             counts from the end.
 
     Attributes:
-        weight: `(num_embeddings, embedding_dim)`, a vector in each row.
-        padding_idx: from 0 to num_embeddings - 1, or None.
+        weight: `(num_embeddings, embedding_dim)`; each row is a vector.
+        padding_idx: an index from 0 to num_embeddings - 1, or None.
 
     Raises:
         ValueError: if a size is not a positive integer, or there is no row `padding_idx`.
@@ -132,13 +132,13 @@ class Embedding(Module):
         return functional.embedding(indices, self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes and, if there is one, `padding_idx`."""
         options = unusual(self, {"padding_idx": None})
         return f"{self.num_embeddings}, {self.embedding_dim}{options}"
 
 
 class Dropout(Module):
-    """Set each element to 0 with probability `p`, else to x / (1 - p), in training only.
+    """In training, set each element to 0 with probability `p`, and divide the others by 1 - p.
 
     Raises:
         ValueError: if `p` is not in [0, 1].
@@ -153,7 +153,7 @@ class Dropout(Module):
         return functional.dropout(x, self.p, self.training, rng=self.rng)
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """Return the probability."""
         return f"p={self.p}"
 
 
@@ -170,7 +170,7 @@ class Flatten(FunctionModule):
     """Join the axes from `start_dim` to `end_dim`: `(n, a, b, ...) -> (n, a * b * ...)`.
 
     Raises:
-        ValueError: when called, if x has no such axes, or they are in the wrong order.
+        ValueError: when called, if x does not have these axes, or they are in the wrong order.
     """
 
     function = _flatten
@@ -187,7 +187,7 @@ class Sequential(Module):
     """Modules, or functions of one tensor, called one after the other and named "0", "1", ...
 
     Raises:
-        TypeError: if one cannot be called.
+        TypeError: if a layer cannot be called.
     """
 
     def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
@@ -212,18 +212,18 @@ class Sequential(Module):
 
 
 class MLP(Module):
-    """Linear layers with an activation between each two: sizes (4, 64, 64, 1) give three layers.
+    """Linear layers with activations between them: sizes (4, 64, 64, 1) make three linear layers.
 
     Args:
         sizes: the sizes of the input, the hidden layers and the output.
         activation: the function between the layers.
         dropout: the probability of dropout after each activation.
-        bias: whether the layers have one.
+        bias: whether the layers have a bias.
 
     Raises:
-        ValueError: if there are fewer than two sizes, or one is not a positive integer, or dropout
+        ValueError: if there are fewer than two sizes, a size is not a positive integer, or dropout
             is not a probability.
-        TypeError: if the sizes are no sequence, or the activation cannot be called.
+        TypeError: if the sizes are not a sequence, or the activation cannot be called.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class MLP(Module):
         return self.layers[-1](x)  # type: ignore[no-any-return]  # a module returns Any
 
     def extra_repr(self) -> str:
-        """The activation, if it is a plain function."""
+        """Return the name of the activation, if it is a plain function."""
         name = getattr(self.activation, "__name__", None)
         return f"activation={name}" if name else ""
 
@@ -269,8 +269,8 @@ class GatedMLP(Module):
     Args:
         d_model: the size of a vector.
         d_ff: the size of the hidden vectors.
-        activation: the function of the gate, silu for SwiGLU, gelu for GEGLU.
-        bias: whether the layers have one.
+        activation: the function of the gate: silu for SwiGLU, gelu for GEGLU.
+        bias: whether the layers have a bias.
 
     Raises:
         ValueError: if a size is not a positive integer.

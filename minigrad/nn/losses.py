@@ -14,7 +14,7 @@ __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSEL
 
 
 class Loss(FunctionModule):
-    """A loss with a reduction, "mean", "sum" or "none", and with the options of its function."""
+    """Base class of losses, with a reduction "mean", "sum" or "none"."""
 
     reduction: Reduction = "mean"
 
@@ -35,10 +35,10 @@ class L1Loss(Loss):
 
 
 class HuberLoss(Loss):
-    """0.5 d^2 for an error |d| <= `delta`, and delta (|d| - 0.5 delta) beyond (Huber, 1964).
+    """0.5 d^2 if the error |d| is at most `delta`, else delta (|d| - 0.5 delta) (Huber, 1964).
 
     Raises:
-        ValueError: if `delta` is not positive, or there is no such reduction.
+        ValueError: if `delta` is not positive, or the reduction is unknown.
     """
 
     function = functional.huber
@@ -56,7 +56,8 @@ class BCEWithLogitsLoss(Loss):
     Args:
         reduction: "mean", "sum" or "none".
         weight: a factor for each loss, broadcast.
-        pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
+        pos_weight: a factor for the first term, broadcast. If it is above 1, a missed positive
+            costs more.
     """
 
     function = functional.binary_cross_entropy_with_logits
@@ -66,16 +67,16 @@ class BCEWithLogitsLoss(Loss):
 
 
 class CrossEntropyLoss(Loss):
-    """-log softmax(logits)[target], for integer classes or for probabilities of the classes.
+    """-log softmax(logits)[target], for targets that are class indices or class probabilities.
 
     Args:
         reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts.
+        weight: `(classes,)`, the weight of each class.
         ignore_index: targets of this value have no loss, and do not count in the mean.
-        label_smoothing: this much of the probability is spread evenly over all classes.
+        label_smoothing: the share of the probability that is spread evenly over all classes.
 
     Raises:
-        ValueError: if `label_smoothing` is not in [0, 1], or there is no such reduction.
+        ValueError: if `label_smoothing` is not in [0, 1], or the reduction is unknown.
     """
 
     function = functional.cross_entropy
@@ -91,9 +92,10 @@ class CrossEntropyLoss(Loss):
 
 
 class NLLLoss(Loss):
-    """-log_probabilities[target], for integer classes: `CrossEntropyLoss` after a `LogSoftmax`.
+    """-log_probabilities[target]: together with `LogSoftmax`, the same as `CrossEntropyLoss`.
 
-    `reduction`, `weight` and `ignore_index` are those of that loss.
+    `reduction`, `weight` and `ignore_index` are as in `CrossEntropyLoss`; targets are class
+    indices.
     """
 
     function = functional.nll

@@ -8,10 +8,10 @@
         def forward(self, x):
             return x * self.scale + self.shift
 
-Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
-attributes in the order of their assignment, into modules, lists, tuples and dicts, and names each
-parameter by its path: `layers.0.weight`. A parameter with two paths is one parameter, under its
-first name. Buffers are found in the same way; they and the parameters make up the state.
+A module registers nothing, and needs no `super().__init__()`. `named_parameters` walks through the
+attributes in the order in which they were assigned, also inside modules, lists, tuples and dicts.
+It names each parameter by its path: `layers.0.weight`. A parameter with two paths is listed once,
+by its first path. Buffers are found in the same way. Parameters and buffers are the state.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ M = TypeVar("M", bound="Module")
 
 
 class Parameter(Tensor):
-    """A tensor that a module owns and an optimiser changes. It copies the data.
+    """A tensor that an optimiser may train, as an attribute of a module. It copies the data.
 
     Args:
         data: an array, a Tensor or nested lists of numbers.
-        requires_grad: False for a parameter that is frozen from the start.
+        requires_grad: False makes a frozen parameter.
         dtype: the dtype to convert to.
     """
 
@@ -54,14 +54,14 @@ class Parameter(Tensor):
 
     @classmethod
     def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:
-        """Make a parameter in new memory, which nobody has written to, for `nn.init` to fill."""
+        """Make a parameter with uninitialised memory, which a function of `nn.init` will fill."""
         parameter = cls.sharing(Tensor(np.empty(shape, dtype)))
         parameter.requires_grad = True
         return parameter
 
     @classmethod
     def sharing(cls, tensor: Tensor) -> Parameter:
-        """Make a frozen parameter in the memory of `tensor`, whose `requires_grad` stays."""
+        """Make a frozen parameter that shares the memory of `tensor`; do not change `tensor`."""
         parameter = cls.__new__(cls)
         parameter._data = tensor._data
         parameter.node = None
@@ -69,9 +69,9 @@ class Parameter(Tensor):
 
 
 class Buffer(Tensor):
-    """A tensor that belongs to the state of a module, and that no optimiser changes.
+    """A tensor in the state of a module that no optimiser trains. It copies the data.
 
-    It copies the data. Running means are an example: the module itself writes to them in training.
+    Running means are an example: in training, the module itself writes to them.
     """
 
     __slots__ = ()
@@ -86,7 +86,7 @@ class Module(Owner):
     training: bool = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a TypeError if a parameter or buffer would become a plain value."""
+        """Set an attribute; a TypeError if an array or a Tensor would replace a parameter."""
         if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, (Parameter, Buffer)):
             before = vars(self).get(name)
             if isinstance(before, (Parameter, Buffer)):
@@ -119,34 +119,34 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
-        """List the attributes, in which parameters and modules are looked for, with their names.
+        """List names and values of the attributes; parameters and modules are found in them.
 
-        A module that stores some elsewhere overrides this.
+        A module that stores parameters or modules elsewhere overrides this method.
         """
         return vars(self).items()
 
     def _generators(self) -> Iterable[np.random.Generator]:
-        """List the generators that this module draws from, but for those of modules inside it.
+        """List the random generators among the attributes, without those of modules inside.
 
-        A module that stores some elsewhere than among its attributes overrides this.
+        A module that stores generators elsewhere overrides this method.
         """
         return (v for v in vars(self).values() if isinstance(v, np.random.Generator))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """List this module, named "", and all inside it, each once, with its dotted path."""
+        """List this module, named "", and all modules inside, each once, with its dotted path."""
         for name, value in walk(self, prefix, set()):
             if isinstance(value, Module):
                 yield name, value
 
     def modules(self) -> Iterator[Module]:
-        """List this module and all inside it."""
+        """List this module and all modules inside it."""
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """List all parameters, trainable or frozen, each once, with its dotted path.
 
         Raises:
-            ValueError: if two have one name, as with the keys 1 and "1" of a dict.
+            ValueError: if two parameters have the same name, as for the keys 1 and "1" of a dict.
         """
         return self._named(Parameter, prefix)
 
@@ -155,7 +155,7 @@ class Module(Owner):
         return self._named(Buffer, prefix)
 
     def named_state(self, prefix: str = "") -> Iterator[tuple[str, Parameter | Buffer]]:
-        """List all parameters and buffers, which make up the state, each once, by its path."""
+        """List the state, which is all parameters and buffers, each once, with its dotted path."""
         return self._named((Parameter, Buffer), prefix)
 
     def _named(self, kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -178,7 +178,7 @@ class Module(Owner):
         return (parameter for _, parameter in self.named_parameters())
 
     def trainable_parameters(self) -> list[Parameter]:
-        """Return the parameters that require a gradient, which an optimiser is to change."""
+        """Return the parameters that require a gradient: give these to an optimiser."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def count_parameters(self, trainable_only: bool = False) -> int:
@@ -190,17 +190,17 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def train(self: M, mode: bool = True) -> M:
-        """Set this module and all inside it to training (dropout drops), and return it."""
+        """Set this module and all modules inside to training (dropout is active); return it."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self: M) -> M:
-        """Set this module and all inside it to evaluation, and return it."""
+        """Set this module and all modules inside to evaluation, and return it."""
         return self.train(False)
 
     def freeze(self: M, frozen: bool = True) -> M:
-        """Freeze all parameters, so that none requires a gradient, or unfreeze all of them."""
+        """Freeze all parameters (they require no gradient), or with False unfreeze all."""
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)
         return self
@@ -211,12 +211,12 @@ class Module(Owner):
             parameter.zero_grad()
 
     def astype(self: M, dtype: DTypeLike) -> M:
-        """Convert all parameters and buffers of floats to a float dtype; return the module.
+        """Convert all float parameters and buffers to a float dtype; return the module.
 
-        Their gradients are dropped.
+        The gradients of the parameters are dropped.
 
         Raises:
-            TypeError: if it is not a float dtype.
+            TypeError: if `dtype` is not a float dtype.
         """
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"parameters are floats, and cannot become {np.dtype(dtype)}")
@@ -230,18 +230,18 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return a copy of every parameter's and buffer's value, by name."""
+        """Return a dict from the name of each parameter and buffer to a copy of its value."""
         return {name: observed(tensor._data.copy) for name, tensor in self.named_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Write the values of `state` into the parameters and buffers of the same names.
 
-        Nothing is changed unless everything fits.
+        If a value does not fit, nothing is changed.
 
         Raises:
-            ValueError: if a value is missing, unexpected, of another shape, or not made of numbers;
-                the message lists all such values.
-            TypeError: if the state is no dict.
+            ValueError: if a value is missing or unexpected, has another shape, or does not hold
+                numbers; the message lists all such values.
+            TypeError: if the state is not a dict.
         """
         load_values(dict(self.named_state()), state, type(self).__name__)
 
@@ -250,7 +250,7 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """Return the options to print between the parentheses, such as sizes."""
+        """Return the options, such as sizes, that `repr` prints between the parentheses."""
         return ""
 
     if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
@@ -276,7 +276,7 @@ if sys.version_info < (3, 12):
 class FunctionModule(Module):
     """A function of tensors as a module; the fields of a subclass are options of the function.
 
-    A subclass becomes a dataclass for its options, and is printed and compared as any module.
+    Each subclass becomes a dataclass, but is printed and compared like any module.
     """
 
     function: ClassVar[Callable[..., Any]]
@@ -288,13 +288,13 @@ class FunctionModule(Module):
         cls._options = tuple(field.name for field in fields(cls))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
-        """Return the function of some tensors, computed with the options of this module."""
+        """Return the function of the tensors, with the options of this module."""
         for name in self._options:
             named[name] = getattr(self, name)
         return type(self).function(*tensors, **named)
 
     def extra_repr(self) -> str:
-        """The options, those given by keyword only if they are not the usual; no arrays."""
+        """Return the options without arrays; keyword-only ones only if not the default."""
         values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
         shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
         return ", ".join(f"{name}={value!r}" for name, value in shown)
@@ -325,7 +325,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             )
         elif not _holds(tensor.dtype, values[name]):
             problems.append(f"mis-typed: {name} has numbers that are no {tensor.dtype}")
-        elif _memory(values[name]) in memory:  # of a tensor that is written to first, perhaps
+        elif _memory(values[name]) in memory:  # writing to another tensor could change this value
             values[name] = values[name].copy()
     for name in state:
         if name not in tensors:
@@ -337,13 +337,13 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
 
 
 def _memory(array: NDArray[Any]) -> int:
-    """Return the id of what has the memory of an array: another array, or a buffer of others."""
+    """Return the id of the object that owns the memory of an array."""
     owner = owner_of(array)
     return id(owner if owner.base is None else owner.base)
 
 
 def _holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
-    """Tell whether integers or booleans of a dtype can be these values; floats always can."""
+    """Return whether a dtype can store the values; every float dtype can."""
     if dtype.kind == "f" or values.dtype == dtype:
         return True
     with np.errstate(invalid="ignore"):
@@ -351,7 +351,7 @@ def _holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
 
 
 def unusual(module: Module, usual: Mapping[str, Any]) -> str:
-    """Return the options of a module that do not have the usual values, each after a comma."""
+    """Return the options of a module that differ from their usual values, each after a comma."""
     text = ""
     for name, value in usual.items():
         own = getattr(module, name, value)
@@ -365,7 +365,8 @@ def walk(
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
-    With `every_path`, each is listed by every path, but only the first one of a module is followed.
+    With `every_path`, an object is listed once for each of its paths; the walk goes into a module
+    only along its first path.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
@@ -388,7 +389,7 @@ def walk(
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
-    """List the generators of a module and of all inside it, in lists, tuples and dicts too."""
+    """List the generators of a module and of all modules inside it."""
     for _, part in walk(module, "", set()):
         held: Iterable[Any] = ()
         if isinstance(part, Module):
@@ -404,7 +405,7 @@ def _tree(module: Module, note: str) -> list[str]:
     own = 0
     for name, part in walk(module, "", set()):
         if children and name.startswith(f"{children[-1][0]}."):
-            continue  # it is inside the last child
+            continue  # this module is inside the last child, and is not a direct child
         if isinstance(part, Parameter):
             own += part.size
         elif isinstance(part, Module) and part is not module:

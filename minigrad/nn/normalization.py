@@ -1,4 +1,4 @@
-"""Layers that bring values to one scale, so that they neither grow nor shrink with depth."""
+"""Normalisation layers, which keep the scale of values the same at every depth."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm", "RMSNorm"]
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) over the last axes, times `weight`, plus `bias`.
 
-    From Ba et al., 2016. The shape `(..., *normalized_shape)` stays.
+    From Ba et al., 2016. The result has the shape of x, `(..., *normalized_shape)`.
 
     Args:
-        normalized_shape: the sizes of the axes over which mean and variance are taken; one number
-            for the last axis alone.
+        normalized_shape: the sizes of the last axes, over which mean and variance are computed; one
+            number means the last axis only.
         eps: a small number that keeps the root away from 0.
-        elementwise_affine: whether there are a weight and a bias.
-        bias: whether there is a bias beside the weight.
+        elementwise_affine: whether the layer has a weight and a bias.
+        bias: whether the layer has a bias besides the weight.
 
     Attributes:
-        weight: `normalized_shape`, ones at first, or None.
-        bias: `normalized_shape`, zeros at first, or None.
+        weight: of shape `normalized_shape`, initially ones; or None.
+        bias: of shape `normalized_shape`, initially zeros; or None.
 
     Raises:
         ValueError: if a size is not a positive integer, or `eps` is negative.
-        TypeError: if an option is no number or flag.
+        TypeError: if an option is not a number or a flag.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        """The sizes, eps, and the parameters that are missing."""
+        """Return the sizes, eps, and which parameters are missing."""
         missing = ", bias=False" if self.weight is not None and self.bias is None else ""
         return _described(self) + missing
 
@@ -70,11 +70,11 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
 
-    Arguments and `weight` are those of `LayerNorm`, without a bias. An `eps` of None is the machine
-    epsilon of the dtype of x.
+    Arguments and `weight` are as in `LayerNorm`; there is no bias. If `eps` is None, it is the
+    machine epsilon of the dtype of x.
 
     Raises:
-        ValueError, TypeError: as `LayerNorm`.
+        ValueError, TypeError: as in `LayerNorm`.
     """
 
     def __init__(
@@ -97,35 +97,37 @@ class RMSNorm(Module):
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        """The sizes, eps, and whether the weight is missing."""
+        """Return the sizes, eps, and whether the weight is missing."""
         return _described(self)
 
 
 class BatchNorm1d(Module):
     """(x - mean) / sqrt(var + eps) of each channel, times `weight`, plus `bias`.
 
-    From Ioffe and Szegedy, 2015: `(N, C)` or `(N, C, L)` stays. In training, mean and variance are
-    those of the batch, and go into the running ones; in evaluation they are the running ones. It
-    cannot be trained on several ranks, whose running ones would differ: `Trainer` refuses that.
+    From Ioffe and Szegedy, 2015. The result has the shape of x, `(N, C)` or `(N, C, L)`. In
+    training, the layer uses mean and variance of the batch, and updates the running mean and
+    variance with them. In evaluation, it uses the running ones. `Trainer` refuses to train the
+    layer on several ranks, because the running values of the ranks would differ.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         eps: a small number that keeps the root away from 0.
-        momentum: how much of a new mean goes into the running one; None for the mean of all.
-        affine: whether there are a weight and a bias.
-        track_running_stats: whether there are running means and variances; without, evaluation is
-            as training.
+        momentum: the weight of the batch in the running values; None for the plain mean of all
+            batches.
+        affine: whether the layer has a weight and a bias.
+        track_running_stats: whether the layer has a running mean and variance; if False, it uses
+            those of the batch also in evaluation.
 
     Attributes:
-        weight, bias: `(C,)`, ones and zeros at first, or None.
-        running_mean, running_var: buffers `(C,)`, zeros and ones at first, or None. The variances
+        weight, bias: `(C,)`, initially ones and zeros, or None.
+        running_mean, running_var: buffers `(C,)`, initially zeros and ones, or None. The variances
             are unbiased.
-        num_batches_tracked: a buffer, the number of batches that are in these, or None.
+        num_batches_tracked: a buffer, the number of batches in the running values, or None.
 
     Raises:
         ValueError: if C is not a positive integer, `eps` is negative, or the momentum is not in
             [0, 1].
-        TypeError: if an option is no number or flag.
+        TypeError: if an option is not a number or a flag.
     """
 
     _axes: ClassVar[tuple[int, ...]] = (2, 3)
@@ -159,8 +161,8 @@ class BatchNorm1d(Module):
         """Return x normalised by `functional.batch_norm`.
 
         Raises:
-            ValueError: if x has another number of axes or channels, or in training less than two
-                elements of a channel.
+            ValueError: if x has a wrong number of axes or channels, or if in training a channel has
+                fewer than two elements.
         """
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
             raise ValueError(
@@ -179,7 +181,7 @@ class BatchNorm1d(Module):
         return out
 
     def extra_repr(self) -> str:
-        """The number of channels and the options, as PyTorch prints them."""
+        """Return the number of channels and the options, as PyTorch prints them."""
         flags = self.weight is not None, self.running_mean is not None
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={flags[0]}, "
@@ -188,10 +190,10 @@ class BatchNorm1d(Module):
 
 
 class BatchNorm2d(BatchNorm1d):
-    """`BatchNorm1d` for images: `(N, C, H, W)` stays, and a channel has N H W elements.
+    """`BatchNorm1d` for images `(N, C, H, W)`: a channel has N H W elements.
 
     Raises:
-        ValueError, TypeError: as `BatchNorm1d`.
+        ValueError, TypeError: as in `BatchNorm1d`.
     """
 
     _axes = (4,)
@@ -199,12 +201,12 @@ class BatchNorm2d(BatchNorm1d):
 
 
 def share_of_batch(tracked: NDArray[Any]) -> float:
-    """Return how much of one batch more goes into the means of so many batches."""
+    """Return the weight of the newest batch in the plain mean of `tracked` batches."""
     return 1 / (1 + float(tracked))
 
 
 def count_batch(tracked: NDArray[Any]) -> None:
-    """Add 1 to a number of batches."""
+    """Add 1 to the number of batches."""
     tracked += 1
     mark_written(tracked)
 
@@ -212,20 +214,21 @@ def count_batch(tracked: NDArray[Any]) -> None:
 class GroupNorm(Module):
     """(x - mean) / sqrt(var + eps) of each group of channels, times `weight`, plus `bias`.
 
-    From Wu and He, 2018: `(N, C, ...)` stays.
+    From Wu and He, 2018. The result has the shape of x, `(N, C, ...)`.
 
     Args:
         num_groups: the number of groups.
-        num_channels: C, a multiple of num_groups.
+        num_channels: the number of channels, C, a multiple of num_groups.
         eps: a small number that keeps the root away from 0.
-        affine: whether there are a weight and a bias.
+        affine: whether the layer has a weight and a bias.
 
     Attributes:
-        weight, bias: `(C,)`, ones and zeros at first, or None.
+        weight, bias: `(C,)`, initially ones and zeros, or None.
 
     Raises:
-        ValueError: if a number is no positive integer, C is no multiple, or `eps` is negative.
-        TypeError: if an option is no number or flag.
+        ValueError: if a number is not a positive integer, C is not a multiple of num_groups, or
+            `eps` is negative.
+        TypeError: if an option is not a number or a flag.
     """
 
     def __init__(
@@ -252,7 +255,7 @@ class GroupNorm(Module):
         """Return x normalised by `functional.group_norm`.
 
         Raises:
-            ValueError: if x has another number of channels.
+            ValueError: if x does not have `num_channels` channels.
         """
         if x.shape[1:2] != (self.num_channels,):
             raise ValueError(
@@ -261,7 +264,7 @@ class GroupNorm(Module):
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        """The numbers of groups and channels, and the options."""
+        """Return the numbers of groups and channels, and the options."""
         affine = self.weight is not None
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={affine}"
 
@@ -278,7 +281,7 @@ def _checked_sizes(name: str, normalized_shape: int | Sequence[int]) -> tuple[in
 def _affine_pair(
     shape: int | tuple[int, ...], dtype: DTypeLike, weight: bool, bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return a weight of ones and a bias of zeros, or None for one that is not to be."""
+    """Return a weight of ones and a bias of zeros; each is None if its flag is False."""
     return (
         init.ones_(Parameter.empty(shape, dtype)) if weight else None,
         init.zeros_(Parameter.empty(shape, dtype)) if bias else None,

@@ -1,4 +1,4 @@
-"""Layers that take the largest element, or the mean, of each window of an image or a sequence."""
+"""Pooling layers: the largest element, or the mean, of each window of an image or a sequence."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class AdaptiveAvgPool1d(FunctionModule):
 
 
 class AdaptiveAvgPool2d(AdaptiveAvgPool1d):
-    """The means of `output_size` windows: `(N, C, H, W) -> (N, C, H', W')`.
+    """The means of `output_size` windows, as `adaptive_avg_pool2d`.
 
-    It is `adaptive_avg_pool2d`.
+    Shapes: `(N, C, H, W) -> (N, C, H', W')`.
 
     Raises:
         ValueError: when called, as `adaptive_avg_pool2d`.

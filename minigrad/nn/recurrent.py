@@ -1,7 +1,7 @@
 """Recurrent layers: RNN, GRU and LSTM, for sequences and for one step.
 
-Parameters, gates, shapes and states are those of PyTorch, whose state dicts load. All sequences of
-a batch have one length: a PackedSequence, which holds several, is not supported.
+Parameters, gates, shapes and states are as in PyTorch, so PyTorch's state dicts can be loaded. All
+sequences of a batch have the same length; PyTorch's PackedSequence is not supported.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from minigrad.random import Rng
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 Nonlinearity = Literal["tanh", "relu"]
-State = Any  # of an LSTM the pair (h, c), else h
+State = Any  # the pair (h, c) in an LSTM; h in the other cells
 PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
 class _Recurrent(Module):
-    """The sizes, the parameters and the states of layers and cells."""
+    """Base class of recurrent layers and cells: sizes, parameters and states."""
 
     cell: str  # a key of `ops.recurrent.CELLS`
 
@@ -40,7 +40,7 @@ class _Recurrent(Module):
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
 
     def _add_parameters(self, suffix: str, input_size: int, dtype: DTypeLike, rng: Rng) -> None:
-        """Make the parameters of one cell, uniform in +-1 / sqrt(hidden_size)."""
+        """Make the parameters of one cell, initialised uniformly in +-1 / sqrt(hidden_size)."""
         size, bound = self.hidden_size, 1 / math.sqrt(self.hidden_size)
         height = CELLS[self.cell].gates * size
         shapes = (height, input_size), (height, size), (height,), (height,)
@@ -53,12 +53,12 @@ class _Recurrent(Module):
     def _run(self, x: Tensor, state: Array, suffix: str) -> Tensor:
         """Return the states after each step of x, `(L, N, ...)`."""
         w_ih, w_hh, b_ih, b_hh = (getattr(self, name + suffix) for name in PARAMETERS)
-        if self.bias and self.cell != "gru":  # which multiplies b_hh by r: elsewhere both are added
+        if self.bias and self.cell != "gru":  # a GRU multiplies b_hh by r; other cells add both
             b_ih, b_hh = None, b_ih + b_hh
         return ops.recurrence(ops.linear(x, w_ih, b_ih), state, w_hh, b_hh, self.cell)
 
     def _check_input(self, x: Tensor, axes: int) -> bool:
-        """Return whether x is a batch, which has so many axes; without a batch it has one less."""
+        """Return whether x is a batch, with `axes` axes; one sequence has one axis less."""
         if x.ndim not in (axes - 1, axes) or x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__}: x has {axes} axes, or {axes - 1} without a batch, and the "
@@ -69,9 +69,9 @@ class _Recurrent(Module):
     def _joined(
         self, state: State, shape: tuple[int, ...], batched: bool, dtype: np.dtype[Any]
     ) -> Any:
-        """Return h, or h and c side by side, with the axis of a batch; zeros for None.
+        """Return h, or h and c concatenated, with a batch axis; zeros if the state is None.
 
-        Each is to have this shape, in which the axis before the last is that of a batch.
+        `shape` is the expected shape of h and c; its second-to-last axis is the batch.
         """
         name, count = type(self).__name__, CELLS[self.cell].states
         if state is None:
@@ -89,7 +89,7 @@ class _Recurrent(Module):
         return joined if batched else functional.expand_dims(joined, -2)
 
     def _apart(self, state: Tensor, batched: bool) -> State:
-        """Return h, or the pair of h and c, without the axis of a batch if there is none."""
+        """Return h, or the pair (h, c), and remove the batch axis if x had none."""
         size, batch = self.hidden_size, slice(None) if batched else 0
         h, *c = (
             ops.getitem(state, (..., batch, slice(k * size, (k + 1) * size)))
@@ -98,7 +98,7 @@ class _Recurrent(Module):
         return (h, *c) if c else h
 
     def extra_repr(self) -> str:
-        """The sizes, and the options that are not the usual ones; a cell has few of them."""
+        """Return the sizes, and the options that differ from their defaults."""
         flags = {"batch_first": False, "dropout": 0.0, "bidirectional": False}
         options = unusual(self, {"num_layers": 1, "bias": True, **flags})
         return f"{self.input_size}, {self.hidden_size}{options}"
@@ -110,7 +110,7 @@ class _Recurrent(Module):
 
 
 class _Layers(_Recurrent):
-    """Cells that go through a sequence, in one direction or both, and layers of them."""
+    """Base class of layers, which run cells over a sequence in one direction or both."""
 
     def __init__(
         self,
@@ -144,17 +144,19 @@ class _Layers(_Recurrent):
         Args:
             x: `(L, N, input_size)`, or `(N, L, input_size)` with `batch_first`; or one sequence,
                 `(L, input_size)`.
-            hx: the states before the first step, zeros for None: h, or (h, c) in an LSTM, each
-                `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence, where D = num_layers,
-                twice that if bidirectional; the two directions of a layer are neighbours.
+            hx: the states before the first step: h, or (h, c) in an LSTM; None for zeros. Each has
+                the shape `(D, N, hidden_size)`, or `(D, hidden_size)` for one sequence. D is
+                num_layers, or 2 num_layers if bidirectional; the two directions of a layer follow
+                each other.
 
         Returns:
-            The output, of the shape of x but with vectors of size `hidden_size`, or twice that with
-            the backward direction's h behind; and the final states, as `hx`.
+            The output, which has the shape of x except for its last axis: this has the size
+            `hidden_size`, or 2 hidden_size if bidirectional, with the backward h last. And the
+            final states, in the form of `hx`.
 
         Raises:
-            ValueError: if a shape does not match, or there is no step.
-            TypeError: if the state of an LSTM is no pair.
+            ValueError: if a shape does not match, or the sequence has no step.
+            TypeError: if the state of an LSTM is not a pair.
         """
         batched = self._check_input(x, 3)
         swapped = batched and self.batch_first
@@ -187,20 +189,20 @@ class _Layers(_Recurrent):
 
 
 class RNN(_Layers):
-    """h = f(W_ih x + b_ih + W_hh h + b_hh), f tanh or relu (Elman, 1990), in one or more layers.
+    """Recurrent layers (Elman, 1990): h = f(W_ih x + b_ih + W_hh h + b_hh), f is tanh or relu.
 
-    All parameters begin uniform in +-1 / sqrt(hidden_size). Their names end in the number of the
-    layer, `_l0`, and in `_reverse` if they belong to the backward direction.
+    All parameters are initialised uniformly in +-1 / sqrt(hidden_size). Their names end with the
+    number of the layer, `_l0`, and with `_reverse` if they belong to the backward direction.
 
     Args:
         input_size: the size of a vector of the sequence.
         hidden_size: H, the size of h.
-        num_layers: the number of layers; each but the first goes through the output of another.
+        num_layers: the number of layers; the input of a layer is the output of the layer before.
         nonlinearity: f, "tanh" or "relu".
-        bias: whether there are b_ih and b_hh.
+        bias: whether the layers have b_ih and b_hh.
         batch_first: whether the batch is the first axis of input and output, not the second.
         dropout: the probability of dropout between layers, in training.
-        bidirectional: whether each layer goes through the sequence backward, too.
+        bidirectional: whether each layer also runs backward through the sequence.
 
     Attributes:
         weight_ih_l0: `(H, input_size)`; in later layers `(H, H)`, or `(H, 2 H)` if bidirectional.
@@ -208,8 +210,8 @@ class RNN(_Layers):
         bias_ih_l0, bias_hh_l0: `(H,)`, or None.
 
     Raises:
-        ValueError: if a size is not a positive integer, f is another function, or dropout is not a
-            probability.
+        ValueError: if a size is not a positive integer, `nonlinearity` is unknown, or dropout is
+            not a probability.
         TypeError: if a flag is not True or False.
     """
 
@@ -241,8 +243,8 @@ class GRU(_Layers):
         n = tanh(W_ih x + b_ih + r (W_hh h + b_hh)),    h = (1 - z) n + z h
 
     Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, with `3 H` rows: those of
-            r, z and n.
+        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `3 H` rows: first
+            those of r, then z, then n.
     """
 
     cell = "gru"
@@ -257,15 +259,15 @@ class LSTM(_Layers):
     PyTorch's `proj_size` is not supported.
 
     Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, with `4 H` rows: those of
-            i, f, g and o.
+        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `4 H` rows: those
+            of i, f, g and o, in this order.
     """
 
     cell = "lstm"
 
 
 def _rnn(nonlinearity: str) -> str:
-    """Return the key of an RNN's cell, or raise an error."""
+    """Return the key of an RNN's cell in `CELLS`; a ValueError if f is unknown."""
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity is 'tanh' or 'relu', not {nonlinearity!r}")
     return f"rnn_{nonlinearity}"
@@ -296,12 +298,12 @@ class _Cell(_Recurrent):
 
         Args:
             x: `(N, input_size)`, or `(input_size,)`.
-            hx: the state before, in the form of the result, each `(N, hidden_size)` or
-                `(hidden_size,)`; zeros for None.
+            hx: the state before the step: h, or (h, c) in an LSTMCell; None for zeros. Each has the
+                shape `(N, hidden_size)` or `(hidden_size,)`.
 
         Raises:
             ValueError: if a shape does not match.
-            TypeError: if the state of an LSTMCell is no pair.
+            TypeError: if the state of an LSTMCell is not a pair.
         """
         batched = self._check_input(x, 2)
         x = x if batched else functional.expand_dims(x, 0)

@@ -1,4 +1,4 @@
-"""The table of derivatives, by family. .github/CONTRIBUTING.md says what adding an op takes."""
+"""The table of derivatives: all ops, by family. For adding an op, see .github/CONTRIBUTING.md."""
 
 from minigrad.core.op import OPS
 from minigrad.ops.activation import *

@@ -15,8 +15,8 @@ from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.shape import as_tuple, normalize_axes
 
-# A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
-# arrays, for which a kernel computes the same in one pass.
+# If the backward pass is recorded, a VJP gets Tensors, and computes with ops. Usually it gets
+# arrays; then a kernel computes the same in one pass.
 
 
 @op(elementwise=True, floats=True, cost=1)
@@ -34,7 +34,7 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
 
 @op(elementwise=True)
 def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 1 above 0, and 0 at 0 and below."""
+    """max(x, 0); the derivative is 1 where x > 0, and 0 elsewhere."""
     if isinstance(x, np.ndarray):
         return kernels.activation.relu(x)
     return np.maximum(x, 0)
@@ -43,13 +43,13 @@ def relu(x: Array) -> Array:
 @relu.vjp("x")
 def _relu_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
-        return where(out <= 0, 0.0, g)  # a nan does not come back as a 0
+        return where(out <= 0, 0.0, g)  # where out is nan, the gradient is g, not 0
     return kernels.activation.relu_gradient(g, out)
 
 
 @op(elementwise=True, floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """x above 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
+    """x where x > 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -62,7 +62,7 @@ def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
 
 @op(elementwise=True, floats=True, cost=1)
 def elu(x: Array, alpha: float = 1.0) -> Array:
-    """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
+    """x where x > 0, else `alpha` (e^x - 1) (Clevert et al., 2016); derivative `alpha` at 0."""
     return kernels.activation.elu(x, float(alpha))
 
 
@@ -119,10 +119,10 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     The derivative is Phi(x) + x phi(x), with phi the normal density.
 
     With `approximate="tanh"`, it is x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2,
-    and the derivative is that of this.
+    with the derivative of this formula.
 
     Raises:
-        ValueError: for another approximation.
+        ValueError: if `approximate` is not "none" or "tanh".
     """
     if approximate == "none":
         return kernels.activation.gelu(x)
@@ -152,7 +152,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 
 @op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
-    """e^x / sum(e^x) along `axis`, without overflow; empty where there are no elements."""
+    """e^x / sum(e^x) along `axis`, without overflow; for an empty x, the result is empty."""
     return _by_rows(kernels.softmax.softmax, x, axis)
 
 
@@ -172,7 +172,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 
 @op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
-    """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
+    """x - log(sum(e^x)) along `axis`, exact even where softmax would round to 0."""
     return _by_rows(kernels.softmax.log_softmax, x, axis)
 
 
@@ -189,7 +189,7 @@ def _log_softmax_tangent(tangents: Sequence[Array], axis: Axis, out: Array) -> A
 
 
 def _is_last(axis: Axis, x: Array) -> bool:
-    """Return whether `axis` is the last one, along which there are kernels."""
+    """Return whether `axis` is the last axis, for which kernels exist."""
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)
 
 
@@ -201,4 +201,4 @@ def _by_rows(function: Any, x: Array, axis: Axis) -> Array:
         normalize_axes(axis, x.ndim)
         if x.size:
             raise
-        return x.copy()  # numpy finds no maximum of no elements
+        return x.copy()  # numpy raises an error for the maximum of an empty array

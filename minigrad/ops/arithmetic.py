@@ -54,23 +54,23 @@ divide.vjp("a", lambda g, b: g / b)
 divide.vjp("b", lambda g, b, out: -g * out / b)
 
 floor_divide = binary(
-    "floor_divide", "floor(a / b), broadcast: a staircase, of derivative 0 wherever it has one."
+    "floor_divide", "floor(a / b), broadcast: a step function, whose derivative is 0."
 )
 floor_divide.vjp("a", flat)
 floor_divide.vjp("b", flat)
 
 remainder = binary(
     "remainder",
-    "a - b floor(a / b), broadcast: it has the sign of b, as Python's % has. The derivatives are 1 "
-    "in a and -floor(a / b) in b, also at the jumps.",
+    "a - b floor(a / b), broadcast: it has the sign of b, as in Python's %. The derivatives are 1 "
+    "with respect to a, and -floor(a / b) with respect to b, also at the jumps.",
 )
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 
 fmod = binary(
     "fmod",
-    "a - b trunc(a / b), broadcast: the remainder with the sign of a. The derivatives are 1 in a "
-    "and -trunc(a / b) in b, also at the jumps.",
+    "a - b trunc(a / b), broadcast: the remainder with the sign of a. The derivatives are 1 with "
+    "respect to a, and -trunc(a / b) with respect to b, also at the jumps.",
 )
 fmod.vjp("a", lambda g: g)
 fmod.vjp("b", lambda g, a, b, out: -g * round((a - out) / b))
@@ -96,8 +96,9 @@ negative.vjp("x", lambda g: -g)
 def power(a: Array, b: Array) -> Array:
     """a ** b, broadcast.
 
-    a^0 = 1 and has derivative 0 in a, also at a = 0. The derivative in b is out log(a), which is 0
-    at a = 0 for b >= 0; at a negative a, where a^b is defined at isolated b only, it is nan.
+    a^0 = 1, and its derivative with respect to a is 0, also at a = 0. The derivative with respect
+    to b is out log(a). At a = 0 this is 0 for b >= 0. For negative a it is nan, because a^b is only
+    defined at isolated b.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
         if b > 0:
@@ -107,12 +108,12 @@ def power(a: Array, b: Array) -> Array:
     return a**b  # the operator, not np.power: it is fast for exponents such as 2 and 0.5
 
 
-# Exponents for which numpy takes up to a hundred times as long.
+# Exponents for which numpy is up to a hundred times slower than repeated squaring.
 _BY_SQUARING = {-4, -3, -2, -1, 3, 4, 5, 6, 7, 8}
 
 
 def _product(x: Array, n: int) -> Array:
-    """x x ... x, n times, by squaring."""
+    """Compute x^n by repeated squaring."""
     if n == 1:
         return x
     half = _product(x, n // 2)
@@ -132,5 +133,5 @@ def _power_a(g: Array, a: Array, b: Array) -> Array:
 @power.vjp("b")
 def _power_b(g: Array, a: Array, b: Array, out: Array) -> Array:
     zero = a == 0
-    at_zero = where(b < 0, -g * out, 0.0)  # an infinite one, for out is infinite
+    at_zero = where(b < 0, -g * out, 0.0)  # infinite, because out is infinite
     return where(zero, at_zero, g * out * log(where(zero, 1.0, a)))

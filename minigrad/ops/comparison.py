@@ -1,6 +1,6 @@
-"""Comparisons, logic and order: booleans and indices, which have no derivative.
+"""Comparisons, logic and sorting order: the results are booleans or indices, without derivatives.
 
-Functions that use the indices (`sort`, `topk`) take the elements there, and so the gradient.
+Functions such as `sort` and `topk` use these indices with `getitem`, which has a derivative.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ greater_equal = binary("greater_equal", "a >= b, as booleans.")
 def isclose(
     a: Array, b: Array, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Array:
-    """|a - b| <= atol + rtol |b|, as booleans; with `equal_nan`, also where both are nan."""
+    """|a - b| <= atol + rtol |b|, as booleans; with `equal_nan`, True also where both are nan."""
     return np.isclose(a, b, rtol, atol, equal_nan)
 
 
@@ -42,21 +42,21 @@ logical_or = logical(
 )
 any = logical_reducer(
     "any",
-    "True if any element over `axis` is true, False if there are none; raises a TypeError unless x "
+    "True if any element over `axis` is True; False for an empty axis. Raises a TypeError unless x "
     "holds booleans.",
     "logical_or",
 )
 all = logical_reducer(
     "all",
-    "True if all elements over `axis` are true, also if there are none; raises a TypeError unless "
-    "x holds booleans.",
+    "True if all elements over `axis` are True, and for an empty axis. Raises a TypeError unless x "
+    "holds booleans.",
     "logical_and",
 )
 
 
 @op
 def logical_not(x: Array) -> Array:
-    """not x, element by element; raises a TypeError unless x holds booleans."""
+    """not x, elementwise; a TypeError unless x holds booleans."""
     return np.logical_not(booleans(x))
 
 
@@ -66,27 +66,28 @@ def logical_not(x: Array) -> Array:
 
 argmax = index(
     "argmax",
-    "The index of the largest element along `axis`, or in the flattened array; of equal elements, "
-    "the first counts. Raises a ValueError if there is nothing to choose from.",
+    "The index of the largest element along `axis`, or in the flattened array; the first one, if "
+    "several are equal. Raises a ValueError if there are no elements.",
 )
 argmin = index(
     "argmin",
-    "The index of the smallest element along `axis`, or in the flattened array; of equal elements, "
-    "the first counts. Raises a ValueError if there is nothing to choose from.",
+    "The index of the smallest element along `axis`, or in the flattened array; the first one, if "
+    "several are equal. Raises a ValueError if there are no elements.",
 )
 
 
 def _comparisons(x: Array, axis: int | None) -> int:
-    """The comparisons of a sort: n log2(n) for each row of n elements."""
+    """The number of comparisons in a sort: n log2(n) for each row of n elements."""
     n = x.size if axis is None or not x.shape else x.shape[axis]
     return x.size * math.ceil(math.log2(n)) if n > 1 else 0
 
 
 @op(cost=_comparisons, shape=lambda x, axis: (x.size,) if axis is None else x.shape)
 def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
-    """The indices that sort the elements along `axis` from small to large; equals keep their order.
+    """The indices that sort the elements along `axis` from small to large.
 
-    With `axis=None`, the array is flattened first. A nan counts as the largest.
+    Equal elements keep their order. With `axis=None`, the array is flattened first. A nan counts as
+    the largest.
     """
     check_flag("descending", descending)
     if axis is None:

@@ -1,10 +1,11 @@
 """Convolution of images, and its two gradients: three ops that are the VJPs of one another.
 
-A convolution is linear in x and in the weight. So the sum of its result times an array y is a sum
-of products of an element of each of x, weight and y, and the three ops here are its derivatives by
-y, by x and by the weight. Derivatives of any order follow from that.
+A convolution is linear in x and in the weight. Multiply its result by an array y and sum: each term
+is a product of one element of x, one of the weight and one of y. The three ops in this file are the
+derivatives of this sum with respect to y, to x and to the weight. So each op's VJPs are the other
+two, and derivatives of any order exist.
 
-`stride`, `padding` and `dilation` are a number, or a pair of one for rows and one for columns.
+`stride`, `padding` and `dilation` are one number, or a pair for rows and columns.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _convolution(
 def _result_shape(
     x: Array, weight: Array, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> tuple[int, ...]:
-    """Return the shape of a convolution, or raise an error if its operands do not go together."""
+    """Return the shape of a convolution, or raise an error if its operands do not match."""
     rows, cols = _checked(x.shape, weight.shape, stride, padding, dilation, groups)[1]
     return x.shape[0], weight.shape[0], rows, cols
 
@@ -56,17 +57,17 @@ def convolution(
     x: Array, weight: Array, bias: Array = None, stride: Sizes = 1, padding: Sizes = 0,
     dilation: Sizes = 1, groups: int = 1,
 ) -> Array:  # fmt: skip
-    """The convolution of images with filters, of each group of channels with its own, and a bias.
+    """The convolution of images with filters, plus a bias; each group of channels has its filters.
 
     out[n, o, y, z] = bias[o] + sum over c, i, j of weight[o, c, i, j] times
         x[n, c, stride y + dilation i - padding, stride z + dilation j - padding]
 
-    where x is 0 outside of an image (LeCun et al., 1998; in the field's use of the word, which in
-    mathematics is a correlation). The size of an axis of the result is
+    where x is 0 outside of an image (LeCun et al., 1998). In mathematics, this function is called a
+    cross-correlation. The size of an axis of the result is
     floor((size + 2 padding - dilation (kernel size - 1) - 1) / stride) + 1.
 
-    Arguments and errors are those of `conv2d`, which also takes an image that is no part of a
-    batch, and a padding by its name.
+    Arguments and errors are as in `conv2d`. In addition, `conv2d` accepts a single image, and a
+    padding by name.
     """
     geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
     if bias is not None and np.shape(bias) != weight.shape[:1]:
@@ -88,13 +89,13 @@ def convolution_input(
     y: Array, weight: Array, size: Sequence[int], stride: Sizes = 1, padding: Sizes = 0,
     dilation: Sizes = 1, groups: int = 1,
 ) -> Array:  # fmt: skip
-    """The gradient of a convolution by its images, whose height and width are `size`.
+    """The gradient of a convolution with respect to its images, of height and width `size`.
 
-    `y`, of the shape of the result `(N, O, H', W')`, is the gradient that arrives; the gradient is
-    `(N, C, *size)`. For the other arguments see `convolution`.
+    `y` is the arriving gradient, with the shape of the result, `(N, O, H', W')`. The returned
+    gradient has the shape `(N, C, *size)`. For the other arguments see `convolution`.
 
     Raises:
-        ValueError: if y is not of the shape that the convolution has.
+        ValueError: if y does not have the shape of the result of the convolution.
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)
@@ -117,13 +118,13 @@ def convolution_weight(
     y: Array, x: Array, size: Sequence[int], stride: Sizes = 1, padding: Sizes = 0,
     dilation: Sizes = 1, groups: int = 1,
 ) -> Array:  # fmt: skip
-    """The gradient of a convolution by its weight, whose kernels have height and width `size`.
+    """The gradient of a convolution with respect to its weight, of height and width `size`.
 
-    `y`, of the shape of the result `(N, O, H', W')`, is the gradient that arrives; the gradient is
-    `(O, C / groups, *size)`. For the other arguments see `convolution`.
+    `y` is the arriving gradient, with the shape of the result, `(N, O, H', W')`. The returned
+    gradient has the shape `(O, C / groups, *size)`. For the other arguments see `convolution`.
 
     Raises:
-        ValueError: if y is not of the shape that the convolution has.
+        ValueError: if y does not have the shape of the result of the convolution.
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)
@@ -133,7 +134,7 @@ def convolution_weight(
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
-# The VJPs stand here, where all three ops are known: each is the VJP of the other two.
+# The VJPs are here, after all three ops, because each op is a VJP of the other two.
 convolution.vjp(
     "x",
     lambda g, x_shape, weight, stride, padding, dilation, groups: convolution_input(
@@ -176,7 +177,7 @@ convolution_weight.vjp(
 def _checked(
     x: Shape, weight: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> tuple[Geometry, Shape]:
-    """Return the options by axis and the size of the result; raise an error if they do not go."""
+    """Check the options; return them by axis, and the size of the result."""
     check_positive("groups", groups)
     geometry = Geometry(
         for_each_axis("stride", stride, 2), for_each_axis("padding", padding, 2, least=0),
@@ -204,7 +205,7 @@ def _checked(
 
 
 def _check_axes(**shapes: Shape) -> None:
-    """Raise an error unless all have the four axes of images or of filters."""
+    """Raise an error unless all shapes have four axes, as images and filters do."""
     for name, shape in shapes.items():
         if len(shape) != 4:
             raise ValueError(
@@ -214,7 +215,7 @@ def _check_axes(**shapes: Shape) -> None:
 
 
 def _checked_result(y: Shape, x: Shape, weight: Shape, *options: Any) -> Geometry:
-    """Return the options by axis; raise an error if y is not of the shape of the result."""
+    """Return the options by axis; raise an error if y does not have the shape of the result."""
     geometry, size = _checked(x, weight, *options)
     if y != (x[0], weight[0], *size):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Functions of each element by itself, and choices between elements."""
+"""Elementwise functions, and choices between elements."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from minigrad.ops.of_numpy import binary, curve, of_two, unary
 
 @op(elementwise=True, cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the operand that was taken.
+    """x where `condition` is true, else y; the gradient goes to the chosen operand.
 
     Raises:
-        ValueError: if a number beside integers is too large for their dtype.
+        ValueError: if one operand holds integers, and the other is a number out of their range.
     """
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
         return kernels.elementwise.where(condition, _beside(x, y), _beside(y, x))
     return np.where(condition, _beside(x, y), _beside(y, x))
 
 
-_MANY = 4096  # elements, from which on a loop of our own pays
+_MANY = 4096  # elements, from which minigrad's own loop is faster
 
 
 def _beside(number: Array, array: Array) -> Array:
-    """Return a number in the dtype of integers beside it; `np.where` would wrap it round to fit."""
+    """Convert a number to the dtype of an integer array; an error if it is out of range."""
     if isinstance(number, int) and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)
     return number
@@ -62,13 +62,13 @@ minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 
 @op(elementwise=True, cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
-    """min(max(x, `min`), `max`), broadcast; None is no bound.
+    """min(max(x, `min`), `max`), broadcast; None means no bound.
 
-    The gradient goes to what was taken: to x between the bounds, on a bound, and where x is nan;
-    elsewhere to the bound.
+    The gradient goes to the chosen operand: to x between the bounds, on a bound, and where x is
+    nan; elsewhere to the bound.
 
     Raises:
-        ValueError: if there is no bound.
+        ValueError: if both bounds are None.
     """
     if min is None and max is None:
         raise ValueError("there must be a bound, min or max")
@@ -92,7 +92,7 @@ clip.vjp("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
 
 
 def _above(x: Array, min: Array, max: Array) -> Array:
-    """Return where `max` was taken: above it, and wherever it is the smaller bound."""
+    """Return where `max` was chosen: where x is above it, or where it is below `min`."""
     return x > max if min is None else logical_or(x > max, min > max)
 
 
@@ -102,7 +102,7 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 
 
 def flat(g: Array) -> Array:
-    """The VJP of a staircase: 0 whatever the arriving gradient is."""
+    """The VJP of a step function such as round: 0 for every arriving gradient."""
     return where(False, g, 0.0)
 
 
@@ -110,22 +110,22 @@ sign = unary("sign", "-1, 0 or 1; its derivative is 0 everywhere, also at 0.")
 sign.vjp("x", flat)
 
 floor = unary(
-    "floor", "The largest integer that is not above x; the derivative is 0, also at the steps."
+    "floor", "The largest integer that is at most x; the derivative is 0, also at the steps."
 )
 floor.vjp("x", flat)
 
 ceil = unary(
-    "ceil", "The smallest integer that is not below x; the derivative is 0, also at the steps."
+    "ceil", "The smallest integer that is at least x; the derivative is 0, also at the steps."
 )
 ceil.vjp("x", flat)
 
-trunc = unary("trunc", "x without its decimals, the integer next to it towards 0; of derivative 0.")
+trunc = unary("trunc", "x without its decimals: the next integer towards 0. The derivative is 0.")
 trunc.vjp("x", flat)
 
 
 @op(elementwise=True)
 def round(x: Array, decimals: int = 0) -> Array:
-    """The nearest number with `decimals` decimals, the even one of two; the derivative is 0."""
+    """The nearest number with `decimals` decimals, ties to even; the derivative is 0."""
     return np.round(x, decimals)
 
 
@@ -133,8 +133,8 @@ round.vjp("x", flat)
 
 copysign = of_two(
     "copysign",
-    "|a| with the sign of b, broadcast. The derivative by a is +1 or -1, and 0 at a = 0; that by b "
-    "is 0.",
+    "|a| with the sign of b, broadcast. The derivative with respect to a is +1 or -1 (0 at a = 0); "
+    "with respect to b it is 0.",
 )
 copysign.vjp("a", lambda g, a, b: g * sign(a) * copysign(1.0, b))
 copysign.vjp("b", flat)
@@ -177,7 +177,7 @@ rsqrt.vjp("x", lambda g, x, out: -0.5 * g * out / x)
 
 @op(elementwise=True, floats=True, nonfinite_hint=_OF_ZERO)
 def reciprocal(x: Array) -> Array:
-    """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
+    """1 / x, also for integers, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
 
 
@@ -213,7 +213,7 @@ _LOG: dict[str, Any] = {
 }
 
 log = curve(
-    "log", "The natural logarithm: -inf at 0, where the derivative 1 / x is inf; nan below.", **_LOG
+    "log", "The natural logarithm, with derivative 1 / x; -inf at 0, nan for negative x.", **_LOG
 )
 log.vjp("x", lambda g, x: g / x)
 
@@ -235,8 +235,8 @@ log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 logaddexp = of_two(
     "logaddexp",
-    "log(e^a + e^b), broadcast, without overflow; the derivatives are the shares of e^a and of e^b "
-    "in the sum, a half each where both are the same infinity.",
+    "log(e^a + e^b), broadcast, without overflow. The derivatives are the shares of e^a and of e^b "
+    "in the sum; if a and b are the same infinity, each share is 1/2.",
 )
 logaddexp.vjp("a", lambda g, a, b: g * _share(a, b))
 logaddexp.vjp("b", lambda g, a, b: g * _share(b, a))
@@ -244,7 +244,7 @@ logaddexp.vjp("b", lambda g, a, b: g * _share(b, a))
 
 def _share(a: Array, b: Array) -> Array:
     """Compute e^a / (e^a + e^b)."""
-    with np.errstate(invalid="ignore"):  # of equal infinities, whose difference is taken as 0
+    with np.errstate(invalid="ignore"):  # the difference of equal infinities is set to 0
         difference = where(logical_and(a == b, isinf(a)), 0.0, b - a)
     return exp(-logaddexp(difference, 0.0))
 
@@ -289,7 +289,7 @@ _FROM_MINUS_1_TO_1: dict[str, Any] = {
 
 
 def _one_minus_square(x: Array) -> Array:
-    """Compute 1 - x^2 with all of its digits near +-1, and all digits of its slope near 0."""
+    """Compute 1 - x^2 with full precision near +-1, and with a precise derivative near 0."""
     return where(x * x < 0.25, 1.0 - x * x, (1.0 - x) * (1.0 + x))
 
 
@@ -317,8 +317,8 @@ arctan.vjp("x", lambda g, x: g / (1.0 + x * x))
 def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 
-    The derivatives are x / (x^2 + y^2) in y and -y / (x^2 + y^2) in x; at the origin, which has no
-    angle, they are taken as 0, and those of second order are nan.
+    The derivatives are x / (x^2 + y^2) with respect to y, and -y / (x^2 + y^2) with respect to x.
+    At the origin, where the angle is undefined, they are 0, and second derivatives are nan.
     """
     return np.arctan2(y, x)
 
@@ -328,27 +328,27 @@ arctan2.vjp("x", lambda g, y, x: -g * _over_square(y, x))
 
 
 def _over_square(a: Array, b: Array) -> Array:
-    """Compute a / (a^2 + b^2), also where the squares leave the range; it is 0 at the origin."""
+    """Compute a / (a^2 + b^2), also if a square would overflow; the result is 0 at the origin."""
     larger = maximum(abs(a), abs(b))
     origin = larger == 0
     scale = where(origin, 1.0, larger)
     u, v = a / scale, b / scale
     square = u * u + v * v
-    # The root of 0 is 0 and has no slope, so that a derivative by a or b is nan at the origin.
+    # sqrt has no derivative at 0, so a derivative with respect to a or b is nan at the origin.
     return where(origin, sqrt(square), u / where(origin, 1.0, square) / scale)
 
 
 hypot = of_two(
     "hypot",
-    "sqrt(a^2 + b^2), broadcast, also where the squares leave the range; the derivatives are "
-    "a / out and b / out, and 0 at the origin, where the derivative does not exist.",
+    "sqrt(a^2 + b^2), broadcast, without overflow of the squares. The derivatives are a / out and "
+    "b / out; at the origin, where no derivative exists, they are 0.",
 )
 hypot.vjp("a", lambda g, a, out: g * _cosine(a, out))
 hypot.vjp("b", lambda g, b, out: g * _cosine(b, out))
 
 
 def _cosine(a: Array, length: Array) -> Array:
-    """Compute a / length, 0 where that is 0."""
+    """Compute a / length; the result is 0 where length is 0."""
     return where(length == 0, 0.0, a / where(length == 0, 1.0, length))
 
 
@@ -382,7 +382,7 @@ arccosh.vjp("x", lambda g, x: g / (sqrt(x - 1.0) * sqrt(x + 1.0)))
 
 arctanh = curve(
     "arctanh",
-    "The number of hyperbolic tangent x: +-inf at +-1, where the derivative 1 / (1 - x^2) is inf.",
+    "The number with hyperbolic tangent x, +-inf at +-1. The derivative is 1 / (1 - x^2).",
     nonfinite_hint={"it is defined between -1 and 1 only": lambda x: np.abs(x) >= 1},
     gradient_hint=_FROM_MINUS_1_TO_1["gradient_hint"],
 )

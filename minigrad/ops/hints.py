@@ -1,8 +1,8 @@
 """Hints: the usual causes of a NaN or an Inf, for `detect_anomaly`.
 
-A hint looks at arrays that are known to have given a result that is not finite. It says nothing if
-it does not recognise the case: a wrong hint is worse than none. Hints of one op stand in its block;
-here are those that several families share, and those that go for all.
+A hint gets the arrays of a call whose result is not finite. If it does not recognise the cause, it
+returns nothing: a wrong hint is worse than no hint. A hint for one op is in the definition of the
+op. This file has hints for several families of ops, and for all ops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minigrad.core.tensor import Array
 
 
 class Undefined(str):
-    """A hint for a gradient that is nan because the documentation leaves it undefined there.
+    """A hint for a gradient that is nan because, as documented, the function has no derivative.
 
     `gradcheck` does not call such a gradient wrong.
     """
@@ -27,9 +27,9 @@ class Undefined(str):
 
 
 def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
-    """Return the usual cause of a result that is not finite, or None if none is recognised.
+    """Return the usual cause of a result that is not finite, or None if the cause is unknown.
 
-    `values` are the arguments of the call by name.
+    `values` are the arguments of the call, by name.
     """
     hint = op.nonfinite_hint or (of_product if op.product else None)
     return _asked(hint, {**values, "out": out}) or too_large(out, values.values())
@@ -38,9 +38,10 @@ def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
 def cause_of_gradient(
     op: OpLike, values: Mapping[str, Array], g: Array, gradient: Array
 ) -> str | None:
-    """Return the usual cause of a gradient that is not finite, or None if none is recognised.
+    """Return the usual cause of a gradient that is not finite, or None if the cause is unknown.
 
-    `g` arrived, `gradient` was returned by the VJP, and `values` are its residuals by name.
+    `g` is the arriving gradient, `gradient` is the result of the VJP, and `values` are the
+    residuals of the VJP, by name.
     """
     hint = op.gradient_hint or (of_product_gradient if op.product else None)
     known = _asked(hint, {**values, "g": g, "gradient": gradient})
@@ -54,14 +55,14 @@ def cause_of_gradient(
 
 
 def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
-    """Return the text of a hint, if all that it asks for is there and it recognises the case."""
+    """Return the text of a hint, if it has the values that it needs and recognises the cause."""
     if isinstance(hint, Mapping):
         return next((text for text, case in hint.items() if np.any(_called(case, values))), None)
     return None if hint is None else _called(hint, values)
 
 
 def _called(function: Callable[..., Any], values: Mapping[str, Array]) -> Any:
-    """Call a function with the values that it names; return None if one is not there."""
+    """Call a function with the values that its parameters name; None if a value is missing."""
     wanted = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in wanted):
         return function(**values)
@@ -71,7 +72,7 @@ def _called(function: Callable[..., Any], values: Mapping[str, Array]) -> Any:
 
 
 def overflow(dtype: np.dtype[Any], what: str = "") -> str:
-    """Return the hint for values that are too large for `dtype`, in `what` if that is given."""
+    """Return the hint for an overflow of `dtype`; `what` says where it happened."""
     text = f"overflow{what}: the largest {dtype} is {float(np.finfo(dtype).max):.4g}; "
     if dtype == np.float16:
         return text + "compute in float32, or scale the values down"
@@ -79,7 +80,7 @@ def overflow(dtype: np.dtype[Any], what: str = "") -> str:
 
 
 def too_large(out: Array, operands: Iterable[Array]) -> str | None:
-    """Recognise an Inf that was made of finite values: the right result does not fit the dtype."""
+    """Recognise an overflow: an Inf from finite operands, because the dtype is too small."""
     return overflow(out.dtype) if are_finite(operands) and np.isinf(out).any() else None
 
 
@@ -94,13 +95,13 @@ def of_product(out: Array, **operands: Array) -> str | None:
         return None
     if any(np.isinf(x).any() for x in operands.values()):
         return "a sum of products with Inf among them: 0 * Inf and Inf - Inf are NaN"
-    if are_finite(operands.values()):  # then nothing else makes a NaN
+    if are_finite(operands.values()):  # only an overflow gives a NaN then
         return overflow(out.dtype, " on the way, and then 0 * Inf or Inf - Inf")
     return None
 
 
 def of_product_gradient(gradient: Array, **operands: Array) -> str | None:
-    """Recognise an overflow: a gradient that is a product becomes Inf by that alone."""
+    """Recognise an overflow, the only cause of an Inf in a gradient that is a product."""
     return too_large(gradient, operands.values())
 
 

@@ -1,4 +1,7 @@
-"""Linear algebra of square matrices, on LAPACK through numpy; the last two axes are the matrix."""
+"""Linear algebra: inverse, solve, determinant, Cholesky; numpy calls LAPACK.
+
+The last two axes of an array are the matrix; leading axes are a stack of matrices.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from minigrad.ops.shape import getitem, reshape, scatter_add
 
 
 def cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
-    """The leading terms of LAPACK's FLOPs: multiples of n^3 and of n^2 for each matrix."""
+    """The leading terms of LAPACK's FLOPs, multiples of n^3 and n^2, for all matrices."""
     n: int = a.shape[-1]
     matrices: int = math.prod(a.shape[:-2])
     return matrices * (numerator * n**3 // denominator + squares * n**2)
@@ -26,7 +29,7 @@ def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
     Raises:
-        ValueError: if the matrices are not square, or one is singular.
+        ValueError: if the matrices are not square, or a matrix is singular.
     """
     return _regular(np.linalg.inv, a)
 
@@ -57,12 +60,12 @@ def _solve_cost(a: Array, b: Array, left: bool, out: Array) -> int:
 def solve(a: Array, b: Array, left: bool = True) -> Array:
     """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
-    With `left=False` it is that of x a = b, for b of shape `(..., k, n)` or `(n,)`. Leading axes
-    are broadcast. As in numpy 2, b is a vector only if it has one axis, whatever the shape of a; of
-    a stack of vectors make columns, `b[..., None]`.
+    With `left=False`, x is the solution of x a = b, for b of shape `(..., k, n)` or `(n,)`. Leading
+    axes are broadcast. As in numpy 2, b is a vector only if it has one axis. Pass a stack of
+    vectors as columns, `b[..., None]`.
 
     Raises:
-        ValueError: if the matrices are not square, one is singular, or the sizes do not match.
+        ValueError: if the matrices are not square, a matrix is singular, or sizes do not match.
     """
     a, b = np.asarray(a), np.asarray(b)
     vector = b.ndim == 1
@@ -106,24 +109,25 @@ def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
 
 def _pinv_cost(a: Array, out: Array) -> int:
     size: int = out.size
-    return 13 * size * int(min(a.shape[-2:]))  # of singular values, their vectors and a product
+    return 13 * size * int(min(a.shape[-2:]))  # singular values, singular vectors and a product
 
 
 @op(floats=True, cost=_pinv_cost, shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]))
 def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array:
     """The pseudoinverse P of each matrix in `(..., m, n)` (Moore and Penrose): `(..., n, m)`.
 
-    Its derivative is that where the rank stays the same, and divides by no difference of singular
-    values: -P dA P + P P^T dA^T (I - A P) + (I - P A) dA^T P^T P (Golub and Pereyra, 1973).
+    The derivative is -P dA P + P P^T dA^T (I - A P) + (I - P A) dA^T P^T P (Golub and Pereyra,
+    1973). It is valid where the rank does not change, and divides by no difference of singular
+    values.
 
     Args:
         a: the matrices.
-        rcond: singular values up to `rcond` times the largest count as 0. None is max(m, n) times
-            the precision of the dtype.
-        hermitian: compute it of (A + A^T) / 2, faster.
+        rcond: singular values up to `rcond` times the largest one count as 0. None means max(m, n)
+            times the machine epsilon of the dtype.
+        hermitian: compute the pseudoinverse of (A + A^T) / 2, which is faster.
 
     Raises:
-        ValueError: for an array of less than two axes, or if it has a nan or an inf.
+        ValueError: if the array has fewer than two axes, or contains nan or inf.
     """
     check_finite(check_matrices(a))
     if hermitian:
@@ -149,12 +153,12 @@ def _pinv_a(g: Array, a: Array, hermitian: bool, out: Array) -> Array:
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
-    For a regular matrix that is det(A) A^-T. Where one is singular, or nearly so, each cofactor is
-    computed as a determinant, which takes O(n^5) operations and is offered up to n = 16.
+    For a regular matrix, this is det(A) A^-T. For a singular or nearly singular matrix, each
+    cofactor is computed as a determinant. This takes O(n^5) operations, and works up to n = 16.
 
     Raises:
-        ValueError: if the matrices are not square; in the backward pass, if one is singular and
-            larger than that.
+        ValueError: if the matrices are not square; in the backward pass, if a matrix is singular
+            and n > 16.
     """
     return np.linalg.det(check_square(a))
 
@@ -184,7 +188,7 @@ _MOST_COFACTORS = 16  # the minors of one matrix of float64 take 8 n^4 bytes, ha
 
 
 def _nearly_singular(a: Array) -> Array:
-    """Return which matrices are so ill-conditioned that their inverse has few digits, or none."""
+    """Return which matrices are singular, or too ill-conditioned for a precise inverse."""
     n = a.shape[-1]
     if a.size == 0:
         return np.zeros(a.shape[:-2], bool)
@@ -207,11 +211,11 @@ def _cofactors(a: Array) -> Array:
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 
-    It is the factor of (A + A^T) / 2, so both triangles of A count, and share the gradient
-    (Murray, 2016, section 3).
+    It factors (A + A^T) / 2. So both triangles of A count, and share the gradient (Murray, 2016,
+    section 3).
 
     Raises:
-        ValueError: if the matrices are not square, or one is not positive definite.
+        ValueError: if the matrices are not square, or a matrix is not positive definite.
     """
     symmetric = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     try:
@@ -230,7 +234,7 @@ def _cholesky_a(g: Array, out: Array) -> Array:
     lower = np.tril(np.ones((n, n), out.dtype))
     transposed = swap_last(out)
     inner = matmul(transposed, g * lower) * (lower - 0.5 * np.eye(n, dtype=out.dtype))
-    half = swap_last(solve(transposed, inner))  # of L^-T inner L^-1, the left side is done
+    half = swap_last(solve(transposed, inner))  # L^-T inner L^-1: the left factor is done
     full = solve(transposed, half)
     return symmetric_part(full)
 
@@ -241,7 +245,7 @@ def symmetric_part(a: Array) -> Array:
 
 
 def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
-    """Apply a function of numpy's to square matrices; raise an error if one is singular."""
+    """Apply a numpy function to square matrices; raise an error if a matrix is singular."""
     a = check_square(a)
     try:
         return function(a, *others)
@@ -250,27 +254,27 @@ def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
 
 
 def check_square(a: Array) -> Array:
-    """Raise an error if these are not square matrices; return them."""
+    """Return the matrices; raise an error if they are not square."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"takes square matrices (..., n, n), not an array of shape {a.shape}")
     return a
 
 
 def check_matrices(a: Array) -> Array:
-    """Raise an error if these are no matrices; return them."""
+    """Return the matrices; raise an error if the array has fewer than two axes."""
     if a.ndim < 2:
         raise ValueError(f"takes matrices (..., m, n), not an array of shape {a.shape}")
     return a
 
 
 def check_finite(a: Array) -> None:
-    """Raise an error if a matrix has a nan or an inf, of which LAPACK makes anything."""
+    """Raise an error if a matrix contains nan or inf: LAPACK may return any result for it."""
     finite = np.isfinite(a).all((-2, -1))
     if not finite.all():
         raise ValueError(f"{_the_matrix(finite)} has a nan or an inf")
 
 
 def _the_matrix(values: Array) -> str:
-    """Name the matrix of a stack for which `values` has the least."""
+    """Return the name, for messages, of the matrix in a stack that has the smallest of `values`."""
     where = np.unravel_index(np.argmin(values), values.shape)
     return f"the matrix at {tuple(map(int, where))} of the stack" if where else "the matrix"

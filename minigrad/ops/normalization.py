@@ -1,8 +1,8 @@
 """Normalisation over the last axes.
 
-Both ops are one loop over rows, forward and backward (see `minigrad.kernels.normalization`). One
-VJP serves all inputs of an op, because their derivatives share the standardised x. The VJP
-computes that again from x, so that nothing but x and the weight is saved.
+Each op is one loop over rows, forward and backward (see `minigrad.kernels.normalization`). An op
+has one joint VJP for all inputs, because their derivatives share the standardised x. The VJP
+computes the standardised x again, so that only x and the weight are saved.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def layer_norm(
 ) -> Array:
     """(x - mean) / sqrt(var + eps) over the last axes, times `weight`, plus `bias`.
 
-    From Ba et al., 2016. The variance is that of all n elements, not of n - 1.
+    From Ba et al., 2016. The variance divides by n, not by n - 1.
 
     Args:
         x: `(..., *normalized_shape)`.
-        normalized_shape: the sizes of the axes over which mean and variance are taken.
-        weight: of that shape, or None.
-        bias: of that shape, or None.
+        normalized_shape: the sizes of the axes over which mean and variance are computed.
+        weight: of shape `normalized_shape`, or None.
+        bias: of shape `normalized_shape`, or None.
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
+        ValueError: if the shapes do not match, a row is empty, or eps is negative.
     """
     sizes = _checked_sizes(x, normalized_shape, eps, weight, bias)
     return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
@@ -72,13 +72,13 @@ def rms_norm(
 
     Args:
         x: `(..., *normalized_shape)`.
-        normalized_shape: the sizes of the axes over which the mean is taken.
-        weight: of that shape, or None.
-        eps: a small number, added so that the root is not 0; None for the distance from 1 to the
-            next number of the dtype of x.
+        normalized_shape: the sizes of the axes over which the mean is computed.
+        weight: of shape `normalized_shape`, or None.
+        eps: a small number, added so that the root is not 0; None for the machine epsilon of the
+            dtype of x.
 
     Raises:
-        ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
+        ValueError: if the shapes do not match, a row is empty, or eps is negative.
     """
     eps = _least(x) if eps is None else eps
     sizes = _checked_sizes(x, normalized_shape, eps, weight)
@@ -86,9 +86,9 @@ def rms_norm(
 
 
 def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
-    """Give a norm its VJP. Both norms have the same kernel, which subtracts the mean or does not.
+    """Define the VJP and the JVP of a norm. Both norms use the same kernel, with or without a mean.
 
-    The gradients of x and the weight share the FLOPs of standardising x again.
+    The gradients of x and of the weight share the FLOPs of standardising x again.
     """
 
     def settings(x: Array, normalized_shape: Sizes, eps: float | None) -> tuple[Any, float]:
@@ -130,7 +130,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         return np.broadcast_to(out, x.shape)
 
     def flops(out: Array, normalized_shape: Sizes, elements: int, means: int) -> int:
-        """The FLOPs of work on every element, and on every row, which has one mean."""
+        """The FLOPs, from those for each element, and those for the means of each row."""
         rows: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
         total: int = elements * out.size + means * rows
         return total
@@ -156,7 +156,7 @@ _give_vjp(rms_norm, ("x", "weight"), centred=False)
 
 
 def _least(x: Array) -> float:
-    """Return the distance from 1 to the next number of the dtype of x."""
+    """Return the machine epsilon of the dtype of x: the distance from 1 to the next number."""
     return float(np.finfo(x.dtype).eps)
 
 

@@ -1,9 +1,9 @@
-"""Ops that are functions of numpy, each a row of the table of derivatives.
+"""Makers of ops that call one numpy function: each op is one row of the table of derivatives.
 
     sin = curve("sin", "The sine, with derivative cos(x).")
 
-is an op of floats whose forward is `def sin(x): return np.sin(x)`. Its VJPs stand below it, as for
-any op.
+makes an op of floats, with the forward function `def sin(x): return np.sin(x)`. Its VJPs are
+defined below it, as for any op.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ P = ParamSpec("P")
 
 
 def of_numpy(example: Callable[P, Any], result: str, **shared: Any) -> Callable[..., Op[P]]:
-    """Return a function that makes ops of functions of numpy, of which it writes the forward.
+    """Return a function that makes ops from numpy functions, and generates their forward functions.
 
-    It takes the name of the op, its docstring, and further properties as for `op`; `of` is the name
-    of numpy's function if it is another one. Where the forward is no more than that function, the
-    function is its attribute `same`, and calls of the op save a call of Python.
+    The returned function accepts the name of the op, its docstring, and properties as for `op`; use
+    `of` if numpy's function has another name. If the forward function only calls numpy's function,
+    its attribute `same` is numpy's function, and a call of the op saves one Python call.
 
     Args:
-        example: a function with the parameters that the ops have.
-        result: what a forward returns, with `{name}` where the name of numpy's function stands.
-        shared: properties that all of them have, as for `op`.
+        example: a function with the parameters of the ops.
+        result: the expression that the forward function returns; `{name}` is numpy's function.
+        shared: properties of all these ops, as for `op`.
     """
     parameters = inspect.signature(example).parameters.values()
     listed = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
@@ -56,7 +56,7 @@ def of_numpy(example: Callable[P, Any], result: str, **shared: Any) -> Callable[
 
 
 def booleans(x: Array) -> Array:
-    """Return x, or raise a TypeError if it is not of booleans."""
+    """Return x; raise a TypeError if it does not hold booleans."""
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if dtype != np.bool_:
         raise TypeError(f"takes booleans, as comparisons give, not {dtype}")
@@ -74,7 +74,7 @@ curve = of_numpy(_unary, "np.{name}(x)", elementwise=True, floats=True)
 binary = of_numpy(_binary, "np.{name}(a, b)", elementwise=True)
 of_two = of_numpy(_binary, "np.{name}(a, b)", elementwise=True, floats=True)
 logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
-# np.max and the like are wrappers of these, which take longer than a small array does.
+# np.max and similar functions wrap these; for a small array the wrapper takes most of the time.
 reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")
 logical_reducer = of_numpy(
     _reduction, "np.{name}.reduce(booleans(x), axis=as_tuple(axis), keepdims=keepdims)"

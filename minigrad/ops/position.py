@@ -1,4 +1,4 @@
-"""Encodings of the position of a vector in a sequence."""
+"""Positional encodings of the vectors in a sequence."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from minigrad.ops.arithmetic import negative
 
 @op(linear=("x",), floats=True, cost=3, shape=lambda x: x.shape)
 def rope(x: Array, cos: Array, sin: Array) -> Array:
-    """x with pairs of its numbers rotated by angles of their position (RoFormer, Su et al., 2021).
+    """Rotary position embedding: rotate pairs of numbers of x (RoFormer, Su et al., 2021).
 
         out[i] = x[i] cos_i - x[i + d/2] sin_i,    out[i + d/2] = x[i + d/2] cos_i + x[i] sin_i
 
     for i < d/2, as in section 3.4.2, but i is paired with i + d/2, as in Llama. The product of a
-    query and a key that are rotated so depends on the distance of their positions.
+    rotated query and a rotated key depends only on the distance of their positions.
 
     Args:
         x: `(..., L, d)`, for example the queries or keys of attention.
-        cos: the cosines of the angles, which can be broadcast to `(..., L, d/2)`. No gradient is
-            computed by `cos` and `sin`.
-        sin: the sines.
+        cos: the cosines of the angles, an array that can be broadcast to `(..., L, d/2)`. `cos` and
+            `sin` get no gradient.
+        sin: the sines of the angles.
 
     Raises:
         ValueError: if d is odd, or the shapes do not match.

@@ -1,4 +1,4 @@
-"""Matrix products, on our own kernels."""
+"""Matrix products, computed by minigrad's kernels."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def swap_last(x: Array) -> Array:
 def matmul(a: Array, b: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
-    As in numpy, a vector is a row on the left and a column on the right, and the result does not
-    have its axis: `(k,) @ (k,)` is a number.
+    As in numpy, a vector is a row on the left and a column on the right, and the extra axis is
+    removed from the result: `(k,) @ (k,)` is a number.
 
     Raises:
         ValueError: if an operand is a number, or the sizes do not match.
@@ -58,8 +58,8 @@ def matmul(a: Array, b: Array) -> Array:
 @matmul.vjp("a")
 def _matmul_a(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
     if len(a_shape) == 2 and b.ndim > 2:
-        order = (b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)  # equal rows side by side
-        columns = math.prod(g.shape[:-2]) * g.shape[-1]  # -1 is not found among no elements
+        order = (b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)  # join the matrices along their rows
+        columns = math.prod(g.shape[:-2]) * g.shape[-1]  # reshape cannot infer -1 if g is empty
         wide = reshape(transpose(g, order), (a_shape[0], columns))
         return matmul(wide, as_rows(swap_last(b)))
     g = _with_axes(g, len(a_shape) == 1, b.ndim == 1)
@@ -69,7 +69,7 @@ def _matmul_a(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
 @matmul.vjp("b")
 def _matmul_b(g: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
     if a.ndim > 2 and len(b_shape) <= 2:
-        # In one product: a gradient for each matrix of the stack would take a lot of memory.
+        # One product, because a gradient for each matrix of the stack would need much memory.
         if len(b_shape) == 1:
             return matmul(reshape(g, -1), as_rows(a))
         return matmul(transpose(as_rows(a)), as_rows(g))
@@ -79,7 +79,7 @@ def _matmul_b(g: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
 
 
 def _with_axes(g: Array, row: bool, column: bool) -> Array:
-    """Return the gradient of a product with an axis of size 1 for each vector."""
+    """Return the gradient of a product with an axis of size 1 for each operand that is a vector."""
     if not (row or column):
         return g
     size = g.ndim - (not column)
@@ -92,7 +92,7 @@ def _linear(x: Array, weight: Array, bias: Array = None) -> Array:
 
 
 def as_rows(x: Array) -> Array:
-    """Return a stack of vectors as one matrix."""
+    """Reshape a stack of vectors to one matrix, with a vector in each row."""
     if x.ndim == 2:
         return x
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
@@ -117,7 +117,7 @@ linear.vjp("bias", lambda g: g)
 
 
 def check_linear(x: Array, weight: Array, bias: Array) -> None:
-    """Raise an error if the operands of a linear map do not go together."""
+    """Raise an error if the shapes of the operands of a linear map do not match."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
@@ -141,9 +141,9 @@ def lora_linear(
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
-    With h = scale x A^T and d = scale g B, the derivatives are those of two thin products:
-    dA = d^T x, dB = g^T h, and dx = g W + d A. No matrix of the size of W is made, unless W itself
-    requires a gradient.
+    With h = scale x A^T and d = scale g B, the gradients need only thin products: dA = d^T x,
+    dB = g^T h, and dx = g W + d A. No matrix of the size of W is made, except if W itself requires
+    a gradient.
 
     Args:
         x: `(..., d_in)`.
@@ -151,7 +151,7 @@ def lora_linear(
         lora_a: A, `(rank, d_in)`.
         lora_b: B, `(d_out, rank)`.
         bias: b, `(d_out,)`, or None.
-        scale: a number.
+        scale: the factor of the update.
 
     Returns:
         `(..., d_out)`.
@@ -193,7 +193,7 @@ def _lora_linear_inputs(
 
 
 def _lora_linear_shared(needs_input_grad: set[str], lora_b: Array, out: Array) -> int:
-    """The FLOPs of d = scale g B, which the gradients of x and A share."""
+    """The FLOPs of d = scale g B, which both gradients, of x and of A, use."""
     rows, rank = out.size // lora_b.shape[0], lora_b.shape[1]
     return 2 * out.size * rank + rows * rank if needs_input_grad & {"x", "lora_a"} else 0
 
@@ -235,7 +235,7 @@ def _bfloat16_linear_cost(weight: Any, bias: Array, out: Array) -> int:
 
 
 def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
-    """The FLOPs of the product, and one for each element of W: its level times an absmax."""
+    """The FLOPs of the product, and one for each element of W: a level times an absmax."""
     return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
 
 
@@ -243,8 +243,8 @@ def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
-    W is frozen. It is read strip by strip, forward and backward (dx = g W), and its codes are what
-    is saved for the backward pass (QLoRA, Dettmers et al., 2023, section 3, equation 5).
+    W is frozen. The kernels read it strip by strip, forward and backward (dx = g W). Only its codes
+    are saved for the backward pass (QLoRA, Dettmers et al., 2023, section 3, equation 5).
 
     Args:
         x: `(..., d_in)`; the result has its dtype.
@@ -252,7 +252,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         bias: b, `(d_out,)`, or None.
 
     Raises:
-        TypeError: if the weight is no NF4Matrix.
+        TypeError: if the weight is not an NF4Matrix.
         ValueError: if the sizes do not match.
     """
     return _narrow_linear(x, weight, bias, kernels.nf4.NF4Matrix)
@@ -260,10 +260,10 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
 
 @op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
-    """x W^T + b with a frozen W in bfloat16, as `nf4_linear` computes it with one in four bits.
+    """x W^T + b with a frozen W in bfloat16; otherwise as `nf4_linear`.
 
     Raises:
-        TypeError: if the weight is no BFloat16Matrix.
+        TypeError: if the weight is not a BFloat16Matrix.
         ValueError: if the sizes do not match.
     """
     return _narrow_linear(x, weight, bias, kernels.bfloat16.BFloat16Matrix)
@@ -276,7 +276,7 @@ bfloat16_linear.vjp("bias", lambda g: g)
 
 
 def stored_linear(x: Array, weight: Any, bias: Array = None) -> Array:
-    """x W^T + b, by the op for the form in which W is stored: floats, NF4 or bfloat16."""
+    """x W^T + b, by the op for the storage format of W: floats, NF4 or bfloat16."""
     if isinstance(weight, (Tensor, np.ndarray)):
         return linear(x, weight, bias)
     return (nf4_linear if weight.format == "nf4" else bfloat16_linear)(x, weight, bias)

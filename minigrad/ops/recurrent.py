@@ -1,7 +1,8 @@
 """The recurrence of RNN, GRU and LSTM: one op for all steps of a sequence.
 
-What a cell gets from outside, W_ih x + b_ih, is one product for all steps, and comes before (see
-`minigrad.nn.recurrent`). Here is the rest, in which each step waits for the one before.
+The input of the cells, W_ih x + b_ih, is one product for all steps, computed before (see
+`minigrad.nn.recurrent`). This op computes the rest, where each step needs the result of the step
+before.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class Cell(NamedTuple):
     """A kind of cell.
 
     Attributes:
-        gates: how many vectors of the size of h it gets from outside, side by side.
-        states: how many such vectors a state has: h, or h and c.
-        step: the state after a step from x, W h + b, and the state before.
-        gradient_flops: those of differentiating a step, for each element of h, without products.
+        gates: the number of gates: its input x has this many vectors of the size of h.
+        states: the number of vectors in a state: 1 for h, 2 for h and c.
+        step: a function of x, W h + b and the state before a step; returns the state after it.
+        gradient_flops: the FLOPs of differentiating a step, per element of h, without products.
     """
 
     gates: int
@@ -38,7 +39,7 @@ class Cell(NamedTuple):
 
 
 def _blocks(x: Array, count: int) -> list[Array]:
-    """Return the parts of rows that consist of so many vectors."""
+    """Split the last axis into `count` equal parts."""
     size = x.shape[1] // count
     return [getitem(x, (slice(None), slice(k * size, (k + 1) * size))) for k in range(count)]
 
@@ -89,9 +90,9 @@ def recurrence(
         lstm   i, f, o = sigmoid(x + p),    g = tanh(x + p),    c = f c + i g,    h = o tanh(c)
 
     Args:
-        x: `(L, N, gates H)`, for each step what the gates get from outside, side by side: of one
-            gate in "rnn", three in "gru", in the order r z n, or four in "lstm", i f g o.
-        state: `(N, H)`, h before the first step; in "lstm" h and c side by side, `(N, 2 H)`.
+        x: `(L, N, gates H)`, the inputs of the gates at each step, concatenated: one gate in "rnn",
+            three in "gru" (in the order r z n), four in "lstm" (in the order i f g o).
+        state: `(N, H)`, h before the first step; in "lstm" h and c concatenated, `(N, 2 H)`.
         weight: W, `(gates H, H)`.
         bias: b, `(gates H,)`, or None.
         cell: "rnn_tanh", "rnn_relu", "gru" or "lstm".
@@ -100,19 +101,19 @@ def recurrence(
         `(L, *state.shape)`.
 
     Raises:
-        ValueError: if the shapes do not match, there is no step, or no such cell.
+        ValueError: if the shapes do not match, the sequence is empty, or the cell is unknown.
     """
     x, state, weight = np.asarray(x), np.asarray(state), np.asarray(weight)
     _check(x, state, weight, bias, cell)
     found = kernels.recurrent.forward(x, state, weight, bias, cell)
     if found is not None:
         return found
-    with unobserved(mode.grad_enabled):  # the ops inside are a part of this one
+    with unobserved(mode.grad_enabled):  # the ops inside are part of this op
         return _recurrence(x, state, weight, bias, cell), None
 
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
-    """Raise an error if the arguments of `recurrence` do not go together."""
+    """Raise an error if the arguments of `recurrence` do not match."""
     if cell not in CELLS:
         raise ValueError(f"cell is one of {', '.join(CELLS)}, not {cell!r}")
     gates, states = CELLS[cell].gates, CELLS[cell].states

@@ -1,6 +1,6 @@
-"""Reductions over axes, and running sums and products along one.
+"""Reductions over axes, and cumulative sums and products along one axis.
 
-`axis` is an int, a tuple of ints, or None for all of them.
+`axis` is an int, a tuple of ints, or None for all axes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _spread(g: Array, shape: Sequence[int], axis: Axis) -> Array:
-    """Repeat the gradient of a sum over `axis` for each of its terms, an array of this shape."""
-    if axis is None:  # the end of most losses, for which calls of ops on arrays would count
+    """Broadcast the gradient of a sum over `axis` to the shape of the summed array."""
+    if axis is None:  # most losses end with this; skip the calls of ops
         return (broadcast_to if isinstance(g, Tensor) else broadcast_to.forward)(g, shape)
     return broadcast_to(reshape(g, reduced(shape, axis, keepdims=True)), shape)
 
@@ -47,7 +47,7 @@ sum.vjp("x", lambda g, x_shape, axis: _spread(g, x_shape, axis))
 
 
 def count_along(shape: Sequence[int], axis: Axis) -> int:
-    """Return how many elements a reduction over `axis` combines into one; an error if none."""
+    """Return how many elements a reduction over `axis` combines into one; an error if it is 0."""
     axes = None if axis is None else normalize_axes(axis, len(shape))
     count = math.prod(shape if axes is None else (shape[i] for i in axes))
     if count == 0:
@@ -60,7 +60,7 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The mean over `axis`: an int, a tuple of ints, or None for all.
 
     Raises:
-        ValueError: if there is nothing to average.
+        ValueError: if there are no elements to average.
     """
     return sum_over(x, as_tuple(axis), keepdims) / count_along(x.shape, axis)
 
@@ -69,14 +69,14 @@ mean.vjp("x", lambda g, x_shape, axis: _spread(g / count_along(x_shape, axis), x
 
 max = reducer(
     "max",
-    "The largest element over `axis`, and a nan if there is one; several share the gradient. "
-    "Raises a ValueError if there is nothing to choose from.",
+    "The largest element over `axis`, or nan if there is one; equal elements share the gradient. "
+    "Raises a ValueError if there are no elements.",
     "maximum",
 )
 min = reducer(
     "min",
-    "The smallest element over `axis`, and a nan if there is one; several share the gradient. "
-    "Raises a ValueError if there is nothing to choose from.",
+    "The smallest element over `axis`, or nan if there is one; equal elements share the gradient. "
+    "Raises a ValueError if there are no elements.",
     "minimum",
 )
 
@@ -86,7 +86,7 @@ min = reducer(
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = reduced(x.shape, axis, keepdims=True)
     chosen = x == reshape(out, shape)
-    if any(out != out):  # where a nan was chosen, which equals nothing
+    if any(out != out):  # a nan was chosen, and is not equal to itself
         chosen = logical_or(chosen, x != x)
     chosen = astype(chosen, g.dtype)
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
@@ -101,7 +101,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x).
 
     Raises:
-        ValueError: if there is nothing to sum.
+        ValueError: if there are no elements to sum.
     """
     axis = as_tuple(axis)
     top = x.max(axis=axis, keepdims=True)
@@ -115,15 +115,15 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = reduced(x.shape, axis, keepdims=True)
     weights = exp(x - reshape(out, shape))
-    # For a large x they do not sum to 1, because `out` is rounded. Beside an infinite x they are 0,
-    # and their sum is nan.
+    # For a large x, the weights do not sum to 1, because `out` is rounded. Next to an infinite x,
+    # they are 0, and their sum is nan.
     total = sum(weights, axis, keepdims=True)
     return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
 @op(linear=("x",))
 def cumsum(x: Array, axis: int | None = None) -> Array:
-    """The running sums along `axis`, or of the flattened array."""
+    """The cumulative sums along `axis`; with None, of the flattened array."""
     return np.cumsum(x, axis)
 
 
@@ -136,8 +136,8 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
 
 prod = reducer(
     "prod",
-    "The product over `axis`, 1 of no elements; the derivative is the product of the others, also "
-    "where some are 0.",
+    "The product over `axis`; 1 for an empty axis. The derivative is the product of the other "
+    "elements, also if some are 0.",
     "multiply",
 )
 
@@ -155,9 +155,9 @@ def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 @op
 def cumprod(x: Array, axis: int | None = None) -> Array:
-    """The running products along `axis`, or of the flattened array.
+    """The cumulative products along `axis`; with None, of the flattened array.
 
-    The derivative is right also where some elements are 0.
+    The derivative is correct even if some elements are 0.
     """
     return np.cumprod(x, axis)
 
@@ -166,8 +166,8 @@ def cumprod(x: Array, axis: int | None = None) -> Array:
 def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
     if _divisible(out):
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
-    # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
-    # of this recurrence are joined to ones of twice the length until they are complete rows.
+    # Without a division: the product of all x before x[i], times s[i] = g[i] + x[i+1] s[i+1].
+    # Segments of this recurrence are joined in pairs until a segment is a complete row.
     rows, arranged_as_x = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
     s, _ = _rows(reshape(g, x.shape), axis)
@@ -181,12 +181,12 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
 
 
 def _divisible(products: Array) -> bool:
-    """Return whether a factor can be divided out again: no product is 0 or out of range."""
+    """Return whether products can be divided by a factor: none is 0 or out of range."""
     return bool(all(logical_and(isfinite(products), products != 0)))
 
 
 def _rows(x: Array, axis: Axis) -> tuple[Array, Callable[[Array], Array]]:
-    """Move the axes that are reduced to the end, as one axis; return also the way back."""
+    """Join the reduced axes to one last axis; return also a function that undoes this."""
     axes = normalize_axes(axis, x.ndim)
     others = [i for i in range(x.ndim) if i not in axes]
     order = [*others, *axes]
@@ -198,7 +198,7 @@ def _rows(x: Array, axis: Axis) -> tuple[Array, Callable[[Array], Array]]:
 
 
 def _shifted(x: Array, steps: int, filling: float) -> Array:
-    """Shift along the last axis by `steps`, to the front if it is negative, and fill the gap."""
+    """Shift along the last axis by `steps` (negative: to the front), and fill the gap."""
     filler = np.full((*x.shape[:-1], abs(steps)), filling, x.dtype)
     if steps > 0:
         return concatenate([filler, getitem(x, (..., slice(None, -steps)))], -1)

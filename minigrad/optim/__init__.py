@@ -1,4 +1,4 @@
-"""Optimisers, schedules of their learning rates, and averages of the weights they find."""
+"""Optimisers, learning rate schedulers, gradient clipping, and averages of weights (EMA)."""
 
 from minigrad.optim import clip, descent, schedulers
 from minigrad.optim.clip import *

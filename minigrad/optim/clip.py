@@ -1,4 +1,4 @@
-"""Keeping gradients within bounds."""
+"""Gradient clipping, by norm or by value."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
-    """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once.
+    """Return the Euclidean norm of all gradients, as if they were one vector.
+
+    A tensor that is given twice counts once.
 
     Raises:
-        RuntimeError: if a captured step has kept all gradients inside.
+        RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
     return observed(norm_of, [*_gradients(parameters).values()])
 
@@ -41,28 +43,28 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[An
 
 
 def norm_of(gradients: list[NDArray[Any]]) -> float:
-    """Return the Euclidean norm of arrays, taken as one vector."""
+    """Return the Euclidean norm of arrays, as if they were one vector."""
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
 def clip_grad_norm(
     parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
-    """Scale all gradients by one factor, so that their common norm is at most `max_norm`.
+    """Clip the gradients: scale all by one factor, so that their total norm is at most `max_norm`.
 
     Args:
-        parameters: tensors; those without a gradient do not count.
-        max_norm: the largest Euclidean norm to leave.
-        error_if_nonfinite: whether to raise an error if the norm is infinite or NaN, instead of
-            spreading it. (The default of PyTorch's function is False.)
+        parameters: tensors; those without a gradient are ignored.
+        max_norm: the largest Euclidean norm, of all gradients as one vector.
+        error_if_nonfinite: whether to raise an error if the norm is infinite or NaN. If False, all
+            gradients are scaled by it. (In PyTorch, the default is False.)
 
     Returns:
         The norm before the scaling.
 
     Raises:
         ValueError: if `max_norm` is not positive.
-        RuntimeError: if the norm is not finite, or a captured step has kept all gradients inside;
-            no gradient is changed then.
+        RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
+            which computed them. No gradient is changed then.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
@@ -79,9 +81,9 @@ def clip_grad_norm(
 def clipped_by_norm(
     gradients: list[NDArray[Any]], max_norm: float, error_if_nonfinite: bool
 ) -> tuple[float, list[NDArray[Any]]]:
-    """Return the norm of gradients, and new ones of norm `max_norm`, or the same if it is less.
+    """Return the norm of the gradients, and the gradients scaled to a norm of at most `max_norm`.
 
-    They are new ones, since the user may have an old one, or it is another tensor's gradient too.
+    Scaling makes new arrays, because the user, or another tensor, may hold the old ones.
     """
     norm = norm_of(gradients)
     if error_if_nonfinite and not math.isfinite(norm):
@@ -98,11 +100,11 @@ def clipped_by_norm(
 
 
 def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
-    """Bring every element of every gradient into [-clip_value, clip_value]; a NaN stays one.
+    """Clip every element of every gradient to [-clip_value, clip_value]; NaN stays NaN.
 
     Raises:
         ValueError: if `clip_value` is not positive.
-        RuntimeError: if a captured step has kept all gradients inside.
+        RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
     if not clip_value > 0:
         raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
@@ -114,5 +116,5 @@ def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) ->
 
 
 def clipped_values(gradients: list[NDArray[Any]], limit: float) -> list[NDArray[Any]]:
-    """Return new arrays, with every element in [-limit, limit]."""
+    """Return new arrays with every element clipped to [-limit, limit]."""
     return [np.clip(g, -limit, limit) for g in gradients]

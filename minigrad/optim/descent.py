@@ -1,6 +1,6 @@
-"""Gradient descent: SGD; Adam, AdamW, RMSprop and Adagrad, with a rate for each element.
+"""Optimisers: SGD, and Adam, AdamW, RMSprop and Adagrad, which adapt the step to each element.
 
-All results are those of PyTorch's optimisers of these names.
+They give the same results as PyTorch's optimisers of the same names.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ class SGD(Optimizer):
         b <- momentum b + (1 - dampening) g        (b <- g in the first step)
         x <- x - lr b                              (Nesterov: x - lr (g + momentum b))
 
-    The rate lr is not part of the velocity b.
+    The learning rate lr is not part of the velocity b.
 
     Args:
-        params: tensors, or groups of them.
-        lr: the step size.
-        momentum: the share of the velocity that stays in each step.
+        params: tensors, or groups of tensors (see `Optimizer`).
+        lr: the learning rate.
+        momentum: the share of the velocity that is kept in each step.
         dampening: the share of the gradient that is not added to the velocity.
         weight_decay: the strength of an L2 penalty.
-        nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
-        maximize: whether to climb instead, with -g for g.
+        nesterov: whether to use Nesterov momentum (Sutskever et al., 2013).
+        maximize: whether to maximise instead: -g replaces g.
 
     Raises:
-        ValueError: for an impossible value, or `nesterov` without momentum or with dampening.
+        ValueError: if an option has an impossible value, or `nesterov` is used without momentum or
+            with dampening.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """Return the name of the velocity, the state of a parameter stepped with momentum."""
+        """Return the name of the velocity, which a parameter has as state if there is momentum."""
         return {"momentum_buffer"}
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
@@ -76,28 +77,28 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adaptive moments (Kingma and Ba, 2015, algorithm 1).
+    """Adam, adaptive moment estimation (Kingma and Ba, 2015, algorithm 1).
 
         g <- g + weight_decay x
         m <- beta1 m + (1 - beta1) g
         v <- beta2 v + (1 - beta2) g^2
         x <- x - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    With `amsgrad` (Reddi et al., 2018) the highest v that an element has had so far replaces v in
-    the last line, with the same correction: a large gradient is not forgotten.
+    With `amsgrad` (Reddi et al., 2018), the last line uses the largest v so far of each element
+    instead of v, with the same correction. So a large gradient is not forgotten.
 
     Args:
-        params: tensors, or groups of them.
-        lr: the step size.
+        params: tensors, or groups of tensors (see `Optimizer`).
+        lr: the learning rate.
         betas: the decay rates beta1 and beta2 of the two moments.
         eps: a small number that keeps the division finite.
         weight_decay: the strength of an L2 penalty.
-        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
-        maximize: whether to climb instead, with -g for g.
+        amsgrad: whether to use the largest v. It cannot be changed after the first step.
+        maximize: whether to maximise instead: -g replaces g.
 
     Raises:
         ValueError: if an option has an impossible value.
-        TypeError: if an option is of another kind, such as one number for `betas`.
+        TypeError: if an option has a wrong type, such as one number for `betas`.
     """
 
     decoupled = False
@@ -128,12 +129,12 @@ class Adam(Optimizer):
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """Return the names of the step, of the two moments and, with amsgrad, of the highest v."""
+        """Return the names of the step, of the two moments and, with amsgrad, of the largest v."""
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step a group; a ValueError, with nothing changed, if amsgrad was switched meanwhile."""
+        """Step a group; if amsgrad was changed after a step, raise a ValueError, change nothing."""
         moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         last = self.last_step(group)
         if last.names != moments:
@@ -150,8 +151,8 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
-    It differs from Adam in the decay: x <- x - lr weight_decay x before the step, and nothing is
-    added to the gradient. All other arguments, and the errors, are those of `Adam`.
+    Before each step, the weights decay: x <- x - lr weight_decay x. Nothing is added to the
+    gradient. All other arguments and the errors are as in `Adam`.
     """
 
     decoupled = True
@@ -170,7 +171,7 @@ class AdamW(Adam):
 
 
 class RMSprop(Optimizer):
-    """Gradient descent by the root of a running mean of squares (Hinton, 2012, lecture 6e).
+    """RMSprop: divide g by the root of a running mean of g^2 (Hinton, 2012, lecture 6e).
 
         g <- g + weight_decay x
         v <- alpha v + (1 - alpha) g^2
@@ -180,9 +181,9 @@ class RMSprop(Optimizer):
 
     Args:
         alpha: the decay rate of the means.
-        momentum: the share of the velocity b that stays in each step.
-        centered: whether to divide by the root of the variance, v - m^2 with m the mean of g. It
-            cannot be switched on once there have been steps.
+        momentum: the share of the velocity b that is kept in each step.
+        centered: whether to divide by the root of the variance v - m^2, where m is the running mean
+            of g. It cannot be switched on after the first step.
 
     Raises:
         ValueError: if an option has an impossible value.
@@ -212,7 +213,7 @@ class RMSprop(Optimizer):
         check_range("alpha", group["alpha"], 0.0, 1.0)
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """Return the names of v, of m if it is centered, and of the velocity with momentum."""
+        """Return the names of v, of m if centered, and of the velocity if there is momentum."""
         return set(self._columns(group))
 
     def _columns(self, group: Mapping[str, Any]) -> list[str]:
@@ -220,7 +221,7 @@ class RMSprop(Optimizer):
         return ["square_avg", *more]
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step a group; a ValueError, with nothing changed, if it was centered meanwhile."""
+        """Step a group; if centered was switched on late, raise a ValueError, change nothing."""
         last, columns = self.last_step(group), self._columns(group)
         started = [state for state in last.states if state] if last.names != columns else []
         if group["centered"] and any("grad_avg" not in state for state in started):
@@ -231,7 +232,7 @@ class RMSprop(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Gradient descent by the root of a sum of squares (Duchi et al., 2011).
+    """Adagrad: divide g by the root of the sum of all g^2 so far (Duchi et al., 2011).
 
         g <- g + weight_decay x
         s <- s + g^2                               (s is initial_accumulator_value at first)
@@ -240,8 +241,8 @@ class Adagrad(Optimizer):
     All other arguments are those of `Adam`.
 
     Args:
-        lr_decay: how fast lr falls with the number t of the step.
-        initial_accumulator_value: the sum before the first step.
+        lr_decay: how fast lr decreases with the number t of the step.
+        initial_accumulator_value: the sum s before the first step.
 
     Raises:
         ValueError: if an option has an impossible value.
@@ -284,7 +285,7 @@ FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}
 
 
 def check_all_but(group: Mapping[str, Any], *others: str) -> None:
-    """Raise an error unless a group's other options are flags or finite numbers of at least 0."""
+    """Raise an error unless all options, except `others`, are flags or finite numbers >= 0."""
     for name, value in group.items():
         if name in FLAGS:
             check_flag(name, value)

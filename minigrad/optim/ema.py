@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the weights, which often beats the last weights.
+"""EMA: an exponential moving average of the weights, often better than the last weights.
 
     ema = EMA(model, decay=0.999)
     for x, y in batches:
@@ -8,7 +8,7 @@
     with ema.applied():
         ...  # the model computes with the averages
 
-Training goes on with the weights themselves; the averages do not influence it.
+The averages do not influence the training, which uses the weights themselves.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from minigrad.versions import last_write, last_written
 
 
 class EMA:
-    """An average of each weight in which older values fade, after Polyak and Juditsky (1992).
+    """An exponential moving average of each weight, after Polyak and Juditsky (1992).
 
         average <- decay average + (1 - decay) weight
 
-    The averages start as the present weights, and each update counts. (The first update of
-    PyTorch's AveragedModel copies the weights instead of averaging.) Parameters that are frozen at
-    the start have no average, and must stay frozen. Buffers, such as running means, have none
-    either: in `applied()` they are those of the raw model.
+    The averages start as the present weights, and every update averages. (The first update of
+    PyTorch's AveragedModel copies the weights instead.) Parameters that are frozen at the start
+    have no average, and must stay frozen. Buffers, such as running means, are not averaged: in
+    `applied()` they keep their values.
 
     Args:
         model_or_parameters: a module, or tensors.
@@ -45,12 +45,13 @@ class EMA:
             updates, so that the first weights are soon forgotten.
 
     Attributes:
-        parameters: the averaged parameters by name (by number, where no module names them).
+        parameters: a dict of the averaged parameters by name (by number, if tensors were given).
         updates: the number of updates so far.
 
     Raises:
-        TypeError: if something else than a tensor is among the parameters.
-        ValueError: if one is no leaf, none requires a gradient, or `decay` is not in [0, 1].
+        TypeError: if one of the parameters is not a tensor.
+        ValueError: if a parameter is not a leaf, no parameter requires a gradient, or `decay` is
+            not in [0, 1].
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class EMA:
         self._tables: Any = None  # made by the first update: importing kernels takes time
 
     def update(self) -> None:
-        """Add the present weights to the averages; to be called after `optimizer.step()`.
+        """Update the averages with the present weights; call it after `optimizer.step()`.
 
         Raises:
-            RuntimeError: inside `applied()`, or if a parameter was unfrozen; nothing is changed.
+            RuntimeError: inside `applied()`, or if a frozen parameter was unfrozen. Nothing is
+                changed then.
         """
         observed(self._advance)
 
@@ -102,13 +104,13 @@ class EMA:
     def applied(self) -> Iterator[None]:
         """Replace the weights by the averages in a `with` block, and restore them at its end.
 
-        It is for validating, predicting or saving, and not for training: writes to the parameters
-        inside the block, such as an optimiser's, are lost at the end. A backward pass through a
-        graph that was recorded before is an error afterwards, as after any write.
+        Use it to validate, to predict or to save, but not to train: what the block writes to the
+        parameters is lost at its end. A graph that was recorded before the block cannot be used for
+        a backward pass after it, because the weights were written.
 
         Raises:
-            RuntimeError: if it is used inside itself, or at the end if a parameter was written
-                inside; the weights are restored all the same.
+            RuntimeError: if blocks are nested, or, at the end of the block, if it has written to a
+                parameter. In both cases the weights are restored.
         """
         self._check_outside("applied()")
         weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
@@ -128,7 +130,7 @@ class EMA:
             )
 
     def copy_to(self) -> None:
-        """Write the averages into the parameters for good; a RuntimeError inside `applied()`."""
+        """Copy the averages to the parameters; a RuntimeError inside `applied()`."""
         observed(self._copy_to)
 
     def _copy_to(self) -> None:
@@ -145,12 +147,12 @@ class EMA:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned, with its options.
+        """Load a state that `state_dict` returned, with its options.
 
-        Nothing is changed if there is an error.
+        If there is an error, nothing is changed.
 
         Raises:
-            ValueError: if it belongs to other parameters, or has an impossible value.
+            ValueError: if the state belongs to other parameters, or has an impossible value.
             TypeError: if an option has a value of another type.
             RuntimeError: inside `applied()`.
         """

@@ -1,4 +1,4 @@
-"""The base of all optimisers: groups of parameters with hyperparameters, and a state for each."""
+"""The base class of optimisers: groups of parameters with options, and states of parameters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 class LastStep:
-    """Memory that a step of a group leaves for the next one, which mostly has the same parameters.
+    """What a step of a group saves for the next step, which mostly has the same parameters.
 
     Attributes:
-        xs: the values of the parameters, and `states`: their states. If one is another array or
-            dict in the next step, that gets a new object of this class.
-        names: those of the arrays of the states that the kernel changes beside the values.
+        xs: the values of the parameters, and `states`: their states. If one of these objects is
+            another one in the next step, that step makes a new `LastStep`.
+        names: the names of the arrays in the states that the kernel changes besides the values.
     """
 
     def __init__(self, xs: list[NDArray[Any]], states: list[State]) -> None:
@@ -39,7 +39,7 @@ class LastStep:
         self._tables: Any = None
 
     def count_step(self) -> list[int]:
-        """Return the number of this step for each parameter, which is kept in its state."""
+        """Add 1 to the number of steps in the state of each parameter, and return the numbers."""
         steps = []
         for state in self.states:
             state["step"] = step = state.get("step", 0) + 1
@@ -47,7 +47,7 @@ class LastStep:
         return steps
 
     def tables(self, names: list[str], start: float = 0.0) -> Any:
-        """Return the tables of the values, and of these arrays of the states, at first `start`."""
+        """Return tables of the values and of these arrays of the states; new ones hold `start`."""
         if names != self.names:
             for x, state in zip(self.xs, self.states, strict=True):
                 state.update({name: np.full_like(x, start) for name in names if name not in state})
@@ -59,25 +59,27 @@ class LastStep:
 class Optimizer(ABC):
     """Base class of optimisers: `step()` changes every parameter that has a gradient.
 
-    An optimiser of your own defines `check_options`, `update` and, if it has a state,
-    `state_names`; or, to step all parameters of a group in one go, `update_all` instead of
-    `update`. The options are its hyperparameters, such as the learning rate.
+    To write an optimiser, define `check_options`, `update` and, if it has a state, `state_names`.
+    Define `update_all` instead of `update` to step all parameters of a group together. Options are
+    the hyperparameters, such as the learning rate.
 
     Args:
-        params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
-        defaults: the options of groups that do not set them, an attribute too.
+        params: tensors, or groups of tensors:
+            `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
+        defaults: the options for groups that do not set them; also an attribute.
 
     Attributes:
-        param_groups: a dict for each group: "params", and options to change between steps.
+        param_groups: a dict for each group: "params", and the options, which may be changed between
+            steps.
 
     Raises:
-        ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an
-            option has an impossible value.
-        TypeError: if something else than a tensor is among them, or an option is unknown.
+        ValueError: if there are no parameters, a parameter occurs twice, is frozen or is not a
+            leaf, or an option has an impossible value.
+        TypeError: if a parameter is not a tensor, or an option is unknown.
     """
 
     unused_names: frozenset[str] = frozenset()
-    """Names that a state may still have after an option was switched off."""
+    """Names that the state of a parameter may still have after an option was switched off."""
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -98,7 +100,7 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups, which can be set; a ValueError if they have several."""
+        """The learning rate of all groups; setting it sets all. A ValueError if they differ."""
         rates = [group["lr"] for group in self._groups_with_rate()]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(
@@ -128,10 +130,10 @@ class Optimizer(ABC):
         super().__setattr__(name, value)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add parameters to optimise, such as those of layers that were frozen so far.
+        """Add a group of parameters, such as those of layers that were frozen so far.
 
-        `group` is a dict with "params" and any options; the others are the defaults. The errors are
-        those of the constructor; after one, nothing is changed.
+        `group` is a dict with "params" and any options; missing options have their defaults. The
+        errors are those of the constructor; after an error, nothing is changed.
         """
         i = len(self.param_groups)
         if not isinstance(group, Mapping) or "params" not in group:
@@ -169,7 +171,7 @@ class Optimizer(ABC):
         """Raise a ValueError or a TypeError if an option of a group has an impossible value."""
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """Return the names of the values in a parameter's state, once it has one."""
+        """Return the names of the values that the state of a parameter has after a step."""
         return set()
 
     def update(
@@ -184,13 +186,13 @@ class Optimizer(ABC):
             self.update(x, g, state, group)
 
     def last_step(self, group: Mapping[str, Any]) -> LastStep:
-        """Return what the last step of a group has left for the next one."""
+        """Return the `LastStep` of a group."""
         return self._last[id(group)]
 
     def step(self) -> None:
-        """Change every parameter that has a gradient; the others and their states stay as they are.
+        """Change every parameter that has a gradient; the others and their states do not change.
 
-        A state follows a model that was converted to another dtype.
+        If the model was converted to another dtype, its states are converted too.
         """
         for group in self.param_groups:
             parameters, gradients = [], []
@@ -227,7 +229,7 @@ class Optimizer(ABC):
         mark_written(*xs)
 
     def _state_of(self, parameter: Tensor) -> State:
-        """Return the state of a parameter, in its dtype; its memory can be written to then."""
+        """Return the state of a parameter, in its dtype, and make the parameter writable."""
         release(parameter._data)
         state = self._states.setdefault(parameter, {})
         if any(isinstance(v, np.ndarray) and v.dtype != parameter.dtype for v in state.values()):
@@ -235,22 +237,23 @@ class Optimizer(ABC):
         return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Set the gradients of all parameters to None, or with False to zeros where there are any.
+        """Set the gradients of all parameters to None; with False, set existing ones to zeros.
 
-        A parameter without a gradient is not stepped; one with zeros is, by momentum and decay.
+        `step` skips a parameter without a gradient. A parameter whose gradient is zeros is still
+        changed by momentum and weight decay.
         """
         for parameter in self._parameters():
             if set_to_none or parameter.grad is None:
                 parameter.zero_grad()
-            else:  # a new tensor, because the user may still have the old one
+            else:  # a new tensor, because the user may still hold the old gradient
                 parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy takes: it has other arrays, and groups of other ids."""
+        """Return the attributes to copy, without `_last`: a copy has other arrays and group ids."""
         return vars(self) | {"_last": {}}
 
     def state_bytes(self) -> int:
-        """Return the number of bytes of the state: for Adam, that of two copies of the weights."""
+        """Return the size of the state in bytes: for Adam, twice the size of the weights."""
         values = (value for state in self._states.values() for value in state.values())
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
@@ -267,13 +270,15 @@ class Optimizer(ABC):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned, with its options.
+        """Load a state that `state_dict` returned, with its options.
 
-        An option that is missing there, and is False here, stays False.
+        An option that is missing in the state, and is False in this optimiser, stays False. If
+        there is an error, nothing is changed.
 
         Raises:
-            TypeError: if a value in it is of a wrong type; after any error nothing is changed.
-            ValueError: if it is no such state, or belongs to other parameters or options.
+            TypeError: if a value in the state has a wrong type.
+            ValueError: if it is not the state of an optimiser, or does not fit these parameters and
+                options.
         """
         parameters = self._parameters()
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -350,7 +355,7 @@ class Optimizer(ABC):
 
 
 def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:
-    """Return a copy of a parameter's state, with its arrays converted to `dtype` if it is given."""
+    """Return a copy of a parameter's state; convert its arrays to `dtype`, if given."""
     return {
         key: np.array(value, dtype, order="C") if isinstance(value, np.ndarray) else value
         for key, value in state.items()

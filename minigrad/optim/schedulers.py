@@ -1,4 +1,4 @@
-"""Schedulers: the learning rate as a function of the number of steps made.
+"""Schedulers: the learning rate as a function of the number of steps.
 
     scheduler = WarmupCosineLR(optimizer, warmup_steps=100, total_steps=1000)
     for x, y in batches:
@@ -6,10 +6,10 @@
         optimizer.step()
         scheduler.step()
 
-A scheduler computes in closed form which lr a group has after so many steps, from the lr that it
-began with. PyTorch derives each lr from the one before; the values are the same except for
-rounding. Here a rounding error does not grow, an lr that is set by hand between two steps has no
-effect on later ones, and the lr of any step can be computed.
+A scheduler computes the learning rate (lr) of a group by a formula, from the lr at the start and
+the number of steps. PyTorch computes each lr from the previous lr; the values are the same except
+for rounding. With a formula, rounding errors do not grow, and the lr of any step can be computed.
+If you set an lr by hand between two steps, it has no effect on later steps.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ __all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR",
 
 
 class LRScheduler(ABC):
-    """Base class of schedulers, which set the lr of every group at once and after each step.
+    """Base class of schedulers. They set the lr of every group when made, and after each step.
 
-    A scheduler of your own defines `lr`, and `check_options` if it has options.
+    To write a scheduler, define `lr`, and `check_options` if it has options.
 
     Args:
-        optimizer: the optimiser whose groups to set. The schedule starts from their present lr.
-        options: the options of the schedule, an attribute too.
+        optimizer: the optimiser. The schedule starts from the present lr of its groups.
+        options: the options of the schedule; also an attribute.
 
     Attributes:
-        base_lrs: the lr that each group began with.
-        last_epoch: the number of steps so far; PyTorch's name, also where a step is no epoch.
+        base_lrs: the lr of each group when the scheduler was made.
+        last_epoch: the number of steps so far. The name is PyTorch's, though a step need not be an
+            epoch.
 
     Raises:
-        TypeError: if it is no optimiser, or an option has a value of another type.
+        TypeError: if `optimizer` is not an optimiser, or an option has a wrong type.
         ValueError: if an option has an impossible value, or no group has an lr above 0.
     """
 
@@ -70,11 +71,11 @@ class LRScheduler(ABC):
         """Raise a ValueError or a TypeError if an option has an impossible value."""
 
     def step(self) -> None:
-        """Count a step, and set the lr for the next one; to be called after `optimizer.step()`.
+        """Count a step, and set the lr for the next step; call it after `optimizer.step()`.
 
         Raises:
-            ValueError: if the optimiser has another number of groups by now, or the schedule gives
-                an lr that is negative or not finite; then nothing is changed.
+            ValueError: if the number of the optimiser's groups has changed, or the schedule gives
+                an lr that is negative or not finite. Nothing is changed then.
         """
         observed(self._advance)
 
@@ -104,13 +105,15 @@ class LRScheduler(ABC):
         return {**self.options, "base_lrs": list(self.base_lrs), "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned, with its options.
+        """Load a state that `state_dict` returned, with its options.
 
-        The present lr is part of the optimiser's own state, and stays. An error changes nothing.
+        The present lr does not change, because it is part of the optimiser's state. If there is an
+        error, nothing is changed.
 
         Raises:
-            ValueError: if it belongs to another scheduler or groups, or has an impossible value.
-            TypeError: if an option has a value of another type.
+            ValueError: if the state belongs to another scheduler or to other groups, or has an
+                impossible value.
+            TypeError: if an option has a wrong type.
         """
         name = type(self).__name__
         check_state(name, state_dict, self.state_dict())
@@ -134,9 +137,9 @@ class LRScheduler(ABC):
 
 
 class LambdaLR(LRScheduler):
-    """lr = base_lr lr_lambda(step), for a function of the number of steps.
+    """lr = base_lr lr_lambda(step), where `lr_lambda` is a function of the number of steps.
 
-    It is no part of the state: a scheduler that goes on from a saved one is made with the same.
+    The state does not contain the function: to load a state, make the scheduler with the same one.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
@@ -153,7 +156,7 @@ class LambdaLR(LRScheduler):
 
 
 class StepLR(LRScheduler):
-    """lr = base_lr gamma^floor(step / step_size): every `step_size` steps it is multiplied."""
+    """lr = base_lr gamma^floor(step / step_size): multiply lr by gamma every `step_size` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         super().__init__(optimizer, step_size=step_size, gamma=gamma)
@@ -171,8 +174,8 @@ class StepLR(LRScheduler):
 class CosineAnnealingLR(LRScheduler):
     """lr = eta_min + (base_lr - eta_min) (1 + cos(pi step / T_max)) / 2.
 
-    Half a cosine down to `eta_min` after `T_max` steps (Loshchilov and Hutter, 2017), and then up
-    again, as in PyTorch; `WarmupCosineLR` stays down.
+    The lr falls to `eta_min` in `T_max` steps, along half a cosine (Loshchilov and Hutter, 2017).
+    Then it rises again, as in PyTorch; in `WarmupCosineLR` it stays at `eta_min`.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
@@ -191,8 +194,8 @@ class CosineAnnealingLR(LRScheduler):
 class LinearLR(LRScheduler):
     """lr = base_lr (start_factor + (end_factor - start_factor) min(step / total_iters, 1)).
 
-    The usual warm-up: a straight line from `start_factor` of the lr, above 0 because the first step
-    would be wasted at 0, to `end_factor` of it, in `total_iters` steps.
+    A linear warm-up, in `total_iters` steps. `start_factor` must be above 0, because a first step
+    with lr = 0 would change nothing.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ class LinearLR(LRScheduler):
         )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise an error unless both factors are parts of 1 and the count is positive."""
+        """Raise an error unless both factors are in [0, 1] and the number of steps is positive."""
         for name in ("start_factor", "end_factor"):
             check_range(f"LinearLR: {name}", options[name], 0, 1)
         if options["start_factor"] == 0:
@@ -221,16 +224,16 @@ class LinearLR(LRScheduler):
 
 
 class WarmupCosineLR(LRScheduler):
-    """A straight line up from 0, then half a cosine down: the usual schedule of transformers.
+    """Linear warm-up from 0, then cosine decay: the usual schedule for transformers.
 
         lr = base_lr step / warmup_steps                                   up to warmup_steps,
         lr = eta_min + (base_lr - eta_min) (1 + cos(pi progress)) / 2      up to total_steps,
         lr = eta_min                                                       from there on,
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    `warmup_steps` may be 0; `total_steps` includes them. With eta_min = 0 it has the values of
-    `get_cosine_schedule_with_warmup` of Hugging Face's transformers up to total_steps, and so its
-    first step is made with lr = 0: it changes no weight, and only starts Adam's moments.
+    `warmup_steps` may be 0; `total_steps` includes the warm-up. With eta_min = 0, the values up to
+    total_steps are those of `get_cosine_schedule_with_warmup` in Hugging Face's transformers. So
+    the first step has lr = 0: it changes no weight, and only starts Adam's moments.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""capture: a training step as a program, which can be read and which runs with less Python.
+"""capture: record a training step as a program, which can be read, and runs with less overhead.
 
     @minigrad.capture
     def step(x, y):
@@ -12,11 +12,11 @@
         loss = step(x, y)
     print(step.source)
 
-The first two calls run the step itself, and a `StepRecorder` writes down what it does. If it does
-the same both times, later calls run that program: the same functions on the same numbers, so the
-bits are those of the step. What the program takes for constant, `Surroundings` compare before each
-run; if something has changed, the step is recorded again. The 10th, 100th, 1000th call and so on
-run the step itself once more, and raise an error if it has become another program.
+The first two calls run the step itself, and a `StepRecorder` records it. If both recordings are
+equal, later calls run the recorded program: the same functions on the same numbers, so the results
+have the same bits. The program treats many values as constants. `Surroundings` compares them before
+each run; if one has changed, the step is recorded again. The 10th, 100th, 1000th call and so on run
+the step itself again, and raise an error if the program differs.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
-MOST_SHAPES = 64  # of arguments, after which steps with other shapes are not recorded
-MOST_CHANGES = 3  # of the surroundings between two recordings, before a step is given up
+MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
+MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
 
 
 class Captured(Generic[P, R]):
-    """A training step, `step`, whose program is run instead of it. `capture` makes one."""
+    """A captured training step: calls run the program of `step`. `capture` makes it."""
 
     def __init__(self, step: Callable[P, R]) -> None:
         try:
@@ -69,37 +69,37 @@ class Captured(Generic[P, R]):
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
         self._names = [p.name for p in parameters if p.kind in _POSITIONAL]
-        self._attribute = getattr(step, "__name__", "")  # under which an object has it as a method
+        self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
         self._lock = threading.RLock()
         self.reset()
 
     def reset(self) -> None:
-        """Forget all programs; the next two calls record again."""
+        """Delete all programs; the next two calls record again."""
         self._programs: dict[Any, list[Program]] = {}
         self._first: dict[Any, Program] = {}
         self._last: Program | None = None
-        self._changes = Counter[Any]()  # of the surroundings of each kind of arguments, in a row
+        self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
         self._warned = False
 
     @property
     def programs(self) -> list[Program]:
-        """All programs that were made and may be run again."""
+        """All programs that may be run again."""
         return [program for programs in self._programs.values() for program in programs]
 
     @property
     def source(self) -> str:
-        """The text of the program that was run or made last.
+        """The source code of the program that was run or made last.
 
         Raises:
-            CaptureError: if there is none yet.
+            CaptureError: if there is no program yet.
         """
         return self._program().source
 
     @property
     def namespace(self) -> dict[str, Any]:
-        """The functions and constants that the text names.
+        """The functions and constants that the source code uses.
 
-        `exec(source, namespace)` defines the function `program`, of arrays that returns arrays.
+        `exec(source, namespace)` defines the function `program`, from arrays to arrays.
         """
         return self._program().namespace
 
@@ -116,7 +116,7 @@ class Captured(Generic[P, R]):
         return f"<captured {name}: {count} program{'' if count == 1 else 's'}>"
 
     def __reduce__(self) -> Any:
-        """Return what copies and pickles are made of: they record for themselves."""
+        """Return what to copy or pickle: only the step, because a copy records its own programs."""
         owner = getattr(self.step, "__self__", None)
         if owner is not None and getattr(owner, self._attribute, None) is self:
             return getattr, (owner, self._attribute)
@@ -128,7 +128,7 @@ class Captured(Generic[P, R]):
         self._attribute = name
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
-        """Make a step in a class a method, with programs of its own for each object."""
+        """Make a step in a class a method; each object has its own programs."""
         if owner is None:
             return self
         if not hasattr(owner, "__dict__"):
@@ -145,18 +145,18 @@ class Captured(Generic[P, R]):
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do what the step does, and return what it returns; tensors are constants then."""
-        if mode.state != (True, ()):  # somebody watches, or there is no graph
+        """Run the program of the step; return its result, in which tensors require no gradient."""
+        if mode.state != (True, ()):  # an observer is active, or no graph is recorded
             return self._eager(args, kwargs)
         named: dict[str, Any] = dict(zip(self._names, args, strict=False))
         if kwargs or len(args) > len(named):
             named |= {f"argument{i}": args[i] for i in range(len(named), len(args))}
             named |= {name: kwargs[name] for name in sorted(kwargs)}
         if len(named) < len(args) + len(kwargs):
-            return self._eager(args, kwargs)  # which raises the error: a name was given twice
+            return self._eager(args, kwargs)  # it raises the TypeError for wrong arguments
         arrays: dict[str, NDArray[Any]] = {}
         key = tuple([(name, _key(value, name, arrays)) for name, value in named.items()])
-        with self._lock:  # two threads take turns
+        with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
                 if program.surroundings.hold():
                     break
@@ -166,7 +166,7 @@ class Captured(Generic[P, R]):
             if program.calls >= program.next_check:
                 return self._record(key, arrays, args, kwargs, program)
             if not program.zero_grad():
-                return self._eager(args, kwargs)  # which adds to gradients, or leaves them alone
+                return self._eager(args, kwargs)  # there are gradients that the step does not zero
             self._last = program
             return cast(R, _with_tensors(program.function(*arrays.values())))
 
@@ -187,7 +187,7 @@ class Captured(Generic[P, R]):
         self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
         known: Program | None = None,
     ) -> R:  # fmt: skip
-        """Run the step and record it; make its program if this is the second time."""
+        """Run and record the step; after the second recording, make its program."""
         kinds = self._programs | self._first
         if key not in kinds and len(kinds) >= MOST_SHAPES:
             if not self._warned:
@@ -256,40 +256,42 @@ class Captured(Generic[P, R]):
 
 
 def capture(step: Callable[P, R]) -> Captured[P, R]:
-    """Make a function that does what a training step does, by a program that is written once.
+    """Capture a training step: return a function that does the same, but runs a recorded program.
 
     Args:
-        step: a function of Tensors, numbers and texts, or lists, tuples and dicts of them, that
-            returns None, Tensors, or lists, tuples and dicts of them. It computes a loss and its
-            gradients, and steps optimisers. It may draw random numbers by `dropout` and the like,
-            clip gradients, return their norm, and step schedulers and averages.
+        step: a function that computes a loss and its gradients, and steps optimisers. Arguments are
+            Tensors, numbers and texts, or lists, tuples and dicts of them. The result is None,
+            Tensors, or lists, tuples and dicts of them. The step may draw random numbers, for
+            example by `dropout`, clip gradients, return their norm, and step schedulers and
+            averages.
 
     Returns:
-        A function with the same arguments and results. Arrays among the arguments reach the step as
-        Tensors. Arguments of other shapes or dtypes, or other numbers and texts, get a program of
-        their own. Gradients are local variables of a program: `.grad` is None after a call.
+        A function with the same arguments and results. Array arguments are passed to the step as
+        Tensors. For arguments of other shapes or dtypes, and for other numbers and texts, another
+        program is made. Gradients are local variables of a program: after a call, `.grad` is None.
 
-    A program does what the library does in a step. What else the step does, such as writing to a
-    file, or `math.isfinite` of the norm that `clip_grad_norm` returns, happens when it is recorded
-    only. A `jvp` in it becomes ops, whose last digits may be others. What the step reads through C
-    code alone, such as `os.environ`, a context variable or an `operator.attrgetter`, is a constant,
-    and so is what numpy makes of arrays of more than 64 KB outside of the library.
+    A program only repeats the work of the library. Other work of the step runs only while it is
+    recorded: writing to a file, for example, or `math.isfinite` of the norm that `clip_grad_norm`
+    returns. A `jvp` becomes ops; its last digits may differ. Two kinds of values are constants of
+    the program: values that the step reads only through C code, such as `os.environ`, a context
+    variable or an `operator.attrgetter`; and results of numpy, outside of the library, from arrays
+    of more than 64 KB.
 
     Raises:
-        TypeError: if it is no function, or an argument is of another kind.
-        CaptureError: in a call, if the step does what cannot be captured: it reads values, as by
-            `item()` or `if`, prints, uses hooks, `retain_grad`, `create_graph`, `hvp` or a
-            checkpoint, writes to a numpy array, or to a list or dict among its arguments, gives a
-            tensor other memory, reads an iterator, makes an array whose size depends on values,
-            sets an option of an optimiser, loads a state of one, of a scheduler or of averages,
-            draws random numbers otherwise than by minigrad, or does something else in its second
-            call than in the first.
+        TypeError: if `step` is not a function, or an argument has another type.
+        CaptureError: in a call, if the step does something that cannot be captured. It reads values
+            (by `item()` or `if`), prints, or reads an iterator. It uses hooks, `retain_grad`,
+            `create_graph`, `hvp` or `checkpoint`. It writes to a numpy array, or to a list or dict
+            in its arguments, or gives a tensor other memory. It makes an array whose size depends
+            on values. It sets an option of an optimiser, or loads a state of an optimiser, a
+            scheduler or averages. It draws random numbers without minigrad. Or its second call
+            differs from the first.
     """
     return Captured(step)
 
 
 def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
-    """Return what a program depends on of an argument, and add its arrays to `arrays`."""
+    """Return the key of an argument, which selects the program; add its arrays to `arrays`."""
     if isinstance(value, Tensor):
         if value.node is not None:
             raise CaptureError(
@@ -300,11 +302,11 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, np.ndarray):
         for other, array in arrays.items():
             if array is value:
-                return other  # the same array twice is another program
+                return other  # if an array is passed twice, it needs another program
         arrays[name] = value
         return value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
-        return type(value), repr(value)  # since 0.0 == -0.0, and NaN is not equal to itself
+        return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
     if isinstance(value, (list, tuple)):
         return type(value), *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
     if isinstance(value, dict):
@@ -317,7 +319,7 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
 
 
 def _with_tensors(value: Any) -> Any:
-    """Return arguments or results with Tensors for arrays: what ops do to them can be followed."""
+    """Replace arrays in arguments or results by Tensors, so that observers see their ops."""
     if isinstance(value, np.ndarray):
         return Tensor.at(as_array(value), None)
     if isinstance(value, StepNumber):
@@ -330,7 +332,7 @@ def _with_tensors(value: Any) -> Any:
 
 
 def _contents(value: Any) -> Iterator[Any]:
-    """Go through what is in lists and dicts, at any depth."""
+    """List everything in nested lists and dicts, at any depth."""
     for each in (*value, *value.values()) if isinstance(value, dict) else value:
         yield each
         if isinstance(each, (list, tuple, dict)):

@@ -1,10 +1,10 @@
-"""The names of the values that a recorder has seen, and expressions for others.
+"""The names of the values in a recording, and expressions for other values.
 
-A value is known by its array, and an array by its id while it lives. An array that nobody has
-announced is a constant of the program, as a weight is.
+A value is identified by its array, and an array by its id, as long as it exists. An array that no
+recorded line has made is a constant of the program; a weight, for example.
 
-While a program is written, the names of its values begin with a mark that no other text contains.
-So a name is never mistaken for an argument, a parameter or a word in a text that looks like it.
+While a program is recorded, the names of its values begin with a mark that no other text contains.
+So a name cannot be confused with an argument, a parameter or a similar word in a text.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from minigrad.core.tensor import Tensor
 from minigrad.programs.surroundings import FOREIGN, LIBRARY, Surroundings, package_of
 from minigrad.readonly import WeakIdMap, owner_of
 
-MARK = "\0"  # repr writes it in another way, so it is in no literal
-EARLIER = "e"  # begins the name of a gradient from before the step
+MARK = "\0"  # repr escapes it, so no literal contains it
+EARLIER = "e"  # the prefix of names of gradients from before the step
 
 
 class CaptureError(RuntimeError):
-    """A step does what cannot be captured; the message says what, and what to do instead."""
+    """The step does something that cannot be captured; the message says what to do instead."""
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let only the library call a method of StepNumber, and other code operators beside Tensors."""
+    """Let only the library call a method of StepNumber; other code only operators with Tensors."""
 
     def guarded(self: Any, *others: Any, **options: Any) -> Any:
         frame: Any = sys._getframe(1)
         while (caller := package_of(frame.f_globals.get("__name__"))) in FOREIGN:
-            frame = frame.f_back  # numpy reads it for whoever has called numpy
-        is_library = not caller or caller in LIBRARY  # the written calls of ops are in no module
+            frame = frame.f_back  # skip numpy: find the code that called it
+        is_library = not caller or caller in LIBRARY  # generated calls have no module
         if not is_library and not any(isinstance(other, Tensor) for other in others):
             raise CaptureError(
                 "the step reads a number that only this call has, such as the norm that "
@@ -56,15 +56,15 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 class StepNumber(float):
     """A number that the library computes in a step, while that is recorded.
 
-    The step can return it and give it to ops; other code that reads it raises a CaptureError, but
-    not functions written in C, such as those of `math`.
+    The step can return the number, and pass it to ops. If other code reads it, a CaptureError is
+    raised; functions written in C, such as those of `math`, cannot be noticed.
     """
 
-    __class__: Any = property(lambda self: float)  # as which ops take it
+    __class__: Any = property(lambda self: float)  # ops see a float
 
     @_guarded
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Call a ufunc with plain numbers, since numpy takes a subclass of float for a float64."""
+        """Call a ufunc with plain floats: numpy would treat a subclass of float as a float64."""
         inputs = tuple(float(x) if isinstance(x, StepNumber) else x for x in inputs)
         return getattr(ufunc, method)(*inputs, **options)
 
@@ -78,22 +78,22 @@ class ValueNames:
     """The names in one recording.
 
     Args:
-        given: the arrays that the step is called with, by name.
-        surroundings: what the step reads besides.
+        given: the array arguments of the step, by name.
+        surroundings: what the step reads besides its arguments.
     """
 
     def __init__(self, given: Mapping[str, NDArray[Any]], surroundings: Surroundings) -> None:
-        self.arguments: list[str] = []  # the names of the given arrays in the lines
-        self.space: dict[str, Any] = {}  # the constants with a name: functions, arrays, optimisers
-        self.others: dict[str, Tensor] = {}  # tensors in use that the surroundings do not have
+        self.arguments: list[str] = []  # the names of the array arguments
+        self.space: dict[str, Any] = {}  # the named constants: functions, arrays, optimisers
+        self.others: dict[str, Tensor] = {}  # used tensors that the surroundings do not have
         self.surroundings = surroundings
         self._literals: dict[float, None] = {}
-        self._names: dict[int, str] = {}  # of live arrays and other values, by id
-        self._alive: dict[int, Any] = {}  # a reference to each, or the value itself
+        self._names: dict[int, str] = {}  # names of existing arrays and other values, by id
+        self._alive: dict[int, Any] = {}  # a weak reference to each, or the value itself
         self._owners = WeakIdMap[bool]()  # the memory of arguments and results
-        self._sizes = {0, 1}  # of all arrays
-        self._count = itertools.count(1)  # of values
-        self._taken = {"slice"}  # names
+        self._sizes = {0, 1}  # the sizes of all arrays
+        self._count = itertools.count(1)  # numbers the values
+        self._taken = {"slice"}  # the names in use
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():
@@ -112,11 +112,11 @@ class ValueNames:
         self._sizes |= {array.size, *array.shape}
 
     def new(self, prefix: str) -> str:
-        """Return a new name of a value."""
+        """Return a new name for a value."""
         return f"{MARK}{prefix}{next(self._count)}"
 
     def _unique(self, text: str) -> str:
-        """Return an unused identifier like a text."""
+        """Return an unused identifier that is similar to a text."""
         base = re.sub(r"\W+", "_", text).strip("_")
         base = base if base.isidentifier() and not iskeyword(base) else f"_{base}"
         names = (base if i == 0 else f"{base}_{i}" for i in itertools.count())
@@ -125,7 +125,7 @@ class ValueNames:
         return name
 
     def register(self, value: Any, name: str) -> str:
-        """Let a value have this name as long as it lives."""
+        """Give a value this name, as long as the value exists."""
         key = id(value)
         self._names[key] = name
         if isinstance(value, np.ndarray):
@@ -135,21 +135,21 @@ class ValueNames:
         return name
 
     def made(self, value: Any, prefix: str = "v") -> str:
-        """Give a new name to a value that a line has made, or to each of several."""
+        """Give a new name to the value that a line has made, or to each of several values."""
         if isinstance(value, (tuple, list)):
             return as_tuple([self.made(each, prefix) for each in value])
-        if value is None or isinstance(value, int):  # an int is the same object as others
+        if value is None or isinstance(value, int):  # equal ints may be the same object
             return "_"
         if isinstance(value, np.ndarray):
             self._note(value)
         return self.register(value, self.new(prefix))
 
     def known(self, value: Any) -> str | None:
-        """Return the name of a value that has one."""
+        """Return the name of a value, or None if it has no name."""
         return self._names.get(id(value))
 
     def name(self, value: Any) -> str:
-        """Return an expression for a value: its name, or a literal; else it becomes a constant."""
+        """Return an expression for a value: its name, a literal, or the name of a new constant."""
         if isinstance(value, Tensor):
             name = self.name(value._data)
             if name in self.space and id(value._data) not in self._labels:
@@ -160,7 +160,7 @@ class ValueNames:
         if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
             return repr(value)
         if isinstance(value, int):
-            value = int(value)  # of a size, or of a member of an enumeration
+            value = int(value)  # a plain int for a subclass, such as an enumeration
         if type(value) is int or (type(value) is float and math.isfinite(value)):
             self._literals[value] = None
             return repr(value)
@@ -173,7 +173,7 @@ class ValueNames:
         return self.constant(value)
 
     def result(self, value: Any) -> str:
-        """Return an expression for what the step returns, on arrays."""
+        """Return an expression for the result of the step, with arrays for Tensors."""
         if value is None:
             return "None"
         if isinstance(value, Tensor) or (type(value) is StepNumber and self.known(value)):
@@ -191,7 +191,7 @@ class ValueNames:
         )
 
     def constant(self, value: Any, name: str | None = None) -> str:
-        """Return the name of a value; one that no line has made gets it now."""
+        """Return the name of a value; give a new name to a value that no line has made."""
         if (known := self.known(value)) is not None:
             return known
         label = self._labels.get(id(value), name)
@@ -212,7 +212,7 @@ class ValueNames:
     def call(
         self, function: Callable[..., Any], arguments: Iterable[str], name: str | None = None
     ) -> str:
-        """Return the call of a function; a bound method is the method of a named object."""
+        """Return an expression that calls a function; for a bound method, its object is named."""
         owner = getattr(function, "__self__", None)
         if owner is not None and not isinstance(owner, (type, ModuleType)):
             called = f"{self.name(owner)}.{function.__name__}"
@@ -221,7 +221,7 @@ class ValueNames:
         return f"{called}({', '.join(arguments)})"
 
     def comments(self) -> list[str]:
-        """Return lines that list parameters, and what has come from nowhere that is compared."""
+        """Return comment lines: parameters, and arrays and numbers of unknown origin."""
         lines = []
         for name, value in self.space.items():
             if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The program of a step: its lines, their text, and the function that they are."""
+"""The program of a step: its lines, its source code, and its function."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ProgramLine:
     """One line of a program."""
 
     section: str  # "forward", "backward" or "update"
-    outs: str  # the names that it assigns to, by how the result is taken apart
-    expression: str  # what is computed, mostly a call
-    has_effect: bool  # whether the line is needed even if nobody uses its result
-    copied: str = ""  # the value, in memory of its own, of which the result is a plain copy
+    outs: str  # the left side of the assignment: a name, or a tuple of names
+    expression: str  # the right side, usually a call
+    has_effect: bool  # whether the line is needed even if its result is not used
+    copied: str = ""  # if the result is a plain copy of a value with its own memory: this value
 
     def __str__(self) -> str:
         outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
@@ -40,13 +40,12 @@ class Program:
 
     Args:
         names: the names of its values, and of the constants that it may use.
-        lines: all lines that one run of the step has given; those whose results nobody uses are
-            left out.
-        result: an expression for what the step returns.
+        lines: all lines of one recording; lines whose results are not used are left out.
+        result: an expression for the result of the step.
     """
 
-    function: Callable[..., Any]  # what the source defines, after `compile`
-    zeroed: set[Node]  # the leaves whose gradients from before the step does not leave alone
+    function: Callable[..., Any]  # the function that the source defines, after `compile`
+    zeroed: set[Node]  # the leaves whose gradients from before the step are replaced or dropped
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
         self.surroundings = names.surroundings  # what the step reads besides its arguments
@@ -64,7 +63,7 @@ class Program:
                     new[name] = f"{MARK}{kind}{count}"
             return new[name]
 
-        # The lines and the result, with the values numbered in their order.
+        # The lines and the result; values are numbered in order of appearance.
         self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept), result]]
         comments = [
             _VALUE.sub(renamed, text)
@@ -81,7 +80,7 @@ class Program:
         self.source = ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
 
     def _body(self, sections: Sequence[str]) -> Iterator[str]:
-        """List the lines with headings, each of which deletes the values that it is last to use."""
+        """List the lines with headings; each line deletes values that later lines do not use."""
         last = {name: i for i, text in enumerate(self.texts) for name in _VALUE.findall(text)}
         dead = defaultdict(list)
         for name, i in last.items():
@@ -96,7 +95,7 @@ class Program:
         yield f"return {self.texts[-1]}"
 
     def check_same(self, first: Program, when: str) -> None:
-        """Raise a CaptureError unless another run has given the same lines and constants."""
+        """Raise a CaptureError unless another recording has the same lines and constants."""
         if self.texts != first.texts:
             pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
             before, now = next((a, b) for a, b in pairs if a != b)
@@ -118,7 +117,7 @@ class Program:
             )
 
     def compile(self, zeroed: set[Node]) -> None:
-        """Define the function."""
+        """Compile the source and define the function."""
         self.zeroed = zeroed
         filename = f"<captured step {id(self)}>"
         lines = self.source.splitlines(keepends=True)
@@ -131,7 +130,7 @@ class Program:
                 tensor.node.in_program = True
 
     def zero_grad(self) -> bool:
-        """Set all gradients to None; return False if there is one that the step does not zero."""
+        """Set all gradients to None; return False if the step itself does not zero one of them."""
         leaves = self.surroundings.with_gradients()
         if not self.zeroed.issuperset(leaves):
             return False
@@ -141,7 +140,7 @@ class Program:
 
 
 def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
-    """Return the lines that have an effect, or whose values such lines or the result use."""
+    """Return the lines that have an effect, and the lines whose values these or the result need."""
     needed = set(_VALUE.findall(result))
     kept: list[ProgramLine] = []
     for line in reversed(lines):
@@ -165,10 +164,10 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
 def _without_copies(
     lines: Sequence[ProgramLine], result: str
 ) -> tuple[list[ProgramLine], dict[str, str]]:
-    """Leave out copies of what a line has made and nothing else uses.
+    """Leave out copies of values that are not used after the copy.
 
     Returns:
-        The other lines, and by the name of each copy the name of what it would be a copy of.
+        The other lines, and a dict from the name of each copy to the name of the copied value.
     """
     texts = [*(line.expression for line in lines), result]
     uses = Counter(name for text in texts for name in _VALUE.findall(text))
@@ -180,12 +179,12 @@ def _without_copies(
 
 
 def _shown(text: str) -> str:
-    """Return a line for a message."""
+    """Format a line for a message."""
     return f"{text.replace(MARK, ''):.150}".join("``")
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Return whether two constants are equal, to the bit."""
+    """Return whether two constants have the same bits."""
     if a is b:
         return True
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):

@@ -1,9 +1,9 @@
-"""StepRecorder: an observer that writes a training step down, as lines of a program on arrays.
+"""StepRecorder: an observer that records a training step as lines of a program on arrays.
 
-Every line is a call that the step itself makes: of the forward of an op, of a VJP, of a function
-that the library announces, or of an optimiser's step. So a program computes the very bits of the
-step. What is left out are Tensors, nodes, the walk through the graph, and all checks that decide
-the same in every step of equal shapes.
+Every line is a call that the step itself makes: of the forward function of an op, of a VJP, of a
+function that the library reports to observers, or of an optimiser's step. So a program computes the
+same bits as the step. Tensors, nodes and the walk through the graph are left out. So are checks
+with the same result in every step with equal shapes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ DRAWS = (
 
 
 class StepRecorder(Observer):
-    """Writes down one step, with these names for the values in its lines."""
+    """Record one step; `names` has the names of the values in its lines."""
 
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings
         self.lines: list[ProgramLine] = []
-        self._running = 0  # passes and announced functions, inside of which nothing is a line
+        self._running = 0  # passes and reported functions; calls inside are no lines
         self._section = "forward"
-        self._pending: dict[Node, str] = {}  # the gradient that has reached a node so far
+        self._pending: dict[Node, str] = {}  # the sum of gradients that have reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
-        self._edges: dict[Node, Iterator[Edge]] = {}  # those that have not been gone through
-        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines of several gradients
-        self._shared: set[str | None] = set()  # gradients that are arrays with another name too
+        self._edges: dict[Node, Iterator[Edge]] = {}  # edges that have not been visited
+        self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines with several gradients
+        self._shared: set[str | None] = set()  # gradients whose array has another name too
         self._summed: set[str | None] = set()  # sums of gradients, which are views of new memory
         self._state = self.surroundings.state()
 
@@ -61,9 +61,9 @@ class StepRecorder(Observer):
     # ----------------------------------------------------------------------------------------------
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Write the call of a forward, on the arrays that the op has called it with."""
+        """Record the call of a forward function, with the arrays that the op passed to it."""
         if self._running:
-            return  # the call is a part of a line
+            return  # the call is inside of another line
         if op is CHECKPOINT:
             raise CaptureError(
                 "a checkpoint is not captured; call the function itself, or run this step eagerly"
@@ -83,7 +83,7 @@ class StepRecorder(Observer):
             converted, out = _converted(op, called, given), result._data
             for (slot, shape_only), value in saved:
                 if slot < len(called) and not shape_only:
-                    converted[slot] = value  # an equal one, which the VJP will be called with
+                    converted[slot] = value  # the VJP gets this equal value
             called = [*map(self._cast, called, converted)]
         name = self.names.made(out)
         call = self.names.call(op.forward, map(self.names.name, called), op.name)
@@ -100,20 +100,20 @@ class StepRecorder(Observer):
             self._emit(name, call)
 
     def _as_output(self, op: Op[Any], called: list[Any], out: NDArray[Any], call: str) -> str:
-        """Return what an op makes of the result of its forward: an array, of the right dtype."""
+        """Return the expression for an op's output: the forward's result as array, converted."""
         if not out.ndim:
             call = self.names.call(np.asarray, [call])
         floats = {x.dtype for x in arrays_in(called) if x.dtype.kind == "f"}
         if out.dtype.kind == "f" and floats != {out.dtype}:
             call += f".astype('{out.dtype}', copy=False)"
         if op.cost is None and op.composition is None:
-            raw = op.forward(*called)  # a function of numpy, which may return a part of an operand
+            raw = op.forward(*called)  # a numpy function, which may return a view
             if isinstance(raw, np.ndarray) and not raw.flags.writeable and out.flags.owndata:
                 call += ".copy()"
         return call
 
     def _cast(self, before: Any, after: Any) -> Any:
-        """Write the conversion of an operand to another dtype, or to a number, if there is one."""
+        """Record the conversion of an operand to another dtype or to a number, if there is one."""
         if type(before) is type(after) is list:
             return [*map(self._cast, before, after)]
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
@@ -134,7 +134,7 @@ class StepRecorder(Observer):
     def on_function(
         self, function: Callable[..., Any], arguments: Sequence[Any], begins: bool, result: Any
     ) -> None:
-        """Write the call of a function that is no op."""
+        """Record the call of a function that is not an op."""
         if function is np.nonzero or (function is one_hot_rows and arguments[1] is None):
             raise CaptureError(
                 f"{function.__name__}: the size of the result depends on values, and shapes in a "
@@ -155,7 +155,7 @@ class StepRecorder(Observer):
             self.lines[-1].copied = self.names.name(arguments[0])
 
     def _is_alone(self, array: Any) -> bool:
-        """Return whether no other value is in the memory of an array."""
+        """Return whether no other value shares the memory of an array."""
         name = self.names.known(array)
         if not isinstance(array, np.ndarray) or name in self._shared:
             return False
@@ -163,7 +163,7 @@ class StepRecorder(Observer):
         return is_own and array.flags.c_contiguous and array.flags.writeable
 
     def on_result(self, result: Any) -> Any:
-        """Give the step a StepNumber for each number."""
+        """Replace each number by a StepNumber."""
         if type(result) in (tuple, list):
             return type(result)(map(self.on_result, result))
         return StepNumber(result) if type(result) is float and self._running == 1 else result
@@ -173,7 +173,7 @@ class StepRecorder(Observer):
     # ----------------------------------------------------------------------------------------------
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
-        """Begin with the gradient of the output."""
+        """Record the gradient that a backward pass starts from."""
         if isinstance(gradient, Tensor):
             self._refuse_graph()
         self._section = "backward"
@@ -181,7 +181,7 @@ class StepRecorder(Observer):
         self._reach(output.node, self.names.constant(gradient, "seed"))
 
     def _reach(self, node: Node, name: str) -> None:
-        """Add to the gradient that has reached a node."""
+        """Record that one more gradient has reached a node."""
         before = self._pending.get(node)
         if before is not None:
             total, both = self.names.new("g"), f"{before} + {name}"
@@ -190,7 +190,7 @@ class StepRecorder(Observer):
         self._pending[node] = name
 
     def on_pass(self, begins: bool) -> None:
-        """Note that VJPs run, whose calls of ops are no lines."""
+        """Record that VJPs run: their calls of ops are not lines."""
         if begins and is_grad_enabled():
             self._refuse_graph()
         if begins and not self._running:
@@ -199,7 +199,7 @@ class StepRecorder(Observer):
         self._running += 1 if begins else -1
 
     def _refuse_graph(self) -> None:
-        """Raise an error for a backward pass whose gradients can be differentiated."""
+        """Raise an error for a backward pass under `create_graph`."""
         raise CaptureError(
             "a backward pass that is recorded in a graph is not captured: with create_graph=True, "
             "in hvp and hessian, or in gradient, vjp and the like where an argument requires a "
@@ -208,7 +208,7 @@ class StepRecorder(Observer):
         )
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        """Write the call of a VJP; one for several inputs is one line."""
+        """Record the call of a VJP; a joint VJP for several inputs is one line."""
         if node.retains_grad:
             raise CaptureError(
                 f"retain_grad() is not captured; return the result of `{node.name}`, or take its "
@@ -236,7 +236,7 @@ class StepRecorder(Observer):
                 self._joint[node] = self._emit("", ""), ["_"] * len(op.vjps)
             line, outs = self._joint[node]
             out = outs[list(op.vjp_of).index(argnum)] = self.names.new("g")
-            arguments.insert(1, str(tuple(each != "_" for each in outs)))  # which are wanted
+            arguments.insert(1, str(tuple(each != "_" for each in outs)))  # needs_input_grad
             line.outs = as_tuple(outs)
             line.expression = self.names.call(vjp.derivative, arguments, name)
         if is_known:
@@ -244,7 +244,7 @@ class StepRecorder(Observer):
         self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        """Write the sum over broadcast axes, and that of all gradients of a value."""
+        """Record the sum over broadcast axes, and the sum of all gradients of a value."""
         name, result = self._arriving
         del self._arriving  # with the array
         if result.shape != gradient.shape or result.dtype != gradient.dtype:
@@ -255,24 +255,24 @@ class StepRecorder(Observer):
         self._reach(parent, name)
 
     def on_free(self, node: Node) -> None:
-        """Forget the arrays of a node whose VJPs have run."""
+        """Delete the references to arrays of a node whose VJPs have run."""
         self._edges.pop(node, None)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
-        """Name the complete gradient of a leaf."""
+        """Give a name to the complete gradient of a leaf."""
         self.names.register(gradient, self._reached.get(node) or self._pending.pop(node))
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Name a gradient from an earlier step; no line that is left may use the sum."""
+        """Give a name to a gradient from an earlier step; the program must not use the sum."""
         if node.grad is not None and not self.names.known(node.grad._data):
             self.names.register(node.grad._data, self.names.new(EARLIER))
 
     # ----------------------------------------------------------------------------------------------
-    # The update, and what cannot be done again
+    # The update, and events that a program cannot repeat
     # ----------------------------------------------------------------------------------------------
 
     def on_step(self, optimizer: Optimizer) -> None:
-        """Write the steps of the groups of an optimiser."""
+        """Record the step of each group of an optimiser."""
         if type(optimizer).step is not Optimizer.step:
             raise CaptureError(
                 f"{type(optimizer).__name__} defines a step() of its own; define update() or "
@@ -297,7 +297,7 @@ class StepRecorder(Observer):
                 self._emit("", call, has_effect=True)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """Raise an error if a value leaves the step, as by `item()` and not by `detach()`."""
+        """Raise an error if a value leaves the step, for example by `item()`; `detach()` may."""
         if how == ".data =" and not self._running:
             raise CaptureError(
                 "an assignment to .data gives a tensor other memory, which a program would not do "
@@ -311,7 +311,7 @@ class StepRecorder(Observer):
             )
 
     def on_text(self, tensor: Tensor) -> None:
-        """Raise an error for a text with values, which a program cannot print."""
+        """Raise an error if values are formatted as text, because a program cannot print them."""
         raise CaptureError(
             "a program cannot print a tensor or make a text of it; return it, and print it outside"
         )
@@ -321,12 +321,12 @@ class StepRecorder(Observer):
         raise CaptureError("a hook is not captured; compute what it does in the step itself")
 
     def on_random(self, generator: np.random.Generator) -> None:
-        """Raise an error for a draw that is not announced, as that of `nn.init.normal_`."""
+        """Raise an error for a draw that is not reported, such as that of `nn.init.normal_`."""
         if not self._running:
             raise CaptureError(DRAWS)
 
     def check_state(self) -> None:
-        """Raise a CaptureError if the step itself has changed what a program reads anew."""
+        """Raise a CaptureError if the step itself has changed a value that programs read again."""
         settings, draws = self.surroundings.state()
         for path, before in self._state[0].items():
             if settings[path] != before:
@@ -343,13 +343,13 @@ class StepRecorder(Observer):
 
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """Sum a gradient over the axes that broadcasting has stretched, and convert it."""
+    """Sum a gradient over the axes that were broadcast, and convert it."""
     target: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
     return fit_to_input(g, target, target, 0)
 
 
 def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
-    """Return the operands of a forward, converted as the op does."""
+    """Return the operands of a forward function, converted as the op converts them."""
     if op.takes_sequence:
         return [list(agree(op, range(len(called[0])), called[0], given[0])), *called[1:]]
     converted, at = [*called], [argnum for argnum, _ in op.vjps]

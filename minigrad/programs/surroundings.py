@@ -1,14 +1,15 @@
-"""What a function reads besides its arguments, and whether any of it has changed.
+"""What a function reads besides its arguments, and whether any of these values has changed.
 
-In the program of a captured step the attributes of modules, the options of layers and the memory of
-parameters are constants. So before each run they are compared with what they were when the step was
-recorded, by identity: the variables around the function, the attributes of the objects in them, the
-elements of lists and dicts, and so on. A thousand of them take about 20 microseconds. Of classes,
-of modules of Python and of the owner of a method, only attributes count that the code names.
+In the program of a captured step, the attributes of modules, the options of layers and the memory
+of parameters are constants. So before each run, they are compared by identity with their values at
+the time of the recording: the variables around the function, the attributes of the objects in them,
+the elements of lists and dicts, and so on. A thousand comparisons take about 20 microseconds. For
+classes, Python modules and the owner of a method, only attributes that the code names are compared.
 
-A program reads some things anew, which are not compared: the elements of arrays; the options and
-states of optimisers; the states of schedulers, averages and random generators. But the elements of
-small plain arrays that the program does not have are compared, as numpy may have worked on them.
+A program reads some values again in each run, so they are not compared: the elements of arrays, the
+options and states of optimisers, and the states of schedulers, averages and random generators. Only
+small plain arrays that are not in the program are compared by their elements, because the step may
+have computed with them in numpy.
 """
 
 from __future__ import annotations
@@ -47,34 +48,34 @@ from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.random import states_of_all_code
 from minigrad.readonly import owner_of
 
-FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects do not count
+FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
 LIBRARY = {"minigrad", "lora"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
-_INSTALLED = re.compile("(site|dist)-packages")  # whose functions are not read
+_INSTALLED = re.compile("(site|dist)-packages")  # folders of packages whose functions are not read
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
-_LARGEST_SUMMED = 1 << 26  # bytes of one for which it is found that the step itself writes to it
+_LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
 
 class Surroundings:
-    """All that a function reads besides its arguments."""
+    """Everything that a function reads besides its arguments."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        # The function, those of the user that it calls, and the forwards of his modules.
+        # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
-        self.numbers: set[float] = set()  # also those in the code of the functions
+        self.numbers: set[float] = set()  # numbers in values, and in the code of the functions
         self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
-        self._names: dict[int, str] = {}  # of parameters in modules, by id
-        self._reads: list[Callable[[], Iterable[Any]]] = []  # what is compared
-        self._paths: list[tuple[str, Sequence[Any]]] = []  # of each of these, and the names below
-        self._plain: dict[str, NDArray[Any]] = {}  # arrays that are in no Tensor
-        self._words = {*_IMPLICIT}  # and names and texts in the code of the functions
-        self._scopes: list[tuple[str, Any]] = []  # objects of which only these attributes count
-        self._slots: list[tuple[str, Any, list[str]]] = []  # and of which only these slots count
-        self._sources: list[Any] = []  # of random numbers
-        self._iterators: list[str] = []  # the paths of what has a next value
+        self._names: dict[int, str] = {}  # names of parameters in modules, by id
+        self._reads: list[Callable[[], Iterable[Any]]] = []  # functions that read compared values
+        self._paths: list[tuple[str, Sequence[Any]]] = []  # for each: its path, and names of values
+        self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
+        self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
+        self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
+        self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
+        self._sources: list[Any] = []  # sources of random numbers
+        self._iterators: list[str] = []  # the paths of iterators
         self._walk(function, "")
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
@@ -95,13 +96,13 @@ class Surroundings:
         self._hooks = [leaf.hooks for leaf in self._leaves]
 
     def leave_out(self, arrays: Iterable[Any]) -> None:
-        """Do not compare the elements of these arrays, which a program reads anew."""
+        """Do not compare the elements of these arrays, because a program reads them again."""
         owners = {id(owner_of(array)) for array in arrays if isinstance(array, np.ndarray)}
         plain = self._plain.items()
         self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
 
     def hold(self) -> bool:
-        """Return whether everything is what it was."""
+        """Return whether nothing has changed."""
         return (
             are_same([*chain.from_iterable(map(call, self._reads))], self._all_values)
             and self.memory_holds()
@@ -111,11 +112,11 @@ class Surroundings:
         )
 
     def memory_holds(self) -> bool:
-        """Return whether the tensors have the memory that they had."""
+        """Return whether the tensors still have the same memory."""
         return are_same([tensor._data for tensor in self._found], self._arrays)
 
     def changes(self) -> list[str]:
-        """Return the paths of what is not what it was."""
+        """Return the paths of the values that have changed."""
         changed = []
         for (path, names), read, before in zip(self._paths, self._reads, self._values, strict=True):
             now = list(read())
@@ -130,9 +131,10 @@ class Surroundings:
         return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
     def state(self) -> tuple[dict[str, Any], Any]:
-        """Return the settings of optimisers and the like, and the states of generators.
+        """Return the settings of optimisers, schedulers and averages, and states of generators.
 
-        A program reads them anew, and only what its lines call may change them.
+        A program reads them again in each run, and only functions that its lines call may change
+        them.
         """
         settings = {path: _settings(each) for path, each in self.settable.items()}
         states: list[Any] = [pickle.dumps(_state_of(source)) for source in self._sources]
@@ -141,11 +143,11 @@ class Surroundings:
         return settings, states
 
     def iterators(self) -> list[str]:
-        """Return the paths of the iterators that the functions name."""
+        """Return the paths of the iterators that the functions use."""
         return [path for path in self._iterators if path.rpartition(".")[2] in self._words]
 
     def written(self) -> list[str]:
-        """Return the paths of plain arrays that were written to since."""
+        """Return the paths of plain arrays that were written to since the recording began."""
         return [path for path, (x, before) in self._sums.items() if crc32(x.tobytes()) != before]
 
     def with_gradients(self) -> list[Node]:
@@ -157,12 +159,12 @@ class Surroundings:
     # ----------------------------------------------------------------------------------------------
 
     def _compare(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
-        """Compare the values that a function reads, which have these names below a path."""
+        """Compare from now on the values that `read` returns; `names` are their names at `path`."""
         self._paths.append((path, names))
         self._reads.append(read)
 
     def _enter(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
-        """Compare these values, and find out what is in them."""
+        """Compare the values that `read` returns, and walk through each of them."""
         self._compare(path, names, read)
         self._walk_all(path, zip(names, list(read()), strict=True))
 
@@ -171,7 +173,7 @@ class Surroundings:
             self._walk(child, _joined(path, name))
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
-        """Find out what is in a value; or only in attributes that the functions name."""
+        """Walk through a value; if not `is_all`, only attributes that the functions name."""
         if isinstance(value, (bool, int, float)):
             self.numbers.add(value)
             return
@@ -179,7 +181,7 @@ class Surroundings:
             return
         self._seen[id(value)] = value
         if isinstance(value, (Tensor, list, tuple, dict)) and hasattr(value, "__dict__"):
-            self._scopes.append((path, value))  # attributes beside its elements
+            self._scopes.append((path, value))  # it may have attributes besides its elements
             self._walk(type(value), path)
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
@@ -190,14 +192,14 @@ class Surroundings:
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
         elif isinstance(value, MethodType):
-            if isinstance(value.__func__, FunctionType):  # and not an op or a partial
+            if isinstance(value.__func__, FunctionType):  # not an op or a partial
                 self._words.update(*(code.co_names for code in codes(value.__func__)))
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
         elif isinstance(value, stdlib_random.SystemRandom):
-            return  # it has no state; its numbers differ from call to call, as the lines show
+            return  # it has no state
         elif isinstance(value, (np.random.Generator, np.random.RandomState, stdlib_random.Random)):
             self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
@@ -205,7 +207,7 @@ class Surroundings:
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
             for name in ("fget", "__func__", "func", "args", "keywords"):
                 self._walk(getattr(value, name, None), path)
-        elif isinstance(value, (tuple, frozenset)):  # which cannot change
+        elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
         elif isinstance(value, (list, set, deque, MappingView)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
@@ -246,22 +248,22 @@ class Surroundings:
                 self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
-        """Walk through the optimisers, and what the code names of classes, modules and so on."""
+        """Walk through optimisers, and through attributes of classes and modules in the code."""
         known = -1
         while known != len(self._seen) + len(self._words):
             known = len(self._seen) + len(self._words)
-            for path, scope in self._scopes:  # which grow meanwhile
+            for path, scope in self._scopes:  # the loop may append to them
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
             for path, value, slots in self._slots:
                 named = [name for name in slots if name in self._words]
                 self._walk_all(path, [(name, getattr(value, name, None)) for name in named])
-            for path, each in [*self.settable.items()]:  # now, since modules have better names
+            for path, each in [*self.settable.items()]:  # after modules, which give better names
                 groups = getattr(each, "param_groups", ())
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
             names = self._read(scope)
             self._compare(path, names, partial(map, vars(scope).get, names))
-            if not isinstance(scope, ModuleType):  # a new attribute may be one that the code names
+            if not isinstance(scope, ModuleType):  # the code may name a new attribute
                 self._compare(path, ("a new attribute",), partial(_count, scope))
         for path, value, slots in self._slots:
             if named := [name for name in slots if name in self._words]:
@@ -313,7 +315,7 @@ def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _texts(constants: Iterable[Any]) -> Iterator[str]:
-    """List the texts among the constants of a code, and in its tuples."""
+    """List the strings among the constants of a code object, also in tuples."""
     for each in constants:
         if isinstance(each, str):
             yield each
@@ -335,7 +337,7 @@ def _values_of_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -
 
 
 def _named_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[tuple[str, Any]]:
-    """List what a program reads anew by itself, and what the code of a step names too."""
+    """List the settings that a program reads again, and that the code of the step names too."""
     if isinstance(value, Optimizer):
         groups = enumerate(value.param_groups)
         return [
@@ -350,10 +352,10 @@ def _named_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> li
 
 
 def _settings(value: Optimizer | LRScheduler | EMA) -> Any:
-    """Return what only `step()` and `update()` may change in a step; the values are compared."""
+    """Return the settings that only `step()` and `update()` may change in a step."""
     if isinstance(value, LRScheduler):
         return vars(value) | value.state_dict()
-    # Loading a state makes another dict. As this one is kept, the other has another id.
+    # Loading a state makes another dict. This dict is kept, so the new one has another id.
     if isinstance(value, EMA):
         options = value.decay, value.warmup, value.updates, value._applied
         return *options, id(value._averages), value._averages
@@ -375,7 +377,7 @@ def package_of(module: str | None) -> str:
 
 
 def codes(function: Any) -> Iterator[CodeType]:
-    """List the code of a function and of the functions inside it."""
+    """List the code objects of a function and of the functions inside it."""
     codes = [function.__code__]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
@@ -383,7 +385,7 @@ def codes(function: Any) -> Iterator[CodeType]:
 
 
 def _content(cell: Any) -> Any:
-    """Return the value of a variable of an outer function, or None if it has none yet."""
+    """Return the value of a closure variable, or None if it has no value yet."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -1,4 +1,4 @@
-"""Training loops: `Trainer`, the records that it keeps, and the files from which a run goes on."""
+"""The training loop: `Trainer`, its history, and checkpoint files to resume a run."""
 
 from minigrad.training.history import History
 from minigrad.training.trainer import Trainer

@@ -1,8 +1,8 @@
-"""A training run in a file: the state of a `Trainer`, as arrays with names and the rest as JSON.
+"""Checkpoints of training: the state of a `Trainer` in a file, as named arrays, and JSON.
 
-The state contains all that a later step depends on: the weights, the states of the optimiser, the
-scheduler, the averages and the random generators, the best weights so far, and the records. Arrays
-are named by the part that they belong to, as in "model.0.weight" or "optimizer.3.exp_avg".
+The state contains everything that a later step depends on: the weights, the states of the
+optimiser, the scheduler, the averages and the random generators, the best weights so far, and the
+records. The name of an array begins with its part, as in "model.0.weight" or "optimizer.3.exp_avg".
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def as_json(facts: Any) -> str:
-    """Return facts as JSON; the states of some generators have arrays, and so has an order."""
+    """Return facts as JSON, with arrays (in states of generators, and orders) as lists."""
     return json.dumps(facts, default=lambda value: value.tolist(), sort_keys=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file that `write` wrote, as `Trainer.load_state_dict` takes it.
+    """Read a file that `write` wrote; return the state for `Trainer.load_state_dict`.
 
-    A ValueError is raised if it is cut short, or no checkpoint of a Trainer.
+    A ValueError is raised if the file is incomplete, or is not a checkpoint of a Trainer.
     """
     arrays, metadata = load_state(path)
     file = repr(os.fspath(path))
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    """Return an integer of the file; the longest are the states of generators, of 128 bits."""
+    """Parse an integer of the file; the longest are states of generators, with 128 bits."""
     number = int(text)
     if number.bit_length() > 128:
         raise ValueError(f"an integer of {number.bit_length()} bits")

@@ -1,4 +1,4 @@
-"""The records of a training run, by step and by epoch, to print, to plot and to save."""
+"""The history of a training run: records of steps and of epochs, to print, plot and save."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ Record = dict[str, float]
 
 @dataclass
 class History:
-    """The records of a run: `history["loss"]` is one column, and iteration goes by epochs.
+    """The records of a run: `history["loss"]` is a column of the epochs; iterate over the epochs.
 
     Attributes:
-        steps: for each step of the optimiser its number, epoch, loss, learning rate (of the first
-            group), gradient norm and seconds; where there was a validation after it, also that.
-        epochs: for each epoch its number, the mean loss over the training rows, the learning rate
-            of its last step, the mean gradient norm, seconds, the metrics, and with validation data
-            their loss and metrics as "validation_...".
+        steps: a record for each step of the optimiser: its number, epoch, loss, learning rate (of
+            the first group), gradient norm and seconds. If there was a validation after the step,
+            also its results.
+        epochs: a record for each epoch: its number, the mean loss over the training rows, the
+            learning rate of its last step, the mean gradient norm, seconds, and the metrics. With
+            validation data, also their loss and metrics, as "validation_...".
     """
 
     steps: list[Record] = field(default_factory=list)
     epochs: list[Record] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> list[float]:
-        """Return one column of the epochs, such as "loss"; a KeyError names those there are."""
+        """Return one column of the epochs, such as "loss"; a KeyError lists the known columns."""
         if name not in self:
             known = ", ".join(self.keys()) or "nothing yet"
             raise KeyError(f"the epochs have no {name!r}, only {known}")
@@ -48,7 +49,7 @@ class History:
         return name in self.keys()
 
     def __iter__(self) -> Iterator[Record]:
-        """Go through the records of the epochs."""
+        """Iterate over the records of the epochs."""
         return iter(self.epochs)
 
     def __len__(self) -> int:
@@ -78,5 +79,5 @@ class History:
 
 
 def as_record(values: dict[str, Any]) -> Record:
-    """Convert numbers of any kind to Python's own, which JSON stores to the bit."""
+    """Convert all numbers to Python's int and float, which JSON stores exactly."""
     return {key: value if isinstance(value, int) else float(value) for key, value in values.items()}

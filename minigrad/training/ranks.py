@@ -1,6 +1,6 @@
-"""What the ranks of a training run share: how they begin, the sums of a step, and files.
+"""How the ranks of a training run work together: the same start, sums of gradients, and files.
 
-With one process, each of these is nothing, or done at once.
+With a single process, these functions do nothing, or return at once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from minigrad.tables import counted
 
 
 class MicroBatchFacts(NamedTuple):
-    """The facts of a micro-batch that has gone through the model."""
+    """Facts about a micro-batch after its forward pass."""
 
     loss: float
-    weight: float  # of this loss in the mean of the step: what it counted, or rows
-    is_counted: bool  # by the loss function
+    weight: float  # of this loss in the mean of the step: the count of the loss, or of the rows
+    is_counted: bool  # whether the loss function returned the count
 
 
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
-    """Raise a ValueError if some ranks would have nothing to do in any step."""
+    """Raise a ValueError if some ranks would never get a micro-batch."""
     most = min(micro_batches, accumulation_steps)
     if most >= ranks.size:
         return
@@ -45,12 +45,12 @@ def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> No
 
 
 def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA | None) -> None:
-    """Give the parameters to be trained, and their averages, the values that they have on rank 0.
+    """Set trained parameters and their averages to the values of rank 0.
 
-    So does the default generator get its state, unless the script has seeded it.
+    Also set the state of the default generator to that of rank 0, unless the script seeded it.
 
     Raises:
-        ValueError: on all ranks, if the parameters have other names, shapes or dtypes there.
+        ValueError: on all ranks, if names, shapes or dtypes of the parameters differ from rank 0.
     """
     forms = [[name, list(p.shape), str(p.dtype)] for name, p in parameters.items()]
     is_seeded = random.was_seeded()
@@ -69,10 +69,10 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA 
 
 
 def digests_of_attributes(model: Module) -> dict[str, str]:
-    """Return digests of what modules have besides parameters and their mode, by name.
+    """Return digests of the attributes of modules, without parameters and their mode, by name.
 
-    That is arrays, among them the frozen weights of 4 and 16 bits, numbers and texts, also in lists
-    and dicts. Other objects may be anything, as a cache, and are left out.
+    These attributes are arrays (also frozen weights of 4 and 16 bits), numbers and texts, also in
+    lists and dicts. Other objects, such as a cache, are left out.
     """
     from minigrad.kernels.narrow import NarrowMatrix  # with numba, which is slow to import
 
@@ -96,7 +96,7 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
 
 
 def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
-    """Raise a ValueError if a step has changed an attribute of a module that is no parameter."""
+    """Raise a ValueError if a step has changed an attribute of a module besides parameters."""
     now = digests_of_attributes(model)
     changed = [name for name, value in now.items() if before.get(name) != value]
     if changed:
@@ -121,15 +121,15 @@ def sum_of_all(
         ranks: the world.
         count: the number of micro-batches of the step.
         own: the sums of gradients of this rank, by part of the tree.
-        facts: the facts of the micro-batches of this rank.
-        parameters: the parameters of these gradients.
-        marks: a number for each thing that must be the same on all ranks, by its name.
+        facts: the facts about the micro-batches of this rank.
+        parameters: the parameters that the gradients belong to.
+        marks: for each thing that must be the same on all ranks, its name and a number (a digest).
 
     Raises:
-        ValueError: if a rank has another mark.
+        ValueError: if a mark differs between ranks.
     """
     own_marks = [float(mark % 2**53) for mark in marks.values()]
-    table = np.zeros((count, 3 + len(marks)))  # of each micro-batch; rows of other ranks add to 0
+    table = np.zeros((count, 3 + len(marks)))  # a row per micro-batch; 0 for those of other ranks
     lists = {}
     remaining = iter(facts)
     for part, gradients in own.items():
@@ -152,9 +152,9 @@ def sum_of_all(
 
 @contextmanager
 def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """Give the path of a file that rank 0 reads, which on others is a copy of it for the block.
+    """Yield a path of rank 0's file: on rank 0 itself the path, elsewhere that of a temporary copy.
 
-    An OSError is raised on all ranks if rank 0 does not see the file, or cannot read it.
+    An OSError is raised on all ranks if rank 0 cannot find or read the file.
     """
     if ranks.size == 1:
         yield path

@@ -1,7 +1,7 @@
-"""Checks of a saved state of a training run, made before anything of it is taken over.
+"""Checks of a saved state of a training run, before any part of it is loaded.
 
-A checkpoint may be damaged, or come from somebody else. The parts that have a state of their own,
-such as the optimiser, check it themselves; what the Trainer keeps is checked here.
+A checkpoint may be damaged, or come from somebody else. Parts such as the optimiser check their own
+state. This module checks the state of the Trainer itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minigrad.training import checkpoint_file
 from minigrad.training.history import Record
 from minigrad.training.training_data import Items
 
-# What a part raises if its state has values of other types or sizes than its own.
+# The errors that a part may raise if its state has values of wrong types or sizes.
 MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 PARTS = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
@@ -29,15 +29,15 @@ RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
 
 @dataclass
 class UnfinishedEpoch:
-    """An epoch that has begun: the order of its items, how many are done, and what counted."""
+    """An epoch that has begun: the order of its items, how many are done, and the counts."""
 
     order: Items
-    position: int = 0  # in the order
-    counts: list[float] = field(default_factory=list)  # what the loss counted in each step
+    position: int = 0  # the number of items that are done
+    counts: list[float] = field(default_factory=list)  # the count of the loss in each step
 
 
 def check_records(records: Sequence[Any], names: set[str]) -> None:
-    """Raise a ValueError unless each record has numbers only, and those of these names."""
+    """Raise a ValueError unless each record has exactly these names, and only numbers."""
     for record in records:
         values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
         if not all(isinstance(value, (int, float)) for value in values):
@@ -45,7 +45,7 @@ def check_records(records: Sequence[Any], names: set[str]) -> None:
 
 
 def unfinished_epoch(state: Any, steps: Sequence[Record]) -> UnfinishedEpoch | None:
-    """Return an epoch that has begun; raise an error if it is impossible after these steps."""
+    """Return the epoch in a state; raise an error if it does not fit the records of the steps."""
     if state is None:
         return None
     order, position, counts = np.array(state["order"]), state["position"], list(state["counts"])
@@ -63,9 +63,9 @@ def unfinished_epoch(state: Any, steps: Sequence[Record]) -> UnfinishedEpoch | N
 
 
 def check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerator]) -> None:
-    """Raise an error unless the states are possible ones of these generators.
+    """Raise an error unless the states are possible for these generators.
 
-    numpy does not check all of a state: a position beyond the end would be read from.
+    numpy does not check a state completely: with a wrong position it would read beyond the end.
     """
     kinds = [saved["bit_generator"] for saved in states]
     own_kinds = [bits.state["bit_generator"] for bits in own]

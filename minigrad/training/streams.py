@@ -1,9 +1,10 @@
-"""Random numbers that depend on the step and the micro-batch, and not on what was drawn before.
+"""Random numbers that depend only on the step and the micro-batch, not on earlier draws.
 
-With one sequence of random numbers, the dropout of a micro-batch would depend on all draws before
-it, and so on which process computes which micro-batches. So each generator gives one number in a
-step, the key of that step, and begins each micro-batch from a state that follows from the key and
-the number of the micro-batch. What the generator gives afterwards does not depend on the draws.
+With one sequence of random numbers, the dropout of a micro-batch would depend on all earlier draws,
+and so on which process computes which micro-batches. Instead, each step draws one number from each
+generator, the key of the step. At the start of each micro-batch, the generator gets a state
+computed from the key and the number of the micro-batch. After the step, it continues as if only
+the key had been drawn.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from minigrad import random
 
 
 class Streams:
-    """The random numbers of one step, as a context; `begin` starts those of a micro-batch.
+    """The random numbers of one step, as a context manager; `begin` starts a micro-batch.
 
     Attributes:
-        generators: those that a step may draw from. The default generator begins anew when it is
-            drawn from, since most steps do not draw, and the others at once, since a module may
-            draw from its own without telling.
-        keys: the keys of the step.
+        generators: the generators that a step may draw from. The default generator is restarted at
+            its first draw, because most steps do not draw. The others are restarted at once,
+            because the library does not see it when a module draws from them directly.
+        keys: the key of each generator in this step.
         is_shared: whether several ranks share the step, so that no other generator may be used.
     """
 
@@ -37,7 +38,7 @@ class Streams:
     def __enter__(self) -> Streams:
         self._bits: list[Any] = [generator.bit_generator for generator in self.generators]
         self.keys = [int(bits.random_raw()) for bits in self._bits]
-        self._states: dict[int, Any] = {}  # of generators that have begun anew, before they did
+        self._states: dict[int, Any] = {}  # states of restarted generators, from before the restart
         self._default = random.generator().bit_generator
         if self.is_shared:
             random.draw_only_from(self.generators)
@@ -65,11 +66,11 @@ class Streams:
             )
 
     def _restart(self, number: int, micro_batch: int) -> None:
-        """Let a generator begin from the state of its key and a micro-batch."""
+        """Set a generator to the state that follows from its key and a micro-batch."""
         bits, key = self._bits[number], self.keys[number]
         before = bits.state
         self._states.setdefault(number, before)
-        if type(bits) is np.random.PCG64:  # the usual one; a new one would take ten times as long
+        if type(bits) is np.random.PCG64:  # the usual kind; making a new object is 10 times slower
             digest = blake2b(b"%d %d" % (key, micro_batch), digest_size=16).digest()
             inner = {**before["state"], "state": int.from_bytes(digest, "little")}
             bits.state = before | {"state": inner, "has_uint32": 0, "uinteger": 0}

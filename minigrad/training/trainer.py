@@ -3,12 +3,13 @@
     trainer = Trainer(model, optimizer, loss)
     history = trainer.fit((x, y), epochs=20, validation=(x_val, y_val))
 
-The data may also be a list of micro-batches, tuples `(*inputs, target)` of any shapes and kinds.
+The data may also be a list of micro-batches, tuples `(*inputs, target)` of any shapes and types.
 
-Every step is a prediction, a loss, a backward pass and a step of the optimiser. The rest of this
-file is what training needs besides: batches in random order, records, validation, early stopping,
-and files from which a run goes on as if it had never stopped, to the bit. Under `mpiexec` the
-micro-batches of a step are shared out among the ranks (see `minigrad.distributed`).
+Every training step has four parts: a prediction, a loss, a backward pass and a step of the
+optimiser. The rest of this file is about batches in random order, records, validation, early
+stopping and checkpoints. A run that is resumed from a checkpoint gives the same bits as a run
+without interruption. Under `mpiexec`, the ranks share the micro-batches of a step (see
+`minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
 @contextmanager
 def evaluation_mode(model: Module) -> Iterator[None]:
-    """Put a model in evaluation mode and record no graph; restore its mode afterwards."""
+    """In a `with` block, set a model to evaluation mode and record no graph; then restore both."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -86,54 +87,56 @@ def evaluation_mode(model: Module) -> Iterator[None]:
 
 
 class Trainer:
-    """Trains a model with an optimiser to make a loss small.
+    """Train a model: minimise a loss with an optimiser.
 
     Args:
         model: the model to train.
-        optimizer: an optimiser of the parameters to change.
-        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean, or
-            `(mean, count)` if it is a mean of something else than rows.
-        batch_size: the number of rows that go through the model at once; micro-batches that the
-            caller has made stay as they are.
-        accumulation_steps: the number of such batches for one step of the optimiser. Their
-            gradients add up to that of one batch of all their rows, in the memory of one of them:
-            sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
-            Several ranks share them out.
-            So let a loss that leaves out targets, as by an `ignore_index`, return how many others
-            there are, and one with class weights the sum of the weights of the targets.
-        metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            or one, to record after each epoch, for the rows of training and validation; a dict
-            names them.
-        clip_norm: the largest gradient norm to step with.
-        patience: the number of epochs, or with `validate_every` of validations, without a better
-            validation loss (training loss, where there is no validation) after which to stop, and
-            to go back to the best weights.
+        optimizer: an optimiser of the model's parameters.
+        loss: a function of prediction and target, such as `minigrad.mse`, that returns the mean
+            over the rows. If it is a mean over something else, return `(mean, count)`.
+        batch_size: the number of rows in a micro-batch, which go through the model at once. Given
+            micro-batches are not changed.
+        accumulation_steps: the number of micro-batches for one step of the optimiser. Their
+            gradients are added up to the gradient of one large batch, but only one micro-batch at a
+            time is in memory. The formula is sum(count gradient) / sum(count); the count is what
+            the loss returned, or the number of rows. Several ranks share the micro-batches.
+            So a loss that ignores targets, for example by `ignore_index`, should return the number
+            of the other targets, and a loss with class weights the sum of the targets' weights.
+        metrics: a function of prediction and target as arrays, such as those of `minigrad.metrics`,
+            or several, or a dict of them by name. They are recorded after each epoch, on the
+            training and the validation rows.
+        clip_norm: the norm to which gradients are clipped before each step.
+        patience: for early stopping, the number of epochs (with `validate_every`, of validations)
+            without a better validation loss. Then training stops, and the best weights are
+            restored. Without validation data, the training loss is compared.
         on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
         on_step: functions to call with the trainer after each step of the optimiser.
-        validate_every: the number of steps after which to validate, instead of after each epoch;
-            `fit` also does so after its last step. The record of that step has the results.
-        checkpoint: a file to write after each epoch, and when `fit` ends in the middle of one; of
-            several ranks, rank 0 writes it.
-        checkpoint_every: the number of steps after which to write it as well.
-        save_frozen: whether checkpoints and the best weights contain parameters of the model that
-            the optimiser does not have. Without them the files of an adapter are small, and the
-            model that goes on must have the same ones.
+        validate_every: validate after every so many steps, and after the last step of `fit`,
+            instead of after each epoch. The results are in the record of the step.
+        checkpoint: the path of a file to write after each epoch, and when `fit` ends in the middle
+            of an epoch. Only rank 0 writes it.
+        checkpoint_every: write the checkpoint also after every so many steps.
+        save_frozen: whether checkpoints and the best weights contain the parameters that the
+            optimiser does not train. Without these, the file of an adapter is small, but the model
+            that loads it must already have the same frozen weights.
         scheduler: a scheduler of the same optimiser, which sets the lr after each step.
-        ema: averages of the model's weights, updated after each step. They are validated, measured
-            by the metrics and saved as the best weights; the model has its own at all other times.
-        capture: whether to run the program of a step (see `minigrad.capture`), to the same bits.
-            It pays for small models. The loss gets targets as Tensors then, and returns a mean.
+        ema: averages of the model's weights, updated after each step. Validation, metrics and the
+            best weights use the averages; at all other times the model has its own weights.
+        capture: whether to run each step as a captured program (see `minigrad.capture`), which is
+            faster for small models and gives the same bits. The loss must accept targets as
+            Tensors, and return the mean only.
         progress: whether to show a progress bar.
-        rng: the generator of the order of the rows.
+        rng: the random generator for the order of the rows.
 
     Attributes:
-        history: the records of all epochs so far.
-        captured_step: with `capture`, the step, of whose program `source` is the text; else None.
+        history: the records of all epochs and steps so far.
+        captured_step: with `capture`, the captured step; its `source` is the text of the program.
+            Without, None.
 
     Raises:
         ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
             averages do not belong together.
-        TypeError: if `model`, `optimizer`, `scheduler` or `ema` is something else.
+        TypeError: if `model`, `optimizer`, `scheduler` or `ema` has a wrong type.
         FileNotFoundError: if the folder of the checkpoint does not exist.
     """
 
@@ -197,7 +200,7 @@ class Trainer:
                 f"ema has no average of {missing} parameters of the optimiser; make it of the "
                 f"same model, when all that is to be trained requires a gradient"
             )
-        if checkpoint is not None:  # before a run has taken its time
+        if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
         if callable(metrics):
             metrics = [metrics]
@@ -216,11 +219,11 @@ class Trainer:
         check_flag("capture", capture)
         self.capture = capture
         self.captured_step = programs.capture(self._make_step) if capture else None
-        self._world = World()  # until something is to be shared
+        self._world = World()  # a single rank; `fit` sets the real one
         self._streams = Streams()
         self._digests: dict[str, str] | None = None  # of the model before the first step
-        self._mark_of_data = 0  # a digest of what all ranks are to have in a step
-        self._usual_count: int | None = None  # what a loss may count in a step
+        self._mark_of_data = 0  # a digest of the data of a step, which all ranks must share
+        self._usual_count: int | None = None  # the number of target elements in a step
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: UnfinishedEpoch | None = None
@@ -236,27 +239,27 @@ class Trainer:
         *,
         steps: int | None = None,
     ) -> History:
-        """Train for `epochs` more epochs, or `steps` more steps, and return the records of all.
+        """Train for `epochs` more epochs, or `steps` more steps, and return the full history.
 
-        An epoch that an earlier `fit` or a checkpoint has left unfinished is the first of them. It
-        goes on with the data that are left, in the same order.
+        If an earlier `fit`, or a checkpoint, has left an epoch unfinished, this epoch is finished
+        first, with the rest of its data in the same order. It counts as one of `epochs`.
 
         Args:
-            train: features and target, `(x, y)`, or a list of micro-batches: tuples
-                `(*inputs, target)`, given to `model(*inputs)` and to the loss as they are.
+            train: features and target, `(x, y)`, or a list of micro-batches, which are tuples
+                `(*inputs, target)`. The model is called as `model(*inputs)`.
             epochs: how many times to go through the rows or micro-batches.
-            validation: data of either form to validate the model with after each epoch.
-            steps: how many steps of the optimiser to make at most, also in the middle of an epoch.
+            validation: validation data, in one of the same two forms.
+            steps: the largest number of steps; training may end in the middle of an epoch.
 
         Raises:
-            ValueError: if the data are empty or of different lengths, epochs or steps is not
-                positive, or none of the optimiser's parameters can be trained in the model (any
-                more), the loss counts nothing in a step, or an unfinished epoch was one of data of
-                another length.
-            FloatingPointError: if the loss is no longer finite, or with `clip_norm` the gradient
-                norm; the weights are those before the step.
-            RuntimeError: if several ranks do not make the same calls. That they cannot train
-                together, as on other data, is a ValueError.
+            ValueError: if the data are empty or have different lengths, `epochs` or `steps` is not
+                positive, no parameter of the optimiser requires a gradient in the model, the count
+                of the loss is 0 in a step, or the data have another length than those of the
+                unfinished epoch. Also if ranks cannot train together, because their data differ,
+                for example.
+            FloatingPointError: if the loss (or with `clip_norm` the gradient norm) is not finite.
+                The weights are those before the step.
+            RuntimeError: if several ranks do not make the same calls.
         """
         if epochs is not None or steps is None:
             check_positive("epochs", epochs)
@@ -267,7 +270,7 @@ class Trainer:
         if self.validate_every is not None and held_out is None:
             raise ValueError("validate_every needs data for validation in fit")
         if not self._optimized() & set(map(id, self.model.trainable_parameters())):
-            raise ValueError(  # the model may have been frozen in the meantime
+            raise ValueError(  # the model may have been frozen after the optimiser was made
                 "of the optimiser's parameters none is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
@@ -292,7 +295,7 @@ class Trainer:
         last = len(self.history.steps) + planned
         self._stopping = self._at_once = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
-            self._epochs_since_best = 0  # patience had ended the run, which is to go on now
+            self._epochs_since_best = 0  # early stopping ended the last `fit`; count from 0 again
         try:
             with progress_bar(
                 what="training", unit="step", total=planned,
@@ -303,7 +306,7 @@ class Trainer:
                 while len(self.history.steps) < last and not is_stopped:
                     is_stopped = self._epoch(data, held_out, bar, last)
         except BaseException as error:
-            self._pass = None  # a step may have been made in part
+            self._pass = None  # a step may be half done, so the epoch cannot be resumed
             self._world.check_left_together(error)
             raise
         if self.patience is not None and self._epochs_since_best >= self.patience:
@@ -311,7 +314,7 @@ class Trainer:
         return self.history
 
     def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
-        """Let all ranks begin with the same state, or raise an error on all of them."""
+        """Give all ranks the same state, or raise an error on all of them."""
         count = math.ceil(len(train) / train.batch_size)
         check_ranks(self._world, count, self.accumulation_steps)
         take_from_first(self._world, self._trained(), self.ema)
@@ -320,7 +323,7 @@ class Trainer:
         self._check_same({"the data": data, **self._digests_of_model(self._digests)})
 
     def _check_same(self, further: Mapping[str, str]) -> None:
-        """Raise an error on all of several ranks if what changes between steps differs there."""
+        """Raise an error on all ranks if they differ in the options or in the state of training."""
         if self._world.size == 1:
             return
         options = {
@@ -343,14 +346,14 @@ class Trainer:
         check_agreement(self._world, {"the options of the trainer": text, **digests, **further})
 
     def _digests_of_model(self, attributes: Mapping[str, str]) -> dict[str, str]:
-        """Return digests of all weights, and those of what modules have besides, as facts."""
+        """Return digests of all weights and of the other attributes of modules, with full names."""
         return {
             **{f"the weights of {n}": digest([p]) for n, p in self.model.named_parameters()},
             **{f"the attribute {n} of the model": value for n, value in attributes.items()},
         }
 
     def _check_same_model(self, ranks: World, data: Any) -> None:
-        """Raise an error on all of several ranks if they would not evaluate the same."""
+        """Raise an error on all ranks if their models or their data differ."""
         if ranks.size > 1:
             attributes = digests_of_attributes(self.model)
             check_agreement(
@@ -363,15 +366,16 @@ class Trainer:
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
 
-        The next `fit` goes on with what is left of the epoch.
+        The next `fit` continues with the rest of the epoch.
         """
         self._stopping = True
         self._at_once |= at_once
 
     def restore_best(self) -> None:
-        """Go back to the weights with the best loss, as `patience` does by itself.
+        """Restore the weights with the best loss, as early stopping by `patience` does.
 
-        A ValueError is raised if there are none, because there was no `patience` or no epoch.
+        A ValueError is raised if no best weights are saved: without `patience`, or before the first
+        comparison.
         """
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
@@ -380,7 +384,7 @@ class Trainer:
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array.
 
-        A ValueError is raised on all of several ranks if they have other models or another `x`.
+        A ValueError is raised on all ranks if their models or their `x` differ.
         """
         array = as_data(x, self._dtype())
         self._check_same_model(world(), array)
@@ -399,7 +403,7 @@ class Trainer:
 
     @contextmanager
     def _without_draws(self, ranks: World) -> Iterator[None]:
-        """Raise a ValueError if the block draws random numbers on one of several ranks."""
+        """Raise a ValueError if there are several ranks and the `with` block draws at random."""
         if ranks.size == 1:
             yield
             return
@@ -413,13 +417,13 @@ class Trainer:
             )
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
-        """Return the loss and the metrics of the model, with its present weights, on some data.
+        """Return the loss and the metrics of the model on some data, as a dict.
 
-        Of micro-batches it is the mean of their losses, each with the weight of what it counted.
-        A ValueError is raised on all of several ranks if they have other models or other data.
+        For micro-batches, the loss is the mean of their losses, weighted by their counts. A
+        ValueError is raised on all ranks if their models or their data differ.
         """
         given = self._prepared(data, "data")
-        if given is not data:  # those of `fit` have been compared when it began
+        if given is not data:  # `fit` passes prepared data, which it has compared already
             self._check_same_model(world(), given.compared())
         if isinstance(given, Rows):
             prediction = self._predicted(given.x)
@@ -436,7 +440,7 @@ class Trainer:
         own, digests, ranks = [], [], world()
         mine = block(len(given), ranks.rank, ranks.size)
         with evaluation_mode(self.model):
-            for item in range(len(given)):  # all ranks get all, which may be made at random
+            for item in range(len(given)):  # every rank takes every item, in case items are random
                 taken = given.micro_batches(np.array([item]))
                 if ranks.size > 1:
                     digests.append(digest(taken))
@@ -464,10 +468,10 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def _epoch(self, train: Rows | MicroBatches, validation: Any, bar: Any, last: int) -> bool:
-        """Go through all items, or those left of the epoch; then validate, record and save.
+        """Train on all items that are left of the epoch; then validate, record and save.
 
-        It ends earlier after step `last`, or if `stop` says so. Returns whether `fit` is to end;
-        all ranks return the same, also where a signal has reached some of them only.
+        The loop ends early after step `last`, or after a call of `stop`. Returns whether `fit` must
+        end. All ranks return the same, even if only some of them were told to stop.
         """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
@@ -493,7 +497,7 @@ class Trainer:
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
             self._after_step(validation, last)
-            if self._pass is not begun:  # a function has loaded another state, to go on from there
+            if self._pass is not begun:  # an `on_step` function has loaded another state
                 return False
             at_once = self._world.any(self._at_once, "the end of a step")
             if begun.position < len(train):
@@ -533,7 +537,7 @@ class Trainer:
         return is_stopped
 
     def _after_step(self, validation: Any, last: int) -> None:
-        """Validate if it is due, and call the functions that are to be called after each step."""
+        """Validate if `validate_every` says so, and call the `on_step` functions."""
         step, every = self.history.steps[-1], self.validate_every
         if every is not None and (step["step"] % every == 0 or step["step"] == last):
             with self._averages():
@@ -543,14 +547,14 @@ class Trainer:
             function(self)
 
     def _averages(self) -> Any:
-        """Return a context in which the model has the averages of its weights, if there are any."""
+        """Return a context manager that gives the model its averages, if there are any."""
         return nullcontext() if self.ema is None else self.ema.applied()
 
     def _validated(self, validation: Rows | MicroBatches) -> dict[str, float]:
         return {f"validation_{name}": v for name, v in self.evaluate(validation).items()}
 
     def _compare(self, loss: float) -> None:
-        """Save weights with the best loss so far; stop if there were none for too long."""
+        """Save the weights if the loss is the best so far; stop if `patience` has run out."""
         if self.patience is None:
             return
         if loss < self._best_loss:
@@ -562,7 +566,7 @@ class Trainer:
             self.stop(at_once=True)
 
     def _step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
-        """Make one step of the optimiser, and return the record of it and what its loss counted."""
+        """Make one step of the optimiser; return its record and the count of its loss."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         count = len(micro_batches)
@@ -573,7 +577,7 @@ class Trainer:
         own = block(count, self._world.rank, self._world.size)
         mine = slice(own.start, own.stop)
         captured: Any = self.captured_step
-        if captured is not None and captured.step.__self__ is not self:  # of what this is a copy of
+        if captured is not None and captured.step.__self__ is not self:  # this trainer is a copy
             captured = self.captured_step = programs.capture(self._make_step)
         step = captured or self._make_step
         with self._streams:
@@ -587,20 +591,20 @@ class Trainer:
     def _make_step(
         self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]], first: int, count: int
     ) -> tuple[list[float], float, list[float] | None]:
-        """Make a step; return the loss of each micro-batch, the gradient norm, and what counted.
+        """Make a step; return the loss of each micro-batch, the gradient norm, and the counts.
 
-        `micro_batches` are those of this rank, from the number `first` on, of the `count` of the
-        step. `shares` are their shares in the rows of all; they weigh the gradients, unless the
-        loss counts something else, which is returned then.
+        The step has `count` micro-batches. `micro_batches` are the ones of this rank; `first` is
+        the number of the first of them. `shares` are their shares of all rows, the weights of their
+        gradients. If the loss returns counts, these are the weights, and are returned; else None.
         """
-        # Of a captured method, attributes count that its own code names, such as these.
+        # `capture` checks the attributes that the code of this method names, such as these.
         model, loss = self.model, self.loss
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         facts: list[MicroBatchFacts] = []
 
         def gradients(*numbers: int) -> list[NDArray[Any] | None]:
             self.optimizer.zero_grad()
-            for number in numbers:  # whose gradients add up
+            for number in numbers:  # `backward` adds up their gradients
                 observed(self._draw_for, number)
                 item = number - first
                 facts.append(self._propagate(model, loss, micro_batches[item], shares[item]))
@@ -636,13 +640,13 @@ class Trainer:
         return values, norm, [fact.weight for fact in facts] if is_counted else None
 
     def _draw_for(self, number: int) -> None:
-        """Let a micro-batch of the step have random numbers of its own."""
+        """Start the random numbers of micro-batch `number` of the step."""
         self._streams.begin(number)
 
     def _propagate(
         self, model: Module, loss: Loss, micro_batch: MicroBatch, share: Any
     ) -> MicroBatchFacts:
-        """Compute the loss of a micro-batch, and its gradients with the weight of its share."""
+        """Compute the loss of a micro-batch, and backpropagate it with its share as weight."""
         *inputs, target = micro_batch
         mean, counted = _checked(loss(model(*inputs), target))
         if counted is not None and self.capture:
@@ -652,19 +656,23 @@ class Trainer:
             )
         count = _rows_of(target) if counted is None else counted
         if not count:
-            return MicroBatchFacts(0.0, 0.0, counted is not None)  # the mean is one of nothing
-        if counted is not None:  # the count of all is known after the last micro-batch only
+            return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
+        if counted is not None:  # the total count is only known after the last micro-batch
             share = np.array(counted / (self._usual_count or counted))
         value = observed(self._loss_value, mean._data)
         mean.backward(observed(filled_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
-        """Return what gradients are too small by that were weighted before all was counted."""
+        """Return the factor that corrects gradients weighted before the total count was known."""
         return 1.0 if self._usual_count is None else self._usual_count / total
 
     def _is_shared(self) -> bool:
-        """Tell whether other ranks have micro-batches too; the bytes they send are no constant."""
+        """Return whether several ranks share the step.
+
+        `_make_step` must not name `_world` itself: `capture` would compare its attributes before
+        each run, and its counters of bytes change.
+        """
         return self._world.size > 1
 
     def _of_all(
@@ -680,11 +688,14 @@ class Trainer:
         return summed, [fact.loss for fact in every], every
 
     def _loss_value(self, loss: NDArray[Any]) -> float:
-        """Return a loss as a number; if it is not finite, all ranks are to raise an error later."""
+        """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""
         return float(loss.item()) if self._world.size > 1 else self._finite("loss", loss)
 
     def _without_count(self) -> ValueError:
-        """Return an error; here, since a step whose own code named `history` would depend on it."""
+        """Return the error for a count of 0.
+
+        `_make_step` must not name `history` itself: `capture` would compare it before each run.
+        """
         return ValueError(
             f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
             f"without a target that counts, or take more of them for a step"
@@ -702,18 +713,18 @@ class Trainer:
         return number
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
-        """Return data that have been checked, in one of the two forms."""
+        """Check data, and return them as `Rows` or `MicroBatches`."""
         given = prepared(data, name, self.batch_size, self._dtype())
         if self.metrics and isinstance(given, MicroBatches):
             raise ValueError(f"{name}: metrics are computed of rows (x, y), not of micro-batches")
         return given
 
     def _dtype(self) -> np.dtype[Any] | None:
-        """Return the dtype of the model's parameters, None if there are none."""
+        """Return the dtype of the model's first parameter, or None if there are no parameters."""
         return next((parameter.dtype for parameter in self.model.parameters()), None)
 
     def _trained(self) -> dict[str, Parameter]:
-        """Return the parameters that the optimiser has, by name."""
+        """Return the parameters of the model that the optimiser trains, by name."""
         optimized = self._optimized()
         return {name: p for name, p in self.model.named_parameters() if id(p) in optimized}
 
@@ -725,7 +736,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a later step depends on: see `minigrad.training.checkpoint_file`."""
+        """Return everything that a later step depends on (see `training.checkpoint_file`)."""
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
@@ -741,15 +752,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
-        """Bring the trainer and all that it uses into a state that `state_dict` returned.
+        """Load a state that `state_dict` returned, into the trainer and all of its parts.
 
         Args:
-            state: the state of a trainer with parts of the same classes.
-            source: the name of the state in messages.
+            state: the state of a trainer whose parts have the same classes.
+            source: the name of the state in error messages.
 
         Raises:
-            ValueError: if it is the state of another model, optimiser, scheduler or average, or of
-                other random generators, or has an impossible value; nothing is changed then.
+            ValueError: if the state does not fit the model, optimiser, scheduler, averages or
+                random generators, or has an impossible value. Nothing is changed then.
         """
         try:
             self._load(state)
@@ -760,7 +771,7 @@ class Trainer:
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Take a state; if it does not fit, raise an error of some kind and change nothing."""
+        """Load a state; if it does not fit, raise one of `MISFITS` and change nothing."""
         check_state("a Trainer", state, PARTS)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
@@ -791,7 +802,7 @@ class Trainer:
         with ExitStack() as undo:
             undo.callback(self._set_weights, weights)
             if best:
-                self._set_weights(best)  # which checks them
+                self._set_weights(best)  # only to check them; the next line replaces them
             self._set_weights(state["model"])
             for name in ("optimizer", "scheduler", "ema"):
                 part = getattr(self, name)
@@ -805,7 +816,7 @@ class Trainer:
             for bits, saved in zip(generators, state["generators"], strict=True):
                 undo.callback(setattr, bits, "state", bits.state)
                 bits.state = saved
-            undo.pop_all()  # nothing has failed, so nothing is undone
+            undo.pop_all()  # there was no error, so undo nothing
         self._best, self._best_loss = best, best_loss
         self._epochs_since_best = state["epochs_since_best"]
         self.history, self._pass = history, begun
@@ -828,25 +839,22 @@ class Trainer:
     def _generators(self, of_order: bool = True) -> list[np.random.Generator]:
         """List the generators that a run draws from: the default, the trainer's, the modules'.
 
-        That of the trainer, which the order of the rows is drawn from, may be left out.
+        With `of_order=False`, the trainer's generator, for the order of the rows, is left out.
         """
         own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
         own += generators_in(self.model)
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is needed to go on from here: weights, states, generators, records.
-
-        Of several ranks rank 0 writes it.
-        """
+        """Write a checkpoint: everything that is needed to resume the run. Only rank 0 writes."""
         world().on_first(lambda: checkpoint_file.write(path, self.state_dict()), "save")
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
+        """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or does not fit; nothing is changed then.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
         with file_of_first(world(), path) as file:
             state = checkpoint_file.read(file)
@@ -854,17 +862,17 @@ class Trainer:
 
 
 def _observed_sum(left: Any, right: Any) -> Any:
-    """Add the gradients of two parts of the tree, as one line of a program."""
+    """Add the gradients of two parts of the tree of micro-batches, as one line of a program."""
     return observed(add_lists, left, right)
 
 
 def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
-    """Return an array like the loss, filled with its share in the mean of a step."""
+    """Return an array with the shape and dtype of the loss, filled with its share of the step."""
     return np.full(loss.shape, share, loss.dtype)
 
 
 def _checked(result: Any) -> tuple[Tensor, float | None]:
-    """Return the result of a loss function, and what it counted, None if it does not say so."""
+    """Check the result of a loss function; return the loss and its count, or None without one."""
     loss, count = result, None
     if isinstance(loss, tuple) and len(loss) == 2:
         loss, count = loss
@@ -880,7 +888,7 @@ def _checked(result: Any) -> tuple[Tensor, float | None]:
 
 
 def _rows_of(target: Any) -> int:
-    """Return the number of rows of a target, which is what a plain mean counts."""
+    """Return the number of rows of a target, the count of a loss that returns only a mean."""
     try:
         return len(target)
     except TypeError:

@@ -1,8 +1,8 @@
-"""The two forms of data that a `Trainer` takes: the rows of two arrays, and micro-batches.
+"""The two forms of data that a `Trainer` accepts: two arrays with rows, or micro-batches.
 
-A micro-batch is a tuple `(*inputs, target)` that goes through the model at once. Rows are taken
-together to micro-batches in every epoch anew; micro-batches that the caller has made stay as they
-are, so that their inputs may have any shapes and kinds.
+A micro-batch is a tuple `(*inputs, target)` that goes through the model at once. In every epoch,
+the Trainer groups rows into new micro-batches. It does not change micro-batches that the caller
+has made, so their inputs may have any shapes and types.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Rows:
         return [self.x, self.y, self.batch_size]
 
     def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
-        """Return what they compare in a step: which rows it has."""
+        """Return what several ranks compare in a step: the numbers of its rows."""
         return [items]
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
-        """Return some rows in micro-batches of `batch_size`."""
+        """Return the given rows, in micro-batches of `batch_size` rows."""
         x, y = self.x[items], self.y[items]
         size = self.batch_size
         return [(Tensor(x[i : i + size]), y[i : i + size]) for i in range(0, len(x), size)]
@@ -47,7 +47,7 @@ class Rows:
 class MicroBatches:
     """Micro-batches that the caller has made; an item is one of them."""
 
-    batch_size = 1  # items that go through the model at once
+    batch_size = 1  # the number of items that go through the model at once
 
     def __init__(self, given: Sequence[MicroBatch], name: str) -> None:
         self.given, self.name = given, name
@@ -56,15 +56,15 @@ class MicroBatches:
         return len(self.given)
 
     def compared(self) -> list[Any]:
-        """Return what several ranks compare before they use these data: how many there are."""
+        """Return what several ranks compare before they use these data: the number of items."""
         return [len(self)]
 
     def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
-        """Return what they compare in a step: its data, which a Sequence may just have made."""
+        """Return what several ranks compare in a step: its data, which may be made on demand."""
         return micro_batches
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
-        """Return some of the micro-batches."""
+        """Return the given micro-batches."""
         taken = [self.given[item] for item in items.tolist()]
         for each in taken:
             if not isinstance(each, tuple) or len(each) < 2:
@@ -81,7 +81,7 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
     if isinstance(data, Sequence) and not isinstance(data, (tuple, str)) and len(data):
         first = data[0]
-        # A list may also be a pair of features and target, which may be tuples of numbers.
+        # A list of two tuples of numbers is a pair (features, target), not two micro-batches.
         if isinstance(first, tuple) and not (is_pair and first and np.isscalar(first[0])):
             return MicroBatches(data, name)
     if not is_pair:
@@ -100,7 +100,7 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
 
 
 def as_data(values: Any, dtype: DTypeLike | None) -> NDArray[Any]:
-    """Return an array, with floats in the dtype of the model, because doubles would slow it."""
+    """Return an array, with floats in the dtype of the model: float64 would be slower."""
     array = as_array(values)
     is_other = array.dtype.kind == "f" and dtype is not None
     return array.astype(dtype, copy=False) if is_other else array

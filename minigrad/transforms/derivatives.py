@@ -1,4 +1,4 @@
-"""The transforms: functions that make functions of derivatives."""
+"""The transforms, which turn a function into a function that computes its derivatives."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from minigrad.transforms.function_run import Run
 __all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
 __all__ += ["value_and_grad", "vjp"]
 
-# A Jacobian is computed by columns if it has so many times more rows: they take one more run of f.
+# A Jacobian is computed by columns, with one more run of f, if rows > ROWS_PER_COLUMN columns.
 ROWS_PER_COLUMN = 1
-DIRECTIONS = 64  # of forward mode at once
+DIRECTIONS = 64  # the number of directions in one run in forward mode
 
 
 class ValueAndGrad(NamedTuple):
@@ -40,7 +40,7 @@ class ValueAndGrad(NamedTuple):
 
 
 class ValueAndPullback(NamedTuple):
-    """The value of a function, and the function v -> v^T J."""
+    """The value of a function, and its pullback v -> v^T J."""
 
     value: Any
     pullback: Callable[[Any], Any]
@@ -58,14 +58,14 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
 
     Args:
         f: a function that returns a Tensor of one element.
-        argnums: the position of the argument to differentiate by, a tensor or a container, of which
-            the gradient has the structure; for several positions, the gradient is a tuple.
-        has_aux: whether f returns `(value, aux)`; then the result is `((value, aux), gradient)`.
-            Tensors in `aux`, also within containers, are detached where `value` would be.
+        argnums: the position of the argument to differentiate, a tensor or a container. The
+            gradient has the same structure. For several positions, the gradient is a tuple.
+        has_aux: whether f returns `(value, aux)`. The result is then `((value, aux), gradient)`.
+            Tensors in `aux`, also in containers, are detached under the same rule as `value`.
 
     Raises:
-        TypeError: if `argnums` are not ints; when called, if a leaf of the argument is not of
-            floats, or there is none, or f returns anything but a Tensor or a constant of floats.
+        TypeError: if `argnums` are not ints. When called, if a leaf of the argument is not of
+            floats, the argument has no leaf, or f does not return a Tensor or a constant of floats.
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
             element, a container contains itself, or two Modules share a parameter.
     """
@@ -80,7 +80,7 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
     With `has_aux`, f returns `(value, aux)`, and the result is `(gradient, aux)`.
 
     Raises:
-        TypeError, ValueError: as `value_and_grad`.
+        TypeError, ValueError: as in `value_and_grad`.
     """
     both = _value_and_grad("gradient", f, argnums, has_aux)
 
@@ -95,15 +95,15 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
 def vjp(f: Function, *primals: Any) -> ValueAndPullback:
     """Return the value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
 
-    f may return a container. `pullback(v)` takes v of the value's structure and shapes, and returns
-    a tuple, with the structure of each primal. It may be called any number of times, and keeps the
-    graph of f.
+    f may return a container. `pullback(v)` expects v with the structure and shapes of the value. It
+    returns a tuple with one derivative for each primal, in the structure of the primal. It may be
+    called any number of times, and keeps the graph of f in memory.
 
         value, pullback = vjp(minigrad.tanh, x)
         (gradient,) = pullback(minigrad.ones_like(value))
 
     Raises:
-        TypeError: as `value_and_grad`.
+        TypeError: as in `value_and_grad`.
         ValueError: if there are no primals; in the pullback, if v has another shape.
     """
     if not primals:
@@ -114,7 +114,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
     wanted = run.can_be_differentiated(*outs)
 
     def pullback(v: Any) -> Any:
-        """Return v^T J for a cotangent v, a tuple of one for each primal."""
+        """Return v^T J for a cotangent v: a tuple with one derivative for each primal."""
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = as_like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
@@ -129,16 +129,16 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
 def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
     """Return f at `primals` and J v, its derivative in the direction of the tangents v.
 
-    A tuple or list of primals is one for each argument of f; anything else is the only argument.
-    Tangents have the structure of the primals, and for a Module they are a dict by the names of its
-    parameters. f may return a container. It runs once, in forward mode: each op passes on the
-    tangent of its result, and nothing is kept for a way back, so that memory does not grow with the
+    A tuple or list of primals has one primal for each argument of f; any other value is the only
+    argument. Tangents have the structure of the primals; for a Module, they are a dict by parameter
+    names. f may return a container. f runs once, in forward mode: after each op, the tangent of its
+    result is computed, and nothing is saved for a backward pass. So memory does not grow with the
     depth of f (see `minigrad.core.forward_mode`).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 
     Raises:
-        TypeError: as `value_and_grad`, or if one is a tuple and the other is not.
+        TypeError: as in `value_and_grad`, or if only one of primals and tangents is a tuple.
         ValueError: if primals and tangents differ in number, keys or shape.
     """
     call, vs = _paired("jvp", f, primals, tangents)
@@ -151,15 +151,15 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
 
-    It is the derivative of df/dx in the direction v, forward mode over a backward pass, and costs a
-    few times what f does (Pearlmutter, 1994). Primals and tangents are as in `jvp`, and H v has
-    their structure; for a tuple or list it is a tuple.
+    It is the derivative of df/dx in the direction v: forward mode over a backward pass. It costs a
+    few times as much as f (Pearlmutter, 1994). Primals and tangents are as in `jvp`. H v has their
+    structure, and is a tuple for a tuple or list.
 
         curvature = (v * hvp(loss, x, v)).sum()
 
     Raises:
-        TypeError: as `jvp`.
-        ValueError: as `jvp`, or if f returns more than one element.
+        TypeError: as in `jvp`.
+        ValueError: as in `jvp`, or if f returns more than one element.
     """
     several = type(primals) in (tuple, list)
     gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
@@ -173,15 +173,16 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
 def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
 
-    For several `argnums` it returns a tuple, and for containers nested ones, f's outside: for f of
-    `{"w": (3,), "b": ()}` that returns `{"y": (2,)}`, `J["y"]["w"]` has shape (2, 3) and
-    `J["y"]["b"]` (2,). A row is a VJP. Where the value has more elements than x, f runs again, and
-    J is computed by columns, each a JVP.
+    For several `argnums`, the result is a tuple. For containers, it is nested: the structure of f's
+    result is outside, that of x inside. If f maps `{"w": (3,), "b": ()}` to `{"y": (2,)}`, then
+    `J["y"]["w"]` has shape (2, 3) and `J["y"]["b"]` has shape (2,). J is computed by rows, each a
+    VJP. If the value has more elements than x, f runs again, and J is computed by columns, each a
+    JVP.
 
         J = jacobian(lambda x: A @ x)(x)        # A
 
     Raises:
-        TypeError: as `value_and_grad`.
+        TypeError: as in `value_and_grad`.
         ValueError: when called, if `argnums` are repeated or out of range.
     """
     checked_argnums("jacobian", argnums)
@@ -203,11 +204,11 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
 def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function that returns the Jacobian as `jacobian` does, always by columns.
 
-    f runs in forward mode, in up to 64 directions at once, and so often that each element of the
-    arguments is one of them. No graph of f is in memory.
+    Each element of the arguments is one direction. f runs in forward mode, with up to 64 directions
+    at once, until all directions are done. It records no graph.
 
     Raises:
-        TypeError: as `value_and_grad`.
+        TypeError: as in `value_and_grad`.
         ValueError: when called, if `argnums` are repeated or out of range.
         RuntimeError: if f gives another result when it runs again.
     """
@@ -225,7 +226,7 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
 def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:
     """Compute the Jacobian of each leaf of the result by each leaf of the arguments, by columns.
 
-    f runs again for every so many directions, since their tangents are in memory at the same time.
+    f runs once for each group of directions, because the tangents of a group are in memory at once.
     """
     sizes = [x.size for x in call.leaves]
     *starts, total = accumulate(sizes, initial=0)
@@ -259,7 +260,7 @@ def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:
 
 
 def _units(x: Tensor, count: int, start: int) -> Tangents:
-    """Return tangents in `count` directions; from `start` on, one element after the other moves."""
+    """Return `count` tangents: direction `start` + i is the unit vector of element i of x."""
     tangents: Tangents = [None] * count
     for k in range(max(0, start), min(count, start + x.size)):
         v = np.zeros_like(x._data)
@@ -271,14 +272,14 @@ def _units(x: Tensor, count: int, start: int) -> Tangents:
 def hessian(f: Function, argnums: Argnums = 0) -> Function:
     """Return a function of f's arguments that returns H[i, j] = d^2 f / dx_i dx_j.
 
-    H has the shape x's + x's.
+    H has the shape of x + the shape of x.
 
-    It is the Jacobian of the gradient, by columns. For several `argnums` it returns a tuple of
-    tuples of blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`. So it
-    is for containers: `H["w"]["b"]` has the shape of w + that of b.
+    It is the Jacobian of the gradient, computed by columns. For several `argnums` it is a tuple of
+    tuples of blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`.
+    Containers are nested in the same way: `H["w"]["b"]` has the shape of w + the shape of b.
 
     Raises:
-        TypeError, ValueError: as `value_and_grad`.
+        TypeError, ValueError: as in `value_and_grad`.
     """
     gradients_of_f = _gradients_of("hessian", f, argnums)
 
@@ -316,7 +317,7 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
         record = run.can_be_differentiated(out)
         value = out if record else out.detach()
         one = initial_gradient(out, None, name, create_graph=True)
-        # `aux` may lie on the same graph, and must not find it freed.
+        # `aux` may be part of the same graph, so the graph must not be freed.
         gradients = run.pull([out], [one], record, retain=has_aux)
         result = (value, run.detached(aux)) if has_aux else value
         return ValueAndGrad(result, run.call.arranged(gradients))
@@ -331,7 +332,7 @@ def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
 
 
 def _named(transformed: Function, name: str, f: Function) -> Function:
-    """Name a transformed function by what it computes, and let `help` show the arguments of f."""
+    """Set the name of a transformed function, and let `help` show the arguments of f."""
     inner = getattr(f, "__name__", type(f).__name__)
     transformed.__name__ = transformed.__qualname__ = f"{name}({inner})"
     transformed.__wrapped__ = f  # type: ignore[attr-defined]
@@ -339,7 +340,7 @@ def _named(transformed: Function, name: str, f: Function) -> Function:
 
 
 def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[Call, list[Tensor]]:
-    """Return a call of f with primals, and the leaves of the tangents, checked against it."""
+    """Return a call of f with the primals, and the leaves of the tangents, after checking them."""
     several = type(primals) in (tuple, list)
     if several != (type(tangents) in (tuple, list)):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A call of a function: its arguments, checked, and the leaves that it is differentiated by."""
+"""A call of a function: its checked arguments, and the leaves to differentiate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Argnums = int | Sequence[int]
 
 
 class Call:
-    """A call of f: its arguments, and the leaves among them that it is differentiated by."""
+    """A call of f: its arguments, and the leaves in them to differentiate."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Call:
             self._check_not_shared(leaves)
 
     def _check_not_shared(self, leaves: Sequence[Leaf]) -> None:
-        """Check that no two Modules share a parameter, which can be at one node only."""
+        """Check that no two Modules share a parameter: a parameter can be at only one node."""
         paths: dict[int, str] = {}
         for n, parameter in self._of_modules.items():
             path = leaves[n].path
@@ -74,7 +74,7 @@ class Call:
                 )
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
-        """Return what f returns for `inputs` instead of the leaves."""
+        """Call f with `inputs` in place of the leaves."""
         args = self._args.copy()
         for i, structure in self._structures.items():
             args[i] = rebuild(structure, inputs, owners=True)
@@ -84,12 +84,15 @@ class Call:
             return self._f(*args, **self._kwargs)
 
     def arranged(self, results: Sequence[Any]) -> Any:
-        """Return results, one for each leaf, as the arguments: a tuple for several argnums."""
+        """Put results, one for each leaf, into the structure of the arguments.
+
+        For several argnums, this is a tuple.
+        """
         found = [rebuild(structure, results) for structure in self._structures.values()]
         return tuple(found) if self._several else found[0]
 
     def tangents(self, given: Sequence[Any]) -> list[Tensor]:
-        """Return the leaves of a tangent for each argument, checked against those of this call."""
+        """Return the leaves of the tangents, one tangent per argument, after checking them."""
         leaves = []
         for (i, structure), v in zip(self._structures.items(), given, strict=True):
             leaves += flatten_as(structure, v, f"{self.name}: tangent {i}")
@@ -99,7 +102,7 @@ class Call:
 def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
     """Return `argnums` as a sequence of ints.
 
-    A Tensor here is mostly an argument of f: the message says how the call is meant.
+    A Tensor here is usually meant as an argument of f; the error message shows the right call.
     """
     numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
@@ -111,13 +114,13 @@ def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
 
 
 def as_like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:
-    """Return leaves as Tensors in the dtypes of others, checked for their shapes."""
+    """Return leaves as Tensors with the dtypes of `tensors`, after checking their shapes."""
     pairs = zip(tensors, leaves, strict=True)
     return [as_tensor(leaf.value, leaf.path, like=tensor) for tensor, leaf in pairs]
 
 
 def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
-    """Return `value` as a Tensor of floats; with `like`, checked for its shape, in its dtype."""
+    """Return `value` as a Tensor of floats; with `like`, check its shape, and use its dtype."""
     if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
         how = "containers of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
         if hasattr(value, "__dlpack__"):
@@ -141,7 +144,7 @@ def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
 
 
 def described(value: Any) -> str:
-    """Return what a value is, for a message."""
+    """Describe a value in a few words, for a message."""
     if isinstance(value, Tensor):
         return value.describe()
     library = type(value).__module__.partition(".")[0]

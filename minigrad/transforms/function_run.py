@@ -1,4 +1,4 @@
-"""A run of a function on inputs of its own, and the passes through the graph that it leaves."""
+"""A run of a function on its own inputs, and backward passes through the graph of this run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _recorded = grad_mode(True)
 
 
 class _Departures(Observer):
-    """Notes whether the value of something newer than `start` left the graph.
+    """Record whether the value of a node newer than `start` left the graph.
 
-    A condition, `if x > 0`, is none: between its jumps, a function that asks for it is constant.
+    A condition such as `if x > 0` does not count: between its jumps, its result is constant.
     """
 
     def __init__(self, start: int) -> None:
@@ -37,12 +37,12 @@ class _Departures(Observer):
 
 
 class Run:
-    """A run of f on inputs at nodes of their own, in forward mode if they are given tangents."""
+    """A run of f on inputs at new nodes; in forward mode, if tangents are given."""
 
     def __init__(self, call: Call, tangents: Sequence[Tangents] | None = None) -> None:
         self.call = call
         self.enabled = is_grad_enabled()
-        self.start = next(clock)  # no older node depends on the inputs, so walks end there
+        self.start = next(clock)  # no older node depends on the inputs; walks end here
         if tangents is not None:
             self.forward = ForwardMode(len(tangents[0]))
             pairs = zip(call.leaves, tangents, strict=True)
@@ -55,12 +55,12 @@ class Run:
             for x in call.leaves:
                 inner = identity(x) if x.requires_grad else x.detach().requires_grad_()
                 assert inner.node is not None
-                inner.node.forward_only = False  # also if nothing but a run around this sees x
+                inner.node.forward_only = False  # also if only an outer run sees x
                 self.inputs.append(inner)
             self.out = call.run(self.inputs)
 
     def results(self) -> tuple[list[Tensor], Structure]:
-        """Return the leaves of what f returned, checked to be Tensors, and the structure of it."""
+        """Return the leaves of f's result, which must be Tensors, and its structure."""
         if isinstance(self.out, Tensor):
             return [self.checked(self.out)], 0
         leaves: list[Leaf] = []
@@ -71,7 +71,7 @@ class Run:
         return [self.checked(x.value, x.path.removeprefix(role)) for x in leaves], structure
 
     def checked(self, out: Any, path: str = "") -> Tensor:
-        """Return a result of f, checked to be a Tensor of floats or a constant."""
+        """Return a result of f, after checking that it is a Tensor of floats or a constant."""
         if isinstance(out, Tensor) and out.dtype.kind == "f":
             return out
         at, name = path and f" at {path}", self.call.name
@@ -87,14 +87,14 @@ class Run:
         raise TypeError(f"{name}: f must return a Tensor of floats{at}, not {described(out)}{how}")
 
     def _is_constant(self) -> bool:
-        """Run f again, and return whether all that depends on the inputs stayed in the graph."""
+        """Run f again; return whether all values that depend on the inputs stayed in the graph."""
         departures = _Departures(self.start)
         with _recorded, observe(departures):
             self.call.run(self.inputs)
         return not departures.found
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
-        """Return whether something outside can ask for the derivative of one of `results`."""
+        """Return whether something outside may need the derivative of one of `results`."""
         return self._is_in_graph(*results) or carried(*results)
 
     def _is_in_graph(self, *results: Tensor) -> bool:
@@ -106,7 +106,7 @@ class Run:
         return any(node.order < self.start and not node.forward_only for node in found)
 
     def detached(self, value: Any) -> Any:
-        """Detach the Tensors in `value`, except where something outside can differentiate them."""
+        """Detach the Tensors in `value`, except those that something outside may differentiate."""
         if isinstance(value, Tensor):
             return value if self.can_be_differentiated(value) else value.detach()
         leaves: list[Leaf] = []
@@ -121,7 +121,7 @@ class Run:
         record: bool,
         retain: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the sum over `outputs` of v^T J for each input, recorded if `record` is set."""
+        """Return v^T J for each input, summed over `outputs`; with `record`, record the pass."""
         pending: dict[Node, Any] = {}
         for output, cotangent in zip(outputs, cotangents, strict=True):
             if (node := output.node) is not None and node.order > self.start:
@@ -145,7 +145,7 @@ class Run:
         )
 
     def _is_to_be_recorded(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
-        """Return whether a pass on Tensors needs a graph, and not only tangents."""
+        """Return whether a pass on Tensors must record a graph, or only needs tangents."""
         around = running()
         return (
             not around
@@ -155,11 +155,11 @@ class Run:
         )
 
     def pushed(self, out: Tensor) -> list[Tensor]:
-        """Return the tangents of `out`, one per direction, in memory of their own."""
+        """Return copies of the tangents of `out`, one per direction."""
         return [clone(self.detached(v)) for v in self.forward.tangents(out)]
 
     def rows(self, out: Tensor, record: bool) -> list[Tensor]:
-        """Return the Jacobian of `out` by each input, computed row by row."""
+        """Return the Jacobian of `out` with respect to each input, computed row by row."""
         pulled = []
         for i in range(out.size):
             v = np.zeros_like(out._data)
