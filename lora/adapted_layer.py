@@ -119,11 +119,11 @@ class AdaptedLayer(Module):
             return DenseMatrix(stored)
         return NarrowFrozenMatrix(stored, self._dtype)
 
-    def lifted(self, h: Tensor, b: Tensor) -> Tensor:
+    def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply h, `(..., n)`, the result of `product`, by a matrix B `(d_out, n)`."""
         return ops.linear(h, b)
 
-    def per_output(self, values: Tensor) -> Tensor:
+    def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Reshape numbers `(d_out,)` so that they broadcast with the outputs."""
         return values
 
@@ -289,14 +289,14 @@ class AdaptedLayer(Module):
         if apart and len(self.active) == 1 and not self.merged and not self._drops(apart[0]):
             # A single DoRA adapter needs one product with W instead of two.
             y = self._updated(x, stored, None, apart) * self._ratio(apart[0])
-            return y if bias is None else y + self.per_output(bias)
+            return y if bias is None else y + self.broadcast_outputs(bias)
         y = self._updated(x, stored, bias, [a for a in adapters if a not in apart])
         for adapter in apart:
             left, factor = x, None  # by dropout
             if self._drops(adapter):
                 left, factor = self.dropped(x, adapter)
             a, b = adapter.factors()
-            added = self.lifted(self.product(left, a) * adapter.scale, b)
+            added = self.times_b(self.product(left, a) * adapter.scale, b)
             if adapter.lora_magnitude is not None:
                 before = self.base(left, self.base_weight, None)
                 added = (before + added) * self._ratio(adapter) - before
@@ -311,10 +311,10 @@ class AdaptedLayer(Module):
         if not adapters:
             return y
         a, b, scale = joined(adapters)
-        return y + self.lifted(self.product(x, a) * scale, b)
+        return y + self.times_b(self.product(x, a) * scale, b)
 
     def _ratio(self, adapter: Adapter) -> Tensor:
-        return self.per_output(adapter.ratio(self.weight))
+        return self.broadcast_outputs(adapter.ratio(self.weight))
 
     def _drops(self, adapter: Adapter) -> bool:
         return self.training and adapter.dropout > 0

@@ -108,12 +108,12 @@ def attach(
         )
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
-    return carry_out(model, plan, adapter)
+    return apply_plan(model, plan, adapter)
 
 
 @contextmanager
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
-    """Turn the other adapters off while a block plans a new one; `carry_out` then adds it.
+    """Turn the other adapters off while a block plans a new one; `apply_plan` then adds it.
 
     After an error in the block, the model and the generator are restored.
     """
@@ -153,7 +153,7 @@ def check_attachable(model: Module, adapter: str) -> None:
         )
 
 
-def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
+def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
     attachment = state.attachment_of(model)
     if attachment is None:

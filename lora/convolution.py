@@ -66,11 +66,11 @@ class LoRAConv(AdaptedLayer):
         filters = ops.reshape(matrix, (-1, *self.base_weight.shape[1:]))
         return _convolve(x, filters, None, *self.options)
 
-    def lifted(self, h: Tensor, b: Tensor) -> Tensor:
+    def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply the channels of h by B, as a 1 x 1 convolution."""
-        return _convolve(h, self.per_output(b))
+        return _convolve(h, self.broadcast_outputs(b))
 
-    def per_output(self, values: Tensor) -> Tensor:
+    def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
         return ops.reshape(values, (*values.shape, *(1,) * (self.base_weight.ndim - 2)))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
-from lora.attaching import carry_out, check_attachable
+from lora.attaching import apply_plan, check_attachable
 from lora.attachment.plan import Plan
 from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import targets_in
@@ -175,7 +175,7 @@ def extract(
         found[name] = Extracted.of(name, best)
     for copy in plan.copies:
         copy.own.copy_(pair.values[copy.name])
-    carry_out(base, plan, adapter)
+    apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
 

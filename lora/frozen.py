@@ -101,7 +101,7 @@ class DenseMatrix(FrozenMatrix):
     """A plain array, whose memory other code may share.
 
     An array of filters, with more axes, has a row for each filter. While the norms of the rows are
-    saved, the memory is read-only; code that wants to write releases it first (`let_go`).
+    saved, the memory is read-only; code that wants to write releases it first (`on_release`).
     """
 
     def __init__(self, array: Array) -> None:
@@ -139,7 +139,7 @@ class DenseMatrix(FrozenMatrix):
             self._known = squares
         return self._known
 
-    def let_go(self) -> None:
+    def on_release(self) -> None:
         """Drop the saved norms, because other code is about to write to W."""
         self._known = None
 
@@ -211,7 +211,7 @@ def copy_for_adapter(original: Parameter | Buffer, value: Any) -> TrainedCopy | 
     return OwnBuffer(value) if isinstance(original, Buffer) else TrainedCopy(value)
 
 
-def hand_over(own: TrainedCopy | OwnBuffer) -> None:
+def make_ordinary(own: TrainedCopy | OwnBuffer) -> None:
     """Turn a copy into an ordinary parameter or buffer of the model, by changing its class."""
     own.__class__ = Buffer if isinstance(own, Buffer) else Parameter  # type: ignore[assignment]
 

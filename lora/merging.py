@@ -9,7 +9,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
-from lora.frozen import hand_over
+from lora.frozen import make_ordinary
 from minigrad.nn import Module, Parameter
 
 
@@ -168,7 +168,7 @@ def fold(model: Module) -> Module:
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
-                hand_over(copy.own)
+                make_ordinary(copy.own)
                 if isinstance(copy.original, Parameter):
                     state.restore_flags([(copy.own, flags[id(copy.original)])])
         state.store(part, None)

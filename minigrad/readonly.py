@@ -50,7 +50,7 @@ def owner_of(array: Array) -> Array:
 class Holder(Protocol):
     """The owner of something that is derived from an array."""
 
-    def let_go(self) -> None:
+    def on_release(self) -> None:
         """Drop the derived data, because the memory is about to become writable."""
 
 
@@ -68,7 +68,7 @@ def count_holds() -> int:
 
 
 def hold(array: Array, holder: Holder) -> bool:
-    """Make the memory of `array` read-only until `release`, which calls `holder.let_go()`.
+    """Make the memory of `array` read-only until `release`, which calls `holder.on_release()`.
 
     Views that were made before stay writable. Writes to them through a Tensor are noticed; writes
     through numpy are not. Returns False if the memory cannot be held: it is read-only already, or
@@ -114,7 +114,7 @@ def release(array: Array) -> bool:
         if view is not None:
             view.flags.writeable = True
     for holder in list(known.holders):
-        holder.let_go()
+        holder.on_release()
     return True
 
 

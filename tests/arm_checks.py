@@ -194,7 +194,7 @@ def main(part):
     for name, expected in FACTS.items():
         check(name, facts[name] == expected, facts[name])
     # The smallest work is to be shared by threads, which it is not if it is not worth it.
-    launch.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
+    launch.MIN_SECONDS_FOR_THREADS = dispatch.THREADS_FROM = 0
     for kernel in warmup.kernels_of(double=True):
         note_calls(kernel)
     dtype = np.dtype("float64" if part == "float64" else "float32")

@@ -153,8 +153,8 @@ def threads_for_all_work_over(seconds):
     """Let two threads share all work that takes one longer than this, however small the arrays."""
     before = mg.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "WORTH_A_TEAM", seconds)
-        patch.setattr(threads, "WORTH_A_WORKQUEUE", seconds)
+        patch.setattr(launch, "MIN_SECONDS_FOR_THREADS", seconds)
+        patch.setattr(threads, "MIN_SECONDS_FOR_WORKQUEUE", seconds)
         patch.setattr(dispatch, "THREADS_FROM", 0)
         mg.set_num_threads(2)
         try:

@@ -33,7 +33,7 @@ SHIFTED = "shifted"  # by one pixel
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))  # rows and columns
 BATCH_SIZE = 32
 TURN = 10  # steps
-LOOKS = 25  # the number of tests during training, at equal distances in seconds
+TESTS = 25  # the number of tests during training, at equal distances in seconds
 RATES = {DENSE: 1e-3, CNN: 4e-3}  # chosen with other splits than those of the demo
 
 MODELS: dict[str, Callable[[np.random.Generator], Sequential]] = {
@@ -149,7 +149,7 @@ def train_in_turns(rng: np.random.Generator, budget: float, capture: bool = Fals
     learners = {name: Learner(name, own[name], capture) for name in MODELS}
     while (learner := min(learners.values(), key=lambda each: each.seconds)).seconds < budget:
         learner.take_turn(x, y, budget)
-        if learner.seconds >= len(learner.curve) * budget / LOOKS:
+        if learner.seconds >= len(learner.curve) * budget / TESTS:
             learner.curve.append((learner.seconds, accuracy(learner.scores(x_test), y_test)))
     return {name: learner.measured(test) for name, learner in learners.items()}
 

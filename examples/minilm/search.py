@@ -45,10 +45,10 @@ class Plan:
     steps: int = 80
     batch_size: int = 32
     lr: float = 1e-3
-    thinned: int = 1  # test every n-th held-out pair
+    test_every: int = 1  # test every n-th held-out pair
 
 
-QUICK = Plan(steps=25, batch_size=16, thinned=3)
+QUICK = Plan(steps=25, batch_size=16, test_every=3)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main(
     rng = np.random.default_rng(0)
     every = pairs()
     known = [pair for pair in every if not pair.held_out]
-    held_out = [pair for pair in every if pair.held_out][:: plan.thinned]
+    held_out = [pair for pair in every if pair.held_out][:: plan.test_every]
     texts, model = Texts(longest=64), load()
 
     vectors = {BEFORE: embedded(model, texts, held_out)}

@@ -147,12 +147,12 @@ class Plan:
         )
 
     def _save_biases(self, model: Module) -> None:
-        def is_meant(name: str) -> bool:
+        def is_chosen(name: str) -> bool:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
         advice = "let the layer that shares it have one too"
-        if not self._copy(model.parameters(), "bias", is_meant, advice):
+        if not self._copy(model.parameters(), "bias", is_chosen, advice):
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
 
     def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
@@ -179,29 +179,29 @@ class Plan:
                         f"out, load the model in float32, or exclude it from lora.quantize"
                     )
 
-        def is_meant(name: str) -> bool:
+        def is_chosen(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
         whole = (tensor for _, tensor in model.named_state())
-        self._copy(whole, "modules_to_save", is_meant, "save the module that shares it too")
+        self._copy(whole, "modules_to_save", is_chosen, "save the module that shares it too")
 
     def _copy(
         self,
         tensors: Iterable[Parameter | Buffer],
         reason: str,
-        is_meant: Callable[[str], bool],
+        is_chosen: Callable[[str], bool],
         advice: str,
     ) -> bool:
-        """Copy each tensor for which `is_meant` holds; tell whether one was copied."""
+        """Copy each tensor for which `is_chosen` holds; tell whether one was copied."""
         known = {id(copy.original) for copy in self.copies}
         found = False
         for tensor in tensors:
             names = self._names[id(tensor)]
-            name = next(filter(is_meant, names), None)
+            name = next(filter(is_chosen, names), None)
             if name is None or isinstance(tensor, TrainedCopy):
                 continue
             found = True
-            others = [other for other in names if not is_meant(other)]
+            others = [other for other in names if not is_chosen(other)]
             if others:
                 raise ValueError(
                     f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "

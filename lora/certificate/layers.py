@@ -23,7 +23,7 @@ Rows = Callable[[slice], Array]
 
 # Roundings of a term outside of its sums: s and the product with s (or s B, for several adapters),
 # two for a quantised W, the bias, and the final additions.
-BESIDES = 8
+OTHER_ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) ->
         dtype=own,
         update_error=gamma(rank + 2, wide) * spread + lost,
         spread=spread,
-        roundings=(0 if one_hot else d_in) + rank + BESIDES,
+        roundings=(0 if one_hot else d_in) + rank + OTHER_ROUNDINGS,
         underflows=upper(rank + after, rank),
         peak=peak if s <= float(np.finfo(own).max) else math.inf,
         one_hot=one_hot,
@@ -202,7 +202,7 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
         total = total if alone else total + size
         largest = max(largest, float(ratio.max()))
     d_in, rank = weight.shape[1], sum(adapter.update_rank for adapter in adapters)
-    roundings = d_in + rank + BESIDES * (len(adapters) + 1)
+    roundings = d_in + rank + OTHER_ROUNDINGS * (len(adapters) + 1)
     spread = upper(np.maximum(total - size, 0.0), d_in + rank)
     if plain.one_hot:  # no element of a column is larger than the norms of its rows
         spread = np.full(plain.shape[0], float(spread.max()))

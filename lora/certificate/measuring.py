@@ -217,7 +217,7 @@ def certify(
         what="certifying the merge", unit="number", shown=progress, total=elements, unit_scale=True
     ) as bar:
         for part in parts:
-            tallies = [_Tally(part, dtype, float(radius)) for dtype in dtypes]
+            tallies = [_RoundingErrors(part, dtype, float(radius)) for dtype in dtypes]
             for strip in strips(part.shape):
                 w, d = part.base(strip), part.update(strip)
                 for tally in tallies:
@@ -227,7 +227,7 @@ def certify(
     return MergeCertificate(tuple(rows), float(radius))
 
 
-class _Tally:
+class _RoundingErrors:
     """Collects the rounding errors of merging one layer in one dtype, strip by strip."""
 
     def __init__(self, part: LayerMerge, dtype: str, radius: float) -> None:

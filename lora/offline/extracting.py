@@ -16,7 +16,7 @@ from lora.extraction import Extracted
 from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
 from lora.offline.stored_weight import StoredWeight
-from lora.offline.workers import Crew
+from lora.offline.workers import WorkerPool
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
@@ -129,11 +129,11 @@ def extract_files(
         if isinstance(names, str):  # its letters would count as names
             raise TypeError(f"{role} are names, as in [{names!r}], not one string")
     check_no_model(out, base, finetuned)
-    with Crew(partial(_opened, base, finetuned), workers, progress) as crew:
-        before, after = crew.opened
+    with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
+        before, after = pool.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
-        are_equal = crew.map(_is_equal, list(before), "compare", "tensor")
+        are_equal = pool.map(_is_equal, list(before), "compare", "tensor")
         differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
@@ -154,9 +154,9 @@ def extract_files(
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
         tasks = [(name, stored.get(name, True), rank) for name in layers]
         if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
-            crew.workers = 1  # too many BLAS threads for the cores are ten times slower
+            pool.workers = 1  # too many BLAS threads for the cores are ten times slower
         rows, updates, facts = [], {}, {}
-        for row, update, base_hash in crew.map(_extract, tasks, "extract", "layer"):
+        for row, update, base_hash in pool.map(_extract, tasks, "extract", "layer"):
             rows.append(row)
             updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})

@@ -14,7 +14,7 @@ import numpy as np
 
 from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
-from lora.offline.workers import Crew
+from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import (
@@ -295,18 +295,18 @@ def check_adapter(
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
         if base is not None:
             opening = partial(AdaptedBase, base, folder, merged)
-            crew = stack.enter_context(Crew(opening, workers, progress))
-            opened, tensors = crew.opened, crew.opened.tensors
+            pool = stack.enter_context(WorkerPool(opening, workers, progress))
+            opened, tensors = pool.opened, pool.opened.tensors
             has_checksum &= all(file.has_checksum for file in tensors.files.values())
-            damage = crew.map(_damage, list(tensors.files), "base", "file")
+            damage = pool.map(_damage, list(tensors.files), "base", "file")
             found += [Finding("wrong", "base", problem) for problem in damage if problem]
-            problems = [*opened.problems, *other_weights(crew)]
-            finite = crew.map(_is_finite, list(opened.weights), "base", "layer")
+            problems = [*opened.problems, *other_weights(pool)]
+            finite = pool.map(_is_finite, list(opened.weights), "base", "layer")
             weights = zip(opened.weights.values(), finite, strict=True)
             broken = [weight.name for weight, is_finite in weights if not is_finite]
             if opened.model is not None:
                 names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
-                compared = crew.map(compare_tensor, names, "compare", "tensor")
+                compared = pool.map(compare_tensor, names, "compare", "tensor")
                 for name, verdict in zip(names, compared, strict=True):
                     if isinstance(verdict, MergedLayer):
                         rows.append(verdict)
@@ -380,7 +380,7 @@ def findings_of(
         elif not np.isfinite(files.read(key)).all():
             yield Finding("wrong", key, "has NaN or Inf in it")
         is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
-        if files.is_meant(key) or is_base:
+        if files.is_trained_in_full(key) or is_base:
             continue
         if not key.startswith(PREFIX) or ".lora_" in key:
             yield Finding("wrong", key, f"is no key of PEFT's, which are like {KEYS}")

@@ -26,7 +26,7 @@ from lora.offline.model_folder import (
     other_weights,
 )
 from lora.offline.stored_weight import StoredWeight
-from lora.offline.workers import Crew
+from lora.offline.workers import WorkerPool
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad import __version__
 from minigrad.checks import check_problems
@@ -132,15 +132,15 @@ def merge_files(
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:
         opening = partial(AdaptedBase, base, adapter)
-        crew = stack.enter_context(Crew(opening, workers, progress))
-        opened, tensors, files = crew.opened, crew.opened.tensors, crew.opened.files
+        pool = stack.enter_context(WorkerPool(opening, workers, progress))
+        opened, tensors, files = pool.opened, pool.opened.tensors, pool.opened.files
         shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else SINGLE: [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
         problems = [*wrong_in(files, progress), *opened.problems]
         if check_base:
-            problems += other_weights(crew)
+            problems += other_weights(pool)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
         for name in opened.added:
             next(iter(shards.values())).append(files.tensors[opened.replaced[name]])
@@ -159,14 +159,14 @@ def merge_files(
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(opened.heads))
             paths = ((name, file.path) for name, file in tensors.files.items())
             inputs = [(None, find(adapter, WEIGHTS)), *paths]
-            hashes = list(crew.map(_digest, inputs, "hash of the inputs", "file"))
+            hashes = list(pool.map(_digest, inputs, "hash of the inputs", "file"))
             computing = __version__, np.__version__, vector_registers()
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
             plan = sha256(repr(facts).encode()).hexdigest()
             folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
-            stack.callback(crew.close)  # no worker may write while the folder is moved or removed
+            stack.callback(pool.close)  # no worker may write while the folder is moved or removed
             kept = [name for name in shards if (folder / name).exists()]
-        certificate = _certificate(crew, shards, radius, None if is_file else folder / _ROWS)
+        certificate = _certificate(pool, shards, radius, None if is_file else folder / _ROWS)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
@@ -175,7 +175,7 @@ def merge_files(
             for name, infos in shards.items()
             if name not in kept
         ]
-        list(crew.map(_write, tasks, "merge", "file"))
+        list(pool.map(_write, tasks, "merge", "file"))
     found = opened.added, opened.tied, opened.heads, opened.prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
     replaced = list(opened.replaced)
@@ -197,14 +197,14 @@ def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
 
 
 def _certificate(
-    crew: Crew[AdaptedBase],
+    pool: WorkerPool[AdaptedBase],
     shards: Mapping[str, Sequence[TensorInfo]],
     radius: float,
     notes: Path | None,
 ) -> MergeCertificate:
     """Compute the certificate; read rows that are in a file of notes, and append the others."""
     every = {info.name: info.dtype for infos in shards.values() for info in infos}
-    weights = crew.opened.weights
+    weights = pool.opened.weights
     dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
     rows: dict[str, CertificateRow] = {}
     if notes is not None and notes.exists():
@@ -213,7 +213,7 @@ def _certificate(
                 row = CertificateRow(*json.loads(line))
                 rows[row.layer] = row
     tasks = [(layer, dtype, radius) for layer, dtype in dtypes.items() if layer not in rows]
-    for row in crew.map(_row, tasks, "certifying the merge", "layer"):
+    for row in pool.map(_row, tasks, "certifying the merge", "layer"):
         rows[row.layer] = row
         if notes is not None:
             with open(notes, "ab") as file:

@@ -26,7 +26,7 @@ import numpy as np
 
 from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
-from lora.offline.workers import Crew
+from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
 from lora.peft.folder import (
     FLOATS,
@@ -98,8 +98,8 @@ def open_base(path: PathLike) -> TensorSet:
 class AdaptedBase(Closing):
     """A base and an adapter, both open, and the tensors of the base that the adapter changes.
 
-    `model`, if given, should be the base with the adapter merged. Each worker of a `Crew` has its
-    own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
+    `model`, if given, should be the base with the adapter merged. Each worker of a `WorkerPool`
+    has its own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
     """
 
     def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:
@@ -195,7 +195,7 @@ class AdaptedBase(Closing):
                 if info.dtype not in FLOATS and not counts:
                     what = f"{name} has dtype {info.dtype} in the base"
                     self.problems.append(f"unusable: {what}, {NO_FLOATS}")
-            elif not files.is_meant(key):
+            elif not files.is_trained_in_full(key):
                 self.problems.append(
                     f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of "
                     f"the base"
@@ -203,9 +203,9 @@ class AdaptedBase(Closing):
         return found
 
 
-def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
+def other_weights(pool: WorkerPool[AdaptedBase]) -> Iterator[str]:
     """Yield errors for weights whose hash differs from the one in the adapter's metadata."""
-    base = crew.opened
+    base = pool.opened
     stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
     # The adapter was made on the matrix in the file, unless that was rounded to few bits.
     same = [
@@ -214,7 +214,7 @@ def other_weights(crew: Crew[AdaptedBase]) -> Iterator[str]:
         if stored.get(name, "dense") in ("dense", base.tensors.info(weight.name).dtype)
     ]
     return base.files.facts.base_problems(
-        same, lambda names: crew.map(_fingerprint, names, "hash of the base", "layer")
+        same, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
     )
 
 

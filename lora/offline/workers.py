@@ -1,4 +1,4 @@
-"""Crew: map a function over tasks in this process or in several; each opens the files itself."""
+"""WorkerPool: map a function over tasks, in this process or in several that open the files too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")  # a task
 R = TypeVar("R")  # the result of a task
 
 
-class Crew(Closing, Generic[O]):
+class WorkerPool(Closing, Generic[O]):
     """Worker processes that each have the same files open.
 
     A worker is a new Python process, because a fork would not have the threads of this process. It

@@ -187,7 +187,7 @@ class AdapterFolder(Closing):
         )
         return any(each != key and each in self.tensors for each in shortened)
 
-    def is_meant(self, key: str) -> bool:
+    def is_trained_in_full(self, key: str) -> bool:
         """Tell whether the configuration says that a parameter was trained in full."""
         name = _parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")

@@ -16,7 +16,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
-from lora.attaching import AttachReport, carry_out, planning
+from lora.attaching import AttachReport, apply_plan, planning
 from lora.attachment.plan import Plan
 from lora.attachment.state import parameters_in_use, state_names
 from lora.attachment.targets import Target, candidates, targets_in
@@ -101,7 +101,7 @@ def load(
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
-    return carry_out(model, plan, adapter)
+    return apply_plan(model, plan, adapter)
 
 
 def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:

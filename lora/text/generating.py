@@ -74,8 +74,8 @@ class TextGenerator:
         self._capacity = 0
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
-        lacking = tokenizer.lacking(model.config.vocab_size)
-        self._padding = [i for i in lacking if i not in self._ends]  # ids without a token
+        unused_ids = tokenizer.unused_ids(model.config.vocab_size)
+        self._padding = [i for i in unused_ids if i not in self._ends]  # ids without a token
 
     def forget(self) -> None:
         """Drop the cached keys and values, which is necessary after a switch of adapters."""

@@ -48,7 +48,7 @@ _SAME = {
 _WHOLE = ("llama-bpe", "tekken")
 """The rules with which a word is one token, without merges, if it is in the vocabulary."""
 
-_HALF = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no complete character
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no complete character
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
@@ -124,7 +124,7 @@ class Tokenizer:
         around = self._tokens.encode("a")
         return list(around.ids[: around.special_tokens_mask.index(0)]) + self.encode(text)
 
-    def lacking(self, size: int) -> list[int]:
+    def unused_ids(self, size: int) -> list[int]:
         """Return the ids below `size` without a token, such as the padding of a model's table."""
         known = set(self._tokens.get_vocab().values())
         return [i for i in range(size) if i not in known]
@@ -148,10 +148,10 @@ class Tokenizer:
         for token in ids:
             left.append(token)
             text = self.decode(left)
-            complete = text.rstrip(_HALF)  # may be one for each byte
+            complete = text.rstrip(_REPLACEMENT)  # may be one for each byte
             new, sent = complete[sent:], max(sent, len(complete))
             alone = self.decode([token])
-            if new and complete == text and _HALF not in alone:
+            if new and complete == text and _REPLACEMENT not in alone:
                 # Keep the last token, because a decoder may drop the space of a first token.
                 left, sent = [token], len(alone)
             if new:

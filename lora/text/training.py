@@ -254,7 +254,7 @@ def train(
         rising = min(math.ceil(warmup * total), total - 1)
         ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True), "train")
         trainer = Trainer(
-            _Passing(model),
+            _TokensAsOutput(model),
             optimizer,
             model.loss,
             accumulation_steps=accumulation_steps,
@@ -367,7 +367,7 @@ def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
 
 
-class _Passing(Module):
+class _TokensAsOutput(Module):
     """Returns the tokens unchanged, because `LanguageModel.loss` itself runs the model."""
 
     def __init__(self, model: Any) -> None:
@@ -418,7 +418,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
     """Train up to step `total`, with a progress bar; after Ctrl-C, raise a KeyboardInterrupt."""
     steps, passing = trainer.history.steps, trainer.model
-    assert isinstance(passing, _Passing)
+    assert isinstance(passing, _TokensAsOutput)
     first = len(steps)
     if first >= total:
         return

@@ -218,7 +218,7 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     recording, observers = mode.state
     result: Any = out
     if found:
-        out = demoted(op, as_output(op, out), arrays)
+        out = cast_back(op, as_output(op, out), arrays)
         out = view(out, data)
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
@@ -333,7 +333,7 @@ def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
 def as_floats(op: OpLike, value: Any) -> Any:
     """Convert an input of a function of floats: integers to float64, float16 to float32.
 
-    `demoted` converts the result back.
+    `cast_back` converts the result back.
     """
     try:
         array: Any = value if isinstance(value, StandIn) else np.asarray(value)
@@ -350,7 +350,7 @@ def as_floats(op: OpLike, value: Any) -> Any:
     return array.astype(np.float32 if narrow else np.float64, copy=False)
 
 
-def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
+def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     """Convert a result to the dtype that its op should return.
 
     This is the common dtype of the float inputs. If there are none, a float64 result of integers
@@ -429,7 +429,7 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _SERVING = (
     *(Node, StandIn, Tensor, np.ndarray),
-    *(agree, as_floats, as_output, demoted, explained, shape, taken_over, view, without_vjp),
+    *(agree, as_floats, as_output, cast_back, explained, shape, taken_over, view, without_vjp),
 )
 
 _NAMESPACE: dict[str, Any] = {

@@ -107,7 +107,7 @@ class Op(OpLike, Generic[P]):
         vjp_of: the same pairs as a dict.
         own_jvp: the rule for tangents, if there is one (see `Op.jvp`).
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
-        known_flops: the FLOPs of calls and VJPs found so far, by signature, for receipts.
+        flops_cache: the FLOPs of calls and VJPs found so far, by signature, for receipts.
         plain: whether every input has its own VJP.
         takes_sequence: whether the inputs are the elements of the first parameter, a sequence.
         call: the function that a call of the op runs; calling it directly is a little faster.
@@ -123,7 +123,7 @@ class Op(OpLike, Generic[P]):
                 "residuals have no node in the graph"
             )
         self.forward = forward
-        self.known_flops: dict[Any, int | None] = {}
+        self.flops_cache: dict[Any, int | None] = {}
         self.plain = True
         self.vjps: list[tuple[int, VJP]] = []
         self.vjp_of: dict[int, VJP] = {}

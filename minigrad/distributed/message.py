@@ -71,7 +71,7 @@ def decoded(content: Array) -> Any:
     return json.loads(text)
 
 
-def as_told(error: Exception) -> tuple[str, list[Any]]:
+def serialized_error(error: Exception) -> tuple[str, list[Any]]:
     """Return the class and the arguments of a built-in error with the same message.
 
     It is the nearest base class that can be made from numbers and texts.

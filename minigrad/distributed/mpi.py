@@ -26,7 +26,7 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, Launch
-from minigrad.distributed.message import Message, as_told, decoded, encoded
+from minigrad.distributed.message import Message, decoded, encoded, serialized_error
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import threads
@@ -107,7 +107,7 @@ class MPIWorld(World):
     # Calls
     # ----------------------------------------------------------------------------------------------
 
-    def _meet(self, call: str, number: int = 0) -> list[int]:
+    def _rendezvous(self, call: str, number: int = 0) -> list[int]:
         """Exchange a number with all ranks; an error if they do not make the same call."""
         if self._was_interrupted:
             raise RuntimeError(
@@ -159,7 +159,7 @@ class MPIWorld(World):
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
-        sizes = self._meet(call, len(mine))
+        sizes = self._rendezvous(call, len(mine))
         with self._uninterrupted():
             every = np.empty(sum(sizes), np.uint8)
             parts = np.split(every, np.cumsum(sizes)[:-1])
@@ -175,7 +175,7 @@ class MPIWorld(World):
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
         content = encoded(value if self.is_first else None)
-        size, *_ = self._meet(call, len(content))
+        size, *_ = self._rendezvous(call, len(content))
         with self._uninterrupted():
             content = content if self.is_first else np.empty(size, np.uint8)
             self._broadcast(content, 0)
@@ -197,7 +197,7 @@ class MPIWorld(World):
                 encoded(value)  # only to raise an error if it cannot be sent
             except Exception as error:
                 failure = error
-        problem = self.broadcast(None if failure is None else as_told(failure), call)
+        problem = self.broadcast(None if failure is None else serialized_error(failure), call)
         if failure is not None:
             raise failure
         if problem is not None:
@@ -207,18 +207,18 @@ class MPIWorld(World):
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
-        self._meet(call)
+        self._rendezvous(call)
 
     def any(self, flag: bool, call: str = "any") -> bool:
         """Return whether the flag is set on some rank."""
-        return any(self._meet(call, int(bool(flag))))
+        return any(self._rendezvous(call, int(bool(flag))))
 
     def sum_parts(
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
         message = Message(like)
-        self._meet(f"a sum of {count} lists of {message.size} bytes")
+        self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
             """Return a sum of the tree on the rank that owns its first list; elsewhere nothing."""
@@ -263,7 +263,7 @@ class MPIWorld(World):
         note.daemon = True
         note.start()
         try:
-            self._meet(_LEFT)
+            self._rendezvous(_LEFT)
         except RuntimeError:
             self._end_all(error)
         finally:
@@ -312,7 +312,7 @@ class MPIWorld(World):
     def _finish(self) -> None:
         """At the end of the script, wait for the other ranks, and end MPI."""
         try:
-            self._meet("the end of its script")
+            self._rendezvous("the end of its script")
         except RuntimeError as error:
             if self._was_interrupted:
                 self.check_left_together(error)

@@ -107,7 +107,7 @@ def _eigenvectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     w = eigenvalues(a, factors)
     transposed = swap_last(out)
     projected = _antisymmetric(ops.matmul(transposed, g))
-    rotation = _divided(projected, _as_row(w) - _as_column(w), w)
+    rotation = _safe_quotient(projected, _as_row(w) - _as_column(w), w)
     return ops.matmul(ops.matmul(out, 0.5 * rotation), transposed)
 
 
@@ -118,7 +118,7 @@ def _antisymmetric(x: Array) -> tuple[Array, Array]:
     return x - transposed, ops.logical_and(ops.logical_or(x != 0, transposed != 0), different)
 
 
-def _divided(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
+def _safe_quotient(numerator: tuple[Array, Array], difference: Array, values: Array) -> Array:
     """Return numerator / difference; where the difference is 0 up to rounding, nan if needed.
 
     Where the quotient is not needed, the numerator is 0, and the quotient is 0.
@@ -242,10 +242,10 @@ def _singular_vectors_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
     row, column = _as_row(s), _as_column(ops.concatenate([s, others], -1))
     total = row + column
     weights = row / ops.where(total == 0, 1.0, total)
-    left = ops.matmul(out, _divided((rotation, is_needed), row - column, s) * weights)
+    left = ops.matmul(out, _safe_quotient((rotation, is_needed), row - column, s) * weights)
     if count < a.shape[-2]:  # the columns may also rotate out of the space that they span
         rest = g - ops.matmul(out, projected)
-        left = left + _divided((rest, rest != 0), row, s)
+        left = left + _safe_quotient((rest, rest != 0), row, s)
     return ops.matmul(left, swap_last(v))
 
 

@@ -24,7 +24,7 @@ def _channel_norm(
 ) -> Tensor:  # fmt: skip
     """Compute the same as `channel_norm`; use the moments of x itself unless they are fixed."""
     if is_fixed:
-        average, variance = (reshape(m, _beside(x)) for m in moments)
+        average, variance = (reshape(m, _channel_shape(x)) for m in moments)
         deviation = x - average
     else:
         y, axes = x, (0, *range(2, x.ndim))
@@ -34,11 +34,11 @@ def _channel_norm(
         deviation = y - mean(y, axes, keepdims=True)
         variance = mean(deviation * deviation, axes, keepdims=True)
     out = reshape(deviation * rsqrt(variance + eps), x.shape)
-    out = out if weight is None else out * reshape(weight, _beside(x))
-    return out if bias is None else out + reshape(bias, _beside(x))
+    out = out if weight is None else out * reshape(weight, _channel_shape(x))
+    return out if bias is None else out + reshape(bias, _channel_shape(x))
 
 
-def _beside(x: Array) -> tuple[int, ...]:
+def _channel_shape(x: Array) -> tuple[int, ...]:
     """Return the shape of a vector with one number per channel that broadcasts to x."""
     return (-1, *[1] * (x.ndim - 2))
 

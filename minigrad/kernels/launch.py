@@ -52,7 +52,7 @@ from minigrad.kernels.jit import (
     jit,
     signature_of,
 )
-from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
+from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
 
 PIECES = 64  # the number of pieces that threads share
 INT = types.intp
@@ -296,8 +296,8 @@ class Kernel:
         self.alone(*arguments)
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
-        """Run the loop, on threads if it takes at least `WORTH_A_TEAM` seconds."""
-        if self.threads and seconds >= WORTH_A_TEAM and get_num_threads() > 1:
+        """Run the loop, on threads if it takes at least `MIN_SECONDS_FOR_THREADS` seconds."""
+        if self.threads and seconds >= MIN_SECONDS_FOR_THREADS and get_num_threads() > 1:
             with team(seconds) as threads:
                 if threads > 1:
                     self.shared(self.pieces or threads, *arguments)

@@ -32,8 +32,8 @@ from functools import cache
 
 from minigrad.kernels.start import load_numba
 
-WORTH_A_TEAM = 30e-6  # the least seconds of work for which waking a thread (22 us) pays
-WORTH_A_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
+MIN_SECONDS_FOR_THREADS = 30e-6  # the least seconds of work for which waking a thread (22 us) pays
+MIN_SECONDS_FOR_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
 SPIN_COUNT = 5_000  # how often a thread of OpenMP looks for work before it sleeps: about 150 us
 
 forked = False
@@ -126,7 +126,7 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         if forked:
             return 1
         if threading_layer() == "workqueue":
-            if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
+            if self._seconds < MIN_SECONDS_FOR_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
         before = load_numba().get_num_threads()

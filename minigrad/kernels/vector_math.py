@@ -109,7 +109,7 @@ _E2, _E3, _E4, _E5, _E6 = map(
 
 
 @jit(inline="always")
-def _divided(x: Any) -> Any:
+def _reduce_range(x: Any) -> Any:
     """Return the remainder of x / log(2), with log(2) in two parts, and the quotient + _SHIFT."""
     shifted = x * _LOG2_E + _SHIFT
     k = shifted - _SHIFT
@@ -127,7 +127,7 @@ def exp(x: Any) -> Any:
     """Compute e^x within 1.1 units in the last place, also where the result is subnormal."""
     x = _HIGHEST if x > _HIGHEST else x  # a nan stays
     x = _LOWEST if x < _LOWEST else x
-    r, shifted = _divided(x)
+    r, shifted = _reduce_range(x)
     return _scaled(_ONE + (r + _curve(r)), shifted)
 
 
@@ -138,7 +138,7 @@ def exp_below(x: Any) -> Any:
     It takes three quarters of the time of `exp`.
     """
     x = _VANISHING if x < _VANISHING else x
-    r, shifted = _divided(x)
+    r, shifted = _reduce_range(x)
     return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
 
 
@@ -146,7 +146,7 @@ def exp_below(x: Any) -> Any:
 def expm1_below(x: Any) -> Any:
     """Compute e^x - 1 for x <= 0 within 1.1 units in the last place."""
     x = _NEARLY_0 if x < _NEARLY_0 else x
-    r, shifted = _divided(x)
+    r, shifted = _reduce_range(x)
     power = _power_of_two(shifted)
     return power * (r + _curve(r)) + (power - _ONE)
 
@@ -234,7 +234,7 @@ def bell(x: Any) -> Any:
     # x^2 has twice the digits of x, and all are needed: high^2 is exact, and the rest is small.
     high = _leading_half(z)
     power = high * (-_HALF * high)
-    r, shifted = _divided(power)
+    r, shifted = _reduce_range(power)
     r = r + (z - high) * (-_HALF * (z + high))
     return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
 

@@ -26,14 +26,14 @@ def where(condition: Array, x: Array, y: Array) -> Array:
         ValueError: if one operand holds integers, and the other is a number out of their range.
     """
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
-        return kernels.elementwise.where(condition, _beside(x, y), _beside(y, x))
-    return np.where(condition, _beside(x, y), _beside(y, x))
+        return kernels.elementwise.where(condition, _as_dtype_of(x, y), _as_dtype_of(y, x))
+    return np.where(condition, _as_dtype_of(x, y), _as_dtype_of(y, x))
 
 
 _MANY = 4096  # elements, from which minigrad's own loop is faster
 
 
-def _beside(number: Array, array: Array) -> Array:
+def _as_dtype_of(number: Array, array: Array) -> Array:
     """Convert a number to the dtype of an integer array; an error if it is out of range."""
     if isinstance(number, int) and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)

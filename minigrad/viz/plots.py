@@ -28,7 +28,7 @@ _DRAWN = 1e-200, 1e200  # norms are clipped to this range, because axes are comp
 _LETTERS = 18  # the most letters in the name beside a panel
 _COLUMNS = 400  # of the heat map; with more steps, a column shows the largest of several steps
 _HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # the heights of panels; those of others are 1.3
-_OF_ITS_OWN = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
+_NOT_METRICS = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
 
 _UP, _DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 
@@ -72,7 +72,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
     if not history.epochs:
         raise ValueError("there are no epochs to plot yet")
     names = dict.fromkeys(key for record in history.epochs for key in record)
-    metrics = [n for n in names if n not in _OF_ITS_OWN and not n.startswith("validation_")]
+    metrics = [n for n in names if n not in _NOT_METRICS and not n.startswith("validation_")]
     rates = {record["lr"] for record in history.epochs if "lr" in record}
     panels = metrics + ["grad_norm"] * ("grad_norm" in names) + ["lr"] * (len(rates) > 1)
     ratios = [2.0, *(_HEIGHTS.get(name, 1.3) for name in panels)]

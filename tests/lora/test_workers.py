@@ -19,7 +19,7 @@ import lora
 from lora.__main__ import FAILED, STOPPED, main
 from lora.offline import check_adapter, extract_files, merge_files
 from lora.offline.inspection import Findings
-from lora.offline.workers import Crew
+from lora.offline.workers import WorkerPool
 from minigrad.io import TensorInfo, writing_set
 from minigrad.nn import Linear
 from minigrad.progress import NoBar
@@ -437,8 +437,8 @@ def sleep(_, seconds):
 @pytest.mark.full
 def test_workers_end_in_the_middle_of_a_task():
     begin = time.monotonic()
-    with Crew(nullcontext, 2, False) as crew:
-        results = crew.map(sleep, [0, 120, 120], "sleep", "nap")
+    with WorkerPool(nullcontext, 2, False) as pool:
+        results = pool.map(sleep, [0, 120, 120], "sleep", "nap")
         assert next(results) == 0
     assert time.monotonic() < begin + 60
 
@@ -451,8 +451,8 @@ def raise_it(_, message):
 @pytest.mark.full
 @pytest.mark.filterwarnings("error")  # an exception of the pool's own thread is one
 def test_an_error_ends_workers_that_have_more_to_do():
-    with Crew(nullcontext, 2, False) as crew:
-        results = crew.map(raise_it, ["bad"] * 100, "raise", "error")
+    with WorkerPool(nullcontext, 2, False) as pool:
+        results = pool.map(raise_it, ["bad"] * 100, "raise", "error")
         with pytest.raises(ValueError, match="bad"):
             next(results)
 

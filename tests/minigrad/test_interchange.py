@@ -97,7 +97,7 @@ def test_memory_that_is_held_is_released_first():
     released = []
 
     class Holder:
-        def let_go(self):
+        def on_release(self):
             released.append(True)
 
     holder, x = Holder(), minigrad.ones(3)

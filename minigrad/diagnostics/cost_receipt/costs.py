@@ -289,7 +289,7 @@ class SketchedCall:
 
     def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
         """Return the FLOPs of `run(*values)`, which runs `what`, once for each signature."""
-        known, key = self.op.known_flops, (what, *map(_key, values))
+        known, key = self.op.flops_cache, (what, *map(_key, values))
         if key in known:
             return known[key]
         before = self.counted

@@ -124,12 +124,14 @@ def first_line(work: Any) -> int:
 
 
 @jit(inline="always")
-def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add: bool) -> None:
-    """Write a tile in `spare` to C, or add it: only the rows and columns that C has."""
+def copy_corner(
+    t: BlockSizes, scratch_tile: int, high: int, wide: int, C: Matrix, add: bool
+) -> None:
+    """Write a tile in `scratch_tile` to C, or add it: only the rows and columns that C has."""
     for i in range(high):
         for j in range(wide):
             here = C.at + i * C.row + j * C.col
-            value = load(spare + (i * t.NR + j) * t.item, t.zero)
+            value = load(scratch_tile + (i * t.NR + j) * t.item, t.zero)
             if add:
                 value += load(here, t.zero)
             store(here, value)
@@ -138,13 +140,13 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
 @external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, C: Matrix, add: bool,
-    spare: int,
+    scratch_tile: int,
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
-    A tile whose rows are not contiguous in C is computed in `spare` and copied. A long sum is more
-    exact if it is cut into runs, each summed by itself; so a tile is added to C after every RUN
-    steps.
+    A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
+    is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
+    RUN steps.
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -169,7 +171,7 @@ def macro_kernel(
                     k += t.RUN
                 high = 0
             while high > 0:
-                target, row = (c, C.row) if straight else (spare, t.NR * t.item)
+                target, row = (c, C.row) if straight else (scratch_tile, t.NR * t.item)
                 done = k = 0
                 while k < depth:
                     done = tile_of_size(
@@ -178,7 +180,7 @@ def macro_kernel(
                     )  # fmt: skip
                     k += t.RUN
                 if not straight:
-                    copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
+                    copy_corner(t, scratch_tile, done, wide, Matrix(c, C.row, C.col), add)
                 high -= done
                 a += done * A.across
                 c += done * C.row
@@ -327,8 +329,8 @@ def multiply_piece(
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     rows = (strip + t.MR - 1) // t.MR * t.AR if main.pack else 0
     work = np.empty(CACHE_LINE + tile + rows * main.depth * t.item + group_size, np.uint8)
-    spare = first_line(work)
-    packed_a = spare + tile
+    scratch_tile = first_line(work)
+    packed_a = scratch_tile + tile
     packed_b = packed_a + rows * main.depth * t.item
     for i in range(start, end, strip):
         high, row_of_c = min(strip, end - i), C.at + i * C.row
@@ -353,7 +355,7 @@ def multiply_piece(
                     pack(t, columns, wide, term.depth, t.NR, t.NR, at)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
-                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, spare)
+                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, scratch_tile)
                 if bias.at and number == 0:
                     here = bias.at + i * bias.row + g * t.NR * bias.col
                     add_bias(t, high, wide, Matrix(here, bias.row, bias.col), corner)

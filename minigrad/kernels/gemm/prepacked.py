@@ -95,12 +95,12 @@ class PrepackedMatrix:
     def __del__(self) -> None:
         if self._packed:  # then W is read-only
             release(self.matrix)
-            self.let_go()
+            self.on_release()
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of a layer packs for itself
 
-    def let_go(self) -> None:
+    def on_release(self) -> None:
         """Delete all panels, because W is about to change."""
         global _bytes
         with _packing:

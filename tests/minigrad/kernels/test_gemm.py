@@ -11,7 +11,7 @@ from minigrad.kernels.gemm.blocking import USUAL
 from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THREADS_FROM
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, set_num_threads
+from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
 from tests.minigrad.kernels.processes import run_python
 
@@ -110,7 +110,7 @@ def test_a_thin_product_takes_as_long_as_its_matrix_is_read(
         loop = getattr(kernel, name)
         monkeypatch.setattr(kernel, name, lambda s, *a, loop=loop: (seconds.append(s), loop(s, *a)))
     matmul(*operands(m, 576, n, layout, np.float32, rng))
-    assert [guess >= WORTH_A_TEAM for guess in seconds] == [worth_threads]
+    assert [guess >= MIN_SECONDS_FOR_THREADS for guess in seconds] == [worth_threads]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

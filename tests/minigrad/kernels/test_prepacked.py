@@ -417,7 +417,7 @@ class Holder:
     def __init__(self):
         self.times = 0
 
-    def let_go(self):
+    def on_release(self):
         self.times += 1
 
 
