@@ -148,8 +148,8 @@ def check_attachable(model: Module, adapter: str) -> None:
         check_switch(model, attachment, (adapter,))
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
         raise ValueError(
-            f"there are adapters on {', '.join(strange) or 'the model itself'} already, which "
-            f"lora.attach has not put there, or has on a part of it; fold or detach them first"
+            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
+            f"lora.attach did not attach to this whole model; fold or detach them first"
         )
 
 

@@ -135,12 +135,12 @@ class LoRAConfig:
             several = isinstance(layers, Iterable) and not isinstance(layers, str)
             indices = tuple(layers) if several else (layers,)
             if not indices:
-                raise ValueError("layers_to_transform is empty; None stands for all layers")
+                raise ValueError("layers_to_transform is empty; None means all layers")
             for index in indices:
                 if isinstance(index, bool) or not hasattr(type(index), "__index__"):
                     raise TypeError(f"layers_to_transform are indices, not {index!r}")
                 if index < 0:
-                    raise ValueError(f"layers_to_transform count from 0, unlike {index}")
+                    raise ValueError(f"layers_to_transform are indices from 0 on, not {index}")
             self._set("layers_to_transform", tuple(map(operator.index, indices)))
         elif self.layers_pattern:
             raise ValueError(

@@ -120,8 +120,8 @@ def extract(
     rank = check_size("rank", rank)
     if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
         raise ValueError(
-            "the base has adapters already, and what is theirs would count as a difference; "
-            "lora.detach(base) takes them off, lora.fold(base) makes them part of it"
+            "the base has adapters already, and their updates would count as a difference; "
+            "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
         )
     state: Any = finetuned
     if isinstance(finetuned, Module):

@@ -58,7 +58,7 @@ def merge(
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
         attachment, chosen = state.required_attachment(model), tuple(chosen)
         if not chosen:
-            raise ValueError("adapters are empty; None stands for all that are active")
+            raise ValueError("adapters are empty; None means all active adapters")
         for name in chosen:
             attachment.get(name)
             if name not in attachment.active:

@@ -48,7 +48,7 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     if ALL_LINEAR in names and role in ("targets", "exclude"):
         raise ValueError(f"{role}={ALL_LINEAR!r} stands by itself, not in a list of names")
     if "" in names:
-        raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r:.200}")
+        raise ValueError(f"{role} are names, and none may be empty: {names!r:.200}")
     return names
 
 

@@ -180,7 +180,7 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """
     low, high = as_shape("randint", (low, high))
     if not low < high:
-        raise ValueError(f"randint: low must be less than high, unlike low={low} and high={high}")
+        raise ValueError(f"randint: low must be less than high, but low={low} and high={high}")
     return Tensor(
         observed(draw, rng, np.int64, "integers", low, high, _new_shape("randint", (shape,)))
     )

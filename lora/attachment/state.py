@@ -115,7 +115,7 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
     if not isinstance(adapter, str):
         raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
     if not _NAME.fullmatch(adapter):
-        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+        raise ValueError(f"an adapter's name has letters, digits, - and _ only, not {adapter!r}")
     if attachment is not None and adapter in attachment.adapters:
         raise ValueError(
             f"the model has an adapter {adapter!r} already; give another name, or take that one "

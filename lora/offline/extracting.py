@@ -271,6 +271,6 @@ def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConf
     both = [name for name in found if name.removesuffix(".weight") in layers]
     if both:
         raise ValueError(
-            f"{', '.join(both)} would be taken over in full and have an update; exclude the layers"
+            f"{', '.join(both)} would be saved in full and have an update too; exclude the layers"
         )
     return found

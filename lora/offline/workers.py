@@ -65,9 +65,9 @@ class WorkerPool(Closing, Generic[O]):
             yield from progress_bar(results, what=what, unit=unit, total=total, shown=shown)
         except BrokenProcessPool:
             raise ChildProcessError(
-                "a worker was killed or could not start; if memory has run out, take fewer; a "
-                'script needs `if __name__ == "__main__":` before what it does; a merge into a '
-                "folder goes on when it is started again"
+                "a worker was killed or could not start; if memory has run out, use fewer workers; "
+                'a script needs `if __name__ == "__main__":` around its calls; a merge into a '
+                "folder continues when the same command is started again"
             ) from None
 
     def _submit(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

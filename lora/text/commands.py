@@ -75,13 +75,13 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("--config", type=path, metavar="FILE", help="options.json of an earlier run, to repeat it")
     add_options(add, training.train, training.OPTION_NAMES)
     add("--mask-prompt", action="store_true", help="the default: prompts do not count")
-    help_text = "go on from the last checkpoint in OUT, with its options and the same data"
+    help_text = "continue from the last checkpoint in OUT, with its options and the same data"
     add("--resume", action="store_true", help=help_text)
 
     add = command("generate", generate, "write with a language model, or talk to it")
     add_base(add)
     add_adapters(add, "a folder with an adapter; --chat takes several, and can switch to each")
-    add("--prompt", help="a text to go on from")
+    add("--prompt", help="a text to continue")
     add("--message", help="a message to answer, through the model's chat template")
     add("--chat", action="store_true", help=f"talk: one line is one message ({HELP})")
     add("--system", help="a system message, for --message and --chat")

@@ -106,7 +106,7 @@ class TextGenerator:
             ValueError: if the prompt has no tokens, unknown ones, or too many for the model.
         """
         if not prompt:
-            raise ValueError("the prompt is empty; there is nothing to go on from")
+            raise ValueError("the prompt is empty; there is nothing to continue")
         check_tokens(prompt, self.model.config.vocab_size)
         started = time.perf_counter()
         self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"

@@ -68,7 +68,7 @@ class Tokenizer:
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
         if not tokens.encode("a", add_special_tokens=False).ids:
-            raise ValueError("the tokenizer has no token for the letter a, so it is of no text")
+            raise ValueError("the tokenizer has no token for the letter a, so it is not for text")
         self._tokens = tokens
         self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")

@@ -297,7 +297,7 @@ def train(
             (folder / OPTIONS).unlink(missing_ok=True)  # nothing to resume
         if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
             there = (
-                f"what {os.fspath(folder)!r} has in it is complete, and resume goes on from that"
+                f"the files in {os.fspath(folder)!r} are complete, and resume continues from them"
             )
             raise OSError(error.errno, f"{error.strerror}; {there}") from error
         raise
@@ -412,7 +412,7 @@ def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         for key in {**old, **new}
         if old.get(key) != new.get(key) and key != "save_every"
     ]
-    check_problems(f"the run in {name!r} cannot go on with other data or options", changed)
+    check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
 
 
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
@@ -446,5 +446,5 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
         trainer.fit(batches, validation=held_out, steps=total - first)
     if len(steps) < total:
         raise KeyboardInterrupt(
-            f"stopped after step {len(steps)} of {total}; resume goes on from there"
+            f"stopped after step {len(steps)} of {total}; resume continues from there"
         )

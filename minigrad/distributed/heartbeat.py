@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 RESUME = (
-    "all ranks end now; if mpiexec waits for a machine that is gone, Ctrl-C ends it. Start again "
-    "with the same command: from a checkpoint a run goes on, on any number of ranks"
+    "all ranks end now; if mpiexec waits for a lost machine, press Ctrl-C. Start again with the "
+    "same command: a run continues from its checkpoint, on any number of ranks"
 )
 
 
@@ -55,7 +55,7 @@ class Heartbeat:
         try:
             self._exchange()
         except Exception as error:
-            end(self._rank, f"no sign of life can be sent or received ({error}); {RESUME}")
+            end(self._rank, f"no heartbeat can be sent or received ({error}); {RESUME}")
 
     def _exchange(self) -> None:
         pause = min(1.0, self._patience / 5)

@@ -87,8 +87,8 @@ class MPIWorld(World):
             )
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise RuntimeError(
-                f"this build of {vendor} does not let two threads talk at once, which signs of "
-                f"life need; use another build"
+                f"this build of {vendor} does not let two threads communicate at the same time, "
+                f"which heartbeats need; use another build"
             )
         comm = mpi.COMM_WORLD
         self._comm, self._leaving = comm.Dup(), comm.Dup()
@@ -352,8 +352,8 @@ def _patience() -> float:
         seconds = 0.0
     if not 0 < seconds < math.inf:
         raise ValueError(
-            f"{PATIENCE} is the number of seconds without a sign of life after which a rank counts "
-            f"as lost, such as 60, not {text!r:.60}"
+            f"{PATIENCE} is the number of seconds without a heartbeat after which a rank counts as "
+            f"lost, such as 60, not {text!r:.60}"
         )
     return seconds
 

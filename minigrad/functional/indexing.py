@@ -276,7 +276,7 @@ def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
             raise ValueError(f"labels must be at least 0, and one is {classes.min()}")
         num_classes = int(classes.max()) + 1 if classes.size else 0
     if num_classes < 0:
-        raise ValueError(f"num_classes is not negative, unlike {num_classes}")
+        raise ValueError(f"num_classes must not be negative, but is {num_classes}")
     check_below("labels", classes, num_classes, "classes")
     rows = np.zeros((classes.size, num_classes), np.int64)
     rows[np.arange(classes.size), classes.ravel()] = 1

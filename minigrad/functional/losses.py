@@ -271,7 +271,7 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)
     if weight.ndim > t.ndim or any(given not in (1, size) for given, size in sizes):
         raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
-    observed(check_not_negative, as_array(weight), f"{name} is not negative, unlike {{}}")
+    observed(check_not_negative, as_array(weight), f"{name} must be at least 0, not {{}}")
     return ops.astype(weight, t.dtype)
 
 
@@ -411,7 +411,7 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
             f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
         )
     values: NDArray[Any] = as_array(weight, scores.dtype)
-    observed(check_not_negative, values, "weights of classes are not negative, unlike {}")
+    observed(check_not_negative, values, "weights of classes must be at least 0, not {}")
     return axis, values
 
 

@@ -210,7 +210,7 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
     """
     counts = tuple(operator.index(count) for count in np.atleast_1d(reps))
     if any(count < 0 for count in counts):
-        raise ValueError(f"reps are not negative, unlike {reps!r}")
+        raise ValueError(f"reps must not be negative, but are {reps!r}")
     ndim = max(x.ndim, len(counts))
     sizes = (1,) * (ndim - x.ndim) + x.shape
     counts = (1,) * (ndim - len(counts)) + counts
@@ -283,7 +283,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise ValueError(f"a width of {pad_width!r:.60} does not go with shape {x.shape}")
     widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     if any(width < 0 for pair in widths for width in pair):
-        raise ValueError(f"widths are not negative, unlike {pad_width!r}; use an index to cut")
+        raise ValueError(f"widths must not be negative, but are {pad_width!r}; use an index to cut")
     if not isinstance(constant_values, (int, float, np.number)):
         raise TypeError(f"constant_values is one number, not {constant_values!r:.60}")
     if mode != "constant" and constant_values != 0:

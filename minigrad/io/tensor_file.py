@@ -266,12 +266,12 @@ class TensorWriter:
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"a name stands for one tensor; twice there are {', '.join(twice)}")
+            raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
-            raise ValueError("no tensor can be called '__metadata__', which is where facts are")
+            raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
+                raise TypeError(f"metadata are strings by strings, not {key!r}: {value!r:.60}")
         facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # checksum first
         header: dict[str, Any] = {"__metadata__": facts}
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes

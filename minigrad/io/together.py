@@ -122,9 +122,9 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     found, has_manifest = _unfinished(Path(folder))
     if found and not has_manifest:
         warnings.warn(
-            f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from {SAVED} "
-            f"in it, which a save of version 0.1 that was broken off has left; save again, or move "
-            f"the files out of it",
+            f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from its "
+            f"folder {SAVED}, which an interrupted save of version 0.1 has left; save again, or "
+            f"move the files out of it",
             stacklevel=2,
         )
     return found

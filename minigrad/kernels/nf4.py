@@ -173,7 +173,7 @@ class NF4Matrix(NarrowMatrix):
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             if not np.isfinite(largest).all():
                 raise ValueError(
-                    "NF4Matrix.of: the array holds NaN or Inf, which no level stands for; find "
+                    "NF4Matrix.of: the array holds NaN or Inf, for which there is no code; find "
                     "where they come from, or replace them with np.nan_to_num"
                 )
             if largest.max() > (limit := np.finfo(np.float32).max):

@@ -141,7 +141,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with uniform values in [a, b); a ValueError if a > b."""
     if not a <= b:
-        raise ValueError(f"uniform_: a must be at most b, unlike a={a} and b={b}")
+        raise ValueError(f"uniform_: a must be at most b, but a={a} and b={b}")
     drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
     return tensor.copy_(below(drawn, b) if a < b else drawn)
 

@@ -313,7 +313,7 @@ class StepRecorder(Observer):
     def on_text(self, tensor: Tensor) -> None:
         """Raise an error if values are formatted as text, because a program cannot print them."""
         raise CaptureError(
-            "a program cannot print a tensor or make a text of it; return it, and print it outside"
+            "a program cannot print a tensor or format it as text; return it, and print it outside"
         )
 
     def on_hook(self, node: Node, begins: bool) -> None:

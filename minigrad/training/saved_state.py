@@ -41,7 +41,7 @@ def check_records(records: Sequence[Any], names: set[str]) -> None:
     for record in records:
         values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
         if not all(isinstance(value, (int, float)) for value in values):
-            raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
+            raise ValueError(f"a record has numbers for {sorted(names)}, not {record!r:.100}")
 
 
 def unfinished_epoch(state: Any, steps: Sequence[Record]) -> UnfinishedEpoch | None:

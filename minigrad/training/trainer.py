@@ -284,7 +284,7 @@ class Trainer:
             if len(self._pass.order) != len(data):
                 raise ValueError(
                     f"the unfinished epoch is one of {len(self._pass.order)} rows or "
-                    f"micro-batches, and these are {len(data)}; go on with the same data"
+                    f"micro-batches, and these are {len(data)}; continue with the same data"
                 )
             left -= self._pass.position
         size = data.batch_size * self.accumulation_steps

@@ -1,7 +1,7 @@
 """Ranks of a training are killed or stopped at random instants, and other numbers of ranks resume.
 
 MPI's launcher notices a kill by itself and kills the others with a text of its own. Of a rank that
-was stopped, or whose machine is gone, it notices nothing: here the signs of life count. A rank that
+was stopped, or whose machine is gone, it notices nothing: here the heartbeats count. A rank that
 is stopped while MPI starts or ends leaves the others without a name, but not without an end.
 Open MPI's launcher may wait for itself then, when all ranks have ended.
 """
@@ -76,7 +76,7 @@ def test_a_rank_that_stops_is_named_and_one_process_resumes(tmp_path):
     assert ended.status != 0
     assert f"rank 1 (process {pid} on" in ended.err[0]
     assert "has given no sign for 1 seconds" in ended.err[0]
-    assert "Start again with the same command: from a checkpoint a run goes on" in ended.err[0]
+    assert "same command: a run continues from its checkpoint" in ended.err[0]
     assert digest(1, checkpoint) == expected
 
 

@@ -323,7 +323,7 @@ def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = TokenNet(rng)
     net.q = lora.LoRALayer.from_linear(net.q, 1, 1.0)
-    with pytest.raises(ValueError, match=r"lora\.attach has not put there"):
+    with pytest.raises(ValueError, match=r"lora\.attach did not attach"):
         put(net, "a", rng, ["v"])
 
 
@@ -365,7 +365,7 @@ def test_a_layer_of_which_nothing_is_merged_has_no_second_weight(rng):
         "q": True,
         "v": False,
     }
-    with pytest.raises(ValueError, match=r"adapters are empty; None stands for all"):
+    with pytest.raises(ValueError, match=r"adapters are empty; None means all"):
         lora.merge(net, [])
     assert net.q.merged
 

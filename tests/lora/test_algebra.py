@@ -589,7 +589,7 @@ def test_the_report_can_be_read(rng):
         ((["a", "a"], [1e308, 1e308], "n"), ValueError, "sum of the weights"),
         ((["a"], [1e200], "n"), ValueError, "q: the sum is too large for float32"),
         ((["a"], [1], "b"), ValueError, "an adapter 'b' already"),
-        ((["a"], [1], "b.c"), ValueError, r"letters, digits, - and _ only, unlike 'b\.c'"),
+        ((["a"], [1], "b.c"), ValueError, r"letters, digits, - and _ only, not 'b\.c'"),
         ((["a"], [1], None), TypeError, "name of an adapter is a string, not None"),
         ((["a"], [1], "n", 0), ValueError, "rank must be at least 1, not 0"),
         ((["a"], [1], "n", 1.0), TypeError, r"rank must be an integer, not 1\.0"),

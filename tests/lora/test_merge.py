@@ -369,7 +369,7 @@ def test_there_must_be_something_active_to_merge():
         ({"radius": 0.0}, "radius"),
         ({"limit": -1.0}, "limit"),
         ({"adapters": "other"}, "no adapter 'other'"),
-        ({"adapters": []}, "adapters are empty; None stands for all"),
+        ({"adapters": []}, "adapters are empty; None means all"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -411,7 +411,7 @@ def test_a_layer_that_is_the_whole_model_is_named_by_its_kind(layer):
     with pytest.raises(ValueError, match=f"quantize: the model is a single {type(model).__name__}"):
         lora.quantize(model)
     if isinstance(model, LoRALayer):
-        with pytest.raises(ValueError, match="adapters on the model itself already"):
+        with pytest.raises(ValueError, match="adapters already on the model itself"):
             lora.attach(model, LoRAConfig(rank=2))
         with pytest.raises(ValueError, match="finetuned model has adapters, in itself"):
             lora.extract(Linear(4, 4), model, 1)

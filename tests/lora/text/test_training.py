@@ -253,7 +253,9 @@ def test_a_run_does_not_go_on_with_other_options(data, tmp_path, change, message
     run(data, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     model = StandIn()
-    with pytest.raises(ValueError, match=f"cannot go on with other data or options:\n.*{message}"):
+    with pytest.raises(
+        ValueError, match=f"cannot continue with other data or options:\n.*{message}"
+    ):
         run(data, tmp_path / "out", model, resume=True, **change)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
@@ -427,7 +429,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_from_which_the_run_goes_on(
         run(validated, tmp_path / "out", model, **options)
     assert caught.value.errno == errno.ENOSPC
     out = str(tmp_path / "out")
-    assert f"device; what {out!r} has in it is complete, and resume goes on from" in str(
+    assert f"device; the files in {out!r} are complete, and resume continues from" in str(
         caught.value
     )
     assert not [name for name, _ in model.named_parameters() if "lora" in name]

@@ -371,7 +371,7 @@ def test_nan_stays_nan_in_bfloat16():
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["x", "x"], "twice there are x"), (["__metadata__"], "where facts are")],
+    [(["x", "x"], "repeated: x"), (["__metadata__"], "name of the metadata")],
 )
 def test_names_that_cannot_be_are_refused(path, names, message):
     infos = [TensorInfo(name, "int8", (1,)) for name in names]
