@@ -53,7 +53,7 @@ Tangents = list[Tensor | None]  # the tangents of one value, one per direction; 
 
 
 class _Known(NamedTuple):
-    """What a run knows about a node."""
+    """The facts that a run knows about a node."""
 
     tangents: Tangents | None  # None if the node does not depend on the inputs of the run
     from_outside: bool  # whether the node depends on an outer node that requires a gradient

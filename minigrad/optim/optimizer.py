@@ -25,7 +25,7 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 class LastStep:
-    """What a step of a group saves for the next step, which mostly has the same parameters.
+    """The values that a group's step saves for the next one, which mostly has the same parameters.
 
     Attributes:
         xs: the values of the parameters, and `states`: their states. If one of these objects is

@@ -68,7 +68,7 @@ class Term(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """What is added to a product: a bias, and a second product a b if `depth` is not 0."""
+    """The terms added to a product: a bias, and a second product a b if `depth` is not 0."""
 
     bias: Matrix  # of the shape of C, with all rows at the same address; or NO_BIAS
     depth: int
