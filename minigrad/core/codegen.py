@@ -149,7 +149,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         "    _out = _as_output(_op, _out)",
         "_differentiable = True",
         "if _out.dtype is not _dtype:",
-        f"    _out = _demoted(_op, _out, ({listed(inputs)}))",
+        f"    _out = _cast_back(_op, _out, ({listed(inputs)}))",
         "    _differentiable = _out.dtype.kind == 'f'",
         f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:",
         f"    _out = _view(_out, ({all_data}))",
