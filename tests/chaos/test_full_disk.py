@@ -86,7 +86,7 @@ def test_training_goes_on_to_the_bit_when_there_is_space_again(tmp_path, disk):
             run(data, out, model, **options)
         except OSError as error:
             assert error.errno == errno.ENOSPC, seed  # noqa: PT017
-            assert "resume goes on" in str(error), seed  # noqa: PT017
+            assert "resume continues" in str(error), seed  # noqa: PT017
             assert not any(each.name.startswith(".") for each in out.iterdir()), seed
             for file in out.glob("*.safetensors"):
                 load_state(file)  # which compares its checksum

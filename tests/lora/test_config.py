@@ -176,7 +176,7 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"layers_to_transform": 2.5}, TypeError, "indices, not 2.5"),
         ({"layers_to_transform": "12"}, TypeError, "indices, not '12'"),
         ({"scaling": "rs"}, ValueError, "standard, rslora, not 'rs'"),
-        ({"targets": ["q", ""]}, ValueError, "an empty one"),
+        ({"targets": ["q", ""]}, ValueError, "none may be empty"),
         ({"targets": {"q": 1}}, TypeError, "targets are names"),
         ({"exclude": ".*"}, ValueError, "exclude='.*' matches every name"),
         ({"exclude": "all-linear"}, ValueError, "leaves nothing"),

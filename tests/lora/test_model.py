@@ -505,7 +505,7 @@ def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
 def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
     net = Sequential(MLP([4, 4, 4]), Linear(4, 4))
     lora.attach(net[0], LoRAConfig(rank=1))
-    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1 .* to this whole model"):
+    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1, .* to this whole model"):
         lora.attach(net, LoRAConfig(rank=1))
 
 

@@ -423,7 +423,7 @@ def test_workers_that_cannot_start_are_an_error(files):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    message = 'could not start; .* a script needs `if __name__ == "__main__":` before what it does'
+    message = 'could not start; .* a script needs `if __name__ == "__main__":` around its calls'
     assert len(re.findall(message, done.stdout)) == 2
     assert not out.exists()
 

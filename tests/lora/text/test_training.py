@@ -448,7 +448,7 @@ def test_a_disk_that_is_full_after_the_last_step_loses_no_step(data, tmp_path, d
 
     with monkeypatch.context() as patch:
         patch.setattr("lora.text.training.save", save_to_full_disk)
-        with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+        with pytest.raises(OSError, match=r"No space left .* resume continues"):
             run(data, tmp_path / "out", model)
     assert sorted(contents(tmp_path / "out")) == ["checkpoint.safetensors", "options.json"]
     disk.full, again = False, Interrupted(0, die)
@@ -459,7 +459,7 @@ def test_a_disk_that_is_full_after_the_last_step_loses_no_step(data, tmp_path, d
 def test_a_full_disk_leaves_the_adapter_of_a_run_that_is_complete(data, tmp_path, disk):
     run(data, tmp_path / "out")
     before, disk.full = contents(tmp_path / "out"), True
-    with pytest.raises(OSError, match=r"No space left .* resume goes on"):
+    with pytest.raises(OSError, match=r"No space left .* resume continues"):
         run(data, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == before
 

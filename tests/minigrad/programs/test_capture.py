@@ -664,7 +664,7 @@ REFUSED = {
     "index": (lambda m, h, loss, x, y: [1, 2, 3][mg.argmax(h[0])], "an index takes a value"),
     "if": (conditional, r"bool\(\) takes a value"),
     "text": (lambda m, h, loss, x, y: f"{loss}", "cannot print a tensor or format it as text"),
-    "format": (lambda m, h, loss, x, y: f"{loss:.3f}", "cannot print a tensor or make a text"),
+    "format": (lambda m, h, loss, x, y: f"{loss:.3f}", "cannot print a tensor or format it"),
     "data": (lambda m, h, loss, x, y: x.data * 2, r"\.data or \.numpy\(\) takes a value"),
     "numpy": (lambda m, h, loss, x, y: np.asarray(x), r"\.data or \.numpy\(\) takes a value"),
     "allclose": (lambda m, h, loss, x, y: np.allclose(x, 0), r"\.numpy\(\) takes a value"),
