@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_table, near
+from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table, near
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
 from minigrad.checks import check_flag, check_probability
@@ -118,10 +118,7 @@ class LoRAConfig:
         check_probability("dropout", self.dropout)
         check_init(self.init)
         self._set("scaling", LoRAScaling(self.scaling))
-        if isinstance(self.modules_to_save, str):
-            raise TypeError(
-                f"modules_to_save are names, as in [{self.modules_to_save!r}], not one string"
-            )
+        check_several("modules_to_save", self.modules_to_save)
         before = self.layers_pattern
         self._set("layers_pattern", (before,) if isinstance(before, str) else before)
         for role in ("targets", "exclude", "modules_to_save", "layers_pattern"):

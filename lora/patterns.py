@@ -52,6 +52,12 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     return names
 
 
+def check_several(role: str, names: Any) -> None:
+    """Raise a TypeError if names are one string, because its letters would count as names."""
+    if isinstance(names, str):
+        raise TypeError(f"{role} are names, as in [{names!r}], not one string")
+
+
 def check_table(role: str, table: Any) -> dict[str, Any]:
     """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):

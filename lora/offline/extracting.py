@@ -17,7 +17,7 @@ from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.patterns import exact, exact_key, is_glob_match, near
+from lora.patterns import check_several, exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
@@ -126,8 +126,7 @@ def extract_files(
     check_dtype(dtype)
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
     for role, names in {**lists, "modules_to_save": modules_to_save}.items():
-        if isinstance(names, str):  # its letters would count as names
-            raise TypeError(f"{role} are names, as in [{names!r}], not one string")
+        check_several(role, names)
     check_no_model(out, base, finetuned)
     with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
         before, after = pool.opened

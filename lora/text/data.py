@@ -234,7 +234,7 @@ def _parts(
     train_on_prompts: bool,
     notes: list[str],
 ) -> Iterator[tuple[list[int], bool]]:
-    """Yield the tokens of a row in parts, each with True if it is an answer."""
+    """Yield the tokens of a row in parts, each with True if its tokens count in the loss."""
     if "messages" in row and train_on_prompts:
         yield tokenizer.encode(render(row["messages"]), parse_special=True), True
     elif "messages" in row:
