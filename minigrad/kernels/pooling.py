@@ -107,23 +107,40 @@ def _largest_loop(
     piece: int, pieces: int, x: Read.D3, rows: Windows, columns: Windows,
     out: Annotated[Written.D3, types.int64],
 ) -> None:  # fmt: skip
-    # Without a branch for a larger element, which the processor would often mispredict.
+    # First the largest element in each column of the windows, with vectors along the rows; then the
+    # largest of these, and then its position. There is no branch that depends on a comparison of
+    # elements, because the processor would often mispredict it.
     height, width = x.shape[1], x.shape[2]
+    best, row_of_best = np.empty(width, x.dtype), np.empty(width, np.int32)
     for plane in span(piece, pieces, len(x)):
-        xs, first = x[plane].ravel(), plane * height * width
+        beyond = (plane + 1) * height * width
         for i in range(len(rows)):
-            top, bottom, down = rows[i, 0], rows[i, 1], rows[i, 2]
+            at, bottom, down = rows[i, 0], rows[i, 1], rows[i, 2]
+            for k in range(width):
+                best[k], row_of_best[k] = x[plane, at, k], at
+            while at < bottom:  # `range` with an unknown step would also count down
+                xs, row = x[plane, at], np.int32(at)
+                for k in range(width):
+                    is_larger = (xs[k] > best[k]) | (xs[k] != xs[k])
+                    best[k] = xs[k] if is_larger else best[k]
+                    row_of_best[k] = row if is_larger else row_of_best[k]
+                at += down
             for j in range(len(columns)):
                 left, right, across = columns[j, 0], columns[j, 1], columns[j, 2]
-                at = top * width + left
-                best = xs[at]
-                for row in range(top, bottom, down):
-                    for k in range(row * width + left, row * width + right, across):
-                        value = xs[np.uint64(k)]  # unsigned: numba need not check for k < 0
-                        is_larger = (value > best) | (value != value)
-                        best = value if is_larger else best
-                        at = k if is_larger else at
-                out[plane, i, j] = first + at
+                largest = best[left]
+                k = left + across
+                while k < right:
+                    value = best[np.uint64(k)]  # unsigned: numba need not check for k < 0
+                    largest = value if (value > largest) | (value != value) else largest
+                    k += across
+                first, last_nan, k = beyond, 0, left
+                while k < right:
+                    value = best[np.uint64(k)]
+                    here = (plane * height + row_of_best[np.uint64(k)]) * width + k
+                    first = min(first, here if value == largest else beyond)
+                    last_nan = max(last_nan, here if value != value else 0)
+                    k += across
+                out[plane, i, j] = first if largest == largest else last_nan
 
 
 # The rows of windows beside each other are added up first, as vectors, and then their columns.

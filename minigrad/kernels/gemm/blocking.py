@@ -56,15 +56,15 @@ def reported_size(level: int) -> int:
 def block_sizes(itemsize: int) -> list[int]:
     """Return the sizes at the head of a plan, in the order of `gemm.packing.BlockSizes`.
 
-    A panel of A and a panel of B together fill at most a fifth of the level-2 cache. They also fit
-    in the pages whose addresses a core keeps in its TLB. Panels deeper than 4 RUN were slower.
+    A panel of A and a panel of B together fill at most an eighth of the level-2 cache. They also
+    fit in the pages whose addresses a core keeps in its TLB. Panels deeper than 4 RUN were slower.
 
     The panels of A that are packed at a time fill a quarter of the level-2 cache. The panels of B
     fill an eighth of the level-3 cache, which other cores use as well.
     """
     tile = tile_shape(itemsize)
     level2, level3 = cache_sizes()
-    KC = min(level2 // 5, TWO_PANELS) // ((tile.AR + tile.NR) * itemsize) // RUN * RUN
+    KC = min(level2 // 8, TWO_PANELS) // ((tile.AR + tile.NR) * itemsize) // RUN * RUN
     KC = min(max(KC, RUN), 4 * RUN)
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)

@@ -39,6 +39,7 @@ TALL = 64  # the least rows of x for which a copy of the few columns pays
 STREAMED = 64  # the most rows of x for which `stream` reads y without packing it
 PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
 COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
+WAYS = 8  # rows of A from which a register tile is slower if its rows share few cache lines
 DEEP = 512  # the least steps of k for which `skinny` is faster with up to NR rows or columns
 SPLIT = 1024  # the least steps of k in a piece of a long sum
 
@@ -164,13 +165,15 @@ def _checked(
             f"out is a {kind} of shape {np.shape(out)}, the product is "
             f"a {dtype} array of shape {shape}"
         )
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+    if not out.flags.carray:  # contiguous, aligned and writable
         raise _error(
             "out must be C-contiguous, aligned and writable; write to such an array and "
             "copy it with out[...] = "
         )
     operands = ((x, "first operand"), (y, "second operand"))
     for operand, name in operands if bias is None else (*operands, (bias, "bias")):
+        if operand is not out and operand.flags.owndata and out.flags.owndata:
+            continue  # the usual case takes the least time
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
             raise _sharing(name)
     return out
@@ -240,6 +243,7 @@ class Products:
     Attributes:
         tile: the shape of the register tile.
         lanes: how many numbers a vector holds.
+        few: the most columns for which `skinny.dots` is always faster than the register tile.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
     """
 
@@ -248,6 +252,7 @@ class Products:
         self.lanes = self.tile.VL
         self._sizes = block_sizes(dtype.itemsize)
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
+        self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         self.gemm, self.gemm_bias = products.gemm[dtype], products.gemm_bias[dtype]
         self.gemm_batch = products.gemm_batch[dtype]
@@ -334,7 +339,7 @@ class Products:
             return True
         if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
-        if n >= self.lanes and x_row % COLLIDING:
+        if n > self.few and (x_row % COLLIDING or self.tile.MR < WAYS):
             return False  # the register tile is as fast
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y

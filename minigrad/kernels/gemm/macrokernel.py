@@ -43,6 +43,7 @@ from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
+WIDE = 512  # bytes in a row of B from which its panels, packed, are closer together
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
@@ -105,7 +106,7 @@ def choose_packing(
     A matrix that is read only a few times is not packed, and a small matrix is not packed either.
     """
     size = k * n * t.item
-    wide = n > 4 * t.NR
+    wide = n * t.item > WIDE
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and (wide or size > t.near))
     if t.masks == 0 and n % t.NR:  # a tile would read past the end of a row
         pack_b = True

@@ -27,7 +27,7 @@ from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import Integers, Strided, Written, external, jit
+from minigrad.kernels.jit import Integers, Strided, Written, external
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     ADDRESS,
@@ -43,7 +43,7 @@ from minigrad.kernels.vector import (
     vector_registers,
 )
 
-NEAR = 24 * 1024  # bytes of the few columns: they stay in the level-1 cache for all rows
+ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
 HEIGHT = 64  # rows in a block
 STRIP = 64  # rows of the matrix in a strip of `stream`
 SWEPT = 8  # rows that `sweep` adds up at once
@@ -159,12 +159,6 @@ def tile_of_dots(
 VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns of a tile
 
 
-@jit(inline="always")
-def block_depth(cols: int, item: int) -> int:
-    """Return the steps of k in a block, so that the columns of a tile fit in the level-1 cache."""
-    return NEAR // (min(cols, WIDEST) * item)
-
-
 @external()
 def dots_of_rows(
     piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
@@ -172,7 +166,7 @@ def dots_of_rows(
 ) -> None:  # fmt: skip
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
-    block = block_depth(cols, item)
+    block = ROW // item
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
@@ -202,7 +196,7 @@ def dots(
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
     if packed:  # each row becomes contiguous, and so do all rows of a block of k
-        target, block = address_of(work), block_depth(n, item)
+        target, block = address_of(work), ROW // item
         for pc in range(0, k, block):
             depth = min(block, k - pc)
             for j in range(n):

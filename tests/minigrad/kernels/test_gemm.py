@@ -8,7 +8,7 @@ import pytest
 
 from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
-from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THREADS_FROM
+from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THREADS_FROM, WAYS
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, set_num_threads
@@ -36,15 +36,16 @@ def assert_close(out, x, y, start=0.0):
 
 FEW = -1  # stands for as many rows as do not fill a vector, whose length is the host's
 TILE = -2  # and this for as many as the register tile has columns
+MOST = -3  # and this for the most columns that `dots` takes, if rows of x collide in the cache
 
 # (m, k, n), layout, the loop that is meant for it, and a shape next to it that takes another.
-WAYS = [
+LOOPS = [
     ((100, 200, FEW), "NN", "dots", (100, 200, 40)),
     ((100, 200, FEW), "NT", "dots", (100, LONG - 1, FEW)),
     ((FEW, 200, 100), "NT", "dots", (FEW, LONG - 1, 100)),
     ((FEW, 200, 100), "TT", "dots", (FEW, 200, TALL - 1)),
     ((70, 4 * DEEP, 1), "NN", "dots", (70, LONG - 1, 1)),
-    ((40, 2 * DEEP, TILE), "NT", "dots", (40, 2 * DEEP + 3, TILE)),
+    ((40, 2 * DEEP, MOST), "NT", "dots", (40, 2 * DEEP + 3, TILE)),
     ((1, 70_001, 1), "NN", "inner", (1, LONG - 1, 1)),
     ((1, 300, 1), "TT", "inner", (1, 300, 2)),
     ((8, PIECES * SPLIT + 5, 1), "NT", "dots", (40, PIECES * SPLIT + 5, 40)),
@@ -61,13 +62,14 @@ WAYS = [
 def sizes(shape, dtype):
     """The numbers of rows and columns that a shape has on this host."""
     tile = tile_shape(np.dtype(dtype).itemsize)
-    own = {FEW: tile.VL - 1, TILE: tile.NR}
+    most = tile.NR if tile.MR >= WAYS or not JIT_ENABLED else PRODUCTS[np.dtype(dtype)].few
+    own = {FEW: tile.VL - 1, TILE: tile.NR, MOST: most}
     return [own.get(size, size) for size in shape]
 
 
 @needs_jit
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("shape", "layout", "way", "other"), WAYS)
+@pytest.mark.parametrize(("shape", "layout", "way", "other"), LOOPS)
 def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
     kernel = PRODUCTS[np.dtype(dtype)]
     if FEW in shape and kernel.lanes < 3:
@@ -116,7 +118,7 @@ def test_a_thin_product_takes_as_long_as_its_matrix_is_read(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 @pytest.mark.parametrize(
-    "shape", [*[shape for shape, *_ in WAYS], (40, 50, 70), (1, 1, 1), (130, 1100, 45)]
+    "shape", [*[shape for shape, *_ in LOOPS], (40, 50, 70), (1, 1, 1), (130, 1100, 45)]
 )
 def test_add_adds_to_what_is_there_and_out_replaces_it(shape, layout, dtype, rng):
     m, k, n = sizes(shape, dtype)
@@ -166,7 +168,7 @@ def test_out_and_add_of_batches(dtype, rng):
 
 # A bias: one shape for each way, and for blocks, panels and tiles of which there are several.
 WITH_BIAS = [
-    *[shape for shape, *_ in WAYS],
+    *[shape for shape, *_ in LOOPS],
     (1, 1, 1), (40, 50, 70), (100, 20, 5), (100, 20, 16), (100, 200, 700), (130, 1100, 45),
     (30, 40, 4200),
 ]  # fmt: skip
@@ -316,7 +318,7 @@ def test_add_without_out_is_refused():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("shape", "layout"), [(shape, layout) for shape, layout, *_ in WAYS])
+@pytest.mark.parametrize(("shape", "layout"), [(shape, layout) for shape, layout, *_ in LOOPS])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, without JIT
 def test_infinity_spreads_as_ieee_says(shape, layout, dtype, rng):
     m, k, n = sizes(shape, dtype)
