@@ -27,7 +27,7 @@ from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import Integers, Strided, Written, external
+from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     ADDRESS,
@@ -44,6 +44,7 @@ from minigrad.kernels.vector import (
 )
 
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
+ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
 STRIP = 64  # rows of the matrix in a strip of `stream`
 SWEPT = 8  # rows that `sweep` adds up at once
@@ -133,8 +134,9 @@ def tile_of_dots(
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
-            # Prefetch the next rows: a row is too short for the processor to predict them.
-            for address in a_rows if mask is None else ():
+            # Prefetch the next rows: a row is too short for the processor to predict them. The few
+            # multiply-adds of a single column take less time than these instructions.
+            for address in a_rows if mask is None and S > 1 else ():
                 e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
             here = (builder.add(row, done) for row in (*a_rows, *b_rows))
             vectors = [e.load(address, e.vector, mask) for address in here]
@@ -159,6 +161,12 @@ def tile_of_dots(
 VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns of a tile
 
 
+@jit(inline="always")
+def block_depth(cols: int, item: int) -> int:
+    """Return the steps of k in a block."""
+    return (ROW if cols > 1 else ONLY_ROW) // item
+
+
 @external()
 def dots_of_rows(
     piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
@@ -166,7 +174,7 @@ def dots_of_rows(
 ) -> None:  # fmt: skip
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
-    block = ROW // item
+    block = block_depth(cols, item)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
@@ -196,7 +204,7 @@ def dots(
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
     if packed:  # each row becomes contiguous, and so do all rows of a block of k
-        target, block = address_of(work), ROW // item
+        target, block = address_of(work), block_depth(n, item)
         for pc in range(0, k, block):
             depth = min(block, k - pc)
             for j in range(n):
