@@ -121,6 +121,7 @@ def cross_entropy(
     check_ignore_index(ignore_index)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
+    given, logits = logits, _as_floats(logits)
     axis, weights = _classes(logits, weight)
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
@@ -133,16 +134,17 @@ def cross_entropy(
         terms = ops.log_softmax(logits, axis) * probabilities
         if weights is not None:
             terms = terms * _along(axis, weights, logits.ndim)
-        return _reduced(-ops.sum(terms, axis), reduction)
+        return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
         labels = _as_int64(as_array(target))
         if labels is not None:
             options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
             counts, divisor = observed(label_weights, labels, *options)
-            return label_loss(logits, labels, counts, label_smoothing, divisor)
+            return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
     scores = ops.log_softmax(logits, axis)
-    return _label_losses(scores, axis, target, weights, ignore_index, reduction, label_smoothing)
+    options = axis, target, weights, ignore_index, reduction, label_smoothing
+    return narrowed(_label_losses(scores, *options), given)
 
 
 @composition
@@ -182,7 +184,7 @@ def linear_cross_entropy(
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
     if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
-        weight = as_array(weight, x.dtype)
+        weight = as_array(weight, x.dtype if x.dtype.kind == "f" else None)
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
     if given.shape != x.shape[:-1]:
@@ -224,8 +226,10 @@ def nll(
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
-    axis, weights = _classes(log_probabilities, weight)
-    return _label_losses(log_probabilities, axis, target, weights, ignore_index, reduction)
+    scores = _as_floats(log_probabilities)
+    axis, weights = _classes(scores, weight)
+    losses = _label_losses(scores, axis, target, weights, ignore_index, reduction)
+    return narrowed(losses, log_probabilities)
 
 
 @composition
@@ -581,9 +585,14 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     """
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
-    prediction = prediction if prediction.dtype.kind == "f" else widened(prediction)
+    prediction = _as_floats(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)
+
+
+def _as_floats(x: Array) -> Array:
+    """Convert integers to float64; return floats as they are."""
+    return x if x.dtype.kind == "f" else widened(x)
 
 
 def check_ignore_index(value: Any) -> None:

@@ -187,3 +187,25 @@ def test_binary_cross_entropy_of_integers_does_not_wrap_round():
     loss = minigrad.binary_cross_entropy_with_logits(Tensor(np.uint8([1])), [1.0])
     assert loss.dtype == np.float32
     assert loss.item() == pytest.approx(np.log1p(np.exp(-1)))
+
+
+def test_weights_of_classes_keep_their_fractions_beside_integer_scores():
+    scores, target, weight = np.array([[1, 2, 3], [0, 5, 1]]), [0, 1], np.array([0.9, 1.9, 0.5])
+    probabilities = np.array([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
+    for loss, classes in (
+        (minigrad.cross_entropy, target),
+        (minigrad.cross_entropy, probabilities),
+        (minigrad.nll, target),
+    ):
+        right = loss(scores.astype(float), classes, weight=weight)
+        assert_allclose(loss(scores, classes, weight=weight), right, rtol=1e-15)
+        found = loss(Tensor(scores), classes, weight=weight)
+        assert found.dtype == np.float32
+        assert_allclose(found.data, right, rtol=1e-7)
+
+
+def test_the_matrix_of_a_head_may_be_a_list_beside_integers():
+    weight = [[0.5, 0.75], [0.25, 1.5]]
+    right = minigrad.linear_cross_entropy([[1.0, 2.0]], weight, [0])
+    for x in ([[1, 2]], np.uint8([[1, 2]]), Tensor([[1, 2]])):
+        assert minigrad.linear_cross_entropy(x, weight, [0]).item() == pytest.approx(right.item())
