@@ -19,7 +19,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.statistics import widened
+from minigrad.functional.statistics import narrowed, widened
 from minigrad.ops.hints import Undefined
 from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
 from minigrad.ops.products import swap_last
@@ -56,9 +56,10 @@ def eigh(a: Array) -> Eigh:
     Raises:
         ValueError: if the matrices are not square, or a matrix contains nan or inf.
     """
-    a = symmetric_part(check_square(a))
-    factors = observed(eigh_of, as_array(widened(a)))
-    return Eigh(eigenvalues(a, factors), eigenvectors(a, factors))
+    wide = symmetric_part(widened(check_square(a)))
+    factors = observed(eigh_of, as_array(wide))
+    values, vectors = eigenvalues(wide, factors), eigenvectors(wide, factors)
+    return Eigh(narrowed(values, a), narrowed(vectors, a))
 
 
 @composition
@@ -68,8 +69,8 @@ def eigvalsh(a: Array) -> Tensor:
     Raises:
         ValueError: if the matrices are not square, or a matrix contains nan or inf.
     """
-    a = symmetric_part(check_square(a))
-    return eigenvalues(a, observed(eigh_of, as_array(widened(a))))
+    wide = symmetric_part(widened(check_square(a)))
+    return narrowed(eigenvalues(wide, observed(eigh_of, as_array(wide))), a)
 
 
 def eigh_of(a: Any) -> tuple[Any, Any]:
@@ -177,10 +178,11 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
     Raises:
         ValueError: if the array has fewer than two axes, or contains nan or inf.
     """
-    check_matrices(a)
-    factors = observed(svd_of, as_array(widened(a)), full_matrices)
-    v = singular_vectors(swap_last(a), factors[::-1])
-    return SVD(singular_vectors(a, factors), singular_values(a, factors), swap_last(v))
+    wide = widened(check_matrices(a))
+    factors = observed(svd_of, as_array(wide), full_matrices)
+    u, s = singular_vectors(wide, factors), singular_values(wide, factors)
+    vh = swap_last(singular_vectors(swap_last(wide), factors[::-1]))
+    return SVD(narrowed(u, a), narrowed(s, a), narrowed(vh, a))
 
 
 @composition
@@ -192,8 +194,8 @@ def svdvals(a: Array) -> Tensor:
     Raises:
         ValueError: if the array has fewer than two axes, or contains nan or inf.
     """
-    check_matrices(a)
-    return singular_values(a, observed(svd_of, as_array(widened(a)), False))
+    wide = widened(check_matrices(a))
+    return narrowed(singular_values(wide, observed(svd_of, as_array(wide), False)), a)
 
 
 def svd_of(a: Any, full_matrices: bool) -> tuple[Any, Any, Any]:

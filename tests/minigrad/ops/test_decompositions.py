@@ -69,6 +69,35 @@ def test_half_precision_is_computed_with_in_single(name):
         assert_allclose(found.data, right.data.astype(np.float16))
 
 
+@pytest.mark.parametrize(
+    "a",
+    [np.bool_([[1, 1], [1, 0]]), np.uint8([[200, 10], [10, 150]]), np.int8([[100, 9], [9, 90]])],
+)
+def test_the_symmetric_part_of_integers_does_not_wrap_round(a):
+    right = np.linalg.eigvalsh(a.astype(float))
+    for f in (minigrad.eigvalsh, lambda x: minigrad.eigh(x).eigenvalues):
+        assert_allclose(f(a), right, rtol=1e-14)
+        assert f(Tensor(a)).dtype == np.float32
+        assert_allclose(f(Tensor(a)).data, right, rtol=1e-6)
+
+
+def test_values_that_half_precision_cannot_tell_apart_have_gradients_of_their_own():
+    near = Tensor(np.float16([[1, 0], [0, 1.01]]), requires_grad=True)
+    far = Tensor(np.float16([[9000, 0], [0, 3]]), requires_grad=True)
+    for f, x, right in (
+        (lambda x: minigrad.eigvalsh(x)[0], near, [1, 0]),
+        (lambda x: minigrad.eigh(x).eigenvalues[0], near, [1, 0]),
+        (lambda x: minigrad.svdvals(x)[1], far, [0, 1]),
+        (lambda x: minigrad.svd(x).S[1], far, [0, 1]),
+    ):
+        (found,) = minigrad.grad(f(x), [x])
+        assert found.dtype == np.float16
+        assert_allclose(found.data, np.diag(right))
+    vectors = minigrad.eigh(near).eigenvectors
+    found = minigrad.grad(vectors[0, 1] * vectors[1, 1], near)
+    assert_allclose(found.data, [[0, 50], [50, 0]], rtol=0.05)  # 1 / (2 * 0.01)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_pinv_takes_singular_values_that_rounding_leaves_for_0(dtype):
     a = with_singular_values((4, 3), 2.0, 1.0).astype(dtype)
