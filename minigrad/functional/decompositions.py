@@ -136,8 +136,15 @@ def _shared(g: Array, values: Array) -> Array:
 
 
 def _is_rounding(differences: Array, values: Array) -> Array:
-    """Return which differences of eigenvalues or singular values are 0 up to rounding."""
-    limit = 10 * np.finfo(values.dtype).eps * ops.sum(ops.abs(values), -1)
+    """Return which differences of eigenvalues or singular values are 0 up to rounding.
+
+    LAPACK's error is a multiple of the machine epsilon times the largest value. The multiple grows
+    with the number of values n, and n bounds it, as in `numpy.linalg.matrix_rank`, if n is large.
+    """
+    n = values.shape[-1]
+    if n == 0:
+        return differences == 0
+    limit = max(n, 10) * np.finfo(values.dtype).eps * ops.max(ops.abs(values), -1)
     return ops.abs(differences) <= ops.reshape(limit, (*limit.shape, 1, 1))
 
 

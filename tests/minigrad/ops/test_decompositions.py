@@ -119,6 +119,27 @@ def test_the_gradient_of_the_sum_of_equal_singular_values_is_u_vh(shape):
         assert gradcheck(f, a, order=1).verdict == "agree"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_of_many_values_a_small_one_is_not_0_and_near_ones_are_not_equal(dtype, rng):
+    q, p = (np.linalg.qr(rng.standard_normal((100, 100)))[0] for _ in range(2))
+    s, w = np.ones(100), np.linspace(100.0, 200.0, 100)
+    s[-1], w[:2] = 1e-4, (1.0, 1.02)
+    a = Tensor(((q * s) @ p.T).astype(dtype), requires_grad=True)
+    found = minigrad.grad(minigrad.svdvals(a)[-1], a)
+    assert_allclose(found.data, np.outer(q[:, -1], p[:, -1]), atol=2e-3)
+    b = Tensor(((q * w) @ q.T).astype(dtype), requires_grad=True)
+    found = minigrad.grad(minigrad.eigvalsh(b)[0], b)
+    assert_allclose(found.data, np.outer(q[:, 0], q[:, 0]), atol=2e-3)
+
+
+@pytest.mark.parametrize("n", [10, 100, 300])
+def test_values_that_differ_by_the_rounding_of_a_large_matrix_are_equal(n):
+    a = n * np.eye(n) - 2 * np.ones((n, n))  # a reflection, times n
+    right = np.eye(n) - np.ones((n, n)) / n
+    assert_allclose(gradient(lambda x: minigrad.eigvalsh(x)[-1], a), right / (n - 1), atol=1e-13)
+    assert_allclose(gradient(lambda x: minigrad.svdvals(x)[0], a), a / n**2, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     "f",
     [
