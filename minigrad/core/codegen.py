@@ -109,10 +109,18 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
                 "        _mixed = _mixed or _dtype is not None",
                 f"        _dtype = _{p}_data.dtype",
             ]
-        lines += ["else:", f"    _{p}_data = {p}"]
+        lines += [f"elif {p}.__class__ is _ndarray:", f"    _{p}_data = {p}"]
         if p in inputs:
-            given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
-            lines += [f"    if {given}{p}.__class__ not in _NUMBERS:", "        _mixed = True"]
+            lines += ["    _mixed = True"]
+        given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
+        lines += [
+            "else:",
+            f"    if {given}{p}.__class__ not in _NUMBERS:",
+            f"        {p} = _plain({p})",
+        ]
+        if p in inputs:
+            lines += ["        _mixed = True"]
+        lines += [f"    _{p}_data = {p}"]
     if op.cost is not None or op.composition is not None:
         is_other = "_{p}_data.__class__ is not _ndarray and isinstance(_{p}_data, _StandIn)"
         lines += [
@@ -208,7 +216,9 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     options = dict(bound.arguments)
     arrays = list(options.pop(op.parameters[0]))
     found = any(isinstance(value, Tensor) for value in arrays)
-    data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
+    data: Sequence[Any] = [
+        value._data if isinstance(value, Tensor) else plain(value) for value in arrays
+    ]
     if found:
         data = agree(op, range(len(data)), data, arrays)
     try:
@@ -238,6 +248,15 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         for observer in observers:
             observer.on_call(op, inputs, result)
     return result  # type: ignore[no-any-return]
+
+
+def plain(value: Any) -> Any:
+    """Return an instance of a subclass of ndarray as a plain array, and anything else as it is.
+
+    Raises:
+        TypeError: if the array has a mask, or holds no numbers.
+    """
+    return as_array(value) if isinstance(value, np.ndarray) else value
 
 
 class SequenceInputs(list[Any]):
@@ -429,7 +448,8 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _SERVING = (
     *(Node, StandIn, Tensor, np.ndarray),
-    *(agree, as_floats, as_output, cast_back, explained, shape, taken_over, view, without_vjp),
+    *(agree, as_floats, as_output, cast_back, explained, plain),
+    *(shape, taken_over, view, without_vjp),
 )
 
 _NAMESPACE: dict[str, Any] = {

@@ -444,6 +444,14 @@ class Tensor:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    @property
+    def _mask(self) -> NoReturn:
+        """Refuse `masked_array * tensor`: numpy.ma looks for a mask, and ignores the graph."""
+        raise TypeError(
+            "a tensor has no mask, so it does not go with a masked array; fill the array in first, "
+            "with .filled(value), or pass tensor.detach().numpy()"
+        )
+
     def __dlpack__(
         self,
         *,

@@ -186,6 +186,41 @@ def test_what_is_not_made_of_numbers_is_refused(make, bad, error, message):
         make(bad)
 
 
+MASKED = np.ma.masked_array([1.0, 2.0], [True, False])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: minigrad.mean(MASKED),
+        lambda t: minigrad.where(MASKED > 1, 1.0, 0.0),
+        lambda t: minigrad.add(MASKED, MASKED),
+        lambda t: minigrad.stack([MASKED, MASKED]),
+        lambda t: minigrad.concatenate([MASKED, t]),
+        lambda t: t * MASKED,
+        lambda t: MASKED * t,
+        lambda t: MASKED - t,
+        lambda t: MASKED / t,
+        lambda t: MASKED**t,
+        lambda t: operator.lt(MASKED, t),
+        lambda t: MASKED @ t,
+    ],
+)
+def test_masked_arrays_are_refused_by_ops(call):
+    for requires_grad in (False, True):
+        with pytest.raises(TypeError, match="no mask"):
+            call(Tensor([1.0, 2.0], requires_grad))
+
+
+def test_ops_compute_with_subclasses_of_arrays_as_with_plain_ones():
+    with pytest.warns(PendingDeprecationWarning):
+        matrix = np.matrix([[1.0, 2.0], [3.0, 4.0]])
+    for f in (lambda x: minigrad.power(x, 3), minigrad.sum, lambda x: minigrad.concatenate([x, x])):
+        found = f(matrix)
+        assert not isinstance(found, np.matrix)
+        assert_array_equal(found, f(np.asarray(matrix)))
+
+
 # ------------------------------------------------------------------------------------------------
 # dtypes of results
 # ------------------------------------------------------------------------------------------------
