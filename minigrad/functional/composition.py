@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -24,25 +25,32 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {}
 def composition(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that is written with ops, so that it accepts arrays, lists and numbers.
 
-    Parameters annotated as `Array` may be any of these, or Tensors. The message of an error begins
-    with the name of the called function, even if an op inside it raised the error.
+    Parameters annotated as `Array` may be any of these, or Tensors. Numbers of numpy for the other
+    parameters become those of Python: `-offset` of an unsigned integer would be positive. The
+    message of an error begins with the name of the called function, even if an op inside it raised
+    the error.
     """
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
     arrays = {p.name for p in parameters if p.annotation == "Array"}
-    positions = [i for i, p in enumerate(parameters) if p.name in arrays]
-    more = any(p.kind is p.VAR_POSITIONAL for p in parameters if p.name in arrays)
+    positions = {i for i, p in enumerate(parameters) if p.name in arrays}
+    many = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), inf)
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:
         try:
             given: Any = args
-            for i in range(positions[0], len(args)) if more else positions:
-                if i < len(args) and args[i].__class__ not in _USUAL:
-                    given = (*given[:i], _array(args[i], args), *given[i + 1 :])
-            for key in options:
-                if key in arrays and options[key].__class__ not in _USUAL:
-                    options[key] = _array(options[key], args)
+            value: Any
+            for i, value in enumerate(given):
+                if value.__class__ not in _USUAL and (i in positions or i >= many):
+                    given = (*given[:i], _array(value, args), *given[i + 1 :])
+                elif value.__class__ in _NUMPY:
+                    given = (*given[:i], value.item(), *given[i + 1 :])
+            for key, value in options.items():
+                if value.__class__ not in _USUAL and key in arrays:
+                    options[key] = _array(value, args)
+                elif value.__class__ in _NUMPY:
+                    options[key] = value.item()
             if mode.state[1] and not _has_tensor((*given, *options.values())):
                 # On plain arrays, operators such as + are numpy's; observers would miss them.
                 values: Any = tuple(options.values())
@@ -79,6 +87,7 @@ def _has_tensor(values: Sequence[Any]) -> bool:
 
 
 _USUAL = {Tensor, np.ndarray, type(None)}
+_NUMPY = {np.dtype(code).type for code in np.typecodes["AllInteger"] + np.typecodes["Float"]}
 
 
 def _array(value: Any, others: Sequence[Any]) -> Any:

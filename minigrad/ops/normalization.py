@@ -179,6 +179,7 @@ def _checked_sizes(
             f"normalized_shape is the size of the last axis, or of the last axes in a tuple, not "
             f"{normalized_shape!r:.60}"
         )
+    sizes = tuple(map(int, sizes))  # a product of int8 could be too large for int8
     if not sizes or math.prod(sizes) == 0:
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:

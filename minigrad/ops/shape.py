@@ -145,7 +145,10 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     return np.roll(x, shift, axis)
 
 
-roll.vjp("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
+@roll.vjp("x")
+def _roll_x(g: Array, shift: int | Sequence[int], axis: Axis) -> Array:
+    shifts = np.asarray(shift, np.int64)  # the negative of an unsigned integer would be positive
+    return roll(g, (-shifts).tolist(), axis)
 
 
 @op(elementwise=True)

@@ -209,3 +209,43 @@ def test_the_matrix_of_a_head_may_be_a_list_beside_integers():
     right = minigrad.linear_cross_entropy([[1.0, 2.0]], weight, [0])
     for x in ([[1, 2]], np.uint8([[1, 2]]), Tensor([[1, 2]])):
         assert minigrad.linear_cross_entropy(x, weight, [0]).item() == pytest.approx(right.item())
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "options"),
+    [
+        (minigrad.roll, (5,), {"shift": 2}),
+        (minigrad.roll, (3, 4), {"shift": (1, 2), "axis": (0, 1)}),
+        (minigrad.diag, (3, 4), {"k": 1}),
+        (minigrad.diag, (3,), {"k": 1}),
+        (minigrad.trace, (3, 4), {"offset": 1}),
+        (minigrad.triu, (3, 4), {"k": 0}),
+        (minigrad.var, (30, 40), {"ddof": 1}),
+        (minigrad.group_norm, (1, 4, 200), {"num_groups": 2}),
+        (minigrad.layer_norm, (2, 30, 40), {"normalized_shape": (30, 40)}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_options_may_be_narrow_or_unsigned_integers(function, shape, options, dtype, rng):
+    def narrow(value):
+        return tuple(map(dtype, value)) if isinstance(value, tuple) else dtype(value)
+
+    x = Tensor(rng.standard_normal(shape), requires_grad=True)
+    right = function(x, **options)
+    g = rng.standard_normal(right.shape)
+    found = function(x, **{name: narrow(value) for name, value in options.items()})
+    assert_array_equal(found.data, right.data)
+    expected = minigrad.grad(right, x, g).data
+    assert_array_equal(minigrad.grad(found, x, g).data, expected)
+
+
+def test_options_of_several_operands_may_be_unsigned_integers(rng):
+    one, two, x = np.uint8(1), np.uint8(2), rng.standard_normal((300, 3))
+    y = rng.standard_normal((2, 3))
+    assert_array_equal(minigrad.huber(x, 0 * x, delta=one), minigrad.huber(x, 0 * x))
+    assert_array_equal(minigrad.tensordot(x, y.T, one), minigrad.tensordot(x, y.T, 1))
+    assert_array_equal(minigrad.embedding([1, 299], x, one), x[[1, 299]])
+    assert_array_equal(minigrad.diag(x, one), x[[0, 1], [1, 2]])
+    target = np.zeros(300, int)
+    right = minigrad.linear_cross_entropy(x, y, target)
+    assert_allclose(minigrad.linear_cross_entropy(x, y, target, chunk=two), right, rtol=1e-15)
