@@ -217,7 +217,11 @@ def gelu_tanh(x: Any) -> Any:
     return x * vector_math.sigmoid(x * (_U1 + _U3 * (x * x)))
 
 
+_FAR = np.float32(20)  # from here on tanh u is 1, and the slope constant; x^2 could overflow
+
+
 def _gelu_tanh_gradient(g: Array, x: Array) -> Array:
+    x = np.clip(x, -_FAR, _FAR)
     t = np.tanh(_SLOPE * (x + _CUBIC * x * x * x))
     return np.asarray(g * 0.5 * (1 + t + x * (1 - t * t) * _SLOPE * (1 + 3 * _CUBIC * x * x)))
 
@@ -225,7 +229,9 @@ def _gelu_tanh_gradient(g: Array, x: Array) -> Array:
 @elementwise(CURVE, reference=_gelu_tanh_gradient)
 def gelu_tanh_gradient(g: Any, x: Any) -> Any:
     """Compute g (1 + t + x (1 - t^2) u') / 2 with t = tanh u."""
-    square = x * x
-    s = vector_math.sigmoid(x * (_U1 + _U3 * square))
-    rise = x * (_U1 + _U33 * square)
+    end = _FAR if x > 0 else -_FAR
+    near = end if abs(x) > _FAR else x
+    square = near * near
+    s = vector_math.sigmoid(near * (_U1 + _U3 * square))
+    rise = near * (_U1 + _U33 * square)
     return g * (s + s * (_ONE - s) * rise)

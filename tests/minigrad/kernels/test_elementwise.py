@@ -74,6 +74,14 @@ def test_values_that_are_no_ordinary_numbers(dtype):
     assert_allclose(found[[0, 3, 4, 5, 6, 7]], [np.nan, 1, 0, 1, 0, 0.5], atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_gradient_of_the_approximate_gelu_of_large_numbers(dtype):
+    largest = np.finfo(dtype).max
+    x = np.array([np.nan, np.inf, 1e14, largest, 25, -25, -1e14, -largest, -np.inf], dtype)
+    found = activation.gelu_tanh_gradient(np.full_like(x, 2), x)
+    assert_array_equal(found, [np.nan, 2, 2, 2, 2, 0, 0, 0, 0])
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 63, 64, 65, 1000])
 def test_every_size_and_layout(size, rng):
     x = rng.standard_normal((3, size)).astype(np.float32)
