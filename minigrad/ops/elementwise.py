@@ -318,7 +318,8 @@ def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 
     The derivatives are x / (x^2 + y^2) with respect to y, and -y / (x^2 + y^2) with respect to x.
-    At the origin, where the angle is undefined, they are 0, and second derivatives are nan.
+    At the origin, where the angle is undefined, they are 0, and second derivatives are nan. At
+    infinity, they are 0.
     """
     return np.arctan2(y, x)
 
@@ -328,8 +329,10 @@ arctan2.vjp("x", lambda g, y, x: -g * _over_square(y, x))
 
 
 def _over_square(a: Array, b: Array) -> Array:
-    """Compute a / (a^2 + b^2), also if a square would overflow; the result is 0 at the origin."""
+    """Compute a / (a^2 + b^2), also if a square would overflow; 0 at the origin and at infinity."""
     larger = maximum(abs(a), abs(b))
+    far = isinf(larger)
+    a, b, larger = where(far, 0.0, a), where(far, 1.0, b), where(far, 1.0, larger)  # 0 / (0 + 1)
     origin = larger == 0
     scale = where(origin, 1.0, larger)
     u, v = a / scale, b / scale

@@ -65,6 +65,14 @@ def test_the_hessian_of_an_angle_is_nan_at_the_origin_only():
         assert_allclose(found, exact, rtol=1e-12)
 
 
+def test_the_derivatives_of_an_angle_are_0_at_infinity():
+    y, x = np.array([np.inf, 1.0, -np.inf, 2.0, np.nan]), np.array([1.0, -np.inf, np.inf, 0.0, 1.0])
+    found = gradient(minigrad.arctan2, y, x)
+    assert_array_equal(found, [[0, 0, 0, 0, np.nan], [0, 0, 0, -0.5, np.nan]])
+    p = np.array([np.inf, 1.0])
+    assert_array_equal(hessian(lambda p: minigrad.arctan2(p[0], p[1]))(p).data, np.zeros((2, 2)))
+
+
 def test_running_products_out_of_range():
     x = single(1e-30, 1e-30, 1e30)
     with np.errstate(under="ignore"):
