@@ -15,6 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import hints, mean, reshape, rsqrt
+from minigrad.readonly import release
 from minigrad.versions import mark_written
 
 
@@ -96,8 +97,8 @@ def batch_norm(
 
     Raises:
         ValueError: if shapes do not match, eps is negative, the momentum is not in [0, 1], a
-            channel has fewer than two elements in training, or running moments are missing in
-            evaluation.
+            channel has fewer than two elements in training, running moments are read-only in
+            training, or they are missing in evaluation.
         TypeError: if a running moment is not an array of floats, or requires a gradient, or an
             option is not a number or a flag.
     """
@@ -124,8 +125,11 @@ def batch_norm(
             f"channel has {count}. Use a larger batch, or eval()"
         )
     moments = observed(kernels.channel_norm.moments, as_array(x), None)
-    arrays = [None if value is None else as_array(value) for value in running.values()]
-    observed(update_running, *arrays, moments, momentum, count)
+    arrays = {n: None if value is None else as_array(value) for n, value in running.items()}
+    for name, array in arrays.items():
+        if array is not None and not array.flags.writeable and not release(array):
+            raise ValueError(f"{name} is read-only, and training writes to it; pass a copy")
+    observed(update_running, *arrays.values(), moments, momentum, count)
     return channel_norm(x, weight, bias, moments, eps=eps)
 
 

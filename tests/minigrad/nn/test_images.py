@@ -203,6 +203,15 @@ def test_flags_of_norms_are_true_or_false(make, name):
         make()
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_read_only_moments_are_refused_before_either_is_changed(name):
+    moments = {"running_mean": np.zeros(2), "running_var": np.ones(2)}
+    moments[name].flags.writeable = False
+    with pytest.raises(ValueError, match=f"batch_norm: {name} is read-only"):
+        minigrad.batch_norm(np.array([[1.0, 2.0], [3.0, 4.0]]), **moments, training=True)
+    assert_array_equal([*moments.values()], [[0, 0], [1, 1]])
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_a_batch_that_is_refused_changes_no_buffer(momentum):
     norm = BatchNorm1d(3, momentum=momentum)
