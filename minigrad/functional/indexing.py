@@ -85,21 +85,21 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
         src: an array with as many axes as x, or a number; it is converted to the dtype of x.
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match, or a value is out of range of the integers of x.
         TypeError: if the indices are not integers, or floats would be written to integers.
         IndexError: if an index is out of range.
     """
     axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
     _check_smaller(taken, "x", x.shape, axis)
-    if src.ndim:
-        _check_smaller(taken, "src", src.shape)
     if src.dtype.kind == "f" and x.dtype.kind != "f":
         raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
-    if not src.ndim and x.dtype.kind in "iu":
-        src = observed(as_array, as_array(src), x.dtype)  # an error if a number is out of range
-    positions, sources, written = observed(last_written, taken, axis, x.shape)
     if src.ndim:
+        _check_smaller(taken, "src", src.shape)
         src = ops.getitem(src, tuple(slice(n) for n in taken.shape))
+    if x.dtype.kind in "iu":
+        converted = observed(as_array, as_array(src), x.dtype)  # an error if one is out of range
+        src = Tensor(converted) if isinstance(src, Tensor) else converted
+    positions, sources, written = observed(last_written, taken, axis, x.shape)
     flat = ops.reshape(ops.broadcast_to(src, taken.shape), -1)
     values = ops.astype(ops.getitem(flat, sources), x.dtype)
     out = ops.reshape(ops.scatter_add(values, positions, (x.size,)), x.shape)

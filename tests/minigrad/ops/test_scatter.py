@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad import kernels
+from minigrad import Tensor, kernels
 from minigrad.ops.shape import COMPILED_FROM
 
 
@@ -106,4 +106,8 @@ def test_scatter_refuses_a_number_that_does_not_fit(number):
     x = minigrad.tensor(np.uint8([1, 200]))
     with pytest.raises(ValueError, match=f"scatter: {number} does not fit into uint8"):
         minigrad.scatter(x, 0, [0], number)
+    for values in (np.array([number]), Tensor(np.array([number, 0]))):
+        with pytest.raises(ValueError, match=f"scatter: {number} does not fit into uint8"):
+            minigrad.scatter(x, 0, [0], values)
+    assert minigrad.scatter(x, 0, [0], [7, number]).tolist() == [7, 200]  # only 7 is written
     assert minigrad.scatter(x, 0, [0], 7).tolist() == [7, 200]
