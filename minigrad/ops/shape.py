@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,9 +51,10 @@ def normalize_axis(axis: int, ndim: int) -> int:
         TypeError: if the axis is not an integer.
         ValueError: if the axis does not exist.
     """
-    if not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"axis is an int, not {axis!r}")
-    axes = normalize_axes(axis, ndim)
+    try:
+        axes = normalize_axes(operator.index(axis), ndim)
+    except TypeError:
+        raise TypeError(f"axis is an int, not {axis!r}") from None
     if not axes:
         raise ValueError(f"axis {axis} is out of bounds for an array of 0 axes")
     return axes[0]

@@ -249,3 +249,10 @@ def test_options_of_several_operands_may_be_unsigned_integers(rng):
     target = np.zeros(300, int)
     right = minigrad.linear_cross_entropy(x, y, target)
     assert_allclose(minigrad.linear_cross_entropy(x, y, target, chunk=two), right, rtol=1e-15)
+
+
+@pytest.mark.parametrize("function", [minigrad.concatenate, minigrad.stack])
+def test_an_axis_may_be_an_array_of_one_integer(function, rng):
+    x = Tensor(rng.standard_normal((2, 3)), requires_grad=True)
+    function([x, 2 * x], np.array(1)).sum().backward()
+    assert_array_equal(x.grad.data, np.full((2, 3), 3))
