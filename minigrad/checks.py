@@ -17,6 +17,22 @@ LONGEST_HINTED = 200
 """The largest number of characters of a wrong name that is compared with known names."""
 
 
+def check_integer(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is an integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is an integer, not {value!r:.60}")
+
+
+def check_above_0(name: str, value: Any) -> None:
+    """Raise an error unless `value` is a number above 0; it may be infinite."""
+    try:
+        is_above = value > 0
+    except TypeError:
+        raise TypeError(f"{name} must be a number, not {value!r:.60}") from None
+    if not is_above:
+        raise ValueError(f"{name} must be positive, not {value!r}")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:

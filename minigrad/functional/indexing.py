@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import ops
-from minigrad.checks import check_flag
+from minigrad.checks import check_flag, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -159,8 +159,7 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
     """
     check_flag("largest", largest)
     axis = normalize_axis(axis, x.ndim)
-    if not isinstance(k, (int, np.integer)):
-        raise TypeError(f"k is an integer, not {k!r}")
+    check_integer("k", k)
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
     order = ops.argsort(x, axis, descending=largest)
@@ -263,8 +262,8 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         ValueError: if a label is not among the classes.
     """
     classes = as_integers("labels", labels)
-    if not isinstance(num_classes, (int, np.integer, type(None))):
-        raise TypeError(f"num_classes is an integer, not {num_classes!r}")
+    if num_classes is not None:
+        check_integer("num_classes", num_classes)
     out: Any = observed(one_hot_rows, classes, num_classes)
     return Tensor(out) if isinstance(labels, Tensor) else out
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import ops
-from minigrad.checks import check_count
+from minigrad.checks import check_count, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -89,8 +89,7 @@ def matrix_power(a: Array, n: int) -> Tensor:
         TypeError: if n is not an integer.
     """
     check_square(a)
-    if not isinstance(n, (int, np.integer)):
-        raise TypeError(f"n is an integer, not {n!r:.60}")
+    check_integer("n", n)
     power = int(n)
     if power == 0:
         return ops.where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
@@ -111,7 +110,9 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
 
     Raises:
         ValueError: if the axes are the same or do not exist.
+        TypeError: if the offset is not an integer.
     """
+    check_integer("offset", offset)
     x = moveaxis(x, normalize_axes((axis1, axis2), x.ndim), (-2, -1))
     return ops.getitem(x, (..., *observed(diagonal_indices, x.shape[-2:], offset)))
 
@@ -130,6 +131,7 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
 
     Raises:
         ValueError: if the axes are the same or do not exist.
+        TypeError: if the offset is not an integer.
     """
     return ops.sum(diagonal(x, offset, axis1, axis2), -1)
 
@@ -140,7 +142,9 @@ def diag(x: Array, k: int = 0) -> Tensor:
 
     Raises:
         ValueError: if x does not have one or two axes.
+        TypeError: if k is not an integer.
     """
+    check_integer("k", k)
     if x.ndim == 2:
         return diagonal(x, k)
     if x.ndim != 1:
@@ -203,10 +207,13 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
 
     Raises:
         ValueError: if an axis does not exist, or the sizes do not match.
+        TypeError: if `axes` is neither an integer nor a sequence.
     """
     if isinstance(axes, (int, np.integer)):
         check_count("axes", axes)
         axes = tuple(range(-axes, 0)), tuple(range(axes))
+    if not isinstance(axes, (Sequence, np.ndarray)):
+        raise TypeError(f"axes are an integer, or those of a and those of b, not {axes!r:.60}")
     if len(axes) != 2:
         raise ValueError(f"axes are a number, or those of a and those of b, not {axes!r}")
     of_a, of_b = normalize_axes(axes[0], a.ndim), normalize_axes(axes[1], b.ndim)

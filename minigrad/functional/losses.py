@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, ops
-from minigrad.checks import check_positive, check_probability
+from minigrad.checks import check_above_0, check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
@@ -74,10 +74,10 @@ def huber(
 
     Raises:
         ValueError: if the shapes differ, or `delta` is not positive.
+        TypeError: if `delta` is not a number.
     """
     check_reduction(reduction)
-    if not delta > 0:
-        raise ValueError(f"delta must be positive, not {delta!r}")
+    check_above_0("delta", delta)
     wide, target = _alike(prediction, target)
     d = wide - target
     near = ops.clip(d, -delta, delta)
@@ -615,4 +615,8 @@ def check_reduction(reduction: str) -> None:
 def _reduced(losses: Any, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return losses  # type: ignore[no-any-return]
-    return ops.sum(losses) if reduction == "sum" else ops.mean(losses)
+    if reduction == "sum":
+        return ops.sum(losses)
+    if losses.size == 0:
+        raise ValueError(f"there are no losses in shape {losses.shape}, so there is no mean")
+    return ops.mean(losses)

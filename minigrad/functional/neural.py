@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
-from minigrad.checks import check_count, check_flag, check_probability
+from minigrad.checks import check_count, check_flag, check_integer, check_probability, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -82,8 +82,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     observed(check_below, "indices", integers, count, "rows", IndexError)
     if padding_idx is None:
         return getitem(weight, integers)
-    if not isinstance(padding_idx, (int, np.integer)):
-        raise TypeError(f"padding_idx is an integer, not {padding_idx!r:.60}")
+    check_integer("padding_idx", padding_idx)
     if not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
     rows = getitem(weight, integers)
@@ -259,7 +258,8 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
             given, or `causal_offset` is negative, or is given without `is_causal`.
-        TypeError: if the mask does not hold booleans or floats, or a flag is not True or False.
+        TypeError: if the mask does not hold booleans or floats, a flag is not True or False, or
+            `scale` is not a number.
     """
     check_probability("dropout_p", dropout_p)
     check_count("causal_offset", causal_offset)
@@ -270,7 +270,11 @@ def scaled_dot_product_attention(
     shape = _attention_shape(query, key, value, enable_gqa)
     offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1])
+    else:
+        check_range("scale", scale, -math.inf, math.inf)
+        scale = float(scale)
     if dropout_p == 0 and kernels.attention.serves(query, key, value):
         if added is not None and added.dtype != query.dtype:
             added = astype(added, query.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from minigrad import ops
-from minigrad.checks import check_range
+from minigrad.checks import check_above_0, check_range
 from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import FunctionModule, Module
 
@@ -67,8 +67,7 @@ class Softplus(FunctionModule):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"Softplus: beta must be positive, not {self.beta!r}")
+        check_above_0("Softplus: beta", self.beta)
 
 
 class Tanh(FunctionModule):

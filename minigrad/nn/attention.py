@@ -17,7 +17,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
-from minigrad.nn.module import Module, unusual
+from minigrad.nn.module import Module, as_input, unusual
 from minigrad.nn.normalization import LayerNorm, RMSNorm
 from minigrad.random import Rng
 from minigrad.versions import mark_written
@@ -121,8 +121,9 @@ class MultiHeadAttention(Module):
                 of `(batch, L, S)`, for example, would be mistaken for the axis of heads.
             TypeError: if the mask holds neither booleans nor floats.
         """
-        key = query if key is None else key
-        value = key if value is None else value
+        query = as_input(query)
+        key = query if key is None else as_input(key)
+        value = key if value is None else as_input(value)
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for x, (name, size) in zip((query, key, value), sizes.items(), strict=True):
             if x.ndim < 2 or x.shape[-1] != size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_positive, check_probability
+from minigrad.checks import check_flag, check_integer, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import FunctionModule, Module, Parameter, unusual
+from minigrad.nn.module import FunctionModule, Module, Parameter, as_input, unusual
 from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
@@ -92,6 +91,7 @@ class Embedding(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, or there is no row `padding_idx`.
+        TypeError: if `padding_idx` is not an integer.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class Embedding(Module):
         check_positive("Embedding: num_embeddings", num_embeddings)
         check_positive("Embedding: embedding_dim", embedding_dim)
         if padding_idx is not None:
-            if not -num_embeddings <= operator.index(padding_idx) < num_embeddings:
+            check_integer("Embedding: padding_idx", padding_idx)
+            if not -num_embeddings <= padding_idx < num_embeddings:
                 raise ValueError(
                     f"Embedding: padding_idx = {padding_idx}, but there are {num_embeddings} rows"
                 )
-            padding_idx %= num_embeddings
+            padding_idx = int(padding_idx) % int(num_embeddings)
         self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
         init.normal_(self.weight, rng=rng)
         self.padding_idx = padding_idx
@@ -158,6 +159,7 @@ class Dropout(Module):
 
 
 def _flatten(x: Tensor, start_dim: int, end_dim: int) -> Tensor:
+    x = as_input(x)
     start, end = normalize_axis(start_dim, x.ndim), normalize_axis(end_dim, x.ndim) + 1
     if start >= end:
         raise ValueError(

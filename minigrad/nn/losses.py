@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, field
 
 from minigrad import functional
-from minigrad.checks import check_probability
+from minigrad.checks import check_above_0, check_probability
 from minigrad.core.tensor import Array
 from minigrad.functional.losses import Reduction, check_ignore_index, check_reduction
 from minigrad.nn.module import FunctionModule
@@ -46,8 +46,7 @@ class HuberLoss(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.delta > 0:
-            raise ValueError(f"HuberLoss: delta must be positive, not {self.delta!r}")
+        check_above_0("HuberLoss: delta", self.delta)
 
 
 class BCEWithLogitsLoss(Loss):

@@ -36,6 +36,11 @@ __all__ = ["Buffer", "Module", "Parameter"]
 M = TypeVar("M", bound="Module")
 
 
+def as_input(x: Any) -> Any:
+    """Return a list of numbers as an array, and anything else as it is."""
+    return as_array(x) if isinstance(x, (list, tuple)) else x
+
+
 class Parameter(Tensor):
     """A tensor that an optimiser may train, as an attribute of a module. It copies the data.
 

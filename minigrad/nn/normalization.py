@@ -13,7 +13,7 @@ from minigrad.checks import check_flag, check_positive, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Buffer, Module, Parameter
+from minigrad.nn.module import Buffer, Module, Parameter, as_input
 from minigrad.versions import mark_written
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm", "RMSNorm"]
@@ -164,6 +164,7 @@ class BatchNorm1d(Module):
             ValueError: if x has a wrong number of axes or channels, or if in training a channel has
                 fewer than two elements.
         """
+        x = as_input(x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} takes {self._shapes} with C = {self.num_features}, not "
@@ -257,6 +258,7 @@ class GroupNorm(Module):
         Raises:
             ValueError: if x does not have `num_channels` channels.
         """
+        x = as_input(x)
         if x.shape[1:2] != (self.num_channels,):
             raise ValueError(
                 f"GroupNorm takes (N, C, ...) with C = {self.num_channels}, not shape {x.shape}"

@@ -17,7 +17,7 @@ from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, unusual
+from minigrad.nn.module import Module, Parameter, as_input, unusual
 from minigrad.ops.recurrent import CELLS
 from minigrad.random import Rng
 
@@ -158,6 +158,7 @@ class _Layers(_Recurrent):
             ValueError: if a shape does not match, or the sequence has no step.
             TypeError: if the state of an LSTM is not a pair.
         """
+        x = as_input(x)
         batched = self._check_input(x, 3)
         swapped = batched and self.batch_first
         if swapped:
@@ -305,6 +306,7 @@ class _Cell(_Recurrent):
             ValueError: if a shape does not match.
             TypeError: if the state of an LSTMCell is not a pair.
         """
+        x = as_input(x)
         batched = self._check_input(x, 2)
         x = x if batched else functional.expand_dims(x, 0)
         before = self._joined(hx, (len(x), self.hidden_size), batched, x.dtype)

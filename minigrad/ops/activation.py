@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
+from minigrad.checks import check_above_0
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
@@ -93,9 +94,9 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
 
     Raises:
         ValueError: if `beta` is not positive.
+        TypeError: if `beta` is not a number.
     """
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, not {beta!r}")
+    check_above_0("beta", beta)
     return kernels.activation.softplus(x, float(beta))
 
 

@@ -304,6 +304,12 @@ NUMBERS = [
     bad("round", (X, 1.5), TypeError, "1.5"),
     bad("gelu", (X, "fast"), ValueError, "'fast'", "'tanh'"),
     bad("softplus", (X, 0.0), ValueError, "0.0"),
+    bad("softplus", (X, "a"), TypeError, "beta must be a number, not 'a'"),
+    bad("huber", (X, X), TypeError, "delta must be a number, not 'a'", delta="a"),
+    *[
+        bad(name, (NONE, NONE), ValueError, "no losses in shape (0, 3)")
+        for name in ("mse", "l1", "huber")
+    ],
     bad("var", (ROW,), ValueError, "3 elements", "ddof=3", ddof=3),
     bad("std", (ROW,), ValueError, "3 elements", "ddof=4", ddof=4),
     bad("var", (ROW,), ValueError, "ddof must be in (-inf, inf), not nan", ddof=math.nan),
@@ -318,6 +324,7 @@ NUMBERS = [
     bad("dropout", (X, 1.5), ValueError, "1.5"),
     bad("dropout", (X, math.nan), ValueError, "nan"),
     bad("dropout", (X, 0.5, "no"), TypeError, "training must be True or False, not 'no'"),
+    bad(ATTENTION, (X, X, X), TypeError, "scale must be a number, not 'a'", scale="a"),
     bad(ATTENTION, (X, X, X), TypeError, "is_causal must be True or False", is_causal="no"),
     bad(ATTENTION, (X, X, X), TypeError, "enable_gqa must be True or False", enable_gqa="no"),
     *[
@@ -355,6 +362,7 @@ PRODUCTS = [
             ((0,), ["(0,)"]),
         ]
     ],
+    bad("tensordot", (X, X, 1.0), TypeError, "axes are an integer, or those of a", "1.0"),
     *[
         bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), *words)
         for subscripts, operands, words in [
@@ -409,6 +417,12 @@ MATRICES = [
         for name in ("eigh", "eigvalsh")
     ],
     bad("pinv", (X,), ValueError, "(2, 3)", hermitian=True),
+    bad("pinv", (X, "a"), TypeError, "rcond is a number or None, not 'a'"),
+    *[
+        bad(name, (X, 1.5), TypeError, "offset is an integer, not 1.5")
+        for name in ("diagonal", "trace")
+    ],
+    *[bad("diag", (x, 1.5), TypeError, "k is an integer, not 1.5") for x in (X, ROW)],
     bad("svd", (X,), TypeError, "minigrad.svdvals", compute_uv=False),
     bad("eigh", (SQUARE,), TypeError, "both triangles", UPLO="U"),
     bad("cholesky", (-np.eye(2),), ValueError, "positive definite", "-1"),

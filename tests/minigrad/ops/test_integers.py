@@ -251,6 +251,17 @@ def test_options_of_several_operands_may_be_unsigned_integers(rng):
     assert_allclose(minigrad.linear_cross_entropy(x, y, target, chunk=two), right, rtol=1e-15)
 
 
+def test_attention_of_integers_computes_with_floats(rng):
+    q, k, v = rng.integers(-2, 3, (3, 4, 5))
+    mask = rng.random((4, 4)) < 0.7
+    right = minigrad.scaled_dot_product_attention(*(x * 1.0 for x in (q, k, v)), mask, scale=2)
+    found = minigrad.scaled_dot_product_attention(q, k, v, mask, scale=2)
+    assert_allclose(found, right, rtol=1e-12, atol=1e-12)
+    found = minigrad.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask, scale=2)
+    assert found.dtype == np.float32
+    assert_allclose(found.data, right, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", [minigrad.concatenate, minigrad.stack])
 def test_an_axis_may_be_an_array_of_one_integer(function, rng):
     x = Tensor(rng.standard_normal((2, 3)), requires_grad=True)
