@@ -19,7 +19,7 @@ from numpy import ndarray
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import mode, observed
-from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
+from minigrad.core.node import Node, OpLike, check_unwritten, freed, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.versions import last_write
 
@@ -218,8 +218,12 @@ def propagate(
             if op is None or node in stop:
                 continue
             edges: Any = node.edges
+            if edges is None:
+                if node.order > oldest:  # a hook ran a pass that has freed the node
+                    raise freed(node)
+                continue
             if needed is not None:
-                edges = [edge for edge in edges or () if edge[0] in needed]
+                edges = [edge for edge in edges if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
             for edge in edges:
                 parent = edge[0]

@@ -157,16 +157,21 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
         if node in stop or node.order <= oldest:
             continue
         if node.edges is None:
-            raise RuntimeError(
-                f"the graph behind this result of `{node.name}` was freed by an earlier backward "
-                f"pass; pass retain_graph=True to that pass, or compute the result again"
-            )
+            raise freed(node)
         for edge in node.edges:
             if edge[0] not in seen:
                 seen.add(edge[0])
                 found.append(edge[0])
     found.sort(key=operator.attrgetter("order"), reverse=True)
     return found
+
+
+def freed(node: Node) -> RuntimeError:
+    """Return the error for a backward pass that needs a node whose edges have been freed."""
+    return RuntimeError(
+        f"the graph behind this result of `{node.name}` was freed by an earlier backward pass; "
+        f"pass retain_graph=True to that pass, or compute the result again"
+    )
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:

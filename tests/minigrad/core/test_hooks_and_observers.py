@@ -120,6 +120,16 @@ def test_hook_that_writes_to_what_it_is_given_touches_no_other_gradient():
     assert_array_equal(y.grad.data, [1.0, 1.0])
 
 
+@pytest.mark.parametrize("differentiate", [lambda y, x: grad(y, x), lambda y, x: y.backward()])
+def test_a_hook_whose_own_pass_frees_what_the_outer_one_needs_is_an_error(differentiate):
+    x = leaf(1.0, 2.0)
+    h = x * x
+    other, z = h.sum(), h * 1.0
+    z.register_hook(lambda g: (grad(other, x), None)[1])
+    with pytest.raises(RuntimeError, match="result of `multiply` was freed by an earlier"):
+        differentiate(z.sum() + x.sum(), x)
+
+
 @pytest.mark.parametrize("bad", [5, np.ones(2), Tensor(np.ones(3)), (Tensor(np.ones(2)),)])
 def test_hook_that_returns_no_fitting_tensor_is_an_error(bad):
     x = leaf(1.0, 2.0)
