@@ -82,6 +82,19 @@ def test_a_dict_keeps_its_order_and_its_kind():
     assert rebuild(parts(default)[2], [1, 2, 3])["new"] == []
 
 
+def test_a_dict_with_attributes_is_refused():
+    class Attributes(dict):
+        def __init__(self, **items):
+            super().__init__(**items)
+            self.__dict__ = self
+
+    assert parts({"a": Attributes()})[0] == []
+    with pytest.raises(
+        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
+    ):
+        parts({"a": Attributes(w=1)})
+
+
 def test_a_dataclass_is_rebuilt_by_its_fields_alone():
     @dataclass
     class Checked:
