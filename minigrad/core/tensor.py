@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -591,14 +592,32 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
         )
 
 
+_assigning = threading.Lock()
+_assigned_by: dict[int, int] = {}  # the thread that has replaced attributes of a tensor, by its id
+
+
 @contextmanager
 def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[None]:
     """In a `with` block, replace attributes of tensors (value or node); write to no memory.
 
     A tensor whose node is None is frozen. Its gradient stays; `requires_grad_(False)` would drop
     it.
+
+    Raises:
+        RuntimeError: if another thread has replaced attributes of one of the tensors.
     """
     given = [(tensor, name, value) for tensor, new in values for name, value in new.items()]
+    thread = threading.get_ident()
+    with _assigning:
+        for tensor, *_ in given:
+            if _assigned_by.get(id(tensor), thread) != thread:
+                raise RuntimeError(
+                    f"{tensor.describe()} has other values or nodes while another thread "
+                    f"differentiates by its Module or examines it; give each thread a copy of the "
+                    f"Module, or let one wait for the other with a lock"
+                )
+        added = {id(tensor) for tensor, *_ in given} - _assigned_by.keys()
+        _assigned_by.update(dict.fromkeys(added, thread))
     before = [(tensor, name, getattr(tensor, name)) for tensor, name, _ in given]
     try:
         for each in given:
@@ -607,6 +626,9 @@ def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[Non
     finally:
         for each in before:
             setattr(*each)
+        with _assigning:
+            for key in added:
+                del _assigned_by[key]
 
 
 def node_of(tensor: Any, role: str) -> Node:
