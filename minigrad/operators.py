@@ -16,9 +16,11 @@ import numpy as np
 from minigrad import functional, ops
 from minigrad.core.backward import backward
 from minigrad.core.forward_mode import is_differentiated
+from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, overwrite
 from minigrad.creation import as_shape
+from minigrad.readonly import writable
 from minigrad.renamed import instead
 
 # For each operator of two operands: its name in Python, its symbol if it can write in place
@@ -155,6 +157,23 @@ class Operators(Tensor):
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
         """The tensor with all axes in reverse order."""
         return ops.transpose.call(self)
+
+    def copy_(self, value: Any) -> Tensor:
+        """Write `value` into the memory of this tensor; all views see it. Return the tensor.
+
+        Raises:
+            ValueError: if the shape is not the same.
+            RuntimeError: if this is the result of an op, or a derivative by `value` may be needed.
+        """
+        if is_differentiated(value):
+            raise RuntimeError(
+                f"copy_: {value.describe()} would lose its gradient; compute with it itself, or "
+                f"copy .detach(), or do it under no_grad()"
+            )
+        array = self.assignable(value)
+        self._data = writable(self._data)
+        observed(overwrite, self._data, array)
+        return self
 
     def dot(self, other: Any) -> Tensor:
         """Sum products over the last axis of this tensor and the second-to-last of the other."""

@@ -160,7 +160,7 @@ class _Checkpoint(Op[Any]):
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         (rerun,) = node.arguments
-        parents = {argnum: parent for parent, argnum, *_ in node.edges}
+        parents = {argnum: parent for parent, argnum, *_ in node.edges or ()}
         return replay(rerun.run, rerun.arguments, parents, [edge[1] for edge in edges], g)
 
     def input_name(self, argnum: int) -> str:

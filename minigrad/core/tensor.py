@@ -166,7 +166,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = self._assignable(value)
+        array = self.assignable(value)
         if mode.state[1]:
             _announce(self, None, ".data =")
         if self.node is not None and array.dtype != self.node.dtype:
@@ -178,19 +178,7 @@ class Tensor:
             self.node.outdated = True
             self.node = Node.of(None, (), array)
 
-    def copy_(self, value: Any) -> Tensor:
-        """Write `value` into the memory of this tensor; all views see it. Return the tensor.
-
-        Raises:
-            ValueError: if the shape is not the same.
-            RuntimeError: if this is the result of an op.
-        """
-        array = self._assignable(value)
-        self._data = writable(self._data)
-        observed(overwrite, self._data, array)
-        return self
-
-    def _assignable(self, value: Any) -> NDArray[Any]:
+    def assignable(self, value: Any) -> NDArray[Any]:
         """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
@@ -544,6 +532,7 @@ class Tensor:
         def argsort(self, axis: int | None = -1, descending: bool = False) -> Tensor: ...
         def astype(self, dtype: DTypeLike) -> Tensor: ...
         def broadcast_to(self, shape: Sequence[int]) -> Tensor: ...
+        def copy_(self, value: Any) -> Tensor: ...
         def clip(self, min: Any = None, max: Any = None) -> Tensor: ...
         def expand_dims(self, axis: int | Sequence[int]) -> Tensor: ...
         def gelu(self, approximate: str = "none") -> Tensor: ...

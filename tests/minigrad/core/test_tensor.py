@@ -723,6 +723,17 @@ def test_results_of_ops_cannot_be_assigned_or_written():
     assert y.tolist() == [2.0, 4.0]
 
 
+def test_copy_of_a_value_that_is_differentiated_is_refused():
+    x, buffer = leaf(1.0, 2.0), tensor([0.0, 0.0])
+    with pytest.raises(RuntimeError, match=r"copy_: .* made by multiply .*detach"):
+        buffer.copy_(x * 2)
+    assert_array_equal(buffer.data, [0.0, 0.0])
+    buffer.copy_((x * 2).detach())
+    with minigrad.no_grad():
+        buffer.copy_(x)
+    assert_array_equal(buffer.data, [1.0, 2.0])
+
+
 def test_copy_writes_into_the_same_memory_and_returns_the_tensor():
     x = leaf(1.0, 2.0)
     memory = x.data
