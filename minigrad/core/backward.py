@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.blocked_sum import sum_over
-from minigrad.core.grad_mode import mode, observed
+from minigrad.core.grad_mode import grad_mode, mode, observed
 from minigrad.core.node import Node, OpLike, check_unwritten, freed, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.versions import last_write
@@ -378,10 +378,11 @@ def accumulate(node: Node, g: Tensor) -> None:
     with _accumulating:
         if node.grad is None:
             node.grad = g
-        elif g.node is None:
+        elif g.node is None and node.grad.node is None:
             node.grad = Tensor(observed(add, node.grad._data, g._data))
         else:
-            node.grad = node.grad + g
+            with grad_mode(True):  # a pass that is not recorded keeps the graph of an earlier one
+                node.grad = node.grad + g
 
 
 def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
