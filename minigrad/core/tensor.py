@@ -175,8 +175,7 @@ class Tensor:
         self._data = writable(array)
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
-            self.node.outdated = True
-            self.node = Node.of(None, (), array)
+            self.node = self.node.converted(array)
 
     def assignable(self, value: Any) -> NDArray[Any]:
         """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
@@ -271,8 +270,10 @@ class Tensor:
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
-            if known is None or known.dtype != self._data.dtype:
+            if known is None:
                 known = Node.of(None, (), self._data)
+            elif known.dtype != self._data.dtype:
+                known = known.converted(self._data)
             known.grad = None  # a backward pass may have set it while requires_grad was False
             self.node = known
         elif not requires_grad and self.node is not None:
@@ -343,6 +344,9 @@ class Tensor:
     def __copy__(self) -> Tensor:
         copied = type(self).__new__(type(self))
         copied._data, copied.node = self._data, self.node
+        if self.node is not None and self.node.op is None:
+            copied.node = Node.of(None, (), self._data)
+            copied.node.grad = self.node.grad
         return copied
 
     def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:

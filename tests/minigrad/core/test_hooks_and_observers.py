@@ -146,6 +146,21 @@ def test_gradient_from_a_hook_keeps_the_dtype():
     assert x.grad.dtype == np.float32
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_hook_stays_on_a_leaf_whose_dtype_changes(frozen):
+    seen = []
+    x = leaf(1.0, 2.0)
+    hook = x.register_hook(lambda g: seen.append(g.dtype))
+    x.requires_grad_(not frozen)
+    x.data = x.data.astype(np.float32)
+    x.requires_grad_()
+    x.sum().backward()
+    assert seen == [np.float32]
+    hook.remove()
+    x.sum().backward()
+    assert len(seen) == 1
+
+
 def test_hook_needs_a_graph():
     with pytest.raises(RuntimeError, match=r"register_hook\(\).*needs no gradient"):
         minigrad.ones(2).register_hook(print)

@@ -491,6 +491,18 @@ def test_deepcopy_keeps_what_is_shared_shared_and_the_class():
     assert not copy.deepcopy(tensor(1.0)).requires_grad
 
 
+def test_copy_of_a_leaf_shares_the_memory_and_has_a_gradient_of_its_own():
+    x = leaf(1.0, 2.0)
+    (x * x).sum().backward()
+    copied = copy.copy(x)
+    assert copied.data is x.data
+    assert_array_equal(copied.grad.data, [2.0, 4.0])
+    copied.requires_grad_(False)
+    assert_array_equal(x.grad.data, [2.0, 4.0])
+    copy.copy(x).sum().backward()
+    assert_array_equal(x.grad.data, [2.0, 4.0])
+
+
 def test_deepcopy_of_a_result_is_refused():
     with pytest.raises(RuntimeError, match=r"leaves only.*\.detach\(\) or \.clone\(\)"):
         copy.deepcopy(leaf(1.0) * 2)
