@@ -175,6 +175,14 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _node.watched = False",
         ]
     slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
+    saved_slots = {i for vjp in vjps.values() for i, only in vjp.slots if not only}
+    for i, p in enumerate(op.parameters):
+        may_be_list = p not in inputs and not isinstance(defaults[p], (bool, float, str))
+        if inputs and may_be_list and (op.replayed or i in saved_slots):
+            lines += [
+                f"    if {data[p]}.__class__ is list or {data[p]}.__class__ is tuple:",
+                f"        {data[p]} = _unshared({data[p]})",
+            ]
     for argnum, vjp in vjps.items():
         p = op.parameters[argnum]
         saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
@@ -263,6 +271,16 @@ def shape(value: Any) -> Any:
     if isinstance(value, (np.ndarray, StandIn)):
         return value.shape
     return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
+
+
+def unshared(value: Any) -> Any:
+    """Return an option to save: a copy of a list, and of the lists in it or in a tuple.
+
+    The caller may change a list before the backward pass.
+    """
+    if list in map(type, value):
+        return value.__class__([unshared(v) if v.__class__ is list else v for v in value])
+    return value.copy() if value.__class__ is list else value
 
 
 class Shapes(tuple[tuple[int, ...], ...]):
@@ -429,7 +447,8 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _SERVING = (
     *(Node, StandIn, Tensor, np.ndarray),
-    *(agree, as_floats, as_output, cast_back, explained, shape, taken_over, view, without_vjp),
+    *(agree, as_floats, as_output, cast_back, explained, shape, taken_over, unshared, view),
+    without_vjp,
 )
 
 _NAMESPACE: dict[str, Any] = {
