@@ -131,6 +131,7 @@ class Operators(Tensor):
         compute = _ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
+        _check_out(ufunc.__name__, *options.get("out", ()))
         if compute is not None and method == "__call__" and set(options) == {"out"}:
             # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))
@@ -143,6 +144,7 @@ class Operators(Tensor):
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
         name, module = function.__name__, function.__module__
+        _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):
             raise TypeError(_use_instead(name, module))
         try:
@@ -194,10 +196,21 @@ class Operators(Tensor):
         )
 
 
+def _check_out(name: str, *out: Any) -> None:
+    """Raise a TypeError if a function of numpy is to write into a Tensor."""
+    if any(isinstance(each, Tensor) for each in out):
+        raise TypeError(
+            f"numpy.{name} cannot write into a Tensor, out=tensor: a graph that has saved the "
+            f"tensor would not notice; use tensor.copy_(result)"
+        )
+
+
 def _unwrapped(value: Any) -> Any:
-    """Return `value` with each Tensor inside it replaced by its array."""
+    """Return `value` with each Tensor inside it replaced by a read-only view of its array."""
     if isinstance(value, Tensor):
-        return value.numpy()
+        view = value.numpy().view()
+        view.flags.writeable = False
+        return view
     if isinstance(value, (list, tuple)):
         return type(value)(_unwrapped(v) for v in value)
     if isinstance(value, dict):
