@@ -33,7 +33,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
     Python floats become float32, Python ints become int64, and bools stay bools. Arrays, Tensors
-    and numpy scalars keep their dtype.
+    and numpy scalars keep their dtype; in a list, those of floats determine the dtype of the floats
+    beside them.
 
     Raises:
         TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
@@ -59,12 +60,13 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
                 f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
                 f"them, through which their gradients flow: {data!r:.80}"
             ) from None
-        element = data
-        while isinstance(element, (list, tuple)) and element:
-            element = element[0]
-        if dtype is None and not hasattr(element, "__array__"):
-            usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
-            array = array.astype(usual, copy=False)
+        if dtype is None and array.dtype.kind in "fi":
+            given = [*_dtypes_in([data])]
+            target: Any = array.dtype if given else np.int64
+            if array.dtype.kind == "f":
+                floats = {each for each in given if each.kind == "f"}
+                target = np.result_type(*floats) if floats else np.float32
+            array = array.astype(target, copy=False)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
@@ -73,6 +75,16 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         return array
     target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
     return array if array.dtype == target else observed(_converted, array, target)
+
+
+def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
+    """List the dtypes of the arrays, Tensors and numpy scalars in nested lists."""
+    if not {float, int, bool}.issuperset(map(type, data)):  # fast for long lists of numbers
+        for value in data:
+            if isinstance(value, (list, tuple)):
+                yield from _dtypes_in(value)
+            elif hasattr(value, "__array__"):
+                yield np.asarray(value).dtype
 
 
 def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
@@ -473,6 +485,10 @@ class Tensor:
         return self._data.__dlpack_device__()
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, Tensor):
+            view, given = self[index]._data, value._data
+            if given.__array_interface__ == view.__array_interface__:  # the same memory
+                return  # it is the end of `x[index] += y`, which has written to the view
         raise TypeError(
             "tensors are not written in place, their gradients would be wrong; use "
             "minigrad.where(mask, value, x) for a new tensor, or x.data[index] = value for a leaf "
