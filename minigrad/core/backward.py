@@ -75,7 +75,7 @@ def grad(
     retain_graph: bool | None = None,
     allow_unused: bool = False,
 ) -> Any:
-    """Return the gradients of `outputs` with respect to `inputs`; change no `.grad`.
+    """Return the gradients of `outputs` with respect to `inputs`; change no leaf's `.grad`.
 
     For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k /
     dx)^T v_k.

@@ -8,7 +8,7 @@ write the source of the function once for each op, and Python compiles it. For a
 
     def multiply(a, b):
         ...
-        if isinstance(a, _Tensor):
+        if _isinstance(a, _Tensor):
             _a_node = a.node
             _a_data = a._data
         ...
@@ -98,7 +98,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     for p in values:
         lines += [
             f"_{p}_node = None",
-            f"if isinstance({p}, _Tensor):",
+            f"if _isinstance({p}, _Tensor):",
             "    _found = True",
             f"    _{p}_node = {p}.node",
             f"    _{p}_data = {p}._data",
@@ -114,7 +114,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
             lines += [f"    if {given}{p}.__class__ not in _NUMBERS:", "        _mixed = True"]
     if op.cost is not None or op.composition is not None:
-        is_other = "_{p}_data.__class__ is not _ndarray and isinstance(_{p}_data, _StandIn)"
+        is_other = "_{p}_data.__class__ is not _ndarray and _isinstance(_{p}_data, _StandIn)"
         lines += [
             f"if {any_of(is_other, values)}:",
             f"    return _taken_over(_op, ({listed(op.parameters)}))",
@@ -138,7 +138,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     lines += [
         "try:",
         f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
-        "except (IndexError, OverflowError, TypeError, ValueError) as _error:",
+        "except _ERRORS as _error:",
         f"    raise _explained(_op, _error, ({all_data})) from _error",
         "_recording, _observers = _mode.state",
         "if not _found:",
@@ -169,7 +169,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _result.node = _node = _new(_Node)",
             "    _node.op = _op",
             "    _node.edges = _edges = []",
-            "    _node.order = next(_clock)",
+            "    _node.order = _next(_clock)",
             "    _node.shape = _out.shape",
             "    _node.dtype = _out.dtype",
             "    _node.watched = False",
@@ -180,7 +180,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         may_be_list = p not in inputs and not isinstance(defaults[p], (bool, float, str))
         if inputs and may_be_list and (op.replayed or i in saved_slots):
             lines += [
-                f"    if {data[p]}.__class__ is list or {data[p]}.__class__ is tuple:",
+                f"    if {data[p]}.__class__ in _LISTS:",
                 f"        {data[p]} = _unshared({data[p]})",
             ]
     for argnum, vjp in vjps.items():
@@ -221,7 +221,7 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         data = agree(op, range(len(data)), data, arrays)
     try:
         out = op.forward(list(data), **options)
-    except (IndexError, OverflowError, TypeError, ValueError) as error:
+    except ERRORS as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
@@ -388,6 +388,11 @@ def as_output(op: OpLike, out: Any) -> Any:
         return np.asarray(out)
     if isinstance(out, StandIn):
         return out
+    if isinstance(out, Tensor):
+        raise TypeError(
+            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; an "
+            f"option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+        )
     raise TypeError(
         f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
     )
@@ -442,10 +447,15 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
 # The types of Python numbers, which adapt to the dtype of the array operand.
 NUMBERS = {float, int, bool}
 
+# The types of options that may hold a list, and the errors of numpy that are explained.
+LISTS = {list, tuple}
+ERRORS = (IndexError, OverflowError, TypeError, ValueError)
+
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _SERVING = (
+    *(isinstance, next),  # by other names, because a parameter of an op may be called so
     *(Node, StandIn, Tensor, np.ndarray),
     *(agree, as_floats, as_output, cast_back, explained, shape, taken_over, unshared, view),
     without_vjp,
@@ -453,8 +463,10 @@ _SERVING = (
 
 _NAMESPACE: dict[str, Any] = {
     **{f"_{each.__name__}": each for each in _SERVING},
+    "_ERRORS": ERRORS,
     "_FLOAT32": FLOAT32,
     "_FLOAT64": FLOAT64,
+    "_LISTS": LISTS,
     "_NUMBERS": NUMBERS,
     "_clock": clock,
     "_mode": mode,

@@ -1,5 +1,6 @@
 """Hooks on gradients, and observers of calls and backward passes."""
 
+import functools
 import threading
 import weakref
 
@@ -220,6 +221,20 @@ def test_generators_cannot_be_decorated():
         @no_grad
         def batches():
             yield 1
+
+
+async def later():
+    yield 1
+
+
+def repeated(x):
+    yield x
+
+
+@pytest.mark.parametrize("function", [later, functools.partial(repeated, 1)])
+def test_other_generators_cannot_be_decorated(function):
+    with pytest.raises(TypeError, match=r"(later|repeated).* does not run from start to end"):
+        no_grad(function)
 
 
 @pytest.mark.parametrize("change", [no_grad, enable_grad])
