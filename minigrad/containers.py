@@ -8,7 +8,8 @@ and stays in its place.
     structure = flatten({"layers": [a, b]}, "argument 0", leaves)   # paths: ["layers"][0], ...
     rebuild(structure, [1, 2])                                      # {"layers": [1, 2]}
 
-- A dict keeps its order and its type (`defaultdict`, ...).
+- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes is
+  refused: they would keep their old values beside the new items.
 - A dataclass is rebuilt by setting only its fields. `__init__` and `__post_init__` do not run,
   because they may compute with the leaves or reject them. Other attributes are missing in the
   result, because an old value could be wrong. A field with `metadata={"static": True}` is not a
@@ -61,6 +62,7 @@ def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] =
 
     Raises:
         ValueError: if a container contains itself.
+        TypeError: if a dict has attributes.
     """
     if value is None:
         return None
@@ -68,6 +70,12 @@ def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] =
     if opened is None:
         leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
         return len(leaves) - 1
+    if isinstance(value, dict) and getattr(value, "__dict__", None):
+        raise TypeError(
+            f"{path} is of type {type(value).__name__}, a dict with attributes "
+            f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
+            f"use a plain dict or a dataclass"
+        )
     if any(value is outer for outer in around):
         raise ValueError(f"{path} is a container that contains itself, so it has no end")
     kind, items, _, owner = opened

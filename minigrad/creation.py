@@ -57,7 +57,8 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
         )
     kind = f"{type(x).__module__.partition('.')[0]} {type(x).__name__}"
     try:
-        array = np.from_dlpack(x)
+        # A graph notices writes to a tensor on the same array, and not through another library.
+        array = x.numpy() if isinstance(x, Tensor) else np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise BufferError(
             f"from_dlpack: this {kind} cannot be shared ({error}); what can is a detached array of "

@@ -16,9 +16,11 @@ import numpy as np
 from minigrad import functional, ops
 from minigrad.core.backward import backward
 from minigrad.core.forward_mode import is_differentiated
+from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, overwrite
 from minigrad.creation import as_shape
+from minigrad.readonly import writable
 from minigrad.renamed import instead
 
 # For each operator of two operands: its name in Python, its symbol if it can write in place
@@ -129,6 +131,7 @@ class Operators(Tensor):
         compute = _ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
+        _check_out(ufunc.__name__, *options.get("out", ()))
         if compute is not None and method == "__call__" and set(options) == {"out"}:
             # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))
@@ -141,6 +144,7 @@ class Operators(Tensor):
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
         name, module = function.__name__, function.__module__
+        _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):
             raise TypeError(_use_instead(name, module))
         try:
@@ -155,6 +159,23 @@ class Operators(Tensor):
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
         """The tensor with all axes in reverse order."""
         return ops.transpose.call(self)
+
+    def copy_(self, value: Any) -> Tensor:
+        """Write `value` into the memory of this tensor; all views see it. Return the tensor.
+
+        Raises:
+            ValueError: if the shape is not the same.
+            RuntimeError: if this is the result of an op, or a derivative by `value` may be needed.
+        """
+        if is_differentiated(value):
+            raise RuntimeError(
+                f"copy_: {value.describe()} would lose its gradient; compute with it itself, or "
+                f"copy .detach(), or do it under no_grad()"
+            )
+        array = self.assignable(value)
+        self._data = writable(self._data)
+        observed(overwrite, self._data, array)
+        return self
 
     def dot(self, other: Any) -> Tensor:
         """Sum products over the last axis of this tensor and the second-to-last of the other."""
@@ -175,10 +196,21 @@ class Operators(Tensor):
         )
 
 
+def _check_out(name: str, *out: Any) -> None:
+    """Raise a TypeError if a function of numpy is to write into a Tensor."""
+    if any(isinstance(each, Tensor) for each in out):
+        raise TypeError(
+            f"numpy.{name} cannot write into a Tensor, out=tensor: a graph that has saved the "
+            f"tensor would not notice; use tensor.copy_(result)"
+        )
+
+
 def _unwrapped(value: Any) -> Any:
-    """Return `value` with each Tensor inside it replaced by its array."""
+    """Return `value` with each Tensor inside it replaced by a read-only view of its array."""
     if isinstance(value, Tensor):
-        return value.numpy()
+        view = value.numpy().view()
+        view.flags.writeable = False
+        return view
     if isinstance(value, (list, tuple)):
         return type(value)(_unwrapped(v) for v in value)
     if isinstance(value, dict):

@@ -18,8 +18,8 @@ from numpy import ndarray
 
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.blocked_sum import sum_over
-from minigrad.core.grad_mode import mode, observed
-from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
+from minigrad.core.grad_mode import grad_mode, mode, observed
+from minigrad.core.node import Node, OpLike, check_unwritten, freed, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.versions import last_write
 
@@ -75,7 +75,7 @@ def grad(
     retain_graph: bool | None = None,
     allow_unused: bool = False,
 ) -> Any:
-    """Return the gradients of `outputs` with respect to `inputs`; change no `.grad`.
+    """Return the gradients of `outputs` with respect to `inputs`; change no leaf's `.grad`.
 
     For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k /
     dx)^T v_k.
@@ -218,8 +218,12 @@ def propagate(
             if op is None or node in stop:
                 continue
             edges: Any = node.edges
+            if edges is None:
+                if node.order > oldest:  # a hook ran a pass that has freed the node
+                    raise freed(node)
+                continue
             if needed is not None:
-                edges = [edge for edge in edges or () if edge[0] in needed]
+                edges = [edge for edge in edges if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
             for edge in edges:
                 parent = edge[0]
@@ -374,10 +378,11 @@ def accumulate(node: Node, g: Tensor) -> None:
     with _accumulating:
         if node.grad is None:
             node.grad = g
-        elif g.node is None:
+        elif g.node is None and node.grad.node is None:
             node.grad = Tensor(observed(add, node.grad._data, g._data))
         else:
-            node.grad = node.grad + g
+            with grad_mode(True):  # a pass that is not recorded keeps the graph of an earlier one
+                node.grad = node.grad + g
 
 
 def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:

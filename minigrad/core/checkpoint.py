@@ -33,6 +33,11 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
 
+    The first run records no graph, to save memory. So f can neither register hooks nor call
+    `retain_grad` on what it computes, and a derivative that f takes itself through a fused op can
+    have other last digits in the second run, which is an error. What f changes by the way, such as
+    the running statistics of a BatchNorm, changes in both runs.
+
     Args:
         f: a function or module that returns one Tensor, and returns the same result each time. The
             second run draws the same random numbers, with `rng=` or from the default generator.
@@ -136,8 +141,9 @@ class Rerun:
         if _fingerprint(result) != self.fingerprint:
             raise RuntimeError(
                 "checkpoint: the function gave another result when it was run again, so its "
-                "gradient would be wrong; did it use randomness of its own, or did something that "
-                "it uses change since?"
+                "gradient would be wrong; did it use randomness of its own, did something that it "
+                "uses change since, or does it take a derivative itself, which can have other last "
+                "digits when a graph of it is recorded?"
             )
         return result
 

@@ -8,7 +8,7 @@ write the source of the function once for each op, and Python compiles it. For a
 
     def multiply(a, b):
         ...
-        if isinstance(a, _Tensor):
+        if _isinstance(a, _Tensor):
             _a_node = a.node
             _a_data = a._data
         ...
@@ -98,7 +98,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     for p in values:
         lines += [
             f"_{p}_node = None",
-            f"if isinstance({p}, _Tensor):",
+            f"if _isinstance({p}, _Tensor):",
             "    _found = True",
             f"    _{p}_node = {p}.node",
             f"    _{p}_data = {p}._data",
@@ -122,7 +122,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             lines += ["        _mixed = True"]
         lines += [f"    _{p}_data = {p}"]
     if op.cost is not None or op.composition is not None:
-        is_other = "_{p}_data.__class__ is not _ndarray and isinstance(_{p}_data, _StandIn)"
+        is_other = "_{p}_data.__class__ is not _ndarray and _isinstance(_{p}_data, _StandIn)"
         lines += [
             f"if {any_of(is_other, values)}:",
             f"    return _taken_over(_op, ({listed(op.parameters)}))",
@@ -146,7 +146,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     lines += [
         "try:",
         f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
-        "except (IndexError, OverflowError, TypeError, ValueError) as _error:",
+        "except _ERRORS as _error:",
         f"    raise _explained(_op, _error, ({all_data})) from _error",
         "_recording, _observers = _mode.state",
         "if not _found:",
@@ -177,12 +177,20 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _result.node = _node = _new(_Node)",
             "    _node.op = _op",
             "    _node.edges = _edges = []",
-            "    _node.order = next(_clock)",
+            "    _node.order = _next(_clock)",
             "    _node.shape = _out.shape",
             "    _node.dtype = _out.dtype",
             "    _node.watched = False",
         ]
     slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
+    saved_slots = {i for vjp in vjps.values() for i, only in vjp.slots if not only}
+    for i, p in enumerate(op.parameters):
+        may_be_list = p not in inputs and not isinstance(defaults[p], (bool, float, str))
+        if inputs and may_be_list and (op.replayed or i in saved_slots):
+            lines += [
+                f"    if {data[p]}.__class__ in _LISTS:",
+                f"        {data[p]} = _unshared({data[p]})",
+            ]
     for argnum, vjp in vjps.items():
         p = op.parameters[argnum]
         saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
@@ -223,7 +231,7 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         data = agree(op, range(len(data)), data, arrays)
     try:
         out = op.forward(list(data), **options)
-    except (IndexError, OverflowError, TypeError, ValueError) as error:
+    except ERRORS as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
@@ -282,6 +290,16 @@ def shape(value: Any) -> Any:
     if isinstance(value, (np.ndarray, StandIn)):
         return value.shape
     return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
+
+
+def unshared(value: Any) -> Any:
+    """Return an option to save: a copy of a list, and of the lists in it or in a tuple.
+
+    The caller may change a list before the backward pass.
+    """
+    if list in map(type, value):
+        return value.__class__([unshared(v) if v.__class__ is list else v for v in value])
+    return value.copy() if value.__class__ is list else value
 
 
 class Shapes(tuple[tuple[int, ...], ...]):
@@ -389,6 +407,11 @@ def as_output(op: OpLike, out: Any) -> Any:
         return np.asarray(out)
     if isinstance(out, StandIn):
         return out
+    if isinstance(out, Tensor):
+        raise TypeError(
+            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; an "
+            f"option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+        )
     raise TypeError(
         f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
     )
@@ -443,19 +466,26 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
 # The types of Python numbers, which adapt to the dtype of the array operand.
 NUMBERS = {float, int, bool}
 
+# The types of options that may hold a list, and the errors of numpy that are explained.
+LISTS = {list, tuple}
+ERRORS = (IndexError, OverflowError, TypeError, ValueError)
+
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _SERVING = (
+    *(isinstance, next),  # by other names, because a parameter of an op may be called so
     *(Node, StandIn, Tensor, np.ndarray),
     *(agree, as_floats, as_output, cast_back, explained, plain),
-    *(shape, taken_over, view, without_vjp),
+    *(shape, taken_over, unshared, view, without_vjp),
 )
 
 _NAMESPACE: dict[str, Any] = {
     **{f"_{each.__name__}": each for each in _SERVING},
+    "_ERRORS": ERRORS,
     "_FLOAT32": FLOAT32,
     "_FLOAT64": FLOAT64,
+    "_LISTS": LISTS,
     "_NUMBERS": NUMBERS,
     "_clock": clock,
     "_mode": mode,

@@ -111,9 +111,11 @@ def check_decorable(function: Callable[..., Any]) -> None:
     Raises:
         TypeError: if it is a generator or a coroutine.
     """
-    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    if any(is_one(function) for is_one in kinds):
+        name = getattr(function, "__name__", repr(function))  # a partial has no name
         raise TypeError(
-            f"{function.__name__} does not run from start to end in one go, so it cannot be "
+            f"{name:.80} does not run from start to end in one go, so it cannot be "
             f"decorated; write `with` around the parts of its body that need it"
         )
 

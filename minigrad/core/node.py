@@ -116,6 +116,15 @@ class Node:
         node.watched = False
         return node
 
+    def converted(self, array: np.ndarray[Any, Any]) -> Node:
+        """Make the node of this leaf with another dtype. The hooks move to it."""
+        node = Node.of(None, (), array)
+        node.hooks, self.hooks = self.hooks, ()
+        node.watched, self.outdated = self.watched, True
+        for hook in node.hooks:
+            hook.node = weakref.ref(node)
+        return node
+
     @property
     def name(self) -> str:
         """The name of the op, or "leaf"."""
@@ -128,17 +137,17 @@ class Node:
 class Hook:
     """A function that sees, and may replace, the complete gradient of one tensor."""
 
-    __slots__ = ("_node", "function")
+    __slots__ = ("function", "node")
 
     def __init__(self, node: Node, function: Callable[[Any], Any]) -> None:
         self.function = function
-        self._node = weakref.ref(node)  # weak, because the node points to the hook
+        self.node = weakref.ref(node)  # weak, because the node points to the hook
         node.hooks = (*node.hooks, self)
         node.watched = True
 
     def remove(self) -> None:
         """Remove the hook; a second call does nothing."""
-        node = self._node()
+        node = self.node()
         if node is not None:
             node.hooks = tuple(hook for hook in node.hooks if hook is not self)
 
@@ -157,16 +166,21 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
         if node in stop or node.order <= oldest:
             continue
         if node.edges is None:
-            raise RuntimeError(
-                f"the graph behind this result of `{node.name}` was freed by an earlier backward "
-                f"pass; pass retain_graph=True to that pass, or compute the result again"
-            )
+            raise freed(node)
         for edge in node.edges:
             if edge[0] not in seen:
                 seen.add(edge[0])
                 found.append(edge[0])
     found.sort(key=operator.attrgetter("order"), reverse=True)
     return found
+
+
+def freed(node: Node) -> RuntimeError:
+    """Return the error for a backward pass that needs a node whose edges have been freed."""
+    return RuntimeError(
+        f"the graph behind this result of `{node.name}` was freed by an earlier backward pass; "
+        f"pass retain_graph=True to that pass, or compute the result again"
+    )
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:

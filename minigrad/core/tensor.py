@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,7 +33,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
     Python floats become float32, Python ints become int64, and bools stay bools. Arrays, Tensors
-    and numpy scalars keep their dtype.
+    and numpy scalars keep their dtype; in a list, those of floats determine the dtype of the floats
+    beside them.
 
     Raises:
         TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
@@ -58,12 +60,13 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
                 f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
                 f"them, through which their gradients flow: {data!r:.80}"
             ) from None
-        element = data
-        while isinstance(element, (list, tuple)) and element:
-            element = element[0]
-        if dtype is None and not hasattr(element, "__array__"):
-            usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
-            array = array.astype(usual, copy=False)
+        if dtype is None and array.dtype.kind in "fi":
+            given = [*_dtypes_in([data])]
+            target: Any = array.dtype if given else np.int64
+            if array.dtype.kind == "f":
+                floats = {each for each in given if each.kind == "f"}
+                target = np.result_type(*floats) if floats else np.float32
+            array = array.astype(target, copy=False)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
@@ -72,6 +75,16 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         return array
     target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
     return array if array.dtype == target else observed(_converted, array, target)
+
+
+def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
+    """List the dtypes of the arrays, Tensors and numpy scalars in nested lists."""
+    if not {float, int, bool}.issuperset(map(type, data)):  # fast for long lists of numbers
+        for value in data:
+            if isinstance(value, (list, tuple)):
+                yield from _dtypes_in(value)
+            elif hasattr(value, "__array__"):
+                yield np.asarray(value).dtype
 
 
 def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
@@ -165,7 +178,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = self._assignable(value)
+        array = self.assignable(value)
         if mode.state[1]:
             _announce(self, None, ".data =")
         if self.node is not None and array.dtype != self.node.dtype:
@@ -174,22 +187,9 @@ class Tensor:
         self._data = writable(array)
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
-            self.node.outdated = True
-            self.node = Node.of(None, (), array)
+            self.node = self.node.converted(array)
 
-    def copy_(self, value: Any) -> Tensor:
-        """Write `value` into the memory of this tensor; all views see it. Return the tensor.
-
-        Raises:
-            ValueError: if the shape is not the same.
-            RuntimeError: if this is the result of an op.
-        """
-        array = self._assignable(value)
-        self._data = writable(self._data)
-        observed(overwrite, self._data, array)
-        return self
-
-    def _assignable(self, value: Any) -> NDArray[Any]:
+    def assignable(self, value: Any) -> NDArray[Any]:
         """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
@@ -282,8 +282,10 @@ class Tensor:
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
-            if known is None or known.dtype != self._data.dtype:
+            if known is None:
                 known = Node.of(None, (), self._data)
+            elif known.dtype != self._data.dtype:
+                known = known.converted(self._data)
             known.grad = None  # a backward pass may have set it while requires_grad was False
             self.node = known
         elif not requires_grad and self.node is not None:
@@ -354,6 +356,9 @@ class Tensor:
     def __copy__(self) -> Tensor:
         copied = type(self).__new__(type(self))
         copied._data, copied.node = self._data, self.node
+        if self.node is not None and self.node.op is None:
+            copied.node = Node.of(None, (), self._data)
+            copied.node.grad = self.node.grad
         return copied
 
     def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:
@@ -488,6 +493,10 @@ class Tensor:
         return self._data.__dlpack_device__()
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, Tensor):
+            view, given = self[index]._data, value._data
+            if given.__array_interface__ == view.__array_interface__:  # the same memory
+                return  # it is the end of `x[index] += y`, which has written to the view
         raise TypeError(
             "tensors are not written in place, their gradients would be wrong; use "
             "minigrad.where(mask, value, x) for a new tensor, or x.data[index] = value for a leaf "
@@ -551,6 +560,7 @@ class Tensor:
         def argsort(self, axis: int | None = -1, descending: bool = False) -> Tensor: ...
         def astype(self, dtype: DTypeLike) -> Tensor: ...
         def broadcast_to(self, shape: Sequence[int]) -> Tensor: ...
+        def copy_(self, value: Any) -> Tensor: ...
         def clip(self, min: Any = None, max: Any = None) -> Tensor: ...
         def expand_dims(self, axis: int | Sequence[int]) -> Tensor: ...
         def gelu(self, approximate: str = "none") -> Tensor: ...
@@ -599,14 +609,32 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
         )
 
 
+_assigning = threading.Lock()
+_assigned_by: dict[int, int] = {}  # the thread that has replaced attributes of a tensor, by its id
+
+
 @contextmanager
 def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[None]:
     """In a `with` block, replace attributes of tensors (value or node); write to no memory.
 
     A tensor whose node is None is frozen. Its gradient stays; `requires_grad_(False)` would drop
     it.
+
+    Raises:
+        RuntimeError: if another thread has replaced attributes of one of the tensors.
     """
     given = [(tensor, name, value) for tensor, new in values for name, value in new.items()]
+    thread = threading.get_ident()
+    with _assigning:
+        for tensor, *_ in given:
+            if _assigned_by.get(id(tensor), thread) != thread:
+                raise RuntimeError(
+                    f"{tensor.describe()} has other values or nodes while another thread "
+                    f"differentiates by its Module or examines it; give each thread a copy of the "
+                    f"Module, or let one wait for the other with a lock"
+                )
+        added = {id(tensor) for tensor, *_ in given} - _assigned_by.keys()
+        _assigned_by.update(dict.fromkeys(added, thread))
     before = [(tensor, name, getattr(tensor, name)) for tensor, name, _ in given]
     try:
         for each in given:
@@ -615,6 +643,9 @@ def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[Non
     finally:
         for each in before:
             setattr(*each)
+        with _assigning:
+            for key in added:
+                del _assigned_by[key]
 
 
 def node_of(tensor: Any, role: str) -> Node:

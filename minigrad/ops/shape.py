@@ -272,7 +272,7 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, Tensor):
         return index._data
     if isinstance(index, tuple):
-        return tuple(plain_index(part) for part in index)
+        return tuple([plain_index(part) for part in index])  # faster than a generator
     return index
 
 

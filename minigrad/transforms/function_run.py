@@ -53,8 +53,9 @@ class Run:
         self.inputs = []
         with _recorded:
             for x in call.leaves:
-                inner = identity(x) if x.requires_grad else x.detach().requires_grad_()
-                assert inner.node is not None
+                # As the result of an op, f can neither write to it nor freeze it.
+                inner = identity(x)
+                inner.node = inner.node or Node.of(identity, (), x._data)
                 inner.node.forward_only = False  # also if only an outer run sees x
                 self.inputs.append(inner)
             self.out = call.run(self.inputs)

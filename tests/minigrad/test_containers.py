@@ -1,6 +1,8 @@
 """Containers: leaves and their paths, rebuilding, and the transforms and `grad` of containers."""
 
+import threading
 from collections import OrderedDict, defaultdict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +82,19 @@ def test_a_dict_keeps_its_order_and_its_kind():
         assert type(rebuilt) is type(value)
         assert list(rebuilt.items()) == [("b", 10), ("a", 20)]
     assert rebuild(parts(default)[2], [1, 2, 3])["new"] == []
+
+
+def test_a_dict_with_attributes_is_refused():
+    class Attributes(dict):
+        def __init__(self, **items):
+            super().__init__(**items)
+            self.__dict__ = self
+
+    assert parts({"a": Attributes()})[0] == []
+    with pytest.raises(
+        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
+    ):
+        parts({"a": Attributes(w=1)})
 
 
 def test_a_dataclass_is_rebuilt_by_its_fields_alone():
@@ -412,6 +427,29 @@ def test_other_transforms_of_a_module():
         assert_allclose(products[a].data, right[a].data, rtol=1e-10, atol=1e-13)
         for b in weights:
             assert_allclose(H[a][b].data, of_dict[a][b].data, rtol=1e-10, atol=1e-13)
+
+
+def test_a_module_that_two_threads_differentiate_by_at_once_is_refused():
+    model, x, y = model_and_data()
+    inside, finish = threading.Event(), threading.Event()
+
+    def waiting(model, x, y):
+        inside.set()
+        finish.wait(10)
+        return loss_of(model, x, y)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(gradient(waiting), model, x, y)
+        inside.wait(10)
+        try:
+            with pytest.raises(RuntimeError, match="another thread"):
+                gradient(loss_of)(model, x, y)
+        finally:
+            finish.set()
+        found = other.result()
+    assert all(p.is_leaf for p in model.parameters())
+    for name, g in gradient(loss_of)(model, x, y).items():
+        assert_array_equal(g.data, found[name].data)
 
 
 def test_an_outer_derivative_passes_into_a_module():

@@ -60,6 +60,16 @@ def test_the_memory_lives_as_long_as_either_does():
     assert_array_equal(array, np.full(1000, 4.0))
 
 
+def test_a_write_to_a_tensor_that_was_made_of_a_tensor_is_noticed():
+    x, weights = Tensor(np.ones(2), requires_grad=True), Tensor(np.ones(2))
+    loss = (x * weights).sum()
+    from_dlpack(weights).copy_([5.0, 5.0])
+    with pytest.raises(RuntimeError, match="written since"):
+        loss.backward()
+    with pytest.raises(BufferError, match="requires a gradient"):
+        from_dlpack(x)
+
+
 def test_copy():
     array = np.ones(3)
     assert not np.shares_memory(from_dlpack(array, copy=True).data, array)

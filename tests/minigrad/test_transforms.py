@@ -1,5 +1,6 @@
 """Functions of functions: value_and_grad, gradient, vjp, jvp, hvp, jacobian, hessian."""
 
+import copy
 import gc
 import pydoc
 import weakref
@@ -48,6 +49,26 @@ def gradient_of(f, argnums=0):
 
 
 CONSTANT = Tensor(3.0, requires_grad=True)
+
+
+INTO_A_BUFFER = Tensor(np.zeros(3))
+DROPPING = {
+    "copy_ of an input": lambda x: (INTO_A_BUFFER.copy_(x * 2) * x).sum(),
+    "copy_ into an input": lambda x: (x.copy_(x * 2) * x).sum(),
+    "copy_ of a constant": lambda x: (x.copy_(np.ones(3)) * x).sum(),
+    "requires_grad_": lambda x: (x.requires_grad_(False) * x).sum(),
+    "deepcopy": lambda x: (copy.deepcopy(x) * x).sum(),
+}
+
+
+@pytest.mark.parametrize("transform", [gradient, lambda f: lambda x: jvp(f, x, V)])
+@pytest.mark.parametrize("name", DROPPING)
+def test_what_would_drop_a_derivative_or_overwrite_an_input_is_refused(name, transform):
+    x = Tensor(X.copy())
+    with pytest.raises(RuntimeError, match="detach"):
+        transform(DROPPING[name])(x)
+    assert_array_equal(x.data, X)
+    assert_array_equal(INTO_A_BUFFER.data, np.zeros(3))
 
 
 def cubes(x):

@@ -96,6 +96,24 @@ def test_recorded_gradients_add_up_in_grad_as_part_of_the_graph():
     assert grad(both, x).item() == 2 + 12
 
 
+def test_a_plain_gradient_that_is_added_to_a_recorded_one_keeps_its_graph():
+    x = leaf(1.0, 2.0)
+    (x**3).sum().backward(create_graph=True)
+    (x * 5).sum().backward()
+    assert_array_equal(x.grad.data, [8.0, 17.0])
+    penalty = (x.grad**2).sum() + x.sum()
+    assert_array_equal(grad(penalty, x).data, [97.0, 409.0])  # 2 (3x^2 + 5) 6x + 1
+
+
+def test_a_retained_gradient_keeps_its_graph_too():
+    x = leaf(1.0, 2.0)
+    h = x**3
+    h.retain_grad()
+    (h * h).sum().backward(create_graph=True)
+    (h * 5).sum().backward(retain_graph=True)
+    assert_array_equal(grad(h.grad.sum(), x).data, [6.0, 24.0])  # 2 h + 5
+
+
 def test_plain_gradients_are_constants():
     x = leaf(2.0)
     g = grad(x * x * x, x)

@@ -1,5 +1,6 @@
 """Hooks on gradients, and observers of calls and backward passes."""
 
+import functools
 import threading
 import weakref
 
@@ -120,6 +121,16 @@ def test_hook_that_writes_to_what_it_is_given_touches_no_other_gradient():
     assert_array_equal(y.grad.data, [1.0, 1.0])
 
 
+@pytest.mark.parametrize("differentiate", [lambda y, x: grad(y, x), lambda y, x: y.backward()])
+def test_a_hook_whose_own_pass_frees_what_the_outer_one_needs_is_an_error(differentiate):
+    x = leaf(1.0, 2.0)
+    h = x * x
+    other, z = h.sum(), h * 1.0
+    z.register_hook(lambda g: (grad(other, x), None)[1])
+    with pytest.raises(RuntimeError, match="result of `multiply` was freed by an earlier"):
+        differentiate(z.sum() + x.sum(), x)
+
+
 @pytest.mark.parametrize("bad", [5, np.ones(2), Tensor(np.ones(3)), (Tensor(np.ones(2)),)])
 def test_hook_that_returns_no_fitting_tensor_is_an_error(bad):
     x = leaf(1.0, 2.0)
@@ -134,6 +145,21 @@ def test_gradient_from_a_hook_keeps_the_dtype():
     x.register_hook(lambda g: Tensor(np.array([3.0, 4.0])))
     x.sum().backward()
     assert x.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_hook_stays_on_a_leaf_whose_dtype_changes(frozen):
+    seen = []
+    x = leaf(1.0, 2.0)
+    hook = x.register_hook(lambda g: seen.append(g.dtype))
+    x.requires_grad_(not frozen)
+    x.data = x.data.astype(np.float32)
+    x.requires_grad_()
+    x.sum().backward()
+    assert seen == [np.float32]
+    hook.remove()
+    x.sum().backward()
+    assert len(seen) == 1
 
 
 def test_hook_needs_a_graph():
@@ -195,6 +221,20 @@ def test_generators_cannot_be_decorated():
         @no_grad
         def batches():
             yield 1
+
+
+async def later():
+    yield 1
+
+
+def repeated(x):
+    yield x
+
+
+@pytest.mark.parametrize("function", [later, functools.partial(repeated, 1)])
+def test_other_generators_cannot_be_decorated(function):
+    with pytest.raises(TypeError, match=r"(later|repeated).* does not run from start to end"):
+        no_grad(function)
 
 
 @pytest.mark.parametrize("change", [no_grad, enable_grad])

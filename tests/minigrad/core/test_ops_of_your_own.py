@@ -83,6 +83,29 @@ def test_an_op_can_be_made_of_a_lambda():
     assert_array_equal(grad(double(x).sum(), x).data, [2.0, 2.0])
 
 
+@pytest.mark.parametrize("name", ["next", "isinstance", "list", "tuple", "TypeError"])
+def test_a_parameter_may_have_the_name_of_a_builtin(name):
+    scope = {}
+    exec(f"def scaled(x, {name}=2.0): return x * {name}", scope)
+    scaled = op(scope["scaled"])
+    exec(f"def vjp(g, {name}): return g * {name}", scope)
+    scaled.vjp("x", scope["vjp"])
+    x = leaf(1.0, 2.0)
+    assert_array_equal(grad(scaled(x).sum(), x).data, [2.0, 2.0])
+    with pytest.raises(ValueError, match="could not be broadcast together"):
+        scaled(x, **{name: np.ones(3)})
+
+
+def test_an_option_takes_no_tensor():
+    @op
+    def scaled(x, factor=2.0):
+        return x * factor
+
+    scaled.vjp("x", lambda g, factor: g * factor)
+    with pytest.raises(TypeError, match=r"`scaled` returned a Tensor.* option takes no Tensor"):
+        scaled(leaf(1.0, 2.0), Tensor(3.0))
+
+
 def test_an_input_that_is_left_out_has_no_gradient():
     @op
     def shifted(x, shift=None):

@@ -262,3 +262,25 @@ def test_training_steps_in_the_usual_order_are_never_refused():
         optimizer.step()
         losses.append(loss.item())
     assert losses[2] < losses[0]
+
+
+LISTED = {
+    "index": lambda x, given: x[given],
+    "index in a tuple": lambda x, given: x[given, 0],
+    "flip": lambda x, given: minigrad.flip(x, given),
+    "roll": lambda x, given: minigrad.roll(x, given, (0, 1)),
+    "transpose": lambda x, given: minigrad.transpose(x, given),
+    "softmax": lambda x, given: minigrad.softmax(x, given) * x,
+    "where": lambda x, given: minigrad.where(given, x, 0.0),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", LISTED)
+def test_a_list_that_changes_after_the_call_changes_no_gradient(name, create_graph):
+    x, weights = drawn(2, 2), drawn(2, 2, seed=1)
+    before, after = ([0], [1]) if name in ("flip", "softmax") else ([0, 1], [1, 0])
+    expected = grad((LISTED[name](x, [*before]) * weights).sum(), x)
+    y = (LISTED[name](x, before) * weights).sum()
+    before[:] = after
+    assert_array_equal(grad(y, x, create_graph=create_graph).data, expected.data)

@@ -66,6 +66,17 @@ def leaf(*values, dtype=np.float32):
         (np.array(1.5), np.float64),
         ([np.float64(1.0), np.float64(2.0)], np.float64),
         ([np.ones(2, np.float32), np.zeros(2, np.float32)], np.float32),
+        ([0.5, np.float64(0.25)], np.float64),
+        ([np.float32(0.5), 0.25], np.float32),
+        ([[0.5, 0.25], [1, np.float64(0.25)]], np.float64),
+        ([[1, 2], np.ones(2, np.float16), (0.5, 1)], np.float16),
+        ([np.float32(0.5), np.float64(0.25)], np.float64),
+        ([0.5, np.int64(1)], np.float32),
+        ([np.int64(1), 0.5], np.float32),
+        ([300, np.uint8(1)], np.int64),
+        ([np.int8(1), 300], np.int64),
+        ([np.int8(1), np.int8(2)], np.int8),
+        ([True, np.bool_(False)], np.bool_),
     ],
 )
 def test_dtype_comes_from_the_data(data, dtype):
@@ -75,6 +86,8 @@ def test_dtype_comes_from_the_data(data, dtype):
 
 
 def test_tensors_in_a_list_are_put_together():
+    assert tensor([tensor(np.float32(0.5)), 1 / 3]).dtype == np.float32
+    assert tensor([1 / 3, tensor(0.5, dtype=np.float64)]).dtype == np.float64
     x = tensor([tensor([1.0, 2.0]), tensor([3.0, 4.0])])
     assert x.dtype == np.float32
     assert_array_equal(x.data, [[1.0, 2.0], [3.0, 4.0]])
@@ -526,6 +539,18 @@ def test_deepcopy_keeps_what_is_shared_shared_and_the_class():
     assert not copy.deepcopy(tensor(1.0)).requires_grad
 
 
+def test_copy_of_a_leaf_shares_the_memory_and_has_a_gradient_of_its_own():
+    x = leaf(1.0, 2.0)
+    (x * x).sum().backward()
+    copied = copy.copy(x)
+    assert copied.data is x.data
+    assert_array_equal(copied.grad.data, [2.0, 4.0])
+    copied.requires_grad_(False)
+    assert_array_equal(x.grad.data, [2.0, 4.0])
+    copy.copy(x).sum().backward()
+    assert_array_equal(x.grad.data, [2.0, 4.0])
+
+
 def test_deepcopy_of_a_result_is_refused():
     with pytest.raises(RuntimeError, match=r"leaves only.*\.detach\(\) or \.clone\(\)"):
         copy.deepcopy(leaf(1.0) * 2)
@@ -621,6 +646,22 @@ def test_shape_functions_and_functions_that_we_lack_see_arrays():
         np.median(leaf(1.0, 2.0))
 
 
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda x: np.multiply([2.0, 2.0], [5.0, 5.0], out=x), TypeError),
+        (lambda x: np.median(np.ones((2, 2)), axis=0, out=x), TypeError),
+        (lambda x: np.copyto(x, [5.0, 5.0]), ValueError),
+        (lambda x: np.put(x, [0], [5.0]), ValueError),
+    ],
+)
+def test_numpys_functions_write_into_no_tensor(write, error):
+    x = tensor([1.0, 2.0])
+    with pytest.raises(error, match=r"copy_|read-?only"):
+        write(x)
+    assert_array_equal(x.data, [1.0, 2.0])
+
+
 def test_array_of_a_tensor_that_needs_no_gradient():
     x = tensor([1.0, 2.0])
     assert_array_equal(np.asarray(x), [1.0, 2.0])
@@ -652,6 +693,34 @@ def test_item_assignment_says_what_to_use(index):
     with pytest.raises(TypeError, match=r"minigrad\.where.*x\.data\[index\] = value"):
         x[index] = 0.0
     assert_array_equal(x.data, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("index", [0, slice(2), (slice(None), 1), ..., (None, 1)])
+def test_in_place_arithmetic_on_a_part_is_that_on_the_view(index):
+    x, expected = Tensor(np.ones((3, 2))), np.ones((3, 2))
+    x[index] += 1
+    expected[index] += 1
+    assert_array_equal(x.data, expected)
+    w = Tensor(np.ones((3, 2)), requires_grad=True)
+    loss = (w * w).sum()
+    with pytest.raises(RuntimeError, match="would overwrite"):
+        w[index] += 1
+    assert_array_equal(w.data, np.ones((3, 2)))
+    with minigrad.no_grad():
+        w[index] += 1
+    assert_array_equal(w.data, expected)
+    with pytest.raises(RuntimeError, match="written since"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("index", [[0], np.array([True, False, True])])
+def test_in_place_arithmetic_on_elements_that_are_copied_is_refused(index):
+    x = Tensor(np.ones((3, 2)))
+    with pytest.raises(TypeError, match="not written in place"):
+        x[index] += 1
+    with pytest.raises(TypeError, match="not written in place"):
+        x[:2] = x[1:]
+    assert_array_equal(x.data, np.ones((3, 2)))
 
 
 IN_PLACE = {
@@ -756,6 +825,17 @@ def test_results_of_ops_cannot_be_assigned_or_written():
     with pytest.raises(RuntimeError, match="result of an op"):
         y.copy_([0.0, 0.0])
     assert y.tolist() == [2.0, 4.0]
+
+
+def test_copy_of_a_value_that_is_differentiated_is_refused():
+    x, buffer = leaf(1.0, 2.0), tensor([0.0, 0.0])
+    with pytest.raises(RuntimeError, match=r"copy_: .* made by multiply .*detach"):
+        buffer.copy_(x * 2)
+    assert_array_equal(buffer.data, [0.0, 0.0])
+    buffer.copy_((x * 2).detach())
+    with minigrad.no_grad():
+        buffer.copy_(x)
+    assert_array_equal(buffer.data, [1.0, 2.0])
 
 
 def test_copy_writes_into_the_same_memory_and_returns_the_tensor():
