@@ -223,7 +223,7 @@ class Trainer:
         self._streams = Streams()
         self._digests: dict[str, str] | None = None  # of the model before the first step
         self._mark_of_data = 0  # a digest of the data of a step, which all ranks must share
-        self._usual_count: int | None = None  # the number of target elements in a step
+        self._usual_count: float | None = None  # the number of rows in a step
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: UnfinishedEpoch | None = None
@@ -571,9 +571,9 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         count = len(micro_batches)
         rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        shares = [np.array(each / (sum(rows) or 1)) for each in rows]
-        sizes = [np.size(target) for *_, target in micro_batches]
-        self._usual_count = sum(sizes) if count > 1 else None
+        usual = sum(rows) or 1
+        shares = [np.array(each / usual) for each in rows]
+        self._usual_count = usual if count > 1 else None
         own = block(count, self._world.rank, self._world.size)
         mine = slice(own.start, own.stop)
         captured: Any = self.captured_step
@@ -657,14 +657,14 @@ class Trainer:
         count = _rows_of(target) if counted is None else counted
         if not count:
             return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
-        if counted is not None:  # the total count is only known after the last micro-batch
+        if counted is not None:  # also a share of all rows; `_correction` follows the last of them
             share = np.array(counted / (self._usual_count or counted))
         value = observed(self._loss_value, mean._data)
         mean.backward(observed(filled_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
-        """Return the factor that corrects gradients weighted before the total count was known."""
+        """Return the factor that makes shares of the rows of the step shares of its total count."""
         return 1.0 if self._usual_count is None else self._usual_count / total
 
     def _is_shared(self) -> bool:
