@@ -99,7 +99,8 @@ class Trainer:
         accumulation_steps: the number of micro-batches for one step of the optimiser. Their
             gradients are added up to the gradient of one large batch, but only one micro-batch at a
             time is in memory. The formula is sum(count gradient) / sum(count); the count is what
-            the loss returned, or the number of rows. Several ranks share the micro-batches.
+            the loss returned, or the number of rows of the target, which a target in parts, such as
+            a dict or a tuple, does not have. Several ranks share the micro-batches.
             So a loss that ignores targets, for example by `ignore_index`, should return the number
             of the other targets, and a loss with class weights the sum of the targets' weights.
         metrics: a function of prediction and target as arrays, such as those of `minigrad.metrics`,
@@ -448,7 +449,7 @@ class Trainer:
                     ((*inputs, target),) = taken
                     with self._without_draws(ranks):
                         mean, count = _checked(self.loss(self.model(*inputs), target))
-                    count = _rows_of(target) if count is None else count
+                    count = _weight(count, target)
                     own.append((mean.item() if count else 0.0, count))
         check_agreement(ranks, {"the data": digest(digests)})
         found = [each for some in ranks.gather(own, "evaluate") for each in some]
@@ -570,8 +571,8 @@ class Trainer:
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         count = len(micro_batches)
-        rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        usual = sum(rows) or 1
+        rows = [_rows_of(target) for *_, target in micro_batches]
+        usual = sum(each for each in rows if not math.isnan(each)) or 1
         shares = [np.array(each / usual) for each in rows]
         self._usual_count = usual if count > 1 else None
         own = block(count, self._world.rank, self._world.size)
@@ -654,7 +655,7 @@ class Trainer:
                 "capture=True: the loss returns (mean, count), and a program cannot read the "
                 "count; let the loss return the mean alone, or train with capture=False"
             )
-        count = _rows_of(target) if counted is None else counted
+        count = _weight(counted, target)
         if not count:
             return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
         if counted is not None:  # also a share of all rows; `_correction` follows the last of them
@@ -887,14 +888,24 @@ def _checked(result: Any) -> tuple[Tensor, float | None]:
     return loss, count
 
 
-def _rows_of(target: Any) -> int:
-    """Return the number of rows of a target, the count of a loss that returns only a mean."""
+def _rows_of(target: Any) -> float:
+    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
+    if isinstance(target, (tuple, Mapping, str)):
+        return math.nan
     try:
         return len(target)
     except TypeError:
+        return math.nan
+
+
+def _weight(count: float | None, target: Any) -> float:
+    """Return the count of a loss, or if it returned only a mean, the number of rows."""
+    weight = _rows_of(target) if count is None else count
+    if math.isnan(weight):
         raise TypeError(
             f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
-        ) from None
+        )
+    return weight
 
 
 def _class_name(part: object) -> str | None:

@@ -180,7 +180,9 @@ def square(prediction, target):
     return minigrad.mse(prediction, np.ones((len(prediction), 1), "f4"))
 
 
-@pytest.mark.parametrize("target", [(), [], [0.0], [[1.0, 2.0]] * 9])
+@pytest.mark.parametrize(
+    "target", [(), [], [0.0], [[1.0, 2.0]] * 9, None, 0.5, [[1], [2, 3]], {"y": np.ones((2, 3))}]
+)
 def test_a_count_of_the_loss_weighs_micro_batches_whatever_their_targets_are(target):
     apart, together = pieces(3, 5, 2)
     apart = [(x, target) for x, _ in apart]
@@ -210,9 +212,12 @@ def test_micro_batches_weigh_by_rows_where_the_loss_returns_no_count_for_them():
     ("data", "error", "message"),
     [
         ([(np.ones(2),), (np.ones(2),)], ValueError, "tuple .*inputs, target"),
-        ([(np.ones((1, 2)),), [1, 2], (3,)], ValueError, "train: a micro-batch is a tuple"),
+        ([(np.ones((1, 2)),), [1, 2], (3,)], ValueError, "(train|data): a micro-batch is a tuple"),
         ([(np.ones((1, 2)), None)] * 3, TypeError, "no rows to count"),
-        ([], ValueError, "train must be a pair .* or a list of micro-batches"),
+        ([(np.ones((1, 2)), np.float64(1))] * 3, TypeError, "no rows to count"),
+        ([(np.ones((1, 2)), {"y": np.ones(1)})] * 3, TypeError, r"no rows.*return \(mean, count"),
+        ([(np.ones((1, 2)), (np.ones(1), 2.0))] * 3, TypeError, r"no rows.*return \(mean, count"),
+        ([], ValueError, "(train|data) must be a pair .* or a list of micro-batches"),
     ],
 )
 def test_what_is_no_micro_batch_is_refused(data, error, message):
@@ -220,8 +225,9 @@ def test_what_is_no_micro_batch_is_refused(data, error, message):
     one = Trainer(
         model, SGD(model.parameters()), lambda p, y: minigrad.mse(p, p * 0), progress=False
     )
-    with pytest.raises(error, match=message):
-        one.fit(data, epochs=1)
+    for use in (lambda: one.fit(data, epochs=1), lambda: one.evaluate(data)):
+        with pytest.raises(error, match=message):
+            use()
 
 
 def test_micro_batches_that_count_nothing_and_metrics_of_them_are_refused():
