@@ -41,6 +41,7 @@ from minigrad.io.tensor_info import (
 )
 
 PART = 1 << 22  # the number of bytes that are copied at a time
+_LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
 _ALIGNED = 8  # the offset of the first tensor is a multiple of this number of bytes
 
 CHECKSUM = "minigrad.sha256"
@@ -250,7 +251,8 @@ class TensorWriter:
         metadata: metadata for the header.
 
     Raises:
-        ValueError: if two tensors have the same name, or a dtype is unknown.
+        ValueError: if two tensors have the same name, a dtype is unknown, or the names and the
+            metadata are longer than the header of a file can be.
         TypeError: if a value in the metadata is not a string.
     """
 
@@ -287,6 +289,12 @@ class TensorWriter:
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNED)
+        if len(text) > _LARGEST_HEADER:
+            raise ValueError(
+                f"the names and metadata take {len(text):,} bytes, and no reader of safetensors "
+                f"accepts more than {_LARGEST_HEADER:,}; store large metadata as tensors, or in a "
+                f"file of their own"
+            )
         self._data = 8 + len(text)
         self._end = self._data + end
         file.write(len(text).to_bytes(8, "little") + text)
@@ -391,6 +399,7 @@ def save_state(
         OSError: if the file cannot be written; an old file is not changed then.
         TypeError: if `arrays` is not a dict, an array does not hold numbers, or a value in the
             metadata is not a string.
+        ValueError: if the names and the metadata are longer than the header of a file can be.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(

@@ -214,6 +214,13 @@ def test_a_folder_that_is_not_there_is_an_error(path):
     assert list(path.parent.iterdir()) == []
 
 
+def test_metadata_that_no_reader_would_accept_are_refused_and_the_older_file_stays(path):
+    save_state(path, {"x": np.ones(2)})
+    with pytest.raises(ValueError, match=r"take 100,000,\d+ bytes.* more than 100,000,000"):
+        save_state(path, {"x": np.ones(3)}, {"records": "1" * 100_000_000})
+    assert load_state(path)[0]["x"].shape == (2,)
+
+
 def test_saving_replaces_an_older_file(path):
     save_state(path, {"x": np.ones(100)})
     save_state(path, {"y": np.zeros(1)})
