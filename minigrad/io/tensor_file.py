@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import nearest
+from minigrad.checks import holds, nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -302,11 +302,13 @@ class TensorWriter:
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or some of its rows, rounded to the dtype that was given at the start.
 
-        Each element must be written once; rows may come in any order.
+        Numbers are rounded to floats only; integers and bools must be able to store them. Each
+        element must be written once; rows may come in any order.
 
         Raises:
             KeyError: if no tensor of this name was given at the start.
-            ValueError: if the shape differs, or a part of the tensor was written before.
+            ValueError: if the shape differs, the dtype cannot store the numbers, or a part of the
+                tensor was written before.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -316,6 +318,11 @@ class TensorWriter:
             raise ValueError(
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
                 f"{first_row} on is no part of"
+            )
+        if tensor.dtype != "bfloat16" and not holds(stored_dtype(tensor.dtype), array):
+            raise ValueError(
+                f"{name} was announced as {tensor.dtype}, and has numbers that are no "
+                f"{tensor.dtype}; round them first, or announce {array.dtype}"
             )
         stored = to_stored(array, tensor.dtype)
         before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0

@@ -76,7 +76,7 @@ def test_reading_converts_when_asked(path, dtype):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
 def test_rows_are_read_alone(path, rows, dtype):
-    x = np.arange(24).reshape(4, 3, 2) % 7
+    x = np.arange(24).reshape(4, 3, 2) % (2 if dtype == "bool" else 7)
     with writing(path, [TensorInfo("y", "int8", (3,)), TensorInfo("x", dtype, x.shape)]) as writer:
         writer.write("x", x)
         writer.write("y", np.ones(3))
@@ -362,6 +362,29 @@ def test_rounding_from_float64_to_bfloat16_rounds_once():
     x = np.array([1 + 2**-8 + 2**-40, 1 + 3 * 2**-8 - 2**-40, -1 - 3 * 2**-8 + 2**-40])
     got = from_stored(to_stored(x, "bfloat16"), "bfloat16")
     assert got.tolist() == [1 + 2**-7, 1 + 2**-7, -1 - 2**-7]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_rounding_from_integers_to_bfloat16_rounds_once(dtype):
+    above, below = 2**30 + 2**22 + 1, 2**30 + 3 * 2**22 - 1  # ties in float32
+    limits = np.iinfo(dtype)
+    x = np.array([above, below, limits.max, limits.min], dtype)
+    got = from_stored(to_stored(x, "bfloat16"), "bfloat16")
+    assert got.tolist() == [2**30 + 2**23, 2**30 + 2**23, limits.max + 1, limits.min]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("uint8", 300.0), ("uint8", 1.9), ("int8", -129), ("bool", 2), ("int64", np.nan)],
+)
+def test_numbers_that_an_integer_cannot_store_are_refused(path, dtype, number):
+    infos = [TensorInfo("x", dtype, (2,))]
+    with pytest.raises(ValueError, match=f"x .* no {dtype}"), writing(path, infos) as writer:
+        writer.write("x", np.array([1, number]))
+    assert not path.exists()
+    with writing(path, infos) as writer:
+        writer.write("x", np.array([0.0, 1.0]))
+    assert io.load_state(path)[0]["x"].tolist() == [0, 1]
 
 
 def test_nan_stays_nan_in_bfloat16():
