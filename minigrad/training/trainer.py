@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +37,7 @@ from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
+from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
@@ -54,6 +55,7 @@ from minigrad.training.saved_state import (
     MISFITS,
     PARTS,
     RECORDED,
+    RESERVED,
     UnfinishedEpoch,
     check_generators,
     check_records,
@@ -105,7 +107,8 @@ class Trainer:
             of the other targets, and a loss with class weights the sum of the targets' weights.
         metrics: a function of prediction and target as arrays, such as those of `minigrad.metrics`,
             or several, or a dict of them by name. They are recorded after each epoch, on the
-            training and the validation rows.
+            training and the validation rows. Names that the records use, such as "loss" or
+            "validation_loss", are refused.
         clip_norm: the norm to which gradients are clipped before each step.
         patience: for early stopping, the number of epochs (with `validate_every`, of validations)
             without a better validation loss. Then training stops, and the best weights are
@@ -137,7 +140,7 @@ class Trainer:
     Raises:
         ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
             averages do not belong together.
-        TypeError: if `model`, `optimizer`, `scheduler` or `ema` has a wrong type.
+        TypeError: if an argument has a wrong type.
         FileNotFoundError: if the folder of the checkpoint does not exist.
     """
 
@@ -172,8 +175,11 @@ class Trainer:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
+        if clip_norm is not None:
+            check_bound("clip_norm", clip_norm)
+        flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         required: dict[str, tuple[Any, type]]
         required = {"model": (model, Module), "optimizer": (optimizer, Optimizer)}
         for name, (part, kind) in required.items():
@@ -182,6 +188,8 @@ class Trainer:
                     f"{name} must be of class {kind.__name__}, not {part!r:.60}; the order is "
                     f"Trainer(model, optimizer, loss)"
                 )
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         optimized = self._optimized()
@@ -203,21 +211,13 @@ class Trainer:
             )
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        if callable(metrics):
-            metrics = [metrics]
-        if not isinstance(metrics, Mapping):
-            names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
-            if len(set(names)) != len(names):
-                raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
-            metrics = dict(zip(names, metrics, strict=True))
-        self.metrics = dict(metrics)
+        self.metrics = _by_name(metrics)
         self.clip_norm, self.patience = clip_norm, patience
-        self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
-        self.on_step = [on_step] if callable(on_step) else list(on_step)
+        self.on_epoch = _functions("on_epoch", on_epoch)
+        self.on_step = _functions("on_step", on_step)
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
-        check_flag("capture", capture)
         self.capture = capture
         self.captured_step = programs.capture(self._make_step) if capture else None
         self._world = World()  # a single rank; `fit` sets the real one
@@ -375,9 +375,14 @@ class Trainer:
     def restore_best(self) -> None:
         """Restore the weights with the best loss, as early stopping by `patience` does.
 
-        A ValueError is raised if no best weights are saved: without `patience`, or before the first
-        comparison.
+        A ValueError is raised if no best weights are saved: without `patience`, before the first
+        comparison, or if the loss was never finite.
         """
+        if not self._best and self._epochs_since_best:
+            raise ValueError(
+                "no best weights are saved, because the loss that `patience` compares, of the "
+                "validation if there is one, was never finite; look for nan and inf in its data"
+            )
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
         self._set_weights(self._best)
@@ -396,7 +401,7 @@ class Trainer:
         ranks = world()
         with self._without_draws(ranks), evaluation_mode(self.model):
             own = [
-                self.model(Tensor(given[number][0])).numpy()
+                _array_of(self.model(Tensor(given[number][0])))
                 for number in block(len(given), ranks.rank, ranks.size)
             ]
         every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
@@ -432,10 +437,10 @@ class Trainer:
                 loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
             for name, value in named.items():
-                if np.ndim(value):
+                if shape := np.shape(value):
                     raise TypeError(
-                        f"the metric {name} returned {np.size(value)} numbers, and not one; take "
-                        f"their mean, for example"
+                        f"the metric {name} returned an array of shape {shape}, and not one "
+                        f"number; take its mean, for example"
                     )
             return {"loss": loss.item(), **named}
         own, digests, ranks = [], [], world()
@@ -860,6 +865,43 @@ class Trainer:
         with file_of_first(world(), path) as file:
             state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
+
+
+def _array_of(prediction: Any) -> NDArray[Any]:
+    """Return the prediction of a model as an array; raise a TypeError if it is not a Tensor."""
+    if not isinstance(prediction, Tensor):
+        raise TypeError(
+            f"predict, metrics and evaluate(x, y) need a model that returns a Tensor, and this one "
+            f"returned a {type(prediction).__name__}; give micro-batches, a list of tuples "
+            f"(*inputs, target), of which only the loss is computed"
+        )
+    return prediction.numpy()
+
+
+def _functions(role: str, given: Any) -> list[Callable[..., Any]]:
+    """Return one function, or several, as a list; raise a TypeError if there are others."""
+    is_many = isinstance(given, Iterable) and not isinstance(given, str) and not callable(given)
+    several = given.values() if isinstance(given, Mapping) else given
+    functions = list(several) if is_many else [given]
+    if not all(map(callable, functions)):
+        raise TypeError(f"{role} must be a function, or a list of functions, not {given!r:.60}")
+    return functions
+
+
+def _by_name(metrics: Any) -> dict[str, Metric]:
+    """Return metrics by name; raise a ValueError for names that the records cannot have."""
+    functions = _functions("metrics", metrics)
+    names = [getattr(metric, "__name__", type(metric).__name__) for metric in functions]
+    names = list(metrics) if isinstance(metrics, Mapping) else names
+    if len(set(names)) != len(names):
+        raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
+    for name in names:
+        if not isinstance(name, str) or name in RESERVED or name.startswith("validation_"):
+            raise ValueError(
+                f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
+                f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
+            )
+    return dict(zip(names, functions, strict=True))
 
 
 def _observed_sum(left: Any, right: Any) -> Any:
