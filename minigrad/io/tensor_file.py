@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -242,6 +243,19 @@ def _digest(file: BinaryIO | BufferedReader) -> str:
     return found.hexdigest()
 
 
+def check_text(text: Any) -> None:
+    """Raise an error unless `text`, of the header of a file, is a string that UTF-8 can encode."""
+    if not isinstance(text, str):
+        raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{text!r:.60} in the names of tensors or the metadata has half of a surrogate pair, "
+            f"which UTF-8 cannot encode; take it out"
+        ) from None
+
+
 class TensorWriter:
     """Write tensors to an open file; `writing` makes a writer for a path.
 
@@ -251,9 +265,9 @@ class TensorWriter:
         metadata: metadata for the header.
 
     Raises:
-        ValueError: if two tensors have the same name, a dtype is unknown, or the names and the
-            metadata are longer than the header of a file can be.
-        TypeError: if a value in the metadata is not a string.
+        ValueError: if two tensors have the same name, a dtype is unknown, UTF-8 cannot encode a
+            name or the metadata, or they are longer than the header of a file can be.
+        TypeError: if a name, or a key or value of the metadata, is not a string.
     """
 
     def __init__(
@@ -264,6 +278,8 @@ class TensorWriter:
     ) -> None:
         self._file = file
         listed = list(tensors)
+        for text in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
+            check_text(text)
         self._tensors = {tensor.name: tensor for tensor in listed}
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]
@@ -271,9 +287,6 @@ class TensorWriter:
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
-        for key, value in (metadata or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"metadata are strings by strings, not {key!r}: {value!r:.60}")
         facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # checksum first
         header: dict[str, Any] = {"__metadata__": facts}
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
@@ -404,9 +417,10 @@ def save_state(
 
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
-        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a value in the
-            metadata is not a string.
-        ValueError: if the names and the metadata are longer than the header of a file can be.
+        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a name or a value
+            in the metadata is not a string.
+        ValueError: if UTF-8 cannot encode a name or the metadata, or they are longer than the
+            header of a file can be.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(

@@ -421,7 +421,7 @@ def test_what_was_not_announced_or_is_written_twice_is_refused(path):
         writing(path, [TensorInfo("x", "complex64", (1,))]),
     ):
         pass
-    with pytest.raises(TypeError, match="strings by strings"), writing(path, [info], {"a": 1}):
+    with pytest.raises(TypeError, match="metadata are strings"), writing(path, [info], {"a": 1}):
         pass
 
 
