@@ -542,6 +542,31 @@ def test_shards_that_are_not_complete_leave_nothing(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".gitattributes", "../out.txt", "../../out.txt", "/out.txt", "a/../../b", "a//b", "a/",
+        ".saved/x", "a/.b", "", ".", "a\\b", "a\0", INDEX, "model.safetensors", "a.safetensors",
+    ],
+)  # fmt: skip
+def test_other_files_stay_in_the_folder_and_take_no_name_of_weights(tmp_path, name):
+    plan = {"a.safetensors": [TensorInfo("x", "int8", (1,))]}
+    others = {"b/c": b"", name: b"1"}
+    with (
+        pytest.raises(ValueError, match=r"the name|cannot be a file"),
+        writing_set(tmp_path / "out", plan, others=others),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_is_no_hidden_file(tmp_path):
+    plan = {".a.safetensors": [TensorInfo("x", "int8", (1,))]}
+    with pytest.raises(ValueError, match="begins with a dot"), writing_set(tmp_path / "o", plan):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("turn", [1, -1])
 def test_one_file_does_not_come_beside_an_index_nor_the_other_way_round(turn, tmp_path):
     first, second = ("model.safetensors", "a.safetensors")[::turn]
