@@ -9,6 +9,7 @@ from operator import is_
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 LONGEST_LINE, MOST_LINES = 1000, 20
 """The largest number of characters of a line in a message, and the largest number of lines."""
@@ -93,6 +94,14 @@ def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     missing, unknown = set(keys) - set(state), set(state) - set(keys)
     if missing or unknown:
         raise ValueError(f"{wanted}; it lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+
+
+def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
+    """Return whether a dtype can store the values; every float dtype can."""
+    if dtype.kind == "f" or values.dtype == dtype:
+        return True
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(values.astype(dtype), values)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

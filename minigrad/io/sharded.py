@@ -130,6 +130,15 @@ def _check_plain(file: str, what: str) -> None:
         raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
 
 
+def _check_inside(name: str) -> None:
+    is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
+    if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
+        raise ValueError(
+            f"there cannot be a file {name!r}; a name leads to a file in the folder, with / after "
+            f"each folder, and no part of it begins with a dot"
+        )
+
+
 @contextmanager
 def writing_set(
     folder: str | os.PathLike[str],
@@ -146,7 +155,8 @@ def writing_set(
         folder: the folder of the files; it is made if it does not exist.
         shards: the tensors of each file, by file name.
         metadata: metadata for the header of each file.
-        others: contents of other files, or paths to copy, by a name that may include a folder.
+        others: contents of other files, or paths to copy, by a name that may include a folder. No
+            part of a name begins with a dot, because hidden files are not moved to the folder.
 
     Raises:
         OSError: if the files cannot be written; the old files are not changed then.
@@ -176,6 +186,10 @@ def staging_set(
     """
     for file in shards:
         _check_plain(file, "there cannot be a file")
+    for name in [*shards, *(others or {})]:
+        _check_inside(name)
+    if taken := {*shards, SINGLE, INDEX} & set(others or {}):
+        raise ValueError(f"the name {min(taken)!r} is that of weights or of their index")
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}
     if len(weight_map) < sum(map(len, shards.values())):
         raise ValueError("a tensor is in one file only, but one is in several of these")

@@ -22,13 +22,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import nearest
+from minigrad.checks import holds, nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -41,6 +42,7 @@ from minigrad.io.tensor_info import (
 )
 
 PART = 1 << 22  # the number of bytes that are copied at a time
+_LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
 _ALIGNED = 8  # the offset of the first tensor is a multiple of this number of bytes
 
 CHECKSUM = "minigrad.sha256"
@@ -241,6 +243,19 @@ def _digest(file: BinaryIO | BufferedReader) -> str:
     return found.hexdigest()
 
 
+def check_text(text: Any) -> None:
+    """Raise an error unless `text`, of the header of a file, is a string that UTF-8 can encode."""
+    if not isinstance(text, str):
+        raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{text!r:.60} in the names of tensors or the metadata has half of a surrogate pair, "
+            f"which UTF-8 cannot encode; take it out"
+        ) from None
+
+
 class TensorWriter:
     """Write tensors to an open file; `writing` makes a writer for a path.
 
@@ -250,8 +265,9 @@ class TensorWriter:
         metadata: metadata for the header.
 
     Raises:
-        ValueError: if two tensors have the same name, or a dtype is unknown.
-        TypeError: if a value in the metadata is not a string.
+        ValueError: if two tensors have the same name, a dtype is unknown, UTF-8 cannot encode a
+            name or the metadata, or they are longer than the header of a file can be.
+        TypeError: if a name, or a key or value of the metadata, is not a string.
     """
 
     def __init__(
@@ -262,6 +278,8 @@ class TensorWriter:
     ) -> None:
         self._file = file
         listed = list(tensors)
+        for text in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
+            check_text(text)
         self._tensors = {tensor.name: tensor for tensor in listed}
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]
@@ -269,9 +287,6 @@ class TensorWriter:
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
-        for key, value in (metadata or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"metadata are strings by strings, not {key!r}: {value!r:.60}")
         facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # checksum first
         header: dict[str, Any] = {"__metadata__": facts}
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
@@ -287,6 +302,12 @@ class TensorWriter:
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNED)
+        if len(text) > _LARGEST_HEADER:
+            raise ValueError(
+                f"the names and metadata take {len(text):,} bytes, and no reader of safetensors "
+                f"accepts more than {_LARGEST_HEADER:,}; store large metadata as tensors, or in a "
+                f"file of their own"
+            )
         self._data = 8 + len(text)
         self._end = self._data + end
         file.write(len(text).to_bytes(8, "little") + text)
@@ -294,11 +315,13 @@ class TensorWriter:
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or some of its rows, rounded to the dtype that was given at the start.
 
-        Each element must be written once; rows may come in any order.
+        Numbers are rounded to floats only; integers and bools must be able to store them. Each
+        element must be written once; rows may come in any order.
 
         Raises:
             KeyError: if no tensor of this name was given at the start.
-            ValueError: if the shape differs, or a part of the tensor was written before.
+            ValueError: if the shape differs, the dtype cannot store the numbers, or a part of the
+                tensor was written before.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -308,6 +331,11 @@ class TensorWriter:
             raise ValueError(
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
                 f"{first_row} on is no part of"
+            )
+        if tensor.dtype != "bfloat16" and not holds(stored_dtype(tensor.dtype), array):
+            raise ValueError(
+                f"{name} was announced as {tensor.dtype}, and has numbers that are no "
+                f"{tensor.dtype}; round them first, or announce {array.dtype}"
             )
         stored = to_stored(array, tensor.dtype)
         before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
@@ -389,8 +417,10 @@ def save_state(
 
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
-        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a value in the
-            metadata is not a string.
+        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a name or a value
+            in the metadata is not a string.
+        ValueError: if UTF-8 cannot encode a name or the metadata, or they are longer than the
+            header of a file can be.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(

@@ -90,9 +90,10 @@ def _upper_half(x: Array) -> Array:
     with np.errstate(over="ignore"):
         narrow = np.array(x, np.float32)
     bits = narrow.view(np.uint32)
-    if x.dtype.itemsize > 4:
+    if not np.can_cast(x.dtype, np.float32):
         # Round to odd first: then the second rounding, to even, gives the result of one rounding.
-        exact = narrow.astype(x.dtype)
+        with np.errstate(invalid="ignore"):  # of integers that were rounded beyond the largest
+            exact = narrow.astype(x.dtype)
         bits -= (np.abs(exact) > np.abs(x)).astype(np.uint32)
         bits |= (exact != x).astype(np.uint32)
     odd = (bits >> 16) & 1

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_problems, nearest
+from minigrad.checks import check_problems, holds, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
@@ -328,7 +328,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
                 f"mis-shaped: {name} is {values[name].shape} in the state, "
                 f"{tensor.shape} in the module"
             )
-        elif not _holds(tensor.dtype, values[name]):
+        elif not holds(tensor.dtype, values[name]):
             problems.append(f"mis-typed: {name} has numbers that are no {tensor.dtype}")
         elif _memory(values[name]) in memory:  # writing to another tensor could change this value
             values[name] = values[name].copy()
@@ -345,14 +345,6 @@ def _memory(array: NDArray[Any]) -> int:
     """Return the id of the object that owns the memory of an array."""
     owner = owner_of(array)
     return id(owner if owner.base is None else owner.base)
-
-
-def _holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
-    """Return whether a dtype can store the values; every float dtype can."""
-    if dtype.kind == "f" or values.dtype == dtype:
-        return True
-    with np.errstate(invalid="ignore"):
-        return np.array_equal(values.astype(dtype), values)
 
 
 def unusual(module: Module, usual: Mapping[str, Any]) -> str:

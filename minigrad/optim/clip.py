@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.nn.module import Module
 
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
 
-def grad_norm(parameters: Iterable[Tensor]) -> float:
+def grad_norm(parameters: Module | Tensor | Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, as if they were one vector.
 
     A tensor that is given twice counts once.
@@ -27,7 +29,11 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
     return observed(norm_of, [*_gradients(parameters).values()])
 
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
+def _gradients(parameters: Module | Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
+    if isinstance(parameters, Module):
+        parameters = parameters.parameters()
+    elif not isinstance(parameters, Iterable):
+        raise TypeError(f"the parameters are tensors or a Module, not {parameters!r:.60}")
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -47,13 +53,21 @@ def norm_of(gradients: list[NDArray[Any]]) -> float:
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
+def check_bound(name: str, bound: Any) -> None:
+    """Raise an error unless `bound`, which may be infinite, is a number above 0."""
+    if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number, np.ndarray)):
+        raise TypeError(f"{name} must be a positive number, not {bound!r:.60}")
+    if not bound > 0:
+        raise ValueError(f"{name} must be positive, not {bound!r}")
+
+
 def clip_grad_norm(
-    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
+    parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
     """Clip the gradients: scale all by one factor, so that their total norm is at most `max_norm`.
 
     Args:
-        parameters: tensors; those without a gradient are ignored.
+        parameters: tensors, or a module with them; those without a gradient are ignored.
         max_norm: the largest Euclidean norm, of all gradients as one vector.
         error_if_nonfinite: whether to raise an error if the norm is infinite or NaN. If False, all
             gradients are scaled by it. (In PyTorch, the default is False.)
@@ -66,8 +80,8 @@ def clip_grad_norm(
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
+    check_bound("clip_grad_norm: max_norm", max_norm)
+    check_flag("clip_grad_norm: error_if_nonfinite", error_if_nonfinite)
     gradients = _gradients(parameters)
     norm, clipped = observed(
         clipped_by_norm, [*gradients.values()], float(max_norm), error_if_nonfinite
@@ -99,15 +113,14 @@ def clipped_by_norm(
     return norm, scaled
 
 
-def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clip every element of every gradient to [-clip_value, clip_value]; NaN stays NaN.
 
     Raises:
         ValueError: if `clip_value` is not positive.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
-    if not clip_value > 0:
-        raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
+    check_bound("clip_grad_value: clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     gradients = _gradients(parameters)
     clipped = observed(clipped_values, [*gradients.values()], limit)

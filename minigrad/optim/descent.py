@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.checks import check_flag, check_range
-from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
+from minigrad.optim.optimizer import Optimizer, Parameters, State, Stepped
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -133,16 +133,15 @@ class Adam(Optimizer):
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
 
+    def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:
+        """Raise a ValueError if amsgrad was switched after a step."""
+        if any(("max_exp_avg_sq" in state) != group["amsgrad"] for state in states):
+            raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
+
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step a group; if amsgrad was changed after a step, raise a ValueError, change nothing."""
+        """Step the parameters of a group."""
         moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         last = self.last_step(group)
-        if last.names != moments:
-            for state in last.states:
-                if state and ("max_exp_avg_sq" in state) != group["amsgrad"]:
-                    raise ValueError(
-                        "amsgrad cannot be switched after a step; make a new optimiser"
-                    )
         gradients, steps = [g for _, g, _ in parameters], last.count_step()
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
         kernels.optim.adam(last.tables(moments), gradients, steps, *options, self.decoupled)
@@ -216,17 +215,18 @@ class RMSprop(Optimizer):
         """Return the names of v, of m if centered, and of the velocity if there is momentum."""
         return set(self._columns(group))
 
+    def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:
+        """Raise a ValueError if centered was switched on after a step."""
+        if group["centered"] and any("grad_avg" not in state for state in states):
+            raise ValueError("centered cannot be switched on after a step; make a new optimiser")
+
     def _columns(self, group: Mapping[str, Any]) -> list[str]:
         more = ["grad_avg"] * group["centered"] + ["momentum_buffer"] * (group["momentum"] > 0)
         return ["square_avg", *more]
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """Step a group; if centered was switched on late, raise a ValueError, change nothing."""
-        last, columns = self.last_step(group), self._columns(group)
-        started = [state for state in last.states if state] if last.names != columns else []
-        if group["centered"] and any("grad_avg" not in state for state in started):
-            raise ValueError("centered cannot be switched on after a step; make a new optimiser")
-        tables = last.tables(columns)
+        """Step the parameters of a group."""
+        tables = self.last_step(group).tables(self._columns(group))
         names = "lr", "alpha", "eps", "weight_decay", "momentum", "centered"
         kernels.optim.rmsprop(tables, [g for _, g, _ in parameters], *(group[n] for n in names))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -31,11 +32,14 @@ class LastStep:
         xs: the values of the parameters, and `states`: their states. If one of these objects is
             another one in the next step, that step makes a new `LastStep`.
         names: the names of the arrays in the states that the kernel changes besides the values.
+        options: the values of the group when they were last checked, and `others`: without lr.
     """
 
     def __init__(self, xs: list[NDArray[Any]], states: list[State]) -> None:
         self.xs, self.states = xs, states
         self.names: list[str] | None = None
+        self.options: list[Any] = []
+        self.others: list[Any] = []
         self._tables: Any = None
 
     def count_step(self) -> list[int]:
@@ -59,9 +63,10 @@ class LastStep:
 class Optimizer(ABC):
     """Base class of optimisers: `step()` changes every parameter that has a gradient.
 
-    To write an optimiser, define `check_options`, `update` and, if it has a state, `state_names`.
-    Define `update_all` instead of `update` to step all parameters of a group together. Options are
-    the hyperparameters, such as the learning rate.
+    To write an optimiser, define `check_options`, `update` and, if it has a state, `state_names`;
+    also `check_states` if an option cannot be changed after a step. Define `update_all` instead of
+    `update` to step all parameters of a group together. Options are the hyperparameters, such as
+    the learning rate.
 
     Args:
         params: tensors, or groups of tensors:
@@ -174,6 +179,9 @@ class Optimizer(ABC):
         """Return the names of the values that the state of a parameter has after a step."""
         return set()
 
+    def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raise a ValueError if states of earlier steps do not go with the options of a group."""
+
     def update(
         self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
     ) -> None:
@@ -193,7 +201,16 @@ class Optimizer(ABC):
         """Change every parameter that has a gradient; the others and their states do not change.
 
         If the model was converted to another dtype, its states are converted too.
+
+        Raises:
+            ValueError: if an option was set to an impossible value, or to one that does not go with
+                the earlier steps. Nothing is changed then.
+            TypeError: if an option was set to a value of a wrong type.
         """
+        for group in self.param_groups:
+            values, last = [*group.values()], self._last.get(id(group))
+            if last is None or not are_same(values, last.options):
+                self._check_changed(group, last)
         for group in self.param_groups:
             parameters, gradients = [], []
             for parameter in group["params"]:
@@ -205,6 +222,22 @@ class Optimizer(ABC):
                 self.step_group(group, parameters, gradients)
         for observer in mode.observers:
             observer.on_step(self)
+
+    def _check_changed(self, group: dict[str, Any], last: LastStep | None) -> None:
+        """Check the options of a group that has changed since its last step.
+
+        A scheduler changes lr in every step. So if only lr has, the other options, whose checks
+        take a third of the time of a small step, are not checked again.
+        """
+        values, rate = [*group.values()], group.get("lr")
+        others = [*{**group, "lr": None}.values()]
+        is_rate = type(rate) is float and 0 <= rate < math.inf
+        if last is None or not is_rate or not are_same(others, last.others):
+            self.check_options(group)
+            states = map(self._states.get, group["params"])
+            self.check_states([state for state in states if state], group)
+        if last is not None:
+            last.options, last.others = values, others
 
     def step_group(
         self,

@@ -25,6 +25,7 @@ MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 PARTS = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
 PARTS |= {"epochs_since_best", "steps", "epochs", "pass"}
 RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
+RESERVED = RECORDED | {"step"}  # names that no metric can have
 
 
 @dataclass

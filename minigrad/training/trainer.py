@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +37,7 @@ from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
+from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file
@@ -54,6 +55,7 @@ from minigrad.training.saved_state import (
     MISFITS,
     PARTS,
     RECORDED,
+    RESERVED,
     UnfinishedEpoch,
     check_generators,
     check_records,
@@ -99,12 +101,14 @@ class Trainer:
         accumulation_steps: the number of micro-batches for one step of the optimiser. Their
             gradients are added up to the gradient of one large batch, but only one micro-batch at a
             time is in memory. The formula is sum(count gradient) / sum(count); the count is what
-            the loss returned, or the number of rows. Several ranks share the micro-batches.
+            the loss returned, or the number of rows of the target, which a target in parts, such as
+            a dict or a tuple, does not have. Several ranks share the micro-batches.
             So a loss that ignores targets, for example by `ignore_index`, should return the number
             of the other targets, and a loss with class weights the sum of the targets' weights.
         metrics: a function of prediction and target as arrays, such as those of `minigrad.metrics`,
             or several, or a dict of them by name. They are recorded after each epoch, on the
-            training and the validation rows.
+            training and the validation rows. Names that the records use, such as "loss" or
+            "validation_loss", are refused.
         clip_norm: the norm to which gradients are clipped before each step.
         patience: for early stopping, the number of epochs (with `validate_every`, of validations)
             without a better validation loss. Then training stops, and the best weights are
@@ -136,7 +140,7 @@ class Trainer:
     Raises:
         ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
             averages do not belong together.
-        TypeError: if `model`, `optimizer`, `scheduler` or `ema` has a wrong type.
+        TypeError: if an argument has a wrong type.
         FileNotFoundError: if the folder of the checkpoint does not exist.
     """
 
@@ -171,8 +175,11 @@ class Trainer:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
+        if clip_norm is not None:
+            check_bound("clip_norm", clip_norm)
+        flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         required: dict[str, tuple[Any, type]]
         required = {"model": (model, Module), "optimizer": (optimizer, Optimizer)}
         for name, (part, kind) in required.items():
@@ -181,6 +188,8 @@ class Trainer:
                     f"{name} must be of class {kind.__name__}, not {part!r:.60}; the order is "
                     f"Trainer(model, optimizer, loss)"
                 )
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         optimized = self._optimized()
@@ -202,28 +211,20 @@ class Trainer:
             )
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        if callable(metrics):
-            metrics = [metrics]
-        if not isinstance(metrics, Mapping):
-            names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
-            if len(set(names)) != len(names):
-                raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
-            metrics = dict(zip(names, metrics, strict=True))
-        self.metrics = dict(metrics)
+        self.metrics = _by_name(metrics)
         self.clip_norm, self.patience = clip_norm, patience
-        self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
-        self.on_step = [on_step] if callable(on_step) else list(on_step)
+        self.on_epoch = _functions("on_epoch", on_epoch)
+        self.on_step = _functions("on_step", on_step)
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
-        check_flag("capture", capture)
         self.capture = capture
         self.captured_step = programs.capture(self._make_step) if capture else None
         self._world = World()  # a single rank; `fit` sets the real one
         self._streams = Streams()
         self._digests: dict[str, str] | None = None  # of the model before the first step
         self._mark_of_data = 0  # a digest of the data of a step, which all ranks must share
-        self._usual_count: int | None = None  # the number of target elements in a step
+        self._usual_count: float | None = None  # the number of rows in a step
         self.history = History()
         self._stopping = self._at_once = False
         self._pass: UnfinishedEpoch | None = None
@@ -374,9 +375,14 @@ class Trainer:
     def restore_best(self) -> None:
         """Restore the weights with the best loss, as early stopping by `patience` does.
 
-        A ValueError is raised if no best weights are saved: without `patience`, or before the first
-        comparison.
+        A ValueError is raised if no best weights are saved: without `patience`, before the first
+        comparison, or if the loss was never finite.
         """
+        if not self._best and self._epochs_since_best:
+            raise ValueError(
+                "no best weights are saved, because the loss that `patience` compares, of the "
+                "validation if there is one, was never finite; look for nan and inf in its data"
+            )
         if not self._best:
             raise ValueError("no best weights are saved; train with `patience` to save them")
         self._set_weights(self._best)
@@ -395,7 +401,7 @@ class Trainer:
         ranks = world()
         with self._without_draws(ranks), evaluation_mode(self.model):
             own = [
-                self.model(Tensor(given[number][0])).numpy()
+                _array_of(self.model(Tensor(given[number][0])))
                 for number in block(len(given), ranks.rank, ranks.size)
             ]
         every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
@@ -431,10 +437,10 @@ class Trainer:
                 loss, _ = _checked(self.loss(Tensor(prediction), given.y))
             named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
             for name, value in named.items():
-                if np.ndim(value):
+                if shape := np.shape(value):
                     raise TypeError(
-                        f"the metric {name} returned {np.size(value)} numbers, and not one; take "
-                        f"their mean, for example"
+                        f"the metric {name} returned an array of shape {shape}, and not one "
+                        f"number; take its mean, for example"
                     )
             return {"loss": loss.item(), **named}
         own, digests, ranks = [], [], world()
@@ -448,7 +454,7 @@ class Trainer:
                     ((*inputs, target),) = taken
                     with self._without_draws(ranks):
                         mean, count = _checked(self.loss(self.model(*inputs), target))
-                    count = _rows_of(target) if count is None else count
+                    count = _weight(count, target)
                     own.append((mean.item() if count else 0.0, count))
         check_agreement(ranks, {"the data": digest(digests)})
         found = [each for some in ranks.gather(own, "evaluate") for each in some]
@@ -570,10 +576,10 @@ class Trainer:
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         count = len(micro_batches)
-        rows: list[float] = [_rows_of(target) for *_, target in micro_batches]
-        shares = [np.array(each / (sum(rows) or 1)) for each in rows]
-        sizes = [np.size(target) for *_, target in micro_batches]
-        self._usual_count = sum(sizes) if count > 1 else None
+        rows = [_rows_of(target) for *_, target in micro_batches]
+        usual = sum(each for each in rows if not math.isnan(each)) or 1
+        shares = [np.array(each / usual) for each in rows]
+        self._usual_count = usual if count > 1 else None
         own = block(count, self._world.rank, self._world.size)
         mine = slice(own.start, own.stop)
         captured: Any = self.captured_step
@@ -654,17 +660,17 @@ class Trainer:
                 "capture=True: the loss returns (mean, count), and a program cannot read the "
                 "count; let the loss return the mean alone, or train with capture=False"
             )
-        count = _rows_of(target) if counted is None else counted
+        count = _weight(counted, target)
         if not count:
             return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
-        if counted is not None:  # the total count is only known after the last micro-batch
+        if counted is not None:  # also a share of all rows; `_correction` follows the last of them
             share = np.array(counted / (self._usual_count or counted))
         value = observed(self._loss_value, mean._data)
         mean.backward(observed(filled_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
-        """Return the factor that corrects gradients weighted before the total count was known."""
+        """Return the factor that makes shares of the rows of the step shares of its total count."""
         return 1.0 if self._usual_count is None else self._usual_count / total
 
     def _is_shared(self) -> bool:
@@ -861,6 +867,43 @@ class Trainer:
         self.load_state_dict(state, source=repr(os.fspath(path)))
 
 
+def _array_of(prediction: Any) -> NDArray[Any]:
+    """Return the prediction of a model as an array; raise a TypeError if it is not a Tensor."""
+    if not isinstance(prediction, Tensor):
+        raise TypeError(
+            f"predict, metrics and evaluate(x, y) need a model that returns a Tensor, and this one "
+            f"returned a {type(prediction).__name__}; give micro-batches, a list of tuples "
+            f"(*inputs, target), of which only the loss is computed"
+        )
+    return prediction.numpy()
+
+
+def _functions(role: str, given: Any) -> list[Callable[..., Any]]:
+    """Return one function, or several, as a list; raise a TypeError if there are others."""
+    is_many = isinstance(given, Iterable) and not isinstance(given, str) and not callable(given)
+    several = given.values() if isinstance(given, Mapping) else given
+    functions = list(several) if is_many else [given]
+    if not all(map(callable, functions)):
+        raise TypeError(f"{role} must be a function, or a list of functions, not {given!r:.60}")
+    return functions
+
+
+def _by_name(metrics: Any) -> dict[str, Metric]:
+    """Return metrics by name; raise a ValueError for names that the records cannot have."""
+    functions = _functions("metrics", metrics)
+    names = [getattr(metric, "__name__", type(metric).__name__) for metric in functions]
+    names = list(metrics) if isinstance(metrics, Mapping) else names
+    if len(set(names)) != len(names):
+        raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
+    for name in names:
+        if not isinstance(name, str) or name in RESERVED or name.startswith("validation_"):
+            raise ValueError(
+                f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
+                f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
+            )
+    return dict(zip(names, functions, strict=True))
+
+
 def _observed_sum(left: Any, right: Any) -> Any:
     """Add the gradients of two parts of the tree of micro-batches, as one line of a program."""
     return observed(add_lists, left, right)
@@ -887,14 +930,24 @@ def _checked(result: Any) -> tuple[Tensor, float | None]:
     return loss, count
 
 
-def _rows_of(target: Any) -> int:
-    """Return the number of rows of a target, the count of a loss that returns only a mean."""
+def _rows_of(target: Any) -> float:
+    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
+    if isinstance(target, (tuple, Mapping, str)):
+        return math.nan
     try:
         return len(target)
     except TypeError:
+        return math.nan
+
+
+def _weight(count: float | None, target: Any) -> float:
+    """Return the count of a loss, or if it returned only a mean, the number of rows."""
+    weight = _rows_of(target) if count is None else count
+    if math.isnan(weight):
         raise TypeError(
             f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
-        ) from None
+        )
+    return weight
 
 
 def _class_name(part: object) -> str | None:

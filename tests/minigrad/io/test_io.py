@@ -214,6 +214,29 @@ def test_a_folder_that_is_not_there_is_an_error(path):
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", [1, None, True, ("a", 1), b"x"])
+def test_names_that_are_not_strings_are_refused(path, name):
+    for arrays, metadata in [({name: np.ones(1), "1": np.ones(1)}, None), ({}, {name: "x"})]:
+        with pytest.raises(TypeError, match=r"are strings, not "):
+            save_state(path, arrays, metadata)
+    assert not path.exists()
+
+
+def test_names_that_utf8_cannot_encode_are_refused(path):
+    for arrays, metadata in [({"\ud800": np.ones(1)}, None), ({}, {"a": "\udfff"})]:
+        with pytest.raises(ValueError, match="surrogate pair"):
+            save_state(path, arrays, metadata)
+    save_state(path, {"ü€😀\n\0": np.ones(1)}, {"": "ü"})
+    assert list(load_state(path)[0]) == ["ü€😀\n\0"]
+
+
+def test_metadata_that_no_reader_would_accept_are_refused_and_the_older_file_stays(path):
+    save_state(path, {"x": np.ones(2)})
+    with pytest.raises(ValueError, match=r"take 100,000,\d+ bytes.* more than 100,000,000"):
+        save_state(path, {"x": np.ones(3)}, {"records": "1" * 100_000_000})
+    assert load_state(path)[0]["x"].shape == (2,)
+
+
 def test_saving_replaces_an_older_file(path):
     save_state(path, {"x": np.ones(100)})
     save_state(path, {"y": np.zeros(1)})

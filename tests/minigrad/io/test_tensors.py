@@ -76,7 +76,7 @@ def test_reading_converts_when_asked(path, dtype):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
 def test_rows_are_read_alone(path, rows, dtype):
-    x = np.arange(24).reshape(4, 3, 2) % 7
+    x = np.arange(24).reshape(4, 3, 2) % (2 if dtype == "bool" else 7)
     with writing(path, [TensorInfo("y", "int8", (3,)), TensorInfo("x", dtype, x.shape)]) as writer:
         writer.write("x", x)
         writer.write("y", np.ones(3))
@@ -364,6 +364,29 @@ def test_rounding_from_float64_to_bfloat16_rounds_once():
     assert got.tolist() == [1 + 2**-7, 1 + 2**-7, -1 - 2**-7]
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_rounding_from_integers_to_bfloat16_rounds_once(dtype):
+    above, below = 2**30 + 2**22 + 1, 2**30 + 3 * 2**22 - 1  # ties in float32
+    limits = np.iinfo(dtype)
+    x = np.array([above, below, limits.max, limits.min], dtype)
+    got = from_stored(to_stored(x, "bfloat16"), "bfloat16")
+    assert got.tolist() == [2**30 + 2**23, 2**30 + 2**23, limits.max + 1, limits.min]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("uint8", 300.0), ("uint8", 1.9), ("int8", -129), ("bool", 2), ("int64", np.nan)],
+)
+def test_numbers_that_an_integer_cannot_store_are_refused(path, dtype, number):
+    infos = [TensorInfo("x", dtype, (2,))]
+    with pytest.raises(ValueError, match=f"x .* no {dtype}"), writing(path, infos) as writer:
+        writer.write("x", np.array([1, number]))
+    assert not path.exists()
+    with writing(path, infos) as writer:
+        writer.write("x", np.array([0.0, 1.0]))
+    assert io.load_state(path)[0]["x"].tolist() == [0, 1]
+
+
 def test_nan_stays_nan_in_bfloat16():
     x = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
     assert np.isnan(from_stored(to_stored(x, "bfloat16"), "bfloat16")).all()
@@ -398,7 +421,7 @@ def test_what_was_not_announced_or_is_written_twice_is_refused(path):
         writing(path, [TensorInfo("x", "complex64", (1,))]),
     ):
         pass
-    with pytest.raises(TypeError, match="strings by strings"), writing(path, [info], {"a": 1}):
+    with pytest.raises(TypeError, match="metadata are strings"), writing(path, [info], {"a": 1}):
         pass
 
 
@@ -517,6 +540,31 @@ def test_shards_that_are_not_complete_leave_nothing(tmp_path):
         pass
     with pytest.raises(ValueError, match="no name of"), writing_set(tmp_path, {"../a": []}):
         pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".gitattributes", "../out.txt", "../../out.txt", "/out.txt", "a/../../b", "a//b", "a/",
+        ".saved/x", "a/.b", "", ".", "a\\b", "a\0", INDEX, "model.safetensors", "a.safetensors",
+    ],
+)  # fmt: skip
+def test_other_files_stay_in_the_folder_and_take_no_name_of_weights(tmp_path, name):
+    plan = {"a.safetensors": [TensorInfo("x", "int8", (1,))]}
+    others = {"b/c": b"", name: b"1"}
+    with (
+        pytest.raises(ValueError, match=r"the name|cannot be a file"),
+        writing_set(tmp_path / "out", plan, others=others),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_is_no_hidden_file(tmp_path):
+    plan = {".a.safetensors": [TensorInfo("x", "int8", (1,))]}
+    with pytest.raises(ValueError, match="begins with a dot"), writing_set(tmp_path / "o", plan):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("turn", [1, -1])

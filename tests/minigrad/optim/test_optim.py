@@ -635,6 +635,36 @@ def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(rng, spoil):
     np.testing.assert_equal(optimizer.state_dict(), before)
 
 
+@pytest.mark.parametrize(
+    ("made", "change", "error"),
+    [
+        (Adam, {"amsgrad": True}, ValueError),
+        (Adam, {"betas": 0.9}, TypeError),
+        (RMSprop, {"centered": True}, ValueError),
+        (SGD, {"momentum": -1.0}, ValueError),
+        (Adagrad, {"lr": "1"}, TypeError),
+        (SGD, {"lr": -1.0}, ValueError),
+        (Adam, {"lr": math.nan}, ValueError),
+    ],
+)
+def test_an_impossible_option_of_a_later_group_changes_no_group(made, change, error):
+    p, q = Parameter(np.ones(2)), Parameter(np.ones(3))
+    optimizer = made([{"params": [p]}, {"params": [q]}])
+    for parameter in (p, q):
+        parameter.grad = minigrad.tensor(np.full(parameter.shape, 0.5))
+    for _ in range(2):
+        optimizer.step()
+    before, values = optimizer.state_dict(), [p.detach().numpy().copy(), q.detach().numpy().copy()]
+    optimizer.param_groups[1].update(change)
+    with pytest.raises(error):
+        optimizer.step()
+    np.testing.assert_equal(optimizer.state_dict()["state"], before["state"])
+    np.testing.assert_equal([p.detach().numpy(), q.detach().numpy()], values)
+    optimizer.param_groups[1].update({n: optimizer.param_groups[0][n] for n in change})
+    optimizer.step()
+    assert not np.array_equal(q.detach().numpy(), values[1])
+
+
 def with_amsgrad(rng, first, second):
     """An Adam of two groups after a step."""
     p, q = parameter(rng.standard_normal(3)), parameter(rng.standard_normal(2))

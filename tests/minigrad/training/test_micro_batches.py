@@ -159,13 +159,65 @@ def test_a_plain_mean_counts_the_rows_of_its_target():
     assert one.fit(data, epochs=1)["loss"] == pytest.approx([np.average(each, weights=[1, 2, 5])])
 
 
+def trained_by(loss, data):
+    """The weight and the loss of a model after a step over all micro-batches, by SGD."""
+    model = Sequential(Linear(2, 1, bias=False, rng=np.random.default_rng(0)))
+    optimizer = SGD(model.parameters(), lr=0.25)
+    one = Trainer(model, optimizer, loss, accumulation_steps=len(data), progress=False)
+    history = one.fit(data, epochs=1)
+    return model.state_dict()["0.weight"], history["loss"][0]
+
+
+def pieces(*sizes):
+    """Micro-batches of so many rows, and one of all of these rows."""
+    x = np.random.default_rng(3).standard_normal((sum(sizes), 2)).astype("f4")
+    y = x @ np.array([[1.0], [-2.0]], "f4")
+    cuts = np.cumsum(sizes)[:-1]
+    return [*zip(np.split(x, cuts), np.split(y, cuts), strict=True)], [(x, y)]
+
+
+def square(prediction, target):
+    return minigrad.mse(prediction, np.ones((len(prediction), 1), "f4"))
+
+
+@pytest.mark.parametrize(
+    "target", [(), [], [0.0], [[1.0, 2.0]] * 9, None, 0.5, [[1], [2, 3]], {"y": np.ones((2, 3))}]
+)
+def test_a_count_of_the_loss_weighs_micro_batches_whatever_their_targets_are(target):
+    apart, together = pieces(3, 5, 2)
+    apart = [(x, target) for x, _ in apart]
+    weight, value = trained_by(lambda p, y: (square(p, y), len(p)), apart)
+    expected, whole = trained_by(square, together)
+    np.testing.assert_allclose(weight, expected, rtol=1e-5)
+    assert value == pytest.approx(whole)
+
+
+def test_micro_batches_weigh_by_rows_where_the_loss_returns_no_count_for_them():
+    apart, together = pieces(3, 5, 2)
+
+    def sometimes(prediction, target):
+        mean = minigrad.mse(prediction, target)
+        return (mean, len(target)) if len(target) == 5 else mean
+
+    weight, value = trained_by(sometimes, apart)
+    expected, whole = trained_by(minigrad.mse, together)
+    np.testing.assert_allclose(weight, expected, rtol=1e-5)
+    assert value == pytest.approx(whole)
+    doubled = [(x, np.hstack([y, y])) for x, y in apart]  # twice as many elements as rows
+    weight, _ = trained_by(lambda p, y: sometimes(p, y[:, :1]), doubled)
+    np.testing.assert_allclose(weight, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
         ([(np.ones(2),), (np.ones(2),)], ValueError, "tuple .*inputs, target"),
-        ([(np.ones((1, 2)),), [1, 2], (3,)], ValueError, "train: a micro-batch is a tuple"),
+        ([(np.ones((1, 2)),), [1, 2], (3,)], ValueError, "(train|data): a micro-batch is a tuple"),
         ([(np.ones((1, 2)), None)] * 3, TypeError, "no rows to count"),
-        ([], ValueError, "train must be a pair .* or a list of micro-batches"),
+        ([(np.ones((1, 2)), np.float64(1))] * 3, TypeError, "no rows to count"),
+        ([(np.ones((1, 2)), {"y": np.ones(1)})] * 3, TypeError, r"no rows.*return \(mean, count"),
+        ([(np.ones((1, 2)), (np.ones(1), 2.0))] * 3, TypeError, r"no rows.*return \(mean, count"),
+        ([], ValueError, "(train|data) must be a pair .* or a list of micro-batches"),
     ],
 )
 def test_what_is_no_micro_batch_is_refused(data, error, message):
@@ -173,8 +225,9 @@ def test_what_is_no_micro_batch_is_refused(data, error, message):
     one = Trainer(
         model, SGD(model.parameters()), lambda p, y: minigrad.mse(p, p * 0), progress=False
     )
-    with pytest.raises(error, match=message):
-        one.fit(data, epochs=1)
+    for use in (lambda: one.fit(data, epochs=1), lambda: one.evaluate(data)):
+        with pytest.raises(error, match=message):
+            use()
 
 
 def test_micro_batches_that_count_nothing_and_metrics_of_them_are_refused():

@@ -436,8 +436,55 @@ def test_parts_in_another_order_are_refused():
 
 def test_a_metric_of_several_numbers_is_named(data):
     trainer = make(metrics={"error": lambda prediction, target: prediction - target})
-    with pytest.raises(TypeError, match="the metric error returned 40 numbers, and not one"):
+    with pytest.raises(TypeError, match=r"the metric error returned an array of shape \(40, 1\)"):
         trainer.fit(data, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_norm": "1"},
+        {"clip_norm": True},
+        {"metrics": "mse"},
+        {"metrics": None},
+        {"metrics": [1]},
+        {"metrics": {"a": 1}},
+        {"on_epoch": [3]},
+        {"on_step": 3},
+        {"loss": None},
+        {"save_frozen": "no"},
+        {"progress": "no"},
+        {"capture": 1},
+    ],
+)
+def test_options_of_a_wrong_type_are_refused_by_name(options):
+    ((name, value),) = options.items()
+    with pytest.raises(TypeError, match=f"^{name} must be .*, not {value!r}".replace("[", r"\[")):
+        make(**options)
+
+
+def test_a_model_whose_prediction_is_no_tensor_is_told_of_micro_batches(data):
+    class Pair(Slope):
+        def forward(self, x):
+            return x * self.w, x
+
+    model = Pair()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    one = Trainer(model, optimizer, lambda p, y: minigrad.mse(p[0], p[1]), progress=False)
+    with pytest.raises(TypeError, match=r"this one returned a tuple; give micro-batches"):
+        one.fit(data, epochs=1, validation=data)
+    with pytest.raises(TypeError, match="this one returned a tuple"):
+        one.predict(data[0])
+    assert one.evaluate([(data[0], data[1])])["loss"] >= 0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_early_stopping_by_a_loss_that_is_never_finite_says_so(data, loss):
+    one = make(patience=2)
+    one.evaluate = lambda data: {"loss": loss}
+    with pytest.raises(ValueError, match="was never finite"):
+        one.fit(data, epochs=5, validation=data)
+    assert len(one.history) == 2
 
 
 def test_repr_of_a_history_has_its_last_epoch(data):
@@ -544,6 +591,22 @@ def test_one_metric_needs_no_list(data):
 def test_two_metrics_of_one_name_are_an_error():
     with pytest.raises(ValueError, match="<lambda>"):
         make(metrics=[lambda p, y: 1.0, lambda p, y: 2.0])
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "lr", "epoch", "seconds", "grad_norm", "step", "validation_loss", 1]
+)
+def test_metrics_do_not_take_names_that_the_records_use(name):
+    with pytest.raises(ValueError, match=f"a metric cannot be called {name!r}"):
+        make(metrics={name: rmse})
+
+
+def test_a_function_that_is_called_like_the_loss_is_no_metric():
+    def loss(prediction, target):
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"cannot be called 'loss'.*a dict"):
+        make(metrics=loss)
 
 
 def with_dropout(seed=0, hidden=8, **options):
