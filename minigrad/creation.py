@@ -24,7 +24,7 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
     """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
 
     Python floats become float32, Python ints become int64, and bools stay bools. Arrays keep their
-    dtype.
+    dtype; in a list, those of floats determine the dtype of the Python floats beside them.
 
     Raises:
         TypeError: if `data` does not hold numbers, or if a gradient is required and the numbers

@@ -65,9 +65,11 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
 
     Raises:
         TypeError: if `argnums` are not ints. When called, if a leaf of the argument is not of
-            floats, the argument has no leaf, or f does not return a Tensor or a constant of floats.
+            floats, the argument has no leaf, a dict in it has attributes, or f does not return a
+            Tensor or a constant of floats.
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
             element, a container contains itself, or two Modules share a parameter.
+        RuntimeError: when called, if another thread differentiates by the same Module meanwhile.
     """
     return _named(_value_and_grad("value_and_grad", f, argnums, has_aux), "value_and_grad", f)
 
