@@ -142,6 +142,9 @@ class Standardizer:
     def fit(cls, x: Any) -> Standardizer:
         """Make the standardiser of the columns of `x`, an array `(rows, ...)` of numbers.
 
+        If `x` has no columns, as an array `(rows,)`, all elements share one mean and scale, and
+        `transform` and `inverse` take arrays of any shape.
+
         Raises:
             ValueError: if there are no rows, a value is not finite, or the standard deviation
                 overflows.
@@ -176,7 +179,7 @@ class Standardizer:
     def _checked(self, name: str, x: Any) -> Arrays:
         """Return x, rows or one row, as an array; a ValueError if its columns are not as in fit."""
         values, row = as_array(x), np.shape(self.mean)
-        if values.shape != row and (not values.ndim or values.shape[1:] != row):
+        if row and row not in (values.shape, values.shape[1:]):
             raise ValueError(
                 f"Standardizer.{name}: a row has the shape {row}, as in fit, and the array has the "
                 f"shape {values.shape}"

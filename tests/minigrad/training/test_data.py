@@ -387,7 +387,13 @@ def test_other_columns_than_those_of_the_fit_are_refused(shape):
         with pytest.raises(ValueError, match=r"a row has the shape \(2,\)"):
             method(np.ones(shape))
     assert standardizer.transform(np.ones(2)).shape == (2,)
-    assert Standardizer.fit(np.arange(3.0)).transform(1.0) == 0
+
+
+def test_a_fit_without_columns_has_one_mean_for_arrays_of_any_shape():
+    standardizer = Standardizer.fit(np.array([1.0, 3.0]))
+    for x in (2.0, np.full(3, 2.0), np.full((2, 3), 2.0)):
+        assert not standardizer.transform(x).any()
+        assert np.array_equal(standardizer.inverse(np.zeros(np.shape(x))), x)
 
 
 def test_standardisation_of_few_digits_is_computed_with_all():
