@@ -73,8 +73,8 @@ def one_split(
     old, old_test = np.split(old, [len(old) * 4 // 5])
     new, new_test = np.split(new, [min(40, len(new) // 2)])  # we adapt to little data
     # Pixels share one mean and scale; with its own, a rarely grey pixel would have huge values.
-    features = data.Standardizer.fit(x[old].reshape(-1, 1 if y.shape[1] > 1 else x.shape[1]))
-    target = data.Standardizer.fit(y[old].reshape(-1, 1))
+    features = data.Standardizer.fit(x[old].ravel() if y.shape[1] > 1 else x[old])
+    target = data.Standardizer.fit(y[old].ravel())
     inputs, outputs = features.transform(x), target.transform(y)
 
     def predict(model: nn.Module, rows: Array) -> Array:

@@ -91,9 +91,9 @@ def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{wanted}, not {state!r:.60}")
-    missing, unknown = set(keys) - set(state), set(state) - set(keys)
+    missing, unknown = sorted(set(keys) - set(state)), sorted(set(state) - set(keys), key=str)
     if missing or unknown:
-        raise ValueError(f"{wanted}; it lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+        raise ValueError(f"{wanted}; it lacks {missing} and has unknown {unknown}")
 
 
 def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:

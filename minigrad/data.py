@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import check_positive
+from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
 
@@ -142,6 +142,9 @@ class Standardizer:
     def fit(cls, x: Any) -> Standardizer:
         """Make the standardiser of the columns of `x`, an array `(rows, ...)` of numbers.
 
+        If `x` has no columns, as an array `(rows,)`, all elements share one mean and scale, and
+        `transform` and `inverse` take arrays of any shape.
+
         Raises:
             ValueError: if there are no rows, a value is not finite, or the standard deviation
                 overflows.
@@ -161,14 +164,27 @@ class Standardizer:
         return cls(mean, scale)
 
     def transform(self, x: Any) -> Arrays:
-        """Return (x - mean) / scale, in the dtype of x, or in float64 if x holds integers."""
-        values = as_array(x)
+        """Return (x - mean) / scale, in the dtype of x, or in float64 if x holds integers.
+
+        A ValueError is raised unless the columns are those of `fit`, as in `inverse`.
+        """
+        values = self._checked("transform", x)
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
         """Return z scale + mean: the inverse of `transform`."""
-        values = as_array(z)
+        values = self._checked("inverse", z)
         return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
+
+    def _checked(self, name: str, x: Any) -> Arrays:
+        """Return x, rows or one row, as an array; a ValueError if its columns are not as in fit."""
+        values, row = as_array(x), np.shape(self.mean)
+        if row and row not in (values.shape, values.shape[1:]):
+            raise ValueError(
+                f"Standardizer.{name}: a row has the shape {row}, as in fit, and the array has the "
+                f"shape {values.shape}"
+            )
+        return values
 
 
 def _in_floats_of(given: Arrays, result: Arrays) -> Arrays:
@@ -183,13 +199,19 @@ def batches(
 
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
-        TypeError: if `arrays` is a single array, not a sequence of arrays.
+        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, or `shuffle`
+            is not True or False.
     """
     if isinstance(arrays, (np.ndarray, Tensor)):
         raise TypeError(
             f"batches takes a list of arrays, not one of shape {arrays.shape}; write "
             f"batches([x], ...)"
         )
+    if not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):
+        raise TypeError(
+            f"batches takes a list of arrays, not {arrays!r:.60}; write batches([x], ...)"
+        )
+    check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
     arrays = [as_array(each) if isinstance(each, (list, tuple)) else each for each in arrays]
     n = _common_length(arrays)

@@ -29,15 +29,23 @@ _ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lo
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
-    """Return the target file of a path; an OSError if it is a folder, or its folder is missing.
+    """Return the target file of a path; an OSError if no regular file can be there.
 
-    `role` is the beginning of the message.
+    So it is no folder, pipe or device, and its folder exists. `role` is the beginning of the
+    message.
     """
-    target = Path(path).resolve()  # a link stays, and leads to the new content
+    target = Path(os.path.realpath(path))  # a link stays, and leads to the new content
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{role}there is no folder {str(target.parent)!r}; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{role}{os.fspath(path)!r} is a folder; name a file in it")
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, f"{role}{os.fspath(path)!r} is a link that leads back to itself")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(
+            f"{role}{os.fspath(path)!r} is a pipe, a socket or a device, which would be replaced; "
+            f"name a file"
+        )
     return target
 
 

@@ -278,8 +278,8 @@ class TensorWriter:
     ) -> None:
         self._file = file
         listed = list(tensors)
-        for text in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
-            check_text(text)
+        for given in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
+            check_text(given)
         self._tensors = {tensor.name: tensor for tensor in listed}
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]

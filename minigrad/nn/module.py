@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_problems, holds, nearest
+from minigrad.checks import check_flag, check_problems, holds, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
@@ -196,6 +196,7 @@ class Module(Owner):
 
     def train(self: M, mode: bool = True) -> M:
         """Set this module and all modules inside to training (dropout is active); return it."""
+        check_flag("train: mode", mode)
         for module in self.modules():
             module.training = mode
         return self
@@ -206,6 +207,7 @@ class Module(Owner):
 
     def freeze(self: M, frozen: bool = True) -> M:
         """Freeze all parameters (they require no gradient), or with False unfreeze all."""
+        check_flag("freeze: frozen", frozen)
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)
         return self

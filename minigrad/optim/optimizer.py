@@ -15,6 +15,7 @@ from minigrad import kernels
 from minigrad.checks import are_same, check_count, check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
+from minigrad.nn.module import Module
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
@@ -90,6 +91,11 @@ class Optimizer(ABC):
         if isinstance(params, Tensor):
             raise TypeError(
                 f"{type(self).__name__}: the parameters are a list, as in [tensor], not one tensor"
+            )
+        if isinstance(params, Module) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"{type(self).__name__}: the parameters are a list of tensors, such as "
+                f"model.trainable_parameters(), not {params!r:.60}"
             )
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
@@ -299,7 +305,8 @@ class Optimizer(ABC):
         """
         numbers = {p: k for k, p in enumerate(self._parameters())}
         groups = [{**g, "params": [numbers[p] for p in g["params"]]} for g in self.param_groups]
-        state = {numbers[p]: _copied(state) for p, state in self._states.items()}
+        # A parameter that was taken out of its group may still have a state.
+        state = {numbers[p]: _copied(s) for p, s in self._states.items() if p in numbers}
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -168,7 +168,11 @@ class StepLR(LRScheduler):
 
     def lr(self, step: int, base_lr: float) -> float:
         """Return the lr after `step` steps of a group that began with `base_lr`."""
-        return float(base_lr * self.options["gamma"] ** (step // self.options["step_size"]))
+        try:
+            factor = float(self.options["gamma"]) ** (step // self.options["step_size"])
+        except OverflowError:
+            factor = math.inf  # `step` refuses the lr
+        return float(base_lr * factor)
 
 
 class CosineAnnealingLR(LRScheduler):

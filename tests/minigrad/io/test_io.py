@@ -257,6 +257,30 @@ def test_permissions_follow_the_umask(path, mask, mode):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are a matter of POSIX")
+def test_a_pipe_is_not_replaced(path):
+    os.mkfifo(path)
+    with pytest.raises(FileExistsError, match="a pipe, a socket or a device"):
+        save_state(path, {"x": np.ones(1)})
+    assert stat.S_ISFIFO(os.lstat(path).st_mode)
+
+
+def test_links_in_a_circle_are_not_replaced(path):
+    other = path.with_name("other")
+    path.symlink_to(other)
+    other.symlink_to(path)
+    with pytest.raises(OSError, match="leads back to itself"):
+        save_state(path, {"x": np.ones(1)})
+    assert path.is_symlink()
+    assert other.is_symlink()
+
+
+def test_a_link_to_no_file_leads_to_the_new_one(path):
+    path.symlink_to(path.with_name("other"))
+    save_state(path, {"x": np.ones(1)})
+    assert path.is_symlink()
+    assert path.with_name("other").is_file()
+
+
 def test_a_link_stays_a_link(path):
     real = path.with_name("real.safetensors")
     save_state(real, {"x": np.zeros(1)})

@@ -495,3 +495,12 @@ def test_what_is_no_integer_is_not_loaded_into_integers(number):
         norm.load_state_dict(state)
     norm.load_state_dict({**state, "num_batches_tracked": np.array(3.0)})
     assert norm.num_batches_tracked.item() == 3
+
+
+def test_switches_of_a_module_are_true_or_false():
+    model = MLP([2, 1])
+    for switch in (model.train, model.freeze):
+        with pytest.raises(TypeError, match="must be True or False, not 'no'"):
+            switch("no")
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -989,6 +989,48 @@ def test_the_limit_must_be_positive(max_norm):
         clip_grad_norm([parameter([1.0], [1.0])], max_norm)
 
 
+@pytest.mark.parametrize("bound", ["1", None, True, [1.0]])
+def test_the_limit_must_be_a_number(bound):
+    for clip in (clip_grad_norm, clip_grad_value):
+        with pytest.raises(TypeError, match="must be a positive number, not "):
+            clip([parameter([1.0], [1.0])], bound)
+
+
+def test_the_gradients_of_a_module_can_be_clipped():
+    model = MLP([2, 3, 1])
+    for each in model.parameters():
+        each.grad = minigrad.ones(each.shape)
+    norm = grad_norm(model)
+    assert clip_grad_norm(model, 0.5) == norm == math.sqrt(model.count_parameters())
+    assert grad_norm(model) == pytest.approx(0.5, rel=1e-5)
+    clip_grad_value(model, 0.01)
+    assert grad_norm(model) == pytest.approx(0.01 * norm)
+    with pytest.raises(TypeError, match="tensors or a Module, not 3"):
+        clip_grad_norm(3, 1.0)
+
+
+@pytest.mark.parametrize("given", [MLP([2, 1]), minigrad.nn.Sequential(), 3, None])
+def test_an_optimiser_takes_a_list_of_tensors(given):
+    with pytest.raises(TypeError, match=r"Adam: .* such as model\.trainable_parameters\(\), not "):
+        Adam(given)
+
+
+def test_a_parameter_that_left_its_group_is_not_in_the_state():
+    p, q = parameter([1.0], [1.0]), parameter([2.0], [1.0])
+    optimizer = Adam([p, q])
+    optimizer.step()
+    optimizer.param_groups[0]["params"].remove(p)
+    state = optimizer.state_dict()
+    assert (list(state["state"]), state["param_groups"][0]["params"]) == ([0], [0])
+    optimizer.load_state_dict(state)
+
+
+def test_a_state_with_keys_that_are_no_strings_is_refused():
+    scheduler = minigrad.optim.StepLR(Adam([parameter([1.0])]), 1)
+    with pytest.raises(ValueError, match=r"unknown \[1, 'a'\]"):
+        scheduler.load_state_dict({**scheduler.state_dict(), "a": 0, 1: 0})
+
+
 def test_a_limit_of_numpys_kind_keeps_the_dtype():
     p = parameter([1.0], [3.0], np.float32)
     clip_grad_norm([p], np.float64(2.0))

@@ -353,6 +353,16 @@ def test_an_impossible_rate_of_ones_own_schedule_is_an_error_and_changes_nothing
     assert rates(optimizer) == [2.0, 0.0]
 
 
+@pytest.mark.parametrize("gamma", [10, 10.0])
+def test_a_rate_that_overflows_is_an_error_and_changes_nothing(gamma):
+    optimizer = optimizer_of([1.0])
+    scheduler = StepLR(optimizer, 1, gamma)
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": 399})
+    with pytest.raises(ValueError, match="StepLR: the lr at step 400 must be in"):
+        scheduler.step()
+    assert (scheduler.last_epoch, rates(optimizer)) == (399, [1.0])
+
+
 def test_groups_that_were_added_since_are_an_error_that_says_so():
     optimizer = optimizer_of([1.0])
     scheduler = StepLR(optimizer, 1)

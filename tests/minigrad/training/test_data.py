@@ -369,6 +369,33 @@ def test_one_array_is_no_list_of_arrays(make):
         next(batches(make(np.ones((3, 10))), 2))
 
 
+@pytest.mark.parametrize("arrays", [{"x": np.ones(4)}, "xy", 3, None])
+def test_what_is_no_list_of_arrays_is_refused(arrays):
+    with pytest.raises(TypeError, match="batches takes a list of arrays, not "):
+        next(batches(arrays, 2))
+
+
+def test_the_order_of_batches_is_shuffled_or_not():
+    with pytest.raises(TypeError, match="shuffle must be True or False, not 'no'"):
+        next(batches([np.ones(4)], 2, shuffle="no"))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), (1,), (3,), (4, 2, 2), ()])
+def test_other_columns_than_those_of_the_fit_are_refused(shape):
+    standardizer = Standardizer.fit(np.arange(8.0).reshape(4, 2))
+    for method in (standardizer.transform, standardizer.inverse):
+        with pytest.raises(ValueError, match=r"a row has the shape \(2,\)"):
+            method(np.ones(shape))
+    assert standardizer.transform(np.ones(2)).shape == (2,)
+
+
+def test_a_fit_without_columns_has_one_mean_for_arrays_of_any_shape():
+    standardizer = Standardizer.fit(np.array([1.0, 3.0]))
+    for x in (2.0, np.full(3, 2.0), np.full((2, 3), 2.0)):
+        assert not standardizer.transform(x).any()
+        assert np.array_equal(standardizer.inverse(np.zeros(np.shape(x))), x)
+
+
 def test_standardisation_of_few_digits_is_computed_with_all():
     tiny, large = np.float16([[0], [6e-8], [0]]), np.float16([[6e4], [-6e4], [-6e4]])
     for x in (tiny, large):
