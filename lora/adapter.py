@@ -106,7 +106,7 @@ class Adapter:
                 f"use_dora=True"
             )
         else:
-            present.copy_(value.detach() if isinstance(value, Tensor) else value)
+            present.copy_(value)
 
     @classmethod
     def of(

@@ -163,11 +163,15 @@ class Operators(Tensor):
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
+        The derivative of a copy by `value` is lost. That is usual for the weights of another model,
+        which are leaves; from a result of an op, it would be a mistake.
+
         Raises:
             ValueError: if the shape is not the same.
-            RuntimeError: if this is the result of an op, or a derivative by `value` may be needed.
+            RuntimeError: if this is the result of an op, or if `value` is one, and its derivative
+                may be needed.
         """
-        if is_differentiated(value):
+        if is_differentiated(value) and not value.is_leaf:
             raise RuntimeError(
                 f"copy_: {value.describe()} would lose its gradient; compute with it itself, or "
                 f"copy .detach(), or do it under no_grad()"

@@ -832,9 +832,10 @@ def test_copy_of_a_value_that_is_differentiated_is_refused():
     with pytest.raises(RuntimeError, match=r"copy_: .* made by multiply .*detach"):
         buffer.copy_(x * 2)
     assert_array_equal(buffer.data, [0.0, 0.0])
-    buffer.copy_((x * 2).detach())
     with minigrad.no_grad():
-        buffer.copy_(x)
+        buffer.copy_(x * 2)
+    assert_array_equal(buffer.data, [2.0, 4.0])
+    buffer.copy_(x)  # a leaf, such as the weight of another model
     assert_array_equal(buffer.data, [1.0, 2.0])
 
 
