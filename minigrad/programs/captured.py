@@ -43,8 +43,6 @@ from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -68,7 +66,14 @@ class Captured(Generic[P, R]):
             )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        self._names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        # Of each parameter for a positional argument: its name, and its place or name in keys. If
+        # it is not a keyword too, this is the place, because the step may take any keyword.
+        self._positional = [
+            (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
+            for i, p in enumerate(parameters)
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        self._order = {p.name: i for i, p in enumerate(parameters)}
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
         self._lock = threading.RLock()
         self.reset()
@@ -148,14 +153,16 @@ class Captured(Generic[P, R]):
         """Run the program of the step; return its result, in which tensors require no gradient."""
         if mode.state != (True, ()):  # an observer is active, or no graph is recorded
             return self._eager(args, kwargs)
-        named: dict[str, Any] = dict(zip(self._names, args, strict=False))
-        if kwargs or len(args) > len(named):
-            named |= {f"argument{i}": args[i] for i in range(len(named), len(args))}
-            named |= {name: kwargs[name] for name in sorted(kwargs)}
-        if len(named) < len(args) + len(kwargs):
-            return self._eager(args, kwargs)  # it raises the TypeError for wrong arguments
-        arrays: dict[str, NDArray[Any]] = {}
-        key = tuple([(name, _key(value, name, arrays)) for name, value in named.items()])
+        arrays: list[tuple[str, NDArray[Any]]] = []
+        pairs = zip(args, self._positional, strict=False)
+        keys = [(place, _key(value, name, arrays)) for value, (name, place) in pairs]
+        if kwargs or len(args) > len(keys):
+            others = range(len(keys), len(args))
+            keys += [(i, _key(args[i], f"argument{i}", arrays)) for i in others]
+            # The order of keywords without a parameter of their own counts: they come as a dict.
+            names = sorted(kwargs, key=lambda name: self._order.get(name, len(self._order)))
+            keys += [(name, _key(kwargs[name], name, arrays)) for name in names]
+        key = tuple(keys)
         with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
                 if program.surroundings.hold():
@@ -168,7 +175,7 @@ class Captured(Generic[P, R]):
             if not program.zero_grad():
                 return self._eager(args, kwargs)  # there are gradients that the step does not zero
             self._last = program
-            return cast(R, _with_tensors(program.function(*arrays.values())))
+            return cast(R, _with_tensors(program.function(*[array for _, array in arrays])))
 
     def _eager(self, args: Any, kwargs: Any) -> R:
         """Run the step itself."""
@@ -184,7 +191,7 @@ class Captured(Generic[P, R]):
         return result
 
     def _record(
-        self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
+        self, key: Any, arrays: list[tuple[str, NDArray[Any]]], args: Any, kwargs: Any,
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run and record the step; after the second recording, make its program."""
@@ -290,7 +297,7 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     return Captured(step)
 
 
-def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
     """Return the key of an argument, which selects the program; add its arrays to `arrays`."""
     if isinstance(value, Tensor):
         if value.node is not None:
@@ -300,17 +307,21 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
             )
         value = value._data
     if isinstance(value, np.ndarray):
-        for other, array in arrays.items():
+        for i, (_, array) in enumerate(arrays):
             if array is value:
-                return other  # if an array is passed twice, it needs another program
-        arrays[name] = value
+                return i  # if an array is passed twice, it needs another program
+        arrays.append((name, value))
         return value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
     if isinstance(value, (list, tuple)):
         return type(value), *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
     if isinstance(value, dict):
-        return dict, *[(k, _key(v, f"{name}[{k!r}]", arrays)) for k, v in value.items()]
+        return dict, *[
+            # 1 == True, and 0.0 == -0.0
+            (k, type(k), text := repr(k), _key(v, f"{name}[{text}]", arrays))
+            for k, v in value.items()
+        ]
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
         f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "

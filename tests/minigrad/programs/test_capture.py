@@ -457,6 +457,55 @@ def test_arguments_are_known_by_name():
         captured(batch()[0])
 
 
+def folded(x, **terms):
+    for term in terms.values():
+        x = x * term + term
+    return x
+
+
+def first_of_any(*args, **kwargs):
+    return [*args, *kwargs.values()][0] + 10 * sum(kwargs.values())
+
+
+def known_by_true(x, words):
+    return x * (2.0 if any(word is True for word in words) else 3.0)
+
+
+def first_or_keyword(x=None, /, **kwargs):
+    return kwargs["x"] * 2 if x is None else x
+
+
+X, Y = Tensor(3.0), Tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    ("step", "calls"),
+    [
+        (folded, [((X,), {"a": X, "b": Y}), ((X,), {"b": Y, "a": X})]),
+        (first_of_any, [((X, Y), {}), ((X,), {"argument1": Y}), ((), {"argument0": Y, "b": X})]),
+        (known_by_true, [((X, {1: X}), {}), ((X, {True: X}), {}), ((X, {1.0: X}), {})]),
+        (first_or_keyword, [((X,), {}), ((), {"x": X})]),
+    ],
+)
+def test_arguments_that_differ_in_order_or_kind_have_programs_of_their_own(step, calls):
+    captured = mg.capture(step)
+    for args, kwargs in calls * 3:
+        assert bits(captured(*args, **kwargs)) == bits(step(*args, **kwargs))
+    assert len(captured.programs) == len(calls)
+
+
+class Key:
+    def __repr__(self):
+        return "a key"
+
+
+def test_keys_with_equal_texts_are_told_apart():
+    captured = mg.capture(lambda words: [2 * value for value in words.values()])
+    one, other = Key(), Key()
+    for x in map(Tensor, range(4)):
+        assert bits(captured({one: x, other: x + 1})) == bits([2 * x, 2 * (x + 1)])
+
+
 def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     def make():
         v1 = nn.Parameter(np.ones((4, 2), np.float32))
