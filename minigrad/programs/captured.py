@@ -38,7 +38,7 @@ from minigrad.checks import are_same
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import CaptureError, StepNumber, ValueNames
+from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
@@ -81,7 +81,7 @@ class Captured(Generic[P, R]):
     def reset(self) -> None:
         """Delete all programs; the next two calls record again."""
         self._programs: dict[Any, list[Program]] = {}
-        self._first: dict[Any, Program] = {}
+        self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
         self._warned = False
@@ -207,7 +207,8 @@ class Captured(Generic[P, R]):
             self._warned = True
             return self._eager(args, kwargs)
         try:
-            surroundings = Surroundings(self.step)
+            classes = {type(value) for value in _contents([args, kwargs])}
+            surroundings = Surroundings(self.step, classes)
         except RecursionError:
             raise CaptureError(
                 "capture: the step reads something that is nested hundreds of levels deep, such as "
@@ -215,10 +216,12 @@ class Captured(Generic[P, R]):
                 "what the step needs of it as an argument"
             ) from None
         _check_code(surroundings)
-        first = self._first.pop(key, None)
-        if first is not None and not first.surroundings.hold():
-            self._count_change(key, first.surroundings)
-            first = None
+        others = self._first.pop(key, [])
+        first = next((each for each in others if each.surroundings.hold()), None)
+        if first is not None:
+            others.remove(first)
+        elif others and known is None:
+            self._count_change(key, others[0].surroundings)
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -240,15 +243,17 @@ class Captured(Generic[P, R]):
             self._programs[key].insert(0, known)
             known.next_check *= 10
         elif first is None or not surroundings.hold():
-            self._first[key] = program
+            others.insert(0, program)
         else:
             program.check_same(first, "the second call")
             zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
             program.compile(zeroed)
-            others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-            self._programs[key] = [program, *others][:MOST_PROGRAMS]
+            usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+            self._programs[key] = [program, *usable][:MOST_PROGRAMS]
             self._last = program
             self._changes.pop(key, None)
+        if others:
+            self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
 
     def _count_change(self, key: Any, before: Surroundings) -> None:
@@ -267,8 +272,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     Args:
         step: a function that computes a loss and its gradients, and steps optimisers. Arguments are
-            Tensors, numbers and texts, or lists, tuples and dicts of them. The result is None,
-            Tensors, or lists, tuples and dicts of them. The step may draw random numbers, for
+            Tensors, numbers and texts, or lists, tuples, named tuples and dicts of them. The result
+            is None, Tensors, or such containers of them. The step may draw random numbers, for
             example by `dropout`, clip gradients, return their norm, and step schedulers and
             averages.
 
@@ -314,14 +319,21 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
         return value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
-    if isinstance(value, (list, tuple)):
-        return type(value), *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is list or kind is tuple or is_named_tuple(value):
+        return kind, *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
+    if kind is dict:
         return dict, *[
             # 1 == True, and 0.0 == -0.0
             (k, type(k), text := repr(k), _key(v, f"{name}[{text}]", arrays))
             for k, v in value.items()
         ]
+    if isinstance(value, (list, tuple, dict)):
+        plain = next(each for each in (list, tuple, dict) if isinstance(value, each)).__name__
+        raise TypeError(
+            f"capture: {name} is a {kind.__name__}, and a program takes lists, tuples and dicts of "
+            f"no other class, named tuples apart; pass {plain}({name})"
+        )
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
         f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "
@@ -330,15 +342,22 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
 
 
 def _with_tensors(value: Any) -> Any:
-    """Replace arrays in arguments or results by Tensors, so that observers see their ops."""
+    """Replace arrays in arguments or results by Tensors, so that observers see their ops.
+
+    Lists, tuples and dicts without arrays stay the objects that they are, and so do those of other
+    classes, which may have attributes.
+    """
     if isinstance(value, np.ndarray):
         return Tensor.at(as_array(value), None)
     if isinstance(value, StepNumber):
         return float(value)
-    if isinstance(value, dict):
-        return {key: _with_tensors(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return getattr(value, "_make", type(value))(map(_with_tensors, value))
+    kind: Any = type(value)
+    if kind is dict:
+        parts = [*map(_with_tensors, value.values())]
+        return value if are_same(parts, [*value.values()]) else dict(zip(value, parts, strict=True))
+    if kind is list or kind is tuple or is_named_tuple(value):
+        parts = [*map(_with_tensors, value)]
+        return value if are_same(parts, value) else getattr(kind, "_make", kind)(parts)
     return value
 
 

@@ -187,6 +187,8 @@ class ValueNames:
             return f"[{', '.join(map(self.result, value))}]"
         if type(value) is tuple:
             return as_tuple(map(self.result, value))
+        if is_named_tuple(value):
+            return f"{self.constant(type(value))}._make({as_tuple(map(self.result, value))})"
         raise CaptureError(
             f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
             f"{type(value).__name__}, {value!r:.60}; the step has been made"
@@ -235,6 +237,15 @@ class ValueNames:
         numbers = [repr(number) for number in self._literals if number not in usual]
         text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
         return [*lines, text] if numbers else lines
+
+
+def is_named_tuple(value: Any) -> bool:
+    """Return whether a value is a named tuple, without attributes besides its fields."""
+    return (
+        isinstance(value, tuple)
+        and hasattr(type(value), "_fields")
+        and not getattr(value, "__dict__", None)
+    )
 
 
 def as_tuple(texts: Iterable[str]) -> str:
