@@ -284,10 +284,11 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     A program only repeats the work of the library. Other work of the step runs only while it is
     recorded: writing to a file, for example, or `math.isfinite` of the norm that `clip_grad_norm`
-    returns. A `jvp` becomes ops; its last digits may differ. Two kinds of values are constants of
-    the program: values that the step reads only through C code, such as `os.environ`, a context
-    variable or an `operator.attrgetter`; and results of numpy, outside of the library, from arrays
-    of more than 64 KB.
+    returns. A `jvp` becomes ops; its last digits may differ. Some values are constants of the
+    program: those that the step reads through C code, such as `os.environ`, a context variable, a
+    bytearray or an `operator.attrgetter`; through `globals()`, `sys.modules`, `eval`, or `getattr`
+    and `vars` with a name that it computes; those that functions of installed packages read; and
+    results of numpy, outside of the library, from arrays of more than 64 KB.
 
     Raises:
         TypeError: if `step` is not a function, or an argument has another type.
