@@ -38,12 +38,10 @@ from minigrad.checks import are_same
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.names import CaptureError, StepNumber, ValueNames
+from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings, codes
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,7 +66,14 @@ class Captured(Generic[P, R]):
             )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        self._names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        # Of each parameter for a positional argument: its name, and its place or name in keys. If
+        # it is not a keyword too, this is the place, because the step may take any keyword.
+        self._positional = [
+            (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
+            for i, p in enumerate(parameters)
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        self._order = {p.name: i for i, p in enumerate(parameters)}
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
         self._lock = threading.RLock()
         self.reset()
@@ -76,7 +81,7 @@ class Captured(Generic[P, R]):
     def reset(self) -> None:
         """Delete all programs; the next two calls record again."""
         self._programs: dict[Any, list[Program]] = {}
-        self._first: dict[Any, Program] = {}
+        self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
         self._warned = False
@@ -148,14 +153,16 @@ class Captured(Generic[P, R]):
         """Run the program of the step; return its result, in which tensors require no gradient."""
         if mode.state != (True, ()):  # an observer is active, or no graph is recorded
             return self._eager(args, kwargs)
-        named: dict[str, Any] = dict(zip(self._names, args, strict=False))
-        if kwargs or len(args) > len(named):
-            named |= {f"argument{i}": args[i] for i in range(len(named), len(args))}
-            named |= {name: kwargs[name] for name in sorted(kwargs)}
-        if len(named) < len(args) + len(kwargs):
-            return self._eager(args, kwargs)  # it raises the TypeError for wrong arguments
-        arrays: dict[str, NDArray[Any]] = {}
-        key = tuple([(name, _key(value, name, arrays)) for name, value in named.items()])
+        arrays: list[tuple[str, NDArray[Any]]] = []
+        pairs = zip(args, self._positional, strict=False)
+        keys = [(place, _key(value, name, arrays)) for value, (name, place) in pairs]
+        if kwargs or len(args) > len(keys):
+            others = range(len(keys), len(args))
+            keys += [(i, _key(args[i], f"argument{i}", arrays)) for i in others]
+            # The order of keywords without a parameter of their own counts: they come as a dict.
+            names = sorted(kwargs, key=lambda name: self._order.get(name, len(self._order)))
+            keys += [(name, _key(kwargs[name], name, arrays)) for name in names]
+        key = tuple(keys)
         with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
                 if program.surroundings.hold():
@@ -168,7 +175,7 @@ class Captured(Generic[P, R]):
             if not program.zero_grad():
                 return self._eager(args, kwargs)  # there are gradients that the step does not zero
             self._last = program
-            return cast(R, _with_tensors(program.function(*arrays.values())))
+            return cast(R, _with_tensors(program.function(*[array for _, array in arrays])))
 
     def _eager(self, args: Any, kwargs: Any) -> R:
         """Run the step itself."""
@@ -184,7 +191,7 @@ class Captured(Generic[P, R]):
         return result
 
     def _record(
-        self, key: Any, arrays: dict[str, NDArray[Any]], args: Any, kwargs: Any,
+        self, key: Any, arrays: list[tuple[str, NDArray[Any]]], args: Any, kwargs: Any,
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run and record the step; after the second recording, make its program."""
@@ -200,7 +207,8 @@ class Captured(Generic[P, R]):
             self._warned = True
             return self._eager(args, kwargs)
         try:
-            surroundings = Surroundings(self.step)
+            classes = {type(value) for value in _contents([args, kwargs])}
+            surroundings = Surroundings(self.step, classes)
         except RecursionError:
             raise CaptureError(
                 "capture: the step reads something that is nested hundreds of levels deep, such as "
@@ -208,10 +216,12 @@ class Captured(Generic[P, R]):
                 "what the step needs of it as an argument"
             ) from None
         _check_code(surroundings)
-        first = self._first.pop(key, None)
-        if first is not None and not first.surroundings.hold():
-            self._count_change(key, first.surroundings)
-            first = None
+        others = self._first.pop(key, [])
+        first = next((each for each in others if each.surroundings.hold()), None)
+        if first is not None:
+            others.remove(first)
+        elif others and known is None:
+            self._count_change(key, others[0].surroundings)
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -233,15 +243,17 @@ class Captured(Generic[P, R]):
             self._programs[key].insert(0, known)
             known.next_check *= 10
         elif first is None or not surroundings.hold():
-            self._first[key] = program
+            others.insert(0, program)
         else:
             program.check_same(first, "the second call")
             zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
             program.compile(zeroed)
-            others = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-            self._programs[key] = [program, *others][:MOST_PROGRAMS]
+            usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+            self._programs[key] = [program, *usable][:MOST_PROGRAMS]
             self._last = program
             self._changes.pop(key, None)
+        if others:
+            self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
 
     def _count_change(self, key: Any, before: Surroundings) -> None:
@@ -260,8 +272,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     Args:
         step: a function that computes a loss and its gradients, and steps optimisers. Arguments are
-            Tensors, numbers and texts, or lists, tuples and dicts of them. The result is None,
-            Tensors, or lists, tuples and dicts of them. The step may draw random numbers, for
+            Tensors, numbers and texts, or lists, tuples, named tuples and dicts of them. The result
+            is None, Tensors, or such containers of them. The step may draw random numbers, for
             example by `dropout`, clip gradients, return their norm, and step schedulers and
             averages.
 
@@ -272,10 +284,11 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     A program only repeats the work of the library. Other work of the step runs only while it is
     recorded: writing to a file, for example, or `math.isfinite` of the norm that `clip_grad_norm`
-    returns. A `jvp` becomes ops; its last digits may differ. Two kinds of values are constants of
-    the program: values that the step reads only through C code, such as `os.environ`, a context
-    variable or an `operator.attrgetter`; and results of numpy, outside of the library, from arrays
-    of more than 64 KB.
+    returns. A `jvp` becomes ops; its last digits may differ. Some values are constants of the
+    program: those that the step reads through C code, such as `os.environ`, a context variable, a
+    bytearray or an `operator.attrgetter`; through `globals()`, `sys.modules`, `eval`, or `getattr`
+    and `vars` with a name that it computes; those that functions of installed packages read; and
+    results of numpy, outside of the library, from arrays of more than 64 KB.
 
     Raises:
         TypeError: if `step` is not a function, or an argument has another type.
@@ -290,7 +303,7 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     return Captured(step)
 
 
-def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
     """Return the key of an argument, which selects the program; add its arrays to `arrays`."""
     if isinstance(value, Tensor):
         if value.node is not None:
@@ -300,17 +313,28 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
             )
         value = value._data
     if isinstance(value, np.ndarray):
-        for other, array in arrays.items():
+        for i, (_, array) in enumerate(arrays):
             if array is value:
-                return other  # if an array is passed twice, it needs another program
-        arrays[name] = value
+                return i  # if an array is passed twice, it needs another program
+        arrays.append((name, value))
         return value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
-    if isinstance(value, (list, tuple)):
-        return type(value), *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
-    if isinstance(value, dict):
-        return dict, *[(k, _key(v, f"{name}[{k!r}]", arrays)) for k, v in value.items()]
+    kind = type(value)
+    if kind is list or kind is tuple or is_named_tuple(value):
+        return kind, *[_key(v, f"{name}[{i}]", arrays) for i, v in enumerate(value)]
+    if kind is dict:
+        return dict, *[
+            # 1 == True, and 0.0 == -0.0
+            (k, type(k), text := repr(k), _key(v, f"{name}[{text}]", arrays))
+            for k, v in value.items()
+        ]
+    if isinstance(value, (list, tuple, dict)):
+        plain = next(each for each in (list, tuple, dict) if isinstance(value, each)).__name__
+        raise TypeError(
+            f"capture: {name} is a {kind.__name__}, and a program takes lists, tuples and dicts of "
+            f"no other class, named tuples apart; pass {plain}({name})"
+        )
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
         f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "
@@ -319,15 +343,22 @@ def _key(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
 
 
 def _with_tensors(value: Any) -> Any:
-    """Replace arrays in arguments or results by Tensors, so that observers see their ops."""
+    """Replace arrays in arguments or results by Tensors, so that observers see their ops.
+
+    Lists, tuples and dicts without arrays stay the objects that they are, and so do those of other
+    classes, which may have attributes.
+    """
     if isinstance(value, np.ndarray):
         return Tensor.at(as_array(value), None)
     if isinstance(value, StepNumber):
         return float(value)
-    if isinstance(value, dict):
-        return {key: _with_tensors(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return getattr(value, "_make", type(value))(map(_with_tensors, value))
+    kind: Any = type(value)
+    if kind is dict:
+        parts = [*map(_with_tensors, value.values())]
+        return value if are_same(parts, [*value.values()]) else dict(zip(value, parts, strict=True))
+    if kind is list or kind is tuple or is_named_tuple(value):
+        parts = [*map(_with_tensors, value)]
+        return value if are_same(parts, value) else getattr(kind, "_make", kind)(parts)
     return value
 
 

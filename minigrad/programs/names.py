@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from keyword import iskeyword
 from types import ModuleType
 from typing import Any
@@ -78,11 +78,13 @@ class ValueNames:
     """The names in one recording.
 
     Args:
-        given: the array arguments of the step, by name.
+        given: the array arguments of the step, each with a name; the names may be equal.
         surroundings: what the step reads besides its arguments.
     """
 
-    def __init__(self, given: Mapping[str, NDArray[Any]], surroundings: Surroundings) -> None:
+    def __init__(
+        self, given: Iterable[tuple[str, NDArray[Any]]], surroundings: Surroundings
+    ) -> None:
         self.arguments: list[str] = []  # the names of the array arguments
         self.space: dict[str, Any] = {}  # the named constants: functions, arrays, optimisers
         self.others: dict[str, Tensor] = {}  # used tensors that the surroundings do not have
@@ -98,7 +100,7 @@ class ValueNames:
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():
             self._sizes |= {tensor.size, *tensor.shape}
-        for name, array in given.items():
+        for name, array in given:
             if id(array) in parameters:
                 raise CaptureError(
                     f"capture: the argument {name} is the memory of {self._labels[id(array)]}, "
@@ -185,6 +187,8 @@ class ValueNames:
             return f"[{', '.join(map(self.result, value))}]"
         if type(value) is tuple:
             return as_tuple(map(self.result, value))
+        if is_named_tuple(value):
+            return f"{self.constant(type(value))}._make({as_tuple(map(self.result, value))})"
         raise CaptureError(
             f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
             f"{type(value).__name__}, {value!r:.60}; the step has been made"
@@ -233,6 +237,15 @@ class ValueNames:
         numbers = [repr(number) for number in self._literals if number not in usual]
         text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
         return [*lines, text] if numbers else lines
+
+
+def is_named_tuple(value: Any) -> bool:
+    """Return whether a value is a named tuple, without attributes besides its fields."""
+    return (
+        isinstance(value, tuple)
+        and hasattr(type(value), "_fields")
+        and not getattr(value, "__dict__", None)
+    )
 
 
 def as_tuple(texts: Iterable[str]) -> str:

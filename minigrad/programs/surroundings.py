@@ -35,6 +35,7 @@ from types import (
     ModuleType,
 )
 from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 from zlib import crc32
 
 import numpy as np
@@ -50,17 +51,26 @@ from minigrad.readonly import owner_of
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
 LIBRARY = {"minigrad", "lora"}
-_IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__", "__iter__", "__enter__"
+_CONTAINERS = {"collections", "configparser"}  # FOREIGN, but their objects are walked in full
+_IMPLICIT = "forward", "function", "__getattr__"  # called without being named
+_CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
+_NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages whose functions are not read
+_MAPPINGS = dict, MappingProxyType, ChainMap, WeakKeyDictionary, WeakValueDictionary
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
 
 
 class Surroundings:
-    """Everything that a function reads besides its arguments."""
+    """Everything that a function reads besides its arguments.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    Args:
+        function: the function.
+        classes: the classes of its arguments, whose methods it may call.
+    """
+
+    def __init__(self, function: Callable[..., Any], classes: Iterable[type] = ()) -> None:
         # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
@@ -72,12 +82,18 @@ class Surroundings:
         self._paths: list[tuple[str, Sequence[Any]]] = []  # for each: its path, and names of values
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
         self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
+        self._callable: set[type] = set()  # classes that the functions may make objects of
+        self._objects: dict[str, Any] = {}  # objects of the user's classes, by path
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
         self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
         self._sources: list[Any] = []  # sources of random numbers
         self._iterators: list[str] = []  # the paths of iterators
         self._walk(function, "")
+        self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
+        if self._objects:
+            names = [f"{path}.__class__" for path in self._objects]
+            self._compare("", names, partial(map, type, self._objects.values()))
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         self.add({})
@@ -174,20 +190,29 @@ class Surroundings:
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
         """Walk through a value; if not `is_all`, only attributes that the functions name."""
-        if isinstance(value, (bool, int, float)):
+        is_scalar = isinstance(value, (int, float, str, Enum))
+        if isinstance(value, (int, float)):
             self.numbers.add(value)
+        elif isinstance(value, type):
+            self._callable.update(value.__mro__)
+            self._walk_class(value, path)
             return
-        if id(value) in self._seen or isinstance(value, Enum):
+        if type(value) in (bool, int, float, str) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, (Tensor, list, tuple, dict)) and hasattr(value, "__dict__"):
-            self._scopes.append((path, value))  # it may have attributes besides its elements
-            self._walk(type(value), path)
+        if is_scalar or isinstance(value, (Tensor, list, tuple, dict)):
+            self._walk_class(type(value), path)
+            if hasattr(value, "__dict__") and not (is_scalar and _is_known(type(value).__module__)):
+                self._scopes.append((path, value))  # it may have attributes besides its elements
+        if is_scalar:
+            return
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST_SUMMED:
+            if value.dtype == object:
+                self._enter(path, range(value.size), lambda: value.ravel().tolist())
+            elif value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -211,19 +236,26 @@ class Surroundings:
             self._walk_all(path, enumerate(value))
         elif isinstance(value, (list, set, deque, MappingView)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
-        elif isinstance(value, (dict, MappingProxyType, ChainMap)):
+        elif isinstance(value, _MAPPINGS):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, (Optimizer, LRScheduler, EMA)):
             self.settable[_unused(path, self.settable)] = value
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value))
-        elif isinstance(value, (type, ModuleType)):
-            module = value.__module__ if isinstance(value, type) else value.__name__
-            if package_of(module) not in FOREIGN | LIBRARY:
+        elif isinstance(value, ModuleType):
+            if not _is_known(value.__name__):
                 self._scopes.append((path, value))
-                self._walk_all(path, enumerate(getattr(value, "__bases__", ())))
         else:
             self._walk_object(value, path, is_all)
+
+    def _walk_class(self, cls: type, path: str) -> None:
+        """Walk through the attributes of a class, of its bases, and of its metaclass."""
+        if id(cls) not in self._seen:
+            self._seen[id(cls)] = cls
+            if not _is_known(cls.__module__):
+                self._scopes.append((path, cls))
+                for each in (*cls.__bases__, type(cls)):
+                    self._walk_class(each, path)
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
@@ -232,13 +264,16 @@ class Surroundings:
         module = type(value).__module__
         if module.startswith(_NOT_COMPARED):
             return
-        self._walk(type(value), path)
+        self._walk_class(type(value), path)
+        if not _is_known(module):
+            self._objects[_unused(path, self._objects)] = value
         declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
         slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
-        if attributes is not None and (not is_all or package_of(module) in FOREIGN):
+        is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
+        if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))
             self._slots.append((path, value, slots))
-        elif package_of(module) not in FOREIGN:
+        elif not is_foreign:
             if isinstance(value, Module):
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
@@ -250,8 +285,8 @@ class Surroundings:
     def _walk_scopes(self) -> None:
         """Walk through optimisers, and through attributes of classes and modules in the code."""
         known = -1
-        while known != len(self._seen) + len(self._words):
-            known = len(self._seen) + len(self._words)
+        while known != len(self._seen) + len(self._words) + len(self._callable):
+            known = len(self._seen) + len(self._words) + len(self._callable)
             for path, scope in self._scopes:  # the loop may append to them
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
             for path, value, slots in self._slots:
@@ -273,12 +308,17 @@ class Surroundings:
                 self._compare(path, named, partial(_values_of_settings, each, self._words))
 
     def _read(self, scope: Any) -> list[str]:
-        return sorted(vars(scope).keys() & self._words)
+        """List the attributes of an object that the code names, or calls as special methods."""
+        names = vars(scope).keys() & self._words
+        if isinstance(scope, type):
+            left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
+            names |= {name for name in _special_methods(scope) if name not in left_out}
+        return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         file = function.__code__.co_filename
-        if package_of(function.__module__) in FOREIGN | LIBRARY or _INSTALLED.search(file):
+        if _is_known(function.__module__) or _INSTALLED.search(file):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
@@ -296,6 +336,15 @@ class Surroundings:
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
         names = sorted(read)
         self._enter("", names, partial(map, function.__globals__.get, names))
+
+
+def _special_methods(cls: type) -> list[str]:
+    methods = FunctionType, property, staticmethod, classmethod, partial
+    return [
+        name
+        for name, value in vars(cls).items()
+        if name.startswith("__") and name.endswith("__") and isinstance(value, methods)
+    ]
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
@@ -374,6 +423,11 @@ def _unused(path: str, known: Mapping[str, Any]) -> str:
 def package_of(module: str | None) -> str:
     """Return the name of the package that a module is in."""
     return (module or "").partition(".")[0]
+
+
+def _is_known(module: Any) -> bool:
+    """Return whether no class, function or variable of this module is compared."""
+    return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY
 
 
 def codes(function: Any) -> Iterator[CodeType]:

@@ -337,21 +337,31 @@ class CheckedFunction(ABC):
     def dtype_inside(self, operands: Arrays, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype in which a function computes, if the check cannot see inside it.
 
-        It is the dtype of the results, unless f gives the same results for operands that are
-        rounded to fewer digits, or its results have only these digits; then it is the dtype with
-        these digits.
+        It is the dtype of the results, unless f gives the same results for operands that differ in
+        further digits only, or its results have only these digits; then it is the dtype with these
+        digits. Only results that operands with other digits change by far more than a rounding
+        error are judged: further digits of a small x do not change 1 + x either.
         """
-        near = [(x * (1 + tolerances.ANOTHER_POINT / math.pi)).astype(x.dtype) for x in operands]
+        step = tolerances.ANOTHER_POINT / math.pi
+
+        def values_at(fewer: np.dtype[Any], units: float) -> Vector:
+            """Compute f at numbers of a dtype near the operands, plus some units of its eps."""
+            near = [x + np.copysign(step * np.maximum(np.abs(x), 1), x) for x in operands]
+            factor = 1 + units * float(finfo(fewer).eps)
+            rounded = [x.astype(fewer).astype(np.float64) * factor for x in near]
+            return self.values([r.astype(x.dtype) for r, x in zip(rounded, operands, strict=True)])
+
         with suppress(Exception):  # f may not be defined there
-            values = self.values(near)
             for fewer in (FLOAT32, np.dtype(np.float16)):
-                eps = float(finfo(fewer).eps)
-                if eps <= finfo(dtype).eps:
+                if finfo(fewer).eps <= finfo(dtype).eps:
                     continue
-                rounded = self.values([x.astype(fewer).astype(x.dtype) for x in near])
-                farther = self.values([(x * (1 + 16 * eps)).astype(x.dtype) for x in near])
-                moves = farther != values
-                alike = (values == rounded) | (values == values.astype(fewer))
+                values, beside, beyond = (
+                    values_at(fewer, units)
+                    for units in (0, tolerances.SAME_DIGITS, tolerances.OTHER_DIGITS)
+                )
+                least = tolerances.SEEN_EPS * float(finfo(dtype).eps) * np.abs(values)
+                moves = np.abs(beyond - values) > least
+                alike = (values == beside) | (beside == beside.astype(fewer))
                 if 2 * np.sum(alike & moves) > np.sum(moves):
                     dtype = fewer
         return dtype

@@ -112,6 +112,12 @@ SHARE, SHARE_ROOTS, LEAST_EPS = 1e-8, 0.3, 64
 UNSEEN_EPS = 16
 SAMPLED = 16  # elements of a result that decide whether it was computed or only selected
 
+# Whether f computes in a dtype with fewer digits: its results are the same for a number of that
+# dtype and for one that is this number of eps larger, which is rounded to it. They are others at a
+# distance of 16 eps. This must change them by some hundred eps of their own dtype, so that the
+# smaller step would change them by some eps too.
+SAME_DIGITS, OTHER_DIGITS, SEEN_EPS = 0.2, 16, 300
+
 # Gradients in float32 are compared with differences in float64. They are right within the tolerance
 # of float32, or this number of spreads, or if all is rounding, this share of the largest element.
 NARROW_RIGHT_SPREADS, NARROW_RIGHT_SHARE = 4, 1e-9

@@ -221,6 +221,18 @@ def test_a_kernel_that_computes_with_fewer_digits_than_it_shows_is_seen_to(dtype
     assert check_vjp(rounded, lambda g, x: g * (1 - np.tanh(x) ** 2), X).dtype == report.dtype
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "factor"),
+    [(np.float32, 1e-4, 1.05), (np.float32, 1e-2, 1.05), (np.float64, 1e-9, 1.0005)],
+)
+def test_small_inputs_are_not_taken_for_few_digits(dtype, size, factor):
+    x = np.array([1, 2, -1.5, 0], dtype) * dtype(size)
+    forward = only(dtype, lambda x: 1 / (1 + np.exp(-x)))
+    report = check_vjp(forward, lambda g, x, out: g * out * (1 - out) * dtype(factor), x)
+    assert (report.verdict, report.dtype) == ("disagree", np.dtype(dtype).name)
+    assert check_vjp(forward, lambda g, x, out: g * out * (1 - out), x)
+
+
 def test_a_step_is_not_taken_for_few_digits():
     forward = lambda x: np.concatenate((np.floor(x), np.tanh(x)))
     assert check_vjp(forward, lambda g, x: g[2:] * (1 - np.tanh(x) ** 2), X).dtype == "float64"

@@ -10,13 +10,15 @@ import inspect
 import linecache
 import pickle
 import random as stdlib_random
+import sys
 import threading
 import time
 import traceback
 import weakref
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -457,6 +459,131 @@ def test_arguments_are_known_by_name():
         captured(batch()[0])
 
 
+Pair = namedtuple("Pair", "a b")
+
+
+def folded(x, **terms):
+    for term in terms.values():
+        x = x * term + term
+    return x
+
+
+def first_of_any(*args, **kwargs):
+    return [*args, *kwargs.values()][0] + 10 * sum(kwargs.values())
+
+
+def known_by_true(x, words):
+    return x * (2.0 if any(word is True for word in words) else 3.0)
+
+
+def first_or_keyword(x=None, /, **kwargs):
+    return kwargs["x"] * 2 if x is None else x
+
+
+X, Y = Tensor(3.0), Tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    ("step", "calls"),
+    [
+        (folded, [((X,), {"a": X, "b": Y}), ((X,), {"b": Y, "a": X})]),
+        (first_of_any, [((X, Y), {}), ((X,), {"argument1": Y}), ((), {"argument0": Y, "b": X})]),
+        (known_by_true, [((X, {1: X}), {}), ((X, {True: X}), {}), ((X, {1.0: X}), {})]),
+        (first_or_keyword, [((X,), {}), ((), {"x": X})]),
+    ],
+)
+def test_arguments_that_differ_in_order_or_kind_have_programs_of_their_own(step, calls):
+    captured = mg.capture(step)
+    for args, kwargs in calls * 3:
+        assert bits(captured(*args, **kwargs)) == bits(step(*args, **kwargs))
+    assert len(captured.programs) == len(calls)
+
+
+class Key:
+    def __repr__(self):
+        return "a key"
+
+
+class Half(dict):
+    def __getitem__(self, key):
+        return super().__getitem__(key) / 2
+
+
+class Labelled(list):
+    factor = 3.0
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        (Half(x=X), "dict"),
+        (OrderedDict(x=X), "dict"),
+        (Labelled([X]), "list"),
+        (Pair(X, Labelled([1])), "list"),
+    ],
+)
+def test_a_container_of_another_class_is_refused(words, plain):
+    name = "words.1." if isinstance(words, Pair) else "words"
+    with pytest.raises(TypeError, match=rf"{name} is a \w+, and .*pass {plain}\({name}\)"):
+        mg.capture(lambda words: 2 * X)(words)
+
+
+def test_containers_of_any_class_pass_through_while_an_observer_is_active():
+    captured = mg.capture(lambda words: (2 * words["x"], words))
+    words = Half(x=X)
+    with observe(Observer()):
+        value, same = captured(words)
+    assert bits(value) == bits(X)
+    assert same is words
+
+
+@pytest.mark.parametrize("make", [Pair, lambda *parts: [*parts], lambda a, b: {"a": (a, (b,))}])
+def test_a_step_returns_containers_like_those_it_takes(make):
+    captured = mg.capture(lambda pair, x: (pair, make(x * 2, None), make(x, make(x, x + 1))))
+    for i in range(4):
+        x = Tensor(float(i))
+        pair = make(x, None)
+        assert bits(captured(pair, x)) == bits(captured.step(pair, x))
+    assert len(captured.programs) == 1
+
+
+factor = 2.0
+
+
+class Timed(NamedTuple):
+    x: Tensor
+
+    @property
+    def scaled(self):
+        return self.x * factor
+
+
+def test_methods_of_the_classes_of_arguments_are_read_too(monkeypatch):
+    captured = mg.capture(lambda given: given.scaled)
+    for i in range(6):
+        monkeypatch.setattr(sys.modules[__name__], "factor", 2.0 if i < 3 else 5.0)
+        assert bits(captured(Timed(X))) == bits(captured.step(Timed(X)))
+
+
+def test_a_step_is_recorded_in_training_and_evaluation_by_turns():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    captured = mg.capture(lambda x: model(x))
+    for i in range(12):
+        model.train(i % 2 == 0)
+        mg.manual_seed(i)
+        result = captured(batch(i)[0])
+        mg.manual_seed(i)
+        assert bits(result) == bits(captured.step(batch(i)[0]))
+    assert len(captured.programs) == 2
+
+
+def test_keys_with_equal_texts_are_told_apart():
+    captured = mg.capture(lambda words: [2 * value for value in words.values()])
+    one, other = Key(), Key()
+    for x in map(Tensor, range(4)):
+        assert bits(captured({one: x, other: x + 1})) == bits([2 * x, 2 * (x + 1)])
+
+
 def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     def make():
         v1 = nn.Parameter(np.ones((4, 2), np.float32))
@@ -748,11 +875,9 @@ def test_a_module_that_prints_is_refused():
         mg.capture(training_step(model, optim.SGD(model.parameters(), lr=0.1)))(*batch())
 
 
-Pair = namedtuple("Pair", "a b")
-
-
 @pytest.mark.parametrize(
-    "result", [3.0, 3, True, "text", np.zeros(3), Pair(None, None), {"a": {3}}, object()]
+    "result",
+    [3.0, 3, True, "text", np.zeros(3), OrderedDict(), Pair(3, None), {"a": {3}}, object()],
 )
 def test_a_result_of_another_kind_is_refused(result):
     with pytest.raises(CaptureError, match=r"a step returns None, Tensors, .*, not a "):

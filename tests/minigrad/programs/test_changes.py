@@ -6,10 +6,13 @@ taken for constant, and they go on with the same bits.
 
 import argparse
 import collections
+import enum
 import functools
 import sys
 import types
+import weakref
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -428,6 +431,11 @@ class Slots:
         return h * self.scale
 
 
+class Other(Config):
+    def method(self, h):
+        return mg.sin(h)
+
+
 class OneSlot:
     __slots__ = "scale"  # a single name is no list of letters
 
@@ -444,6 +452,64 @@ class Table(dict):
 
     def __getitem__(self, key):
         return super().__getitem__(key) * SCALE
+
+
+class Special:
+    """Special methods, which no code calls by name."""
+
+    def __init__(self):
+        self.scale = SCALE
+
+    def __mul__(self, other):
+        return other * SCALE
+
+    def __float__(self):
+        return SCALE
+
+    def __len__(self):
+        return int(SCALE * 10)
+
+    def __neg__(self):
+        return SCALE
+
+    def __get__(self, owner, kind):
+        return SCALE
+
+
+class Described:
+    described = Special()
+
+
+class Meta(type):
+    @property
+    def computed(cls):
+        return SCALE
+
+
+class OfMeta(metaclass=Meta):
+    pass
+
+
+class Pair(NamedTuple):
+    a: float = 0.5
+
+    @property
+    def computed(self):
+        return self.a * SCALE
+
+
+class Kind(enum.Enum):
+    A = 1
+
+    def method(self, h):
+        return h * SCALE
+
+
+class Level(enum.IntEnum):
+    A = 1
+
+    def method(self, h):
+        return h * SCALE
 
 
 class Named(nn.Parameter):
@@ -512,6 +578,11 @@ def assigned(name, value):
 
 def stored(key, value):
     return lambda training: training.parts["config"].__setitem__(key, value)
+
+
+def member(**attributes):
+    vars(Kind.A).update(attributes)
+    return Kind.A
 
 
 def numbers():
@@ -590,6 +661,38 @@ CASES = {
     "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "attribute of a parameter": of_config(
         Named, lambda h, c: h * c * c.scale, assigned("scale", 0.9)
+    ),
+    "constructor": of_config(lambda: None, lambda h, c: h * Special().scale, more),
+    "operator": of_config(Special, lambda h, c: c * h, more),
+    "conversion": of_config(Special, lambda h, c: h * float(c), more),
+    "length": of_config(Special, lambda h, c: h * len(c), more),
+    "sign": of_config(Special, lambda h, c: h * -c, more),
+    "descriptor": of_config(Described, lambda h, c: h * c.described, more),
+    "metaclass": of_config(lambda: OfMeta, lambda h, c: h * c.computed, more),
+    "class of an object": of_config(
+        Config, lambda h, c: c.method(h), assigned("__class__", Other)
+    ),
+    "property of a named tuple": of_config(Pair, lambda h, c: h * c.computed, more),
+    "method of an enumeration": of_config(lambda: Kind.A, lambda h, c: c.method(h), more),
+    "method of a number": of_config(lambda: Level.A, lambda h, c: c.method(h), more),
+    "attribute of an enumeration": of_config(
+        lambda: member(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "user dict": of_config(
+        lambda: collections.UserDict(a=0.5), lambda h, c: h * c["a"], stored("a", 0.9)
+    ),
+    "user list": of_config(
+        lambda: collections.UserList([0.5]), lambda h, c: h * c[0], stored(0, 0.9)
+    ),
+    "weak dict": of_config(
+        lambda: weakref.WeakKeyDictionary({Config: 0.5}),
+        lambda h, c: h * c[Config],
+        stored(Config, 0.9),
+    ),
+    "array of objects": of_config(
+        lambda: np.array([{"a": 0.5}]),
+        lambda h, c: h * c[0]["a"],
+        lambda t: t.parts["config"][0].update(a=0.9),
     ),
     "list": of_config(lambda: [0.5], lambda h, c: h * c[0], stored(0, 0.9)),
     "list in a tuple": of_config(
