@@ -331,11 +331,9 @@ arctan2.vjp("x", lambda g, y, x: -g * _over_square(y, x))
 def _over_square(a: Array, b: Array) -> Array:
     """Compute a / (a^2 + b^2), also if a square would overflow; 0 at the origin and at infinity."""
     larger = maximum(abs(a), abs(b))
-    far = isinf(larger)
-    a, b, larger = where(far, 0.0, a), where(far, 1.0, b), where(far, 1.0, larger)  # 0 / (0 + 1)
-    origin = larger == 0
-    scale = where(origin, 1.0, larger)
-    u, v = a / scale, b / scale
+    far, origin = isinf(larger), larger == 0
+    scale = where(far, 1.0, where(origin, 1.0, larger))
+    u, v = where(far, 0.0, a / scale), where(far, 1.0, b / scale)  # at infinity, 0 / (0 + 1)
     square = u * u + v * v
     # sqrt has no derivative at 0, so a derivative with respect to a or b is nan at the origin.
     return where(origin, sqrt(square), u / where(origin, 1.0, square) / scale)

@@ -214,9 +214,7 @@ class Optimizer(ABC):
             TypeError: if an option was set to a value of a wrong type.
         """
         for group in self.param_groups:
-            values, last = [*group.values()], self._last.get(id(group))
-            if last is None or not are_same(values, last.options):
-                self._check_changed(group, last)
+            self._check_group(group)
         for group in self.param_groups:
             parameters, gradients = [], []
             for parameter in group["params"]:
@@ -229,13 +227,16 @@ class Optimizer(ABC):
         for observer in mode.observers:
             observer.on_step(self)
 
-    def _check_changed(self, group: dict[str, Any], last: LastStep | None) -> None:
-        """Check the options of a group that has changed since its last step.
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        """Check the options of a group if one has changed since its last step.
 
         A scheduler changes lr in every step. So if only lr has, the other options, whose checks
         take a third of the time of a small step, are not checked again.
         """
-        values, rate = [*group.values()], group.get("lr")
+        values, last = [*group.values()], self._last.get(id(group))
+        if last is not None and are_same(values, last.options):
+            return
+        rate = group.get("lr")
         others = [*{**group, "lr": None}.values()]
         is_rate = type(rate) is float and 0 <= rate < math.inf
         if last is None or not is_rate or not are_same(others, last.others):
@@ -251,7 +252,8 @@ class Optimizer(ABC):
         parameters: Sequence[Tensor],
         gradients: Sequence[NDArray[Any]],
     ) -> None:
-        """Change parameters of one group, given the gradient of each."""
+        """Change parameters of one group, given their gradients; raise the errors of `step`."""
+        self._check_group(group)  # again, because a captured step calls only this function
         xs: list[NDArray[Any]] = [*map(_memory, parameters)]
         states: list[Any] = [*map(self._states.get, parameters)]
         last = self._last.get(id(group))
