@@ -451,7 +451,7 @@ class Tensor:
 
     @property
     def _mask(self) -> NoReturn:
-        """Refuse `masked_array * tensor`: numpy.ma looks for a mask, and ignores the graph."""
+        """Raise a TypeError in `masked_array * tensor`; numpy.ma would ignore the graph."""
         raise TypeError(
             "a tensor has no mask, so it does not go with a masked array; fill the array in first, "
             "with .filled(value), or pass tensor.detach().numpy()"

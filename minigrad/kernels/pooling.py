@@ -118,6 +118,7 @@ def _largest_loop(
             at, bottom, down = rows[i, 0], rows[i, 1], rows[i, 2]
             for k in range(width):
                 best[k], row_of_best[k] = x[plane, at, k], at
+            at += down
             while at < bottom:  # `range` with an unknown step would also count down
                 xs, row = x[plane, at], np.int32(at)
                 for k in range(width):

@@ -142,8 +142,6 @@ class Adam(Optimizer):
         """Step the parameters of a group."""
         moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         last = self.last_step(group)
-        if last.names != moments:  # a captured step does not call `step`, which checks this too
-            self.check_states([*filter(None, last.states)], group)
         gradients, steps = [g for _, g, _ in parameters], last.count_step()
         options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
         kernels.optim.adam(last.tables(moments), gradients, steps, *options, self.decoupled)
@@ -228,10 +226,7 @@ class RMSprop(Optimizer):
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
-        last, columns = self.last_step(group), self._columns(group)
-        if last.names != columns:  # a captured step does not call `step`, which checks this too
-            self.check_states([*filter(None, last.states)], group)
-        tables = last.tables(columns)
+        tables = self.last_step(group).tables(self._columns(group))
         names = "lr", "alpha", "eps", "weight_decay", "momentum", "centered"
         kernels.optim.rmsprop(tables, [g for _, g, _ in parameters], *(group[n] for n in names))
 

@@ -66,8 +66,8 @@ class Captured(Generic[P, R]):
             )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        # Of each parameter for a positional argument: its name, and its place or name in keys. If
-        # it is not a keyword too, this is the place, because the step may take any keyword.
+        # Of each parameter for a positional argument: its name, and what stands for it in keys: the
+        # name, or its position if it is no keyword, because the step may take any keyword.
         self._positional = [
             (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
             for i, p in enumerate(parameters)
@@ -155,7 +155,7 @@ class Captured(Generic[P, R]):
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
         pairs = zip(args, self._positional, strict=False)
-        keys = [(place, _key(value, name, arrays)) for value, (name, place) in pairs]
+        keys = [(label, _key(value, name, arrays)) for value, (name, label) in pairs]
         if kwargs or len(args) > len(keys):
             others = range(len(keys), len(args))
             keys += [(i, _key(args[i], f"argument{i}", arrays)) for i in others]

@@ -43,7 +43,7 @@ from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
-WIDE = 512  # bytes in a row of B from which its panels, packed, are closer together
+WIDE = 512  # the most bytes in a row of a small B that is read without packing it
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
