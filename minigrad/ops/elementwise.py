@@ -333,7 +333,8 @@ def _over_square(a: Array, b: Array) -> Array:
     larger = maximum(abs(a), abs(b))
     far, origin = isinf(larger), larger == 0
     scale = where(far, 1.0, where(origin, 1.0, larger))
-    u, v = where(far, 0.0, a / scale), where(far, 1.0, b / scale)  # at infinity, 0 / (0 + 1)
+    # At infinity, where the scale is 1, compute 0 / (0 + 1).
+    u, v = where(far, 0.0 * scale, a) / scale, where(far, scale, b) / scale
     square = u * u + v * v
     # sqrt has no derivative at 0, so a derivative with respect to a or b is nan at the origin.
     return where(origin, sqrt(square), u / where(origin, 1.0, square) / scale)
