@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.checks import check_flag, for_each_axis
-from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
-from minigrad.core.tensor import Array, Tensor, as_array
+from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import getitem, reshape
 from minigrad.ops.convolution import Sizes
@@ -42,9 +41,27 @@ class Windows:
         return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
 
 
+def _count(rows: Windows, columns: Windows) -> int:
+    """Return the number of elements in all windows of one image."""
+    per_axis = [-((b[:, 0] - b[:, 1]) // b[:, 2]).sum() for b in (rows.bounds, columns.bounds)]
+    return int(per_axis[0] * per_axis[1])
+
+
 # --------------------------------------------------------------------------------------------------
 # The largest elements
 # --------------------------------------------------------------------------------------------------
+
+
+@op(
+    cost=lambda x, rows, columns: math.prod(x.shape[:-2]) * _count(rows, columns),
+    shape=lambda x, rows, columns: (*x.shape[:-2], len(rows), len(columns)),
+)
+def window_argmaxes(x: Array, rows: Windows, columns: Windows) -> Array:
+    """The index in the flattened x of the largest element of each window of `(..., H, W)`.
+
+    The first of equal elements counts. The windows have steps.
+    """
+    return kernels.pooling.largest(x, rows.bounds, columns.bounds)
 
 
 @composition
@@ -83,8 +100,7 @@ def max_pool2d(
     options = _options(2, kernel_size, stride, padding)
     dilations = for_each_axis("dilation", dilation, 2)
     rows, columns = map(_max_windows, sizes, *options, dilations, [ceil_mode] * 2)
-    positions = observed(kernels.pooling.largest, as_array(x), rows.bounds, columns.bounds)
-    return getitem(reshape(x, -1), positions)
+    return getitem(reshape(x, -1), window_argmaxes(x, rows, columns))
 
 
 @composition

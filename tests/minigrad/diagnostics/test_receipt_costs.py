@@ -71,6 +71,12 @@ def test_every_op_that_any_row_of_the_cases_calls_is_counted():
     assert r.uncounted == {}
 
 
+def test_max_pooling_compares_each_element_of_each_window_once():
+    with receipt() as r:
+        minigrad.max_pool2d(np.ones((2, 3, 7, 8)), 3, 2, 1, dilation=2)
+    assert r.forward_flops == 2 * 3 * (2 + 3 + 2) * (2 + 3 + 3), "steps of 2, without the padding"
+
+
 @pytest.mark.full
 def test_a_vjp_costs_what_the_ops_in_it_cost():
     """A recorded pass is made of calls, which are counted one by one, not by the VJPs' costs."""
