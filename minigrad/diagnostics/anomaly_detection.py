@@ -324,15 +324,27 @@ class Detector(Recorder):
         raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
 
     def on_step(self, optimizer: Optimizer) -> None:
-        """Look at the parameters that a step has changed."""
+        """Look at the parameters that a step has changed, and at their states."""
         name = type(optimizer).__name__
         stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        states = optimizer.state_dict()["state"]
         for index, (parameter, group) in enumerate(stepped):
-            if parameter.grad is None or not self._is_bad(parameter):
+            if parameter.grad is None:
+                continue
+            arrays: dict[str, Any] = {"the parameter": parameter} | {
+                f"the state {key!r}": value
+                for key, value in states.get(index, {}).items()
+                if isinstance(value, np.ndarray)
+            }
+            bad = next((each for each in arrays if self._is_bad(arrays[each])), None)
+            if bad is None:
                 continue
             grad = Operand.of("its .grad", parameter.grad)
-            made = Operand.of("the parameter", parameter)
-            headline = f"the step of `{name}` made the first {made.kind}, in parameter {index}"
+            made = Operand.of(bad, arrays[bad])
+            where = (
+                f"parameter {index}" if bad == "the parameter" else f"{bad} of parameter {index}"
+            )
+            headline = f"the step of `{name}` made the first {made.kind}, in {where}"
             hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
             if grad.nan or grad.inf:
                 headline = f"the .grad of parameter {index} held {grad.kind} already, when "
@@ -426,7 +438,7 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
       NaN in an intermediate result of a derivative is no error if the derivative drops it;
     - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
-    - the parameters, after an optimiser has changed them.
+    - the parameters and the state of an optimiser, after its step.
 
     An Inf is an error if an op makes it from finite numbers, if it is in a gradient or in a trained
     leaf, or if it is the loss. In data and constants it is no error, because a mask may contain

@@ -549,6 +549,16 @@ def test_a_step_on_a_gradient_that_is_nan_already_says_so():
         optim.SGD(model.parameters(), lr=1.0).step()
 
 
+def test_a_state_of_an_optimiser_that_overflows_is_named():
+    """Adam divides by its root, so the parameter would stay finite, and learn no longer."""
+    layer = nn.Linear(2, 1)
+    optimizer = optim.Adam(layer.parameters(), lr=1.0)
+    layer.bias.grad = Tensor(np.array([1e25], np.float32))
+    error = caught(optimizer.step)
+    assert "made the first Inf, in the state 'exp_avg_sq' of parameter 1" in str(error)
+    assert np.isfinite(layer.bias.data).all()
+
+
 # The loss
 
 
