@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
@@ -59,6 +61,16 @@ class Attached:
     flags: list[tuple[Tensor, bool]] = field(default_factory=list)
     seed: int | None = None  # the seed that A was drawn from, if it is known
 
+    @cached_property
+    def originals(self) -> dict[str, Tensor]:
+        """The originals of its copies, by name."""
+        return {copy.name: copy.original for copy in self.copies}
+
+    @cached_property
+    def own(self) -> dict[str, Tensor]:
+        """Its copies, by name."""
+        return {copy.name: copy.own for copy in self.copies}
+
 
 @dataclass
 class Attachment:
@@ -89,10 +101,12 @@ class Attachment:
 
     def swap_in(self, model: Module, names: Sequence[str]) -> None:
         """Put the copies of these adapters into the model, and the originals of all others."""
-        aside = vars(model).get(_ASIDE, {})
-        copies = {name: attached.copies for name, attached in self.adapters.items()}
-        before = [copy for name, each in copies.items() if name not in aside for copy in each]
-        within = [copy for name in names for copy in copies[name]]
+        # The same dicts come back with the same adapters, so a captured step finds no change.
+        aside = vars(model).setdefault(_ASIDE, {})
+        inside = [attached for name, attached in self.adapters.items() if name not in aside]
+        before = [copy for attached in inside for copy in attached.copies]
+        within = [copy for name in names for copy in self.adapters[name].copies]
+        aside.clear()  # it is no part of the model in which copies are replaced
         for pairs in (
             [(copy.own, copy.original) for copy in before],
             [(copy.original, copy.own) for copy in within],
@@ -101,13 +115,12 @@ class Attachment:
                 if new.dtype != old.dtype:  # `astype` converted the model without it
                     new.data = new.data.astype(old.dtype)
             replace(model, {id(old): new for old, new in pairs})
-        aside = {
-            _BASE: {copy.name: copy.original for copy in within},
-            **{n: {c.name: c.own for c in each} for n, each in copies.items() if n not in names},
-        }
-        vars(model).pop(_ASIDE, None)
-        if any(aside.values()):
-            vars(model)[_ASIDE] = {name: unused for name, unused in aside.items() if unused}
+        trained = [originals for name in names if (originals := self.adapters[name].originals)]
+        if trained:
+            aside[_BASE] = trained[0] if len(trained) == 1 else dict(ChainMap(*trained))
+        aside |= {n: a.own for n, a in self.adapters.items() if n not in names and a.copies}
+        if not aside:
+            del vars(model)[_ASIDE]
 
 
 def check_name(attachment: Attachment | None, adapter: str) -> None:

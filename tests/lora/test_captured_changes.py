@@ -195,3 +195,15 @@ def test_weights_that_a_step_merges(compute, options):
         return Training(step, training.batches, training.parts)
 
     assert difference(build, Change("train", of_model(train))) == ""
+
+
+def test_a_program_is_used_again_after_a_look_at_the_model_without_adapters():
+    training = TRAININGS["biases and a head"]()
+    model = training.parts["model"]
+    step = mg.capture(training.step)
+    for i in range(12):
+        step(*training.batches[0])
+        if i % 2:
+            with lora.disabled(model):
+                model(training.batches[0][0])
+    assert len(step.programs) <= 2
