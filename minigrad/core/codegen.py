@@ -425,15 +425,12 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
         for value in values
     )
-    text = str(error)
-    if text.startswith(("zero-size array", "attempt to get arg")):
-        named = dict(zip(op.parameters, values, strict=False))
-        if "axis" in named:
-            text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    if text.endswith("cannot be interpreted as an integer"):
-        keepdims = dict(zip(op.parameters, values, strict=False)).get("keepdims", False)
-        if not isinstance(keepdims, int):
-            text = f"keepdims must be True or False, not {keepdims!r:.60}"
+    text, named = str(error), dict(zip(op.parameters, values, strict=False))
+    keepdims = named.get("keepdims", False)
+    if text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
+        text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
+    elif text.endswith("cannot be interpreted as an integer") and not isinstance(keepdims, int):
+        text = f"keepdims must be True or False, not {keepdims!r:.60}"
     text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
@@ -454,21 +451,12 @@ ERRORS = (IndexError, OverflowError, TypeError, ValueError)
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
-_SERVING = (
-    *(isinstance, next),  # by other names, because a parameter of an op may be called so
-    *(Node, StandIn, Tensor, np.ndarray),
-    *(agree, as_floats, as_output, cast_back, explained, plain),
-    *(shape, taken_over, unshared, view, without_vjp),
-)
-
-_NAMESPACE: dict[str, Any] = {
-    **{f"_{each.__name__}": each for each in _SERVING},
-    "_ERRORS": ERRORS,
-    "_FLOAT32": FLOAT32,
-    "_FLOAT64": FLOAT64,
-    "_LISTS": LISTS,
-    "_NUMBERS": NUMBERS,
+# What generated code uses: the names of this module, and a few more. All begin with an underscore,
+# because a parameter of an op may have any of these names.
+_NAMESPACE: dict[str, Any] = {f"_{name}": value for name, value in globals().items()} | {
     "_clock": clock,
-    "_mode": mode,
+    "_isinstance": isinstance,
+    "_ndarray": np.ndarray,
     "_new": object.__new__,
+    "_next": next,
 }
