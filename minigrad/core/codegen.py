@@ -303,12 +303,9 @@ def agree(
     the float Tensors without axes. Numbers, 0-d arrays, lists of numbers and integers do not change
     it. `given` are the inputs as they were passed; `values` has arrays instead of the Tensors.
     """
+    dtype = getattr(values[0], "dtype", None) if values else None
     for value in values:
-        if (
-            value.__class__ is not np.ndarray
-            or value.dtype is not values[0].dtype
-            or not value.ndim
-        ):
+        if value.__class__ is not np.ndarray or value.dtype is not dtype or not value.ndim:
             break
     else:
         return values  # all arrays have one dtype: the usual case
