@@ -149,7 +149,7 @@ def training(rows, d_in, d_out, draw, eps):
     yield "B", layer.lora_b.data, b, 100 * eps
 
 
-LAYER = {"_adam_loop", "scaled_difference_loop"}
+LAYER = {"adam_loop", "scaled_difference_loop"}
 PACKED = {*LAYER, "_squared_error_loop", "gemm", "pack_all", "gemm_packed"}
 SMALL = {"_forward_loop", "_backward_loop"}  # they have no form for threads
 PARTS = {  # each stage: what it does, and the kernels that run then, on all threads and on one

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -93,120 +93,101 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     def any_of(condition: str, names: Iterable[str]) -> str:
         return " or ".join(condition.format(p=p) for p in names) or "False"
 
-    all_data = listed(data.values())
-    lines = ["_found = _mixed = False", "_dtype = None"]
-    for p in values:
-        lines += [
-            f"_{p}_node = None",
-            f"if _isinstance({p}, _Tensor):",
-            "    _found = True",
-            f"    _{p}_node = {p}.node",
-            f"    _{p}_data = {p}._data",
-        ]
-        if p in inputs:
-            lines += [
-                f"    if _{p}_data.dtype is not _dtype:",
-                "        _mixed = _mixed or _dtype is not None",
-                f"        _dtype = _{p}_data.dtype",
-            ]
-        lines += [f"elif {p}.__class__ is _ndarray:", f"    _{p}_data = {p}"]
-        if p in inputs:
-            lines += ["    _mixed = True"]
-        given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
-        lines += [
-            "else:",
-            f"    if {given}{p}.__class__ not in _NUMBERS:",
-            f"        {p} = _plain({p})",
-        ]
-        if p in inputs:
-            lines += ["        _mixed = True"]
-        lines += [f"    _{p}_data = {p}"]
-    if op.cost is not None or op.composition is not None:
-        is_other = "_{p}_data.__class__ is not _ndarray and _isinstance(_{p}_data, _StandIn)"
-        lines += [
-            f"if {any_of(is_other, values)}:",
-            f"    return _taken_over(_op, ({listed(op.parameters)}))",
-        ]
-    if inputs:
-        inputs_data = listed(data[p] for p in inputs)
-        lines += [
-            "if _mixed and _found:",
-            f"    {inputs_data} = _agree(_op, {tuple(vjps)}, ({inputs_data}), ({listed(inputs)}))",
-            "    _dtype = None",
-        ]
-    for p in inputs if op.floats else ():
-        lines += [
-            f"if _{p}_data.__class__ is not _ndarray:",
-            f"    if not _found and {p} is not None:",
-            f"        _{p}_data = _as_floats(_op, {p})",
-            f"elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:",
-            f"    _{p}_data = _as_floats(_op, _{p}_data)",
-        ]
-    passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
-    lines += [
-        "try:",
-        f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
-        "except _ERRORS as _error:",
-        f"    raise _explained(_op, _error, ({all_data})) from _error",
-        "_recording, _observers = _mode.state",
-        "if not _found:",
-        "    for _observer in _observers:",
-        f"        _observer.on_call(_op, ({listed(op.parameters)}), _out)",
-        "    return _out",
-        "if _out.__class__ is not _ndarray:",
-        "    _out = _as_output(_op, _out)",
-        "_differentiable = True",
-        "if _out.dtype is not _dtype:",
-        f"    _out = _cast_back(_op, _out, ({listed(inputs)}))",
-        "    _differentiable = _out.dtype.kind == 'f'",
-        f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:",
-        f"    _out = _view(_out, ({all_data}))",
-        "_result = _new(_Tensor)",
-        "_result._data = _out",
-        "_result.node = None",
-    ]
-    if constants:
-        given = any_of("_{p}_node is not None", constants)
-        lines += [
-            f"if _recording and ({given}) and _out.dtype.kind == 'f':",
-            f"    raise _without_vjp(_op, {constants})",
-        ]
-    if inputs:
-        lines += [
-            f"if _recording and _differentiable and ({any_of('_{p}_node is not None', inputs)}):",
-            "    _result.node = _node = _new(_Node)",
-            "    _node.op = _op",
-            "    _node.edges = _edges = []",
-            "    _node.order = _next(_clock)",
-            "    _node.shape = _out.shape",
-            "    _node.dtype = _out.dtype",
-            "    _node.watched = False",
-        ]
-    slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
-    saved_slots = {i for vjp in vjps.values() for i, only in vjp.slots if not only}
-    for i, p in enumerate(op.parameters):
-        may_be_list = p not in inputs and not isinstance(defaults[p], (bool, float, str))
-        if inputs and may_be_list and (op.replayed or i in saved_slots):
-            lines += [
-                f"    if {data[p]}.__class__ in _LISTS:",
-                f"        {data[p]} = _unshared({data[p]})",
-            ]
-    for argnum, vjp in vjps.items():
-        p = op.parameters[argnum]
-        saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
-        lines += [
-            f"    if _{p}_node is not None:",
-            f"        _edges.append((_{p}_node, {argnum}, _vjp_{argnum}, {saved}))",
-        ]
-    if inputs and op.replayed:
-        lines += [f"    _node.arguments = ({all_data})"]
-    lines += [
-        "for _observer in _observers:",
-        f"    _observer.on_call(_op, ({listed(op.parameters)}), _result)",
-        "return _result",
-    ]
+    def body() -> Iterator[str]:
+        all_data = listed(data.values())
+        yield "_found = _mixed = False"
+        yield "_dtype = None"
+        for p in values:
+            yield f"_{p}_node = None"
+            yield f"if _isinstance({p}, _Tensor):"
+            yield "    _found = True"
+            yield f"    _{p}_node = {p}.node"
+            yield f"    _{p}_data = {p}._data"
+            if p in inputs:
+                yield f"    if _{p}_data.dtype is not _dtype:"
+                yield "        _mixed = _mixed or _dtype is not None"
+                yield f"        _dtype = _{p}_data.dtype"
+            yield f"elif {p}.__class__ is _ndarray:"
+            yield f"    _{p}_data = {p}"
+            if p in inputs:
+                yield "    _mixed = True"
+            given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
+            yield "else:"
+            yield f"    if {given}{p}.__class__ not in _NUMBERS:"
+            yield f"        {p} = _plain({p})"
+            if p in inputs:
+                yield "        _mixed = True"
+            yield f"    _{p}_data = {p}"
+        if op.cost is not None or op.composition is not None:
+            is_other = "_{p}_data.__class__ is not _ndarray and _isinstance(_{p}_data, _StandIn)"
+            yield f"if {any_of(is_other, values)}:"
+            yield f"    return _taken_over(_op, ({listed(op.parameters)}))"
+        if inputs:
+            of_inputs, given = listed(data[p] for p in inputs), listed(inputs)
+            yield "if _mixed and _found:"
+            yield f"    {of_inputs} = _agree(_op, {tuple(vjps)}, ({of_inputs}), ({given}))"
+            yield "    _dtype = None"
+        for p in inputs if op.floats else ():
+            yield f"if _{p}_data.__class__ is not _ndarray:"
+            yield f"    if not _found and {p} is not None:"
+            yield f"        _{p}_data = _as_floats(_op, {p})"
+            yield f"elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:"
+            yield f"    _{p}_data = _as_floats(_op, _{p}_data)"
+        passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
+        yield "try:"
+        yield f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})"
+        yield "except _ERRORS as _error:"
+        yield f"    raise _explained(_op, _error, ({all_data})) from _error"
+        yield "_recording, _observers = _mode.state"
+        yield "if not _found:"
+        yield "    for _observer in _observers:"
+        yield f"        _observer.on_call(_op, ({listed(op.parameters)}), _out)"
+        yield "    return _out"
+        yield "if _out.__class__ is not _ndarray:"
+        yield "    _out = _as_output(_op, _out)"
+        yield "_differentiable = True"
+        yield "if _out.dtype is not _dtype:"
+        yield f"    _out = _cast_back(_op, _out, ({listed(inputs)}))"
+        yield "    _differentiable = _out.dtype.kind == 'f'"
+        yield f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:"
+        yield f"    _out = _view(_out, ({all_data}))"
+        yield "_result = _new(_Tensor)"
+        yield "_result._data = _out"
+        yield "_result.node = None"
+        if constants:
+            given = any_of("_{p}_node is not None", constants)
+            yield f"if _recording and ({given}) and _out.dtype.kind == 'f':"
+            yield f"    raise _without_vjp(_op, {constants})"
+        if inputs:
+            given = any_of("_{p}_node is not None", inputs)
+            yield f"if _recording and _differentiable and ({given}):"
+            yield "    _result.node = _node = _new(_Node)"
+            yield "    _node.op = _op"
+            yield "    _node.edges = _edges = []"
+            yield "    _node.order = _next(_clock)"
+            yield "    _node.shape = _out.shape"
+            yield "    _node.dtype = _out.dtype"
+            yield "    _node.watched = False"
+        slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
+        saved_slots = {i for vjp in vjps.values() for i, only in vjp.slots if not only}
+        for i, p in enumerate(op.parameters):
+            may_be_list = p not in inputs and not isinstance(defaults[p], (bool, float, str))
+            if inputs and may_be_list and (op.replayed or i in saved_slots):
+                yield f"    if {data[p]}.__class__ in _LISTS:"
+                yield f"        {data[p]} = _unshared({data[p]})"
+        for argnum, vjp in vjps.items():
+            p = op.parameters[argnum]
+            saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
+            yield f"    if _{p}_node is not None:"
+            yield f"        _edges.append((_{p}_node, {argnum}, _vjp_{argnum}, {saved}))"
+        if inputs and op.replayed:
+            yield f"    _node.arguments = ({all_data})"
+        yield "for _observer in _observers:"
+        yield f"    _observer.on_call(_op, ({listed(op.parameters)}), _result)"
+        yield "return _result"
+
     name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
-    text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *lines]) + "\n"
+    text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *body()]) + "\n"
     forward = getattr(op.forward, "same", op.forward)
     namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": forward}
     namespace |= {f"_vjp_{argnum}": vjp for argnum, vjp in vjps.items()}
@@ -322,12 +303,9 @@ def agree(
     the float Tensors without axes. Numbers, 0-d arrays, lists of numbers and integers do not change
     it. `given` are the inputs as they were passed; `values` has arrays instead of the Tensors.
     """
+    dtype = getattr(values[0], "dtype", None) if values else None
     for value in values:
-        if (
-            value.__class__ is not np.ndarray
-            or value.dtype is not values[0].dtype
-            or not value.ndim
-        ):
+        if value.__class__ is not np.ndarray or value.dtype is not dtype or not value.ndim:
             break
     else:
         return values  # all arrays have one dtype: the usual case
@@ -444,15 +422,12 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
         for value in values
     )
-    text = str(error)
-    if text.startswith(("zero-size array", "attempt to get arg")):
-        named = dict(zip(op.parameters, values, strict=False))
-        if "axis" in named:
-            text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    if text.endswith("cannot be interpreted as an integer"):
-        keepdims = dict(zip(op.parameters, values, strict=False)).get("keepdims", False)
-        if not isinstance(keepdims, int):
-            text = f"keepdims must be True or False, not {keepdims!r:.60}"
+    text, named = str(error), dict(zip(op.parameters, values, strict=False))
+    keepdims = named.get("keepdims", False)
+    if text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
+        text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
+    elif text.endswith("cannot be interpreted as an integer") and not isinstance(keepdims, int):
+        text = f"keepdims must be True or False, not {keepdims!r:.60}"
     text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
@@ -473,21 +448,12 @@ ERRORS = (IndexError, OverflowError, TypeError, ValueError)
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
-_SERVING = (
-    *(isinstance, next),  # by other names, because a parameter of an op may be called so
-    *(Node, StandIn, Tensor, np.ndarray),
-    *(agree, as_floats, as_output, cast_back, explained, plain),
-    *(shape, taken_over, unshared, view, without_vjp),
-)
-
-_NAMESPACE: dict[str, Any] = {
-    **{f"_{each.__name__}": each for each in _SERVING},
-    "_ERRORS": ERRORS,
-    "_FLOAT32": FLOAT32,
-    "_FLOAT64": FLOAT64,
-    "_LISTS": LISTS,
-    "_NUMBERS": NUMBERS,
+# What generated code uses: the names of this module, and a few more. All begin with an underscore,
+# because a parameter of an op may have any of these names.
+_NAMESPACE: dict[str, Any] = {f"_{name}": value for name, value in globals().items()} | {
     "_clock": clock,
-    "_mode": mode,
+    "_isinstance": isinstance,
+    "_ndarray": np.ndarray,
     "_new": object.__new__,
+    "_next": next,
 }

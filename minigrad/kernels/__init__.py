@@ -26,59 +26,37 @@ the library.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from minigrad.heap import keep_freed_memory
 from minigrad.kernels.start import interrupts_held_back, load_numba
 
 if TYPE_CHECKING:
-    from minigrad.kernels import (
-        activation,
-        attention,
-        bfloat16,
-        channel_norm,
-        convolution,
-        elementwise,
-        gemm,
-        lora,
-        losses,
-        narrow,
-        nf4,
-        normalization,
-        optim,
-        pooling,
-        recurrent,
-        rope,
-        softmax,
-        threads,
-    )
-
-__all__ = [
-    "activation",
-    "attention",
-    "bfloat16",
-    "channel_norm",
-    "convolution",
-    "elementwise",
-    "gemm",
-    "lora",
-    "losses",
-    "narrow",
-    "nf4",
-    "normalization",
-    "optim",
-    "pooling",
-    "recurrent",
-    "rope",
-    "softmax",
-    "threads",
-]
+    from minigrad.kernels import activation as activation
+    from minigrad.kernels import attention as attention
+    from minigrad.kernels import bfloat16 as bfloat16
+    from minigrad.kernels import channel_norm as channel_norm
+    from minigrad.kernels import convolution as convolution
+    from minigrad.kernels import elementwise as elementwise
+    from minigrad.kernels import gemm as gemm
+    from minigrad.kernels import lora as lora
+    from minigrad.kernels import losses as losses
+    from minigrad.kernels import narrow as narrow
+    from minigrad.kernels import nf4 as nf4
+    from minigrad.kernels import normalization as normalization
+    from minigrad.kernels import optim as optim
+    from minigrad.kernels import pooling as pooling
+    from minigrad.kernels import recurrent as recurrent
+    from minigrad.kernels import rope as rope
+    from minigrad.kernels import softmax as softmax
+    from minigrad.kernels import threads as threads
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        keep_freed_memory()
-        load_numba()
-        with interrupts_held_back():
-            return import_module(f"{__name__}.{name}")  # and Python makes it an attribute
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    keep_freed_memory()
+    load_numba()
+    with interrupts_held_back():
+        return import_module(f"{__name__}.{name}")  # and Python makes it an attribute

@@ -35,16 +35,7 @@ from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_strided
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of, transposed
 from minigrad.kernels.gemm.skinny import dots_of_rows
-from minigrad.kernels.jit import (
-    NUMBERS,
-    Array,
-    Integers,
-    Strided,
-    Written,
-    external,
-    jit,
-    nothing,
-)
+from minigrad.kernels.jit import NUMBERS, Array, Integers, Strided, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import address_of, elements, greatest_of, keep_alive
 

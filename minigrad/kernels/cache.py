@@ -51,7 +51,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -333,10 +333,11 @@ def read_file(path: Path) -> bytes | None:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically: a process that reads it at the same time finds all of it or none."""
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    for_this_user = partial(os.open, mode=0o600)
     try:
         # Another process may have deleted the folder because it is old.
         draft.parent.mkdir(mode=0o700, exist_ok=True)
-        with open(draft, "wb", opener=_for_this_user) as file:
+        with open(draft, "wb", opener=for_this_user) as file:
             file.write(hashlib.sha256(content).digest() + content)
         draft.replace(path)
     except OSError as error:
@@ -354,10 +355,6 @@ def drop_drafts(process: int) -> None:
     folder = writable_folder()
     for draft in folder.glob(f"*.{process}-*") if folder else ():
         draft.unlink(missing_ok=True)
-
-
-def _for_this_user(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def why_nowhere() -> str:

@@ -25,7 +25,7 @@ from minigrad.kernels.warmup import kernels_of
 from minigrad.progress import progress_bar
 
 TRAINING = (
-    "_adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
+    "adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
     "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
     "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm", "gemm_bias",

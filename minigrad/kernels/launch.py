@@ -53,6 +53,7 @@ from minigrad.kernels.jit import (
     signature_of,
 )
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
+from minigrad.kernels.vector import Emitter, instruction
 
 PIECES = 64  # the number of pieces that threads share
 INT = types.intp
@@ -80,15 +81,10 @@ def span(piece: int, pieces: int, count: int) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def _run_piece(_typing: Any, work: Any, piece: Any, pieces: Any, data: Any) -> Any:
+@instruction()
+def _run_piece(e: Emitter, work: Any, piece: Any, pieces: Any, data: Any) -> None:
     """Call the code at the address `work` for one piece; its arguments are in the record `data`."""
-
-    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        builder.call(builder.inttoptr(values[0], PIECE_OF_WORK.as_pointer()), values[1:])
-        return context.get_dummy_value()
-
-    return types.none(work, piece, pieces, data), emit
+    e.builder.call(e.builder.inttoptr(work, PIECE_OF_WORK.as_pointer()), [piece, pieces, data])
 
 
 def launch(work: int, data: int, pieces: int) -> None:
@@ -151,12 +147,8 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         team, count, _, packed = values
-        given = [
-            context.cast(builder, value, kind, wanted)
-            for value, kind, wanted in zip(
-                cgutils.unpack_tuple(builder, packed), arguments, kinds, strict=True
-            )
-        ]
+        unpacked = cgutils.unpack_tuple(builder, packed)
+        given = [*map(partial(context.cast, builder), unpacked, arguments, kinds)]
         code = emit_address(context, builder, symbol, types.none, every)
         with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (alone, shared):
             with alone, cgutils.for_range(builder, count) as loop:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
@@ -34,8 +33,6 @@ from numba import types
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
-
-__all__ = ["Tables", "adagrad", "adam", "ema", "rmsprop", "scale", "sgd", "square_sums"]
 
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
@@ -226,83 +223,37 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
 
 
 # --------------------------------------------------------------------------------------------------
-# SGD
+# The steps of optimisers, which compute the options and the numbers of each row (`minigrad.optim`)
 # --------------------------------------------------------------------------------------------------
 
 
-def sgd(
-    tables: Tables,
-    gradients: Column,
-    shares: Sequence[float],
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    """Do one step of SGD in place; the columns are x and, with momentum, the velocity.
-
-    The share of a row is the factor of its gradient in the velocity.
-    """
-    options = (lr, momentum, weight_decay, float(nesterov))
-    if momentum == 0:
-        _plain(tables, gradients, options)
-    else:
-        _momentum(tables, gradients, options, [(share, 0.0) for share in shares])
-
-
 @MultiTensor
-def _plain(g: Any, x: Any, _own: Any, options: Any) -> Any:
-    """Do a step without momentum."""
+def sgd(g: Any, x: Any, _own: Any, options: Any) -> Any:
+    """Do a step of SGD without momentum; the options are those of `sgd_momentum`."""
     lr, weight_decay = options[0], options[2]
     return (x - lr * (g + weight_decay * x),)
 
 
 @MultiTensor
-def _momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
-    """Do a step with momentum; with Nesterov's momentum if option 3 is 1."""
+def sgd_momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
+    """Do a step of SGD with momentum; with Nesterov's momentum if option 3 is 1.
+
+    The own number of a row is the factor of its gradient in the velocity.
+    """
     lr, momentum, weight_decay, share = options[0], options[1], options[2], own[0]
     gradient = g + weight_decay * x
     speed = momentum * velocity + share * gradient
     return x - lr * (gradient + momentum * speed if options[3] else speed), speed
 
 
-# --------------------------------------------------------------------------------------------------
-# Adam
-# --------------------------------------------------------------------------------------------------
-
-
-def adam(
-    tables: Tables,
-    gradients: Column,
-    steps: Sequence[int],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """Do one step of Adam in place; the columns are x, m and v.
-
-    `steps` has the number of the step for each row. With decoupled weight decay this is AdamW. With
-    a fourth column, the largest v of all steps so far, it is AMSGrad.
-    """
-    beta1, beta2 = betas
-    keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    options = (keep, l2, beta1, 1 - beta1, beta2, 1 - beta2)
-
-    def corrected(step: int) -> Numbers:
-        # (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps): one division.
-        c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        return lr * c2 / c1, c2 * eps
-
-    equal = steps and steps.count(steps[0]) == len(steps)
-    own = corrected(steps[0]) if equal else [corrected(step) for step in steps]
-    update = _adam if len(tables.columns) == 3 else _amsgrad
-    update(tables, gradients, options, own)
+# The options of Adam are the factor of x, the factor of x in the gradient (for an L2 penalty),
+# beta1, 1 - beta1, beta2 and 1 - beta2. The bias corrections c1 of m, and c2 of the root of v,
+# differ from row to row. As (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps),
+# one division is enough, and the numbers of a row are lr c2 / c1 and c2 eps.
 
 
 @MultiTensor
-def _adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
+def adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
     """Do a step of Adam."""
     gradient = g + options[1] * x
     first = options[2] * m + options[3] * gradient
@@ -311,8 +262,8 @@ def _adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
 
 
 @MultiTensor
-def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any) -> Any:
-    """Do a step of AMSGrad."""
+def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any) -> Any:
+    """Do a step of AMSGrad, which uses the largest v of all steps so far."""
     gradient = g + options[1] * x
     first = options[2] * m + options[3] * gradient
     second = options[4] * v + options[5] * (gradient * gradient)
@@ -320,42 +271,20 @@ def _amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: An
     return options[0] * x - own[0] * first / (np.sqrt(highest) + own[1]), first, second, highest
 
 
-# --------------------------------------------------------------------------------------------------
-# RMSprop and Adagrad
-# --------------------------------------------------------------------------------------------------
-
-
-def rmsprop(
-    tables: Tables,
-    gradients: Column,
-    lr: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    momentum: float,
-    centered: bool,
-) -> None:
-    """Do one step of RMSprop in place.
-
-    The columns are x and v, and then the mean of the gradients if `centered`, and the velocity if
-    there is momentum.
-    """
-    plain, with_momentum = (_centered, _centered_momentum) if centered else (_rms, _rms_momentum)
-    update = with_momentum if momentum > 0 else plain
-    update(tables, gradients, (lr, alpha, 1 - alpha, eps, weight_decay, momentum))
+# The options of RMSprop are lr, alpha, 1 - alpha, eps, the weight decay and the momentum.
 
 
 @MultiTensor
-def _rms(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
-    """Do a step without momentum."""
+def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
+    """Do a step of RMSprop without momentum."""
     gradient = g + options[4] * x
     square = options[1] * v + options[2] * (gradient * gradient)
     return x - options[0] * gradient / (np.sqrt(square) + options[3]), square
 
 
 @MultiTensor
-def _rms_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
-    """Do a step with momentum."""
+def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
+    """Do a step of RMSprop with momentum."""
     gradient = g + options[4] * x
     square = options[1] * v + options[2] * (gradient * gradient)
     speed = options[5] * velocity + gradient / (np.sqrt(square) + options[3])
@@ -366,7 +295,7 @@ def _rms_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any
 
 
 @MultiTensor
-def _centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
+def centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
     """Do a centered step, which divides by the root of the variance, without momentum."""
     gradient = g + options[4] * x
     square = options[1] * v + options[2] * (gradient * gradient)
@@ -376,7 +305,7 @@ def _centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
 
 
 @MultiTensor
-def _centered_momentum(
+def centered_momentum(
     g: Any, x: Any, v: Any, m: Any, velocity: Any, _own: Any, options: Any
 ) -> Any:
     """Do a centered step, which divides by the root of the variance, with momentum."""
@@ -388,19 +317,9 @@ def _centered_momentum(
     return x - options[0] * speed, square, mean, speed
 
 
-def adagrad(
-    tables: Tables, gradients: Column, rates: Sequence[float], weight_decay: float, eps: float
-) -> None:
-    """Do one step of Adagrad in place; the columns are x and the sum of squares.
-
-    `rates` has the step size of each row.
-    """
-    _adagrad(tables, gradients, (weight_decay, eps), [(rate, 0.0) for rate in rates])
-
-
 @MultiTensor
-def _adagrad(g: Any, x: Any, total: Any, own: Any, options: Any) -> Any:
-    """Do a step of Adagrad."""
+def adagrad(g: Any, x: Any, total: Any, own: Any, options: Any) -> Any:
+    """Do a step of Adagrad: a row has its own step size; options are the weight decay and eps."""
     gradient = g + options[0] * x
     total = total + gradient * gradient
     return x - own[0] * gradient / (np.sqrt(total) + options[1]), total

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from importlib import import_module
 from multiprocessing import get_context
+from pkgutil import iter_modules
 
 from minigrad import kernels
 from minigrad.kernels import cache as compiled
@@ -66,8 +67,8 @@ def kernels_of(double: bool) -> list[Kernel]:
 
     Their order is the same in each process.
     """
-    for module in kernels.__all__:
-        import_module(f"minigrad.kernels.{module}")
+    for module in iter_modules(kernels.__path__):
+        import_module(f"minigrad.kernels.{module.name}")
     # A kernel of float32 may have a scale in float64.
     kinds = ((kernel, str(kernel.signature)) for kernel in KERNELS)
     return [x for x, names in kinds if double or "float32" in names or "float64" not in names]

@@ -5,6 +5,7 @@ They give the same results as PyTorch's optimisers of the same names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -69,11 +70,14 @@ class SGD(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
-        shares = [rest if state else 1.0 for _, _, state in parameters] if momentum else []
+        shares = [(rest if state else 1.0, 0.0) for _, _, state in parameters if momentum]
         tables = self.last_step(group).tables(["momentum_buffer"] if momentum else [])
         gradients = [g for _, g, _ in parameters]
-        options = group["lr"], momentum, group["weight_decay"], group["nesterov"]
-        kernels.optim.sgd(tables, gradients, shares, *options)
+        options = group["lr"], momentum, group["weight_decay"], float(group["nesterov"])
+        if momentum:
+            kernels.optim.sgd_momentum(tables, gradients, options, shares)
+        else:
+            kernels.optim.sgd(tables, gradients, options)
 
 
 class Adam(Optimizer):
@@ -143,8 +147,18 @@ class Adam(Optimizer):
         moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         last = self.last_step(group)
         gradients, steps = [g for _, g, _ in parameters], last.count_step()
-        options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        kernels.optim.adam(last.tables(moments), gradients, steps, *options, self.decoupled)
+        lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
+        keep, l2 = (1 - lr * weight_decay, 0.0) if self.decoupled else (1.0, weight_decay)
+        options = keep, l2, beta1, 1 - beta1, beta2, 1 - beta2
+
+        def corrected(step: int) -> tuple[float, float]:
+            c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+            return lr * c2 / c1, c2 * group["eps"]
+
+        equal = steps and steps.count(steps[0]) == len(steps)
+        own = corrected(steps[0]) if equal else [corrected(step) for step in steps]
+        update = kernels.optim.amsgrad if group["amsgrad"] else kernels.optim.adam
+        update(last.tables(moments), gradients, options, own)
 
 
 class AdamW(Adam):
@@ -227,8 +241,13 @@ class RMSprop(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         tables = self.last_step(group).tables(self._columns(group))
-        names = "lr", "alpha", "eps", "weight_decay", "momentum", "centered"
-        kernels.optim.rmsprop(tables, [g for _, g, _ in parameters], *(group[n] for n in names))
+        lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
+        options = lr, alpha, 1 - alpha, group["eps"], group["weight_decay"], momentum
+        plain, moving = kernels.optim.rmsprop, kernels.optim.rmsprop_momentum
+        if group["centered"]:
+            plain, moving = kernels.optim.centered, kernels.optim.centered_momentum
+        update = moving if momentum > 0 else plain
+        update(tables, [g for _, g, _ in parameters], options)
 
 
 class Adagrad(Optimizer):
@@ -275,10 +294,10 @@ class Adagrad(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         last = self.last_step(group)
-        rates = [group["lr"] / (1 + (t - 1) * group["lr_decay"]) for t in last.count_step()]
+        rates = [(group["lr"] / (1 + (t - 1) * group["lr_decay"]), 0.0) for t in last.count_step()]
         tables = last.tables(["sum"], group["initial_accumulator_value"])
         gradients = [g for _, g, _ in parameters]
-        kernels.optim.adagrad(tables, gradients, rates, group["weight_decay"], group["eps"])
+        kernels.optim.adagrad(tables, gradients, (group["weight_decay"], group["eps"]), rates)
 
 
 FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}

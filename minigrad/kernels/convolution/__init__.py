@@ -14,14 +14,15 @@ the remainder after division by the stride.
     lines       copying lines, and the loop of the forward pass; it also computes the gradient of x,
                 with other taps for each remainder of an index after division by the stride
     row_sums    the gradient of the weight: products of rows of g with lines of x
-    reference   the same in numpy
+
+If there is no kernel, numpy computes with windows of x.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from minigrad.kernels.convolution import reference
 from minigrad.kernels.convolution.lines import correlate
 from minigrad.kernels.convolution.plan import LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
@@ -36,9 +37,12 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
     kernel, taps = kernel_for(correlate, x, weight, bias), weight.shape[2:]
     size = geometry.result_size(x.shape[2:], taps)
+    shape = x.shape[0], weight.shape[0], *size
     if kernel is None:
-        return reference.convolve(x, weight, bias, size, geometry)
-    out = np.empty((x.shape[0], weight.shape[0], *size), x.dtype)
+        windows, filters = _windows(x, taps, size, geometry), _grouped(weight, geometry.groups)
+        sums: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, filters).reshape(shape)
+        return sums if bias is None else sums + bias[:, None, None]
+    out = np.empty(shape, x.dtype)
     _run(kernel, x, weight, bias, forward_plan(x.shape, x.itemsize, taps, geometry), out)
     return out
 
@@ -47,11 +51,11 @@ def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> 
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
     kernel = kernel_for(correlate, g, weight)
     if kernel is None:
-        return reference.input_gradient(g, weight, size, geometry)
+        return _add_to_windows(g, weight, size, geometry)
     (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
     every = down == right == 1  # one part is enough, because all taps reach each element of x
     dx = (np.empty if every else np.zeros)((g.shape[0], channels, *size), g.dtype)
-    swapped = np.swapaxes(reference.grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
+    swapped = np.swapaxes(_grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
     for rows, cols, plan in input_plans(g.shape, g.itemsize, weight.shape[2:], size, geometry):
         target = dx[..., rows.first :: down, cols.first :: right]
         part = swapped[..., rows.taps, :][..., cols.taps].reshape(channels, -1)
@@ -65,9 +69,12 @@ def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> 
 def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
     kernel = kernel_for(weight_sums, g, x)
+    shape = g.shape[1], x.shape[1] // geometry.groups, *size
     if kernel is None:
-        return reference.weight_gradient(g, x, size, geometry)
-    dw = np.zeros((g.shape[1], x.shape[1] // geometry.groups, *size), g.dtype)
+        windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped_planes(g, geometry.groups)
+        products: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, gs)
+        return products.reshape(shape)
+    dw = np.zeros(shape, g.dtype)
     sums = dw.reshape(g.shape[1], -1)
     plan = forward_plan(x.shape, x.itemsize, size, geometry, blocks=1)
     kernel(g.size * sums.shape[1] * SECONDS, _planes(x), _planes(g), *plan, sums)
@@ -85,3 +92,41 @@ def _run(
 
 def _planes(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(x.shape[0] * x.shape[1], -1)
+
+
+# --------------------------------------------------------------------------------------------------
+# In numpy
+# --------------------------------------------------------------------------------------------------
+
+
+def _add_to_windows(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
+    """Add each element of g, times the kernel, to the window of x that it was computed from."""
+    (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
+    images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * geometry.groups
+    shape = images, channels, size[0] + 2 * top, size[1] + 2 * left
+    padded = np.zeros(shape, np.result_type(g, weight))
+    filters, of_group = _grouped(weight, geometry.groups), _grouped_planes(g, geometry.groups)
+    for i, j in np.ndindex(*weight.shape[2:]):
+        seen = np.einsum("ngoyx,goc->ngcyx", of_group, filters[..., i, j])
+        y, x = i * tall, j * wide
+        window = padded[..., y : y + rows * down : down, x : x + cols * right : right]
+        window += seen.reshape(images, channels, rows, cols)
+    return padded[..., top : top + size[0], left : left + size[1]]
+
+
+def _grouped(weight: Array, groups: int) -> Array:
+    """Return a weight as `(groups, O / groups, C / groups, h, w)`."""
+    return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+
+
+def _grouped_planes(x: Array, groups: int) -> Array:
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
+    """Return the window for each element of the result, `(N, groups, C, H', W', h, w)`."""
+    (top, left), (down, right), (tall, wide) = geometry.padding, geometry.stride, geometry.dilation
+    padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
+    reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)
+    seen = sliding_window_view(padded, reach, (2, 3))[:, :, ::down, ::right, ::tall, ::wide]
+    return _grouped_planes(seen[:, :, : size[0], : size[1]], geometry.groups)

@@ -69,7 +69,10 @@ class Term(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """The terms added to a product: a bias, and a second product a b if `depth` is not 0."""
+    """The terms added to a product: a bias, and a second product a b if `depth` is not 0.
+
+    There is a second product only if the panels of B are packed already.
+    """
 
     bias: Matrix  # of the shape of C, with all rows at the same address; or NO_BIAS
     depth: int
@@ -192,22 +195,10 @@ def macro_kernel(
 
 
 @jit(inline="always")
-def packed_size(t: BlockSizes, n: int, k: int, choice: PackingChoice, prepacked: int) -> int:
-    """Return the bytes of the panels of B that `multiply` packs at a time."""
-    if prepacked or not choice.pack_b:
-        return 0
+def work_size(t: BlockSizes, n: int, depth: int) -> int:
+    """Return the bytes that `multiply` needs for panels with `depth` steps of k."""
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    size: int = panels * t.NR * min(k, choice.depth) * t.item
-    return size
-
-
-@jit(inline="always")
-def work_size(
-    t: BlockSizes, n: int, k: int, choice: PackingChoice, prepacked: int, more: int
-) -> int:
-    """Return the bytes that `multiply` needs, with `more` steps of a second product."""
-    panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    size: int = CACHE_LINE + packed_size(t, n, k, choice, prepacked) + panels * t.NR * more * t.item
+    size: int = CACHE_LINE + panels * t.NR * depth * t.item
     return size
 
 
@@ -256,20 +247,19 @@ def multiply(
 ) -> None:  # fmt: skip
     """Compute C = A B, or +=, and add `more`: the loops around the macro-kernel.
 
-    `room` is the address of memory for packed panels (`work_size`). `prepacked` is the address of
-    all panels of B if they are packed already, or else 0.
+    `prepacked` is the address of all panels of B if they are packed already, or else 0. `room` is
+    the address of memory for packed panels (`work_size`): for those of B, or, if these are packed
+    already, for those of the second product.
     """
     most = min(k, choice.depth)
     strips = cut_rows(t, m, n, most, pieces)
     packed_at_use = choice.pack_b and not prepacked and strips == 1 and rows_are_near(t, m, most)
-    extra_size = t.NR * more.depth * t.item
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
-        extra = room + packed_size(t, n, k, choice, prepacked)
         if more.depth:
             turned = Matrix(more.b.at + jc * more.b.col, more.b.col, more.b.row)
-            pack(t, turned, cols, more.depth, t.NR, t.NR, extra)
+            pack(t, turned, cols, more.depth, t.NR, t.NR, room)
         for pc in range(0, k, choice.depth):
             depth = min(choice.depth, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
@@ -284,20 +274,11 @@ def multiply(
                 groups = (panels + GROUP - 1) // GROUP
                 share(launcher, groups, pack_columns, (t, block, cols, depth, room))
             last = pc + depth == k
-            main = Term(
-                depth,
-                Matrix(a.at + pc * a.col, a.row, a.col),
-                B,
-                choice.pack_a,
-                Matrix(block.at if packed_at_use else 0, block.row, block.col),
-            )
-            second = Term(
-                more.depth if last else 0,
-                more.a,
-                Panels(extra, t.item, t.NR * t.item, extra_size, True),
-                False,
-                Matrix(0, 0, 0),
-            )
+            source = Matrix(block.at if packed_at_use else 0, block.row, block.col)
+            rows_of_a = Matrix(a.at + pc * a.col, a.row, a.col)
+            main = Term(depth, rows_of_a, B, choice.pack_a, source)
+            B2 = Panels(room, t.item, t.NR * t.item, t.NR * more.depth * t.item, True)
+            second = Term(more.depth if last else 0, more.a, B2, False, Matrix(0, 0, 0))
             bias = NO_BIAS
             if more.bias.at and last:
                 bias = Matrix(more.bias.at + jc * more.bias.col, more.bias.row, more.bias.col)

@@ -95,7 +95,7 @@ def multiply_run(
         m, n, left, right = n, m, right, left
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
-    work = np.empty(work_size(t, n, k, choice, 0, 0), np.uint8)
+    work = np.empty(work_size(t, n, min(k, choice.depth) if choice.pack_b else 0), np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         multiply(
@@ -172,7 +172,7 @@ def gemm_packed(
     a, C = matrix_of(x), matrix_of(out)
     prepacked = first_line(panels)
     choice = choose_packing(t, m, n, k, a, a, prepacked)
-    work = np.empty(work_size(t, n, k, choice, prepacked, steps), np.uint8)
+    work = np.empty(work_size(t, n, steps), np.uint8)
     more = Extra(bias_of(bias), steps, matrix_of(x2), matrix_of(y2))
     room = first_line(work)
     multiply(launcher, pieces, t, m, n, k, a, a, C, False, choice, room, prepacked, more)

@@ -43,23 +43,23 @@ class Guarded:
 
 
 STEPS = {
-    "sgd": (1, lambda g, xs: kernels.sgd(xs, g, [], 0.1, 0.0, 0.3, False)),
-    "momentum": (2, lambda g, xs: kernels.sgd(xs, g, shares(g), *SGD, False)),
-    "nesterov": (2, lambda g, xs: kernels.sgd(xs, g, shares(g), *SGD, True)),
-    "adam": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, False)),
-    "adamw": (3, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
-    "amsgrad": (4, lambda g, xs: kernels.adam(xs, g, steps(g), *ADAM, True)),
-    "rmsprop": (2, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.0, False)),
-    "rmsprop, momentum": (3, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.7, False)),
-    "rmsprop, centered": (3, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.0, True)),
-    "rmsprop, both": (4, lambda g, xs: kernels.rmsprop(xs, g, *RMS, 0.7, True)),
-    "adagrad": (2, lambda g, xs: kernels.adagrad(xs, g, shares(g), 0.3, 1e-8)),
+    "sgd": (1, lambda g, xs: kernels.sgd(xs, g, (*SGD, 0.0))),
+    "momentum": (2, lambda g, xs: kernels.sgd_momentum(xs, g, (*SGD, 0.0), pairs(g))),
+    "nesterov": (2, lambda g, xs: kernels.sgd_momentum(xs, g, (*SGD, 1.0), pairs(g))),
+    "adam": (3, lambda g, xs: kernels.adam(xs, g, ADAM, pairs(g))),
+    "adamw": (3, lambda g, xs: kernels.adam(xs, g, (0.97, 0.0, *ADAM[2:]), (0.1, 1e-8))),
+    "amsgrad": (4, lambda g, xs: kernels.amsgrad(xs, g, ADAM, pairs(g))),
+    "rmsprop": (2, lambda g, xs: kernels.rmsprop(xs, g, RMS)),
+    "rmsprop, momentum": (3, lambda g, xs: kernels.rmsprop_momentum(xs, g, RMS)),
+    "rmsprop, centered": (3, lambda g, xs: kernels.centered(xs, g, RMS)),
+    "rmsprop, both": (4, lambda g, xs: kernels.centered_momentum(xs, g, RMS)),
+    "adagrad": (2, lambda g, xs: kernels.adagrad(xs, g, (0.3, 1e-8), pairs(g))),
     "ema": (1, lambda x, averages: kernels.ema(averages, x, (0.1,))),
     "scale": (1, lambda x, targets: kernels.scale(targets, x, (0.3,))),
 }
 SGD = (0.1, 0.7, 0.3)
-ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
-RMS = (0.1, 0.9, 0.1, 0.3)
+ADAM = (1.0, 0.3, 0.9, 0.1, 0.99, 0.01)
+RMS = (0.1, 0.9, 0.1, 0.1, 0.3, 0.7)
 SQUARES = {
     **dict.fromkeys(("adam", "adamw", "amsgrad"), slice(2, None)),
     **dict.fromkeys(("rmsprop", "adagrad"), slice(1, 2)),
@@ -75,12 +75,9 @@ def run(name, rows, tables=None):
     STEPS[name][1]([first for first, _ in rows], tables or tables_of(rows))
 
 
-def shares(rows):
-    return [1.0 - 0.1 * i for i in range(len(rows))]
-
-
-def steps(rows):
-    return [1 + i % 3 for i in range(len(rows))]
+def pairs(rows):
+    """The two numbers that a row has for itself."""
+    return [(1.0 - 0.1 * i, 0.01 * (1 + i % 3)) for i in range(len(rows))]
 
 
 @pytest.fixture(params=STEPS)
