@@ -162,8 +162,9 @@ def test_attention(added):
         minigrad.scaled_dot_product_attention(q, k, v, mask).sum().backward()
     scores = batch * heads * length * keys
     product = 2 * scores * d
-    # A mask of floats is added, and may have -inf, which is looked for before and after softmax.
-    assert flops(r, "forward", "fused_attention") == 2 * product + (6 + 3 * added) * scores
+    # A mask of floats is compared with -inf and added; masked scores are replaced twice.
+    forward = 2 * product + (6 + 3 * added) * scores + added * length * keys
+    assert flops(r, "forward", "fused_attention") == forward
     of = of_inputs(r, "backward", "fused_attention")
     # The scores once more, with exp; the gradient of the weights, and of the scores from it.
     again, slopes = product + 3 * scores, product + 2 * scores + 2 * batch * heads * length * d
