@@ -4,6 +4,7 @@ import gc
 import threading
 import tracemalloc
 import weakref
+from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -278,6 +279,15 @@ def test_what_is_added_to_an_earlier_gradient_is_counted():
         grad((2 * x).sum(), x)  # which adds to nothing
     assert of_inputs(r, "backward", "sum of gradients") == {"": 2 * 32}
     assert r.gradient_bytes == 4 * 32
+
+
+def test_a_receipt_may_begin_in_a_hook():
+    x = drawn(3, requires_grad=True)
+    y = minigrad.exp(x)
+    with ExitStack() as stack:
+        y.register_hook(lambda g: stack.enter_context(receipt()) and None)
+        minigrad.sin(y).sum().backward()  # ends inside of the receipt
+        assert np.allclose(x.grad.data, np.cos(y.data) * y.data)
 
 
 def test_a_hook_counts_as_a_part_of_the_backward_pass():
