@@ -20,7 +20,7 @@ from minigrad.nn.pooling import *
 from minigrad.nn.recurrent import *
 
 # All classes, because the modules above export nothing else.
-__all__ = ["init", *sorted(name for name, value in vars().items() if isinstance(value, type))]
+__all__ = ["init", *(name for name, value in vars().items() if isinstance(value, type))]
 
 if not TYPE_CHECKING:
 
