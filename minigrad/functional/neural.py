@@ -100,7 +100,7 @@ def _attention(
     query: Array,
     key: Array,
     value: Array,
-    allowed: Booleans | None = None,
+    allowed: Array = None,
     added: Array = None,
     offset: int | None = None,
     scale: float = 1.0,
@@ -120,7 +120,7 @@ def _attention(
         allowed = not_equal(added, -math.inf)
     if offset is not None:
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
-        allowed = past if allowed is None else logical_and(allowed, past)  # type: ignore[assignment]
+        allowed = past if allowed is None else logical_and(allowed, past)
     if allowed is not None:
         # The lowest number instead of -inf: softmax of a row of only -inf would be nan.
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
