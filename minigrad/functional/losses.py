@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, ops
-from minigrad.checks import check_above_0, check_positive, check_probability
+from minigrad.checks import check_above_0, check_integer, check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
@@ -597,10 +597,7 @@ def _as_floats(x: Array) -> Array:
 
 def check_ignore_index(value: Any) -> None:
     """Raise a TypeError unless the target to ignore is an integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"ignore_index is an integer, not {value!r:.60}; the default, -100, is no class"
-        )
+    check_integer("ignore_index (by default -100, which is no class)", value)
 
 
 def check_reduction(reduction: str) -> None:

@@ -16,7 +16,7 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.shape import repeat, swapaxes
-from minigrad.ops import astype, getitem, hints, logical_and, matmul, softmax, where
+from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
 from minigrad.random import Rng
 
 Booleans = NDArray[np.bool_]
@@ -100,7 +100,7 @@ def _attention(
     query: Array,
     key: Array,
     value: Array,
-    allowed: Booleans | None = None,
+    allowed: Array = None,
     added: Array = None,
     offset: int | None = None,
     scale: float = 1.0,
@@ -117,10 +117,10 @@ def _attention(
     masked = added is not None or allowed is not None  # then a query may have no allowed key
     if added is not None:
         scores = scores + astype(added, scores.dtype)
-        allowed = observed(np.not_equal, as_array(added), -math.inf)
+        allowed = not_equal(added, -math.inf)
     if offset is not None:
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
-        allowed = past if allowed is None else logical_and(allowed, past)  # type: ignore[assignment]
+        allowed = past if allowed is None else logical_and(allowed, past)
     if allowed is not None:
         # The lowest number instead of -inf: softmax of a row of only -inf would be nan.
         scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
@@ -142,22 +142,6 @@ def _sum(x: Array, out: Array) -> int:
     return math.prod((*out.shape[:-2], *x.shape[-2:])) if shared else 0
 
 
-def _attention_cost(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array,
-    added: Array,
-    offset: int | None,
-    out: Array,
-) -> int:
-    """The FLOPs of the composition."""
-    scores, by_keys, by_values = _flops(query, key, value, out)
-    masked = added is not None or allowed is not None  # before softmax, and after it
-    chosen = 2 * masked if masked else offset is not None
-    return by_keys + by_values + (6 + (added is not None) + chosen) * scores  # softmax is 5
-
-
 def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
     if not (query.size and key.size and hints.are_finite((query, key))):
         return None
@@ -171,7 +155,6 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
     composition=_attention,
     replayed=True,
     returns_residuals=True,
-    cost=_attention_cost,
     product=True,
     nonfinite_hint=_attention_hint,
 )

@@ -235,30 +235,19 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iu":
         raise TypeError(f"takes integers, not {repeats!r:.60}")
-    if counts.shape not in ((), (1,), (size,)) or (counts.size == 1 and (counts < 0).any()):
-        raise ValueError(_bad_repeats(size, repeats))
+    if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
+        raise ValueError(
+            f"takes a number of repeats, or one for each of {size} elements, none of them "
+            f"negative; not {repeats!r:.60}"
+        )
     if counts.size == 1:  # broadcasting is faster: the VJP of an index adds element by element
         count = int(counts.reshape(()))
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
         apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
         return reshape(apart, (*before[:-1], size * count, *after))
     given = repeats if isinstance(repeats, (list, tuple)) else counts
-    return getitem(x, (*[slice(None)] * axis, observed(repeated_indices, given)))
-
-
-def repeated_indices(repeats: Any) -> Any:
-    """Return each index i, repeated repeats[i] times."""
-    counts = np.asarray(repeats)
-    if (counts < 0).any():
-        raise ValueError(_bad_repeats(len(counts), repeats))
-    return np.repeat(np.arange(len(counts)), counts)
-
-
-def _bad_repeats(size: int, repeats: Any) -> str:
-    return (
-        f"takes a number of repeats, or one for each of {size} elements, none of them "
-        f"negative; not {repeats!r:.60}"
-    )
+    indices = observed(np.repeat, observed(np.arange, size), given)
+    return getitem(x, (*[slice(None)] * axis, indices))
 
 
 @composition

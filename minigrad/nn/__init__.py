@@ -5,21 +5,10 @@ generator of their initial values and of the layer's dropout.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minigrad import renamed
-from minigrad.nn import (
-    activations,
-    attention,
-    convolution,
-    init,
-    layers,
-    losses,
-    module,
-    normalization,
-    pooling,
-    recurrent,
-)
+from minigrad.nn import init
 from minigrad.nn.activations import *
 from minigrad.nn.attention import *
 from minigrad.nn.convolution import *
@@ -30,13 +19,11 @@ from minigrad.nn.normalization import *
 from minigrad.nn.pooling import *
 from minigrad.nn.recurrent import *
 
-__all__ = ["init"]
-__all__ += activations.__all__ + attention.__all__ + convolution.__all__ + layers.__all__
-__all__ += losses.__all__ + module.__all__ + normalization.__all__ + pooling.__all__
-__all__ += recurrent.__all__
+# All classes, because the modules above export nothing else.
+__all__ = ["init", *(name for name, value in vars().items() if isinstance(value, type))]
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name):
         """Raise an error that says what to use instead of the name."""
         raise renamed.missing(__name__, name, sys.modules[__name__])

@@ -57,11 +57,11 @@ def cause_of_gradient(
 def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
     """Return the text of a hint, if it has the values that it needs and recognises the cause."""
     if isinstance(hint, Mapping):
-        return next((text for text, case in hint.items() if np.any(_called(case, values))), None)
-    return None if hint is None else _called(hint, values)
+        return next((text for text, case in hint.items() if np.any(call_with(case, values))), None)
+    return None if hint is None else call_with(hint, values)
 
 
-def _called(function: Callable[..., Any], values: Mapping[str, Array]) -> Any:
+def call_with(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """Call a function with the values that its parameters name; None if a value is missing."""
     wanted = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in wanted):

@@ -107,12 +107,11 @@ def _solved_for(a: Array, b: Array, left: bool, vector: bool) -> Array:
     return reshape(solution, solution.shape[:-1])
 
 
-def _pinv_cost(a: Array, out: Array) -> int:
-    size: int = out.size
-    return 13 * size * int(min(a.shape[-2:]))  # singular values, singular vectors and a product
-
-
-@op(floats=True, cost=_pinv_cost, shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]))
+@op(
+    floats=True,
+    cost=lambda a, out: 13 * out.size * min(a.shape[-2:]),  # singular values, vectors, a product
+    shape=lambda a: (*a.shape[:-2], a.shape[-1], a.shape[-2]),
+)
 def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array:
     """The pseudoinverse P of each matrix in `(..., m, n)` (Moore and Penrose): `(..., n, m)`.
 

@@ -273,9 +273,7 @@ class _Inputs:
                     self._freeze(view, name, None, UNKNOWN)
                 else:
                     view.options.append((name, "left out, or in need of no gradient"))
-            elif name in differentiable and value is None:
-                view.options.append((name, "None"))
-            elif name in differentiable:
+            elif name in differentiable and value is not None:
                 self._freeze(view, name, value, self._why(value))
             elif op in (nf4_linear, bfloat16_linear) and name == "weight" and value is not None:
                 bits = "four bits a number (NF4)" if op is nf4_linear else "bfloat16"

@@ -26,7 +26,6 @@ import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partialmethod
-from inspect import signature
 from types import EllipsisType
 from typing import Any
 
@@ -38,6 +37,7 @@ from minigrad.core.grad_mode import unobserved
 from minigrad.core.node import Cost, OpLike
 from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
+from minigrad.ops.hints import call_with
 from minigrad.ops.products import shape_of_product
 from minigrad.ops.shape import reduced
 from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -165,7 +165,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         values = [value._data if isinstance(value, Tensor) else value for value in given]
         named = dict(zip(op.parameters, values, strict=True))
         shapes = [value.shape for value in values if hasattr(value, "shape")]
-        shape = call_named(op.shape, named) if op.shape else np.broadcast_shapes(*shapes)
+        shape = call_with(op.shape, named) if op.shape else np.broadcast_shapes(*shapes)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
         self.call.counted += evaluate(op.cost, named | {"out": out})
@@ -199,12 +199,7 @@ def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
     """Compute a cost from the operands, the options and the result `out`, by name, as sketches."""
     if isinstance(cost, int):
         return cost * int(values["out"].size)
-    return int(call_named(cost, values))
-
-
-def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Call a function with those `values` that have the names of its parameters."""
-    return function(*(values[name] for name in signature(function).parameters))
+    return int(call_with(cost, values))
 
 
 class SketchedCall:

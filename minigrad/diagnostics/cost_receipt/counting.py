@@ -184,7 +184,7 @@ class _ReceiptRecorder(Recorder):
         """Keep track of passes; for calls with only frozen inputs, count the products not done."""
         super().on_pass(begins)
         if not begins:
-            self._passes.pop()
+            del self._passes[-1:]  # nothing, if the pass began before the block
             return
         self._receipt.passes += not self._passes
         self._passes.append(_Pass(recorded=is_grad_enabled()))

@@ -53,12 +53,6 @@ class ArrayPair(CheckedFunction):
     def _call(self, arrays: Foreign) -> list[Array]:
         return self._pulled_back(arrays)[0]
 
-    def _to_numpy(self, x: Array) -> Array:
-        return x
-
-    def _from_numpy(self, x: Array, like: Any) -> Array:
-        return x
-
     def _pulled_back(
         self, operands: Arrays, needed: Sequence[int] = ()
     ) -> tuple[list[Array], Pull]:

@@ -123,13 +123,13 @@ class CheckedFunction(ABC):
     def _call(self, arrays: Foreign) -> list[Any]:
         """Call f, and return its float results; they must have the shapes of the first call."""
 
-    @abstractmethod
     def _to_numpy(self, x: Any) -> Array:
         """Return a numpy array with the same numbers; it may share the memory."""
+        return np.asarray(x)
 
-    @abstractmethod
     def _from_numpy(self, x: Array, like: Any) -> Any:
         """Return an array of the framework, on the device of `like`."""
+        return x
 
     def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
         """Return a gradient or None by each leaf; the graph is retained."""

@@ -244,9 +244,6 @@ class JaxFunction(ForeignFunction):
     def _is_floats(self, x: Any) -> bool:
         return isinstance(x, self.jax.Array) and is_float(x.dtype)
 
-    def _to_numpy(self, x: Any) -> Array:
-        return np.asarray(x)
-
     def _from_numpy(self, x: Array, like: Any) -> Any:
         return self.jax.device_put(self.jax.numpy.array(x), next(iter(like.devices())))
 

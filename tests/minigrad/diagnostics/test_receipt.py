@@ -4,6 +4,7 @@ import gc
 import threading
 import tracemalloc
 import weakref
+from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -162,8 +163,9 @@ def test_attention(added):
         minigrad.scaled_dot_product_attention(q, k, v, mask).sum().backward()
     scores = batch * heads * length * keys
     product = 2 * scores * d
-    # A mask of floats is added, and may have -inf, which is looked for before and after softmax.
-    assert flops(r, "forward", "fused_attention") == 2 * product + (6 + 3 * added) * scores
+    # A mask of floats is compared with -inf and added; masked scores are replaced twice.
+    forward = 2 * product + (6 + 3 * added) * scores + added * length * keys
+    assert flops(r, "forward", "fused_attention") == forward
     of = of_inputs(r, "backward", "fused_attention")
     # The scores once more, with exp; the gradient of the weights, and of the scores from it.
     again, slopes = product + 3 * scores, product + 2 * scores + 2 * batch * heads * length * d
@@ -277,6 +279,15 @@ def test_what_is_added_to_an_earlier_gradient_is_counted():
         grad((2 * x).sum(), x)  # which adds to nothing
     assert of_inputs(r, "backward", "sum of gradients") == {"": 2 * 32}
     assert r.gradient_bytes == 4 * 32
+
+
+def test_a_receipt_may_begin_in_a_hook():
+    x = drawn(3, requires_grad=True)
+    y = minigrad.exp(x)
+    with ExitStack() as stack:
+        y.register_hook(lambda g: stack.enter_context(receipt()) and None)
+        minigrad.sin(y).sum().backward()  # ends inside of the receipt
+        assert np.allclose(x.grad.data, np.cos(y.data) * y.data)
 
 
 def test_a_hook_counts_as_a_part_of_the_backward_pass():

@@ -326,5 +326,5 @@ def test_an_impossible_target_to_ignore_is_refused(index):
         lambda: nn.NLLLoss(ignore_index=index),
     ]
     for call in calls:
-        with pytest.raises(TypeError, match="ignore_index is an integer, not"):
+        with pytest.raises(TypeError, match=r"ignore_index .* is an integer, not"):
             call()
