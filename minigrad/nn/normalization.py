@@ -63,11 +63,8 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         """Return the sizes, eps, and which parameters are missing."""
-        sizes = self.normalized_shape
-        text = f"{sizes[0] if len(sizes) == 1 else sizes}, eps={self.eps}"
-        if self.weight is None:
-            return f"{text}, elementwise_affine=False"
-        return text if getattr(self, "bias", self) is not None else f"{text}, bias=False"
+        missing = ", bias=False" if self.weight is not None and self.bias is None else ""
+        return _described(self) + missing
 
 
 class RMSNorm(Module):
@@ -99,7 +96,9 @@ class RMSNorm(Module):
         """Return x normalised by `ops.rms_norm`."""
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
-    extra_repr = LayerNorm.extra_repr
+    def extra_repr(self) -> str:
+        """Return the sizes, eps, and whether the weight is missing."""
+        return _described(self)
 
 
 class BatchNorm1d(Module):
@@ -289,3 +288,9 @@ def _affine_pair(
         init.ones_(Parameter.empty(shape, dtype)) if weight else None,
         init.zeros_(Parameter.empty(shape, dtype)) if bias else None,
     )
+
+
+def _described(norm: LayerNorm | RMSNorm) -> str:
+    sizes = norm.normalized_shape
+    missing = ", elementwise_affine=False" if norm.weight is None else ""
+    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{missing}"
