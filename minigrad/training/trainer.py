@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,13 +181,17 @@ class Trainer:
         flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
         for name, flag in flags.items():
             check_flag(name, flag)
-        required: dict[str, tuple[Any, type]]
-        required = {"model": (model, Module), "optimizer": (optimizer, Optimizer)}
-        for name, (part, kind) in required.items():
-            if not isinstance(part, kind):
+        parts_of_classes: list[tuple[str, Any, type, str]] = [
+            ("model", model, Module, ""),
+            ("optimizer", optimizer, Optimizer, ""),
+            ("scheduler", scheduler, LRScheduler, " or None"),
+            ("ema", ema, EMA, " or None"),
+        ]
+        for name, part, kind, or_none in parts_of_classes:
+            if not isinstance(part, kind) and (part is not None or not or_none):
                 raise TypeError(
-                    f"{name} must be of class {kind.__name__}, not {part!r:.60}; the order is "
-                    f"Trainer(model, optimizer, loss)"
+                    f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
+                    f"order is Trainer(model, optimizer, loss, *, scheduler, ema)"
                 )
         if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
@@ -196,11 +201,6 @@ class Trainer:
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
-        optional: dict[str, tuple[Any, type]]
-        optional = {"scheduler": (scheduler, LRScheduler), "ema": (ema, EMA)}
-        for name, (part, kind) in optional.items():
-            if part is not None and not isinstance(part, kind):
-                raise TypeError(f"{name} must be an {kind.__name__} or None, not {part!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ValueError("the scheduler was made with another optimiser than the trainer's")
         averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
@@ -319,7 +319,7 @@ class Trainer:
         count = math.ceil(len(train) / train.batch_size)
         check_ranks(self._world, count, self.accumulation_steps)
         take_from_first(self._world, self._trained(), self.ema)
-        data = digest([given and given.compared() for given in (train, held_out)])
+        data = digest([given and given.compared for given in (train, held_out)])
         self._digests = digests_of_attributes(self.model)
         self._check_same({"the data": data, **self._digests_of_model(self._digests)})
 
@@ -430,7 +430,7 @@ class Trainer:
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            self._check_same_model(world(), given.compared())
+            self._check_same_model(world(), given.compared)
         if isinstance(given, Rows):
             prediction = self._predicted(given.x)
             with no_grad():
@@ -491,7 +491,9 @@ class Trainer:
             items = begun.order[begun.position : begun.position + size]
             taken = train.micro_batches(items)
             if self._world.size > 1:
-                self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
+                # Given micro-batches may be made on demand, so the numbers of items are not enough.
+                compared = [items] if isinstance(train, Rows) else taken
+                self._mark_of_data = int(digest(compared), 16)
             made, count = self._step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
                 check_unchanged(self.model, self._digests)
@@ -617,7 +619,7 @@ class Trainer:
             return [None if p.grad is None else p.grad._data for p in parameters]
 
         own = list(parts(0, count, range(first, first + len(micro_batches))))
-        sums = [pairwise(*part, gradients, _observed_sum) for part in own]
+        sums = [pairwise(*part, gradients, partial(observed, add_lists)) for part in own]
         values = [fact.loss for fact in facts]
         if self._is_shared():
             summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
@@ -902,11 +904,6 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
             )
     return dict(zip(names, functions, strict=True))
-
-
-def _observed_sum(left: Any, right: Any) -> Any:
-    """Add the gradients of two parts of the tree of micro-batches, as one line of a program."""
-    return observed(add_lists, left, right)
 
 
 def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
