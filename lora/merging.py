@@ -122,7 +122,9 @@ def fold(model: Module) -> Module:
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
-    attachments = state.attachments_in(model)
+    parts = [(module, state.attachment_of(module)) for module in model.modules()]
+    # `attach` was called with inner modules later, so their flags must be restored first.
+    attachments = [(part, attachment) for part, attachment in parts[::-1] if attachment is not None]
     for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
         state.attached_layers(part, attachment)

@@ -18,7 +18,6 @@ from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy, copy_for_adapter
 from lora.linear import LoRALayer, check_rank_fits
 from lora.patterns import find
-from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import BFloat16Embedding, is_narrow
@@ -133,18 +132,9 @@ class Plan:
             begin = Factors(a, np.zeros((layer.d_out, target.rank)))
         elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
             begin = layer.begin(target.rank, rng)
-        return Adapter(
-            layer.weight,
-            target.rank,
-            target.alpha,
-            scaling=LoRAScaling(config.scaling),
-            dropout=config.dropout,
-            init=config.init,
-            use_dora=config.use_dora,
-            dora_norm_gradient=config.dora_norm_gradient,
-            begin=begin,
-            rng=rng,
-        )
+        names = "scaling", "dropout", "init", "use_dora", "dora_norm_gradient"
+        options: dict[str, Any] = {name: getattr(config, name) for name in names}
+        return Adapter(layer.weight, target.rank, target.alpha, begin=begin, rng=rng, **options)
 
     def _save_biases(self, model: Module) -> None:
         def is_chosen(name: str) -> bool:

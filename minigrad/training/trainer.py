@@ -41,7 +41,7 @@ from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_nor
 from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.training import checkpoint_file
+from minigrad.training import checkpoint_file, saved_state
 from minigrad.training.history import History, as_record
 from minigrad.training.ranks import (
     MicroBatchFacts,
@@ -52,16 +52,7 @@ from minigrad.training.ranks import (
     sum_of_all,
     take_from_first,
 )
-from minigrad.training.saved_state import (
-    MISFITS,
-    PARTS,
-    RECORDED,
-    RESERVED,
-    UnfinishedEpoch,
-    check_generators,
-    check_records,
-    unfinished_epoch,
-)
+from minigrad.training.saved_state import UnfinishedEpoch
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
@@ -772,7 +763,7 @@ class Trainer:
         """
         try:
             self._load(state)
-        except MISFITS as error:
+        except saved_state.MISFITS as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
@@ -780,7 +771,7 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Load a state; if it does not fit, raise one of `MISFITS` and change nothing."""
-        check_state("a Trainer", state, PARTS)
+        check_state("a Trainer", state, saved_state.PARTS)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -789,8 +780,8 @@ class Trainer:
                     f"{own or 'none'}"
                 )
         history = History(list(state["steps"]), list(state["epochs"]))
-        check_records(history.steps, {"step", *RECORDED})
-        check_records(history.epochs, RECORDED)
+        saved_state.check_records(history.steps, {"step", *saved_state.RECORDED})
+        saved_state.check_records(history.epochs, saved_state.RECORDED)
         best, best_loss = dict(state["best"]), state["best_loss"]
         if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
             raise ValueError(
@@ -798,8 +789,8 @@ class Trainer:
             )
         check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
-        check_generators(state["generators"], generators)
-        begun = unfinished_epoch(state["pass"], history.steps)
+        saved_state.check_generators(state["generators"], generators)
+        begun = saved_state.unfinished_epoch(state["pass"], history.steps)
         weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
@@ -898,7 +889,11 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
     if len(set(names)) != len(names):
         raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
     for name in names:
-        if not isinstance(name, str) or name in RESERVED or name.startswith("validation_"):
+        if (
+            not isinstance(name, str)
+            or name in saved_state.RESERVED
+            or name.startswith("validation_")
+        ):
             raise ValueError(
                 f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
