@@ -70,9 +70,14 @@ class Plan:
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
-                original = module
+                original: Any = module
+                kind: type[AdaptedLayer] = LoRALayer
+                if isinstance(original, Conv2d):
+                    kind = LoRAConv
+                elif isinstance(original, (Embedding, BFloat16Embedding)):
+                    kind = LoRAEmbedding
                 try:
-                    module = _around(original)
+                    module = kind.around(original)
                 except ValueError as error:
                     raise ValueError(f"{target.name}: {error}") from error
                 self.replaced[target.name] = original, module
@@ -205,14 +210,6 @@ class Plan:
                 own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
                 self.copies.append(FullCopy(name, reason, tensor, own, shared))
         return found
-
-
-def _around(layer: Any) -> AdaptedLayer:
-    """Make the layer with adapters that will replace this one."""
-    if isinstance(layer, Conv2d):
-        return LoRAConv.around(layer)
-    is_table = isinstance(layer, (Embedding, BFloat16Embedding))
-    return (LoRAEmbedding if is_table else LoRALayer).around(layer)
 
 
 def _inside(name: str, module: str) -> bool:

@@ -130,15 +130,6 @@ def _check_plain(file: str, what: str) -> None:
         raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
 
 
-def _check_inside(name: str) -> None:
-    is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
-    if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
-        raise ValueError(
-            f"there cannot be a file {name!r}; a name leads to a file in the folder, with / after "
-            f"each folder, and no part of it begins with a dot"
-        )
-
-
 @contextmanager
 def writing_set(
     folder: str | os.PathLike[str],
@@ -187,7 +178,12 @@ def staging_set(
     for file in shards:
         _check_plain(file, "there cannot be a file")
     for name in [*shards, *(others or {})]:
-        _check_inside(name)
+        is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
+        if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
+            raise ValueError(
+                f"there cannot be a file {name!r}; a name leads to a file in the folder, with / "
+                f"after each folder, and no part of it begins with a dot"
+            )
     if taken := {*shards, SINGLE, INDEX} & set(others or {}):
         raise ValueError(f"the name {min(taken)!r} is that of weights or of their index")
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}

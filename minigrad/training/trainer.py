@@ -27,7 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs, random
-from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.checks import (
+    check_above_0,
+    check_count,
+    check_flag,
+    check_positive,
+    check_range,
+    check_state,
+)
 from minigrad.core.grad_mode import no_grad, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
@@ -38,7 +45,6 @@ from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file, saved_state
@@ -168,7 +174,7 @@ class Trainer:
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         if clip_norm is not None:
-            check_bound("clip_norm", clip_norm)
+            check_above_0("clip_norm", clip_norm)
         flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
         for name, flag in flags.items():
             check_flag(name, flag)
@@ -182,7 +188,7 @@ class Trainer:
             if not isinstance(part, kind) and (part is not None or not or_none):
                 raise TypeError(
                     f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
-                    f"order is Trainer(model, optimizer, loss, *, scheduler, ema)"
+                    f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
         if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
@@ -659,7 +665,7 @@ class Trainer:
         if counted is not None:  # also a share of all rows; `_correction` follows the last of them
             share = np.array(counted / (self._usual_count or counted))
         value = observed(self._loss_value, mean._data)
-        mean.backward(observed(filled_like, mean._data, as_array(share)))
+        mean.backward(observed(np.full_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
@@ -899,11 +905,6 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
             )
     return dict(zip(names, functions, strict=True))
-
-
-def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
-    """Return an array with the shape and dtype of the loss, filled with its share of the step."""
-    return np.full(loss.shape, share, loss.dtype)
 
 
 def _checked(result: Any) -> tuple[Tensor, float | None]:
