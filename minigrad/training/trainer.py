@@ -40,7 +40,7 @@ from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
 from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.tree import Part, block, owner, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
@@ -55,7 +55,6 @@ from minigrad.training.ranks import (
     check_unchanged,
     digests_of_attributes,
     file_of_first,
-    sum_of_all,
     take_from_first,
 )
 from minigrad.training.saved_state import UnfinishedEpoch
@@ -683,14 +682,37 @@ class Trainer:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others."""
+        """Add the sums of the parts `own` of this rank, and its facts, to those of the others.
+
+        A ValueError is raised if the ranks do not have the same data and random numbers.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        sums_of = dict(zip(own, sums, strict=True))
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
-        for fact in every:
+        own_marks = [float(mark % 2**53) for mark in marks.values()]
+        # A row for each micro-batch, with facts and marks; those of other ranks are 0.
+        table = np.zeros((count, 3 + len(marks)))
+        lists: dict[Part, Arrays] = {}
+        remaining = iter(facts)
+        for part, gradients in zip(own, sums, strict=True):
+            rows = table.copy()
+            for item in range(*part):
+                rows[item] = *next(remaining), *own_marks
+            lists[part] = [rows, *gradients]
+        ranks = self._world
+        every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
+        assert every is not None
+        for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
+            if len(items := np.flatnonzero(column != mark)):
+                raise ValueError(
+                    f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                    f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                    f"function that is called on one rank only, as below `if world().rank == 0`, "
+                    f"draw from a generator of its own, numpy.random.default_rng(seed)"
+                )
+        found = [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
+        for fact in found:
             self._finite("loss", fact.loss)
-        return summed, [fact.loss for fact in every], every
+        return summed, [fact.loss for fact in found], found
 
     def _loss_value(self, loss: NDArray[Any]) -> float:
         """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""
