@@ -111,7 +111,9 @@ class Plan:
         if config.modules_to_save:
             self._save_modules(model, modules)
         if config.bias != "none":
-            self._save_biases(model)
+            advice = "let the layer that shares it have one too"
+            if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
+                raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
@@ -141,14 +143,9 @@ class Plan:
         options: dict[str, Any] = {name: getattr(config, name) for name in names}
         return Adapter(layer.weight, target.rank, target.alpha, begin=begin, rng=rng, **options)
 
-    def _save_biases(self, model: Module) -> None:
-        def is_chosen(name: str) -> bool:
-            layer, _, last = name.rpartition(".")
-            return last == "bias" and (self.config.bias == "all" or layer in self.layers)
-
-        advice = "let the layer that shares it have one too"
-        if not self._copy(model.parameters(), "bias", is_chosen, advice):
-            raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
+    def _is_chosen_bias(self, name: str) -> bool:
+        layer, _, last = name.rpartition(".")
+        return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
     def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
         """Copy the parameters and buffers of the modules to save."""

@@ -16,6 +16,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -306,6 +307,7 @@ class GGUFTensors(TensorFile):
         self.file, self.config = file, read_config(file)
         self.path, self.location = file.path, repr(os.fspath(file.path))
         self.metadata, self.has_checksum = {}, False
+        self._stack = ExitStack()  # is empty, because the file is open only while it is read
         known = {theirs: name for name, theirs in gguf_names(self.config).items()}
         self._theirs = {known.get(name, name): name for name in file.tensors if name != _FACTORS}
         found = {name: file.tensors[theirs] for name, theirs in self._theirs.items()}
@@ -341,6 +343,3 @@ class GGUFTensors(TensorFile):
 
     def check(self) -> None:
         """Do nothing: the file has no checksum, and its sizes were checked when it was opened."""
-
-    def close(self) -> None:
-        """Do nothing, because the file is open only while it is read."""

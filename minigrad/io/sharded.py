@@ -37,12 +37,14 @@ class TensorSet(Tensors):
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self.files = dict(files)
+        self._stack = ExitStack()
         self.tensors = {}
         self._owners: dict[str, TensorFile] = {}
         for file in self.files.values():
             for name in file:
                 if name in self:
                     raise ValueError(f"{name} is in {self._owners[name].path} and in {file.path}")
+            self._stack.enter_context(file)
             self.tensors |= file.tensors
             self._owners |= dict.fromkeys(file, file)
         self.location = ", ".join(file.location for file in self.files.values())
@@ -63,11 +65,6 @@ class TensorSet(Tensors):
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
         self.info(name)
         return self._owners[name].raw(name)
-
-    def close(self) -> None:
-        """Close all files."""
-        for file in self.files.values():
-            file.close()
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:

@@ -20,7 +20,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
@@ -51,12 +51,14 @@ CHECKSUM = "minigrad.sha256"
 _BEFORE_CHECKSUM = 8 + len(f'{{"__metadata__":{{"{CHECKSUM}":"')  # bytes of a file that has one
 
 
-class Closing(ABC):
+class Closing:
     """Base class of objects that are closed at the end of a `with` block."""
 
-    @abstractmethod
+    _stack: ExitStack  # what has to be closed
+
     def close(self) -> None:
         """Close what is open."""
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +67,7 @@ class Closing(ABC):
         self.close()
 
 
-class Tensors(Closing):
+class Tensors(Closing, ABC):
     """Tensors by name, in one or several files, read on demand."""
 
     tensors: dict[str, TensorInfo]  # the dtype and shape of each tensor, by name
@@ -149,8 +151,8 @@ class TensorFile(Tensors):
         self.location = repr(os.fspath(self.path))
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
-        self._file = open(self.path, "rb")  # noqa: SIM115  # close() does
-        try:
+        with ExitStack() as stack:  # closes the file if there is an error
+            self._file = stack.enter_context(open(self.path, "rb"))
             header, data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self._checksum = self.metadata.pop(CHECKSUM, None)
@@ -161,9 +163,7 @@ class TensorFile(Tensors):
                 self._offsets[name] = data + entry["data_offsets"][0]
                 dtype = NAMES.get(entry["dtype"], entry["dtype"])
                 self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
-        except BaseException:
-            self._file.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _header(self) -> tuple[dict[str, Any], int]:
         """Read the header; return it, and the offset at which the bytes of the tensors begin."""
@@ -229,10 +229,6 @@ class TensorFile(Tensors):
                 f"not have the sha256 in its header; fetch or save it again, or, if the change is "
                 f"meant, take {CHECKSUM!r} out of its metadata"
             )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def _digest(file: BinaryIO | BufferedReader) -> str:

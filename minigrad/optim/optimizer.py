@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -181,9 +181,9 @@ class Optimizer(ABC):
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ValueError or a TypeError if an option of a group has an impossible value."""
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the names of the values that the state of a parameter has after a step."""
-        return set()
+        return ()
 
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise a ValueError if states of earlier steps do not go with the options of a group."""
@@ -356,7 +356,7 @@ class Optimizer(ABC):
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
                 names = self.state_names(options[number])
-                check_state(owner, state, names | (self.unused_names & state.keys()))
+                check_state(owner, state, {*names, *(self.unused_names & state.keys())})
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
                 if key == "step":
