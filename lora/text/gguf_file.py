@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lora.frozen import strips
 from lora.text.architecture import (
@@ -327,14 +327,9 @@ class GGUFTensors(TensorFile):
         found = swap_heads(self.file.read(self._theirs[name], part), name, self.config, back=True)
         return found[first - begin : last - begin]
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        found = self.stored(name, rows)
-        if dtype is None and found.dtype.itemsize == 2 and found.dtype != np.float16:
-            dtype = np.float32
-        return found if dtype is None else found.astype(dtype, copy=False)
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        found = self.stored(info.name, rows)
+        return found.astype(np.float32) if info.dtype == "bfloat16" else found
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from minigrad.checks import check_problems
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
@@ -54,12 +54,8 @@ class TensorSet(Tensors):
         """The metadata in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        self.info(name)
-        return self._owners[name].read(name, dtype, rows)
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        return self._owners[info.name]._read(info, rows)
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""

@@ -91,7 +91,6 @@ class Tensors(Closing, ABC):
             )
         return self.tensors[name]
 
-    @abstractmethod
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
@@ -106,6 +105,12 @@ class Tensors(Closing, ABC):
             KeyError: if the tensor does not exist.
             ValueError: if numpy cannot represent its dtype, or the file has become shorter.
         """
+        array = self._read(self.info(name), rows)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    @abstractmethod
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        """Read some rows in the dtype in the file (float32 for bfloat16)."""
 
     @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
@@ -180,15 +185,11 @@ class TensorFile(Tensors):
         length = int.from_bytes(self._file.read(8), "little")
         return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        info = self.info(name)
-        file, offset = self._file, self._offsets[name]
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        file, offset = self._file, self._offsets[info.name]
         if info.dtype not in NAMES.values():
             raise ValueError(
-                f"{name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
+                f"{info.name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
                 f"read here; there are {', '.join(NAMES.values())}"
             )
         shape, before = info.shape, 0  # the number of elements before the first row to read
@@ -202,11 +203,10 @@ class TensorFile(Tensors):
         file.seek(offset + before * stored.itemsize)
         content = stored.reshape(-1).view(np.uint8).data
         if stored.size and file.readinto(content) < stored.nbytes:
-            raise _cut(file, name)
+            raise _cut(file, info.name)
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
-        array = from_stored(stored, info.dtype)
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return from_stored(stored, info.dtype)
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
