@@ -15,12 +15,12 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from hashlib import file_digest
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
@@ -223,20 +223,12 @@ class TensorFile(Tensors):
     def check(self) -> None:
         """Raise a ValueError if the header has a checksum, and it does not match the tensors."""
         self._file.seek(self._data)
-        if self.has_checksum and _digest(self._file) != self._checksum:
+        if self.has_checksum and file_digest(self._file, "sha256").hexdigest() != self._checksum:
             raise ValueError(
                 f"{self.location} is damaged, or another program has changed it: its tensors do "
                 f"not have the sha256 in its header; fetch or save it again, or, if the change is "
                 f"meant, take {CHECKSUM!r} out of its metadata"
             )
-
-
-def _digest(file: BinaryIO | BufferedReader) -> str:
-    """Return the sha256 of a file, from its current position to the end."""
-    found = hashlib.sha256()
-    while part := file.read(PART):
-        found.update(part)
-    return found.hexdigest()
 
 
 def check_text(text: Any) -> None:
@@ -272,7 +264,7 @@ class TensorWriter:
         tensors: Iterable[TensorInfo],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._file = file
+        self._file: Any = file  # the annotations of BinaryIO lack a method that `file_digest` calls
         listed = list(tensors)
         for given in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
             check_text(given)
@@ -380,7 +372,7 @@ class TensorWriter:
         if missing:
             raise ValueError(f"announced, but not written: {', '.join(missing)}")
         self._file.seek(self._data)
-        checksum = _digest(self._file)
+        checksum = file_digest(self._file, "sha256").hexdigest()
         assert self._file.tell() == self._end
         self._file.seek(_BEFORE_CHECKSUM)
         self._file.write(checksum.encode())
