@@ -21,7 +21,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from hashlib import file_digest
-from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -120,10 +119,6 @@ class Tensors(Closing, ABC):
         """
 
 
-def _cut(file: BufferedReader, name: str) -> ValueError:
-    return ValueError(f"{os.fspath(file.name)!r} ends inside of {name}; it has been changed")
-
-
 def parse_json(text: str | bytes, source: str) -> Any:
     """Parse JSON; a ValueError, which names the source, if an object has a name twice."""
 
@@ -189,7 +184,7 @@ class TensorFile(Tensors):
         file, offset = self._file, self._offsets[info.name]
         if info.dtype not in NAMES.values():
             raise ValueError(
-                f"{info.name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
+                f"{info.name} in {self.location} has dtype {info.dtype}, which cannot be "
                 f"read here; there are {', '.join(NAMES.values())}"
             )
         shape, before = info.shape, 0  # the number of elements before the first row to read
@@ -203,7 +198,7 @@ class TensorFile(Tensors):
         file.seek(offset + before * stored.itemsize)
         content = stored.reshape(-1).view(np.uint8).data
         if stored.size and file.readinto(content) < stored.nbytes:
-            raise _cut(file, info.name)
+            raise ValueError(f"{self.location} ends inside of {info.name}; it has been changed")
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
         return from_stored(stored, info.dtype)
@@ -216,7 +211,7 @@ class TensorFile(Tensors):
             file.seek(offset)
             part = file.read(min(left, PART))
             if not part:
-                raise _cut(file, name)
+                raise ValueError(f"{self.location} ends inside of {name}; it has been changed")
             yield part
             offset, left = offset + len(part), left - len(part)
 
