@@ -161,9 +161,7 @@ class Adapter:
         """Yield all parameters, trained or not, with their names."""
         yield "lora_a", self.lora_a
         yield "lora_b", self.lora_b
-        if self.start is not None:
-            yield "start_a", self.start[0]
-            yield "start_b", self.start[1]
+        yield from zip(("start_a", "start_b"), self.start or (), strict=False)
         if self.lora_magnitude is not None:
             yield "lora_magnitude", self.lora_magnitude
 

@@ -9,6 +9,7 @@ random (as in PEFT). So the vector of a token that is not in the training data d
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Self
 
 import numpy as np
@@ -36,22 +37,16 @@ class LoRAEmbedding(AdaptedLayer):
 
     padding_idx: int | None
 
+    # The names that `Embedding` uses:
+    num_embeddings = property(attrgetter("d_in"), doc="The number of vectors.")
+    embedding_dim = property(attrgetter("d_out"), doc="The size of a vector.")
+
     @classmethod
     def around(cls, layer: Embedding | BFloat16Embedding) -> Self:
         """Make a layer without an adapter, which shares the table of `layer`."""
         made = super().around(layer)
         made.padding_idx = getattr(layer, "padding_idx", None)
         return made
-
-    @property
-    def num_embeddings(self) -> int:
-        """The number of vectors, under the name that `Embedding` uses."""
-        return self.d_in
-
-    @property
-    def embedding_dim(self) -> int:
-        """The size of a vector, under the name that `Embedding` uses."""
-        return self.d_out
 
     def begin(self, rank: int, rng: np.random.Generator | None) -> Factors:
         """Draw the first factors: A = 0, and B standard normal."""

@@ -179,10 +179,6 @@ def _test(part: Any, flags: re.RegexFlag) -> Test | None:
     return cache(lambda character: matcher.match(character) is not None)
 
 
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
 def _literal(text: str) -> Step:
     """Return the step for literal characters."""
     backwards = text[::-1]
@@ -218,7 +214,7 @@ def _anchor(kind: str) -> Step:
         return lambda after, name: after & (name.end if kind == "AT_END" else 1)
 
     def boundary(after: int, name: Name) -> int:
-        words = name.before_any(_is_word)
+        words = name.before_any(lambda character: character.isalnum() or character == "_")
         edges = words ^ (words >> 1)
         return after & (edges if kind == "AT_BOUNDARY" else ~edges)
 

@@ -158,7 +158,9 @@ def extract(
     )
     plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
     covered = {f"{name}.weight" for name in plan.updates}
-    covered |= {other for copy in plan.copies for other in pair.equal_names(copy.name)}
+    for copy in plan.copies:  # another name may have another value, if the tie was cut
+        value = pair.values[copy.name]
+        covered |= {name for name in copy.names if np.array_equal(pair.values[name], value)}
     lost = [name for name in pair.tensors if name not in covered and pair.differs(name)]
     if lost:
         raise ValueError(
@@ -195,12 +197,12 @@ class _Pair:
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
         own: dict[int, Any] = {id(tensor): tensor for _, tensor in base.named_state()}
-        self._names = state_names(base)
+        names_of = state_names(base)
         for name, layer in _in_few_bits(base).items():
             own[id(layer.weight)] = layer.weight
-            self._names.setdefault(id(layer.weight), []).append(name)
+            names_of.setdefault(id(layer.weight), []).append(name)
         self.tensors: dict[str, Tensor | kernels.narrow.NarrowMatrix] = {
-            name: own[key] for key, names in self._names.items() for name in names
+            name: own[key] for key, names in names_of.items() for name in names
         }
         self.values: dict[str, Array] = {}
         problems = []
@@ -220,7 +222,7 @@ class _Pair:
                 problems.append(f"not finite: {name} has NaN or Inf in it")
             else:
                 self.values[name] = value
-        for names in self._names.values():
+        for names in names_of.values():
             there = [name for name in names if name in state]
             if not there:
                 problems.append(f"missing: {names[0]} {self.tensors[names[0]].shape}")
@@ -228,11 +230,6 @@ class _Pair:
                 for name in names:
                     self.values.setdefault(name, self.values[there[0]])
         check_problems("the finetuned model does not fit the base; nothing was changed", problems)
-
-    def equal_names(self, name: str) -> list[str]:
-        """List the names of this tensor that have this same value in the fine-tuned model."""
-        value, names = self.values[name], self._names[id(self.tensors[name])]
-        return [other for other in names if np.array_equal(self.values[other], value)]
 
     def differs(self, name: str) -> bool:
         """Tell whether the base and the fine-tuned model have different values of a tensor."""

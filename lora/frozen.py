@@ -211,11 +211,6 @@ def copy_for_adapter(original: Parameter | Buffer, value: Any) -> TrainedCopy | 
     return OwnBuffer(value) if isinstance(original, Buffer) else TrainedCopy(value)
 
 
-def make_ordinary(own: TrainedCopy | OwnBuffer) -> None:
-    """Turn a copy into an ordinary parameter or buffer of the model, by changing its class."""
-    own.__class__ = Buffer if isinstance(own, Buffer) else Parameter  # type: ignore[assignment]
-
-
 def frozen_bias(bias: Parameter | None) -> Tensor | None:
     """Detach the bias of a frozen layer from the graph, unless it is a copy that an adapter trains.
 

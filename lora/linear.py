@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class LoRALayer(AdaptedLayer):
     """
 
     _prepacked: Any = None  # the packed panels of W; matrix products use them while they exist
+
+    # The names that `Linear` uses:
+    in_features = property(attrgetter("d_in"), doc="The size of an input vector.")
+    out_features = property(attrgetter("d_out"), doc="The size of an output vector.")
 
     def __init__(
         self,
@@ -106,16 +111,6 @@ class LoRALayer(AdaptedLayer):
         return self._plain(Linear, bias=None if self.bias is None else Parameter(self.bias))
 
     to_linear = plain
-
-    @property
-    def in_features(self) -> int:
-        """The size of an input vector, under the name that `Linear` uses."""
-        return self.d_in
-
-    @property
-    def out_features(self) -> int:
-        """The size of an output vector, under the name that `Linear` uses."""
-        return self.d_out
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute x W^T + b."""

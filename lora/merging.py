@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
-from lora.frozen import make_ordinary
-from minigrad.nn import Module, Parameter
+from minigrad.nn import Buffer, Module, Parameter
 
 
 def merge(
@@ -122,7 +122,9 @@ def fold(model: Module) -> Module:
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
-    attachments = state.attachments_in(model)
+    parts = [(module, state.attachment_of(module)) for module in model.modules()]
+    # `attach` was called with inner modules later, so their flags must be restored first.
+    attachments = [(part, attachment) for part, attachment in parts[::-1] if attachment is not None]
     for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
         state.attached_layers(part, attachment)
@@ -168,7 +170,8 @@ def fold(model: Module) -> Module:
                 parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
-                make_ordinary(copy.own)
+                trained: Any = copy.own  # becomes an ordinary parameter or buffer of the model
+                trained.__class__ = Buffer if isinstance(trained, Buffer) else Parameter
                 if isinstance(copy.original, Parameter):
                     state.restore_flags([(copy.own, flags[id(copy.original)])])
         state.store(part, None)

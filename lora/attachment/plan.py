@@ -18,7 +18,6 @@ from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy, copy_for_adapter
 from lora.linear import LoRALayer, check_rank_fits
 from lora.patterns import find
-from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import BFloat16Embedding, is_narrow
@@ -71,9 +70,14 @@ class Plan:
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
-                original = module
+                original: Any = module
+                kind: type[AdaptedLayer] = LoRALayer
+                if isinstance(original, Conv2d):
+                    kind = LoRAConv
+                elif isinstance(original, (Embedding, BFloat16Embedding)):
+                    kind = LoRAEmbedding
                 try:
-                    module = _around(original)
+                    module = kind.around(original)
                 except ValueError as error:
                     raise ValueError(f"{target.name}: {error}") from error
                 self.replaced[target.name] = original, module
@@ -107,7 +111,9 @@ class Plan:
         if config.modules_to_save:
             self._save_modules(model, modules)
         if config.bias != "none":
-            self._save_biases(model)
+            advice = "let the layer that shares it have one too"
+            if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
+                raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
@@ -133,27 +139,13 @@ class Plan:
             begin = Factors(a, np.zeros((layer.d_out, target.rank)))
         elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
             begin = layer.begin(target.rank, rng)
-        return Adapter(
-            layer.weight,
-            target.rank,
-            target.alpha,
-            scaling=LoRAScaling(config.scaling),
-            dropout=config.dropout,
-            init=config.init,
-            use_dora=config.use_dora,
-            dora_norm_gradient=config.dora_norm_gradient,
-            begin=begin,
-            rng=rng,
-        )
+        names = "scaling", "dropout", "init", "use_dora", "dora_norm_gradient"
+        options: dict[str, Any] = {name: getattr(config, name) for name in names}
+        return Adapter(layer.weight, target.rank, target.alpha, begin=begin, rng=rng, **options)
 
-    def _save_biases(self, model: Module) -> None:
-        def is_chosen(name: str) -> bool:
-            layer, _, last = name.rpartition(".")
-            return last == "bias" and (self.config.bias == "all" or layer in self.layers)
-
-        advice = "let the layer that shares it have one too"
-        if not self._copy(model.parameters(), "bias", is_chosen, advice):
-            raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
+    def _is_chosen_bias(self, name: str) -> bool:
+        layer, _, last = name.rpartition(".")
+        return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
     def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
         """Copy the parameters and buffers of the modules to save."""
@@ -215,14 +207,6 @@ class Plan:
                 own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
                 self.copies.append(FullCopy(name, reason, tensor, own, shared))
         return found
-
-
-def _around(layer: Any) -> AdaptedLayer:
-    """Make the layer with adapters that will replace this one."""
-    if isinstance(layer, Conv2d):
-        return LoRAConv.around(layer)
-    is_table = isinstance(layer, (Embedding, BFloat16Embedding))
-    return (LoRAEmbedding if is_table else LoRALayer).around(layer)
 
 
 def _inside(name: str, module: str) -> bool:

@@ -144,15 +144,6 @@ def attachment_of(model: Module) -> Attachment | None:
     return found
 
 
-def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
-    """List the modules in a model (or itself) that `attach` was called with, inner ones first.
-
-    `attach` was called with the inner ones later, so their flags must be restored first.
-    """
-    found = [(module, attachment_of(module)) for module in model.modules()]
-    return [(module, attachment) for module, attachment in found[::-1] if attachment is not None]
-
-
 def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)

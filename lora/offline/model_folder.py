@@ -129,10 +129,6 @@ class AdaptedBase(Closing):
             self._stack = stack.pop_all()
         self._updates: dict[str, Adapter] = {}
 
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
-
     def update(self, layer: str, keep: bool = False) -> Adapter:
         """Return the update of a layer; `keep` keeps it in memory for the next call."""
         if layer in self._updates:

@@ -36,8 +36,9 @@ class WorkerPool(Closing, Generic[O]):
     decomposition.
 
     `opening` opens the files: at once in this process, as `opened`, and in each worker. `workers`
-    is the number of processes, 1 for only this one, and can be set to 1 later. A ValueError is
-    raised if `workers` is not positive; errors of `opening` are passed on.
+    is the number of processes, 1 for only this one, and can be set to 1 later. `close` ends the
+    workers, even in the middle of a task, and closes the files. A ValueError is raised if `workers`
+    is not positive; errors of `opening` are passed on.
     """
 
     def __init__(
@@ -93,10 +94,6 @@ class WorkerPool(Closing, Generic[O]):
         self._stack.enter_context(pool)
         self._stack.callback(ours.close)  # runs before the pool waits for the workers
         return pool
-
-    def close(self) -> None:
-        """End the workers, even in the middle of a task, and close the files."""
-        self._stack.close()
 
 
 _files = ExitStack()  # of a worker

@@ -183,39 +183,29 @@ def _problems_of_base_weights(
     """Yield errors about tensors that are no parameters of the adapter.
 
     PEFT may write the weights of embeddings and of the head, adapted or not. They must equal the
-    weights of the model.
+    weights of the model. For NF4, only the shape is compared.
     """
-    own = _base_weights(plan, model)
+    # The weights of the base, dense or in few bits, by all names that PEFT may use.
+    in_use, names = parameters_in_use(model), state_names(model)
+    own: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
+    own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
+    for name, layer in plan.layers.items():
+        stored = getattr(layer.base_weight, "_data", layer.base_weight)
+        own |= {f"{name}.weight": stored, f"{name}.base_layer.weight": stored}
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
         weight = own.get(key.removeprefix(PREFIX))
         if weight is None:
             yield f"unexpected: {key} {files.tensors[key].shape}"
-        elif not _is_weight(files, key, weight):
+            continue
+        if getattr(weight, "format", None) == "nf4":  # rounding has changed the values
+            is_same = files.tensors[key].shape == weight.shape
+        else:
+            dense = weight if isinstance(weight, np.ndarray) else weight.dense()
+            is_same = files.is_same(key, dense)
+        if not is_same:
             yield f"another base: {key} is not the weight that the model has"
-
-
-def _base_weights(plan: Plan, model: Module) -> dict[str, Any]:
-    """Return the weights of the base, dense or in few bits, by all names that PEFT may use."""
-    in_use, names = parameters_in_use(model), state_names(model)
-    found: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
-    for name, module in model.named_modules():
-        if is_narrow(module):
-            found[f"{name}.weight"] = module.weight
-    for name, layer in plan.layers.items():
-        stored = getattr(layer.base_weight, "_data", layer.base_weight)
-        found |= {f"{name}.weight": stored, f"{name}.base_layer.weight": stored}
-    return found
-
-
-def _is_weight(files: AdapterFolder, key: str, weight: Any) -> bool:
-    """Tell whether a tensor of the file equals a weight; for NF4, only the shape is compared."""
-    if isinstance(weight, np.ndarray):
-        return files.is_same(key, weight)
-    if weight.format == "nf4":  # rounding has changed the values
-        return bool(files.tensors[key].shape == weight.shape)
-    return files.is_same(key, weight.dense())
 
 
 def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix, kind: str) -> None:

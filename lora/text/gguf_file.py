@@ -16,12 +16,13 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lora.frozen import strips
 from lora.text.architecture import (
@@ -306,6 +307,7 @@ class GGUFTensors(TensorFile):
         self.file, self.config = file, read_config(file)
         self.path, self.location = file.path, repr(os.fspath(file.path))
         self.metadata, self.has_checksum = {}, False
+        self._stack = ExitStack()  # is empty, because the file is open only while it is read
         known = {theirs: name for name, theirs in gguf_names(self.config).items()}
         self._theirs = {known.get(name, name): name for name in file.tensors if name != _FACTORS}
         found = {name: file.tensors[theirs] for name, theirs in self._theirs.items()}
@@ -325,14 +327,9 @@ class GGUFTensors(TensorFile):
         found = swap_heads(self.file.read(self._theirs[name], part), name, self.config, back=True)
         return found[first - begin : last - begin]
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        found = self.stored(name, rows)
-        if dtype is None and found.dtype.itemsize == 2 and found.dtype != np.float16:
-            dtype = np.float32
-        return found if dtype is None else found.astype(dtype, copy=False)
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        found = self.stored(info.name, rows)
+        return found.astype(np.float32) if info.dtype == "bfloat16" else found
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""
@@ -341,6 +338,3 @@ class GGUFTensors(TensorFile):
 
     def check(self) -> None:
         """Do nothing: the file has no checksum, and its sizes were checked when it was opened."""
-
-    def close(self) -> None:
-        """Do nothing, because the file is open only while it is read."""

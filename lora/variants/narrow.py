@@ -6,7 +6,7 @@ The layers have no trainable parameters; gradients flow through the linear ones 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Self, TypeGuard
 
 import numpy as np
@@ -35,6 +35,9 @@ class NarrowLinear(Module):
     A TypeError is raised if the weight has another class, a ValueError if the shapes do not match.
     """
 
+    # Returns the class of the weight, which is imported only when it is needed.
+    _kind: Callable[[], type[kernels.narrow.NarrowMatrix]]
+
     def __init__(self, weight: Any, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
         kernels.narrow.check_kind(f"{type(self).__name__}: ", weight, self._kind())
         self.weight, self._dtype = weight, np.dtype(dtype)
@@ -44,11 +47,6 @@ class NarrowLinear(Module):
                 f"{type(self).__name__}: bias has shape {self.bias.shape}; for a weight of shape "
                 f"{weight.shape} it must be {(self.out_features,)}"
             )
-
-    @staticmethod
-    @abstractmethod
-    def _kind() -> type[kernels.narrow.NarrowMatrix]:
-        """Return the class of the weight, which is imported only when it is needed."""
 
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
@@ -100,9 +98,7 @@ class NF4Linear(NarrowLinear):
     `weight.arrays()` returns the arrays to store in a file.
     """
 
-    @staticmethod
-    def _kind() -> type[kernels.narrow.NarrowMatrix]:
-        return kernels.nf4.NF4Matrix
+    _kind = staticmethod(lambda: kernels.nf4.NF4Matrix)
 
     @classmethod
     def from_linear(
@@ -124,9 +120,7 @@ class NF4Linear(NarrowLinear):
 class BFloat16Linear(NarrowLinear):
     """A `NarrowLinear` with a weight in bfloat16, a BFloat16Matrix, as language models store it."""
 
-    @staticmethod
-    def _kind() -> type[kernels.narrow.NarrowMatrix]:
-        return kernels.bfloat16.BFloat16Matrix
+    _kind = staticmethod(lambda: kernels.bfloat16.BFloat16Matrix)
 
     @classmethod
     def from_linear(cls, linear: Linear) -> BFloat16Linear:

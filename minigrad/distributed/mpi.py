@@ -117,7 +117,7 @@ class MPIWorld(World):
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)
         with self._uninterrupted():
-            self._wait(self._comm.Iallgather(self._bytes(mine), self._bytes(every)))
+            self._wait(self._comm.Iallgather(mine.view(np.uint8), every.view(np.uint8)))
         calls = [name.decode(errors="replace") for name in every["name"].tolist()]
         if len(set(calls)) > 1:
             if _LEFT in calls and call != _LEFT:
@@ -151,10 +151,6 @@ class MPIWorld(World):
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
         self._requests.pop()
-
-    @staticmethod
-    def _bytes(array: Array) -> Array:
-        return array.reshape(-1).view(np.uint8)
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from minigrad.checks import check_problems
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
@@ -37,12 +37,14 @@ class TensorSet(Tensors):
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self.files = dict(files)
+        self._stack = ExitStack()
         self.tensors = {}
         self._owners: dict[str, TensorFile] = {}
         for file in self.files.values():
             for name in file:
                 if name in self:
                     raise ValueError(f"{name} is in {self._owners[name].path} and in {file.path}")
+            self._stack.enter_context(file)
             self.tensors |= file.tensors
             self._owners |= dict.fromkeys(file, file)
         self.location = ", ".join(file.location for file in self.files.values())
@@ -52,22 +54,13 @@ class TensorSet(Tensors):
         """The metadata in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        self.info(name)
-        return self._owners[name].read(name, dtype, rows)
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        return self._owners[info.name]._read(info, rows)
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
         self.info(name)
         return self._owners[name].raw(name)
-
-    def close(self) -> None:
-        """Close all files."""
-        for file in self.files.values():
-            file.close()
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
@@ -130,15 +123,6 @@ def _check_plain(file: str, what: str) -> None:
         raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
 
 
-def _check_inside(name: str) -> None:
-    is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
-    if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
-        raise ValueError(
-            f"there cannot be a file {name!r}; a name leads to a file in the folder, with / after "
-            f"each folder, and no part of it begins with a dot"
-        )
-
-
 @contextmanager
 def writing_set(
     folder: str | os.PathLike[str],
@@ -187,7 +171,12 @@ def staging_set(
     for file in shards:
         _check_plain(file, "there cannot be a file")
     for name in [*shards, *(others or {})]:
-        _check_inside(name)
+        is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
+        if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
+            raise ValueError(
+                f"there cannot be a file {name!r}; a name leads to a file in the folder, with / "
+                f"after each folder, and no part of it begins with a dot"
+            )
     if taken := {*shards, SINGLE, INDEX} & set(others or {}):
         raise ValueError(f"the name {min(taken)!r} is that of weights or of their index")
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}

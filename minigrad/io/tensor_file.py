@@ -15,13 +15,12 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from io import BufferedReader
+from contextlib import ExitStack, contextmanager
+from hashlib import file_digest
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -51,12 +50,14 @@ CHECKSUM = "minigrad.sha256"
 _BEFORE_CHECKSUM = 8 + len(f'{{"__metadata__":{{"{CHECKSUM}":"')  # bytes of a file that has one
 
 
-class Closing(ABC):
+class Closing:
     """Base class of objects that are closed at the end of a `with` block."""
 
-    @abstractmethod
+    _stack: ExitStack  # what has to be closed
+
     def close(self) -> None:
         """Close what is open."""
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +66,7 @@ class Closing(ABC):
         self.close()
 
 
-class Tensors(Closing):
+class Tensors(Closing, ABC):
     """Tensors by name, in one or several files, read on demand."""
 
     tensors: dict[str, TensorInfo]  # the dtype and shape of each tensor, by name
@@ -89,7 +90,6 @@ class Tensors(Closing):
             )
         return self.tensors[name]
 
-    @abstractmethod
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
@@ -104,6 +104,12 @@ class Tensors(Closing):
             KeyError: if the tensor does not exist.
             ValueError: if numpy cannot represent its dtype, or the file has become shorter.
         """
+        array = self._read(self.info(name), rows)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    @abstractmethod
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        """Read some rows in the dtype in the file (float32 for bfloat16)."""
 
     @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
@@ -111,10 +117,6 @@ class Tensors(Closing):
 
         The errors are those of `read`.
         """
-
-
-def _cut(file: BufferedReader, name: str) -> ValueError:
-    return ValueError(f"{os.fspath(file.name)!r} ends inside of {name}; it has been changed")
 
 
 def parse_json(text: str | bytes, source: str) -> Any:
@@ -149,8 +151,8 @@ class TensorFile(Tensors):
         self.location = repr(os.fspath(self.path))
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
-        self._file = open(self.path, "rb")  # noqa: SIM115  # close() does
-        try:
+        with ExitStack() as stack:  # closes the file if there is an error
+            self._file = stack.enter_context(open(self.path, "rb"))
             header, data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self._checksum = self.metadata.pop(CHECKSUM, None)
@@ -161,9 +163,7 @@ class TensorFile(Tensors):
                 self._offsets[name] = data + entry["data_offsets"][0]
                 dtype = NAMES.get(entry["dtype"], entry["dtype"])
                 self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
-        except BaseException:
-            self._file.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _header(self) -> tuple[dict[str, Any], int]:
         """Read the header; return it, and the offset at which the bytes of the tensors begin."""
@@ -180,15 +180,11 @@ class TensorFile(Tensors):
         length = int.from_bytes(self._file.read(8), "little")
         return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
 
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `Tensors.read`."""
-        info = self.info(name)
-        file, offset = self._file, self._offsets[name]
+    def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
+        file, offset = self._file, self._offsets[info.name]
         if info.dtype not in NAMES.values():
             raise ValueError(
-                f"{name} in {os.fspath(file.name)!r} has dtype {info.dtype}, which cannot be "
+                f"{info.name} in {self.location} has dtype {info.dtype}, which cannot be "
                 f"read here; there are {', '.join(NAMES.values())}"
             )
         shape, before = info.shape, 0  # the number of elements before the first row to read
@@ -202,11 +198,10 @@ class TensorFile(Tensors):
         file.seek(offset + before * stored.itemsize)
         content = stored.reshape(-1).view(np.uint8).data
         if stored.size and file.readinto(content) < stored.nbytes:
-            raise _cut(file, name)
+            raise ValueError(f"{self.location} ends inside of {info.name}; it has been changed")
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
-        array = from_stored(stored, info.dtype)
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return from_stored(stored, info.dtype)
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
@@ -216,31 +211,19 @@ class TensorFile(Tensors):
             file.seek(offset)
             part = file.read(min(left, PART))
             if not part:
-                raise _cut(file, name)
+                raise ValueError(f"{self.location} ends inside of {name}; it has been changed")
             yield part
             offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
         """Raise a ValueError if the header has a checksum, and it does not match the tensors."""
         self._file.seek(self._data)
-        if self.has_checksum and _digest(self._file) != self._checksum:
+        if self.has_checksum and file_digest(self._file, "sha256").hexdigest() != self._checksum:
             raise ValueError(
                 f"{self.location} is damaged, or another program has changed it: its tensors do "
                 f"not have the sha256 in its header; fetch or save it again, or, if the change is "
                 f"meant, take {CHECKSUM!r} out of its metadata"
             )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _digest(file: BinaryIO | BufferedReader) -> str:
-    """Return the sha256 of a file, from its current position to the end."""
-    found = hashlib.sha256()
-    while part := file.read(PART):
-        found.update(part)
-    return found.hexdigest()
 
 
 def check_text(text: Any) -> None:
@@ -276,7 +259,7 @@ class TensorWriter:
         tensors: Iterable[TensorInfo],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._file = file
+        self._file: Any = file  # the annotations of BinaryIO lack a method that `file_digest` calls
         listed = list(tensors)
         for given in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
             check_text(given)
@@ -384,7 +367,7 @@ class TensorWriter:
         if missing:
             raise ValueError(f"announced, but not written: {', '.join(missing)}")
         self._file.seek(self._data)
-        checksum = _digest(self._file)
+        checksum = file_digest(self._file, "sha256").hexdigest()
         assert self._file.tell() == self._end
         self._file.seek(_BEFORE_CHECKSUM)
         self._file.write(checksum.encode())

@@ -56,16 +56,14 @@ def bits_of(dtype: str) -> int:
     return _BITS.get(dtype) or 8 * stored_dtype(dtype).itemsize
 
 
-def check_dtype(dtype: str) -> str:
-    """Return `dtype`; a ValueError, with a list of dtypes, if it cannot be read and written."""
+def stored_dtype(dtype: str) -> np.dtype[Any]:
+    """Return numpy's dtype for the bytes in a file, which are little-endian.
+
+    A ValueError, with a list of dtypes, is raised if the dtype cannot be read and written.
+    """
     if dtype not in CODES:
         raise ValueError(f"cannot store numbers in {dtype!r}; there are {', '.join(CODES)}")
-    return dtype
-
-
-def stored_dtype(dtype: str) -> np.dtype[Any]:
-    """Return numpy's dtype for the bytes in a file, which are little-endian."""
-    return np.dtype("uint16" if dtype == "bfloat16" else check_dtype(dtype)).newbyteorder("<")
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
 def from_stored(stored: Array, dtype: str) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_flag
+from minigrad.checks import check_above_0, check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
@@ -53,14 +53,6 @@ def norm_of(gradients: list[NDArray[Any]]) -> float:
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
-def check_bound(name: str, bound: Any) -> None:
-    """Raise an error unless `bound`, which may be infinite, is a number above 0."""
-    if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number, np.ndarray)):
-        raise TypeError(f"{name} must be a positive number, not {bound!r:.60}")
-    if not bound > 0:
-        raise ValueError(f"{name} must be positive, not {bound!r}")
-
-
 def clip_grad_norm(
     parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
@@ -80,7 +72,7 @@ def clip_grad_norm(
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
-    check_bound("clip_grad_norm: max_norm", max_norm)
+    check_above_0("clip_grad_norm: max_norm", max_norm)
     check_flag("clip_grad_norm: error_if_nonfinite", error_if_nonfinite)
     gradients = _gradients(parameters)
     norm, clipped = observed(
@@ -120,7 +112,7 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
         ValueError: if `clip_value` is not positive.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
-    check_bound("clip_grad_value: clip_value", clip_value)
+    check_above_0("clip_grad_value: clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     gradients = _gradients(parameters)
     clipped = observed(clipped_values, [*gradients.values()], limit)

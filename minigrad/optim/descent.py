@@ -6,7 +6,7 @@ They give the same results as PyTorch's optimisers of the same names.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the name of the velocity, which a parameter has as state if there is momentum."""
         return {"momentum_buffer"}
 
@@ -132,7 +132,7 @@ class Adam(Optimizer):
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the names of the step, of the two moments and, with amsgrad, of the largest v."""
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
@@ -225,22 +225,19 @@ class RMSprop(Optimizer):
         check_all_but(group, "alpha")
         check_range("alpha", group["alpha"], 0.0, 1.0)
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> list[str]:
         """Return the names of v, of m if centered, and of the velocity if there is momentum."""
-        return set(self._columns(group))
+        more = ["grad_avg"] * group["centered"] + ["momentum_buffer"] * (group["momentum"] > 0)
+        return ["square_avg", *more]
 
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:
         """Raise a ValueError if centered was switched on after a step."""
         if group["centered"] and any("grad_avg" not in state for state in states):
             raise ValueError("centered cannot be switched on after a step; make a new optimiser")
 
-    def _columns(self, group: Mapping[str, Any]) -> list[str]:
-        more = ["grad_avg"] * group["centered"] + ["momentum_buffer"] * (group["momentum"] > 0)
-        return ["square_avg", *more]
-
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
-        tables = self.last_step(group).tables(self._columns(group))
+        tables = self.last_step(group).tables(self.state_names(group))
         lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
         options = lr, alpha, 1 - alpha, group["eps"], group["weight_decay"], momentum
         plain, moving = kernels.optim.rmsprop, kernels.optim.rmsprop_momentum
@@ -287,7 +284,7 @@ class Adagrad(Optimizer):
         """Raise an error if an option has an impossible value."""
         check_all_but(group)
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the names of the step and of the sum of squares."""
         return {"step", "sum"}
 

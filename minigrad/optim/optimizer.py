@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -181,9 +181,9 @@ class Optimizer(ABC):
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ValueError or a TypeError if an option of a group has an impossible value."""
 
-    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+    def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the names of the values that the state of a parameter has after a step."""
-        return set()
+        return ()
 
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise a ValueError if states of earlier steps do not go with the options of a group."""
@@ -323,28 +323,17 @@ class Optimizer(ABC):
                 options.
         """
         parameters = self._parameters()
-        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        expected = [len(group["params"]) for group in self.param_groups]
+        try:
+            groups = [dict(group) for group in state_dict["param_groups"]]
+            sizes = [len(group["params"]) for group in groups]
+            found = {int(number): dict(state) for number, state in state_dict["state"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
-            )
-        groups = state_dict["param_groups"]
-        if not isinstance(groups, Sequence) or not all(
-            isinstance(g, Mapping) and isinstance(g.get("params"), Sequence) for g in groups
-        ):
-            raise ValueError(
-                f"load_state_dict: param_groups is a list of dicts that list their 'params', not "
-                f"{groups!r:.100}"
-            )
-        found = state_dict["state"]
-        if not isinstance(found, Mapping) or not all(
-            str(number).isdecimal() and isinstance(state, Mapping)
-            for number, state in found.items()
-        ):
-            raise ValueError(
-                f"load_state_dict: state is a dict of dicts by the numbers of parameters, not "
-                f"{found!r:.100}"
-            )
-        sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
+                f"load_state_dict: a state of an optimiser is a dict with 'state', a dict of dicts "
+                f"by the numbers of parameters, and 'param_groups', a list of dicts that list "
+                f"their 'params', not {state_dict!r:.100} ({error!r:.100})"
+            ) from None
         if sizes != expected:
             raise ValueError(
                 f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
@@ -358,16 +347,16 @@ class Optimizer(ABC):
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]
         for number, state in found.items():
-            if int(number) >= len(parameters):
+            if not 0 <= number < len(parameters):
                 raise ValueError(
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            parameter = parameters[int(number)]
+            parameter = parameters[number]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                names = self.state_names(options[int(number)])
-                check_state(owner, state, names | (self.unused_names & state.keys()))
+                names = self.state_names(options[number])
+                check_state(owner, state, {*names, *(self.unused_names & state.keys())})
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
                 if key == "step":

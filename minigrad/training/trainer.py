@@ -20,27 +20,34 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs, random
-from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.checks import (
+    check_above_0,
+    check_count,
+    check_flag,
+    check_positive,
+    check_range,
+    check_state,
+)
 from minigrad.core.grad_mode import no_grad, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
 from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.tree import Part, block, owner, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.training import checkpoint_file
+from minigrad.training import checkpoint_file, saved_state
 from minigrad.training.history import History, as_record
 from minigrad.training.ranks import (
     MicroBatchFacts,
@@ -48,19 +55,9 @@ from minigrad.training.ranks import (
     check_unchanged,
     digests_of_attributes,
     file_of_first,
-    sum_of_all,
     take_from_first,
 )
-from minigrad.training.saved_state import (
-    MISFITS,
-    PARTS,
-    RECORDED,
-    RESERVED,
-    UnfinishedEpoch,
-    check_generators,
-    check_records,
-    unfinished_epoch,
-)
+from minigrad.training.saved_state import UnfinishedEpoch
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import (
     Data,
@@ -176,17 +173,21 @@ class Trainer:
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         if clip_norm is not None:
-            check_bound("clip_norm", clip_norm)
+            check_above_0("clip_norm", clip_norm)
         flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
         for name, flag in flags.items():
             check_flag(name, flag)
-        required: dict[str, tuple[Any, type]]
-        required = {"model": (model, Module), "optimizer": (optimizer, Optimizer)}
-        for name, (part, kind) in required.items():
-            if not isinstance(part, kind):
+        parts_of_classes: list[tuple[str, Any, type, str]] = [
+            ("model", model, Module, ""),
+            ("optimizer", optimizer, Optimizer, ""),
+            ("scheduler", scheduler, LRScheduler, " or None"),
+            ("ema", ema, EMA, " or None"),
+        ]
+        for name, part, kind, or_none in parts_of_classes:
+            if not isinstance(part, kind) and (part is not None or not or_none):
                 raise TypeError(
-                    f"{name} must be of class {kind.__name__}, not {part!r:.60}; the order is "
-                    f"Trainer(model, optimizer, loss)"
+                    f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
+                    f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
         if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
@@ -196,11 +197,6 @@ class Trainer:
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler, self.ema = scheduler, ema
-        optional: dict[str, tuple[Any, type]]
-        optional = {"scheduler": (scheduler, LRScheduler), "ema": (ema, EMA)}
-        for name, (part, kind) in optional.items():
-            if part is not None and not isinstance(part, kind):
-                raise TypeError(f"{name} must be an {kind.__name__} or None, not {part!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ValueError("the scheduler was made with another optimiser than the trainer's")
         averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
@@ -319,7 +315,7 @@ class Trainer:
         count = math.ceil(len(train) / train.batch_size)
         check_ranks(self._world, count, self.accumulation_steps)
         take_from_first(self._world, self._trained(), self.ema)
-        data = digest([given and given.compared() for given in (train, held_out)])
+        data = digest([given and given.compared for given in (train, held_out)])
         self._digests = digests_of_attributes(self.model)
         self._check_same({"the data": data, **self._digests_of_model(self._digests)})
 
@@ -430,7 +426,7 @@ class Trainer:
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            self._check_same_model(world(), given.compared())
+            self._check_same_model(world(), given.compared)
         if isinstance(given, Rows):
             prediction = self._predicted(given.x)
             with no_grad():
@@ -491,7 +487,9 @@ class Trainer:
             items = begun.order[begun.position : begun.position + size]
             taken = train.micro_batches(items)
             if self._world.size > 1:
-                self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
+                # Given micro-batches may be made on demand, so the numbers of items are not enough.
+                compared = [items] if isinstance(train, Rows) else taken
+                self._mark_of_data = int(digest(compared), 16)
             made, count = self._step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
                 check_unchanged(self.model, self._digests)
@@ -617,7 +615,7 @@ class Trainer:
             return [None if p.grad is None else p.grad._data for p in parameters]
 
         own = list(parts(0, count, range(first, first + len(micro_batches))))
-        sums = [pairwise(*part, gradients, _observed_sum) for part in own]
+        sums = [pairwise(*part, gradients, partial(observed, add_lists)) for part in own]
         values = [fact.loss for fact in facts]
         if self._is_shared():
             summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
@@ -666,7 +664,7 @@ class Trainer:
         if counted is not None:  # also a share of all rows; `_correction` follows the last of them
             share = np.array(counted / (self._usual_count or counted))
         value = observed(self._loss_value, mean._data)
-        mean.backward(observed(filled_like, mean._data, as_array(share)))
+        mean.backward(observed(np.full_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
@@ -684,14 +682,37 @@ class Trainer:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others."""
+        """Add the sums of the parts `own` of this rank, and its facts, to those of the others.
+
+        A ValueError is raised if the ranks do not have the same data and random numbers.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        sums_of = dict(zip(own, sums, strict=True))
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
-        for fact in every:
+        own_marks = [float(mark % 2**53) for mark in marks.values()]
+        # A row for each micro-batch, with facts and marks; those of other ranks are 0.
+        table = np.zeros((count, 3 + len(marks)))
+        lists: dict[Part, Arrays] = {}
+        remaining = iter(facts)
+        for part, gradients in zip(own, sums, strict=True):
+            rows = table.copy()
+            for item in range(*part):
+                rows[item] = *next(remaining), *own_marks
+            lists[part] = [rows, *gradients]
+        ranks = self._world
+        every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
+        assert every is not None
+        for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
+            if len(items := np.flatnonzero(column != mark)):
+                raise ValueError(
+                    f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                    f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                    f"function that is called on one rank only, as below `if world().rank == 0`, "
+                    f"draw from a generator of its own, numpy.random.default_rng(seed)"
+                )
+        found = [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
+        for fact in found:
             self._finite("loss", fact.loss)
-        return summed, [fact.loss for fact in every], every
+        return summed, [fact.loss for fact in found], found
 
     def _loss_value(self, loss: NDArray[Any]) -> float:
         """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""
@@ -770,7 +791,7 @@ class Trainer:
         """
         try:
             self._load(state)
-        except MISFITS as error:
+        except saved_state.MISFITS as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
@@ -778,7 +799,7 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Load a state; if it does not fit, raise one of `MISFITS` and change nothing."""
-        check_state("a Trainer", state, PARTS)
+        check_state("a Trainer", state, saved_state.PARTS)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -787,8 +808,8 @@ class Trainer:
                     f"{own or 'none'}"
                 )
         history = History(list(state["steps"]), list(state["epochs"]))
-        check_records(history.steps, {"step", *RECORDED})
-        check_records(history.epochs, RECORDED)
+        saved_state.check_records(history.steps, {"step", *saved_state.RECORDED})
+        saved_state.check_records(history.epochs, saved_state.RECORDED)
         best, best_loss = dict(state["best"]), state["best_loss"]
         if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
             raise ValueError(
@@ -796,8 +817,8 @@ class Trainer:
             )
         check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
-        check_generators(state["generators"], generators)
-        begun = unfinished_epoch(state["pass"], history.steps)
+        saved_state.check_generators(state["generators"], generators)
+        begun = saved_state.unfinished_epoch(state["pass"], history.steps)
         weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
@@ -896,22 +917,16 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
     if len(set(names)) != len(names):
         raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
     for name in names:
-        if not isinstance(name, str) or name in RESERVED or name.startswith("validation_"):
+        if (
+            not isinstance(name, str)
+            or name in saved_state.RESERVED
+            or name.startswith("validation_")
+        ):
             raise ValueError(
                 f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
             )
     return dict(zip(names, functions, strict=True))
-
-
-def _observed_sum(left: Any, right: Any) -> Any:
-    """Add the gradients of two parts of the tree of micro-batches, as one line of a program."""
-    return observed(add_lists, left, right)
-
-
-def filled_like(loss: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
-    """Return an array with the shape and dtype of the loss, filled with its share of the step."""
-    return np.full(loss.shape, share, loss.dtype)
 
 
 def _checked(result: Any) -> tuple[Tensor, float | None]:

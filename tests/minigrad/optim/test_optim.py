@@ -992,7 +992,7 @@ def test_the_limit_must_be_positive(max_norm):
 @pytest.mark.parametrize("bound", ["1", None, True, [1.0]])
 def test_the_limit_must_be_a_number(bound):
     for clip in (clip_grad_norm, clip_grad_value):
-        with pytest.raises(TypeError, match="must be a positive number, not "):
+        with pytest.raises(TypeError, match="must be a number, not "):
             clip([parameter([1.0], [1.0])], bound)
 
 

@@ -1308,7 +1308,7 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkey
 @pytest.mark.parametrize("name", ["scheduler", "ema"])
 @pytest.mark.parametrize("value", [0.9, "cosine", StepLR])
 def test_something_else_is_no_scheduler_and_no_average(name, value):
-    with pytest.raises(TypeError, match=f"{name} must be an? .* or None, not"):
+    with pytest.raises(TypeError, match=rf"{name} must be of class \w+ or None, not"):
         make(**{name: value})
 
 
