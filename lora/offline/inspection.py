@@ -249,12 +249,12 @@ class Findings:
         lines = [*map(str, self.findings), total]
         if self.merged:
             right = [layer for layer in self.merged if layer.verdict == RIGHT]
-            dtypes = ", ".join(sorted({layer.dtype for layer in self.merged}))
-            lost = max((layer.error for layer in right), default=0.0)
-            lines.append(
-                f"{len(right)} of {len(self.merged)} layers of the model have the update; in "
-                f"{dtypes}, rounding changed it by {lost:.2g} of its norm at most"
-            )
+            text = f"{len(right)} of {self.checked} layers of the model have the update"
+            if right:
+                dtypes = ", ".join(sorted({layer.dtype for layer in right}))
+                lost = max(layer.error for layer in right)
+                text += f"; in {dtypes}, rounding changed it by {lost:.2g} of its norm at most"
+            lines.append(text)
         return "\n".join(lines)
 
 

@@ -71,8 +71,12 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
     if name in base.layers:
         layer, info = base.layers[name], model.info(name)
         weight = base.weights[layer]
-        if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
-            return f"has dtype {info.dtype} and shape {info.shape} in the model"
+        own = tensors.info(name)
+        if info.shape == own.shape[::-1] != own.shape:
+            return f"is transposed: its shape is {info.shape} in the model, {own.shape} in the base"
+        if info.dtype not in FLOATS or info.shape != own.shape:
+            text = f"has dtype {info.dtype} and shape {info.shape} in the model"
+            return f"{text}, and {own.dtype} and {own.shape} in the base"
         merged = StoredWeight(model, name, weight.is_transposed)
         if not merged.is_finite():
             return "has NaN or Inf in it, in the model"
@@ -143,10 +147,14 @@ def _compared(
     if norms is not None:
         plain = partial(Adapter.of(weight, a, b, s).update, weight)
         mistakes.append((plain, 1.0, "has the update without DoRA's magnitude"))
-    mistakes.append((right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"))
-    found = (text for update, factor, text in mistakes if distance(update, factor)[0])
-    unknown = f"is {error:.3g} |dW| from what it should be, and not the base"
-    return MergedLayer(name, dtype, *figures, next(found, unknown))
+    verdict = f"is {error:.3g} |dW| from what it should be, and not the base"
+    scaled = (right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}")
+    for update, factor, text in (*mistakes, scaled):
+        if distance(update, factor)[0]:
+            alike = [t for u, f, t in mistakes if u is update and math.isclose(f, factor)]
+            verdict = ", or ".join(alike or [text])
+            break
+    return MergedLayer(name, dtype, *figures, verdict)
 
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:

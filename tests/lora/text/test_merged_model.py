@@ -120,6 +120,46 @@ def test_a_wrong_factor_is_named(name, dtype, tmp_path):
         assert all("has the update with the scale" in each for each in found.values()), found
 
 
+def test_all_mistakes_with_the_same_factor_are_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=2)
+    dw = updates(base, adapter)  # with 2 / 4
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += 2 * update
+
+    found, _ = wrong(adapter, base, write(base, tmp_path / "out", change))
+    assert len(found) == 14
+    for verdict in found.values():
+        assert "has the update in it twice" in verdict
+        assert "so its scale of 0.5 was lost" in verdict
+        assert "as if the scaling were rslora" in verdict
+
+
+def test_other_shapes_are_named_and_counted(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "merged")
+
+    def change(arrays):
+        up, down = (f"model.layers.{i}.mlp.up_proj.weight" for i in range(2))
+        arrays[up] = arrays[up].T
+        arrays[down] = arrays[down][:40]
+
+    found = check_adapter(adapter, base, write(tmp_path / "merged", tmp_path / "out", change))
+    told = {each.where: each.what for each in found.findings}
+    assert told["model.layers.0.mlp.up_proj.weight"] == (
+        "is transposed: its shape is (32, 48) in the model, (48, 32) in the base"
+    )
+    assert told["model.layers.1.mlp.up_proj.weight"] == (
+        "has dtype float32 and shape (40, 32) in the model, and float32 and (48, 32) in the base"
+    )
+    assert "12 of 14 layers of the model have the update; in float32" in repr(found)
+    found = check_adapter(adapter, base, base)
+    assert repr(found).endswith("0 of 14 layers of the model have the update")
+
+
 def test_a_scale_of_another_rule_is_named(tmp_path):
     base = tiny_folder(tmp_path / "m")
     adapter = tiny_adapter(tmp_path / "a", base, scaling="rslora", alpha=6)
