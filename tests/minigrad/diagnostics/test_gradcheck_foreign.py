@@ -499,6 +499,14 @@ def test_the_command_takes_them(torch, jax, target, options, code, said, tmp_pat
     assert said in capsys.readouterr().out
 
 
+def test_the_command_says_which_framework_to_name(jax, tmp_path, capsys):
+    (tmp_path / "of_jax.py").write_text("import jax.numpy\ndef f(x): return jax.numpy.sin(x)\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["check", f"{tmp_path}/of_jax.py:f", "--shapes", "3"])
+    assert caught.value.code == 3
+    assert "of a function of JAX, say --framework jax" in capsys.readouterr().err
+
+
 # No false alarm
 
 
