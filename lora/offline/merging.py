@@ -284,7 +284,7 @@ def _check_out(
         raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    if not is_file and os.path.lexists(out) and not out.is_dir():
+    if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
         raise ValueError(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )
