@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
+from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
@@ -312,7 +312,8 @@ def check_adapter(
                         rows.append(verdict)
                         name, verdict = verdict.name, verdict.verdict
                     if verdict not in ("", RIGHT):
-                        found.append(Finding("wrong", name, verdict))
+                        is_hidden = verdict == HIDDEN
+                        found.append(Finding("odd" if is_hidden else "wrong", name, verdict))
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),

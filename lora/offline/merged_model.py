@@ -28,8 +28,11 @@ from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
 RIGHT = "has the update in it"
+HIDDEN = "cannot be told from the base: the update is too small for the dtype of the model"
 
 _SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
+
+_HIDING = 0.1  # the share of an update that rounding changes at least where it hides the update
 
 _DIGITS = {"float16": 11, "bfloat16": 8}  # binary digits; others compute in float32
 
@@ -46,7 +49,7 @@ class MergedLayer:
         ratio: <M - W, dW> / <dW, dW>, near 1 for a right merge.
         error: |M - V| / |dW|.
         rounding: the largest `error` that rounding explains.
-        verdict: `RIGHT`, or the mistake that was made.
+        verdict: `RIGHT`, `HIDDEN`, or the mistake that was made.
     """
 
     name: str
@@ -128,9 +131,10 @@ def _compared(
         return is_near, (inner / norm**2, math.sqrt(error) / norm, rounding / norm)
 
     is_right, figures = distance(right, 1.0)
-    if is_right:
-        return MergedLayer(name, dtype, *figures, RIGHT)
     ratio, error, _ = figures
+    if is_right:  # if little of the update was lost, the base is not as near
+        is_hidden = error > _HIDING and distance(right, 0.0)[0]
+        return MergedLayer(name, dtype, *figures, HIDDEN if is_hidden else RIGHT)
     kind = next(kind for kind in LoRAScaling if kind is not adapter.scaling)
     other, lost = kind.scale(adapter.alpha, adapter.rank), "has the update with the scale"
     mistakes: list[tuple[Update, float, str]] = [  # the most likely first

@@ -9,7 +9,7 @@ import pytest
 import lora
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files
-from lora.offline.merged_model import RIGHT
+from lora.offline.merged_model import HIDDEN, RIGHT
 from lora.offline.model_folder import AdaptedBase
 from lora.peft.folder import AdapterFolder
 from minigrad.io import TensorInfo, load_state, open_tensors, writing_set
@@ -190,6 +190,26 @@ def test_lost_patterns_are_named(tmp_path):
     assert all(
         "with the scale 2, not 3, as if there were no patterns" in each for each in found.values()
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_that_rounding_hides_is_odd(dtype, tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=1e-5)
+    for model in (tmp_path / "out", tmp_path / "copy"):
+        if model.name == "out":
+            merge_files(base, adapter, model, dtype=dtype)
+        else:
+            write(base, model, lambda arrays: None, dtype)
+        found = check_adapter(adapter, base, model)
+        told = {each.where: (each.level, each.what) for each in found.findings}
+        if dtype == "float32":
+            assert found.is_right == (model.name == "out")
+        else:
+            assert found.is_right
+            assert set(told.values()) == {("odd", HIDDEN)}
+            assert len(told) == 14
+            assert "0 of 14 layers of the model have the update" in repr(found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
