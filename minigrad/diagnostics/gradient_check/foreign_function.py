@@ -101,7 +101,7 @@ class ForeignFunction(CheckedFunction):
         with self._findings():
             results, pull = self._pulled_back(operands, range(len(operands)))
             pull(self._seeds([np.ones(x.shape) for x in results], results), False)
-        dtype = least_exact(self._to_numpy(x).dtype for x in results)
+        dtype = least_exact(x.dtype for x in (*map(self._to_numpy, results), *operands))
         if dtype != FLOAT64 and self.widened(operands):
             raise self.error(f"{self.name} computes in {dtype} only")
         dtype = self.dtype_inside(operands, dtype)
@@ -129,7 +129,8 @@ class TorchFunction(ForeignFunction):
         return {name: p for name, p in named if p.requires_grad}
 
     def _is_floats(self, x: Any) -> bool:
-        return isinstance(x, self.torch.Tensor) and x.is_floating_point()
+        is_floats = isinstance(x, self.torch.Tensor) and x.is_floating_point()
+        return is_floats and x.dtype.itemsize > 1  # float8 has no gradients, and numpy lacks it
 
     def _to_numpy(self, x: Any) -> Array:
         x = x.detach().cpu().to_dense()

@@ -441,6 +441,25 @@ def test_typed_keys_of_jax_are_constants(jax):
         gradcheck(lambda key: jax.random.normal(key), [key])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_operands_of_few_digits_with_results_of_more_are_not_accused(jax, torch, dtype):
+    jnp = jax.numpy
+    x = jnp.array(X, dtype)
+    report = gradcheck(lambda x: x.astype(jnp.float32) * 2, [x])
+    assert not report.wrong
+    assert report.dtype == dtype
+    x = torch.tensor(X).to(getattr(torch, dtype))
+    if x.dtype.itemsize > 1:
+        report = gradcheck(lambda x: x.float() * 2, [x])
+        assert not report.wrong
+        assert report.dtype == dtype
+    else:
+        scale = gradcheck(lambda x, scale: x * scale.double(), [torch.tensor(X), x])
+        assert scale.verdict == "agree"
+        with pytest.raises(TypeError, match=f"no input holds floats of torch.*{dtype}"):
+            gradcheck(lambda x: x.float() * 2, [x])
+
+
 def test_a_vjp_that_is_wrong_at_second_order_only(jax):
     backward = lambda x, g: (2 * g * jax.lax.stop_gradient(x),)
     x = jax.numpy.asarray(X, dtype="float32")
