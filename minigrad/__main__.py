@@ -97,8 +97,9 @@ def check(options: argparse.Namespace) -> int:
             report = check_vjp(f, load(options.vjp), arrays, **settings)
     except (Exception, SystemExit) as error:  # an error in the script says nothing about gradients
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        if options.framework is None and options.vjp is None and "torch" in sys.modules:
-            notes += "\n  of a function of PyTorch, say --framework torch"
+        for name, library in ("torch", "PyTorch"), ("jax", "JAX"):
+            if options.framework is None and options.vjp is None and name in sys.modules:
+                notes += f"\n  of a function of {library}, say --framework {name}"
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
     if report and not report.compared:

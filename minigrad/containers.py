@@ -8,8 +8,8 @@ and stays in its place.
     structure = flatten({"layers": [a, b]}, "argument 0", leaves)   # paths: ["layers"][0], ...
     rebuild(structure, [1, 2])                                      # {"layers": [1, 2]}
 
-- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes is
-  refused: they would keep their old values beside the new items.
+- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes can be
+  flattened, but not rebuilt: they would keep their old values beside the new items.
 - A dataclass is rebuilt by setting only its fields. `__init__` and `__post_init__` do not run,
   because they may compute with the leaves or reject them. Other attributes are missing in the
   result, because an old value could be wrong. A field with `metadata={"static": True}` is not a
@@ -62,7 +62,6 @@ def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] =
 
     Raises:
         ValueError: if a container contains itself.
-        TypeError: if a dict has attributes.
     """
     if value is None:
         return None
@@ -70,24 +69,24 @@ def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] =
     if opened is None:
         leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
         return len(leaves) - 1
-    if isinstance(value, dict) and getattr(value, "__dict__", None):
-        raise TypeError(
-            f"{path} is of type {type(value).__name__}, a dict with attributes "
-            f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
-            f"use a plain dict or a dataclass"
-        )
     if any(value is outer for outer in around):
         raise ValueError(f"{path} is a container that contains itself, so it has no end")
-    kind, items, _, owner = opened
+    kind, items, make, owner = opened
+    if isinstance(value, dict) and getattr(value, "__dict__", None):
+        make = _refusal(value, path)
     contents = {
         key: flatten(item, _at(path, key, kind, owner), leaves, (*around, value))
         for key, item in items.items()
     }
-    return opened._replace(contents=contents)
+    return Container(kind, contents, make, owner)
 
 
 def rebuild(structure: Structure, leaves: Sequence[Any], owners: bool = False) -> Any:
-    """Return containers with this structure and these leaves; with `owners`, keep Owners."""
+    """Return containers with this structure and these leaves; with `owners`, keep Owners.
+
+    Raises:
+        TypeError: for a dict with attributes.
+    """
     if not isinstance(structure, Container):
         return None if structure is None else leaves[structure]
     if owners and structure.owner is not None:
@@ -139,6 +138,8 @@ def _open(value: Any) -> Container | None:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         named = dict(zip(kind._fields, value, strict=True))
         return Container(kind, named, lambda new: kind._make(new.values()), None)
+    if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # a named tuple made in C
+        return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if not hasattr(kind, "__dataclass_fields__"):
         return None
     fields: dict[str, Any] = {}
@@ -148,6 +149,20 @@ def _open(value: Any) -> Container | None:
             value, field.name
         )
     return Container(kind, fields, lambda new: _instance(kind, static | new), None)
+
+
+def _refusal(value: dict[Any, Any], path: str) -> Callable[[dict[Any, Any]], Any]:
+    """Return a function that refuses to rebuild a dict with attributes."""
+    message = (
+        f"{path} is of type {type(value).__name__}, a dict with attributes "
+        f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
+        f"use a plain dict or a dataclass"
+    )
+
+    def refuse(items: dict[Any, Any]) -> Any:
+        raise TypeError(message)
+
+    return refuse
 
 
 def _filled(mapping: Any, items: dict[Any, Any]) -> Any:
@@ -165,6 +180,6 @@ def _instance(cls: type, attributes: dict[str, Any]) -> Any:
 
 def _at(path: str, key: Any, kind: type, owner: Owner | None) -> str:
     """Return the path of an element: `path` plus `.weight`, `["weight"]` or `[0]`."""
-    if owner is not None or kind not in (dict, list, tuple):
+    if owner is not None or (kind is not dict and isinstance(key, str)):
         return f"{path}.{key}"
     return f'{path}["{key}"]' if isinstance(key, str) else f"{path}[{key!r}]"

@@ -93,7 +93,8 @@ def convert_adapter(
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():
         raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
-    if target.is_file() if is_file else target.is_dir() or target.suffix != ".gguf":
+    is_gguf = target.suffix == ".gguf" and not target.is_dir()
+    if (is_gguf or target.is_file()) if is_file else not is_gguf:
         kind = "a folder" if is_file else "a file that ends in .gguf"
         raise ValueError(f"{os.fspath(out)!r} is to be {kind}; name one")
     if is_file:

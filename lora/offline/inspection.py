@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lora.offline.merged_model import RIGHT, MergedLayer, compare_tensor
+from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
@@ -249,12 +249,12 @@ class Findings:
         lines = [*map(str, self.findings), total]
         if self.merged:
             right = [layer for layer in self.merged if layer.verdict == RIGHT]
-            dtypes = ", ".join(sorted({layer.dtype for layer in self.merged}))
-            lost = max((layer.error for layer in right), default=0.0)
-            lines.append(
-                f"{len(right)} of {len(self.merged)} layers of the model have the update; in "
-                f"{dtypes}, rounding changed it by {lost:.2g} of its norm at most"
-            )
+            text = f"{len(right)} of {self.checked} layers of the model have the update"
+            if right:
+                dtypes = ", ".join(sorted({layer.dtype for layer in right}))
+                lost = max(layer.error for layer in right)
+                text += f"; in {dtypes}, rounding changed it by {lost:.2g} of its norm at most"
+            lines.append(text)
         return "\n".join(lines)
 
 
@@ -312,7 +312,8 @@ def check_adapter(
                         rows.append(verdict)
                         name, verdict = verdict.name, verdict.verdict
                     if verdict not in ("", RIGHT):
-                        found.append(Finding("wrong", name, verdict))
+                        is_hidden = verdict == HIDDEN
+                        found.append(Finding("odd" if is_hidden else "wrong", name, verdict))
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),

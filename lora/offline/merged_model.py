@@ -28,8 +28,11 @@ from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
 RIGHT = "has the update in it"
+HIDDEN = "cannot be told from the base: the update is too small for the dtype of the model"
 
 _SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
+
+_HIDING = 0.1  # the share of an update that rounding changes at least where it hides the update
 
 _DIGITS = {"float16": 11, "bfloat16": 8}  # binary digits; others compute in float32
 
@@ -46,7 +49,7 @@ class MergedLayer:
         ratio: <M - W, dW> / <dW, dW>, near 1 for a right merge.
         error: |M - V| / |dW|.
         rounding: the largest `error` that rounding explains.
-        verdict: `RIGHT`, or the mistake that was made.
+        verdict: `RIGHT`, `HIDDEN`, or the mistake that was made.
     """
 
     name: str
@@ -71,8 +74,12 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
     if name in base.layers:
         layer, info = base.layers[name], model.info(name)
         weight = base.weights[layer]
-        if info.dtype not in FLOATS or info.shape != tensors.info(name).shape:
-            return f"has dtype {info.dtype} and shape {info.shape} in the model"
+        own = tensors.info(name)
+        if info.shape == own.shape[::-1] != own.shape:
+            return f"is transposed: its shape is {info.shape} in the model, {own.shape} in the base"
+        if info.dtype not in FLOATS or info.shape != own.shape:
+            text = f"has dtype {info.dtype} and shape {info.shape} in the model"
+            return f"{text}, and {own.dtype} and {own.shape} in the base"
         merged = StoredWeight(model, name, weight.is_transposed)
         if not merged.is_finite():
             return "has NaN or Inf in it, in the model"
@@ -124,9 +131,10 @@ def _compared(
         return is_near, (inner / norm**2, math.sqrt(error) / norm, rounding / norm)
 
     is_right, figures = distance(right, 1.0)
-    if is_right:
-        return MergedLayer(name, dtype, *figures, RIGHT)
     ratio, error, _ = figures
+    if is_right:  # if little of the update was lost, the base is not as near
+        is_hidden = error > _HIDING and distance(right, 0.0)[0]
+        return MergedLayer(name, dtype, *figures, HIDDEN if is_hidden else RIGHT)
     kind = next(kind for kind in LoRAScaling if kind is not adapter.scaling)
     other, lost = kind.scale(adapter.alpha, adapter.rank), "has the update with the scale"
     mistakes: list[tuple[Update, float, str]] = [  # the most likely first
@@ -143,10 +151,14 @@ def _compared(
     if norms is not None:
         plain = partial(Adapter.of(weight, a, b, s).update, weight)
         mistakes.append((plain, 1.0, "has the update without DoRA's magnitude"))
-    mistakes.append((right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}"))
-    found = (text for update, factor, text in mistakes if distance(update, factor)[0])
-    unknown = f"is {error:.3g} |dW| from what it should be, and not the base"
-    return MergedLayer(name, dtype, *figures, next(found, unknown))
+    verdict = f"is {error:.3g} |dW| from what it should be, and not the base"
+    scaled = (right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}")
+    for update, factor, text in (*mistakes, scaled):
+        if distance(update, factor)[0]:
+            alike = [t for u, f, t in mistakes if u is update and math.isclose(f, factor)]
+            verdict = ", or ".join(alike or [text])
+            break
+    return MergedLayer(name, dtype, *figures, verdict)
 
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:

@@ -33,7 +33,7 @@ from minigrad.checks import check_problems
 from minigrad.io import TensorInfo, TensorSet, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
 from minigrad.kernels.vector import vector_registers
-from minigrad.tables import in_bytes
+from minigrad.tables import counted, in_bytes
 
 _ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
@@ -69,7 +69,8 @@ class MergedFiles:
             lines.append(f"names of the base have {self.prefix!r} before those of the adapter")
         if self.replaced:
             added = f", {len(self.added)} of them new to it" if self.added else ""
-            lines.append(f"taken over in full: {len(self.replaced)} tensors of the adapter{added}")
+            tensors = counted(len(self.replaced), "tensor")
+            lines.append(f"taken over in full: {tensors} of the adapter{added}")
         lines += [f"{name} {TIED}" for name in self.tied]
         lines += [f"{name} {UNTIED}" for name in self.heads]
         if self.left_out:
@@ -283,7 +284,7 @@ def _check_out(
         raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    if not is_file and os.path.lexists(out) and not out.is_dir():
+    if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
         raise ValueError(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )

@@ -34,11 +34,11 @@ class EvalReport:
     base: EvalReport | None = None
 
     def __repr__(self) -> str:
-        error = self.perplexity * self.standard_error  # of e^loss, to first order
-        text = (
-            f"loss {self.loss:.4f} +- {self.standard_error:.4f} per token, perplexity "
-            f"{self.perplexity:.4g} +- {error:.2g}, {self.tokens:,} tokens"
-        )
+        loss, perplexity = f"loss {self.loss:.4f}", f"perplexity {self.perplexity:.4g}"
+        if not math.isnan(self.standard_error):
+            loss += f" +- {self.standard_error:.4f}"
+            perplexity += f" +- {self.perplexity * self.standard_error:.2g}"  # to first order
+        text = f"{loss} per token, {perplexity}, {self.tokens:,} tokens"
         return text if self.base is None else f"with adapters: {text}\nbase: {self.base!r}"
 
 

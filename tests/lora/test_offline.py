@@ -482,6 +482,10 @@ REFUSED = {
         lambda base, adapter, out: (base, adapter, base / "config.json"),
         "config.json' is no folder; name one, or a file that ends in .safetensors",
     ),
+    "a GGUF file": (
+        lambda base, adapter, out: (base, adapter, out.with_suffix(".gguf")),
+        "out.gguf' is no folder; name one, or a file that ends in .safetensors",
+    ),
     "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is no folder"),
     "a file that is a folder": (
         lambda base, adapter, out: (base, adapter, made(out.with_suffix(".safetensors"))),

@@ -1,6 +1,7 @@
 """Containers: leaves and their paths, rebuilding, and the transforms and `grad` of containers."""
 
 import threading
+import time
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,17 +85,28 @@ def test_a_dict_keeps_its_order_and_its_kind():
     assert rebuild(parts(default)[2], [1, 2, 3])["new"] == []
 
 
-def test_a_dict_with_attributes_is_refused():
+def test_a_dict_with_attributes_cannot_be_rebuilt():
     class Attributes(dict):
         def __init__(self, **items):
             super().__init__(**items)
             self.__dict__ = self
 
-    assert parts({"a": Attributes()})[0] == []
+    assert rebuild(parts({"a": Attributes()})[2], []) == {"a": {}}
+    leaves, paths, structure = parts({"a": Attributes(w=1)})
+    assert (leaves, paths) == ([1], ['value["a"]["w"]'])
     with pytest.raises(
         TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
     ):
-        parts({"a": Attributes(w=1)})
+        rebuild(structure, [2])
+
+
+def test_a_named_tuple_made_in_c_is_a_container():
+    value = time.struct_time(range(9))
+    leaves, paths, structure = parts(value)
+    assert leaves == list(range(9))
+    assert paths[:2] == ["value[0]", "value[1]"]
+    assert rebuild(structure, leaves) == value
+    assert type(rebuild(structure, leaves)) is time.struct_time
 
 
 def test_a_dataclass_is_rebuilt_by_its_fields_alone():

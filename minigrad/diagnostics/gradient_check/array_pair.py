@@ -42,11 +42,16 @@ class ArrayPair(CheckedFunction):
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function in C may not have a signature
             self._takes_out = "out" in inspect.signature(backward).parameters
-        self._inputs = [copied(np.asarray(x)) for x in inputs]
-        for i, x in enumerate(self._inputs):
-            if x.dtype.kind not in "biuf" and not is_float(x.dtype):
-                what = f"{type(inputs[i]).__name__} of dtype {x.dtype}"
-                raise self.error(f"input {i} must be an array of real numbers, not {what}")
+        self._inputs: list[Array] = []
+        for i, x in enumerate(inputs):
+            must = f"input {i} must be an array of real numbers, not"
+            try:
+                array = copied(np.asarray(x))
+            except (TypeError, ValueError) as error:
+                raise self.error(f"{must} {type(x).__name__}: {error}") from error
+            if array.dtype.kind not in "biuf" and not is_float(array.dtype):
+                raise self.error(f"{must} {type(x).__name__} of dtype {array.dtype}")
+            self._inputs.append(array)
         self._names = names_of_inputs(forward, len(self._inputs))
         self.take(dict(zip(self._names, self._inputs, strict=True)))
 

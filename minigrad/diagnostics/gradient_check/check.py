@@ -24,12 +24,11 @@ from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.array_pair import ArrayPair
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
-    LeafFunction,
+    Inputs,
     NoGradient,
     Vector,
     elsewhere,
     flat,
-    has_named_parts,
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
@@ -72,8 +71,9 @@ def gradcheck(
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of Tensors; or a
             Module, whose trainable parameters are operands too.
         inputs: one or several tensors, arrays or numbers; they are copied. Inputs that are not of
-            floats are constants. Dicts, dataclasses and named tuples are allowed at any depth. If
-            any of PyTorch's tensors requires a gradient, only those that do are operands.
+            floats are constants. Containers of them (dicts, lists, tuples, dataclasses) are allowed
+            at any depth; a list of plain numbers is an array. If any of PyTorch's tensors requires
+            a gradient, only those that do are operands.
         order: the highest order of derivatives: 1 for the gradient, 2 for the gradient of the
             gradient as well. The default is 2, and 1 for functions of other frameworks.
         tolerance: the allowed difference in float64, relative to the larger of both numbers.
@@ -93,12 +93,9 @@ def gradcheck(
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
             not a positive number; or if `f` or a VJP writes to the inputs.
     """
-    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-    if has_named_parts(inputs):
-        f = LeafFunction(f, inputs)
-        inputs = f.leaves
-    framework = framework_of(f, inputs)
-    function: CheckedFunction = (framework or TensorFunction)(f, inputs)
+    given = Inputs(f, inputs if type(inputs) in (list, tuple) else [inputs])
+    framework = framework_of(f, given.leaves)
+    function: CheckedFunction = (framework or TensorFunction)(f, given)
     if order is None:
         order = 2 if framework is None else 1
     return _checked(function, order, tolerance, samples, nondet_tol, rng, progress)

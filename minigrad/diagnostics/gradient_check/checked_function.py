@@ -400,8 +400,8 @@ def copied_module(module: Any) -> Any:
         raise op_error(TypeError, "gradcheck", message) from error
 
 
-class LeafFunction:
-    """A function of dicts, dataclasses and named tuples, as a function of the leaves in them.
+class Inputs:
+    """The inputs of a function: the leaves in them, and inputs with other leaves in their places.
 
     Attributes:
         leaves: the leaves of the inputs.
@@ -409,50 +409,50 @@ class LeafFunction:
     """
 
     def __init__(self, f: Any, inputs: Sequence[Any]) -> None:
-        self.__name__ = getattr(f, "__name__", type(f).__name__)
-        self._f = f
         found: list[Leaf] = []
         self._structures: list[Structure] = []
         for x, name in zip(inputs, names_of_inputs(f, len(inputs)), strict=True):
-            if has_named_parts(x):
-                self._structures.append(flatten(x, name, found))
-            else:
+            if is_numbers(x):
                 self._structures.append(len(found))
                 found.append(Leaf(x, name))
+            else:
+                self._structures.append(flatten(x, name, found))
         self.leaves = [leaf.value for leaf in found]
         self.names = [leaf.path for leaf in found]
         models = [leaf.path for leaf in found if leaf.stays]
-        if models or hasattr(f, "named_parameters"):
-            message = "a Module and containers do not go together; check a function that calls the "
-            message += f"Module, with arrays ({', '.join(models) or self.__name__})"
+        if models:
+            message = f"a Module cannot be an input ({', '.join(models)}); pass the Module as f, "
+            message += "or check a function that calls it"
             raise op_error(TypeError, "gradcheck", message)
 
-    def __call__(self, *leaves: Any) -> Any:
-        """Call the function with other leaves, in containers like those of the inputs."""
-        return self._f(*(rebuild(structure, leaves) for structure in self._structures))
+    def rebuilt(self, leaves: Sequence[Any]) -> list[Any]:
+        """Return inputs with other leaves, in containers like those of the inputs."""
+        return [rebuild(structure, leaves) for structure in self._structures]
 
 
-def has_named_parts(x: Any) -> bool:
-    """Return whether an input is a container; a list or tuple of numbers alone is an array."""
+def is_numbers(x: Any) -> bool:
+    """Return whether an input is a list or tuple of plain numbers alone, which is an array."""
+    if type(x) not in (list, tuple):
+        return False
     pending, seen = [x], set()
     while pending:
         part = pending.pop()
         if type(part) not in (list, tuple):
-            if is_container(part) and not hasattr(part, "named_parameters"):
-                return True
+            if is_container(part) or (hasattr(part, "__array__") and not np.isscalar(part)):
+                return False
         elif id(part) not in seen:  # a container may contain itself
             seen.add(id(part))
             pending += part
-    return False
+    return True
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:
     """Return f's names for its inputs, or "input 0" if there is no name or a parameter has it."""
-    if isinstance(f, LeafFunction):
-        return f.names
     names = [f"input {i}" for i in range(count)]
-    is_module = hasattr(f, "named_parameters")
+    is_module = hasattr(f, "named_parameters") and not isinstance(f, type)
     taken = dict(f.named_parameters()) if is_module else {}
+    if is_apply(f):
+        f = getattr(f.__self__, "forward", f)
     with suppress(TypeError, ValueError):  # a function not in Python may have no signature
         signature = inspect.signature(f.forward if is_module else f)
         parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
@@ -460,6 +460,11 @@ def names_of_inputs(f: Any, count: int) -> list[str]:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in taken:
                 names[i] = p.name
     return names
+
+
+def is_apply(f: Any) -> bool:
+    """Return whether f is the `apply` of a class, as of a torch.autograd.Function."""
+    return getattr(f, "__name__", "") == "apply" and isinstance(getattr(f, "__self__", 0), type)
 
 
 def elsewhere(operands: Arrays) -> list[Array]:

@@ -22,12 +22,13 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Foreign,
     Gradients,
+    Inputs,
     Pull,
     copied,
     copied_module,
-    names_of_inputs,
+    is_apply,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, is_float, least_exact
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
 from minigrad.errors import op_error
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
@@ -45,20 +46,18 @@ class ForeignFunction(CheckedFunction):
     Inputs that are no operands are passed to the function unchanged.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         super().__init__(f)
         self._f = f
-        owner = getattr(f, "__self__", None)
-        if self.name == "apply" and isinstance(owner, type):  # of a torch.autograd.Function
-            self.name, f = owner.__name__, getattr(owner, "forward", f)
-        self._inputs = inputs
-        floats = [i for i, x in enumerate(inputs) if self._is_floats(x)]
-        self._positions = [i for i in floats if getattr(inputs[i], "requires_grad", False)]
+        if is_apply(f):  # of a torch.autograd.Function
+            self.name = f.__self__.__name__  # type: ignore[attr-defined]
+        self._inputs, leaves = inputs, inputs.leaves
+        floats = [i for i, x in enumerate(leaves) if self._is_floats(x)]
+        self._positions = [i for i in floats if getattr(leaves[i], "requires_grad", False)]
         self._positions = self._positions or floats
-        names = names_of_inputs(f, len(inputs))
-        given = {names[i]: inputs[i] for i in self._positions} | self._parameters()
+        given = {inputs.names[i]: leaves[i] for i in self._positions} | self._parameters()
         if not given:
-            kinds = _kinds(inputs)
+            kinds = _kinds(leaves)
             raise self.error(
                 f"no input holds floats of {self.framework}; they are {kinds}; convert them first"
             )
@@ -74,24 +73,24 @@ class ForeignFunction(CheckedFunction):
         """Return whether x is an array of floats of this framework."""
 
     def _call(self, arrays: Foreign) -> list[Any]:
-        inputs = list(self._inputs)
+        leaves = list(self._inputs.leaves)
         for i, x in zip(self._positions, arrays, strict=False):
-            inputs[i] = x
-        result = self._called(inputs, arrays[len(self._positions) :])
-        leaves: list[Leaf] = []
-        flatten(result, "gradcheck: the result of f", leaves)
-        results = [x for x, *_ in leaves if self._is_floats(x)]
+            leaves[i] = x
+        result = self._called(leaves, arrays[len(self._positions) :])
+        found: list[Leaf] = []
+        flatten(result, "gradcheck: the result of f", found)
+        results = [x for x, *_ in found if self._is_floats(x)]
         if not results:
-            kinds = ", ".join(_kinds(x for x, *_ in leaves))
+            kinds = ", ".join(_kinds(x for x, *_ in found))
             raise self.error(
                 f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
                 f"with one, not {kinds or type(result).__name__}"
             )
         return self.same_shapes(results)
 
-    def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
-        """Call f with these parameters, if it has any."""
-        return self._f(*inputs)
+    def _called(self, leaves: Foreign, parameters: Foreign) -> Any:
+        """Call f with these leaves of its inputs, and with these parameters, if it has any."""
+        return self._f(*self._inputs.rebuilt(leaves))
 
     def outline(self, operands: Arrays) -> np.dtype[Any]:
         """Call f where a gradient is required, and find the dtype in which it computes.
@@ -102,7 +101,7 @@ class ForeignFunction(CheckedFunction):
         with self._findings():
             results, pull = self._pulled_back(operands, range(len(operands)))
             pull(self._seeds([np.ones(x.shape) for x in results], results), False)
-        dtype = least_exact(self._to_numpy(x).dtype for x in results)
+        dtype = least_exact(x.dtype for x in (*map(self._to_numpy, results), *operands))
         if dtype != FLOAT64 and self.widened(operands):
             raise self.error(f"{self.name} computes in {dtype} only")
         dtype = self.dtype_inside(operands, dtype)
@@ -117,7 +116,7 @@ class TorchFunction(ForeignFunction):
     layout = "cotangents in transposed memory", lambda v: np.array(v, order="F")
     selects = True
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         self.torch = sys.modules["torch"]
         self._written = False  # whether a backward function writes to its gradient
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
@@ -130,7 +129,8 @@ class TorchFunction(ForeignFunction):
         return {name: p for name, p in named if p.requires_grad}
 
     def _is_floats(self, x: Any) -> bool:
-        return isinstance(x, self.torch.Tensor) and x.is_floating_point()
+        is_floats = isinstance(x, self.torch.Tensor) and x.is_floating_point()
+        return is_floats and x.dtype.itemsize > 1  # float8 has no gradients, and numpy lacks it
 
     def _to_numpy(self, x: Any) -> Array:
         x = x.detach().cpu().to_dense()
@@ -148,17 +148,18 @@ class TorchFunction(ForeignFunction):
             return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16).to(like.device)
         return self.torch.from_numpy(x).to(like.device)
 
-    def _called(self, inputs: Foreign, parameters: Foreign) -> Any:
+    def _called(self, leaves: Foreign, parameters: Foreign) -> Any:
         """Call f; if all operands are float64, constants and a Module become float64 too."""
-        operands = [*(inputs[i] for i in self._positions), *parameters]
+        operands = [*(leaves[i] for i in self._positions), *parameters]
         wide = all(x.dtype == self.torch.float64 for x in operands)
-        inputs = [x.double() if wide and self._is_floats(x) else x for x in inputs]
+        leaves = [x.double() if wide and self._is_floats(x) else x for x in leaves]
         if not self._modules:
-            return self._f(*inputs)
+            return super()._called(leaves, parameters)
         module = self._modules[wide]
         state = dict(zip(self._parameters(), parameters, strict=True))
         state |= {name: x.clone() for name, x in module.named_buffers()}
-        return self.torch.func.functional_call(module, state, tuple(inputs))
+        inputs = tuple(self._inputs.rebuilt(leaves))
+        return self.torch.func.functional_call(module, state, inputs)
 
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
         return self.torch.set_grad_enabled(enabled)  # type: ignore[no-any-return]
@@ -237,12 +238,13 @@ class JaxFunction(ForeignFunction):
 
     framework = "jax"
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         self.jax = sys.modules["jax"]
         super().__init__(f, inputs)
 
     def _is_floats(self, x: Any) -> bool:
-        return isinstance(x, self.jax.Array) and is_float(x.dtype)
+        jnp = self.jax.numpy  # the dtype of a key is none of numpy
+        return isinstance(x, self.jax.Array) and bool(jnp.issubdtype(x.dtype, jnp.floating))
 
     def _from_numpy(self, x: Array, like: Any) -> Any:
         return self.jax.device_put(self.jax.numpy.array(x), next(iter(like.devices())))

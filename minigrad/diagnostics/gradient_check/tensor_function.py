@@ -21,11 +21,10 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Foreign,
     Gradients,
-    LeafFunction,
+    Inputs,
     copied,
     copied_module,
     flat,
-    names_of_inputs,
 )
 from minigrad.diagnostics.gradient_check.tolerances import least_exact
 from minigrad.nn.module import Module, Parameter
@@ -43,18 +42,16 @@ class TensorFunction(CheckedFunction):
     selects = True
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         super().__init__(f)
-        self._inputs: list[Array] = []
-        names = names_of_inputs(f, len(inputs))
-        for i, x in enumerate(inputs):
+        self._inputs, self._leaves = inputs, []
+        for x, name in zip(inputs.leaves, inputs.names, strict=True):
             try:
-                self._inputs.append(copied(as_array(x)))
+                self._leaves.append(copied(as_array(x)))
             except (TypeError, ValueError) as error:
-                where = names[i] if isinstance(f, LeafFunction) else f"input {i}"
-                raise self.error(f"{where} must be made of numbers; {error}") from error
+                raise self.error(f"{name} must be made of numbers; {error}") from error
         self._parameters: list[Parameter] = []
-        arrays = dict(zip(names, self._inputs, strict=True))
+        arrays = dict(zip(inputs.names, self._leaves, strict=True))
         if isinstance(f, Module):
             f = module = copied_module(f)
             for name, parameter in module.named_parameters():
@@ -66,10 +63,10 @@ class TensorFunction(CheckedFunction):
 
     def _call(self, arrays: Foreign) -> list[Tensor]:
         floats = iter(arrays)
-        inputs = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._inputs]
+        leaves = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._leaves]
         pairs = zip(self._parameters, floats, strict=True)
         with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
-            result = self._f(*inputs)
+            result = self._f(*self._inputs.rebuilt(leaves))
         found: list[Leaf] = []
         flatten(result, f"{self.checker}: the result of f", found)
         results = [x for x, *_ in found if isinstance(x, Tensor) and x.dtype.kind == "f"]

@@ -134,7 +134,8 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 def finfo(dtype: np.dtype[Any]) -> Any:
     """Return the limits of a float dtype, as `np.finfo` does."""
-    return np.finfo(dtype) if dtype.kind == "f" else sys.modules["ml_dtypes"].finfo(dtype)
+    module = sys.modules[dtype.type.__module__]  # numpy, or ml_dtypes
+    return module.finfo(dtype)
 
 
 def least_exact(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:

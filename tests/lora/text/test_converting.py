@@ -198,6 +198,8 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
     arguments = [adapter, tmp_path / "a.gguf", "--base", base]
     assert main(["convert", *map(str, arguments)]) == 0
     assert "14 layers, alpha 8" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"b.gguf' is to be a folder; name one"):
+        convert_adapter(tmp_path / "a.gguf", tmp_path / "b.gguf", base)
     qwen = tiny_folder(tmp_path / "q", "qwen2")
     with pytest.raises(ValueError, match=r"general.architecture is 'llama', not 'qwen2'"):
         convert_adapter(tmp_path / "a.gguf", tmp_path / "back", qwen)

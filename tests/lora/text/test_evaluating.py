@@ -73,7 +73,10 @@ def test_the_base_is_beside_the_adapters(tmp_path):
 
 def test_one_row_has_no_standard_error_and_none_is_refused(tmp_path):
     rows = read(tmp_path, 1)
-    assert math.isnan(evaluate(StandIn(), rows).standard_error)
+    report = evaluate(StandIn(), rows)
+    assert math.isnan(report.standard_error)
+    assert "nan" not in repr(report)
+    assert "+-" not in repr(report)
     for nothing in ([], [Row(np.array([1, 2]), np.array([True, False]))]):
         with pytest.raises(ValueError, match="nothing to evaluate"):
             evaluate(StandIn(), nothing)

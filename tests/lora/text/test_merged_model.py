@@ -9,7 +9,7 @@ import pytest
 import lora
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files
-from lora.offline.merged_model import RIGHT
+from lora.offline.merged_model import HIDDEN, RIGHT
 from lora.offline.model_folder import AdaptedBase
 from lora.peft.folder import AdapterFolder
 from minigrad.io import TensorInfo, load_state, open_tensors, writing_set
@@ -120,6 +120,46 @@ def test_a_wrong_factor_is_named(name, dtype, tmp_path):
         assert all("has the update with the scale" in each for each in found.values()), found
 
 
+def test_all_mistakes_with_the_same_factor_are_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=2)
+    dw = updates(base, adapter)  # with 2 / 4
+
+    def change(arrays):
+        for key, update in dw.items():
+            arrays[key] += 2 * update
+
+    found, _ = wrong(adapter, base, write(base, tmp_path / "out", change))
+    assert len(found) == 14
+    for verdict in found.values():
+        assert "has the update in it twice" in verdict
+        assert "so its scale of 0.5 was lost" in verdict
+        assert "as if the scaling were rslora" in verdict
+
+
+def test_other_shapes_are_named_and_counted(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "merged")
+
+    def change(arrays):
+        up, down = (f"model.layers.{i}.mlp.up_proj.weight" for i in range(2))
+        arrays[up] = arrays[up].T
+        arrays[down] = arrays[down][:40]
+
+    found = check_adapter(adapter, base, write(tmp_path / "merged", tmp_path / "out", change))
+    told = {each.where: each.what for each in found.findings}
+    assert told["model.layers.0.mlp.up_proj.weight"] == (
+        "is transposed: its shape is (32, 48) in the model, (48, 32) in the base"
+    )
+    assert told["model.layers.1.mlp.up_proj.weight"] == (
+        "has dtype float32 and shape (40, 32) in the model, and float32 and (48, 32) in the base"
+    )
+    assert "12 of 14 layers of the model have the update; in float32" in repr(found)
+    found = check_adapter(adapter, base, base)
+    assert repr(found).endswith("0 of 14 layers of the model have the update")
+
+
 def test_a_scale_of_another_rule_is_named(tmp_path):
     base = tiny_folder(tmp_path / "m")
     adapter = tiny_adapter(tmp_path / "a", base, scaling="rslora", alpha=6)
@@ -150,6 +190,26 @@ def test_lost_patterns_are_named(tmp_path):
     assert all(
         "with the scale 2, not 3, as if there were no patterns" in each for each in found.values()
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_that_rounding_hides_is_odd(dtype, tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=1e-5)
+    for model in (tmp_path / "out", tmp_path / "copy"):
+        if model.name == "out":
+            merge_files(base, adapter, model, dtype=dtype)
+        else:
+            write(base, model, lambda arrays: None, dtype)
+        found = check_adapter(adapter, base, model)
+        told = {each.where: (each.level, each.what) for each in found.findings}
+        if dtype == "float32":
+            assert found.is_right == (model.name == "out")
+        else:
+            assert found.is_right
+            assert set(told.values()) == {("odd", HIDDEN)}
+            assert len(told) == 14
+            assert "0 of 14 layers of the model have the update" in repr(found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

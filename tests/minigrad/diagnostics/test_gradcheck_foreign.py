@@ -411,6 +411,55 @@ def test_containers_of_jax_and_pytorch_are_operands_by_their_leaves(jax, torch):
         assert names == ['params["layer"]["w"]', 'params["b"]', "x"]
 
 
+def test_lists_and_results_with_names_of_pytorch(torch):
+    class Output(dict):  # as transformers has
+        def __init__(self, **items):
+            super().__init__(**items)
+            self.__dict__ = self
+
+    x, y = torch.tensor(X), torch.tensor(X[:, :2])
+    report = gradcheck(lambda xs: torch.cat(xs, dim=1), [[x, y]])
+    assert report.verdict == "agree"
+    assert [one.operand for one in report.comparisons] == ["xs[0]", "xs[1]"]
+    assert gradcheck(lambda x: torch.max(x, dim=1), [x]).verdict == "agree"
+    assert gradcheck(torch.linalg.slogdet, [x[:, :2]]).verdict == "agree"
+    assert gradcheck(lambda x: Output(logits=x * x, cache=None), [x]).verdict == "agree"
+    state = torch.zeros(1, 3), torch.zeros(1, 3)
+    report = gradcheck(torch.nn.LSTM(3, 3), [x.float(), state])
+    assert report.verdict == "agree"
+    assert report.tolerance == 1e-6, "the state is float64 too"
+
+
+def test_typed_keys_of_jax_are_constants(jax):
+    key = jax.random.key(0)
+
+    def noisy(params, key):
+        return params["w"] * jax.random.normal(params["key"], (2, 3)), key
+
+    assert gradcheck(noisy, [{"w": jax.numpy.array(X), "key": key}, key]).verdict == "agree"
+    with pytest.raises(TypeError, match=r"no input holds floats of jax; they are \['PRNGKeyArray "):
+        gradcheck(lambda key: jax.random.normal(key), [key])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_operands_of_few_digits_with_results_of_more_are_not_accused(jax, torch, dtype):
+    jnp = jax.numpy
+    x = jnp.array(X, dtype)
+    report = gradcheck(lambda x: x.astype(jnp.float32) * 2, [x])
+    assert not report.wrong
+    assert report.dtype == dtype
+    x = torch.tensor(X).to(getattr(torch, dtype))
+    if x.dtype.itemsize > 1:
+        report = gradcheck(lambda x: x.float() * 2, [x])
+        assert not report.wrong
+        assert report.dtype == dtype
+    else:
+        scale = gradcheck(lambda x, scale: x * scale.double(), [torch.tensor(X), x])
+        assert scale.verdict == "agree"
+        with pytest.raises(TypeError, match=f"no input holds floats of torch.*{dtype}"):
+            gradcheck(lambda x: x.float() * 2, [x])
+
+
 def test_a_vjp_that_is_wrong_at_second_order_only(jax):
     backward = lambda x, g: (2 * g * jax.lax.stop_gradient(x),)
     x = jax.numpy.asarray(X, dtype="float32")
@@ -467,6 +516,14 @@ def test_the_command_takes_them(torch, jax, target, options, code, said, tmp_pat
         main(["check", target, "--shapes", "3x4", *options])
     assert caught.value.code == code
     assert said in capsys.readouterr().out
+
+
+def test_the_command_says_which_framework_to_name(jax, tmp_path, capsys):
+    (tmp_path / "of_jax.py").write_text("import jax.numpy\ndef f(x): return jax.numpy.sin(x)\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["check", f"{tmp_path}/of_jax.py:f", "--shapes", "3"])
+    assert caught.value.code == 3
+    assert "of a function of JAX, say --framework jax" in capsys.readouterr().err
 
 
 # No false alarm
