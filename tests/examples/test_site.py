@@ -317,6 +317,18 @@ def test_a_site_is_replaced_by_a_new_one_and_nothing_is_left_beside_it(tmp_path,
     assert out.stat().st_mode & 0o055 == 0o055  # a server may read it
 
 
+def test_the_current_folder_may_be_the_one_to_make(tmp_path, quick, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    for _ in range(2):
+        quick(".")
+        assert out.samefile(".")  # the same folder, in which a shell may be, and not a new one
+        assert names(out) == [command.MARK, "index.html"]
+        (out / "old").mkdir()
+    assert names(tmp_path) == ["out"]
+
+
 def test_an_empty_folder_is_used(tmp_path, quick):
     (tmp_path / "out").mkdir()
     assert quick(tmp_path / "out").is_file()
