@@ -74,7 +74,7 @@ def run(
     arguments: Sequence[str] | None = None,
     refusals: tuple[type[Exception], ...] = (OptionError,),
 ) -> None:
-    """Call `main` with the options of a command line.
+    """Call `main` with the options of a command line. Ctrl-C ends it with status 130.
 
     Args:
         main: the function `main` of an example.
@@ -87,3 +87,5 @@ def run(
         main(**options)
     except refusals as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.name}: stopped\n")  # below ^C or a progress bar

@@ -118,6 +118,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         sys.exit(f"examples.site: the site cannot be written: {error}")
+    except KeyboardInterrupt:
+        print("\nexamples.site: stopped", file=sys.stderr)
+        sys.exit(130)
     print(f"The site is made. Open {start} in a browser.")
 
 

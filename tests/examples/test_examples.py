@@ -191,6 +191,16 @@ def test_only_errors_about_options_are_said_in_one_line(capsys):
         run(fail, Parser("name", "About it."), [])
 
 
+def test_ctrl_c_ends_an_example_with_a_line_and_the_status_of_a_shell(capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run(stop, Parser("name", "About it."), [])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nname: stopped\n"
+
+
 # ------------------------------------------------------------------------------------------------
 # The main demo
 # ------------------------------------------------------------------------------------------------

@@ -359,6 +359,18 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, quick):
         command.run([str(tmp_path / "thesis.txt" / "out")])
 
 
+def test_ctrl_c_leaves_nothing_and_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def stop(folder, repository):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", stop)
+    with pytest.raises(SystemExit) as caught:
+        command.run([str(tmp_path / "out")])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nexamples.site: stopped\n"
+    assert names(tmp_path) == []
+
+
 def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(command.sys.modules, "examples.site.build", None)
     with pytest.raises(SystemExit):
