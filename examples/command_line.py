@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,13 +53,19 @@ def check_out(out: str | Path) -> None:
     """Check that the picture can be saved when the work is done.
 
     Raises:
-        OptionError: if the name does not end in .png, or the folder does not exist.
+        OptionError: if the name does not end in .png or is that of a folder, if its folder does not
+            exist, or if the file or the folder may not be written.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise OptionError(f"--out must be the name of a .png file, not {str(out)!r}")
     if not out.absolute().parent.is_dir():
         raise OptionError(f"--out: there is no folder {str(out.parent)!r}; make it first")
+    if out.is_dir():
+        raise OptionError(f"--out: {str(out)!r} is a folder; name a file in it, such as out.png")
+    written = out if out.exists() else out.absolute().parent
+    if not os.access(written, os.W_OK):
+        raise OptionError(f"--out may not be written: {written}; name a file in another folder")
 
 
 def run(
@@ -67,7 +74,7 @@ def run(
     arguments: Sequence[str] | None = None,
     refusals: tuple[type[Exception], ...] = (OptionError,),
 ) -> None:
-    """Call `main` with the options of a command line.
+    """Call `main` with the options of a command line. Ctrl-C ends it with status 130.
 
     Args:
         main: the function `main` of an example.
@@ -80,3 +87,5 @@ def run(
         main(**options)
     except refusals as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.name}: stopped\n")  # below ^C or a progress bar

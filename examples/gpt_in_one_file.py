@@ -29,13 +29,13 @@ import minigrad
 from examples.charlm.counting import loss_of_pairs
 from examples.charlm.texts import Alphabet, sonnets
 from examples.command_line import Parser, check_out, run
+from minigrad.progress import progress_bar
 
 Codes = NDArray[np.int64]
 Rng = np.random.Generator
 Weights = dict[str, Any]  # arrays of numbers or of Scalars, or tensors
 
 # The engine: a table, numbers that remember how they were computed, a backward pass
-
 TABLE: dict[str, tuple[Callable[..., float], list[Callable[..., float]]]] = {
     "add": (lambda x, y: x + y, [lambda g, x, y, out: g, lambda g, x, y, out: g]),
     "multiply": (lambda x, y: x * y, [lambda g, x, y, out: g * y, lambda g, x, y, out: g * x]),
@@ -195,7 +195,7 @@ class Adam:
 def train(weights: Weights, sizes: Sizes, rows: Codes, steps: int, rng: Rng) -> Iterator[int]:
     """Change the weights step by step, each by 16 of the rows; yield how many steps are done."""
     adam = Adam(weights)
-    for step in range(steps):
+    for step in progress_bar(range(steps), what="training", unit="step", shown=True):
         yield step
         _, gradients = by_arrays(weights, sizes, rows[rng.integers(0, len(rows), 16)])
         adam.step(gradients, 5e-3 * (1 - step / steps))

@@ -148,7 +148,7 @@ def main(
     config = lora.LoRAConfig(rank=rank, alpha=alpha, targets=r"layers\.[12]", scaling=scaling)
     most = 64 if quick else 128  # with this rank, an update has as many parameters as its layer
     if rank >= most or epochs < 1 or seed < 0:
-        raise ValueError(f"--rank must be below {most}, --epochs at least 1, --seed not negative")
+        raise ValueError(f"need --rank {rank} < {most}, --epochs {epochs} >= 1, --seed {seed} >= 0")
     task = from_csv(csv, target, shift_by) if csv or target or shift_by else digits()
     bar = progress.progress_bar(range(seed, seed + 5), what="adapting", unit="split", shown=True)
     splits = [one_split(task, config, optimizer, epochs, quick, s) for s in bar]

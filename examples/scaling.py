@@ -49,6 +49,7 @@ from minigrad import Trainer
 from minigrad.distributed import World, world
 from minigrad.nn import Module, Sequential, TransformerBlock
 from minigrad.optim import Adam, grad_norm
+from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
 FULL, LORA = "full", "LoRA"
@@ -242,7 +243,8 @@ def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], fl
     ]
     shape = (max(counts) * plan.rows, plan.length, plan.d_model)
     x, y = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
-    for _ in range(1 + plan.rounds):
+    rounds = range(1 + plan.rounds)
+    for _ in progress_bar(rounds, what=f"measuring {kind}", unit="round", shown=True):
         for count, trainer, own in zip(counts, trainers, times, strict=True):
             rows = count * plan.rows
             history = trainer.fit((x[:rows], y[:rows]), epochs=2)  # of one step each

@@ -29,6 +29,7 @@ from minigrad import Tensor, checkpoint, mse, receipt
 from minigrad.diagnostics import Receipt, ReceiptComparison, compare
 from minigrad.nn import Sequential, TransformerBlock
 from minigrad.optim import Adam
+from minigrad.progress import progress_bar
 
 FULL, LORA, AGAIN = "full", "LoRA", "LoRA + checkpoint"
 STYLES = {FULL: ("#D55E00", "--"), LORA: ("#0B4F8A", "-"), AGAIN: ("#009E73", ":")}
@@ -46,12 +47,13 @@ def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") ->
     d_model, depth, length, repeats = (64, 3, 32, 3) if quick else (256, 6, 128, 9)
     steps = {name: prepared(name, d_model, depth, length) for name in (FULL, LORA, AGAIN)}
     receipts: dict[str, Receipt] = {}
-    for name, step in steps.items():
+    for name, step in progress_bar(steps.items(), what="counting", unit="step", shown=True):
         step()  # the first step creates what the later steps use
         with receipt() as receipts[name]:
             step()
     # Take turns, so that other work of the machine affects all steps, and use the best times.
-    rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(repeats)]
+    bar = progress_bar(range(repeats), what="timing", unit="round", shown=True)
+    rounds = [{name: timed(step) for name, step in steps.items()} for _ in bar]
     seconds = {name: min(times[name] for times in rounds) for name in steps}
 
     compared = compare(receipts)

@@ -5,8 +5,8 @@
 runs a command that compiles for such a machine.
 """
 
+import argparse
 import os
-import sys
 
 import numba.core.registry
 import pytest
@@ -35,5 +35,12 @@ PEERS = {
 """Environment variables that limit OpenBLAS, MKL, oneDNN, PyTorch and JAX in the same manner."""
 
 if __name__ == "__main__":
-    host, command, *rest = sys.argv[1:]
-    os.execvpe(command, [command, *rest], {**os.environ, **HOSTS[host]})
+    parser = argparse.ArgumentParser(
+        "python -m tests.hosts", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("host", choices=HOSTS)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
+    options = parser.parse_args()
+    if not options.command:
+        parser.error("there is no command to run")
+    os.execvpe(options.command[0], options.command, {**os.environ, **HOSTS[options.host]})

@@ -11,6 +11,7 @@ exercise is written says `examples.walkthroughs.notebooks`.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import io
@@ -252,4 +253,6 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser("python -m tests.notebooks", description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 7, 7_lora, or a path")
+    main(parser.parse_args().names)

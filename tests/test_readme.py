@@ -3,9 +3,11 @@
 import argparse
 import doctest
 import io
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
@@ -28,6 +30,7 @@ FOLDERS = "lora", "minigrad/diagnostics", "minigrad/distributed", "tests/benchma
 GUIDES = [ROOT / folder / "README.md" for folder in FOLDERS]
 GUIDES += [ROOT / "examples/walkthroughs" / name for name in ("README.md", "TEACHING.md")]
 PAGES = [README, *GUIDES]
+CONTRIBUTING = ROOT / ".github/CONTRIBUTING.md"
 
 HEADING_OR_BLOCK = re.compile(r"^#+ ([^\n]*)$|^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -121,6 +124,21 @@ def test_the_modules_that_it_says_to_run_exist(page):
     modules = set(OURS.findall(page.read_text()))
     assert modules
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+# The command of the peers takes no options, and needs the peers.
+MODULES = {module for page in [*PAGES, CONTRIBUTING] for module in OURS.findall(page.read_text())}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("module", sorted(MODULES - {"tests.lora.test_peers"}))
+def test_a_command_that_is_asked_for_help_gives_it_and_writes_nothing(module, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python -m" in done.stdout or done.stdout.startswith("usage: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_readme_is_short_and_begins_with_the_commands_for_newcomers():

@@ -54,7 +54,7 @@ def checked_repository(name: str | None) -> str | None:
 def main(out: str | Path, repository: str | None = None) -> Path:
     """Make the site, and return the path of its start page.
 
-    The pages are written to a folder beside OUT, which replaces OUT when all pages are complete.
+    The pages are written to a folder beside OUT, and move to OUT when all pages are complete.
 
     Args:
         out: the folder to make; a folder that this command made before is replaced.
@@ -76,11 +76,18 @@ def main(out: str | Path, repository: str | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         made, old = Path(beside) / "made", Path(beside) / "old"
         made.mkdir()
+        old.mkdir()
         build(made, repository)
-        (made / MARK).write_text("python -m examples.site made this folder, and may replace it.\n")
-        if folder.exists():
-            folder.rename(old)
-        made.rename(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / MARK).write_text(
+            "python -m examples.site made this folder, and may replace it.\n"
+        )
+        # A folder that is there stays, and only its content is replaced: a shell may be in it.
+        for part in [*folder.iterdir()]:
+            if part.name != MARK:
+                part.rename(old / part.name)
+        for part in [*made.iterdir()]:
+            part.rename(folder / part.name)
     return folder / "index.html"
 
 
@@ -111,6 +118,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         sys.exit(f"examples.site: the site cannot be written: {error}")
+    except KeyboardInterrupt:
+        print("\nexamples.site: stopped", file=sys.stderr)
+        sys.exit(130)
     print(f"The site is made. Open {start} in a browser.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"wrote {len(written)} assignments to {out / 'source'}; for example:")
-    print(f"  cd {out} && nbgrader generate_assignment {written[0].stem}")
+    print(f"  cd {shlex.quote(str(out))} && nbgrader generate_assignment {written[0].stem}")
 
 
 if __name__ == "__main__":

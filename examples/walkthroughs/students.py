@@ -51,6 +51,7 @@ def write_edition(out: Path) -> list[Path]:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} is not an empty folder; name one that is empty or missing")
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         draft = Path(work, "edition")
@@ -60,9 +61,9 @@ def write_edition(out: Path) -> list[Path]:
             text = json.dumps(for_students(read(path)), indent=1, ensure_ascii=False)
             written.write_text(text + "\n", encoding="utf-8")
         (draft / "nbgrader_config.py").write_text(SETTINGS, encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()  # because Windows cannot replace a folder
-        draft.replace(out)
+        out.mkdir(exist_ok=True)
+        for part in [*draft.iterdir()]:  # a folder that is there stays: a shell may be in it
+            part.rename(out / part.name)
     return [out / "source" / path.stem / path.name for path in walkthroughs()]
 
 

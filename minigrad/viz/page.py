@@ -27,7 +27,7 @@ from minigrad.core.node import OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall, Tape
-from minigrad.io.atomic import write_atomically
+from minigrad.io.atomic import check_target, write_atomically
 from minigrad.nn import Module
 from minigrad.programs import Captured
 from minigrad.viz.graph_view import (
@@ -129,7 +129,7 @@ def explore(
 
     Args:
         loss: a Tensor of one element, with a graph.
-        path: the file to write or replace; None writes no file.
+        path: the .html file to write or replace; None writes no file.
         tape: a tape of `record`, which adds all values, lines of source and modules.
         model: a model that gives the names of its parameters. It is not needed for a model on the
             tape or in a variable of the caller.
@@ -140,11 +140,17 @@ def explore(
     Raises:
         TypeError: if `loss` is not a Tensor, `tape` not a tape, `model` not a Module, `title` not a
             string, or `program` not a captured step.
-        ValueError: if `loss` has several elements, or its graph is too large or not on the tape.
+        ValueError: if `loss` has several elements, its graph is too large or not on the tape, or
+            the name of the file does not end in .html.
+        OSError: if the file cannot be written.
         RuntimeError: if `loss` has no graph, a backward pass has freed the graph, an array that the
             page needs was written to, or a captured step has no program yet. No file is written.
     """
     graph = view_graph("explore", loss, tape, model, sys._getframe(1).f_locals)
+    if path is not None:
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"explore: a page is saved as .html, not as {os.fspath(path)!r}")
+        check_target(path, "explore: ")
     if loss.size != 1:
         raise ValueError(
             f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "

@@ -7,6 +7,7 @@ printed is that of lora/README.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -103,7 +104,11 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        main(sys.argv[1])
+    parser = argparse.ArgumentParser("python -m tests.benchmarks.large", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="a folder to make, or one made before")
+    parser.add_argument("case", nargs="?", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case is None:
+        main(options.folder)
     else:
-        measure(sys.argv[1], *json.loads(sys.argv[2]))
+        measure(options.folder, *options.case)

@@ -162,6 +162,18 @@ def test_a_picture_that_cannot_be_saved_is_refused_before_any_work(tmp_path, mai
         main(out=tmp_path / "none" / "picture.png")
     with pytest.raises(OptionError, match=r"must be the name of a \.png file, not 'picture\.txt'"):
         main(out="picture.txt")
+    with pytest.raises(OptionError, match="is a folder; name a file in it, such as"):
+        main(out=tmp_path.rename(tmp_path.with_suffix(".png")))
+
+
+def test_a_picture_that_may_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    old = tmp_path / "old.png"
+    old.touch()
+    # Root may write everywhere, so the system is asked through a function that forbids a path.
+    for forbidden, out in ((tmp_path, tmp_path / "new.png"), (old, old)):
+        monkeypatch.setattr(os, "access", lambda path, mode, no=forbidden: Path(path) != no)
+        with pytest.raises(OptionError, match=f"may not be written: {forbidden}"):
+            toy_regression.main(out=out)
 
 
 def test_only_errors_about_options_are_said_in_one_line(capsys):
@@ -177,6 +189,16 @@ def test_only_errors_about_options_are_said_in_one_line(capsys):
     assert capsys.readouterr().err == "name: --out is wrong (see --help)\n"
     with pytest.raises(ValueError, match="a fault"):
         run(fail, Parser("name", "About it."), [])
+
+
+def test_ctrl_c_ends_an_example_with_a_line_and_the_status_of_a_shell(capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run(stop, Parser("name", "About it."), [])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nname: stopped\n"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -428,14 +450,14 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, refusal):
 def test_bad_options_are_refused_before_any_work(tmp_path, refusal):
     for arguments, says in (
         (("--rank", "0"), "rank must be at least 1"),
-        (("--rank", "128"), "--rank must be below 128"),
+        (("--rank", "128"), "--rank 128 < 128"),
         (("--rank", "x"), "invalid int value"),
         (("--alpha", "-1"), "alpha must be a positive number"),
         (("--alpha", "nan"), "alpha must be a positive number"),
         (("--scaling", "other"), "invalid choice: 'other'"),
         (("--optimizer", "other"), "invalid choice: 'other'"),
-        (("--epochs", "0"), "--epochs at least 1"),
-        (("--seed", "-1"), "--seed not negative"),
+        (("--epochs", "0"), "--epochs 0 >= 1"),
+        (("--seed", "-1"), "--seed -1 >= 0"),
         (("--out", str(tmp_path / "picture.txt")), "--out must be the name of a .png file"),
         (("--out", str(tmp_path / "none" / "picture.png")), "there is no folder"),
         (("--other",), "unrecognized arguments: --other"),

@@ -317,6 +317,18 @@ def test_a_site_is_replaced_by_a_new_one_and_nothing_is_left_beside_it(tmp_path,
     assert out.stat().st_mode & 0o055 == 0o055  # a server may read it
 
 
+def test_the_current_folder_may_be_the_one_to_make(tmp_path, quick, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    for _ in range(2):
+        quick(".")
+        assert out.samefile(".")  # the same folder, in which a shell may be, and not a new one
+        assert names(out) == [command.MARK, "index.html"]
+        (out / "old").mkdir()
+    assert names(tmp_path) == ["out"]
+
+
 def test_an_empty_folder_is_used(tmp_path, quick):
     (tmp_path / "out").mkdir()
     assert quick(tmp_path / "out").is_file()
@@ -345,6 +357,18 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, quick):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit, match=r"the site cannot be written: \[Errno .*thesis\.txt"):
         command.run([str(tmp_path / "thesis.txt" / "out")])
+
+
+def test_ctrl_c_leaves_nothing_and_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def stop(folder, repository):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", stop)
+    with pytest.raises(SystemExit) as caught:
+        command.run([str(tmp_path / "out")])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nexamples.site: stopped\n"
+    assert names(tmp_path) == []
 
 
 def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, capsys):

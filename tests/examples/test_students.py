@@ -74,6 +74,19 @@ def test_the_command_writes_it_and_says_what_comes_next(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["course"]
 
 
+def test_the_current_folder_may_be_the_one_to_write_to(tmp_path, capsys, monkeypatch):
+    here = tmp_path / "my course"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    main(["student", "."])
+    assert sorted(path.name for path in here.iterdir()) == ["nbgrader_config.py", "source"]
+    assert here.samefile(".")  # the same folder, in which a shell may be, and not a new one
+    assert "cd . && nbgrader" in capsys.readouterr().out
+    main(["student", "../another course"])
+    assert "cd '../another course' && nbgrader" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another course", "my course"]
+
+
 def test_what_is_in_a_folder_is_left_alone(tmp_path):
     (tmp_path / "grades.csv").write_text("work of a year")
     with pytest.raises(SystemExit, match=r"is not an empty folder; name one that is empty or"):

@@ -950,6 +950,21 @@ def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, mon
         mg.viz.explore(y, tmp_path / "page.html")
 
 
+def test_a_page_that_cannot_be_saved_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_page", None)
+    y = mg.tensor(2.0, requires_grad=True) * 3
+    for name, error, message in (
+        ("page.png", ValueError, r"explore: a page is saved as \.html, not as '.*page\.png'"),
+        ("page", ValueError, r"a page is saved as \.html, not as '.*page'"),
+        ("no/page.html", FileNotFoundError, "explore: there is no folder '.*no'; make it first"),
+    ):
+        with pytest.raises(error, match=message):
+            mg.viz.explore(y, tmp_path / name)
+    with pytest.raises(TypeError, match="int"):
+        mg.viz.explore(y, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def _with(**options):
     return lambda path: mg.viz.explore(diamond()[-1], path, **options)
 
