@@ -141,14 +141,14 @@ def explore(
         TypeError: if `loss` is not a Tensor, `tape` not a tape, `model` not a Module, `title` not a
             string, or `program` not a captured step.
         ValueError: if `loss` has several elements, its graph is too large or not on the tape, or
-            the name of the file does not end in .html.
+            the name of the file has another ending than .html.
         OSError: if the file cannot be written.
         RuntimeError: if `loss` has no graph, a backward pass has freed the graph, an array that the
             page needs was written to, or a captured step has no program yet. No file is written.
     """
     graph = view_graph("explore", loss, tape, model, sys._getframe(1).f_locals)
     if path is not None:
-        if Path(path).suffix.lower() not in (".html", ".htm"):
+        if Path(path).suffix.lower() not in ("", ".html", ".htm"):
             raise ValueError(f"explore: a page is saved as .html, not as {os.fspath(path)!r}")
         check_target(path, "explore: ")
     if loss.size != 1:
