@@ -76,6 +76,21 @@ def _bar_class() -> Any:
 
         def __init__(self, items: Iterable[Any] | None, **options: Any) -> None:
             super().__init__(items, position=len(tqdm._instances), **options)  # below the user's
+            # tqdm draws a bar when an item is done, and the first one may take minutes.
+            self._timer = threading.Timer(self.delay, self._appear)
+            self._timer.daemon = True
+            if not hasattr(self, "container"):  # no widget, which only the cell's thread may show
+                self._timer.start()
+
+        def _appear(self) -> None:
+            with self.get_lock():
+                if not self.disable and self.last_print_n == self.initial:
+                    self.refresh(nolock=True)
+                    self.last_print_t = self._time()  # so that `close` clears what was drawn
+
+        def close(self) -> None:
+            self._timer.cancel()
+            super().close()
 
     def renew_lock() -> None:
         Bar.set_lock(threading.RLock())
