@@ -395,5 +395,9 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
         return PeftConfig.of(parse_json(text, "the configuration"))
     except RecursionError:
         raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no JSON, or only a part of it: {error}; copy it again"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error

@@ -947,6 +947,13 @@ def test_a_configuration_that_is_none_is_an_error_that_names_the_file(saved, con
         lora.load(model_of("mlp"), saved)
 
 
+@pytest.mark.parametrize("text", ["", '{"r": 8, '])
+def test_a_configuration_that_was_cut_short_is_to_be_copied_again(tmp_path, text):
+    (tmp_path / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=r"is no JSON, or only a part of it: .*; copy it again"):
+        read_config(tmp_path / CONFIG)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"layers": {"a": 1}}', '{"layers": {"a": {"scale": -1.0}}, "version": ""}'],
