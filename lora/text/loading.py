@@ -20,7 +20,7 @@ from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.heap import physical_memory
-from minigrad.io import open_tensors
+from minigrad.io import find, open_tensors
 from minigrad.io.tensor_file import Tensors
 from minigrad.nn import Linear, Module, init
 from minigrad.progress import progress_bar
@@ -169,7 +169,15 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a file, which must be GGUF; a FileNotFoundError if it is missing."""
+    """Tell whether a path is a file, which must be GGUF.
+
+    A FileNotFoundError is raised if the path does not exist, or is a folder of GGUF files only.
+    """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
+    files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
+    if files and not find(path, "config.json").is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has no config.json, but GGUF files; name one: {', '.join(files)}"
+        )
     return Path(path).is_file()

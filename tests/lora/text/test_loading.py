@@ -93,3 +93,10 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
     with pytest.raises(MemoryError, match=r"take .* in float32, and this machine has 58.*nf4"):
         load_model(folder)
     load_model(folder, "nf4")
+
+
+@pytest.mark.parametrize("load", [load_model, tokenizer])
+def test_in_a_folder_of_gguf_files_one_is_to_be_named(tmp_path, load):
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(FileNotFoundError, match=r"but GGUF files; name one: .*model\.gguf"):
+        load(tmp_path)
