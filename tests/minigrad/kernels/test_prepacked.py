@@ -256,8 +256,8 @@ def test_a_copy_of_a_layer_has_panels_of_its_own(rng, packed):
 
 
 def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed):
-    # numpy puts an unpickled array on the memory of a bytes object, and marks it writable.
-    made, x = pickle.loads(pickle.dumps(layer(rng))), rng.standard_normal((100, 210))
+    # By this protocol, numpy puts an array on the memory of a bytes object, and marks it writable.
+    made, x = pickle.loads(pickle.dumps(layer(rng), 4)), rng.standard_normal((100, 210))
     x = x.astype(np.float32)
     assert_right(made, x)
     assert packed() == 0
