@@ -74,12 +74,22 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
 
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`.
+
+    Raises:
+        ValueError: if a size is negative.
+        TypeError: if a size is not an integer, `dtype` is not one of booleans, integers or floats,
+            or a gradient is required and it is not of floats.
+    """
     return Tensor(observed(np.zeros, _new_shape("zeros", shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`.
+
+    Raises:
+        ValueError, TypeError: as in `zeros`.
+    """
     return Tensor(observed(np.ones, _new_shape("ones", shape), dtype), requires_grad)
 
 
@@ -89,7 +99,8 @@ def full(
     """Make a tensor filled with one value; its dtype is that of `tensor(fill_value)` by default.
 
     Raises:
-        ValueError: if the value is out of range of an integer dtype.
+        ValueError: if a size is negative, or the value is out of range of an integer dtype.
+        TypeError: as in `zeros`, or if the value is not a number.
     """
     value = as_array(fill_value) if isinstance(fill_value, Tensor) else fill_value
     return Tensor(observed(filled, _new_shape("full", (shape,)), value, dtype), requires_grad)
@@ -102,12 +113,21 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArr
 
 
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of zeros with the shape and dtype of `x`."""
+    """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
+
+    Raises:
+        TypeError: if `dtype` is not one of booleans, integers or floats, or a gradient is required
+            and it is not of floats.
+    """
     return Tensor(observed(np.zeros, x.shape, dtype or x.dtype), requires_grad)
 
 
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """Make a tensor of ones with the shape and dtype of `x`."""
+    """Make a tensor of ones with the shape and dtype of `x`, a Tensor or an array.
+
+    Raises:
+        TypeError: as in `zeros_like`.
+    """
     return Tensor(observed(np.ones, x.shape, dtype or x.dtype), requires_grad)
 
 
@@ -120,8 +140,12 @@ def arange(
 ) -> Tensor:
     """Return start, start + step, ... up to but not including `stop`; `arange(n)` starts at 0.
 
+    By default, the dtype is int64 if all numbers are integers, and otherwise float32.
+
     Raises:
         ValueError: if `step` is 0, or a number is out of range of an integer dtype.
+        TypeError: if an argument is not a number, or a gradient is required and the dtype is not
+            of floats.
     """
     if step == 0:
         raise ValueError("arange: step must not be 0")
@@ -142,7 +166,9 @@ def linspace(
     """Return `num` evenly spaced numbers from `start` to `stop`, both included.
 
     Raises:
-        ValueError: if a number is out of range of an integer dtype.
+        ValueError: if `num` is negative, or a number is out of range of an integer dtype.
+        TypeError: if `num` is not an integer, or a gradient is required and the dtype is not of
+            floats.
     """
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, dtype)
 
@@ -150,7 +176,11 @@ def linspace(
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
-    """Return the identity matrix `(n, n)`, or a matrix `(n, m)` with ones on its diagonal."""
+    """Return the identity matrix `(n, n)`, or a matrix `(n, m)` with ones on its diagonal.
+
+    Raises:
+        ValueError, TypeError: as in `zeros`.
+    """
     return Tensor(
         observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, dtype), requires_grad
     )
@@ -159,7 +189,13 @@ def eye(
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the standard normal distribution; a TypeError if `dtype` is not a float dtype."""
+    """Draw from the standard normal distribution; the shape is given as `(2, 3)` or `2, 3`.
+
+    Raises:
+        ValueError: if a size is negative.
+        TypeError: if a size is not an integer, `dtype` is not a float dtype, or `rng` is not a
+            generator.
+    """
     return Tensor(
         observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
     )
@@ -168,16 +204,20 @@ def randn(
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
-    """Draw from the uniform distribution on [0, 1); a TypeError if `dtype` is not a float dtype."""
+    """Draw from the uniform distribution on [0, 1); the shape is given as `(2, 3)` or `2, 3`.
+
+    Raises:
+        ValueError, TypeError: as in `randn`.
+    """
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
-    """Draw an int64 array of `shape` from `low` to `high` - 1.
+    """Draw integers from `low` to `high` - 1, all equally likely: a tensor of `shape`, in int64.
 
     Raises:
-        TypeError: if `low` or `high` is not an integer.
-        ValueError: if `low` is not less than `high`.
+        TypeError: if `low`, `high` or a size is not an integer, or `rng` is not a generator.
+        ValueError: if `low` is not less than `high`, or a size is negative.
     """
     low, high = as_shape("randint", (low, high))
     if not low < high:

@@ -163,11 +163,15 @@ class Operators(Tensor):
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
+        The numbers are converted to the dtype of the tensor, as by an assignment in numpy: a tensor
+        of integers drops decimals, and does not notice numbers out of its range.
+
         The derivative of a copy by `value` is lost. That is usual for the weights of another model,
         which are leaves; from a result of an op, it would be a mistake.
 
         Raises:
             ValueError: if the shape is not the same.
+            TypeError: if `value` does not hold numbers.
             RuntimeError: if this is the result of an op, or if `value` is one, and its derivative
                 may be needed.
         """
@@ -182,11 +186,20 @@ class Operators(Tensor):
         return self
 
     def dot(self, other: Any) -> Tensor:
-        """Sum products over the last axis of this tensor and the second-to-last of the other."""
+        """Sum products over the last axis of this tensor and the second-to-last of the other.
+
+        Raises:
+            ValueError: if the sizes do not match.
+        """
         return functional.dot(self, other)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        """Return the elements in another shape, `(2, 3)` or `2, 3`; one size may be -1."""
+        """Return the elements in another shape, `(2, 3)` or `2, 3`; one size may be -1.
+
+        Raises:
+            ValueError: if the other shape has another number of elements.
+            TypeError: if a size is not an integer.
+        """
         return ops.reshape.call(self, as_shape("reshape", shape))
 
     def flatten(self) -> Tensor:
@@ -194,7 +207,12 @@ class Operators(Tensor):
         return ops.reshape.call(self, -1)
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
-        """Permute the axes to the given order, `(1, 0)` or `1, 0`; by default reverse them."""
+        """Permute the axes to the given order, `(1, 0)` or `1, 0`; by default reverse them.
+
+        Raises:
+            ValueError: if the order does not name each axis once.
+            TypeError: if an axis is not an integer.
+        """
         return ops.transpose.call(
             self, None if axes in ((), (None,)) else as_shape("transpose", axes)
         )

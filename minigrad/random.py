@@ -29,7 +29,8 @@ _seed: int | None = None  # the last seed that `manual_seed` got
 def manual_seed(seed: int) -> np.random.Generator:
     """Restart the default generator from `seed`, and return it; equal seeds give equal numbers.
 
-    A ValueError is raised if the seed is not an integer of at least 0.
+    Raises:
+        ValueError: if the seed is not an integer of at least 0.
     """
     check_count("the seed", seed)
     observed(restart, seed)

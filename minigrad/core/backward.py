@@ -41,7 +41,8 @@ def backward(
         create_graph: record the backward pass, so that the gradients can be differentiated.
 
     Raises:
-        ValueError: if `gradient` is missing or has a wrong shape.
+        ValueError: if `gradient` is missing, but L has several elements, or it has a wrong shape;
+            or if a hook returns something else than None or a Tensor of the right shape.
         TypeError: if `gradient` does not hold real numbers.
         RuntimeError: if L does not require a gradient, an earlier pass has freed the graph, or an
             array that the graph saved was overwritten.
@@ -98,8 +99,10 @@ def grad(
     Raises:
         RuntimeError: if an input requires no gradient, `outputs` do not depend on it, the graph was
             freed, or an array that the graph saved was overwritten.
-        ValueError: if a cotangent is missing, or its shape is not that of its output.
-        TypeError: if a cotangent does not hold real numbers.
+        ValueError: if a cotangent is missing for an output of several elements, its shape is not
+            that of its output, or the numbers of cotangents and outputs differ.
+        TypeError: if `outputs` is a function, `inputs` are missing, an input or an output is not a
+            Tensor, or a cotangent does not hold real numbers.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(

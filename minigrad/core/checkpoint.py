@@ -31,6 +31,8 @@ from minigrad.versions import clock
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Return f(*inputs), saving only the inputs; f runs again in the backward pass.
 
+    So memory is paid for with time: one more forward pass of f (Chen et al., 2016, section 4).
+
     Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
 
     The first run records no graph, to save memory. So f can neither register hooks nor call

@@ -70,7 +70,7 @@ def unobserved(grad_enabled: bool) -> Iterator[None]:
 
 
 def is_grad_enabled() -> bool:
-    """Whether ops called by this thread record a graph."""
+    """Return whether ops that this thread calls record a graph."""
     return mode.grad_enabled
 
 
@@ -127,7 +127,11 @@ def no_grad(function: F) -> F: ...
 def no_grad(function: Callable[..., Any] | None = None) -> Any:
     """Record no graph: results of ops inside require no gradient.
 
-    Use it as `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`.
+    Use it as `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`. It holds for the
+    thread that enters the block.
+
+    Raises:
+        TypeError: if it decorates a generator or a coroutine, whose body would run later.
     """
     return grad_mode(False) if function is None else grad_mode(False)(function)
 
@@ -140,5 +144,8 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
     """Record a graph of the ops inside, even within `no_grad`.
 
     Use it as `with enable_grad():`, or as a decorator, `@enable_grad` or `@enable_grad()`.
+
+    Raises:
+        TypeError: as in `no_grad`.
     """
     return grad_mode(True) if function is None else grad_mode(True)(function)

@@ -169,6 +169,12 @@ class Tensor:
 
         An assignment replaces the value of a leaf. Afterwards a backward pass that needs the old
         value raises an error.
+
+        Raises:
+            ValueError: in an assignment, if the shape is not the same.
+            TypeError: in an assignment, if the value does not hold numbers, or the tensor requires
+                a gradient and the numbers are not floats.
+            RuntimeError: in an assignment, if the tensor is the result of an op.
         """
         if mode.state[1]:
             _announce(self, self._data, ".data")
@@ -308,6 +314,11 @@ class Tensor:
         """The gradient, summed over backward passes; None before the first one.
 
         Only leaves have a gradient, and results of ops on which `retain_grad()` was called.
+
+        Raises:
+            RuntimeError: in an assignment, if the tensor requires no gradient.
+            TypeError: in an assignment, if the value is neither a Tensor nor None.
+            ValueError: in an assignment, if the shape or dtype is not that of the tensor.
         """
         return None if self.node is None else self.node.grad
 
@@ -337,7 +348,11 @@ class Tensor:
         return constant
 
     def retain_grad(self) -> None:
-        """Let backward passes set `.grad` of this tensor, though it is the result of an op."""
+        """Let backward passes set `.grad` of this tensor, though it is the result of an op.
+
+        Raises:
+            RuntimeError: if the tensor requires no gradient.
+        """
         node = node_of(self, "retain_grad()")
         if node.op is not None:
             node.retains_grad = node.watched = True
@@ -350,6 +365,8 @@ class Tensor:
 
         Raises:
             RuntimeError: if the tensor requires no gradient.
+            ValueError: in the backward pass, if `function` returns something else than None or a
+                Tensor with the shape of the gradient.
         """
         return Hook(node_of(self, "register_hook()"), function)
 

@@ -452,6 +452,11 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
     inner block ends. Outside of blocks it costs nothing. In a block, an op and its derivative
     together take about 17 us more, and each result is read once or twice more: tanh of a million
     elements, forward and backward, takes twice as long.
+
+    Raises:
+        AnomalyError: in the block, at the first NaN or Inf; it is a FloatingPointError.
+        TypeError: if `inf` is not True or False, or it decorates what is not a function, or is a
+            generator or a coroutine.
     """
     if function is not None and not callable(function):
         raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")

@@ -34,7 +34,8 @@ def conv2d(
 
     Raises:
         ValueError: if the shapes do not match, `groups` does not divide the numbers of channels and
-            of filters, an option is out of range, or the kernel is larger than the padded image.
+            of filters, an option is out of range or not an integer, the kernel is larger than the
+            padded image, or the padding is "same" with a stride other than 1.
     """
     _check_axes(x, weight, "images (N, C, H, W) or (C, H, W)", "h, w")
     if x.ndim == 3:

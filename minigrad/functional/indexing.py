@@ -30,7 +30,8 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     Shapes are broadcast, except along `axis`. With `axis=None`, x is flattened first.
 
     Raises:
-        ValueError: if the numbers of axes differ.
+        ValueError: if the numbers of axes differ, the shapes cannot be broadcast, or the axis does
+            not exist.
         TypeError: if the indices are not integers.
         IndexError: if an index is out of range.
     """
@@ -141,8 +142,12 @@ def _check_smaller(
 def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis`, sorted from small to large; each gets its own gradient.
 
-    With `axis=None`, x is flattened first. A nan counts as the largest. Equal elements keep their
-    order.
+    With `descending`, from large to small. With `axis=None`, x is flattened first. A nan counts as
+    the largest. Equal elements keep their order.
+
+    Raises:
+        ValueError: if the axis does not exist.
+        TypeError: if `descending` is not True or False.
     """
     return take_along_axis(x, ops.argsort(x, axis, descending), axis)
 
@@ -155,7 +160,7 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> ValuesAndInd
 
     Raises:
         TypeError: if `k` is not an integer, or `largest` is not True or False.
-        ValueError: if there are fewer than k elements.
+        ValueError: if k is negative, there are fewer than k elements, or the axis does not exist.
     """
     check_flag("largest", largest)
     axis = normalize_axis(axis, x.ndim)
@@ -175,7 +180,7 @@ def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
     (In `max`, equal elements share the gradient.)
 
     Raises:
-        ValueError: if the axis is empty.
+        ValueError: if the axis is empty or does not exist.
     """
     return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
@@ -185,7 +190,7 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
     """The smallest elements along `axis`, and their indices, as in `max_with_indices`.
 
     Raises:
-        ValueError: if the axis is empty.
+        ValueError: if the axis is empty or does not exist.
     """
     return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
@@ -258,8 +263,8 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         num_classes: the number of classes; None for the largest label plus 1.
 
     Raises:
-        TypeError: if the labels are not integers.
-        ValueError: if a label is not among the classes.
+        TypeError: if the labels or `num_classes` are not integers.
+        ValueError: if a label is not among the classes, or `num_classes` is negative.
     """
     classes = as_integers("labels", labels)
     if num_classes is not None:

@@ -37,7 +37,9 @@ def norm(
     0, although the slope is infinite there.
 
     Raises:
-        ValueError: if `ord` is unknown, or there are more than two axes.
+        ValueError: if `ord` is unknown, an axis does not exist, there are more than two axes, a
+            matrix whose singular values are needed contains nan or inf, or there are no elements
+            of which to take the largest or smallest.
     """
     return narrowed(_norm(widened(x), ord, axis, keepdims), x)
 
@@ -206,7 +208,8 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
             means the last n axes of a and the first n axes of b.
 
     Raises:
-        ValueError: if an axis does not exist, or the sizes do not match.
+        ValueError: if an axis does not exist, `axes` is negative or not a pair, or the sizes do not
+            match.
         TypeError: if `axes` is neither an integer nor a sequence.
     """
     if isinstance(axes, (int, np.integer)):

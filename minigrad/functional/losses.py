@@ -41,6 +41,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
 
     Raises:
         ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
+            Also if the reduction is unknown, or there is nothing to average.
     """
     check_reduction(reduction)
     wide, target = _alike(prediction, target)
@@ -59,7 +60,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Where the error is 0, the gradient is 0.
 
     Raises:
-        ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
+        ValueError: as in `mse`.
     """
     check_reduction(reduction)
     wide, target = _alike(prediction, target)
@@ -72,8 +73,10 @@ def huber(
 ) -> Tensor:
     """0.5 d^2 if the error |d| is at most `delta`, else delta (|d| - 0.5 delta) (Huber, 1964).
 
+    The result is the mean of these losses, their sum, or each of them. d is prediction - target.
+
     Raises:
-        ValueError: if the shapes differ, or `delta` is not positive.
+        ValueError: as in `mse`, or if `delta` is not positive.
         TypeError: if `delta` is not a number.
     """
     check_reduction(reduction)
@@ -113,9 +116,12 @@ def cross_entropy(
             (Szegedy et al., 2016).
 
     Raises:
-        TypeError: if targets are not integers or floats, or `ignore_index` is not an integer.
-        ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
-            is not in [0, 1], or all targets are ignored in a mean.
+        TypeError: if targets are not integers or floats, `ignore_index` is not an integer,
+            `label_smoothing` is not a number, or `weight` requires a gradient.
+        ValueError: if the shapes do not match, a target is not among the classes, a probability or
+            a weight is negative, `label_smoothing` is not in [0, 1], the reduction is unknown, or
+            no target counts in a mean. Also if an `ignore_index` of at least 0 is given for class
+            probabilities.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -175,9 +181,10 @@ def linear_cross_entropy(
             rows the product hides this cost; with 128 rows the loss takes a sixth more time.
 
     Raises:
-        TypeError: if the targets are not integers.
+        TypeError: if the targets or `ignore_index` are not integers, or `label_smoothing` is not a
+            number.
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
-            impossible value, or all targets are ignored in a mean.
+            impossible value, or no target counts in a mean.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -221,8 +228,11 @@ def nll(
 ) -> Tensor:
     """The negative log-likelihood -log_probabilities[target]: its mean, its sum, or each value.
 
-    It is `cross_entropy` without the softmax. Arguments and errors are as in `cross_entropy` with
-    class indices.
+    It is `cross_entropy` without the softmax. Arguments are as in `cross_entropy` with class
+    indices.
+
+    Raises:
+        TypeError, ValueError: as in `cross_entropy`.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -254,7 +264,8 @@ def binary_cross_entropy_with_logits(
             costs more.
 
     Raises:
-        ValueError: if the shapes differ, a weight is negative, or a target is not in [0, 1].
+        ValueError: if the shapes differ, a weight is negative or cannot be broadcast to them, a
+            target is not in [0, 1], the reduction is unknown, or there is nothing to average.
     """
     check_reduction(reduction)
     x, t = _alike(logits, target)

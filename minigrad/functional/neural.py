@@ -44,7 +44,8 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None)
 
     Raises:
         ValueError: if `p` is not in [0, 1].
-        TypeError: if `p` is not a number, or `training` is not True or False.
+        TypeError: if `p` is not a number, `training` is not True or False, or `rng` is not a
+            generator.
     """
     check_probability("p", p)
     check_flag("training", training)
@@ -240,9 +241,10 @@ def scaled_dot_product_attention(
 
     Raises:
         ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
-            given, or `causal_offset` is negative, or is given without `is_causal`.
-        TypeError: if the mask does not hold booleans or floats, a flag is not True or False, or
-            `scale` is not a number.
+            given, `dropout_p` is not in [0, 1], `scale` is infinite, or `causal_offset` is not an
+            integer of at least 0, or is given without `is_causal`.
+        TypeError: if the mask does not hold booleans or floats, a flag is not True or False,
+            `scale` or `dropout_p` is not a number, or `rng` is not a generator.
     """
     check_probability("dropout_p", dropout_p)
     check_count("causal_offset", causal_offset)

@@ -166,7 +166,9 @@ def group_norm(
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if shapes do not match, `num_groups` does not divide C, or eps is negative.
+        ValueError: if shapes do not match, `num_groups` is not a positive integer that divides C,
+            or eps is negative.
+        TypeError: if eps is not a number.
     """
     _check(x, eps, weight=weight, bias=bias)
     check_positive("num_groups", num_groups)

@@ -19,7 +19,12 @@ from minigrad.ops.shape import normalize_axes, normalize_axis
 
 @composition
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
-    """The array with two axes swapped."""
+    """The array with two axes swapped.
+
+    Raises:
+        ValueError: if an axis does not exist.
+        TypeError: if an axis is not an integer.
+    """
     axes = list(range(x.ndim))
     i, j = (normalize_axis(axis, x.ndim) for axis in (axis1, axis2))
     axes[i], axes[j] = axes[j], axes[i]
@@ -32,6 +37,7 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
 
     Raises:
         ValueError: if an axis does not exist or is repeated, or the numbers of axes differ.
+        TypeError: if an axis is not an integer.
     """
     sources = normalize_axes(source, x.ndim)
     destinations = normalize_axes(destination, x.ndim)
@@ -45,7 +51,12 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
 
 @composition
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
-    """The array with new axes of size 1, at the positions `axis` of the result."""
+    """The array with new axes of size 1, at the positions `axis` of the result.
+
+    Raises:
+        ValueError: if the result cannot have an axis at such a position, or a position is repeated.
+        TypeError: if a position is not an integer.
+    """
     count = x.ndim + np.size(axis)
     axes = normalize_axes(axis, count)
     sizes = iter(x.shape)
@@ -57,7 +68,8 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
     """The array without axes of size 1: without all of them, or only without the given ones.
 
     Raises:
-        ValueError: if a given axis has another size than 1.
+        ValueError: if a given axis does not exist, or has another size than 1.
+        TypeError: if an axis is not an integer.
     """
     axes = normalize_axes(axis, x.ndim)
     for i in () if axis is None else axes:
@@ -71,7 +83,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     """Join several arrays of the same shape along a new axis.
 
     Raises:
-        ValueError: if there are no arrays, or their shapes differ.
+        ValueError: if there are no arrays, their shapes differ, or the result has no such axis.
     """
     arrays = list(arrays)
     shapes = {np.shape(array) for array in arrays}
@@ -152,7 +164,8 @@ def diff(
     x. For `n` = 0 the result is x itself, as in numpy.
 
     Raises:
-        ValueError: if `n` is negative, or the shapes do not match.
+        ValueError: if `n` is not an integer of at least 0, the axis does not exist, or the shapes
+            do not match.
     """
     check_count("n", n)
     axis = normalize_axis(axis, x.ndim)
@@ -172,7 +185,9 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     """Split x along `axis`: into a number of equal parts, or at the given indices.
 
     Raises:
-        ValueError: if x cannot be divided into that number of equal parts.
+        ValueError: if x cannot be divided into that number of equal parts, or the axis does not
+            exist.
+        TypeError: if the number of parts, or an index, is not an integer.
     """
     axis = normalize_axis(axis, x.ndim)
     if np.ndim(indices_or_sections) != 1:
@@ -187,7 +202,8 @@ def array_split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 
     """Split x along `axis`, as `split` does, but some first parts may have one more element.
 
     Raises:
-        ValueError: if the number of parts is not positive.
+        ValueError: if the number of parts is not a positive integer, or the axis does not exist.
+        TypeError: if an index is not an integer.
     """
     axis = normalize_axis(axis, x.ndim)
     given: Any = indices_or_sections
@@ -207,6 +223,7 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
 
     Raises:
         ValueError: if a number is negative.
+        TypeError: if a number is not an integer.
     """
     counts = tuple(operator.index(count) for count in np.atleast_1d(reps))
     if any(count < 0 for count in counts):
@@ -226,7 +243,9 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     With `axis=None`, x is flattened first.
 
     Raises:
-        ValueError: if the number of `repeats` does not match, or a number is negative.
+        ValueError: if the number of `repeats` does not match, a number is negative, or the axis
+            does not exist.
+        TypeError: if a number is not an integer.
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
@@ -263,7 +282,9 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         constant_values: the number to fill in, for "constant".
 
     Raises:
-        ValueError: if the mode is unknown, a width is negative, or the widths do not match x.
+        ValueError: if the mode is unknown, a width is negative, the widths do not match x, an axis
+            has no element to repeat, or `constant_values` is given with another mode.
+        TypeError: if a width is not an integer, or `constant_values` is not one number.
     """
     given = np.asarray(pad_width)
     if given.dtype.kind not in "iu":
@@ -307,13 +328,21 @@ def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
 
 @composition
 def tril(x: Array, k: int = 0) -> Tensor:
-    """The lower triangle of each matrix, with 0 above the k-th diagonal."""
+    """The lower triangle of each matrix in `(..., m, n)`, with 0 above the k-th diagonal.
+
+    Raises:
+        ValueError: if x has fewer than two axes.
+    """
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k, np.bool_), x, _ZERO)
 
 
 @composition
 def triu(x: Array, k: int = 0) -> Tensor:
-    """The upper triangle of each matrix, with 0 below the k-th diagonal."""
+    """The upper triangle of each matrix in `(..., m, n)`, with 0 below the k-th diagonal.
+
+    Raises:
+        ValueError: if x has fewer than two axes.
+    """
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k - 1, np.bool_), _ZERO, x)
 
 

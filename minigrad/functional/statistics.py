@@ -13,10 +13,12 @@ from minigrad.ops.reduction import count_along
 
 @composition
 def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-    """The variance over `axis`, sum((x - mean)^2) / (n - ddof).
+    """The variance over `axis`, sum((x - mean)^2) / (n - ddof), of n elements.
+
+    As in numpy, ddof is 0 by default; PyTorch divides by n - 1.
 
     Raises:
-        ValueError: if n <= ddof.
+        ValueError: if n <= ddof, n = 0, ddof is infinite, or an axis does not exist.
         TypeError: if ddof is not a number.
     """
     count = count_along(x.shape, axis)
@@ -33,7 +35,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     """The standard deviation over `axis`, the root of `var`. Where it is 0, its gradient is 0.
 
     Raises:
-        ValueError: if n <= ddof.
+        ValueError, TypeError: as in `var`.
     """
     return narrowed(root(var(widened(x), axis, ddof, keepdims)), x)
 

@@ -35,7 +35,7 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
 
 @op(elementwise=True)
 def relu(x: Array) -> Array:
-    """max(x, 0); the derivative is 1 where x > 0, and 0 elsewhere."""
+    """max(x, 0); the derivative is 1 where x > 0, and 0 elsewhere; a nan stays nan."""
     if isinstance(x, np.ndarray):
         return kernels.activation.relu(x)
     return np.maximum(x, 0)
@@ -50,7 +50,10 @@ def _relu_x(g: Array, out: Array) -> Array:
 
 @op(elementwise=True, floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """x where x > 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
+    """x where x > 0, else `negative_slope` x; the derivative at 0 is `negative_slope`.
+
+    From Maas et al., 2013.
+    """
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -76,7 +79,7 @@ def _elu_x(g: Array, x: Array, alpha: float) -> Array:
 
 @op(elementwise=True, floats=True, cost=1)
 def silu(x: Array) -> Array:
-    """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
+    """x s with s = sigmoid(x) (Elfwing et al., 2018); the derivative is s (1 + x (1 - s))."""
     return kernels.activation.silu(x)
 
 
@@ -153,7 +156,14 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 
 @op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
-    """e^x / sum(e^x) along `axis`, without overflow; for an empty x, the result is empty."""
+    """e^x / sum(e^x) along `axis`, without overflow; for an empty x, the result is empty.
+
+    With several axes, or None for all, the sum is over all of them.
+
+    Raises:
+        ValueError: if an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer.
+    """
     return _by_rows(kernels.softmax.softmax, x, axis)
 
 
@@ -173,7 +183,11 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 
 @op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
-    """x - log(sum(e^x)) along `axis`, exact even where softmax would round to 0."""
+    """x - log(sum(e^x)) along `axis`, exact even where softmax would round to 0.
+
+    Raises:
+        ValueError, TypeError: as in `softmax`.
+    """
     return _by_rows(kernels.softmax.log_softmax, x, axis)
 
 

@@ -26,7 +26,10 @@ greater_equal = binary("greater_equal", "a >= b, as booleans.")
 def isclose(
     a: Array, b: Array, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Array:
-    """|a - b| <= atol + rtol |b|, as booleans; with `equal_nan`, True also where both are nan."""
+    """|a - b| <= atol + rtol |b|, as booleans; with `equal_nan`, True also where both are nan.
+
+    As in numpy, infinities are close only to themselves, and the tolerance depends on b, not on a.
+    """
     return np.isclose(a, b, rtol, atol, equal_nan)
 
 
@@ -35,28 +38,34 @@ isinf = unary("isinf", "True where x is infinite.")
 isnan = unary("isnan", "True where x is nan, not a number.")
 
 logical_and = logical(
-    "logical_and", "a and b, element by element; raises a TypeError unless both are booleans."
+    "logical_and",
+    "a and b, element by element, broadcast. Raises a TypeError unless both are booleans.",
 )
 logical_or = logical(
-    "logical_or", "a or b, element by element; raises a TypeError unless both are booleans."
+    "logical_or",
+    "a or b, element by element, broadcast. Raises a TypeError unless both are booleans.",
 )
 any = logical_reducer(
     "any",
     "True if any element over `axis` is True; False for an empty axis. Raises a TypeError unless x "
-    "holds booleans.",
+    "holds booleans, and a ValueError if an axis does not exist.",
     "logical_or",
 )
 all = logical_reducer(
     "all",
     "True if all elements over `axis` are True, and for an empty axis. Raises a TypeError unless x "
-    "holds booleans.",
+    "holds booleans, and a ValueError if an axis does not exist.",
     "logical_and",
 )
 
 
 @op
 def logical_not(x: Array) -> Array:
-    """not x, elementwise; a TypeError unless x holds booleans."""
+    """not x, element by element, for booleans.
+
+    Raises:
+        TypeError: if x does not hold booleans.
+    """
     return np.logical_not(booleans(x))
 
 
@@ -67,12 +76,14 @@ def logical_not(x: Array) -> Array:
 argmax = index(
     "argmax",
     "The index of the largest element along `axis`, or in the flattened array; the first one, if "
-    "several are equal. Raises a ValueError if there are no elements.",
+    "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
+    "elements, or the axis does not exist.",
 )
 argmin = index(
     "argmin",
     "The index of the smallest element along `axis`, or in the flattened array; the first one, if "
-    "several are equal. Raises a ValueError if there are no elements.",
+    "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
+    "elements, or the axis does not exist.",
 )
 
 
@@ -86,8 +97,12 @@ def _comparisons(x: Array, axis: int | None) -> int:
 def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
     """The indices that sort the elements along `axis` from small to large.
 
-    Equal elements keep their order. With `axis=None`, the array is flattened first. A nan counts as
-    the largest.
+    With `descending`, from large to small. Equal elements keep their order in both cases. With
+    `axis=None`, the array is flattened first. A nan counts as the largest.
+
+    Raises:
+        ValueError: if the axis does not exist.
+        TypeError: if `descending` is not True or False.
     """
     check_flag("descending", descending)
     if axis is None:

@@ -66,8 +66,10 @@ def convolution(
     cross-correlation. The size of an axis of the result is
     floor((size + 2 padding - dilation (kernel size - 1) - 1) / stride) + 1.
 
-    Arguments and errors are as in `conv2d`. In addition, `conv2d` accepts a single image, and a
-    padding by name.
+    Arguments are as in `conv2d`, which accepts also a single image, and a padding by name.
+
+    Raises:
+        ValueError: as in `conv2d`.
     """
     geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
     if bias is not None and np.shape(bias) != weight.shape[:1]:
@@ -95,7 +97,8 @@ def convolution_input(
     gradient has the shape `(N, C, *size)`. For the other arguments see `convolution`.
 
     Raises:
-        ValueError: if y does not have the shape of the result of the convolution.
+        ValueError: if y does not have the shape of the result of the convolution, or as in
+            `convolution`.
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)
@@ -124,7 +127,8 @@ def convolution_weight(
     gradient has the shape `(O, C / groups, *size)`. For the other arguments see `convolution`.
 
     Raises:
-        ValueError: if y does not have the shape of the result of the convolution.
+        ValueError: if y does not have the shape of the result of the convolution, or as in
+            `convolution`.
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)

@@ -20,10 +20,11 @@ from minigrad.ops.of_numpy import binary, curve, of_two, unary
 
 @op(elementwise=True, cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the chosen operand.
+    """x where `condition` is true, else y, broadcast; the gradient goes to the chosen operand.
 
     Raises:
-        ValueError: if one operand holds integers, and the other is a number out of their range.
+        ValueError: if the shapes cannot be broadcast, or one operand holds integers, and the other
+            is an integer out of their range.
     """
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
         return kernels.elementwise.where(condition, _as_dtype_of(x, y), _as_dtype_of(y, x))
@@ -125,7 +126,11 @@ trunc.vjp("x", flat)
 
 @op(elementwise=True)
 def round(x: Array, decimals: int = 0) -> Array:
-    """The nearest number with `decimals` decimals, ties to even; the derivative is 0."""
+    """The nearest number with `decimals` decimals, ties to even; the derivative is 0.
+
+    Raises:
+        TypeError: if `decimals` is not an integer.
+    """
     return np.round(x, decimals)
 
 

@@ -126,7 +126,8 @@ def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array
         hermitian: compute the pseudoinverse of (A + A^T) / 2, which is faster.
 
     Raises:
-        ValueError: if the array has fewer than two axes, or contains nan or inf.
+        ValueError: if the array has fewer than two axes, or contains nan or inf; with `hermitian`,
+            if the matrices are not square.
         TypeError: if `rcond` is not a number.
     """
     check_finite(check_matrices(a))

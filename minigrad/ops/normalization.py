@@ -50,7 +50,8 @@ def layer_norm(
         eps: a small number, added so that the root is not 0.
 
     Raises:
-        ValueError: if the shapes do not match, a row is empty, or eps is negative.
+        ValueError: if the shapes do not match, a row is empty, or eps is negative or infinite.
+        TypeError: if eps is not a number, or a size is not an integer.
     """
     sizes = _checked_sizes(x, normalized_shape, eps, weight, bias)
     return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
@@ -78,7 +79,8 @@ def rms_norm(
             dtype of x.
 
     Raises:
-        ValueError: if the shapes do not match, a row is empty, or eps is negative.
+        ValueError: if the shapes do not match, a row is empty, or eps is negative or infinite.
+        TypeError: if eps is not a number, or a size is not an integer.
     """
     eps = _least(x) if eps is None else eps
     sizes = _checked_sizes(x, normalized_shape, eps, weight)

@@ -38,7 +38,8 @@ def matmul(a: Array, b: Array) -> Array:
     removed from the result: `(k,) @ (k,)` is a number.
 
     Raises:
-        ValueError: if an operand is a number, or the sizes do not match.
+        ValueError: if an operand is a number, the sizes k differ, or the leading axes cannot be
+            broadcast.
     """
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim == 0 or b.ndim == 0:
@@ -100,7 +101,7 @@ def as_rows(x: Array) -> Array:
 
 @op(linear=("x", "weight"), composition=_linear, product=True)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
-    """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
+    """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`, as in PyTorch.
 
     Raises:
         ValueError: if the sizes do not match.
@@ -139,7 +140,9 @@ def check_linear(x: Array, weight: Array, bias: Array) -> None:
 def lora_linear(
     x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
 ) -> Array:
-    """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
+    """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank.
+
+    From LoRA (Hu et al., 2021, section 4.1), where `scale` is alpha / r.
 
     With h = scale x A^T and d = scale g B, the gradients need only thin products: dA = d^T x,
     dB = g^T h, and dx = g W + d A. No matrix of the size of W is made, except if W itself requires
@@ -248,7 +251,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
 
     Args:
         x: `(..., d_in)`; the result has its dtype.
-        weight: W, `(d_out, d_in)`; `kernels.nf4.NF4Matrix.of(array)` makes one.
+        weight: W, `(d_out, d_in)`; `minigrad.kernels.nf4.NF4Matrix.of(array)` makes one.
         bias: b, `(d_out,)`, or None.
 
     Raises:
@@ -260,7 +263,9 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
 
 @op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
-    """x W^T + b with a frozen W in bfloat16; otherwise as `nf4_linear`.
+    """x W^T + b with a frozen W in 16 bits per element (bfloat16); otherwise as `nf4_linear`.
+
+    `minigrad.kernels.bfloat16.BFloat16Matrix.of(array)` makes W.
 
     Raises:
         TypeError: if the weight is not a BFloat16Matrix.

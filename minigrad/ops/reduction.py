@@ -32,7 +32,12 @@ from minigrad.ops.shape import (
 
 @op(linear=("x",))
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The sum over `axis`."""
+    """The sum over `axis`: an int, a tuple of ints, or None for all; 0 for an empty axis.
+
+    Raises:
+        ValueError: if an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer.
+    """
     return sum_over(x, as_tuple(axis), keepdims)
 
 
@@ -60,7 +65,8 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The mean over `axis`: an int, a tuple of ints, or None for all.
 
     Raises:
-        ValueError: if there are no elements to average.
+        ValueError: if there are no elements to average, or an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer.
     """
     return sum_over(x, as_tuple(axis), keepdims) / count_along(x.shape, axis)
 
@@ -70,13 +76,13 @@ mean.vjp("x", lambda g, x_shape, axis: _spread(g / count_along(x_shape, axis), x
 max = reducer(
     "max",
     "The largest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements.",
+    "Raises a ValueError if there are no elements, or an axis does not exist.",
     "maximum",
 )
 min = reducer(
     "min",
     "The smallest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements.",
+    "Raises a ValueError if there are no elements, or an axis does not exist.",
     "minimum",
 )
 
@@ -98,10 +104,11 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
 )
 def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x).
+    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x) over `axis`.
 
     Raises:
-        ValueError: if there are no elements to sum.
+        ValueError: if there are no elements to sum, or an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer.
     """
     axis = as_tuple(axis)
     top = x.max(axis=axis, keepdims=True)
@@ -123,7 +130,11 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 @op(linear=("x",))
 def cumsum(x: Array, axis: int | None = None) -> Array:
-    """The cumulative sums along `axis`; with None, of the flattened array."""
+    """The cumulative sums x[0] + ... + x[i] along `axis`; with None, of the flattened array.
+
+    Raises:
+        ValueError: if the axis does not exist.
+    """
     return np.cumsum(x, axis)
 
 
@@ -137,7 +148,7 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
 prod = reducer(
     "prod",
     "The product over `axis`; 1 for an empty axis. The derivative is the product of the other "
-    "elements, also if some are 0.",
+    "elements, also if some are 0. Raises a ValueError if an axis does not exist.",
     "multiply",
 )
 
@@ -155,9 +166,12 @@ def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 @op
 def cumprod(x: Array, axis: int | None = None) -> Array:
-    """The cumulative products along `axis`; with None, of the flattened array.
+    """The cumulative products x[0] ... x[i] along `axis`; with None, of the flattened array.
 
     The derivative is correct even if some elements are 0.
+
+    Raises:
+        ValueError: if the axis does not exist.
     """
     return np.cumprod(x, axis)
 

@@ -104,7 +104,12 @@ astype.vjp("x", lambda g: g)
 
 @op(linear=("x",))
 def reshape(x: Array, shape: int | Sequence[int]) -> Array:
-    """The elements in another shape, in row-major order; one size may be -1, and is computed."""
+    """The elements in another shape, in row-major order; one size may be -1, and is computed.
+
+    Raises:
+        ValueError: if the other shape has another number of elements.
+        TypeError: if a size is not an integer.
+    """
     return x.reshape(shape) if hasattr(x, "reshape") else np.asarray(x).reshape(shape)
 
 
@@ -113,7 +118,11 @@ reshape.vjp("x", lambda g, x_shape: reshape(g, x_shape))
 
 @op(linear=("x",))
 def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
-    """The array with its axes in the order `axes`, or reversed."""
+    """The array with its axes in the order `axes`, or reversed: axis i of the result is axes[i].
+
+    Raises:
+        ValueError: if `axes` does not name each axis once.
+    """
     return np.transpose(x, axes)
 
 
@@ -125,7 +134,12 @@ def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
 
 @op(linear=("x",))
 def flip(x: Array, axis: Axis = None) -> Array:
-    """The elements in reverse order along `axis`: an int, a tuple of ints, or None for all."""
+    """The elements in reverse order along `axis`: an int, a tuple of ints, or None for all.
+
+    Raises:
+        ValueError: if an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer.
+    """
     return np.flip(x, as_tuple(axis))
 
 
@@ -140,6 +154,8 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     one for all.
 
     Raises:
+        ValueError: if an axis does not exist, or there are several shifts, but not one for each
+            axis.
         TypeError: if a shift is not an integer.
     """
     if np.asarray(shift).dtype.kind not in "iu":
@@ -155,7 +171,11 @@ def _roll_x(g: Array, shift: int | Sequence[int], axis: Axis) -> Array:
 
 @op(elementwise=True)
 def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
-    """The elements repeated along new leading axes and along axes of size 1."""
+    """The elements repeated along new leading axes and along axes of size 1, as in numpy.
+
+    Raises:
+        ValueError: if x cannot be broadcast to this shape.
+    """
     if not isinstance(x, (np.ndarray, np.generic)) or x.ndim:
         return np.broadcast_to(x, shape)
     # For one number, the gradient of most losses, this is six times as fast as np.broadcast_to.
@@ -172,7 +192,8 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Join several arrays along an existing axis.
 
     Raises:
-        ValueError: if there are no arrays, or their sizes differ along another axis.
+        ValueError: if there are no arrays, their sizes differ along another axis, or the axis is
+            None or does not exist.
     """
     if axis is None:
         raise ValueError("axis=None is not supported; reshape each to (-1,) first")
@@ -195,7 +216,13 @@ def _concatenate_one(g: Array, argnum: int, arrays_shape: Shapes, axis: int) -> 
 
 @op(linear=("x",), cost=0, shape=lambda x, index: x[plain_index(index)].shape)
 def getitem(x: Array, index: Any) -> Array:
-    """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays."""
+    """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays.
+
+    The gradient is added to zeros at the same index, so those of repeated elements add up.
+
+    Raises:
+        IndexError: if an index is out of range, has too many axes, or is none of these.
+    """
     return x[plain_index(index)]
 
 
@@ -207,6 +234,10 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
         values: the numbers to add, with the shape of `out[index]`.
         index: an index, as in `out[index]`.
         shape: the shape of the result.
+
+    Raises:
+        IndexError: if an index is out of range.
+        ValueError: if the shape of `values` does not go with the index.
     """
     values = np.asarray(values)
     out = np.zeros(shape, values.dtype)

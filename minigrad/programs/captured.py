@@ -105,6 +105,9 @@ class Captured(Generic[P, R]):
         """The functions and constants that the source code uses.
 
         `exec(source, namespace)` defines the function `program`, from arrays to arrays.
+
+        Raises:
+            CaptureError: if there is no program yet.
         """
         return self._program().namespace
 
@@ -291,7 +294,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     results of numpy, outside of the library, from arrays of more than 64 KB.
 
     Raises:
-        TypeError: if `step` is not a function, or an argument has another type.
+        TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
+            argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
             (by `item()` or `if`), prints, or reads an iterator. It uses hooks, `retain_grad`,
             `create_graph`, `hvp` or `checkpoint`. It writes to a numpy array, or to a list or dict

@@ -64,9 +64,9 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
             Tensors in `aux`, also in containers, are detached under the same rule as `value`.
 
     Raises:
-        TypeError: if `argnums` are not ints. When called, if a leaf of the argument is not of
-            floats, the argument has no leaf, a dict in it has attributes, or f does not return a
-            Tensor or a constant of floats.
+        TypeError: if `argnums` are not ints. When called, if f is not a function, a leaf of the
+            argument is not of floats, the argument has no leaf, a dict in it has attributes, or f
+            does not return a Tensor or a constant of floats; with `has_aux`, a pair of one and aux.
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
             element, a container contains itself, or two Modules share a parameter.
         RuntimeError: when called, if another thread differentiates by the same Module meanwhile.
@@ -82,7 +82,7 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
     With `has_aux`, f returns `(value, aux)`, and the result is `(gradient, aux)`.
 
     Raises:
-        TypeError, ValueError: as in `value_and_grad`.
+        TypeError, ValueError, RuntimeError: as in `value_and_grad`.
     """
     both = _value_and_grad("gradient", f, argnums, has_aux)
 
@@ -105,8 +105,10 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         (gradient,) = pullback(minigrad.ones_like(value))
 
     Raises:
-        TypeError: as in `value_and_grad`.
-        ValueError: if there are no primals; in the pullback, if v has another shape.
+        TypeError: as in `value_and_grad`, or if the structure of v in the pullback is another one.
+        ValueError: if there are no primals, or a primal contains itself, or two Modules share a
+            parameter; in the pullback, if v has another shape.
+        RuntimeError: as in `value_and_grad`.
     """
     if not primals:
         raise ValueError("vjp: there are no primals; write vjp(f, x)")
@@ -141,7 +143,8 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
 
     Raises:
         TypeError: as in `value_and_grad`, or if only one of primals and tangents is a tuple.
-        ValueError: if primals and tangents differ in number, keys or shape.
+        ValueError: if primals and tangents differ in number, keys or shape, or there are none.
+        RuntimeError: as in `value_and_grad`.
     """
     call, vs = _paired("jvp", f, primals, tangents)
     run = Run(call, [[v] for v in vs])
@@ -160,7 +163,7 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
         curvature = (v * hvp(loss, x, v)).sum()
 
     Raises:
-        TypeError: as in `jvp`.
+        TypeError, RuntimeError: as in `jvp`.
         ValueError: as in `jvp`, or if f returns more than one element.
     """
     several = type(primals) in (tuple, list)
@@ -184,8 +187,8 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         J = jacobian(lambda x: A @ x)(x)        # A
 
     Raises:
-        TypeError: as in `value_and_grad`.
-        ValueError: when called, if `argnums` are repeated or out of range.
+        TypeError, ValueError: as in `value_and_grad`, but f may return any number of elements.
+        RuntimeError: as in `value_and_grad`, or if f gives another result when it runs again.
     """
     checked_argnums("jacobian", argnums)
 
@@ -210,9 +213,7 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     at once, until all directions are done. It records no graph.
 
     Raises:
-        TypeError: as in `value_and_grad`.
-        ValueError: when called, if `argnums` are repeated or out of range.
-        RuntimeError: if f gives another result when it runs again.
+        TypeError, ValueError, RuntimeError: as in `jacobian`.
     """
     checked_argnums("jacfwd", argnums)
 
@@ -282,6 +283,7 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
     Raises:
         TypeError, ValueError: as in `value_and_grad`.
+        RuntimeError: as in `jacobian`.
     """
     gradients_of_f = _gradients_of("hessian", f, argnums)
 

@@ -81,7 +81,7 @@ class Receipt:
         return tuple(sorted(rows, key=lambda row: (_PHASES.index(row.phase), -row.flops)))
 
     def flops_of(self, phase: Phase) -> int:
-        """The FLOPs of one phase."""
+        """Return the FLOPs of one phase: "forward", "recomputed", "backward", "optimizer", ..."""
         return sum(row.flops for row in self.rows if row.phase == phase)
 
     @property

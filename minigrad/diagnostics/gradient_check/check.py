@@ -89,9 +89,11 @@ def gradcheck(
         progress: show a progress bar if the check takes longer than a second or two.
 
     Raises:
-        TypeError: if no input is of floats, or no result is a Tensor of floats.
-        ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
-            not a positive number; or if `f` or a VJP writes to the inputs.
+        TypeError: if `f` is not a function, no input is of floats, no result is a Tensor of floats,
+            or `rng` is not a generator.
+        ValueError: for another order, a tolerance that is not between 0 and 1, samples that are not
+            a positive integer, or a `nondet_tol` that is not in [0, 1); or if `f` or a VJP writes
+            to the inputs.
     """
     given = Inputs(f, inputs if type(inputs) in (list, tuple) else [inputs])
     framework = framework_of(f, given.leaves)
@@ -145,8 +147,8 @@ def check_vjp(
         progress: show a progress bar if the check takes longer than a second or two.
 
     Raises:
-        TypeError: if no input or no result is of floats, or if backward does not return one array
-            for each input.
+        TypeError: if no input or no result is of floats, if backward does not return one array for
+            each input, if a function cannot be called, or if `rng` is not a generator.
         ValueError: if a function writes to the inputs, or an argument is not as described above.
             Errors that the functions raise get a note that says how they were called.
     """
@@ -166,7 +168,8 @@ def assert_gradients(
     The arguments are those of `gradcheck`, but each input is a separate argument.
 
     Raises:
-        GradientError: if the verdict is "disagree" or "cannot tell".
+        GradientError: if the verdict is "disagree" or "cannot tell"; it is an AssertionError.
+        TypeError, ValueError: as in `gradcheck`.
     """
     _raise_unless(gradcheck(f, inputs, order, **options))
 
@@ -182,7 +185,8 @@ def assert_vjp(
     The arguments are those of `check_vjp`, but each input is a separate argument.
 
     Raises:
-        GradientError: if the verdict is "disagree" or "cannot tell".
+        GradientError: if the verdict is "disagree" or "cannot tell"; it is an AssertionError.
+        TypeError, ValueError: as in `check_vjp`.
     """
     _raise_unless(check_vjp(forward, backward, inputs, **options))
 

@@ -137,7 +137,8 @@ class GradcheckReport:
         result is 0 if all entries were compared.
 
         Raises:
-            ValueError: if `share` is not between 0 and 1.
+            ValueError: if `share` is not in [0, 1].
+            TypeError: if `share` is not a number.
         """
         check_probability("missed: the share of wrong entries", share)
         return 0.0 if math.isinf(self.fewest) else float((1 - share) ** self.fewest)
