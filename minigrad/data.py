@@ -42,9 +42,10 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if there is no column `target`, there are no rows, rows have different lengths,
-            or a value is missing, not a number, or not finite; the message names line and column.
-            Also if the file is not in UTF-8, or a field is too long for Python's csv module.
+        ValueError: if there is no column `target` or no other column, a name of a column occurs
+            twice, there are no rows, rows have different lengths, or a value is missing, not a
+            number, or not finite in float32; the message names line and column. Also if the file is
+            not in UTF-8, or a field is too long for Python's csv module.
     """
     name = os.fspath(path)
     try:
@@ -113,7 +114,9 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
         rng: the random generator of the order.
 
     Raises:
-        ValueError: if the lengths differ, or one of the two sets would be empty.
+        ValueError: if the lengths differ, there are no arrays or no rows, `test_size` is not
+            between 0 and 1, or one of the two sets would be empty.
+        TypeError: if an array does not hold numbers, or `rng` is not a generator.
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
@@ -148,6 +151,7 @@ class Standardizer:
         Raises:
             ValueError: if there are no rows, a value is not finite, or the standard deviation
                 overflows.
+            TypeError: if `x` does not hold numbers.
         """
         values = as_array(x)
         _common_length([values])
@@ -166,13 +170,20 @@ class Standardizer:
     def transform(self, x: Any) -> Arrays:
         """Return (x - mean) / scale, in the dtype of x, or in float64 if x holds integers.
 
-        A ValueError is raised unless the columns are those of `fit`, as in `inverse`.
+        `x` is an array of rows, or one row.
+
+        Raises:
+            ValueError: if the columns are not those of `fit`.
         """
         values = self._checked("transform", x)
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
-        """Return z scale + mean: the inverse of `transform`."""
+        """Return z scale + mean: the inverse of `transform`.
+
+        Raises:
+            ValueError: as in `transform`.
+        """
         values = self._checked("inverse", z)
         return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
 
@@ -197,10 +208,20 @@ def batches(
 ) -> Iterator[list[Arrays]]:
     """Yield the rows of several arrays in batches of `batch_size`; the last may be smaller.
 
+    Args:
+        arrays: a list of arrays or Tensors with the same number of rows.
+        batch_size: the number of rows of a batch.
+        shuffle: whether the rows are in random order, another one in each call.
+        rng: the random generator of the order; None for the default one.
+
+    Yields:
+        A list with a part of each array, in the order of `arrays`.
+
     Raises:
-        ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
-        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, or `shuffle`
-            is not True or False.
+        ValueError: when the first batch is taken, as for all errors, if the lengths differ or are
+            0, there are no arrays, or the batch size is not a positive integer.
+        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, `shuffle` is
+            not True or False, or `rng` is not a generator.
     """
     if isinstance(arrays, (np.ndarray, Tensor)):
         raise TypeError(

@@ -11,17 +11,32 @@ from minigrad.functional.indexing import check_below
 
 
 def mse(prediction: Any, target: Any) -> float:
-    """Return the mean squared error."""
+    """Return the mean squared error, mean((prediction - target)^2), computed in float64.
+
+    Prediction and target are Tensors, arrays or lists of numbers of one shape.
+
+    Raises:
+        ValueError: if the shapes differ, or there are no numbers.
+        TypeError: if they are not numbers.
+    """
     return float(np.mean(_errors(prediction, target) ** 2))
 
 
 def rmse(prediction: Any, target: Any) -> float:
-    """Return the root of the mean squared error, in the unit of the target."""
+    """Return the root of the mean squared error, in the unit of the target.
+
+    Raises:
+        ValueError, TypeError: as in `mse`.
+    """
     return float(np.sqrt(mse(prediction, target)))
 
 
 def mae(prediction: Any, target: Any) -> float:
-    """Return the mean absolute error, in the unit of the target."""
+    """Return the mean absolute error, mean(|prediction - target|), in the unit of the target.
+
+    Raises:
+        ValueError, TypeError: as in `mse`.
+    """
     return float(np.mean(np.abs(_errors(prediction, target))))
 
 
@@ -32,7 +47,9 @@ def r2(prediction: Any, target: Any) -> float:
     several). There is no lower bound.
 
     Raises:
-        ValueError: if the target is constant, because the share is not defined then.
+        ValueError: if the target is constant, because the share is not defined then; if the shapes
+            differ; or if there is no axis of rows, or no number.
+        TypeError: if prediction or target are not numbers.
     """
     errors = _errors(prediction, target)
     y = as_array(target).astype(np.float64)

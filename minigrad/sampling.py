@@ -38,6 +38,8 @@ def sample(
     Raises:
         ValueError: if the logits have a wrong shape or no tokens, a row contains NaN or +inf or
             only -inf, or an option has an impossible value.
+        TypeError: if the logits are not numbers, `temperature` or `top_p` is not a number, or `rng`
+            is not a generator.
     """
     check_range("sample: temperature", temperature, 0.0, np.inf)
     if top_k is not None:

@@ -36,7 +36,9 @@ def world() -> World:
     minigrad` does not start MPI.
 
     Raises:
-        RuntimeError: if a launcher has started several processes, but they cannot communicate.
+        RuntimeError: if a launcher has started several processes, but they cannot communicate,
+            because mpi4py is missing or belongs to another MPI, or the launcher is torchrun; or if
+            a launcher has started notebooks.
         ValueError: if ranks run different code or use different instructions, or
             `MINIGRAD_PATIENCE` is not a positive number.
     """

@@ -38,13 +38,21 @@ class World:
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return a list of the values of all ranks, on each rank.
 
-        A value is an array, or a value that JSON can represent; for others, a TypeError is raised.
-        `call` is the name of the call in error messages.
+        A value is an array, or a value that JSON can represent: None, a number, a text, or a list
+        or dict of them (a tuple becomes a list). `call` is the name of the call in error messages.
+
+        Raises:
+            TypeError: if the value is another one, such as an array in a list.
+            RuntimeError: if the ranks do not make the same call; also in the other methods.
         """
         return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
-        """Return the value of rank 0 on each rank: an array, or a value that JSON can represent."""
+        """Return the value of rank 0 on each rank: an array, or a value that JSON can represent.
+
+        Raises:
+            TypeError, RuntimeError: as in `gather`.
+        """
         if isinstance(value, np.ndarray):  # do not copy an array, which may be large
             check_array(value)
             return np.asarray(value)
@@ -54,6 +62,9 @@ class World:
         """Call a function only on rank 0, for example to write a file; return its result on all.
 
         If it raises an error, all ranks raise it; on other ranks it has the nearest built-in class.
+
+        Raises:
+            TypeError, RuntimeError: as in `gather`.
         """
         return self.broadcast(function())
 

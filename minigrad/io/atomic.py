@@ -54,7 +54,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file to write and read; it replaces `path` if the block ends without an error.
 
     Raises:
-        OSError: if the file cannot be written; an old file is not changed then.
+        OSError: if the file cannot be written; an old file is not changed then. For example, the
+            folder does not exist (a FileNotFoundError), or `path` is a folder itself
+            (an IsADirectoryError).
     """
     target = check_target(path)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
@@ -76,7 +78,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file next to the target, and rename it when all bytes are on disk."""
+    """Write bytes to a file, completely or not at all.
+
+    A file next to the target is written, and renamed when all bytes are on disk.
+
+    Raises:
+        OSError: if the file cannot be written; an old file is not changed then.
+        TypeError: if `content` is not bytes.
+    """
     with replacing(path) as file:
         file.write(content)
 

@@ -23,16 +23,25 @@ from minigrad.io.together import find, replacing_together
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+"""The name of the index: a JSON file that says in which file of the folder each tensor is."""
 
 _LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
 
 
 class TensorSet(Tensors):
-    """The tensors of one or several files, as if they were in one file.
+    """The tensors of one or several files, as if they were in one file. `open_tensors` makes it.
+
+    At the end of a `with` block, all files are closed.
+
+    Args:
+        files: open files by name; the set closes them.
 
     Attributes:
         files: the files by name, in order.
         tensors: the dtype and shape of each tensor, by name.
+
+    Raises:
+        ValueError: if a tensor is in two files.
     """
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
@@ -71,7 +80,8 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
     Raises:
         FileNotFoundError: if there is no such file, or a file in the index is missing.
         ValueError: if a file is not a safetensors file, or is incomplete; or the index is invalid,
-            names a file outside of its folder, or contradicts the files.
+            names a file outside of its folder, or contradicts the files; or a folder has both an
+            index and a `model.safetensors`.
     """
     path = Path(path)
     if path.is_dir():
@@ -146,6 +156,7 @@ def writing_set(
         OSError: if the files cannot be written; the old files are not changed then.
         ValueError: if a name is not that of a file in the folder, a tensor is in two files, the
             folder has weights of the other kind, or the block ends before all is written.
+        ValueError, TypeError: as in `TensorWriter`.
     """
     with staging_set(folder, shards, others) as stage, ExitStack() as stack:
         writers = {

@@ -82,7 +82,11 @@ class Tensors(Closing, ABC):
         return len(self.tensors)
 
     def info(self, name: str) -> TensorInfo:
-        """Return dtype and shape of a tensor; if missing, a KeyError with the most similar name."""
+        """Return the dtype and shape of a tensor.
+
+        Raises:
+            KeyError: if the tensor does not exist; the message has the most similar name.
+        """
         if name not in self.tensors:
             hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
@@ -102,7 +106,8 @@ class Tensors(Closing, ABC):
 
         Raises:
             KeyError: if the tensor does not exist.
-            ValueError: if numpy cannot represent its dtype, or the file has become shorter.
+            ValueError: if numpy cannot represent its dtype, `rows` has a step, or the file has
+                become shorter.
         """
         array = self._read(self.info(name), rows)
         return array if dtype is None else array.astype(dtype, copy=False)
@@ -113,9 +118,11 @@ class Tensors(Closing, ABC):
 
     @abstractmethod
     def raw(self, name: str) -> Iterator[bytes]:
-        """Read the bytes of a tensor of any dtype, unconverted, in parts of 4 MiB.
+        """Read the bytes of a tensor of any dtype, unconverted, in parts of at most 4 MiB.
 
-        The errors are those of `read`.
+        Raises:
+            KeyError: if the tensor does not exist.
+            ValueError: if the file has become shorter.
         """
 
 
@@ -303,8 +310,8 @@ class TensorWriter:
 
         Raises:
             KeyError: if no tensor of this name was given at the start.
-            ValueError: if the shape differs, the dtype cannot store the numbers, or a part of the
-                tensor was written before.
+            ValueError: if the shape differs, the rows are not in the tensor, the dtype cannot store
+                the numbers, or a part of the tensor was written before.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -328,9 +335,11 @@ class TensorWriter:
         self._written[name].append(span)
 
     def copy(self, name: str, parts: Iterable[bytes]) -> None:
-        """Write a tensor of any dtype, from its bytes in another file.
+        """Write a tensor of any dtype, from its bytes in another file, as `raw` reads them.
 
-        Errors are as in `write`, and a ValueError if the number of bytes is wrong.
+        Raises:
+            KeyError: if no tensor of this name was given at the start.
+            ValueError: if the number of bytes is wrong, or a part of the tensor was written before.
         """
         tensor = self._announced(name)
         span = range(tensor.nbytes)
@@ -358,7 +367,11 @@ class TensorWriter:
         return self._tensors[name]
 
     def finish(self) -> None:
-        """Write the checksum; a ValueError with the names of tensors that were not written."""
+        """Write the checksum, when all tensors have been written.
+
+        Raises:
+            ValueError: if tensors were not written, or only in part; the message names them.
+        """
         missing = [
             name
             for name, spans in self._written.items()
@@ -384,6 +397,7 @@ def writing(
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
         ValueError: as in `TensorWriter`, or if the block ends before all tensors are written.
+        TypeError: as in `TensorWriter`.
     """
     with replacing(path) as file:
         writer = TensorWriter(file, tensors, metadata)
@@ -398,12 +412,17 @@ def save_state(
 ) -> None:
     """Write arrays and metadata to a file. An existing file is replaced only by a complete one.
 
+    Args:
+        path: the safetensors file.
+        arrays: arrays by name, such as those of `model.state_dict()`.
+        metadata: texts by name, for the header of the file.
+
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
         TypeError: if `arrays` is not a dict, an array does not hold numbers, or a name or a value
             in the metadata is not a string.
         ValueError: if UTF-8 cannot encode a name or the metadata, or they are longer than the
-            header of a file can be.
+            header of a file can be, or an array is called "__metadata__".
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
@@ -424,8 +443,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not a safetensors file, is damaged, or has a dtype that numpy does not
-            have.
+        ValueError: if it is not a safetensors file, its checksum shows that it is damaged, or it
+            has a dtype that numpy does not have (bfloat16 excepted).
     """
     with TensorFile(path) as file:
         file.check()

@@ -34,7 +34,13 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The name, dtype and shape of a tensor in a file."""
+    """The name, dtype and shape of a tensor in a file.
+
+    Attributes:
+        name: the name of the tensor.
+        dtype: numpy's name of the dtype, "bfloat16", or for other dtypes the code of safetensors.
+        shape: the size along each axis.
+    """
 
     name: str
     dtype: str  # numpy's name, or "bfloat16", or for other dtypes the safetensors code
@@ -47,7 +53,11 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes in the file."""
+        """The number of bytes in the file.
+
+        Raises:
+            ValueError: if the dtype is unknown.
+        """
         return self.size * bits_of(self.dtype) // 8
 
 

@@ -20,7 +20,12 @@ class ReLU(FunctionModule):
 
 
 class LeakyReLU(FunctionModule):
-    """x where x > 0, and `negative_slope` x elsewhere."""
+    """x where x > 0, and `negative_slope` x elsewhere (Maas et al., 2013).
+
+    Raises:
+        ValueError: if `negative_slope` is infinite or nan.
+        TypeError: if it is not a number.
+    """
 
     function = ops.leaky_relu
     negative_slope: float = 0.01
@@ -30,7 +35,12 @@ class LeakyReLU(FunctionModule):
 
 
 class ELU(FunctionModule):
-    """x where x > 0, and `alpha` (e^x - 1) elsewhere (Clevert et al., 2016)."""
+    """x where x > 0, and `alpha` (e^x - 1) elsewhere (Clevert et al., 2016).
+
+    Raises:
+        ValueError: if `alpha` is infinite or nan.
+        TypeError: if it is not a number.
+    """
 
     function = ops.elu
     alpha: float = 1.0
@@ -40,7 +50,14 @@ class ELU(FunctionModule):
 
 
 class GELU(FunctionModule):
-    """x Phi(x), with the normal distribution function Phi; `approximate="tanh"` approximates it."""
+    """x Phi(x), with the normal distribution function Phi (Hendrycks and Gimpel, 2016).
+
+    With `approximate="tanh"` it is the approximation that GPT-2 uses; `minigrad.gelu` has the
+    formula.
+
+    Raises:
+        ValueError: when called, if `approximate` is not "none" or "tanh".
+    """
 
     function = ops.gelu
     approximate: str = "none"
@@ -61,6 +78,7 @@ class Softplus(FunctionModule):
 
     Raises:
         ValueError: if `beta` is not positive.
+        TypeError: if `beta` is not a number.
     """
 
     function = ops.softplus
@@ -83,14 +101,22 @@ class Sigmoid(FunctionModule):
 
 
 class Softmax(FunctionModule):
-    """e^x / sum(e^x) along `axis`."""
+    """e^x / sum(e^x) along `axis`.
+
+    Raises:
+        ValueError: when called, if x does not have this axis.
+    """
 
     function = ops.softmax
     axis: Axis = -1
 
 
 class LogSoftmax(FunctionModule):
-    """x - log(sum(e^x)) along `axis`."""
+    """x - log(sum(e^x)) along `axis`.
+
+    Raises:
+        ValueError: when called, if x does not have this axis.
+    """
 
     function = ops.log_softmax
     axis: Axis = -1

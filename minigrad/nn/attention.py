@@ -52,7 +52,8 @@ class MultiHeadAttention(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `embed_dim`, or
-            dropout is not a probability.
+            dropout is not in [0, 1].
+        TypeError: if `bias` is not True or False, or dropout is not a number.
     """
 
     def __init__(
@@ -119,7 +120,8 @@ class MultiHeadAttention(Module):
         Raises:
             ValueError: if shapes do not match, or a mask has another number of axes: the first axis
                 of `(batch, L, S)`, for example, would be mistaken for the axis of heads.
-            TypeError: if the mask holds neither booleans nor floats.
+            TypeError: if the mask holds neither booleans nor floats, or `is_causal` is not True or
+                False.
         """
         query = as_input(query)
         key = query if key is None else as_input(key)
@@ -243,7 +245,12 @@ class KVCache:
         return Tensor(keys), Tensor(values)
 
     def truncate(self, length: int) -> None:
-        """Keep only the first `length` tokens; a ValueError is raised if there are fewer."""
+        """Keep only the first `length` tokens; the next ones are written after them.
+
+        Raises:
+            ValueError: if `length` is negative, or there are fewer tokens.
+            TypeError: if `length` is not an integer.
+        """
         if not 0 <= (length := operator.index(length)) <= self.length:
             raise ValueError(
                 f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
@@ -283,8 +290,9 @@ class TransformerBlock(Module):
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `d_model`,
-            dropout is not a probability, or there is no such norm.
-        TypeError: if the activation cannot be called.
+            dropout is not in [0, 1], or there is no such norm.
+        TypeError: if the activation cannot be called, dropout is not a number, or a flag is not
+            True or False.
     """
 
     def __init__(
@@ -313,7 +321,15 @@ class TransformerBlock(Module):
         self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x: Tensor, attn_mask: Array = None) -> Tensor:
-        """Return the output of the block; for `attn_mask` see `MultiHeadAttention`."""
+        """Return the output of the block, of the shape of x, `(..., L, d_model)`.
+
+        Args:
+            x: the sequence.
+            attn_mask: as in `MultiHeadAttention.forward`; with `causal`, both are applied.
+
+        Raises:
+            ValueError, TypeError: as in `MultiHeadAttention.forward`.
+        """
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]

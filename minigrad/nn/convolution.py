@@ -41,7 +41,9 @@ class Conv2d(Module):
         bias: `(O,)`, or None.
 
     Raises:
-        ValueError: if a size is not a positive integer, or groups do not divide both channels.
+        ValueError: if a size is not a positive integer, groups do not divide both channels, or the
+            padding is a negative number, an unknown name, or "same" with a stride other than 1.
+        TypeError: if `bias` is not True or False.
     """
 
     _axes, _convolve = 2, staticmethod(functional.conv2d)
@@ -104,7 +106,11 @@ class Conv2d(Module):
         return self.weight.shape[2:]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of x."""
+        """Return the convolution of x.
+
+        Raises:
+            ValueError: if the shape of x does not match, or a filter is larger than the padded x.
+        """
         options = self.stride, self.padding, self.dilation, self.groups
         return self._convolve(x, self.weight, self.bias, *options)
 
@@ -123,7 +129,7 @@ class Conv1d(Conv2d):
     `(O, C / groups, l)`.
 
     Raises:
-        ValueError: as in `Conv2d`.
+        ValueError, TypeError: as in `Conv2d`.
     """
 
     _axes, _convolve = 1, staticmethod(functional.conv1d)

@@ -5,6 +5,8 @@ For a weight `(d_out, d_in)`, `fan_in` is d_in and `fan_out` is d_out. For filte
 of its input if its weights have the variance gain^2 / fan_in (Kaiming; He et al., 2015). The
 variance 2 gain^2 / (fan_in + fan_out) is a compromise that also considers the variance of the
 gradient (Xavier; Glorot and Bengio, 2010).
+
+The tensor is a leaf, such as a parameter. For the result of an op, a RuntimeError is raised.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
 
     Raises:
         ValueError: for any other name.
+        TypeError: if `a` is not a number.
     """
     gains = {
         "linear": 1.0,
@@ -108,7 +111,20 @@ def kaiming_uniform_(
     *,
     rng: Rng = None,
 ) -> Tensor:
-    """Fill with uniform values in +-gain sqrt(3 / fan); `mode` says which fan."""
+    """Fill with uniform values in +-gain sqrt(3 / fan) (He et al., 2015).
+
+    Args:
+        tensor: a weight `(d_out, d_in)`, or filters `(d_out, d_in, ...)`.
+        a: the negative slope, if the nonlinearity is "leaky_relu".
+        mode: which fan: "fan_in" or "fan_out".
+        nonlinearity: the activation whose gain is used (see `calculate_gain`).
+        rng: the random generator; None for the default one.
+
+    Raises:
+        ValueError: if the tensor has fewer than two axes or no elements, or `mode` or
+            `nonlinearity` is unknown.
+        TypeError: if the tensor is not of floats, or `rng` is not a generator.
+    """
     bound = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -121,25 +137,48 @@ def kaiming_normal_(
     *,
     rng: Rng = None,
 ) -> Tensor:
-    """Fill with normal values of standard deviation gain / sqrt(fan); `mode` says which fan."""
+    """Fill with normal values of standard deviation gain / sqrt(fan) (He et al., 2015).
+
+    Arguments are as in `kaiming_uniform_`.
+
+    Raises:
+        ValueError, TypeError: as in `kaiming_uniform_`.
+    """
     std = calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
     return normal_(tensor, 0.0, std, rng=rng)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with uniform values in +-gain sqrt(6 / (fan_in + fan_out))."""
+    """Fill with uniform values in +-gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
+
+    Raises:
+        ValueError: if the tensor has fewer than two axes or no elements, or `gain` is negative.
+        TypeError: if the tensor is not of floats, or `rng` is not a generator.
+    """
     bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound, rng=rng)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out))."""
+    """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out)).
+
+    From Glorot and Bengio, 2010.
+
+    Raises:
+        ValueError, TypeError: as in `xavier_uniform_`.
+    """
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
 @_filling
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with uniform values in [a, b); a ValueError if a > b."""
+    """Fill with uniform values in [a, b), or with a if a = b.
+
+    Raises:
+        ValueError: if a > b.
+        TypeError: if the tensor is not a Tensor of floats, or `rng` is not a generator; also in all
+            functions here that draw.
+    """
     if not a <= b:
         raise ValueError(f"uniform_: a must be at most b, but a={a} and b={b}")
     drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
@@ -148,7 +187,12 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None)
 
 @_filling
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None) -> Tensor:
-    """Fill with normal values of the given mean and standard deviation; a ValueError if std < 0."""
+    """Fill with normal values of the given mean and standard deviation.
+
+    Raises:
+        ValueError: if std is negative or infinite.
+        TypeError: if std is not a number.
+    """
     check_range("normal_: std", std, 0, math.inf)
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
@@ -211,7 +255,9 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
     `sparsity` is the share of zeros in a column; their number is rounded up (Martens, 2010).
 
     Raises:
-        ValueError: if the tensor is not a matrix, `sparsity` is not in [0, 1], or std < 0.
+        ValueError: if the tensor is not a matrix, `sparsity` is not in [0, 1], or std is negative
+            or infinite.
+        TypeError: if `sparsity` or std is not a number.
     """
     rows, columns = _matrix("sparse_", tensor)
     check_probability("sparse_: sparsity", sparsity)
@@ -236,19 +282,31 @@ def eye_(tensor: Tensor) -> Tensor:
 
 @_filling
 def constant_(tensor: Tensor, value: float) -> Tensor:
-    """Fill with one value."""
+    """Fill with one value.
+
+    Raises:
+        TypeError: if the tensor is not a Tensor, or the value is not a number.
+    """
     return tensor.copy_(np.full(tensor.shape, value))
 
 
 @_filling
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with zeros."""
+    """Fill with zeros.
+
+    Raises:
+        TypeError: if the tensor is not a Tensor.
+    """
     return tensor.copy_(np.zeros(tensor.shape))
 
 
 @_filling
 def ones_(tensor: Tensor) -> Tensor:
-    """Fill with ones."""
+    """Fill with ones.
+
+    Raises:
+        TypeError: if the tensor is not a Tensor.
+    """
     return tensor.copy_(np.ones(tensor.shape))
 
 

@@ -26,12 +26,19 @@ class Linear(Module):
 
     Weight and bias are initialised uniformly in +-1 / sqrt(in_features), as in PyTorch.
 
+    Args:
+        in_features: the size of an input vector.
+        out_features: the size of an output vector.
+        bias: whether the layer has a bias.
+
     Attributes:
         weight: `(out_features, in_features)`.
         bias: `(out_features,)`, or None.
 
     Raises:
         ValueError: if a size is not a positive integer.
+        TypeError: if `bias` is not True or False, `dtype` is not a float dtype, or `rng` is not a
+            generator; the last two also in all other layers.
     """
 
     def __init__(
@@ -64,7 +71,11 @@ class Linear(Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x W^T + b."""
+        """Return x W^T + b.
+
+        Raises:
+            ValueError: if the last axis of x does not have the size `in_features`.
+        """
         return ops.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -129,7 +140,12 @@ class Embedding(Module):
         return self.weight.shape[1]
 
     def forward(self, indices: Array) -> Tensor:
-        """Return the vectors of the indices, as `functional.embedding` does."""
+        """Return the vectors of the indices, as `minigrad.embedding` does.
+
+        Raises:
+            TypeError: if the indices are not integers.
+            IndexError: if an index is not from 0 to num_embeddings - 1.
+        """
         return functional.embedding(indices, self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
@@ -141,8 +157,15 @@ class Embedding(Module):
 class Dropout(Module):
     """In training, set each element to 0 with probability `p`, and divide the others by 1 - p.
 
+    From Srivastava et al., 2014. In evaluation, nothing is changed.
+
+    Args:
+        p: the probability.
+        rng: the random generator; None for the default one, which `manual_seed` restarts.
+
     Raises:
         ValueError: if `p` is not in [0, 1].
+        TypeError: if `p` is not a number; when called, if `rng` is not a generator.
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
@@ -150,7 +173,7 @@ class Dropout(Module):
         self.p, self.rng = p, rng
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x after dropout, as `functional.dropout` does; in evaluation, x itself."""
+        """Return x after dropout, as `minigrad.dropout` does; in evaluation, x itself."""
         return functional.dropout(x, self.p, self.training, rng=self.rng)
 
     def extra_repr(self) -> str:
@@ -173,6 +196,7 @@ class Flatten(FunctionModule):
 
     Raises:
         ValueError: when called, if x does not have these axes, or they are in the wrong order.
+        TypeError: when called, if one of them is not an integer.
     """
 
     function = _flatten
@@ -225,7 +249,8 @@ class MLP(Module):
     Raises:
         ValueError: if there are fewer than two sizes, a size is not a positive integer, or dropout
             is not a probability.
-        TypeError: if the sizes are not a sequence, or the activation cannot be called.
+        TypeError: if the sizes are not a sequence, the activation cannot be called, `dropout` is
+            not a number, or `bias` is not True or False.
     """
 
     def __init__(
@@ -276,7 +301,7 @@ class GatedMLP(Module):
 
     Raises:
         ValueError: if a size is not a positive integer.
-        TypeError: if the activation cannot be called.
+        TypeError: if the activation cannot be called, or `bias` is not True or False.
     """
 
     def __init__(

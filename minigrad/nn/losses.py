@@ -23,13 +23,21 @@ class Loss(FunctionModule):
 
 
 class MSELoss(Loss):
-    """(prediction - target)^2."""
+    """The squared error (prediction - target)^2: its mean, its sum, or each value, as `mse`.
+
+    Raises:
+        ValueError: if the reduction is unknown; when called, as by `mse`.
+    """
 
     function = functional.mse
 
 
 class L1Loss(Loss):
-    """|prediction - target|."""
+    """The absolute error |prediction - target|: its mean, its sum, or each value, as `l1`.
+
+    Raises:
+        ValueError: if the reduction is unknown; when called, as by `l1`.
+    """
 
     function = functional.l1
 
@@ -38,7 +46,9 @@ class HuberLoss(Loss):
     """0.5 d^2 if the error |d| is at most `delta`, else delta (|d| - 0.5 delta) (Huber, 1964).
 
     Raises:
-        ValueError: if `delta` is not positive, or the reduction is unknown.
+        ValueError: if `delta` is not positive, or the reduction is unknown; when called, as by
+            `huber`.
+        TypeError: if `delta` is not a number.
     """
 
     function = functional.huber
@@ -57,6 +67,10 @@ class BCEWithLogitsLoss(Loss):
         weight: a factor for each loss, broadcast.
         pos_weight: a factor for the first term, broadcast. If it is above 1, a missed positive
             costs more.
+
+    Raises:
+        ValueError: if the reduction is unknown; when called, as by
+            `binary_cross_entropy_with_logits`.
     """
 
     function = functional.binary_cross_entropy_with_logits
@@ -76,6 +90,8 @@ class CrossEntropyLoss(Loss):
 
     Raises:
         ValueError: if `label_smoothing` is not in [0, 1], or the reduction is unknown.
+        TypeError: if `label_smoothing` is not a number, or `ignore_index` is not an integer. When
+            called, both errors are raised as by `cross_entropy`.
     """
 
     function = functional.cross_entropy
@@ -95,6 +111,9 @@ class NLLLoss(Loss):
 
     `reduction`, `weight` and `ignore_index` are as in `CrossEntropyLoss`; targets are class
     indices.
+
+    Raises:
+        ValueError, TypeError: as in `CrossEntropyLoss`; when called, as by `nll`.
     """
 
     function = functional.nll

@@ -48,6 +48,11 @@ class Parameter(Tensor):
         data: an array, a Tensor or nested lists of numbers.
         requires_grad: False makes a frozen parameter.
         dtype: the dtype to convert to.
+
+    Raises:
+        TypeError: if `data` does not hold numbers, or a gradient is required, as by default, and
+            they are not floats.
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 
     __slots__ = ()
@@ -77,6 +82,14 @@ class Buffer(Tensor):
     """A tensor in the state of a module that no optimiser trains. It copies the data.
 
     Running means are an example: in training, the module itself writes to them.
+
+    Args:
+        data: an array, a Tensor or nested lists of numbers.
+        dtype: the dtype to convert to.
+
+    Raises:
+        TypeError: if `data` does not hold numbers.
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 
     __slots__ = ()
@@ -103,7 +116,11 @@ class Module(Owner):
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the output of the module; subclasses define it."""
+        """Compute the output of the module; subclasses define it.
+
+        Raises:
+            NotImplementedError: if the subclass does not define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,11 +173,19 @@ class Module(Owner):
         return self._named(Parameter, prefix)
 
     def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
-        """List all buffers, each once, with its dotted path, as `named_parameters` does."""
+        """List all buffers, each once, with its dotted path.
+
+        Raises:
+            ValueError: as in `named_parameters`.
+        """
         return self._named(Buffer, prefix)
 
     def named_state(self, prefix: str = "") -> Iterator[tuple[str, Parameter | Buffer]]:
-        """List the state, which is all parameters and buffers, each once, with its dotted path."""
+        """List the state, which is all parameters and buffers, each once, with its dotted path.
+
+        Raises:
+            ValueError: as in `named_parameters`.
+        """
         return self._named((Parameter, Buffer), prefix)
 
     def _named(self, kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -187,7 +212,7 @@ class Module(Owner):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def count_parameters(self, trainable_only: bool = False) -> int:
-        """Return the number of elements of all parameters."""
+        """Return the number of elements of all parameters, or only of those that are trainable."""
         return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
 
     # ----------------------------------------------------------------------------------------------
@@ -195,7 +220,13 @@ class Module(Owner):
     # ----------------------------------------------------------------------------------------------
 
     def train(self: M, mode: bool = True) -> M:
-        """Set this module and all modules inside to training (dropout is active); return it."""
+        """Set this module and all modules inside to training (dropout is active); return it.
+
+        With `mode=False`, set them to evaluation.
+
+        Raises:
+            TypeError: if `mode` is not True or False.
+        """
         check_flag("train: mode", mode)
         for module in self.modules():
             module.training = mode
@@ -206,7 +237,13 @@ class Module(Owner):
         return self.train(False)
 
     def freeze(self: M, frozen: bool = True) -> M:
-        """Freeze all parameters (they require no gradient), or with False unfreeze all."""
+        """Freeze all parameters (they require no gradient), or with False unfreeze all.
+
+        It returns the module. A frozen parameter has no `.grad`.
+
+        Raises:
+            TypeError: if `frozen` is not True or False.
+        """
         check_flag("freeze: frozen", frozen)
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)
@@ -247,7 +284,7 @@ class Module(Owner):
 
         Raises:
             ValueError: if a value is missing or unexpected, has another shape, or does not hold
-                numbers; the message lists all such values.
+                numbers, or an integer tensor cannot store them; the message lists all such values.
             TypeError: if the state is not a dict.
         """
         load_values(dict(self.named_state()), state, type(self).__name__)

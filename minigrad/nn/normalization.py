@@ -58,7 +58,11 @@ class LayerNorm(Module):
         self.weight, self.bias = _affine_pair(shape, dtype, elementwise_affine, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `ops.layer_norm`."""
+        """Return x normalised by `minigrad.layer_norm`.
+
+        Raises:
+            ValueError: if x does not end in `normalized_shape`.
+        """
         return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
@@ -93,7 +97,11 @@ class RMSNorm(Module):
         self.weight, _ = _affine_pair(self.normalized_shape, dtype, elementwise_affine, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `ops.rms_norm`."""
+        """Return x normalised by `minigrad.rms_norm`.
+
+        Raises:
+            ValueError: if x does not end in `normalized_shape`.
+        """
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
@@ -158,7 +166,7 @@ class BatchNorm1d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracks else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `functional.batch_norm`.
+        """Return x normalised by `minigrad.batch_norm`.
 
         Raises:
             ValueError: if x has a wrong number of axes or channels, or if in training a channel has
@@ -253,7 +261,7 @@ class GroupNorm(Module):
         self.weight, self.bias = _affine_pair(num_channels, dtype, affine, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `functional.group_norm`.
+        """Return x normalised by `minigrad.group_norm`.
 
         Raises:
             ValueError: if x does not have `num_channels` channels.

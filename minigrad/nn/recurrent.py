@@ -213,7 +213,7 @@ class RNN(_Layers):
     Raises:
         ValueError: if a size is not a positive integer, `nonlinearity` is unknown, or dropout is
             not a probability.
-        TypeError: if a flag is not True or False.
+        TypeError: if a flag is not True or False, or dropout is not a number.
     """
 
     def __init__(
@@ -238,30 +238,40 @@ class RNN(_Layers):
 
 
 class GRU(_Layers):
-    """Gated recurrent units (Cho et al., 2014), in the form of PyTorch; options as in `RNN`.
+    """Gated recurrent units (Cho et al., 2014), in the form of PyTorch.
 
         r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)
         n = tanh(W_ih x + b_ih + r (W_hh h + b_hh)),    h = (1 - z) n + z h
 
+    Each gate has its own rows of the parameters. The arguments are those of `RNN`, without
+    `nonlinearity`.
+
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `3 H` rows: first
             those of r, then z, then n.
+
+    Raises:
+        ValueError, TypeError: as in `RNN`.
     """
 
     cell = "gru"
 
 
 class LSTM(_Layers):
-    """Long short-term memory (Hochreiter and Schmidhuber, 1997); options as in `RNN`.
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997), in the form of PyTorch.
 
         i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh),    g = tanh(W_ih x + b_ih + W_hh h + b_hh)
         c = f c + i g,    h = o tanh(c)
 
-    PyTorch's `proj_size` is not supported.
+    Each gate has its own rows of the parameters. The arguments are those of `RNN`, without
+    `nonlinearity`. PyTorch's `proj_size` is not supported.
 
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `4 H` rows: those
             of i, f, g and o, in this order.
+
+    Raises:
+        ValueError, TypeError: as in `RNN`.
     """
 
     cell = "lstm"
@@ -315,7 +325,18 @@ class _Cell(_Recurrent):
 
 
 class RNNCell(_Cell):
-    """One step of `RNN`; the names of the parameters have no ending: `weight_ih`."""
+    """One step of an `RNN` with one layer; the parameters have no ending: `weight_ih`.
+
+    Args:
+        input_size: the size of an input vector.
+        hidden_size: the size of h.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        nonlinearity: "tanh" or "relu".
+
+    Raises:
+        ValueError: if a size is not a positive integer, or `nonlinearity` is unknown.
+        TypeError: if `bias` is not True or False.
+    """
 
     def __init__(
         self,
@@ -332,12 +353,24 @@ class RNNCell(_Cell):
 
 
 class GRUCell(_Cell):
-    """One step of `GRU`; the names of the parameters have no ending: `weight_ih`."""
+    """One step of a `GRU` with one layer; the parameters have no ending: `weight_ih`.
+
+    The arguments are those of `RNNCell`, without `nonlinearity`.
+
+    Raises:
+        ValueError, TypeError: as in `RNNCell`.
+    """
 
     cell = "gru"
 
 
 class LSTMCell(_Cell):
-    """One step of `LSTM`; the names of the parameters have no ending: `weight_ih`."""
+    """One step of an `LSTM` with one layer; the parameters have no ending: `weight_ih`.
+
+    The arguments are those of `RNNCell`, without `nonlinearity`.
+
+    Raises:
+        ValueError, TypeError: as in `RNNCell`.
+    """
 
     cell = "lstm"

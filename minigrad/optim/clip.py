@@ -21,9 +21,10 @@ __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 def grad_norm(parameters: Module | Tensor | Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, as if they were one vector.
 
-    A tensor that is given twice counts once.
+    A tensor that is given twice counts once, and one without a gradient counts nothing.
 
     Raises:
+        TypeError: if the parameters are neither tensors nor a Module.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
     return observed(norm_of, [*_gradients(parameters).values()])
@@ -69,6 +70,8 @@ def clip_grad_norm(
 
     Raises:
         ValueError: if `max_norm` is not positive.
+        TypeError: if `max_norm` is not a number, the parameters are neither tensors nor a Module,
+            or `error_if_nonfinite` is not True or False.
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
@@ -110,6 +113,8 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
 
     Raises:
         ValueError: if `clip_value` is not positive.
+        TypeError: if `clip_value` is not a number, or the parameters are neither tensors nor a
+            Module.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
     check_above_0("clip_grad_value: clip_value", clip_value)

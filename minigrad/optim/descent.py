@@ -38,7 +38,8 @@ class SGD(Optimizer):
 
     Raises:
         ValueError: if an option has an impossible value, or `nesterov` is used without momentum or
-            with dampening.
+            with dampening; for the parameters see `Optimizer`.
+        TypeError: if an option has a wrong type.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Adam(Optimizer):
         maximize: whether to maximise instead: -g replaces g.
 
     Raises:
-        ValueError: if an option has an impossible value.
+        ValueError: if an option has an impossible value; for the parameters see `Optimizer`.
         TypeError: if an option has a wrong type, such as one number for `betas`.
     """
 
@@ -165,7 +166,11 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
     Before each step, the weights decay: x <- x - lr weight_decay x. Nothing is added to the
-    gradient. All other arguments and the errors are as in `Adam`.
+    gradient. So `weight_decay` is no L2 penalty here, and by default it is 0.01. All other
+    arguments are those of `Adam`.
+
+    Raises:
+        ValueError, TypeError: as in `Adam`.
     """
 
     decoupled = True
@@ -190,16 +195,17 @@ class RMSprop(Optimizer):
         v <- alpha v + (1 - alpha) g^2
         x <- x - lr g / (sqrt(v) + eps)            (momentum: b <- momentum b + g / ..., x - lr b)
 
-    All other arguments are those of `Adam`.
+    `lr`, `eps`, `weight_decay` and `maximize` are as in `Adam`, but `lr` is 0.01 by default.
 
     Args:
+        params: tensors, or groups of tensors (see `Optimizer`).
         alpha: the decay rate of the means.
         momentum: the share of the velocity b that is kept in each step.
         centered: whether to divide by the root of the variance v - m^2, where m is the running mean
             of g. It cannot be switched on after the first step.
 
     Raises:
-        ValueError: if an option has an impossible value.
+        ValueError, TypeError: as in `Adam`.
     """
 
     unused_names = frozenset({"grad_avg", "momentum_buffer"})
@@ -254,14 +260,16 @@ class Adagrad(Optimizer):
         s <- s + g^2                               (s is initial_accumulator_value at first)
         x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
-    All other arguments are those of `Adam`.
+    `lr`, `eps`, `weight_decay` and `maximize` are as in `Adam`, but by default `lr` is 0.01, and
+    `eps` is 1e-10.
 
     Args:
+        params: tensors, or groups of tensors (see `Optimizer`).
         lr_decay: how fast lr decreases with the number t of the step.
         initial_accumulator_value: the sum s before the first step.
 
     Raises:
-        ValueError: if an option has an impossible value.
+        ValueError, TypeError: as in `Adam`.
     """
 
     def __init__(

@@ -49,7 +49,8 @@ class EMA:
         updates: the number of updates so far.
 
     Raises:
-        TypeError: if one of the parameters is not a tensor.
+        TypeError: if the parameters are one tensor instead of a list, one of them is not a tensor,
+            `decay` is not a number, or `warmup` is not True or False.
         ValueError: if a parameter is not a leaf, no parameter requires a gradient, or `decay` is
             not in [0, 1].
     """
@@ -130,7 +131,11 @@ class EMA:
             )
 
     def copy_to(self) -> None:
-        """Copy the averages to the parameters; a RuntimeError inside `applied()`."""
+        """Copy the averages to the parameters, for good.
+
+        Raises:
+            RuntimeError: inside `applied()`.
+        """
         observed(self._copy_to)
 
     def _copy_to(self) -> None:

@@ -81,7 +81,8 @@ class Optimizer(ABC):
     Raises:
         ValueError: if there are no parameters, a parameter occurs twice, is frozen or is not a
             leaf, or an option has an impossible value.
-        TypeError: if a parameter is not a tensor, or an option is unknown.
+        TypeError: if the parameters are one tensor or a Module instead of a list, a parameter is
+            not a tensor, or an option is unknown or has a wrong type.
     """
 
     unused_names: frozenset[str] = frozenset()
@@ -111,7 +112,14 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups; setting it sets all. A ValueError if they differ."""
+        """The learning rate of all groups; an assignment sets it for all of them.
+
+        Raises:
+            ValueError: if it is read, and the groups have different learning rates; or if it is set
+                to an impossible value.
+            TypeError: if it is set to something else than a number.
+            AttributeError: if the optimiser has no option lr.
+        """
         rates = [group["lr"] for group in self._groups_with_rate()]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(
@@ -143,8 +151,14 @@ class Optimizer(ABC):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters, such as those of layers that were frozen so far.
 
-        `group` is a dict with "params" and any options; missing options have their defaults. The
-        errors are those of the constructor; after an error, nothing is changed.
+        `group` is a dict with "params" and any options; missing options have their defaults. After
+        an error, nothing is changed.
+
+        Raises:
+            ValueError: if a parameter occurs twice, also in an earlier group, is frozen or is not a
+                leaf, or an option has an impossible value.
+            TypeError: if `group` is not a dict with "params", a parameter is not a tensor, or an
+                option is unknown or has a wrong type.
         """
         i = len(self.param_groups)
         if not isinstance(group, Mapping) or "params" not in group:

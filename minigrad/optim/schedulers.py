@@ -140,6 +140,12 @@ class LambdaLR(LRScheduler):
     """lr = base_lr lr_lambda(step), where `lr_lambda` is a function of the number of steps.
 
     The state does not contain the function: to load a state, make the scheduler with the same one.
+
+    Raises:
+        TypeError: if `lr_lambda` is not a function, or, also in `step`, does not return a number;
+            and as in `LRScheduler`.
+        ValueError: if `lr_lambda`, also in `step`, returns a number that is negative or not finite;
+            and as in `LRScheduler`.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
@@ -156,7 +162,13 @@ class LambdaLR(LRScheduler):
 
 
 class StepLR(LRScheduler):
-    """lr = base_lr gamma^floor(step / step_size): multiply lr by gamma every `step_size` steps."""
+    """lr = base_lr gamma^floor(step / step_size): multiply lr by gamma every `step_size` steps.
+
+    Raises:
+        ValueError: if `step_size` is not a positive integer, or gamma is negative or infinite, and
+            as in `LRScheduler`.
+        TypeError: if gamma is not a number, and as in `LRScheduler`.
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         super().__init__(optimizer, step_size=step_size, gamma=gamma)
@@ -180,6 +192,11 @@ class CosineAnnealingLR(LRScheduler):
 
     The lr falls to `eta_min` in `T_max` steps, along half a cosine (Loshchilov and Hutter, 2017).
     Then it rises again, as in PyTorch; in `WarmupCosineLR` it stays at `eta_min`.
+
+    Raises:
+        ValueError: if `T_max` is not a positive integer, or `eta_min` is negative or infinite, and
+            as in `LRScheduler`.
+        TypeError: if `eta_min` is not a number, and as in `LRScheduler`.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
@@ -200,6 +217,11 @@ class LinearLR(LRScheduler):
 
     A linear warm-up, in `total_iters` steps. `start_factor` must be above 0, because a first step
     with lr = 0 would change nothing.
+
+    Raises:
+        ValueError: if `start_factor` is not in (0, 1], `end_factor` is not in [0, 1], or
+            `total_iters` is not a positive integer, and as in `LRScheduler`.
+        TypeError: if a factor is not a number, and as in `LRScheduler`.
     """
 
     def __init__(
@@ -238,6 +260,11 @@ class WarmupCosineLR(LRScheduler):
     `warmup_steps` may be 0; `total_steps` includes the warm-up. With eta_min = 0, the values up to
     total_steps are those of `get_cosine_schedule_with_warmup` in Hugging Face's transformers. So
     the first step has lr = 0: it changes no weight, and only starts Adam's moments.
+
+    Raises:
+        ValueError: unless 0 <= warmup_steps < total_steps are integers, and `eta_min` is at least 0
+            and finite; and as in `LRScheduler`.
+        TypeError: if `eta_min` is not a number, and as in `LRScheduler`.
     """
 
     def __init__(

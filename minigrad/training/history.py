@@ -35,7 +35,13 @@ class History:
     epochs: list[Record] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> list[float]:
-        """Return one column of the epochs, such as "loss"; a KeyError lists the known columns."""
+        """Return one column of the epochs, such as "loss".
+
+        Epochs without it are left out, as for a metric that was added later.
+
+        Raises:
+            KeyError: if no epoch has the column; the message lists the known columns.
+        """
         if name not in self:
             known = ", ".join(self.keys()) or "nothing yet"
             raise KeyError(f"the epochs have no {name!r}, only {known}")
@@ -62,7 +68,12 @@ class History:
         return f"History({len(self.epochs)} epochs, {len(self.steps)} steps; last: {last})"
 
     def to_csv(self, path: str | os.PathLike[str], by: Literal["epoch", "step"] = "epoch") -> None:
-        """Write the records of all epochs, or of all steps, with a header line."""
+        """Write the records of all epochs, or of all steps, with a header line.
+
+        Raises:
+            ValueError: if `by` is not "epoch" or "step".
+            OSError: if the file cannot be written; an old file is not changed then.
+        """
         records = {"epoch": self.epochs, "step": self.steps}.get(by)
         if records is None:
             raise ValueError(f"by is 'epoch' or 'step', not {by!r}")
@@ -74,7 +85,11 @@ class History:
         write_atomically(path, text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the records with `minigrad.viz.plot_history`; save the figure if `path` is given."""
+        """Draw the records with `minigrad.viz.plot_history`; save the figure if `path` is given.
+
+        Raises:
+            ImportError, ValueError, OSError: as in `plot_history`.
+        """
         return plot_history(self, path)
 
 

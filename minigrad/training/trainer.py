@@ -135,10 +135,11 @@ class Trainer:
             Without, None.
 
     Raises:
-        ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
-            averages do not belong together.
+        ValueError: if an option has an impossible value, the optimiser has parameters that are not
+            the model's, or the optimiser, the scheduler and the averages do not belong together.
         TypeError: if an argument has a wrong type.
-        FileNotFoundError: if the folder of the checkpoint does not exist.
+        OSError: if no checkpoint can be written at its path, for example because the folder does
+            not exist (a FileNotFoundError).
     """
 
     def __init__(
@@ -249,11 +250,14 @@ class Trainer:
             steps: the largest number of steps; training may end in the middle of an epoch.
 
         Raises:
-            ValueError: if the data are empty or have different lengths, `epochs` or `steps` is not
-                positive, no parameter of the optimiser requires a gradient in the model, the count
-                of the loss is 0 in a step, or the data have another length than those of the
-                unfinished epoch. Also if ranks cannot train together, because their data differ,
-                for example.
+            ValueError: if the data have neither form, are empty or have different lengths, `epochs`
+                or `steps` is not a positive integer (without `steps`, `epochs` is needed), no
+                parameter of the optimiser requires a gradient in the model, the count of the loss
+                is 0 in a step, or the data have another length than those of the unfinished epoch.
+                Also if there are metrics of micro-batches, `validate_every` without validation
+                data, or ranks that cannot train together, because their data differ, for example.
+            TypeError: if the loss does not return a Tensor of one element, or that and a count, or
+                the data do not hold numbers.
             FloatingPointError: if the loss (or with `clip_norm` the gradient norm) is not finite.
                 The weights are those before the step.
             RuntimeError: if several ranks do not make the same calls.
@@ -371,8 +375,9 @@ class Trainer:
     def restore_best(self) -> None:
         """Restore the weights with the best loss, as early stopping by `patience` does.
 
-        A ValueError is raised if no best weights are saved: without `patience`, before the first
-        comparison, or if the loss was never finite.
+        Raises:
+            ValueError: if no best weights are saved: without `patience`, before the first
+                comparison, or if the loss was never finite.
         """
         if not self._best and self._epochs_since_best:
             raise ValueError(
@@ -386,7 +391,12 @@ class Trainer:
     def predict(self, x: Any) -> NDArray[Any]:
         """Return the model's prediction for `x`, in evaluation mode, as an array.
 
-        A ValueError is raised on all ranks if their models or their `x` differ.
+        The rows of `x` go through the model in batches of `batch_size`.
+
+        Raises:
+            ValueError: if `x` has no rows; on all ranks, if their models or their `x` differ, or
+                the model draws random numbers.
+            TypeError: if `x` does not hold numbers, or the model does not return a Tensor.
         """
         array = as_data(x, self._dtype())
         self._check_same_model(world(), array)
@@ -421,8 +431,15 @@ class Trainer:
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model on some data, as a dict.
 
-        For micro-batches, the loss is the mean of their losses, weighted by their counts. A
-        ValueError is raised on all ranks if their models or their data differ.
+        The data have one of the two forms that `fit` takes. The key of the loss is "loss". For
+        micro-batches, the loss is the mean of their losses, weighted by their counts.
+
+        Raises:
+            ValueError: if the data have neither form, are empty or have different lengths, there
+                are metrics of micro-batches, or the loss counted nothing; on all ranks, if their
+                models or their data differ.
+            TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
+                not a Tensor of one element, or a metric not a number.
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
@@ -873,7 +890,11 @@ class Trainer:
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint: everything that is needed to resume the run. Only rank 0 writes."""
+        """Write a checkpoint: everything that is needed to resume the run. Only rank 0 writes.
+
+        Raises:
+            OSError: if the file cannot be written; an old file is not changed then.
+        """
         world().on_first(lambda: checkpoint_file.write(path, self.state_dict()), "save")
 
     def load(self, path: str | os.PathLike[str]) -> None:

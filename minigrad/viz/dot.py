@@ -47,7 +47,11 @@ class Drawing:
         return self.dot
 
     def svg(self) -> str:
-        """Return the graph as SVG; raise a RuntimeError if graphviz's `dot` is missing or fails."""
+        """Return the graph as the text of an SVG picture, drawn by graphviz.
+
+        Raises:
+            RuntimeError: if graphviz's command `dot` is missing or fails.
+        """
         command = shutil.which("dot")
         if command is None:
             raise RuntimeError(

@@ -61,6 +61,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         ImportError: if matplotlib is not installed.
         TypeError: if `history` is not a History.
         ValueError: if there are no epochs yet, or the path does not end like a picture's.
+        OSError: if the file cannot be written.
     """
     from minigrad.viz.figure import Picture, open_frame, shortened, ticks_at_integers
 
@@ -206,7 +207,7 @@ class GradientRecorder(Observer):
         return f"GradientRecorder({len(self.norms)} {self.by}s, {len(self)} steps)"
 
     def record(self) -> None:
-        """Record the current gradients as one step."""
+        """Record the current gradients as one step; call it after `backward()`."""
         for name, parameters in self._groups.items():
             norm = math.nan
             if any(parameter.grad is not None for parameter in parameters):
@@ -242,6 +243,7 @@ def plot_gradients(
         TypeError: if `gradients` is something else.
         ValueError: if there are no steps yet, layers have different numbers of steps, a norm is
             negative, or the path does not end like a picture's.
+        OSError: if the file cannot be written.
     """
     from minigrad.viz.figure import Picture, name_rows, open_frame
 
