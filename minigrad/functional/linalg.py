@@ -162,7 +162,7 @@ def diag(x: Array, k: int = 0) -> Tensor:
 
 @composition
 def outer(a: Array, b: Array) -> Tensor:
-    """a[i] b[j] for the elements of a and of b, both flattened."""
+    """The outer product: out[i, j] = a[i] b[j], for the elements of a and of b, both flattened."""
     return ops.multiply(ops.reshape(a, (-1, 1)), ops.reshape(b, -1))
 
 

@@ -223,7 +223,11 @@ class TensorFile(Tensors):
             offset, left = offset + len(part), left - len(part)
 
     def check(self) -> None:
-        """Raise a ValueError if the header has a checksum, and it does not match the tensors."""
+        """Compare the tensors with the checksum in the header, if there is one.
+
+        Raises:
+            ValueError: if they do not match: the file is damaged, or another program changed it.
+        """
         self._file.seek(self._data)
         if self.has_checksum and file_digest(self._file, "sha256").hexdigest() != self._checksum:
             raise ValueError(

@@ -99,7 +99,15 @@ class Buffer(Tensor):
 
 
 class Module(Owner):
-    """Base class of layers and models: define `forward`, and assign parameters and modules."""
+    """Base class of layers and models: define `forward`, and assign parameters and modules.
+
+    Attributes:
+        training: whether the module is in training mode, as at first, or in evaluation mode.
+
+    Raises:
+        TypeError: if a plain array or Tensor is assigned to the name of a Parameter or Buffer: it
+            would be no part of the model.
+    """
 
     training: bool = True
 

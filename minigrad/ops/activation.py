@@ -66,7 +66,10 @@ def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
 
 @op(elementwise=True, floats=True, cost=1)
 def elu(x: Array, alpha: float = 1.0) -> Array:
-    """x where x > 0, else `alpha` (e^x - 1) (Clevert et al., 2016); derivative `alpha` at 0."""
+    """x where x > 0, else `alpha` (e^x - 1) (Clevert et al., 2016).
+
+    The derivative is 1 where x > 0, else `alpha` e^x; so it is `alpha` at 0.
+    """
     return kernels.activation.elu(x, float(alpha))
 
 

@@ -21,7 +21,11 @@ add = binary("add", "a + b, broadcast.", nonfinite_hint=_DIFFERENCE_HINTS)
 add.vjp("a", lambda g: g)
 add.vjp("b", lambda g: g)
 
-subtract = binary("subtract", "a - b, broadcast.", nonfinite_hint=_DIFFERENCE_HINTS)
+subtract = binary(
+    "subtract",
+    "a - b, broadcast.\n\nRaises:\n    TypeError: for booleans, as in numpy.",
+    nonfinite_hint=_DIFFERENCE_HINTS,
+)
 subtract.vjp("a", lambda g: g)
 subtract.vjp("b", lambda g: -g)
 
@@ -40,7 +44,8 @@ multiply.vjp("b", lambda g, a: g * a)
 
 divide = binary(
     "divide",
-    "a / b, broadcast; integers give floats. At b = 0 it is infinite or nan, as in numpy.",
+    "a / b, broadcast; integers give floats. At b = 0 it is infinite or nan, as in numpy. The "
+    "derivatives are 1 / b and -a / b^2.",
     nonfinite_hint={
         "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand": (
             lambda a, b: (a == 0) & (b == 0)
@@ -54,7 +59,9 @@ divide.vjp("a", lambda g, b: g / b)
 divide.vjp("b", lambda g, b, out: -g * out / b)
 
 floor_divide = binary(
-    "floor_divide", "floor(a / b), broadcast: a step function, whose derivative is 0."
+    "floor_divide",
+    "floor(a / b), broadcast: a step function, whose derivative is 0. For integers, it is 0 at "
+    "b = 0, as in numpy.",
 )
 floor_divide.vjp("a", flat)
 floor_divide.vjp("b", flat)
@@ -62,7 +69,8 @@ floor_divide.vjp("b", flat)
 remainder = binary(
     "remainder",
     "a - b floor(a / b), broadcast: it has the sign of b, as in Python's %. The derivatives are 1 "
-    "with respect to a, and -floor(a / b) with respect to b, also at the jumps.",
+    "with respect to a, and -floor(a / b) with respect to b, also at the jumps. For integers, it "
+    "is 0 at b = 0, as in numpy.",
 )
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
@@ -75,7 +83,7 @@ fmod = binary(
 fmod.vjp("a", lambda g: g)
 fmod.vjp("b", lambda g, a, b, out: -g * round((a - out) / b))
 
-negative = unary("negative", "-x.")
+negative = unary("negative", "-x.\n\nRaises:\n    TypeError: for booleans, as in numpy.")
 negative.vjp("x", lambda g: -g)
 
 
@@ -99,6 +107,10 @@ def power(a: Array, b: Array) -> Array:
     a^0 = 1, and its derivative with respect to a is 0, also at a = 0. The derivative with respect
     to b is out log(a). At a = 0 this is 0 for b >= 0. For negative a it is nan, because a^b is only
     defined at isolated b.
+
+    Raises:
+        ValueError: if integers are raised to negative integers, as in numpy; a float, such as -1.0,
+            gives floats.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
         if b > 0:

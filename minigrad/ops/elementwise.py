@@ -107,7 +107,10 @@ def flat(g: Array) -> Array:
     return where(False, g, 0.0)
 
 
-sign = unary("sign", "-1, 0 or 1; its derivative is 0 everywhere, also at 0.")
+sign = unary(
+    "sign",
+    "-1, 0 or 1, for negative x, 0 and positive x; its derivative is 0 everywhere, also at 0.",
+)
 sign.vjp("x", flat)
 
 floor = unary(
@@ -256,7 +259,10 @@ def _share(a: Array, b: Array) -> Array:
 
 @op(elementwise=True, floats=True, cost=1)
 def erf(x: Array) -> Array:
-    """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
+    """The error function: the integral of 2 / sqrt(pi) e^(-t^2) from 0 to x.
+
+    The derivative is 2 / sqrt(pi) e^(-x^2).
+    """
     return kernels.activation.erf(x)
 
 

@@ -101,7 +101,7 @@ def as_rows(x: Array) -> Array:
 
 @op(linear=("x", "weight"), composition=_linear, product=True)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
-    """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`, as in PyTorch.
+    """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
 
     Raises:
         ValueError: if the sizes do not match.

@@ -66,7 +66,10 @@ class Drawing:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the text to a .dot or .gv file, or the picture to an .svg file.
 
-        Another ending raises a ValueError. An .svg file may raise a RuntimeError, as in `svg`.
+        Raises:
+            ValueError: if the name of the file has another ending.
+            RuntimeError: for an .svg file, as in `svg`.
+            OSError: if the file cannot be written; an old file is not changed then.
         """
         ending = Path(path).suffix
         if ending not in (".dot", ".gv", ".svg"):

@@ -129,7 +129,8 @@ def explore(
 
     Args:
         loss: a Tensor of one element, with a graph.
-        path: the .html file to write or replace; None writes no file.
+        path: the file to write or replace, whose ending is .html, .htm or none; None writes no
+            file.
         tape: a tape of `record`, which adds all values, lines of source and modules.
         model: a model that gives the names of its parameters. It is not needed for a model on the
             tape or in a variable of the caller.
@@ -141,7 +142,7 @@ def explore(
         TypeError: if `loss` is not a Tensor, `tape` not a tape, `model` not a Module, `title` not a
             string, or `program` not a captured step.
         ValueError: if `loss` has several elements, its graph is too large or not on the tape, or
-            the name of the file has another ending than .html.
+            the name of the file has another ending.
         OSError: if the file cannot be written.
         RuntimeError: if `loss` has no graph, a backward pass has freed the graph, an array that the
             page needs was written to, or a captured step has no program yet. No file is written.

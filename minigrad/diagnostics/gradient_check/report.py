@@ -228,7 +228,12 @@ class GradcheckReport:
         return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to an .html file; another ending raises a ValueError."""
+        """Write the picture to an .html file.
+
+        Raises:
+            ValueError: if the name of the file has another ending.
+            OSError: if the file cannot be written; an old file is not changed then.
+        """
         if Path(path).suffix != ".html":
             raise ValueError(f"a report is saved as .html, not as {os.fspath(path)!r}")
         head = (
