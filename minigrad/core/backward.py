@@ -102,7 +102,8 @@ def grad(
         ValueError: if a cotangent is missing for an output of several elements, its shape is not
             that of its output, or the numbers of cotangents and outputs differ.
         TypeError: if `outputs` is a function, `inputs` are missing, an input or an output is not a
-            Tensor, or a cotangent does not hold real numbers.
+            Tensor, a cotangent does not hold real numbers, or it is another container than its
+            output.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(

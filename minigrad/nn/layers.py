@@ -38,7 +38,7 @@ class Linear(Module):
     Raises:
         ValueError: if a size is not a positive integer.
         TypeError: if `bias` is not True or False, `dtype` is not a float dtype, or `rng` is not a
-            generator; the last two also in all other layers.
+            generator; the last two in all layers with parameters.
     """
 
     def __init__(

@@ -104,9 +104,9 @@ negative.vjp("x", lambda g: -g)
 def power(a: Array, b: Array) -> Array:
     """a ** b, broadcast.
 
-    a^0 = 1, and its derivative with respect to a is 0, also at a = 0. The derivative with respect
-    to b is out log(a). At a = 0 this is 0 for b >= 0. For negative a it is nan, because a^b is only
-    defined at isolated b.
+    The derivative with respect to a is b a^(b - 1). a^0 = 1, and its derivative is 0, also at
+    a = 0. The derivative with respect to b is out log(a). At a = 0 this is 0 for b >= 0, and -inf
+    for b < 0. For negative a it is nan, because a^b is only defined at isolated b.
 
     Raises:
         ValueError: if integers are raised to negative integers, as in numpy; a float, such as -1.0,

@@ -107,7 +107,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
     Raises:
         TypeError: as in `value_and_grad`, or if the structure of v in the pullback is another one.
         ValueError: if there are no primals, or a primal contains itself, or two Modules share a
-            parameter; in the pullback, if v has another shape.
+            parameter; in the pullback, if v has another shape, or other keys.
         RuntimeError: as in `value_and_grad`.
     """
     if not primals:
