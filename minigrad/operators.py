@@ -18,7 +18,7 @@ from minigrad.core.backward import backward
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
-from minigrad.core.tensor import Tensor, overwrite
+from minigrad.core.tensor import Tensor, converted, overwrite
 from minigrad.creation import as_shape
 from minigrad.readonly import writable
 from minigrad.renamed import instead
@@ -164,13 +164,14 @@ class Operators(Tensor):
         """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
         The numbers are converted to the dtype of the tensor, as by an assignment in numpy: a tensor
-        of integers drops decimals, and does not notice numbers out of its range.
+        of integers drops decimals.
 
         The derivative of a copy by `value` is lost. That is usual for the weights of another model,
         which are leaves; from a result of an op, it would be a mistake.
 
         Raises:
-            ValueError: if the shape is not the same.
+            ValueError: if the shape is not the same, or a number is out of range of an integer
+                dtype.
             TypeError: if `value` does not hold numbers.
             RuntimeError: if this is the result of an op, or if `value` is one, and its derivative
                 may be needed.
@@ -181,6 +182,8 @@ class Operators(Tensor):
                 f"copy .detach(), or do it under no_grad()"
             )
         array = self.assignable(value)
+        if self.dtype.kind in "iu":
+            converted(array, self.dtype)  # for its error
         self._data = writable(self._data)
         observed(overwrite, self._data, array)
         return self

@@ -74,7 +74,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     if dtype is None and array.dtype.isnative:
         return array
     target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
-    return array if array.dtype == target else observed(_converted, array, target)
+    return array if array.dtype == target else observed(converted, array, target)
 
 
 def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
@@ -87,7 +87,7 @@ def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
                 yield np.asarray(value).dtype
 
 
-def _converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
+def converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
     """Convert an array to `target`; a ValueError if a number is out of range of its integers."""
     if target.kind in "iu" and array.size:
         least, most = np.iinfo(target).min, np.iinfo(target).max

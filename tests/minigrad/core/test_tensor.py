@@ -818,6 +818,15 @@ def test_data_that_does_not_fit_is_refused_and_nothing_changes(value, error, mes
     assert_array_equal(x.grad.data, [2.0, 4.0])
 
 
+@pytest.mark.parametrize("value", [300, -1, np.inf, np.nan])
+def test_a_number_that_does_not_fit_is_not_written(value):
+    x = minigrad.tensor(np.array([1, 2], np.uint8))
+    with pytest.raises(ValueError, match=f"{value} does not fit into uint8"):
+        x.copy_(np.array([3, value]))
+    assert x.data.tolist() == [1, 2]
+    assert x.copy_([3.5, 255]).data.tolist() == [3, 255]
+
+
 def test_results_of_ops_cannot_be_assigned_or_written():
     y = leaf(1.0, 2.0) * 2
     with pytest.raises(RuntimeError, match="result of an op"):
