@@ -40,7 +40,7 @@ _FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # the last column is the no
 
 
 class MergeError(ValueError):
-    """Merging would lose more than is allowed."""
+    """The error that `lora.merge` raises if rounding would lose more of an update than `limit`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MergeCertificate:
 
     It prints as a sentence and a table with a line for each layer and dtype. For more than a few
     layers, the table has a line for each dtype, with the layer that loses most.
-    `certificate[layer]` returns the rows of a layer.
+    `certificate[layer]` returns the rows of a layer, and raises a KeyError for an unknown one.
 
     Attributes:
         rows: a row for each layer and dtype.
@@ -203,7 +203,7 @@ def certify(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if the radius is no number.
+        TypeError: if the radius is no number, or the dtypes are no texts.
         ValueError: if there are no dtypes, a dtype is unknown, or the radius is not positive and
             finite.
     """
