@@ -122,18 +122,18 @@ def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) ->
     texts = dict(re.findall(of_args, inspect.getdoc(function) or "", re.MULTILINE))
     parameters = inspect.signature(function, eval_str=True).parameters
     for name in names:
+        text = " ".join(texts.get(name, "").split()).removesuffix(".")
+        for other in parameters:
+            text = text.replace(f"`{other}`", _spelling(other))
         usual, kind = parameters[name].default, parameters[name].annotation
         shown, options = "", dict[str, Any](nargs="+", metavar="NAME")
         if get_origin(kind) is Literal:
             shown, options = f" (default: {usual})", {"choices": get_args(kind)}
         elif kind is bool:
-            options = {"action": "store_true"}
+            text, options = text.removeprefix("whether "), {"action": "store_true"}
         elif number := {int, float} & {kind, *get_args(kind)}:
             options = {"type": number.pop(), "required": usual is inspect.Parameter.empty}
             shown = f" (default: {usual:g})" if isinstance(usual, (int, float)) else ""
-        text = " ".join(texts.get(name, "").split()).removesuffix(".")
-        for other in parameters:
-            text = text.replace(f"`{other}`", _spelling(other))
         spellings = _spelling(name), _MLX_LM.get(name)
         add(*filter(None, spellings), default=None, help=text.replace("`", "") + shown, **options)
 

@@ -133,7 +133,8 @@ def train(
     AdamW without weight decay trains A and B. The learning rate rises linearly from 0 to `lr`, and
     then falls as half a cosine to 0. With a file valid.jsonl, the adapter with the best validation
     loss is written. Ctrl-C ends the run after the current step, with a checkpoint. Under `mpiexec
-    -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`.
+    -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`. `targets`
+    may also be one regular expression for complete names, or "all-linear", as in `LoRAConfig`.
 
     Args:
         model: a language model, changed in place: it gets the adapter, unless there is an error.
@@ -145,8 +146,7 @@ def train(
         rank: the rank of each update.
         alpha: the strength of each update, whose scale is alpha / rank.
         targets: the layers that get an adapter, by the ends of their names, such as q_proj; by
-            default all linear ones except the head. In Python, one string is a regular expression,
-            see `lora.LoRAConfig`.
+            default all linear ones except the head.
         steps: the number of steps of the optimiser; by default it follows from `epochs`.
         epochs: how many times to go through the rows, unless `steps` is given.
         batch_size: the number of rows in a micro-batch.
