@@ -58,7 +58,7 @@ class Adapter:
         lora_b: B, `(d_out, rank)`.
         lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
         scale: s, the factor of B A, a finite number, which may be assigned.
-        alpha, scaling: the numbers from which the first scale was computed.
+        alpha, scaling: the number and the formula from which the first scale was computed.
         start: A_0 and B_0 of PiSSA; None without it.
 
     Raises:

@@ -114,9 +114,9 @@ def plot_singular_values(
     """Plot the singular values of the update of each layer, and its effective rank.
 
     The left panel has a line for each layer. It ends at the rank, because the other singular values
-    of B A are 0. The right panel compares the effective rank of each layer with its rank. The
-    effective rank is exp of the entropy of the singular values as shares of their sum (Roy and
-    Vetterli, The effective rank, 2007).
+    of B A are 0; dW of DoRA can have any rank. The right panel compares the effective rank of each
+    layer with its rank. The effective rank is exp of the entropy of the singular values as shares
+    of their sum (Roy and Vetterli, The effective rank, 2007).
 
     To see the same of a fully fine-tuned model, let `lora.extract` make an adapter of the
     difference, with a rank as large as the layers are wide.

@@ -203,7 +203,7 @@ def certify(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if the radius is no number, or the dtypes are no texts.
+        TypeError: if the radius is no number.
         ValueError: if there are no dtypes, a dtype is unknown, or the radius is not positive and
             finite.
     """

@@ -96,8 +96,9 @@ def extract_files(
     `save_pretrained(..., save_original_format=False)` first.
 
     Args:
-        base: the base model, as for `open_base`.
-        finetuned: the fine-tuned model, as for `open_base`, with the same names and shapes.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file.
+        finetuned: the fine-tuned model, in one of the same forms, with the same names and shapes.
         out: a folder for the adapter.
         rank: the rank of each update; in a layer that is smaller, it is the smaller size of this
             layer.

@@ -271,9 +271,10 @@ def check_adapter(
 
     Args:
         folder: a folder that PEFT or `lora.save` wrote.
-        base: the base model, as for `open_base`; None to check the adapter alone.
-        merged: a model that should be the base with the update merged, as for `open_base`. The
-            findings name the mistake if it was merged wrongly.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file; None to check the adapter alone.
+        merged: a model that should be the base with the update merged, in one of the same forms.
+            The findings name the mistake if it was merged wrongly.
         workers: the number of processes that share the work, each of which needs as much memory as
             one alone; the result has the same bits.
         progress: show a progress bar if it takes long.

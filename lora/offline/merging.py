@@ -40,13 +40,17 @@ _ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `AdaptedBase`.
+    """The result of `merge_files`.
 
     Attributes:
         path: the file or the folder that was written.
         certificate: the rounding error of the merge.
         replaced: the tensors that the adapter replaces by its own, trained in full.
         added: the tensors among them that the base does not have.
+        tied: weights of embeddings that change, and may also be the weight of the model's head.
+        heads: the tensors among `added` that are heads, which the base ties to an embedding.
+        prefix: the beginning of names that only the base has; or "-" and one that only the adapter
+            has.
         left_out: files beside the base that are not copied, and folders, with a slash.
         nbytes: the size of all tensors in bytes.
         kept: the files that an earlier merge completed before it was killed.
@@ -104,7 +108,8 @@ def merge_files(
     all inputs are the same.
 
     Args:
-        base: the base model, as for `open_base`.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file.
         adapter: a folder that PEFT or `lora.save` wrote.
         out: a file, if it ends in .safetensors; otherwise a folder. It gets the same files of
             weights as the base, and copies of other files (`lora.offline.model_folder`).

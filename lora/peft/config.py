@@ -178,10 +178,9 @@ class PeftConfig:
     """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
 
     `PeftConfig.of` and `read_config` check the fields; the class itself does not. The methods find
-    layers as PEFT does. Names, expressions and tables match as in `attach`, with
-    two differences. A pattern that matches nothing is no error, because the file may name layers
-    that this model does not have. And an index of a layer is a number between other parts of a
-    name.
+    layers as PEFT does. Names, expressions and tables match as in `attach`, with two differences. A
+    pattern that matches nothing is no error, because the file may name layers that this model does
+    not have. And an index of a layer is a number between other parts of a name.
 
     Attributes:
         target_modules: the layers with updates: names, or a regular expression for entire names.

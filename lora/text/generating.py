@@ -22,10 +22,10 @@ CAPACITY = 4096  # initial capacity of the caches in tokens; the system gives me
 
 
 class TextGenerator:
-    """Continues a prompt, or answers in a conversation.
+    """Continue a prompt, or answer in a conversation.
 
-    It keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only new
-    tokens are computed.
+    A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
+    new tokens are computed.
 
     Args:
         model: the language model, with adapters or without.

@@ -39,7 +39,7 @@ DTYPES = ("float32", "bfloat16", "nf4")
 def load_model(
     path: str | os.PathLike[str], dtype: str | None = None, *, progress: bool = True
 ) -> LanguageModel:
-    """Load a language model with frozen parameters.
+    """Load a language model, in evaluation mode and with frozen parameters.
 
     Args:
         path: a Hugging Face folder, or a GGUF file.

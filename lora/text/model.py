@@ -93,7 +93,7 @@ class LanguageModel(Module):
 
         Each token is predicted from the tokens before it in its row, so the first token of a row
         never counts. Only a part of the logits is in memory at a time (see
-        `minigrad.linear_cross_entropy`).
+        `minigrad.linear_cross_entropy`), unless the head has an adapter.
 
         Args:
             ids: `(batch, length)`.

@@ -98,9 +98,9 @@ class NF4Linear(NarrowLinear):
         y = x W^T + b          `(..., in_features) -> (..., out_features)`
 
     An element of W is one of 16 levels times the absmax of its block, the largest absolute value.
-    Gradients flow to x only, unless b requires one. `weight` is an NF4Matrix, whose `arrays()` are
-    the arrays to store in a file. For arguments and errors see `lora.variants.narrow.NarrowLinear`;
-    `from_linear` makes a layer from a `Linear`.
+    Gradients flow to x only; an adapter may train a copy of b. `weight` is an NF4Matrix, whose
+    `arrays()` are the arrays to store in a file. For arguments and errors see
+    `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a `Linear`.
     """
 
     _kind = staticmethod(lambda: kernels.nf4.NF4Matrix)
@@ -134,8 +134,9 @@ class BFloat16Linear(NarrowLinear):
 
         y = x W^T + b          `(..., in_features) -> (..., out_features)`
 
-    `weight` is a BFloat16Matrix. For arguments and errors see `lora.variants.narrow.NarrowLinear`;
-    `from_linear` makes a layer from a `Linear`.
+    Gradients flow to x only; an adapter may train a copy of b. `weight` is a BFloat16Matrix. For
+    arguments and errors see `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a
+    `Linear`.
     """
 
     _kind = staticmethod(lambda: kernels.bfloat16.BFloat16Matrix)
