@@ -98,8 +98,7 @@ class LoRAConfig:
         ValueError: if a rank is not positive, an alpha is not positive and finite, dropout is not a
             probability, targets or `layers_to_transform` are empty, an index is negative, a regular
             expression is invalid or would match any name, `scaling`, `bias` or `init` is unknown,
-            or two fields contradict each other. Whether patterns match layers of a model, `attach`
-            checks.
+            or two fields contradict each other. `attach` checks whether the patterns match layers.
     """
 
     rank: int = 8

@@ -39,8 +39,8 @@ def merge(
         model: a model with adapters.
         adapters: names of active adapters to merge; None for all of them. The other active ones are
             computed beside the merged weight, even if they were merged before.
-        limit: raise an error if in one layer the rounding error is a larger share of the update, in
-            Frobenius norms; None for no limit.
+        limit: raise an error if in one layer the rounding error is larger than this share of the
+            update, in Frobenius norms; None for no limit.
         dtype: the dtype for which `limit` is checked; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
         dtypes: the dtypes of the certificate: "float64", "float32", "float16", "bfloat16", "nf4".
