@@ -83,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m lora",
-        description="Adapters: train, use, look into, merge, check, extract, convert.",
+        description="Train and use LoRA adapters of language models; inspect, check, merge, "
+        "extract and convert adapters in files. COMMAND --help describes a command.",
+        epilog="The exit status is 0 for success; 1 if check finds a mistake, or a merge would "
+        "lose more than its --limit; 2 for other errors; and 130 after Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
@@ -92,51 +95,61 @@ def _parser() -> argparse.ArgumentParser:
         description = f"{help_text[0].upper()}{help_text[1:]}."
         made = commands.add_parser(name, help=help_text, description=description, aliases=aliases)
         made.set_defaults(run=run)
-        made.add_argument("--json", action="store_true", help="print JSON, for machines")
+        made.add_argument(
+            "--json", action="store_true", help="print the result as JSON, for programs"
+        )
         return made.add_argument
 
     # Arguments and options have the names of the parameters of the function that a command runs.
     add = command(
         "inspect",
         lambda folder, progress: summarise(folder),
-        "show what an adapter is made of, layer by layer",
+        "show the ranks, scales, norms and effective ranks of an adapter, layer by layer",
     )
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
-    add("--plot", metavar="FILE", type=_path, help="draw norms and singular values to a file")
+    help_text = "also draw the norms and singular values, to a picture such as FILE.png"
+    add("--plot", metavar="FILE", type=_path, help=help_text)
 
-    add = command("merge", merge_files, "write a base with the update of an adapter in it")
+    help_text = "add the update of an adapter to the weights of a base, and write the result"
+    add = command("merge", merge_files, help_text)
     add("base", type=_path, help=_BASE)
     add("adapter", type=_path, help=_ADAPTER)
-    add("out", type=_path, help="a file that ends in .safetensors, or a folder")
-    add("--dtype", choices=FLOATS, help="the dtype of all float tensors (as in the base)")
+    add("out", type=_path, help="a file that ends in .safetensors, or a folder for the model")
+    add("--dtype", choices=FLOATS, help="the dtype of all float tensors (default: as in the base)")
     help_text = "also merge into a base that the adapter was not made on"
     add("--any-base", dest="check_base", action="store_false", help=help_text)
     add_options(add, merge_files, ("limit", "radius", "workers"))
 
-    help_text = "write an adapter as the GGUF file that llama.cpp reads, or one of these for PEFT"
+    help_text = "convert a PEFT adapter to llama.cpp's GGUF file, or such a file to a PEFT folder"
     add = command("convert", convert_adapter, help_text)
     add("adapter", type=_path, help=f"{_ADAPTER}, or a GGUF file")
-    add("out", type=_path, help="a file that ends in .gguf, or for a GGUF file a folder")
-    help_text = "the language model, a folder or a GGUF file, of which the configuration is read"
+    add(
+        "out",
+        type=_path,
+        help="a file that ends in .gguf; or if the adapter is a GGUF file, a folder",
+    )
+    help_text = "the adapter's model, a folder or a GGUF file; only its configuration is read"
     add("--base", type=_path, required=True, help=help_text)
 
     add_commands(command, _path)
 
-    help_text = "look for what is wrong with an adapter, and a base for it"
+    help_text = "find mistakes in an adapter; with a base, also check that they belong together"
     add = command("check", check_adapter, help_text, "verify")
     add("folder", metavar="adapter", type=_path, help=_ADAPTER)
-    add("base", type=_path, nargs="?", help=_BASE)
-    help_text = "a model that should be the base with the adapter merged: was it done right?"
+    add("base", type=_path, nargs="?", help=f"{_BASE}; without it, only the adapter is checked")
+    help_text = "a model to compare with the base after merging the adapter; it needs the base"
     add("--merged", metavar="MODEL", type=_path, help=help_text)
     add_options(add, check_adapter, ["workers"])
 
-    help_text = "write the adapter that comes nearest to a model trained as a whole"
+    help_text = "write the adapter that best approximates a fully fine-tuned model"
     add = command("extract", extract_files, help_text)
     add("base", type=_path, help=_BASE)
     add("finetuned", type=_path, help="the fine-tuned model: a file or a folder, as for the base")
     add("out", type=_path, help="a folder for the adapter")
-    add("--dtype", choices=FLOATS, help="the dtype of the adapter (as in the base)")
-    help_text = "which layers are tables of vectors"
+    help_text = "the dtype of the adapter (default: float32, or float64 if the base has it)"
+    add("--dtype", choices=FLOATS, help=help_text)
+    help_text = "which layers are tables of vectors: patterns, with *, for the last part of a name "
+    help_text += "(default: the usual names, such as embed_tokens and wte)"
     add("--embeddings", nargs="*", metavar="NAME", help=help_text)
     lists = "targets", "exclude", "modules_to_save"
     add_options(add, extract_files, ("rank", *lists, "bias", "fan_in_fan_out", "lossy", "workers"))

@@ -46,6 +46,12 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
 class AdaptedLayer(Module):
     """A layer with adapters: the base class of `LoRALayer`, `LoRAConv` and `LoRAEmbedding`.
 
+        W' = W + dW_1 + dW_2 + ...          over the active adapters
+
+    W is frozen, and nothing writes to it. For dW see `lora.Adapter`. The properties `lora_a`,
+    `lora_b`, `scale` and so on are those of the only active adapter, or of the only one at all;
+    with several, they raise an AttributeError.
+
     Attributes:
         base_weight: the weight of the original layer, frozen.
         bias: the bias of the original layer, or the copy of it that an adapter trains, or None.
@@ -60,8 +66,8 @@ class AdaptedLayer(Module):
     lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assignments copy values.")
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
-    rng = _of_adapter("rng", "The generator that draws A and dropout.")
-    rank = _of_adapter("rank", "The rank of the update.", settable=False)
+    rng = _of_adapter("rng", "The generator that draws A, B and dropout; or None.")
+    rank = _of_adapter("rank", "The rank of B A.", settable=False)
     alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` instead.", False)
     scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
 
@@ -163,7 +169,7 @@ class AdaptedLayer(Module):
 
     @property
     def adapter(self) -> Adapter:
-        """The only active adapter, or the only one at all; otherwise an AttributeError."""
+        """The only active adapter, or else the only one; an AttributeError if there are several."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
             raise AttributeError(
@@ -196,7 +202,10 @@ class AdaptedLayer(Module):
         return [part for name in self.active for part in self.adapters[name].trained()]
 
     def add(self, name: str, adapter: Adapter) -> None:
-        """Add another adapter to the layer, which is not active yet."""
+        """Add another adapter to the layer, which is not active yet.
+
+        A ValueError is raised if the layer has an adapter of this name.
+        """
         if name in self.adapters:
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
@@ -264,8 +273,8 @@ class AdaptedLayer(Module):
     def forward(self, x: Any) -> Tensor:
         """Compute the layer with W + dW_1 + ..., over all active adapters, in place of W.
 
-        A RuntimeError is raised if the layer is merged, and an adapter has changed since, or would
-        lose a gradient.
+        A RuntimeError is raised if the layer is merged, and an adapter or W has changed since, or
+        an adapter would lose a gradient.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
         bias = frozen_bias(self.bias)

@@ -33,22 +33,38 @@ _COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # assigned in place
 
 
 class Adapter:
-    """The low-rank update of one weight.
+    """The low-rank update dW of one weight W, and its trainable parameters.
+
+        LoRA    dW = s B A                                (Hu et al., 2021, section 4.1)
+        DoRA    dW = diag(m / n) (W + s B A) - W          (Liu et al., 2024, equation 5)
+
+    n_j is the norm of row j of W + s B A. PiSSA has s (B A - B_0 A_0) in place of s B A, with the
+    first factors A_0 and B_0 (Meng et al., 2024).
 
     Args:
         weight: W, `(d_out, d_in)`, whose values PiSSA and DoRA begin with.
         rank: the rank of B A.
         alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
-        scaling: alpha / rank or alpha / sqrt(rank).
+        scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
         dropout: the probability of dropping an element of the input, in training.
         init: the first values of A and B; see `lora.variants.inits`.
         use_dora: whether the adapter has a magnitude.
         dora_norm_gradient: whether the gradient also flows through the norm.
         begin: the first A and B, instead of values drawn by `init`.
-        rng: the generator that draws A, B and dropout.
+        rng: the generator that draws A, B and dropout; None for the default generator.
 
-    A TypeError is raised if the rank is no integer. A ValueError is raised if the rank or alpha is
-    not positive, `init` is unknown, or dropout is no probability.
+    Attributes:
+        lora_a: A, `(rank, d_in)`. An assignment to it, B or m copies the values.
+        lora_b: B, `(d_out, rank)`.
+        lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
+        scale: s, the factor of B A, a finite number, which may be assigned.
+        alpha, scaling: the number and the formula from which the first scale was computed.
+        start: A_0 and B_0 of PiSSA; None without it.
+
+    Raises:
+        TypeError: if the rank is no integer, alpha or dropout no number, or `rng` no generator.
+        ValueError: if the rank or alpha is not positive, `init` or `scaling` is unknown, the rank
+            is odd with init="orthogonal", or dropout is no probability.
     """
 
     # Parameters; an assignment copies the values into them.

@@ -93,9 +93,10 @@ def combine(
     adapter that is named twice counts with the sum of its weights, and is left out if this sum is
     0. If no term is left, the update is zero, with rank 1.
 
-    Each layer sums the adapters that it has. If only one adapter is left in a layer, with weight 1,
-    the layer gets a copy of it, also of DoRA or PiSSA. Otherwise the result is plain LoRA. Its
-    scale and its dropout are those of the terms if they agree, or else 1 and 0.
+    Each layer sums the adapters that it has. If only one adapter is left in a layer, with weight 1
+    and no larger rank than allowed, the layer gets a copy of it, also of DoRA or PiSSA. Otherwise
+    the result is plain LoRA. Its scale and its dropout are those of the terms if they agree (and
+    the scale is positive), or else 1 and 0.
 
     Biases and modules that are trained in full, and the buffers of these modules, are theta_0 + w_1
     (theta_1 - theta_0) + ..., where theta_0 is the original of the model.
@@ -110,13 +111,15 @@ def combine(
             dtype of the layer, which the errors of the report do not include.
 
     Raises:
-        TypeError: if a name is no string, a weight no number, or the rank no integer.
-        ValueError: if an adapter is unknown, the numbers of adapters and weights differ, a weight
-            is not finite, the new name is taken or malformed, or the rank is not positive; if there
-            is NaN or Inf in an adapter or would be in the result, or a running variance would be
-            negative; or if an adapter is DoRA and would not just be copied. Nothing is changed
-            then.
+        TypeError: if the model is no Module, a name no string, a weight no number, or the rank no
+            integer; or if the adapters or weights are no lists.
+        ValueError: if an adapter is unknown, none is given, the numbers of adapters and weights
+            differ, a weight is not finite, the new name is taken or malformed, or the rank is not
+            positive; if there is NaN or Inf in an adapter or would be in the result, or a running
+            variance would be negative; or if an adapter is DoRA and would not just be copied.
         RuntimeError: inside of `lora.disabled`.
+
+    After an error nothing is changed.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be combined")

@@ -90,16 +90,21 @@ def attach(
         model: the model, changed in place: each targeted layer is replaced by one with adapters,
             which shares its parameters.
         config: which layers get an adapter, and which kind.
-        adapter: a name for the new adapter.
-        rng: the generator that A and B are drawn from.
+        adapter: a name for the new adapter, of letters, digits, - and _.
+        rng: the generator that draws A and B, and later dropout; None for the default generator.
         progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
 
     Raises:
-        TypeError: if `model` is no Module, `config` no LoRAConfig, or the name no string.
-        ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
-            layer, a weight is not finite, or a parameter to be trained in full is tied to another.
-            Also if the name is taken, another adapter is merged, or the model is itself a single
-            layer. After an error the model is unchanged.
+        TypeError: if `model` is no Module, `config` no LoRAConfig, the name no string, `rng` no
+            generator, or a weight or a parameter to be trained in full is not of floats.
+        ValueError: if a pattern matches nothing or has no effect, no layer is left, a rank is too
+            large for its layer, or odd with init="orthogonal", a weight is not finite, a
+            convolution is grouped, or a parameter to be trained in full is tied to another, is in
+            few bits, or belongs to a layer with an adapter. Also if the name is taken or malformed,
+            another adapter is merged, or the model is itself a single layer.
+        RuntimeError: inside of `lora.disabled`.
+
+    After an error the model is unchanged.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
@@ -195,8 +200,13 @@ def switch(model: Module, *names: str) -> Module:
     The updates of several adapters add up. An inactive adapter does not train; its `requires_grad`
     flags are restored when it is active again. Without names, no adapter is active.
 
-    A ValueError is raised, and nothing is changed, if a name is unknown or repeated, a merged
-    adapter would be switched off, or two adapters would train one parameter in full.
+    Raises:
+        TypeError: if `model` is no Module, or a name no string.
+        ValueError: if no adapter was attached, a name is unknown or repeated, a merged adapter
+            would be switched off, or two adapters would train one parameter in full.
+        RuntimeError: inside of `lora.disabled`.
+
+    After an error nothing is changed.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
@@ -212,7 +222,7 @@ def switch(model: Module, *names: str) -> Module:
 
 
 def active(model: Module) -> tuple[str, ...]:
-    """Return the names of the active adapters; a ValueError if none was attached."""
+    """Return the names of the active adapters; a ValueError is raised if none was attached."""
     return state.required_attachment(model).active
 
 
@@ -273,9 +283,14 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 def disabled(model: Module) -> Iterator[Module]:
     """Turn all adapters off: inside the block the model computes the same bits as without them.
 
-    They are off for all threads, until the last open block ends. A ValueError is raised if there
-    are no adapters. It is also raised if `attach` was called with a larger model, and `model`
-    contains parameters that an adapter trains in full.
+    They are off for all threads, until the last open block ends. Inside of the block, adapters
+    cannot be attached, loaded, switched, combined, removed or folded, and the model cannot be
+    copied: this raises a RuntimeError.
+
+    Raises:
+        TypeError: if `model` is no Module.
+        ValueError: if there are no adapters; or if `attach` was called with a larger model, and
+            `model` contains parameters that an adapter trains in full.
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
     attachment = state.attachment_of(model)
@@ -307,9 +322,13 @@ def disabled(model: Module) -> Iterator[Module]:
 def detach(model: Module) -> Module:
     """Remove all adapters, restore the original layers and `requires_grad` flags; return the model.
 
-    Running statistics that training changed stay changed, unless an adapter has its own copy.
+    What the adapters have learned is lost, also if they are merged; `lora.fold` keeps it. Running
+    statistics that training changed stay changed, unless an adapter has its own copy.
 
-    A ValueError is raised if no adapter was attached.
+    Raises:
+        TypeError: if `model` is no Module.
+        ValueError: if no adapter was attached, or a layer with adapters was moved.
+        RuntimeError: inside of `lora.disabled`.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
@@ -325,8 +344,12 @@ def remove(model: Module, adapter: str) -> Module:
     """Remove one adapter and its trained parameters; return the model.
 
     The originals of the parameters that it trained in full are restored, and so is each layer that
-    has no other adapter. Removing the last adapter is the same as `detach`. A ValueError is raised,
-    and nothing is changed, if there is no such adapter, or it is merged.
+    has no other adapter. Removing the last adapter is the same as `detach`.
+
+    Raises:
+        TypeError: if `model` is no Module, or the name no string.
+        ValueError: if there is no such adapter, or it is merged; nothing is changed then.
+        RuntimeError: inside of `lora.disabled`.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")

@@ -55,8 +55,11 @@ def _naming_fields(cls: C) -> C:
 class LoRAConfig:
     """The configuration of LoRA adapters: which layers get one, and its rank, scale and kind.
 
-    Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
-    update (LoRA, or DoRA with `use_dora`), its first values (`init`), and its `scaling`.
+        W' = W + s B A          A: (rank, d_in), B: (d_out, rank)
+
+    W is frozen, and A and B train (Hu et al., 2021, section 4.1). Four choices are independent: how
+    the base is stored (see `lora.quantize`), the form of the update (LoRA, or DoRA with
+    `use_dora`), its first values (`init`), and its `scaling`. Patterns match names as in PEFT.
 
     Args:
         rank: the rank of each update.
@@ -65,7 +68,8 @@ class LoRAConfig:
             every name that ends in ".q"; or one string, a regular expression for complete names.
             Embeddings and convolutions are found by name only. The name of a `MultiHeadAttention`
             means its four projections.
-        scaling: "standard" for the scale alpha / rank, or "rslora" for alpha / sqrt(rank).
+        scaling: "standard" for the scale alpha / rank, or "rslora" for alpha / sqrt(rank)
+            (Kalajdzievski, 2023).
         dropout: the probability of dropping an element of the input of A, in training.
         exclude: the targets that get no adapter: names, or one regular expression.
         layers_to_transform: adapt only the layers with this index, or these indices; the index of
@@ -79,8 +83,9 @@ class LoRAConfig:
             the model.
         modules_to_save: names of further modules to train in full, such as a new head. Their
             buffers, such as running means, belong to the adapter too.
-        init: the first values of A and B: "gaussian", "kaiming", "orthogonal", "mica", which
-            freezes B, "pissa" or, for large layers, "pissa_niter_4"; see `lora.variants.inits`.
+        init: the first values of A and B: "gaussian", "kaiming", "orthogonal", which needs an even
+            rank, "mica", which freezes B, "pissa" or, for large layers, "pissa_niter_4"; see
+            `lora.variants.inits`.
         use_dora: also train a magnitude for each output (Liu et al., 2024).
         dora_norm_gradient: use DoRA's full derivative. The paper treats the norm as a constant
             (section 4.3).
@@ -90,9 +95,10 @@ class LoRAConfig:
 
     Raises:
         TypeError: if a field is unknown, or a value has the wrong type.
-        ValueError: if the rank is not positive, alpha is not positive and finite, dropout is not a
-            probability, targets are empty, a regular expression is invalid or matches every name,
-            `bias` or `init` is unknown, or two fields contradict each other.
+        ValueError: if a rank is not positive, an alpha is not positive and finite, dropout is not a
+            probability, targets or `layers_to_transform` are empty, an index is negative, a regular
+            expression is invalid or would match any name, `scaling`, `bias` or `init` is unknown,
+            or two fields contradict each other. `attach` checks whether the patterns match layers.
     """
 
     rank: int = 8

@@ -21,9 +21,13 @@ from minigrad.nn import Conv1d, Conv2d, Parameter
 class LoRAConv(AdaptedLayer):
     """A convolution with adapters, of images `(N, C, H, W)` or of sequences `(N, C, L)`.
 
-    A has the dilation of W, but PEFT's A has none. So PEFT cannot use the adapter of a layer that
-    `is_dilated`. `LoRAConv.around(conv)` makes one; a ValueError is raised for grouped
-    convolutions.
+        y = conv(x, W) + b + scale B conv(x, A)      A: (rank, C h w), B: (O, rank)
+
+    The rows of A are filters like those of W, and B is a 1 x 1 convolution. A has the dilation of
+    W, but PEFT's A has none. So PEFT cannot use the adapter of a layer that `is_dilated`.
+
+    `lora.attach` makes one; `LoRAConv.around(conv)` makes one without an adapter. Both raise a
+    ValueError for a grouped convolution.
     """
 
     options: tuple[Any, ...]  # stride, padding and dilation

@@ -29,10 +29,13 @@ from minigrad.random import generator
 class LoRAEmbedding(AdaptedLayer):
     """An embedding with adapters: `(...)` integers -> `(..., embedding_dim)`.
 
-    Dropout drops the complete update of a token, because a unit vector has only one element that is
-    not zero.
+        y_i = W[i] + scale B A[:, i]          A: (rank, num_embeddings), B: (embedding_dim, rank)
 
-    `LoRAEmbedding.around(embedding)` makes one from an `Embedding`.
+    A begins at zero, and B at random, as in PEFT, with init="gaussian" or "kaiming". Dropout drops
+    the complete update of a token, because a unit vector has only one element that is not zero.
+
+    `lora.attach` makes one; `LoRAEmbedding.around(embedding)` makes one without an adapter. Errors
+    of a call are those of `minigrad.embedding`.
     """
 
     padding_idx: int | None

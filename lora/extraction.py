@@ -88,11 +88,11 @@ def extract(
 
         W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
 
-    In each layer B A is the best approximation of this rank in the Frobenius norm (`lora.spectra`).
-    It is exact if the rank is at least the smaller size of the layer. Factors are rounded to the
-    dtype of the layer, which the errors of the report do not include. A target that does not differ
-    gets no adapter. No difference is lost silently: parameters outside the targets must be equal,
-    or be copied in full.
+    In each layer B A is the best approximation of this rank in the Frobenius norm (Eckart and
+    Young, 1936). It is exact if the rank is at least that of the difference. Factors are rounded to
+    the dtype of the layer, which the errors of the report do not include. A target that does not
+    differ gets no adapter. No difference is lost silently: parameters outside the targets must be
+    equal, or be copied in full.
 
     Args:
         base: the base model, changed as by `attach`; `detach` restores it to the bit.

@@ -29,6 +29,11 @@ from minigrad.ops.products import stored_linear
 class LoRALayer(AdaptedLayer):
     """A linear layer with a low-rank adapter: `(..., d_in) -> (..., d_out)`.
 
+        y = x W^T + b + scale (x A^T) B^T          A: (rank, d_in), B: (d_out, rank)
+
+    W and b are frozen; A and B train (Hu et al., 2021, section 4.1). B begins at zero, so the first
+    output equals that of the base. `merge` and `unmerge` are those of `AdaptedLayer`.
+
     Args:
         base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array.
             The layer shares its memory as a detached view, and does not change its `requires_grad`.
@@ -41,12 +46,14 @@ class LoRALayer(AdaptedLayer):
         scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
         bias: b, `(d_out,)`, frozen, or None.
         dropout: the probability of dropping an element of the x that A multiplies, in training.
-        rng: the generator that draws A and dropout. A is normal with standard deviation 1 / rank.
+        rng: the generator that draws A and dropout; None for the default generator. A is normal
+            with standard deviation 1 / rank.
 
     Raises:
-        TypeError: if the weight has no float dtype, or a size is no integer.
+        TypeError: if the weight has no float dtype, a size is no integer, alpha or dropout no
+            number, or `rng` no generator.
         ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
-            a positive number, or dropout is not a probability.
+            positive and finite, dropout is not a probability, or the scaling is unknown.
     """
 
     _prepacked: Any = None  # the packed panels of W; matrix products use them while they exist
@@ -98,7 +105,11 @@ class LoRALayer(AdaptedLayer):
         dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> LoRALayer:
-        """Adapt `linear`: the new layer shares its weight and bias, and does not change them."""
+        """Adapt `linear`: the new layer shares its weight and bias, and does not change them.
+
+        The options and errors are those of the class. A weight in few bits is refused with a
+        TypeError; `lora.attach` adapts it.
+        """
         options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
         d_out, d_in = linear.weight.shape
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)

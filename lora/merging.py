@@ -26,9 +26,10 @@ def merge(
     """Merge the active adapters: compute W + dW once per layer, and certify the rounding error.
 
     The base weights stay in memory beside the merged ones; `lora.fold` frees them. W + dW is
-    computed in float64 and rounded once, to the dtype of the layer. The certificate has three
-    numbers for each layer and dtype: the share of the update that is lost, the largest change of a
-    weight in units in the last place, and a bound on the change of the outputs.
+    computed in float64 and rounded once, to the dtype of the layer. The certificate has four
+    numbers for each layer and dtype: the share of the entries whose update is lost completely, the
+    rounding error relative to the update, the largest change of a weight in units in the last
+    place, and a bound on the change of the outputs (see `CertificateRow`).
 
     No gradient passes from the merged weight to A and B. So a merged model whose adapters require
     gradients computes only under `minigrad.no_grad()`; otherwise its forward pass raises a
@@ -38,15 +39,16 @@ def merge(
         model: a model with adapters.
         adapters: names of active adapters to merge; None for all of them. The other active ones are
             computed beside the merged weight, even if they were merged before.
-        limit: raise an error if in one layer a larger share of the update is lost to rounding.
+        limit: raise an error if in one layer the rounding error is larger than this share of the
+            update, in Frobenius norms; None for no limit.
         dtype: the dtype for which `limit` is checked; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
         dtypes: the dtypes of the certificate: "float64", "float32", "float16", "bfloat16", "nf4".
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if a layer has a dtype that cannot be certified, a name is no string, or the
-            limit or radius is no number. After any error nothing is changed.
+        TypeError: if `model` is no Module, a layer has a dtype that cannot be certified, a name is
+            no string, or the limit or radius is no number. After any error nothing is changed.
         ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
             an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
@@ -99,7 +101,11 @@ def unmerge(model: Module) -> list[str]:
     """Undo `merge`: compute with W, A and B again; return the names of all layers with adapters.
 
     The base weights equal those before the merge in every bit, because a merge never writes to
-    them. A ValueError is raised if there are no adapters.
+    them. Without a merge, nothing changes.
+
+    Raises:
+        TypeError: if `model` is no Module.
+        ValueError: if there are no adapters.
     """
     found = state.adapted_layers(model)
     for _, layer in found:
@@ -110,13 +116,16 @@ def unmerge(model: Module) -> list[str]:
 def fold(model: Module) -> Module:
     """Replace each layer with adapters by a plain one with the weight W + dW; return the model.
 
-    W is freed, unless something else refers to it. A weight that was tied to another is not tied
-    afterwards. Parameters that were trained in full stay in the model. `requires_grad` flags are
-    restored to those before `attach`. If `attach` was called with parts of the model, each part is
+    W + dW, over all active adapters, is computed in float64 and rounded once, to the dtype of the
+    layer; a base in few bits becomes floats. W is freed, unless something else refers to it. A
+    weight that was tied to another is not tied afterwards. Parameters that were trained in full
+    stay in the model. `requires_grad` flags are restored to those before `attach`; a weight that
+    was in few bits stays frozen. If `attach` was called with parts of the model, each part is
     folded by itself. A model that is itself a layer with adapters is not changed; its plain layer
     is returned.
 
     Raises:
+        TypeError: if `model` is no Module.
         ValueError: if there are no adapters, an adapter is not active and would be lost, W + dW is
             not finite, or `attach` was called with a larger model; nothing is changed then.
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.

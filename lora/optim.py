@@ -25,7 +25,7 @@ from minigrad.nn import Module, Parameter
 def param_groups(
     model: Module, lr: float, *, ratio: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Divide all trainable parameters into groups for an optimiser.
+    """Divide all trainable parameters into groups for an optimiser (LoRA+, Hayou et al., 2024).
 
                               learning rate    weight decay
         B                     ratio lr         weight_decay / ratio
@@ -58,7 +58,7 @@ def param_groups(
         weight_decay: the factor of lr by which B A shrinks in a step.
 
     Raises:
-        TypeError: if an option is no number.
+        TypeError: if `model` is no Module, or an option no number.
         ValueError: if an option is out of range, there are no adapters, nothing trains, or an
             adapter that would decay began as PiSSA.
     """
@@ -106,10 +106,14 @@ def penalty(model: Module) -> Tensor:
 
         |s B A|^2 = s^2 sum((B^T B) * (A A^T))
 
-    The formula needs only `(rank, rank)` matrices, and has gradients of all orders. The penalty
-    keeps dW small with any optimiser; separate decays of A and B do not. For PiSSA, dW is
-    s (B A - B_0 A_0), which is exactly 0 at first. For DoRA, it is the update of the direction,
-    s B A, without the magnitude. A ValueError is raised if there are no adapters.
+    The result has the shape `()`, and the dtype of the first layer. The formula needs only
+    `(rank, rank)` matrices, and has gradients of all orders. The penalty keeps dW small with any
+    optimiser; separate decays of A and B do not. For PiSSA, dW is s (B A - B_0 A_0), which is
+    exactly 0 at first. For DoRA, it is the update of the direction, s B A, without the magnitude.
+
+    Raises:
+        TypeError: if `model` is no Module.
+        ValueError: if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]
     total = Tensor(observed(np.zeros, (), layers[0].weight.dtype))

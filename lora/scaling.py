@@ -10,10 +10,14 @@ from typing import Any
 
 
 class LoRAScaling(enum.Enum):
-    """How the scale, the factor of B A, follows from alpha and the rank."""
+    """The formula of the scale, the factor of B A, by alpha and the rank.
+
+    `LoRAScaling("standard")` is alpha / rank, and `LoRAScaling("rslora")` alpha / sqrt(rank). A
+    ValueError is raised for other values.
+    """
 
     STANDARD = "standard"
-    """alpha / rank (Hu et al., 2021)."""
+    """alpha / rank (Hu et al., 2021, section 4.1)."""
 
     RSLORA = "rslora"
     """alpha / sqrt(rank), which keeps the update's size at any rank (Kalajdzievski, 2023)."""

@@ -114,8 +114,9 @@ def plot_singular_values(
     """Plot the singular values of the update of each layer, and its effective rank.
 
     The left panel has a line for each layer. It ends at the rank, because the other singular values
-    of B A are 0. The right panel compares the effective rank of each layer, exp of the entropy of
-    its singular values, with its rank.
+    of B A are 0; dW of DoRA can have any rank. The right panel compares the effective rank of each
+    layer with its rank. The effective rank is exp of the entropy of the singular values as shares
+    of their sum (Roy and Vetterli, The effective rank, 2007).
 
     To see the same of a fully fine-tuned model, let `lora.extract` make an adapter of the
     difference, with a rank as large as the layers are wide.
@@ -128,8 +129,9 @@ def plot_singular_values(
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
-        ValueError: if the model has no such adapter, all updates are 0, an update has NaN or Inf,
-            or the suffix of the path is not that of a picture.
+        ValueError: if the model has no such adapter, no adapter is active, all updates are 0, an
+            update has NaN or Inf, or the suffix of the path is not that of a picture.
+        OSError: if the file cannot be written; a FileNotFoundError if its folder does not exist.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
@@ -212,10 +214,17 @@ def plot_factors(
 
     B is at the left of s B A, and A above it. Each matrix has its own colour scale, from minus to
     plus its largest absolute value. If a matrix is larger than the picture, each dot shows the
-    element of a block that is furthest from 0. DoRA's magnitude is not shown.
+    element of a block that is furthest from 0. DoRA's magnitude is not shown. With PiSSA, A and B
+    are those of the complete update, s (B A - B_0 A_0), with twice the rank.
 
-    Arguments and errors are as in `plot_singular_values`, but the update may be 0. A ValueError is
-    also raised if the layer does not have the adapter, or has several active ones.
+    Args:
+        model: a model with adapters.
+        layer: the name of the layer in the model.
+        adapter: the name of an adapter; None for the active one.
+        path: the file to save the picture in; None for no file.
+
+    Errors are as in `plot_singular_values`, but the update may be 0. A ValueError is also raised if
+    the layer does not have the adapter, or has several active ones.
     """
     from minigrad.viz.figure import Picture
 

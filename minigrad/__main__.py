@@ -187,44 +187,71 @@ def start_numba(command: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` are by default those of the process."""
-    parser = Parser("python -m minigrad", description="Check gradients; what it runs on.")
+    parser = Parser(
+        "python -m minigrad",
+        description="Check gradients, compile kernels, and show the configuration. "
+        "COMMAND --help describes a command.",
+    )
     commands = parser.add_subparsers(dest="command", metavar="command")
-    checked = commands.add_parser("check", help="compare the gradients of a function in a file")
+    help_text = "compare the gradients of a function with finite differences"
+    checked = commands.add_parser(
+        "check", help=help_text,
+        description="Compare the gradients of a function with finite differences (gradcheck).",
+        epilog="The exit status is 0 if the gradients agree, 1 if they disagree, 2 if the check "
+        "cannot tell, and 3 if the function is missing or raises an error.",
+    )  # fmt: skip
     checked.add_argument(
-        "target", help="file.py:function or package.module:function; a Module will do as well"
+        "target", help="file.py:function or package.module:function; it may also be a Module"
     )
     checked.add_argument(
         "--shapes", required=True, type=shapes,
-        help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
+        help="the shapes of the inputs, as in 3x4,4x5; () is a number, and an empty text means no "
+        "inputs",
     )  # fmt: skip
     checked.add_argument(
-        "--vjp", metavar="TARGET", help="backward(g, *inputs), for a target that takes numpy arrays"
-    )
+        "--vjp", metavar="TARGET",
+        help="check backward(g, *inputs), of numpy arrays, as the gradient of the target",
+    )  # fmt: skip
     checked.add_argument(
         "--framework", choices=("minigrad", "torch", "jax"),
-        help="of a plain function; that of a Module or an autograd.Function is found out",
+        help="the library of a plain function (default: minigrad); that of a Module or an "
+        "autograd.Function is recognised",
     )  # fmt: skip
     checked.add_argument(
-        "--order", type=int, choices=(1, 2), help="up to which (2, and 1 for other libraries)"
-    )
+        "--order", type=int, choices=(1, 2),
+        help="the highest order of derivatives (default: 2; 1 for other libraries and with --vjp)",
+    )  # fmt: skip
     checked.add_argument(
         "--dtype", choices=("float64", "float32", "float16", "bfloat16"), default="float64",
-        help="of the inputs (float64); a Module of PyTorch takes its own; bfloat16 is ml_dtypes'",
+        help="the dtype of the inputs (default: float64); a Module of PyTorch gets its own; "
+        "bfloat16 needs the package ml_dtypes",
     )  # fmt: skip
     checked.add_argument(
         "--range", type=interval, metavar="LOW,HIGH",
-        help="draw the inputs evenly from here, not from the normal distribution",
+        help="draw the inputs uniformly from this interval (default: from a standard normal "
+        "distribution); write --range=-5,5 if LOW is negative",
     )  # fmt: skip
-    checked.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
-    checked.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
+    checked.add_argument(
+        "--samples", type=int, help="compare this number of elements of an operand (default: all)"
+    )
+    checked.add_argument(
+        "--tolerance", type=float, default=1e-6,
+        help="the allowed relative difference in float64 (default: 1e-6)",
+    )  # fmt: skip
     checked.add_argument(
         "--nondet-tol", type=float, default=0.0,
-        help="relative difference that two calls may have (0)",
+        help="the allowed relative difference between two calls with equal inputs (default: 0)",
     )  # fmt: skip
-    checked.add_argument("--seed", type=seed, default=0, help="of the inputs (0)")
-    warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
-    warm.add_argument("--all", action="store_true", help="those of float64 too")
-    commands.add_parser("config", help="show versions, processor, threads and compiled kernels")
+    checked.add_argument(
+        "--seed", type=seed, default=0, help="the seed of the random inputs (default: 0)"
+    )
+    help_text = "compile the kernels in advance, and save them for later programs"
+    warm = commands.add_parser("warmup", help=help_text, description=f"C{help_text[1:]}.")
+    warm.add_argument(
+        "--all", action="store_true", help="also the kernels of float64, besides those of float32"
+    )
+    help_text = "show versions, processor, threads and the folder of compiled kernels"
+    commands.add_parser("config", help=help_text, description=f"S{help_text[1:]}.")
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))

@@ -59,7 +59,10 @@ class LayerMerge:
 
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
-    """Describe the merge of some active adapters of a layer; the others stay unmerged."""
+    """Describe the merge of some active adapters of a layer; the others stay unmerged.
+
+    A TypeError is raised if the layer's dtype is not float16, float32 or float64.
+    """
     active, merged = ([layer.adapters[n] for n in each] for each in (layer.active, names))
     bias = None if layer.bias is None else layer.bias._data
     one_hot = isinstance(layer, LoRAEmbedding)
@@ -77,7 +80,9 @@ def merging_into(
 ) -> LayerMerge:
     """Describe the merge of some of the active adapters into a weight, without a layer.
 
-    The weight of an embedding (`one_hot`) is its transposed table.
+    The weight of an embedding (`one_hot`) is its transposed table. `active` are all adapters that
+    the layer computes with before the merge, and `merged` at least one of them. A TypeError is
+    raised if the dtype of an adapter is not float16, float32 or float64.
     """
 
     def base(rows: slice) -> Array:

@@ -40,7 +40,7 @@ _FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # the last column is the no
 
 
 class MergeError(ValueError):
-    """Merging would lose more than is allowed."""
+    """The error that `lora.merge` raises if rounding would lose more of an update than `limit`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MergeCertificate:
 
     It prints as a sentence and a table with a line for each layer and dtype. For more than a few
     layers, the table has a line for each dtype, with the layer that loses most.
-    `certificate[layer]` returns the rows of a layer.
+    `certificate[layer]` returns the rows of a layer, and raises a KeyError for an unknown one.
 
     Attributes:
         rows: a row for each layer and dtype.

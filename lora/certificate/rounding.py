@@ -54,8 +54,12 @@ def round_to(x: Array, dtype: str) -> Array:
     """Round each number to `dtype`, and return the result in float64.
 
     Each number is rounded to the nearest one of the dtype, and a tie to the even one; numbers
-    beyond the largest become infinite. NF4 divides the rows of x, `(..., n)`, into blocks. x must
-    be float64, because another dtype would mean that it was rounded before.
+    beyond the largest become infinite. NF4 divides the rows of x, `(..., n)`, into blocks of 64.
+
+    Raises:
+        TypeError: if x is not of float64, because another dtype would mean that it was rounded
+            before.
+        ValueError: if x has no axis, or the dtype is not one of `DTYPES`.
     """
     check_dtypes(dtype)
     x = np.asarray(x)

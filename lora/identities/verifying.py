@@ -93,7 +93,8 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
         TypeError: if `model` is no Module, the loss is no float Tensor with one element, or a
             layer returns no Tensor.
         ValueError: if there are no adapters, or a layer returns a shape other than `(..., d_out)`.
-        RuntimeError: if the model refers to the result of an op, and so cannot be copied.
+        RuntimeError: if the model cannot be copied: inside of `lora.disabled`, or because it refers
+            to the result of an op.
     """
     layers, draws = adapted_layers(model), Draws()
     checks: list[IdentityCheck] = []

@@ -81,9 +81,10 @@ def convert_adapter(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base.
-            Also if the other format cannot store the adapter: it has DoRA, biases, modules to save,
-            PiSSA's first factors, or a number too large for its dtype.
+        ImportError: if the package gguf is not installed.
+        ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base or
+            of the wrong kind. Also if the other format cannot store the adapter: it has DoRA,
+            biases, modules to save, PiSSA's first factors, or a number too large for its dtype.
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if Path(base).is_dir():

@@ -85,20 +85,25 @@ def extract_files(
 ) -> ExtractedFiles:
     """Write the adapter that best approximates a fully fine-tuned model.
 
+        W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
+
     In each layer B A is the best approximation of this rank to the difference of the weights, in
-    the Frobenius norm, and the scale is 1. `lora.extract` does the same for models in memory. Only
-    one layer is in memory at a time.
+    the Frobenius norm (Eckart and Young, 1936). `lora.extract` does the same for models in memory.
+    Only one layer is in memory at a time.
 
     Layers have the names in the files. If transformers renames weights when it loads them, PEFT
     does not find these names. Then save both models with
     `save_pretrained(..., save_original_format=False)` first.
 
     Args:
-        base: the base model, as for `open_base`.
-        finetuned: the fine-tuned model, as for `open_base`, with the same names and shapes.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file.
+        finetuned: the fine-tuned model, in one of the same forms, with the same names and shapes.
         out: a folder for the adapter.
-        rank: the rank of each update, or the smaller size of a layer that is less than this.
-        targets: the layers to compare: patterns with * for their names, or the ends of names.
+        rank: the rank of each update; in a layer that is smaller, it is the smaller size of this
+            layer.
+        targets: the layers to compare: patterns with * for their names, or the ends of names; by
+            default all.
         exclude: the targets to leave out.
         embeddings: which layers are tables of vectors: patterns for the last part of a name. A
             layer with a bias is never a table.
@@ -107,19 +112,23 @@ def extract_files(
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, if the biases do not show
             it.
         lossy: leave out differences that the adapter cannot contain, instead of refusing.
-        dtype: the dtype of the tensors; None for float32, or float64 if the base has it.
-        workers: the number of processes that share the work; the result has the same bits. Each
-            needs the memory of one. They share the singular vectors only if BLAS has one thread
-            (OPENBLAS_NUM_THREADS=1).
+        dtype: the dtype of the tensors. With None, updates are in float32, or in float64 if the
+            base has it; tensors that are copied in full keep their dtype, but bfloat16 becomes
+            float32.
+        workers: the number of processes that share the work, each of which needs as much memory as
+            one alone; the result has the same bits. They share the singular vectors only if
+            OPENBLAS_NUM_THREADS=1 is set.
         progress: show a progress bar.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        TypeError: if a single string is given instead of a list of names.
+        TypeError: if the rank is no integer, or a single string is given instead of a list of
+            names.
         ValueError: if a file is invalid, names or shapes differ, there is NaN or Inf, nothing
             differs, a pattern matches nothing, something differs that the adapter would not have,
-            or `out` is the folder of a model.
-        ChildProcessError: if a worker was killed.
+            an option has an impossible value, or `out` is the folder of a model.
+        ImportError: if a model is a GGUF file, and the package gguf is not installed.
+        ChildProcessError: if a worker was killed, or could not start; see `merge_files`.
         OSError: if the adapter cannot be written; the files at `out` are unchanged.
     """
     rank = check_size("rank", rank)

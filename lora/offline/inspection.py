@@ -149,8 +149,9 @@ def summarise(folder: PathLike) -> Summary:
         folder: a folder that PEFT or `lora.save` wrote.
 
     Raises:
-        FileNotFoundError: if one of its files is missing.
-        ValueError: if a file is invalid, or the shapes of A and B of a layer do not match.
+        FileNotFoundError: if the folder or one of its files is missing.
+        NotADirectoryError: if `folder` is a file.
+        ValueError: if a file is invalid, a layer has no A or no B, or their shapes do not match.
     """
     with AdapterFolder(folder) as files:
         infos = files.tensors.values()
@@ -270,17 +271,22 @@ def check_adapter(
 
     Args:
         folder: a folder that PEFT or `lora.save` wrote.
-        base: the base model, as for `open_base`; None to check the adapter alone.
-        merged: a model that should be the base with the update merged, as for `open_base`. The
-            findings name the mistake if it was merged wrongly.
-        workers: the number of processes that share the work; the result has the same bits. Each
-            needs the memory of one.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file; None to check the adapter alone.
+        merged: a model that should be the base with the update merged, in one of the same forms.
+            The findings name the mistake if it was merged wrongly.
+        workers: the number of processes that share the work, each of which needs as much memory as
+            one alone; the result has the same bits.
         progress: show a progress bar if it takes long.
 
     Raises:
-        FileNotFoundError: if the folder or the base does not exist.
-        ValueError: if the base or the model is invalid, or `merged` is given without `base`.
-        ChildProcessError: if a worker was killed.
+        FileNotFoundError: if the folder, the base or the merged model does not exist. A file that
+            is missing in the folder is a finding.
+        NotADirectoryError: if `folder` is a file.
+        ValueError: if the base or the model is invalid, `workers` is not positive, or `merged` is
+            given without `base`.
+        ImportError: if a model is a GGUF file, and the package gguf is not installed.
+        ChildProcessError: if a worker was killed, or could not start; see `merge_files`.
     """
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")

@@ -40,13 +40,17 @@ _ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`; for `tied`, `heads` and `prefix` see `AdaptedBase`.
+    """The result of `merge_files`.
 
     Attributes:
         path: the file or the folder that was written.
         certificate: the rounding error of the merge.
         replaced: the tensors that the adapter replaces by its own, trained in full.
         added: the tensors among them that the base does not have.
+        tied: weights of embeddings that change, and may also be the weight of the model's head.
+        heads: the tensors among `added` that are heads, which the base ties to an embedding.
+        prefix: the beginning of names that only the base has; or "-" and one that only the adapter
+            has.
         left_out: files beside the base that are not copied, and folders, with a slash.
         nbytes: the size of all tensors in bytes.
         kept: the files that an earlier merge completed before it was killed.
@@ -93,37 +97,44 @@ def merge_files(
     workers: int = 1,
     progress: bool = True,
 ) -> MergedFiles:
-    """Merge an adapter into a base in files: write V = W + s B A, computed in float64.
+    """Merge an adapter into a base in files: write W + dW, computed in float64 and rounded once.
 
-    Only some rows of a tensor are in memory at a time. Tensors that the adapter does not change are
-    copied bit for bit, in any dtype. Files at `out` are replaced only by complete ones.
+    dW is s B A, or for DoRA diag(m / n) (W + s B A) - W; see `lora.adapter`. Only some rows of a
+    tensor are in memory at a time. Tensors that the adapter does not change are copied bit for bit,
+    in any dtype, unless `dtype` converts them. Files at `out` are replaced only by complete ones.
 
     If `out` is a folder and the merge or one of its workers is killed, start it again with the same
     inputs and options. It keeps the complete files and layers of the certificate, if the hashes of
     all inputs are the same.
 
     Args:
-        base: the base model, as for `open_base`.
+        base: the base model: a safetensors file, an index of several, a folder with one of
+            the two, or a GGUF file.
         adapter: a folder that PEFT or `lora.save` wrote.
         out: a file, if it ends in .safetensors; otherwise a folder. It gets the same files of
             weights as the base, and copies of other files (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, also written to a copied `config.json`;
             None for the dtype of each tensor.
-        limit: refuse if in one layer a larger share of the update is lost to rounding.
+        limit: refuse if in one layer a larger share of the update than this is lost to rounding;
+            by default there is no limit.
         radius: the norm of the inputs for which the certificate's bound is valid.
         check_base: raise an error if the metadata of the adapter have the hash of another base.
-        workers: the number of processes that share the work; the result has the same bits. Each
-            needs the memory of one.
+        workers: the number of processes that share the work, each of which needs as much memory as
+            one alone; the result has the same bits.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if an input or the parent folder of `out` does not exist.
+        NotADirectoryError: if the adapter is a file.
+        TypeError: if the limit or the radius is no number.
         ChildProcessError: if a worker was killed, or could not start. Each worker imports the main
             script again, which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
-            adapter does not fit the base, or a result would not be finite; or if `out` is one of
-            the inputs, is not the kind that its name says, or has other weights in it. The checksum
-            of a base is compared only in a merge into a folder, which reads the base twice.
+            adapter does not fit the base, or a result would not be finite; if an option has an
+            impossible value; or if `out` is one of the inputs, is not the kind that its name says,
+            or has other weights in it. The checksum of a base is compared only in a merge into a
+            folder, which reads the base twice.
+        ImportError: if the base is a GGUF file, and the package gguf is not installed.
         MergeError: if more than the limit would be lost.
         OSError: if the result cannot be written. After any error, the files at `out` are unchanged.
     """

@@ -35,6 +35,7 @@ from minigrad.io.tensor_file import parse_json
 C = TypeVar("C", bound=Collection[Any])
 
 CONFIG = "adapter_config.json"
+"""The name of the file with the configuration, in the folder of an adapter."""
 
 # The largest sizes of a configuration:
 LARGEST_FILE = 1 << 22  # bytes; the largest configurations have about ten thousand names
@@ -176,10 +177,10 @@ def _init(value: Any) -> bool | str:
 class PeftConfig:
     """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
 
-    Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
-    two differences. A pattern that matches nothing is no error, because the file may name layers
-    that this model does not have. And an index of a layer is a number between other parts of a
-    name.
+    `PeftConfig.of` and `read_config` check the fields; the class itself does not. The methods find
+    layers as PEFT does. Names, expressions and tables match as in `attach`, with two differences. A
+    pattern that matches nothing is no error, because the file may name layers that this model does
+    not have. And an index of a layer is a number between other parts of a name.
 
     Attributes:
         target_modules: the layers with updates: names, or a regular expression for entire names.
@@ -321,7 +322,8 @@ class PeftConfig:
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
         """Return the names of layers with updates, each with its pattern.
 
-        "all-linear" selects the names in `linear`.
+        "all-linear" selects the names in `linear`. A ValueError is raised if matching takes too
+        long, see `check_work`.
         """
         names, linear, targets = list(names), set(linear), self.target_modules
         self.check_work(len(names))
@@ -381,9 +383,11 @@ def _characters(fields: Mapping[str, Any]) -> int:
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
-    """Read a configuration file; a FileNotFoundError is raised if it does not exist.
+    """Read a configuration file, such as an `adapter_config.json` that PEFT wrote.
 
-    A ValueError is raised if the file is no JSON, or if `PeftConfig.of` refuses it.
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is too large, is no JSON, or `PeftConfig.of` refuses its content.
     """
     path = Path(path)
     if not path.is_file():

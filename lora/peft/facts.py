@@ -32,6 +32,10 @@ class LayerFacts:
         base: the fingerprint of the base matrix of the layer; None if it is not known.
         stored: how the base matrix was stored: "dense", "nf4" or "bfloat16".
         dropout: the dropout of its inputs in training; None for the one in the configuration.
+
+    Raises:
+        TypeError: if `base` or `stored` is no text.
+        ValueError: if the scale is no positive finite float, or the dropout no probability.
     """
 
     scale: float
@@ -108,10 +112,10 @@ class Facts:
 
 
 def fingerprint(matrix: Array) -> str:
-    """Return a sha256 of the elements of a matrix, the same in every dtype that can store them.
+    """Return a SHA-256 of the elements of a matrix, the same in every dtype that can store them.
 
-    The hash covers the shape, as in "(768, 64)", and the rows as float32 in C order,
-    little-endian; or as float64, if float32 cannot store all of them.
+    It is a text of 64 hexadecimal digits. The hash covers the shape, as in "(768, 64)", and the
+    rows as float32 in C order, little-endian; or as float64, if float32 cannot store all of them.
     """
     return fingerprint_of_rows(matrix.shape, matrix.__getitem__)
 

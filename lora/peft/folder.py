@@ -38,6 +38,7 @@ V = TypeVar("V")
 Shape = tuple[int, ...]
 
 WEIGHTS = "adapter_model.safetensors"
+"""The name of the file with the tensors, in the folder of an adapter."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
 NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
@@ -127,8 +128,20 @@ class StoredLayer:
 class AdapterFolder(Closing):
     """The open files of an adapter; `with AdapterFolder(path) as folder:` closes them at the end.
 
-    A FileNotFoundError is raised if one of the two files is missing, a ValueError if one is
-    invalid, or the checksum of the tensors is wrong.
+    Attributes:
+        path: the folder.
+        config: the configuration, a `PeftConfig`.
+        facts: what `lora.save` added in the metadata, a `Facts`; empty for files of PEFT.
+        layers: the updates, each a `StoredLayer`, by the names of the layers.
+        whole: the keys of parameters and buffers in full, by their names in the model.
+        tensors: the dtype and shape of each tensor, by key; `read` returns its values.
+        has_checksum: whether the tensors have a checksum, which was right.
+        unfinished: the names of files that an interrupted save left in `.saved`.
+
+    Raises:
+        FileNotFoundError: if the folder or one of the two files is missing.
+        NotADirectoryError: if the path is a file.
+        ValueError: if a file is invalid, or the checksum of the tensors is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

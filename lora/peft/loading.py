@@ -57,15 +57,20 @@ def load(
         adapter: a name for the adapter.
         check_base: raise an error if the file has the hash of another base. Files from PEFT have no
             hash.
-        rng: the generator of dropout.
+        rng: the generator of dropout; None for the default generator.
         progress: show a progress bar if it takes long.
 
     Raises:
+        TypeError: if `model` is no Module, the name no string, or `rng` no generator.
         FileNotFoundError: if the folder or a file in it is missing.
+        NotADirectoryError: if `folder` is a file.
         ValueError: if a file is invalid; the configuration needs a method that is not implemented
             and would change the result; tensors are missing, unexpected, of other shapes, or not
             finite; the adapter was made on another base; or `lora.attach` would not accept the
-            name. The message lists all problems, and the model is unchanged.
+            name. The message lists all problems.
+        RuntimeError: inside of `lora.disabled`.
+
+    After an error the model is unchanged.
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")

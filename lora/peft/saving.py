@@ -47,7 +47,8 @@ def save(
     """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     `lora.load` and PEFT can read it on the same base, with equal outputs. The two files appear
-    together or not at all; other files in the folder stay.
+    together or not at all; other files in the folder stay. Besides PEFT's content, the metadata get
+    the exact scale of each layer and a hash of its base weight (see `lora.peft.Facts`).
 
     Args:
         model: the model with the adapter, which may be active or not.
@@ -60,6 +61,7 @@ def save(
         progress: show a progress bar if it takes long.
 
     Raises:
+        TypeError: if `model` is no Module, or the name of the adapter no string.
         ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is no
             integer of at least 0. Also if the adapter has NaN or Inf, or would have after rounding,
             a scale is 0, or PEFT could not find the modules trained in full by their names.

@@ -22,7 +22,7 @@ class ChatTemplate:
     """A chat template in the language of jinja2.
 
     The template can use the conversation and `variables`, such as `bos_token`. A ValueError is
-    raised if the text is no valid template.
+    raised if the text is no valid template, and an ImportError if jinja2 is not installed.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:

@@ -28,7 +28,14 @@ Add = Callable[..., Any]
 Command = Callable[..., Add]
 
 _BASE_HELP = "a Hugging Face folder of a language model, or a GGUF file"
-_DATA_HELP = "a .jsonl file, or a folder with train, valid and test.jsonl"
+_TRAIN_HELP = (
+    'a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl; a row has "text", or '
+    '"prompt" and "completion", or "messages"'
+)
+_EVAL_HELP = (
+    "a .jsonl file, or a folder, of which test.jsonl is read, or without it valid.jsonl, or "
+    "train.jsonl; rows are as for train"
+)
 
 _MLX_LM = {
     "steps": "--iters",
@@ -59,64 +66,81 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
 
     def add_base(add: Add) -> None:
         add("base", type=path, help=_BASE_HELP)
-        help_text = "how the base is in memory (as stored: bfloat16 or float32)"
+        help_text = "the dtype of the base in memory (default: bfloat16 if the files have it, "
+        help_text += "else float32)"
         add("--dtype", choices=loading.DTYPES, help=help_text)
 
     def add_adapters(add: Add, help_text: str) -> None:
         options = {"action": "append", "default": [], "metavar": "FOLDER"}
         add("--adapter", "--adapter-path", help=help_text, **options)
-        help_text = "also take an adapter that was made on another base, as in other bits"
+        help_text = "also load an adapter that was made on another base, or on the same base in "
+        help_text += "another dtype"
         add("--any-base", dest="check_base", action="store_false", help=help_text)
 
     add = command("train", train, "fine-tune a language model with an adapter on examples in JSONL")
     add_base(add)
-    add("data", type=path, help=f"{_DATA_HELP}; rows have text, prompt and completion, or messages")
-    add("out", type=path, help="a folder for the adapter, in PEFT's format")
-    add("--config", type=path, metavar="FILE", help="options.json of an earlier run, to repeat it")
+    add("data", type=path, help=_TRAIN_HELP)
+    help_text = "a folder for the adapter in PEFT's format, the options, a checkpoint and a picture"
+    add("out", type=path, help=help_text)
+    help_text = "options.json of an earlier run, whose options count unless they are given here"
+    add("--config", type=path, metavar="FILE", help=help_text)
     add_options(add, training.train, training.OPTION_NAMES)
-    add("--mask-prompt", action="store_true", help="the default: prompts do not count")
-    help_text = "continue from the last checkpoint in OUT, with its options and the same data"
+    help_text = "leave prompts out of the loss, as is the default; mlx-lm has this option"
+    add("--mask-prompt", action="store_true", help=help_text)
+    help_text = "continue the run in OUT from its last checkpoint, with its options and the same "
+    help_text += "base and data"
     add("--resume", action="store_true", help=help_text)
 
-    add = command("generate", generate, "write with a language model, or talk to it")
+    help_text = "continue a text with a language model, answer a message, or hold a conversation"
+    add = command("generate", generate, help_text)
     add_base(add)
-    add_adapters(add, "a folder with an adapter; --chat takes several, and can switch to each")
-    add("--prompt", help="a text to continue")
-    add("--message", help="a message to answer, through the model's chat template")
-    add("--chat", action="store_true", help=f"talk: one line is one message ({HELP})")
-    add("--system", help="a system message, for --message and --chat")
+    help_text = "a folder with an adapter; with --chat, give several by repeating the option, and "
+    help_text += "the last one answers first"
+    add_adapters(add, help_text)
+    add("--prompt", help="a text to continue; give one of --prompt, --message and --chat")
+    add("--message", help="a message to answer, in the format of the model's chat template")
+    add("--chat", action="store_true", help=f"a conversation: each line is a message ({HELP})")
+    add("--system", help="a system message, with --message or --chat")
     add_options(add, generating.TextGenerator, ("max_tokens", "temperature", "top_k", "top_p"))
-    add("--seed", type=int, default=0, help="of the draws (0)")
+    add("--seed", type=int, default=0, help="the seed of the random draws (default: 0)")
 
-    help_text = "measure the loss and perplexity per token of answers, of the base and an adapter"
+    help_text = "measure the loss per token of answers and the perplexity, of a base and an adapter"
     add = command("eval", evaluate, help_text)
     add_base(add)
-    add("data", type=path, help=f"{_DATA_HELP}, of which test.jsonl counts")
-    add_adapters(add, "a folder with an adapter")
-    add_options(add, read_rows, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
+    add("data", type=path, help=_EVAL_HELP)
+    add_adapters(add, "a folder with an adapter, which is compared with the base")
+    add_options(add, training.train, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
 
 
 def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
     """Add options for parameters of a function, with their annotations and docstring texts.
 
-    The value of an option that is not given is None.
+    In a text, `other_parameter` becomes --other-parameter. The value of an option that is not given
+    is None.
     """
     of_args = r"^    (\w+): (.*(?:\n {8}.*)*)"
     texts = dict(re.findall(of_args, inspect.getdoc(function) or "", re.MULTILINE))
     parameters = inspect.signature(function, eval_str=True).parameters
     for name in names:
+        text = " ".join(texts.get(name, "").split()).removesuffix(".")
+        for other in parameters:
+            text = text.replace(f"`{other}`", _spelling(other))
         usual, kind = parameters[name].default, parameters[name].annotation
         shown, options = "", dict[str, Any](nargs="+", metavar="NAME")
         if get_origin(kind) is Literal:
-            shown, options = f" ({usual})", {"choices": get_args(kind)}
+            shown, options = f" (default: {usual})", {"choices": get_args(kind)}
         elif kind is bool:
-            options = {"action": "store_true"}
+            text, options = text.removeprefix("whether "), {"action": "store_true"}
         elif number := {int, float} & {kind, *get_args(kind)}:
             options = {"type": number.pop(), "required": usual is inspect.Parameter.empty}
-            shown = f" ({usual:g})" if isinstance(usual, (int, float)) else ""
-        help_text = " ".join(texts.get(name, "").split()).removesuffix(".") + shown
-        spellings = f"--{name.replace('_', '-')}", _MLX_LM.get(name)
-        add(*filter(None, spellings), default=None, help=help_text, **options)
+            shown = f" (default: {usual:g})" if isinstance(usual, (int, float)) else ""
+        spellings = _spelling(name), _MLX_LM.get(name)
+        add(*filter(None, spellings), default=None, help=text.replace("`", "") + shown, **options)
+
+
+def _spelling(name: str) -> str:
+    """Return the option for a parameter."""
+    return f"--{name.replace('_', '-')}"
 
 
 def train(

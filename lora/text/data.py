@@ -119,15 +119,16 @@ def read_rows(
     as_chat: bool = False,
     now: datetime | None = None,
 ) -> Dataset:
-    """Read the rows of a JSONL file as tokens to train on.
+    """Read the rows of a JSONL file as tokens to train on; the result is a sequence of rows.
 
-    Rows without an answer, or whose answer is cut off, are left out, and the result has a note.
+    For the form of a row, see `lora.text.data`. Rows without an answer, or whose answer is cut off,
+    are left out, and the result has a note.
 
     Args:
         file: the file; empty lines are skipped.
         tokenizer: the tokenizer of the model.
         vocab_size: the number of tokens that the model knows; None for those of the tokenizer.
-        max_length: the largest number of tokens of a row.
+        max_length: the largest number of tokens of a row; None for no limit.
         long_rows: whether a longer row is cut at the end, or is an error.
         train_on_prompts: whether all tokens count in the loss.
         as_chat: whether prompt and completion become a turn of the user and one of the assistant.
@@ -136,7 +137,9 @@ def read_rows(
     Raises:
         OSError: if the file cannot be read.
         ValueError: if a line is no valid row, or a token is outside of the vocabulary; the message
-            has the number of the line. Also if no row is left.
+            has the number of the line. Also if no row is left, `max_length` is not positive, or
+            `long_rows` is unknown.
+        ImportError: if a row has messages, and the package jinja2 is not installed.
     """
     if max_length is not None:
         check_positive("max_length", max_length)

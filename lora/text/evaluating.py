@@ -57,7 +57,7 @@ def evaluate(
     Args:
         model: a language model with `loss(ids, counted) -> (mean, count)`.
         rows: the rows, such as those of `read_rows`.
-        base: whether to evaluate the model without its adapters too.
+        base: whether to evaluate the model without its adapters too; the report has it as `base`.
         progress: show a progress bar if it takes long.
 
     Raises:

@@ -22,10 +22,10 @@ CAPACITY = 4096  # initial capacity of the caches in tokens; the system gives me
 
 
 class TextGenerator:
-    """Continues a prompt, or answers in a conversation.
+    """Continue a prompt, or answer in a conversation.
 
-    It keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only new
-    tokens are computed.
+    A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
+    new tokens are computed.
 
     Args:
         model: the language model, with adapters or without.
@@ -45,7 +45,8 @@ class TextGenerator:
             the largest length of the model.
 
     Raises:
-        ValueError: if `max_tokens` is not positive, or `seed` is negative.
+        ValueError: if `max_tokens` is no positive integer, or `seed` no integer of at least 0. The
+            other options are checked by `stream`.
     """
 
     def __init__(
@@ -89,8 +90,11 @@ class TextGenerator:
                 answer, which the chat template of the model converts to a text.
 
         Raises:
-            ValueError: if the prompt is empty, the template refuses the messages, or the prompt is
-                too long for the model.
+            ValueError: if the prompt is empty, there is no template, the template refuses the
+                messages, or the prompt is too long for the model. Also if an option has an
+                impossible value, such as a temperature below 0, or the logits have NaN.
+            TypeError: if an option is no number.
+            ImportError: if messages are given, and the package jinja2 is not installed.
         """
         if isinstance(prompt, str):
             ids = self.tokenizer.encode_beginning(prompt)
@@ -103,7 +107,9 @@ class TextGenerator:
         """Yield the ids of the generated tokens, given the ids of a prompt.
 
         Raises:
-            ValueError: if the prompt has no tokens, unknown ones, or too many for the model.
+            ValueError: if the prompt has no tokens, unknown ones, or too many for the model; and as
+                for `stream`.
+            IndexError: if an id is negative.
         """
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to continue")
@@ -164,5 +170,6 @@ def generate(
     """Return the text with which the model continues a prompt, or answers messages.
 
     `prompt` is as in `TextGenerator.stream`; `options` are the other arguments of `TextGenerator`.
+    Errors are those of both.
     """
     return "".join(TextGenerator(model, tokenizer, **options).stream(prompt))

@@ -39,18 +39,19 @@ DTYPES = ("float32", "bfloat16", "nf4")
 def load_model(
     path: str | os.PathLike[str], dtype: str | None = None, *, progress: bool = True
 ) -> LanguageModel:
-    """Load a language model with frozen parameters.
+    """Load a language model, in evaluation mode and with frozen parameters.
 
     Args:
         path: a Hugging Face folder, or a GGUF file.
-        dtype: how matrices are stored in memory, one of `DTYPES`; None for bfloat16 if the files
-            have bfloat16, and else float32. With "nf4", the table of the embeddings and the head
-            are in bfloat16.
+        dtype: how matrices are stored in memory, one of `DTYPES`; None for bfloat16 if most weights
+            in the files have bfloat16 or float8, and else float32. With "nf4", the table of the
+            embeddings and the head are in bfloat16.
         progress: show a progress bar if it takes long.
 
     Raises:
         FileNotFoundError: if the path does not exist, or a file is missing in the folder.
-        ValueError: if the model is not supported, or a file is invalid; the message says which.
+        ValueError: if the dtype is unknown, the model is not supported, or a file is invalid; the
+            message says which.
         MemoryError: if the weights do not fit into this machine's memory.
         ImportError: if a package that reads such files is not installed.
     """
@@ -162,6 +163,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Raises:
         FileNotFoundError: if the path does not exist, or the folder has no tokenizer.
         ValueError: if the tokenizer is not supported, or a file is invalid.
+        ImportError: if the package tokenizers, or for a GGUF file gguf, is not installed.
     """
     if is_gguf(path):
         return Tokenizer.from_gguf(GGUFFile(path).metadata)

@@ -32,6 +32,13 @@ Rotation = tuple[NDArray[Any], NDArray[Any]]
 class LanguageModel(Module):
     """A causal language model: ids `(batch, length)` -> logits `(batch, length, vocab_size)`.
 
+        x <- the vector of each token
+        x <- x + attention(norm(x)),  x <- x + mlp(norm(x))       in each layer
+        logits = norm(x) W^T                                       W is the head
+
+    This is Llama (Touvron et al., 2023), with the options in which Mistral, Qwen2, Qwen3 and
+    SmolLM3 differ. `load_model` makes one with trained parameters.
+
     Args:
         config: the sizes and options. The parameters are initialised randomly.
 
@@ -66,12 +73,18 @@ class LanguageModel(Module):
                 `new_caches`. Those of `ids` are appended.
 
         Raises:
-            ValueError: if there are more tokens than the model has positions for.
+            ValueError: if there are more tokens than the model has positions for, or the caches
+                have room for.
+            TypeError: if the ids are no integers.
+            IndexError: if an id is negative, or not below vocab_size.
         """
         return self.lm_head(self.model(ids, caches, self.checkpointing))  # type: ignore[no-any-return]
 
     def next_logits(self, ids: Ids, caches: Sequence[KVCache]) -> NDArray[Any]:
-        """Return the logits of the token after the last one: `(batch, vocab_size)`."""
+        """Return the logits of the token after the last one: an array `(batch, vocab_size)`.
+
+        No graph is recorded. Arguments and errors are those of `forward`.
+        """
         with mg.no_grad():
             return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
@@ -80,11 +93,14 @@ class LanguageModel(Module):
 
         Each token is predicted from the tokens before it in its row, so the first token of a row
         never counts. Only a part of the logits is in memory at a time (see
-        `minigrad.linear_cross_entropy`).
+        `minigrad.linear_cross_entropy`), unless the head has an adapter.
 
         Args:
             ids: `(batch, length)`.
-            counted: `(batch, length)`, True for a token whose prediction counts.
+            counted: `(batch, length)`, True for a token whose prediction counts. If none counts,
+                the mean is 0.
+
+        Errors are those of `forward`.
         """
         inputs, rows, target, count = observed(predicted, ids, counted)
         x = self.model(inputs, checkpointing=self.checkpointing)

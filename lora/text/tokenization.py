@@ -57,7 +57,7 @@ _SPACES = ("Ġ", "▁")
 
 
 class Tokenizer:
-    """The tokenizer of a language model; `from_folder` and `from_gguf` make one.
+    """The tokenizer of a language model; `lora.text.tokenizer` and the methods `from_...` make one.
 
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
@@ -119,7 +119,7 @@ class Tokenizer:
         """Return the tokens of a text that the model will continue.
 
         They include the tokens that begin a text, if the tokenizer adds any, but not those that end
-        a text, which some tokenizers add too.
+        a text, which some tokenizers add too. Errors are those of `encode`.
         """
         around = self._tokens.encode("a")
         return list(around.ids[: around.special_tokens_mask.index(0)]) + self.encode(text)
@@ -163,9 +163,17 @@ class Tokenizer:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> str:
-        """Convert a conversation to text by the chat template; a ValueError if there is none.
+        """Convert a conversation to text by the chat template of the model.
 
-        See `ChatTemplate.render`.
+        Args:
+            messages: the turns, such as `{"role": "user", "content": "..."}`.
+            add_generation_prompt: whether to append the beginning of an answer.
+            variables: other variables of the template, such as `enable_thinking`.
+
+        Raises:
+            ValueError: if there is no template, a message is no mapping with a role, or the
+                template is invalid, refuses the conversation, or fails.
+            ImportError: if the package jinja2 is not installed.
         """
         if self._template is None and (template := self.chat_template) is not None:
             self._template = ChatTemplate(template, self._special)
@@ -180,9 +188,11 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `tokenizer.json`, and the special tokens and the chat template beside it.
 
-        A FileNotFoundError is raised if the folder has none. A ValueError is raised if the
-        tokenizer adds a space before each text, other files have tokens that the vocabulary lacks,
-        or a file is invalid.
+        Raises:
+            FileNotFoundError: if the folder has none.
+            ValueError: if the tokenizer adds a space before each text, other files have tokens that
+                the vocabulary lacks, or a file is invalid.
+            ImportError: if the package tokenizers is not installed.
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
@@ -190,8 +200,9 @@ class Tokenizer:
                 f"{os.fspath(folder)!r} has no tokenizer.json; transformers' AutoTokenizer writes "
                 f"one with save_pretrained"
             )
+        p = package("tokenizers")
         try:
-            tokens = package("tokenizers").Tokenizer.from_file(os.fspath(path))
+            tokens = p.Tokenizer.from_file(os.fspath(path))
         except Exception as error:  # the package raises no other kind
             raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
@@ -230,7 +241,9 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
         """Make the tokenizer that the metadata of a GGUF file describe.
 
-        A ValueError is raised if it is not byte-level, its rule is unknown, or parts are invalid.
+        Raises:
+            ValueError: if it is not byte-level, its rule is unknown, or parts are invalid.
+            ImportError: if the package tokenizers is not installed.
         """
         p = package("tokenizers")
         words, merges, types = (
@@ -278,7 +291,10 @@ class Tokenizer:
         return cls(tokens, special, metadata.get("tokenizer.chat_template"))
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""
+        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name.
+
+        Errors are those of `chat_template`.
+        """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,

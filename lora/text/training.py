@@ -130,10 +130,11 @@ def train(
 ) -> TrainResult:
     """Train an adapter of a language model, and write it to a folder.
 
-    AdamW without weight decay trains A and B. The learning rate rises linearly, and then falls as
-    half a cosine. With a file valid.jsonl, the adapter with the best validation loss is written.
-    Ctrl-C ends the run after the current step, with a checkpoint. Under `mpiexec -n N` the ranks
-    share the micro-batches of a step, and rank 0 reads and writes `out`.
+    AdamW without weight decay trains A and B. The learning rate rises linearly from 0 to `lr`, and
+    then falls as half a cosine to 0. With a file valid.jsonl, the adapter with the best validation
+    loss is written. Ctrl-C ends the run after the current step, with a checkpoint. Under `mpiexec
+    -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`. `targets`
+    may also be one regular expression for complete names, or "all-linear", as in `LoRAConfig`.
 
     Args:
         model: a language model, changed in place: it gets the adapter, unless there is an error.
@@ -143,9 +144,9 @@ def train(
             of rows see `lora.text.data`.
         out: the folder to write, created if it does not exist.
         rank: the rank of each update.
-        alpha: the strength of the updates, divided by the rank.
+        alpha: the strength of each update, whose scale is alpha / rank.
         targets: the layers that get an adapter, by the ends of their names, such as q_proj; by
-            default all linear ones except the head. See `LoRAConfig`.
+            default all linear ones except the head.
         steps: the number of steps of the optimiser; by default it follows from `epochs`.
         epochs: how many times to go through the rows, unless `steps` is given.
         batch_size: the number of rows in a micro-batch.
@@ -161,7 +162,8 @@ def train(
         as_chat: whether prompt and completion become turns of a conversation.
         validate_every: the number of steps between validations; by default about five validations
             in a run, and at least one in an epoch.
-        save_every: the number of steps between checkpoints; by default each epoch.
+        save_every: the number of steps between checkpoints; there is also one after each epoch, and
+            by default only this.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
         resume: whether to continue the run in `out`; a chat template still writes the date on which
@@ -172,9 +174,11 @@ def train(
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` stay
             complete.
-        ValueError: if an option is impossible, a row is invalid, `out` has another run or a model,
-            or the data, their tokens, the base or an option differ from those of the run to resume.
-            Then the model is unchanged, and nothing was written.
+        TypeError: if an option has the wrong type.
+        ValueError: if an option is impossible, a target matches nothing, a row is invalid, the
+            model has an adapter called "default", `out` has another run or a model, or the data,
+            their tokens, the base or an option differ from those of the run to resume. After these
+            two errors the model is unchanged, and nothing was written.
         FloatingPointError: if the loss is no longer finite; the adapter before that step is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.

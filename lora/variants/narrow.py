@@ -93,9 +93,14 @@ class NarrowLinear(Module):
 
 
 class NF4Linear(NarrowLinear):
-    """A `NarrowLinear` with a weight in four bits, an NF4Matrix (QLoRA, Dettmers et al., 2023).
+    """A linear layer with a frozen weight in four bits (NF4, Dettmers et al., 2023, section 3).
 
-    `weight.arrays()` returns the arrays to store in a file.
+        y = x W^T + b          `(..., in_features) -> (..., out_features)`
+
+    An element of W is one of 16 levels times the absmax of its block, the largest absolute value.
+    Gradients flow to x only; an adapter may train a copy of b. `weight` is an NF4Matrix, whose
+    `arrays()` are the arrays to store in a file. For arguments and errors see
+    `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a `Linear`.
     """
 
     _kind = staticmethod(lambda: kernels.nf4.NF4Matrix)
@@ -106,8 +111,15 @@ class NF4Linear(NarrowLinear):
     ) -> NF4Linear:
         """Make a layer with the weight of `linear` in four bits; the bias is shared.
 
-        A ValueError is raised if the weight has NaN or Inf, or the block size is no positive
-        integer.
+        Args:
+            linear: the layer, which is not changed.
+            block_size: the number of elements of a row that share one absmax.
+            double_quant: store each absmax in 8 bits (section 3, double quantization).
+
+        Raises:
+            TypeError: if `linear` is no Linear.
+            ValueError: if the weight has NaN, Inf or numbers beyond float32, or the block size is
+                no positive integer.
         """
         return cls._from_linear(linear, block_size, double_quant)
 
@@ -118,7 +130,14 @@ class NF4Linear(NarrowLinear):
 
 
 class BFloat16Linear(NarrowLinear):
-    """A `NarrowLinear` with a weight in bfloat16, a BFloat16Matrix, as language models store it."""
+    """A linear layer with a frozen weight in bfloat16, as language models store it.
+
+        y = x W^T + b          `(..., in_features) -> (..., out_features)`
+
+    Gradients flow to x only; an adapter may train a copy of b. `weight` is a BFloat16Matrix. For
+    arguments and errors see `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a
+    `Linear`.
+    """
 
     _kind = staticmethod(lambda: kernels.bfloat16.BFloat16Matrix)
 
@@ -126,8 +145,10 @@ class BFloat16Linear(NarrowLinear):
     def from_linear(cls, linear: Linear) -> BFloat16Linear:
         """Make a layer with the weight of `linear` rounded to bfloat16; the bias is shared.
 
-        A ValueError is raised if the weight has NaN or Inf, or numbers that overflow bfloat16, and
-        an ImportError if ml_dtypes is not installed.
+        Raises:
+            TypeError: if `linear` is no Linear.
+            ValueError: if the weight has NaN or Inf, or numbers that overflow bfloat16.
+            ImportError: if ml_dtypes is not installed.
         """
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
@@ -149,13 +170,16 @@ class BFloat16Embedding(Module):
     """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
 
     Only the selected rows are converted to floats. The table is no parameter and cannot change, so
-    a head that is tied to it is `BFloat16Linear(embedding.weight)`. A TypeError is raised if the
-    weight is no BFloat16Matrix, a ValueError if it is a transpose.
+    a head that is tied to it is `BFloat16Linear(embedding.weight)`.
 
     Args:
         weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`;
             `BFloat16Matrix.of(embedding.weight.data)` makes one from an `Embedding`.
         dtype: the dtype of the vectors.
+
+    Raises:
+        TypeError: if the weight is no BFloat16Matrix.
+        ValueError: if the weight is a transpose.
     """
 
     def __init__(
@@ -168,7 +192,7 @@ class BFloat16Embedding(Module):
         self.dtype = np.dtype(dtype)
 
     def forward(self, indices: Any) -> Tensor:
-        """Return the vectors of the indices; errors are those of `functional.embedding`."""
+        """Return the vectors of the indices; errors are those of `minigrad.embedding`."""
         found: Any = functional.embedding(indices, self.weight.bits)
         bits = found._data if isinstance(found, Tensor) else found
         return Tensor(observed(widened, bits, self.dtype))

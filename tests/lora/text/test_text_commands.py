@@ -231,8 +231,11 @@ def test_train_has_an_option_for_each_of_its_parameters_with_the_text_of_that(ca
     assert not missing
     # Before Python 3.13 the metavariable stands behind each spelling.
     spellings = r"--lr(?: LR)?, --learning-rate LR"
-    assert re.search(rf"{spellings} the largest learning rate, after the warmup \(0\.0002\)", text)
-    assert "the strength of the updates, divided by the rank (16)" in text
+    assert re.search(
+        rf"{spellings} the largest learning rate, after the warmup \(default: 0\.0002\)", text
+    )
+    assert "the strength of each update, whose scale is alpha / rank (default: 16)" in text
+    assert "by default it follows from --epochs" in text
 
 
 def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -223,6 +224,15 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json"):
         Tokenizer.from_folder(folder)
+
+
+def test_a_missing_package_is_no_broken_file(files, monkeypatch):
+    folder, file = files
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match="need the package tokenizers; pip install"):
+        Tokenizer.from_folder(folder)
+    with pytest.raises(ImportError, match="need the package tokenizers; pip install"):
+        Tokenizer.from_gguf(file.metadata)
 
 
 def test_where_the_chat_template_is(tmp_path):
