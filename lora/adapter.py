@@ -38,7 +38,7 @@ class Adapter:
         LoRA    dW = s B A                                (Hu et al., 2021, section 4.1)
         DoRA    dW = diag(m / n) (W + s B A) - W          (Liu et al., 2024, equation 5)
 
-    n_j is the norm of row j of W + s B A. PiSSA has s (B A - B_0 A_0) in place of s B A, with the
+    n_j is the norm of row j of W + s B A. PiSSA has s (B A - B_0 A_0) instead of s B A, with the
     first factors A_0 and B_0 (Meng et al., 2024).
 
     Args:

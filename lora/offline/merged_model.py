@@ -28,7 +28,7 @@ from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
 RIGHT = "has the update in it"
-HIDDEN = "cannot be told from the base: the update is too small for the dtype of the model"
+HIDDEN = "looks like the base: the update is too small for the dtype of the model"
 
 _SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
 

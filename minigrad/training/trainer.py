@@ -490,7 +490,7 @@ class Trainer:
         """Train on all items that are left of the epoch; then validate, record and save.
 
         The loop ends early after step `last`, or after a call of `stop`. Returns whether `fit` must
-        end. All ranks return the same, even if only some of them were told to stop.
+        end. All ranks return the same, even if `stop` was called on only some of them.
         """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
