@@ -120,7 +120,7 @@ class DenseMatrix(FrozenMatrix):
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""
-        return ops.linear(x, ops.reshape(self._array, self.shape))
+        return ops.linear(x, self.matrix)
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
