@@ -26,9 +26,11 @@ def check_integer(name: str, value: Any) -> None:
 
 def check_above_0(name: str, value: Any) -> None:
     """Raise an error unless `value` is a number above 0; it may be infinite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray)):
-        raise TypeError(f"{name} must be a number, not {value!r:.60}")
-    if not value > 0:
+    try:
+        is_above = value > 0
+    except TypeError:
+        raise TypeError(f"{name} must be a number, not {value!r:.60}") from None
+    if not is_above:
         raise ValueError(f"{name} must be positive, not {value!r}")
 
 

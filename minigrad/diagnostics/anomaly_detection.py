@@ -327,13 +327,12 @@ class Detector(Recorder):
         """Look at the parameters that a step has changed, and at their states."""
         name = type(optimizer).__name__
         stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        states = optimizer.state_dict()["state"]
         for index, (parameter, group) in enumerate(stepped):
             if parameter.grad is None:
                 continue
             arrays: dict[str, Any] = {"the parameter": parameter} | {
                 f"the state {key!r}": value
-                for key, value in states.get(index, {}).items()
+                for key, value in optimizer.state.get(parameter, {}).items()
                 if isinstance(value, np.ndarray)
             }
             bad = next((each for each in arrays if self._is_bad(arrays[each])), None)

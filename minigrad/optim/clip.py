@@ -54,6 +54,13 @@ def norm_of(gradients: list[NDArray[Any]]) -> float:
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
+def check_bound(name: str, bound: Any) -> None:
+    """Raise an error unless `bound`, which may be infinite, is a plain number above 0."""
+    if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number, np.ndarray)):
+        raise TypeError(f"{name} must be a positive number, not {bound!r:.60}")
+    check_above_0(name, bound)
+
+
 def clip_grad_norm(
     parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
@@ -75,7 +82,7 @@ def clip_grad_norm(
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
-    check_above_0("clip_grad_norm: max_norm", max_norm)
+    check_bound("clip_grad_norm: max_norm", max_norm)
     check_flag("clip_grad_norm: error_if_nonfinite", error_if_nonfinite)
     gradients = _gradients(parameters)
     norm, clipped = observed(
@@ -117,7 +124,7 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
             Module.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
-    check_above_0("clip_grad_value: clip_value", clip_value)
+    check_bound("clip_grad_value: clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     gradients = _gradients(parameters)
     clipped = observed(clipped_values, [*gradients.values()], limit)

@@ -307,6 +307,11 @@ class Optimizer(ABC):
         """Return the attributes to copy, without `_last`: a copy has other arrays and group ids."""
         return vars(self) | {"_last": {}}
 
+    @property
+    def state(self) -> Mapping[Tensor, State]:
+        """The state of each parameter that has one: not a copy, and only to be read."""
+        return self._states
+
     def state_bytes(self) -> int:
         """Return the size of the state in bytes: for Adam, twice the size of the weights."""
         values = (value for state in self._states.values() for value in state.values())
@@ -337,17 +342,28 @@ class Optimizer(ABC):
                 options.
         """
         parameters = self._parameters()
-        expected = [len(group["params"]) for group in self.param_groups]
-        try:
-            groups = [dict(group) for group in state_dict["param_groups"]]
-            sizes = [len(group["params"]) for group in groups]
-            found = {int(number): dict(state) for number, state in state_dict["state"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             raise ValueError(
-                f"load_state_dict: a state of an optimiser is a dict with 'state', a dict of dicts "
-                f"by the numbers of parameters, and 'param_groups', a list of dicts that list "
-                f"their 'params', not {state_dict!r:.100} ({error!r:.100})"
-            ) from None
+                "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
+            )
+        groups = state_dict["param_groups"]
+        if not isinstance(groups, Sequence) or not all(
+            isinstance(g, Mapping) and isinstance(g.get("params"), Sequence) for g in groups
+        ):
+            raise ValueError(
+                f"load_state_dict: param_groups is a list of dicts that list their 'params', not "
+                f"{groups!r:.100}"
+            )
+        found = state_dict["state"]
+        if not isinstance(found, Mapping) or not all(
+            str(number).isdecimal() and isinstance(state, Mapping)
+            for number, state in found.items()
+        ):
+            raise ValueError(
+                f"load_state_dict: state is a dict of dicts by the numbers of parameters, not "
+                f"{found!r:.100}"
+            )
+        sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(
                 f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
@@ -361,15 +377,15 @@ class Optimizer(ABC):
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]
         for number, state in found.items():
-            if not 0 <= number < len(parameters):
+            if int(number) >= len(parameters):
                 raise ValueError(
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            parameter = parameters[number]
+            parameter = parameters[int(number)]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                names = self.state_names(options[number])
+                names = self.state_names(options[int(number)])
                 check_state(owner, state, {*names, *(self.unused_names & state.keys())})
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"

@@ -409,7 +409,7 @@ def _settings(value: Optimizer | LRScheduler | EMA) -> Any:
         options = value.decay, value.warmup, value.updates, value._applied
         return *options, id(value._averages), value._averages
     groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
-    return groups, id(value._states), value._states
+    return groups, id(value.state), value.state
 
 
 def _joined(path: str, name: Any) -> str:

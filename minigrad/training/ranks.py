@@ -1,4 +1,4 @@
-"""How the ranks of a training run work together: the same start, unchanged modules, and files.
+"""How the ranks of a training run work together: the same start, sums of gradients, and files.
 
 With a single process, these functions do nothing, or return at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
+from minigrad.distributed.tree import Part, owner
+from minigrad.distributed.worlds import Arrays
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
@@ -103,6 +105,49 @@ def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
             f"a counter does. Each rank has other micro-batches, so the model would differ from "
             f"rank to rank; train it in one process"
         )
+
+
+def sum_of_all(
+    ranks: World,
+    count: int,
+    own: Mapping[Part, Arrays],
+    facts: Sequence[Sequence[float]],
+    parameters: Sequence[Any],
+    marks: Mapping[str, int],
+) -> tuple[Arrays, list[MicroBatchFacts]]:
+    """Return the sum of the gradients of a step, and the facts of all its micro-batches.
+
+    Args:
+        ranks: the world.
+        count: the number of micro-batches of the step.
+        own: the sums of gradients of this rank, by part of the tree.
+        facts: the facts about the micro-batches of this rank.
+        parameters: the parameters that the gradients belong to.
+        marks: for each thing that must be the same on all ranks, its name and a number (a digest).
+
+    Raises:
+        ValueError: if a mark differs between ranks.
+    """
+    own_marks = [float(mark % 2**53) for mark in marks.values()]
+    table = np.zeros((count, 3 + len(marks)))  # a row per micro-batch; 0 for those of other ranks
+    lists = {}
+    remaining = iter(facts)
+    for part, gradients in own.items():
+        rows = table.copy()
+        for item in range(*part):
+            rows[item] = *next(remaining), *own_marks
+        lists[part] = [rows, *gradients]
+    every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
+    assert every is not None
+    for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
+        if len(items := np.flatnonzero(column != mark)):
+            raise ValueError(
+                f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                f"function that is called on one rank only, as below `if world().rank == 0`, draw "
+                f"from a generator of its own, numpy.random.default_rng(seed)"
+            )
+    return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
 
 
 @contextmanager

@@ -27,24 +27,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs, random
-from minigrad.checks import (
-    check_above_0,
-    check_count,
-    check_flag,
-    check_positive,
-    check_range,
-    check_state,
-)
+from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
 from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, block, owner, pairwise, parts
+from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
+from minigrad.optim.clip import check_bound
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file, saved_state
@@ -55,6 +49,7 @@ from minigrad.training.ranks import (
     check_unchanged,
     digests_of_attributes,
     file_of_first,
+    sum_of_all,
     take_from_first,
 )
 from minigrad.training.saved_state import UnfinishedEpoch
@@ -174,7 +169,7 @@ class Trainer:
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         if clip_norm is not None:
-            check_above_0("clip_norm", clip_norm)
+            check_bound("clip_norm", clip_norm)
         flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
         for name, flag in flags.items():
             check_flag(name, flag)
@@ -319,7 +314,7 @@ class Trainer:
         count = math.ceil(len(train) / train.batch_size)
         check_ranks(self._world, count, self.accumulation_steps)
         take_from_first(self._world, self._trained(), self.ema)
-        data = digest([given and given.compared for given in (train, held_out)])
+        data = digest([given and given.compared() for given in (train, held_out)])
         self._digests = digests_of_attributes(self.model)
         self._check_same({"the data": data, **self._digests_of_model(self._digests)})
 
@@ -443,7 +438,7 @@ class Trainer:
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            self._check_same_model(world(), given.compared)
+            self._check_same_model(world(), given.compared())
         if isinstance(given, Rows):
             prediction = self._predicted(given.x)
             with no_grad():
@@ -504,9 +499,7 @@ class Trainer:
             items = begun.order[begun.position : begun.position + size]
             taken = train.micro_batches(items)
             if self._world.size > 1:
-                # Given micro-batches may be made on demand, so the numbers of items are not enough.
-                compared = [items] if isinstance(train, Rows) else taken
-                self._mark_of_data = int(digest(compared), 16)
+                self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
             made, count = self._step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
                 check_unchanged(self.model, self._digests)
@@ -699,37 +692,14 @@ class Trainer:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums of the parts `own` of this rank, and its facts, to those of the others.
-
-        A ValueError is raised if the ranks do not have the same data and random numbers.
-        """
+        """Add the sums and the facts of this rank to those of the others."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sums_of = dict(zip(own, sums, strict=True))
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        own_marks = [float(mark % 2**53) for mark in marks.values()]
-        # A row for each micro-batch, with facts and marks; those of other ranks are 0.
-        table = np.zeros((count, 3 + len(marks)))
-        lists: dict[Part, Arrays] = {}
-        remaining = iter(facts)
-        for part, gradients in zip(own, sums, strict=True):
-            rows = table.copy()
-            for item in range(*part):
-                rows[item] = *next(remaining), *own_marks
-            lists[part] = [rows, *gradients]
-        ranks = self._world
-        every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
-        assert every is not None
-        for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
-            if len(items := np.flatnonzero(column != mark)):
-                raise ValueError(
-                    f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
-                    f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
-                    f"function that is called on one rank only, as below `if world().rank == 0`, "
-                    f"draw from a generator of its own, numpy.random.default_rng(seed)"
-                )
-        found = [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
-        for fact in found:
+        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
+        for fact in every:
             self._finite("loss", fact.loss)
-        return summed, [fact.loss for fact in found], found
+        return summed, [fact.loss for fact in every], every
 
     def _loss_value(self, loss: NDArray[Any]) -> float:
         """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""

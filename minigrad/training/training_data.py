@@ -25,11 +25,17 @@ class Rows:
 
     def __init__(self, x: NDArray[Any], y: NDArray[Any], batch_size: int) -> None:
         self.x, self.y, self.batch_size = x, y, batch_size
-        # What several ranks compare before they use these data.
-        self.compared = [x, y, batch_size]
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def compared(self) -> list[Any]:
+        """Return what several ranks compare before they use these data."""
+        return [self.x, self.y, self.batch_size]
+
+    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
+        """Return what several ranks compare in a step: the numbers of its rows."""
+        return [items]
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given rows, in micro-batches of `batch_size` rows."""
@@ -45,10 +51,17 @@ class MicroBatches:
 
     def __init__(self, given: Sequence[MicroBatch], name: str) -> None:
         self.given, self.name = given, name
-        self.compared = [len(given)]  # the items are compared when they are used
 
     def __len__(self) -> int:
         return len(self.given)
+
+    def compared(self) -> list[Any]:
+        """Return what several ranks compare before they use these data: the number of items."""
+        return [len(self)]
+
+    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
+        """Return what several ranks compare in a step: its data, which may be made on demand."""
+        return micro_batches
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given micro-batches."""
