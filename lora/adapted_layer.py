@@ -14,6 +14,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
 
@@ -41,6 +42,12 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
         setattr(layer.adapter, name, value)
 
     return property(operator.attrgetter(f"adapter.{name}"), assign, doc=doc)
+
+
+@cache
+def one_tuple(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the same tuple for the same names, because captured steps compare by identity."""
+    return names
 
 
 class AdaptedLayer(Module):
@@ -244,8 +251,7 @@ class AdaptedLayer(Module):
                 f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
                 f"call unmerge() first"
             )
-        if tuple(names) != self.active:  # a captured step would see any assignment as a change
-            self.active = tuple(names)
+        self.active = one_tuple(tuple(names))
 
     def pause(self) -> None:
         """Turn all adapters off until `resume`; pauses can be nested."""

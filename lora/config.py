@@ -158,8 +158,7 @@ class LoRAConfig:
                     check_rank_and_alpha(*pair)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{role}[{pattern!r}]: {error}") from None
-        if self.bias not in get_args(Bias):
-            raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
+        check_bias(self.bias)
         for flag in ("use_dora", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))
         if self.use_dora and self.init == "mica":
@@ -175,3 +174,9 @@ class LoRAConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def check_bias(bias: Any) -> None:
+    """Raise a ValueError unless `bias` says which biases are trained."""
+    if bias not in get_args(Bias):
+        raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {bias!r:.60}")

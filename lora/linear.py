@@ -107,9 +107,15 @@ class LoRALayer(AdaptedLayer):
     ) -> LoRALayer:
         """Adapt `linear`: the new layer shares its weight and bias, and does not change them.
 
-        The options and errors are those of the class. A weight in few bits is refused with a
-        TypeError; `lora.attach` adapts it.
+        The options and errors are those of the class. A layer of another kind, or with a weight in
+        few bits, is refused with a TypeError; `lora.attach` adapts it.
         """
+        if not isinstance(linear, Linear):
+            kind = type(linear).__name__
+            raise TypeError(
+                f"LoRALayer.from_linear: takes a Linear, not {kind}; lora.attach adapts the "
+                f"layers of a model, of each kind that has adapters"
+            )
         options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
         d_out, d_in = linear.weight.shape
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)

@@ -116,9 +116,10 @@ def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = 
     """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
 
     Raises:
-        TypeError: if `dtype` is not one of booleans, integers or floats, or a gradient is required
-            and it is not of floats.
+        TypeError: if `x` is neither, `dtype` is not one of booleans, integers or floats, or a
+            gradient is required and it is not of floats.
     """
+    _check_has_shape("zeros_like", x)
     return Tensor(observed(np.zeros, x.shape, dtype or x.dtype), requires_grad)
 
 
@@ -128,7 +129,13 @@ def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = F
     Raises:
         TypeError: as in `zeros_like`.
     """
+    _check_has_shape("ones_like", x)
     return Tensor(observed(np.ones, x.shape, dtype or x.dtype), requires_grad)
+
+
+def _check_has_shape(name: str, x: Any) -> None:
+    if not isinstance(x, (Tensor, np.ndarray, np.generic)):
+        raise TypeError(f"{name} takes a Tensor or an array, not {x!r:.60}")
 
 
 def arange(

@@ -234,7 +234,7 @@ def batches(
         )
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
-    arrays = [as_array(each) if isinstance(each, (list, tuple)) else each for each in arrays]
+    arrays = [each if hasattr(each, "ndim") else as_array(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):

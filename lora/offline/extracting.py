@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from lora.config import Bias
+from lora.config import Bias, check_bias
 from lora.extraction import Extracted
 from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
@@ -133,6 +133,7 @@ def extract_files(
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
+    check_bias(bias)
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
     for role, names in {**lists, "modules_to_save": modules_to_save}.items():
         check_several(role, names)

@@ -17,6 +17,7 @@ from unicodedata import category
 
 import lora
 from lora.attachment.state import attachment_of
+from lora.patterns import ALL_LINEAR
 from lora.peft.folder import check_no_model
 from lora.text import evaluating, generating, loading, samples, training
 from lora.text.data import data_files, read_rows
@@ -161,6 +162,8 @@ def train(
     form = earlier.pop(training.DTYPE, None)
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **options, "base_model": base, "progress": progress}
+    if given.get("targets") == [ALL_LINEAR]:  # the option is a list; LoRAConfig has a word
+        given["targets"] = ALL_LINEAR
     result = training.train(model, tokenizer, data, out, resume=resume, **given)
     if not ranks.is_first:  # only the first rank reports
         return None

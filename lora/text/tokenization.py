@@ -109,6 +109,7 @@ class Tokenizer:
                 as is right for the result of `render`. Otherwise they are ordinary characters.
 
         Raises:
+            TypeError: if `text` is not a string.
             ValueError: if the text has half a character (a surrogate).
         """
         check_text("the text", text)
@@ -317,7 +318,12 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise a ValueError if a text has half a character (a surrogate), which has no encoding."""
+    """Raise a ValueError if a text has half a character (a surrogate), which has no encoding.
+
+    A TypeError is raised if it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is a string, not {text!r:.60}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -41,7 +41,13 @@ from lora.peft.folder import check_no_model
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.tokenization import Tokenizer
-from minigrad.checks import check_count, check_positive, check_problems, check_range
+from minigrad.checks import (
+    check_above_0,
+    check_count,
+    check_positive,
+    check_problems,
+    check_range,
+)
 from minigrad.distributed import world
 from minigrad.io import write_atomically
 from minigrad.nn import Module
@@ -189,8 +195,8 @@ def train(
             check_positive(name, options[name])
     check_count("seed", seed)
     check_range("warmup", warmup, 0, 1, open_end=True)
-    if not (lr > 0 and clip_norm > 0):
-        raise ValueError(f"lr and clip_norm must be positive, not {lr!r} and {clip_norm!r}")
+    check_above_0("lr", lr)
+    check_above_0("clip_norm", clip_norm)
     context = model.config.max_length
     options["max_length"] = min(LONGEST, context) if max_length is None else max_length
     if options["max_length"] > context:

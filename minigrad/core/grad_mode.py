@@ -131,9 +131,10 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
     thread that enters the block.
 
     Raises:
-        TypeError: if it decorates a generator or a coroutine, whose body would run later.
+        TypeError: if it decorates a generator or a coroutine, whose body would run later, or what
+            is not a function.
     """
-    return grad_mode(False) if function is None else grad_mode(False)(function)
+    return grad_mode(False) if function is None else _decorated("no_grad", False, function)
 
 
 @overload
@@ -148,4 +149,12 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
     Raises:
         TypeError: as in `no_grad`.
     """
-    return grad_mode(True) if function is None else grad_mode(True)(function)
+    return grad_mode(True) if function is None else _decorated("enable_grad", True, function)
+
+
+def _decorated(name: str, enabled: bool, function: F) -> F:
+    if not callable(function):
+        raise TypeError(
+            f"{name} decorates a function, not {function!r:.60}; write `with {name}():`"
+        )
+    return grad_mode(enabled)(function)

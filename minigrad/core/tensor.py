@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
@@ -148,8 +149,8 @@ class Tensor:
             array = observed(_own, array)
         self._data = array
         self.node = self._leaf = None
-        if requires_grad:
-            self.requires_grad_()
+        if requires_grad is not False:
+            self.requires_grad_(requires_grad)
 
     @classmethod
     def at(cls, array: NDArray[Any], node: Node | None) -> Tensor:
@@ -288,9 +289,11 @@ class Tensor:
         If True is set again later, earlier graphs compute gradients for the tensor again.
 
         Raises:
-            TypeError: if True is set for a tensor of integers or booleans.
+            TypeError: if `requires_grad` is not True or False, or True is set for a tensor of
+                integers or booleans.
             RuntimeError: if False is set for the result of an op.
         """
+        check_flag("requires_grad", requires_grad)
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)

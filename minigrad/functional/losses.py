@@ -192,6 +192,8 @@ def linear_cross_entropy(
     check_positive("chunk", chunk)
     if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
         weight = as_array(weight, x.dtype if x.dtype.kind == "f" else None)
+    if not hasattr(weight, "ndim"):
+        raise TypeError(f"linear_cross_entropy: the weight is a matrix, not {weight!r:.60}")
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
     if given.shape != x.shape[:-1]:

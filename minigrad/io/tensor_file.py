@@ -423,8 +423,8 @@ def save_state(
 
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
-        TypeError: if `arrays` is not a dict, an array does not hold numbers, or a name or a value
-            in the metadata is not a string.
+        TypeError: if `arrays` or `metadata` is not a dict, an array does not hold numbers, or a
+            name or a value in the metadata is not a string.
         ValueError: if UTF-8 cannot encode a name or the metadata, or they are longer than the
             header of a file can be, or an array is called "__metadata__".
     """
@@ -432,6 +432,8 @@ def save_state(
         raise TypeError(
             f"save_state takes a dict of arrays, such as model.state_dict(), not {arrays!r:.60}"
         )
+    if not isinstance(metadata, Mapping | None):
+        raise TypeError(f"the metadata are a dict of texts, not {metadata!r:.60}")
     plain = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in plain.items():
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:

@@ -54,7 +54,11 @@ _threads = 0  # 0: all cores that the process may use
 
 
 def set_num_threads(n: int) -> None:
-    """Let all kernels of the process use up to `n` threads; 1 means only the calling thread."""
+    """Let all kernels of the process use up to `n` threads; 1 means only the calling thread.
+
+    Raises:
+        ValueError: if `n` is not an integer from 1 to the number of cores.
+    """
     global _threads
     limit = get_max_threads()
     try:

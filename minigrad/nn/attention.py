@@ -123,6 +123,7 @@ class MultiHeadAttention(Module):
             TypeError: if the mask holds neither booleans nor floats, or `is_causal` is not True or
                 False.
         """
+        check_flag("MultiHeadAttention: is_causal", is_causal)
         query = as_input(query)
         key = query if key is None else as_input(key)
         value = key if value is None else as_input(value)

@@ -103,6 +103,7 @@ def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
     return gains[nonlinearity]
 
 
+@_filling
 def kaiming_uniform_(
     tensor: Tensor,
     a: float = 0.0,
@@ -129,6 +130,7 @@ def kaiming_uniform_(
     return uniform_(tensor, -bound, bound, rng=rng)
 
 
+@_filling
 def kaiming_normal_(
     tensor: Tensor,
     a: float = 0.0,
@@ -148,6 +150,7 @@ def kaiming_normal_(
     return normal_(tensor, 0.0, std, rng=rng)
 
 
+@_filling
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with uniform values in +-gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
 
@@ -159,6 +162,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Te
     return uniform_(tensor, -bound, bound, rng=rng)
 
 
+@_filling
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out)).
 

@@ -207,3 +207,38 @@ def test_a_program_is_used_again_after_a_look_at_the_model_without_adapters():
             with lora.disabled(model):
                 model(training.batches[0][0])
     assert len(step.programs) <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"use_dora": True}])
+def test_programs_of_several_adapters_are_used_again_after_each_switch(options):
+    def build(capture):
+        rng = np.random.default_rng(0)
+        net = mg.nn.Sequential(mg.nn.Linear(8, 8, rng=rng), mg.nn.Linear(8, 8, rng=rng))
+        steps = {}
+        for name in ("first", "second"):
+            lora.attach(net, lora.LoRAConfig(rank=2, **options), adapter=name, rng=rng)
+            steps[name] = capture(step_of(net, mg.optim.Adam(net.trainable_parameters())))
+        return net, steps
+
+    def step_of(net, optimizer):
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = mg.mse(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    x, y = np.random.default_rng(1).standard_normal((2, 4, 8))
+    losses = []
+    for capture in (mg.capture, lambda step: step):
+        net, steps = build(capture)
+        losses.append([])
+        for i in range(30):
+            name = ("first", "second")[i // 2 % 2]
+            lora.switch(net, name)
+            losses[-1].append(steps[name](x, y).item())
+        if capture is mg.capture:
+            assert [len(step.programs) for step in steps.values()] == [1, 1]
+    assert losses[0] == losses[1]

@@ -871,6 +871,13 @@ TestMergePrograms = MergePrograms.TestCase
 # ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("layer", [minigrad.nn.Conv2d(1, 1, 3), minigrad.nn.Embedding(4, 4), 3])
+def test_from_linear_refuses_other_layers(layer):
+    name = type(layer).__name__
+    with pytest.raises(TypeError, match=f"LoRALayer.from_linear: takes a Linear, not {name}"):
+        LoRALayer.from_linear(layer, 1, 1.0)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_from_linear_shares_and_does_not_change(rng, bias):
     linear = Linear(D_IN, D_OUT, bias, rng=rng)

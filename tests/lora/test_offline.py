@@ -1228,6 +1228,11 @@ def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
     assert "embed.weight may be the weight of the head too" in repr(found)
 
 
+def test_an_unknown_kind_of_bias_is_refused_before_a_file_is_read(tmp_path):
+    with pytest.raises(ValueError, match="bias is one of none, all, lora_only, not 'some'"):
+        extract_files(tmp_path / "none", tmp_path / "none", tmp_path / "out", 1, bias="some")
+
+
 @pytest.mark.parametrize("which", ["base", "tuned", "base/model.safetensors"])
 def test_no_adapter_is_put_into_the_folder_of_a_model(which, net, rng, tmp_path):
     base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")

@@ -18,7 +18,7 @@ from tests.zoo.matrix import Row, as_json, columns, markdown
 
 def main(arguments: list[str] | None = None) -> None:
     """Run all checks on all mutants."""
-    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=main.__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="without the suite, which takes minutes")
     add("--out", type=Path, metavar="FOLDER", help="where to write zoo.md and zoo.json")

@@ -121,6 +121,15 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
+def test_all_linear_is_a_word_for_the_targets(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, _, error = run(capsys, "train", base, data, out, *TRAIN, "--targets", "all-linear")
+    assert (status, error.count("Error")) == (0, 0)
+    targets = json.loads((out / "adapter_config.json").read_bytes())["target_modules"]
+    assert {"q_proj", "down_proj"} <= {name.split(".")[-1] for name in targets}
+    assert run(capsys, "train", base, data, out, "--resume")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -298,6 +298,8 @@ def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, file, content):
 def test_a_text_with_half_a_character_is_refused(tokenizer):
     with pytest.raises(ValueError, match="character 3 of 3 of the text is half of one, or a byte"):
         tokenizer.encode("fo\udcff")
+    with pytest.raises(TypeError, match="the text is a string, not 3"):
+        tokenizer.encode(3)
 
 
 def test_importing_the_library_does_not_import_what_texts_need():

@@ -495,9 +495,10 @@ def test_a_file_is_no_folder_to_run_in(data, tmp_path):
         ({"max_length": "9"}, "max_length must be"),
         ({"seed": None}, "seed must be"),
         ({"warmup": 1.0}, "warmup must be in"),
-        ({"lr": -1.0}, "lr and clip_norm must be positive"),
-        ({"lr": 0.0}, "lr and clip_norm must be positive"),
-        ({"clip_norm": 0.0}, "lr and clip_norm must be positive"),
+        ({"lr": -1.0}, "lr must be positive, not -1.0"),
+        ({"lr": 0.0}, "lr must be positive, not 0.0"),
+        ({"lr": "fast"}, "lr must be a number, not 'fast'"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive, not 0.0"),
         ({"rank": 0}, "rank"),
         ({"rank": 9}, "rank"),
         ({"max_length": 65}, "the model's context is 64 tokens"),
@@ -509,7 +510,7 @@ def test_impossible_options_are_refused_before_anything_is_written(
     data, tmp_path, options, message
 ):
     model = StandIn()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         run(data, tmp_path / "out", model, **options)
     assert not (tmp_path / "out").exists()
     assert not [name for name, _ in model.named_parameters() if "lora" in name]

@@ -238,6 +238,12 @@ def test_other_generators_cannot_be_decorated(function):
 
 
 @pytest.mark.parametrize("change", [no_grad, enable_grad])
+def test_what_is_no_function_cannot_be_decorated(change):
+    with pytest.raises(TypeError, match=rf"^{change.__name__} decorates a function, not 3"):
+        change(3)
+
+
+@pytest.mark.parametrize("change", [no_grad, enable_grad])
 def test_mode_is_restored_after_an_exception(change):
     class StopError(Exception):
         pass

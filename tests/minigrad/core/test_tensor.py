@@ -875,6 +875,20 @@ def test_requires_grad_can_be_switched():
     assert not (x * 2).requires_grad
 
 
+@pytest.mark.parametrize("flag", ["no", 1, None, 0.0])
+def test_the_need_for_a_gradient_is_true_or_false(flag):
+    x = tensor([1.0])
+    for switch in (
+        lambda: tensor([1.0], requires_grad=flag),
+        lambda: minigrad.zeros(2, requires_grad=flag),
+        lambda: x.requires_grad_(flag),
+        lambda: setattr(x, "requires_grad", flag),
+    ):
+        with pytest.raises(TypeError, match=rf"requires_grad must be True or False, not {flag!r}"):
+            switch()
+    assert not x.requires_grad
+
+
 def test_switching_on_what_is_on_keeps_the_gradient():
     x = leaf(1.0)
     (x * 2).backward()
@@ -939,6 +953,12 @@ def test_factories(x, expected):
     assert x.shape == expected.shape
     assert_array_equal(x.data, expected)
     assert not x.requires_grad
+
+
+@pytest.mark.parametrize("like", [minigrad.zeros_like, minigrad.ones_like])
+def test_a_list_has_no_shape_to_copy(like):
+    with pytest.raises(TypeError, match=rf"^{like.__name__} takes a Tensor or an array, not \[1\]"):
+        like([1])
 
 
 @pytest.mark.parametrize(

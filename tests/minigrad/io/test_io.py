@@ -222,6 +222,12 @@ def test_names_that_are_not_strings_are_refused(path, name):
     assert not path.exists()
 
 
+def test_metadata_that_are_no_dict_are_refused(path):
+    with pytest.raises(TypeError, match="the metadata are a dict of texts, not 3"):
+        save_state(path, {"x": np.ones(1)}, 3)
+    assert not path.exists()
+
+
 def test_names_that_utf8_cannot_encode_are_refused(path):
     for arrays, metadata in [({"\ud800": np.ones(1)}, None), ({}, {"a": "\udfff"})]:
         with pytest.raises(ValueError, match="surrogate pair"):

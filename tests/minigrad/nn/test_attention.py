@@ -126,6 +126,13 @@ def test_masks_say_where_attention_may_go(rng, which, is_causal):
             assert_allclose(out.data[i], by_hand(layer, query[i], key[i], key[i], added[i]))
 
 
+@pytest.mark.parametrize("mask", [None, np.ones((5, 5), bool)])
+def test_is_causal_is_true_or_false(rng, mask):
+    x = minigrad.tensor(rng.standard_normal((5, 4)))
+    with pytest.raises(TypeError, match="is_causal must be True or False, not 'no'"):
+        attention()(x, attn_mask=mask, is_causal="no")
+
+
 def test_a_causal_attention_looks_back_only(rng):
     layer = attention()
     x = rng.standard_normal((5, 4))

@@ -235,7 +235,18 @@ def test_impossible_distributions_are_refused(fill, message):
         fill(minigrad.zeros(2))
 
 
-@pytest.mark.parametrize("fill", [init.ones_, init.normal_])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        init.ones_,
+        init.normal_,
+        init.kaiming_uniform_,
+        init.kaiming_normal_,
+        init.xavier_uniform_,
+        init.xavier_normal_,
+        init.orthogonal_,
+    ],
+)
 def test_an_array_is_no_tensor_to_fill(fill):
     with pytest.raises(TypeError, match=rf"^{fill.__name__}: fills a Tensor, not array"):
         fill(np.zeros(2))

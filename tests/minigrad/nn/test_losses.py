@@ -256,6 +256,12 @@ def test_a_head_that_trains_gets_its_gradient_and_a_frozen_one_none(rng):
     assert trained.grad is not None
 
 
+def test_the_weight_of_a_head_is_a_matrix(rng):
+    x, _, target = head(rng, 4)
+    with pytest.raises(TypeError, match="linear_cross_entropy: the weight is a matrix, not None"):
+        minigrad.linear_cross_entropy(x, None, target)
+
+
 class Memory(minigrad.Observer):
     """The calls of ops, and which options they had."""
 

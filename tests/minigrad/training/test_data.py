@@ -375,6 +375,11 @@ def test_what_is_no_list_of_arrays_is_refused(arrays):
         next(batches(arrays, 2))
 
 
+def test_numbers_are_no_arrays_of_rows():
+    with pytest.raises(ValueError, match="a single number has none"):
+        next(batches([1.0, 2.0], 1))
+
+
 def test_the_order_of_batches_is_shuffled_or_not():
     with pytest.raises(TypeError, match="shuffle must be True or False, not 'no'"):
         next(batches([np.ones(4)], 2, shuffle="no"))
