@@ -45,7 +45,7 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
 
 
 @cache
-def one_tuple(names: tuple[str, ...]) -> tuple[str, ...]:
+def _one_tuple(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the same tuple for the same names, because captured steps compare by identity."""
     return names
 
@@ -251,7 +251,7 @@ class AdaptedLayer(Module):
                 f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
                 f"call unmerge() first"
             )
-        self.active = one_tuple(tuple(names))
+        self.active = _one_tuple(tuple(names))
 
     def pause(self) -> None:
         """Turn all adapters off until `resume`; pauses can be nested."""

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer, one_tuple
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment import state
 from lora.attachment.plan import Match, Plan
@@ -24,7 +23,6 @@ from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import is_narrow
-from minigrad.checks import are_same
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Conv2d, Embedding, Linear, Module
 from minigrad.random import generator
@@ -267,7 +265,7 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
     for name in names:
         if name not in attachment.active:
             state.restore_flags(attachment.adapters[name].flags)
-    attachment.active = one_tuple(tuple(names))
+    attachment.active = tuple(names)
     attachment.swap_in(model, names)
 
 
@@ -277,9 +275,7 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
     layers = state.attached_layers(model, attachment)
     own: list[Tensor] = [copy.own for copy in attached.copies]
     own += [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
-    flags = [(parameter, parameter.requires_grad) for parameter in own]
-    if not are_same([*chain(*flags)], [*chain(*attached.flags)]):  # a captured step compares lists
-        attached.flags = flags
+    attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
     state.restore_flags((parameter, False) for parameter in own)
 
 

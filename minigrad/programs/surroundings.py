@@ -59,7 +59,8 @@ _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages whose fun
 _MAPPINGS = dict, MappingProxyType, ChainMap, WeakKeyDictionary, WeakValueDictionary
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
-_NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs"
+# Caches, the engine, and records that only change together with layers.
+_NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.attachment"
 
 
 class Surroundings:
