@@ -178,15 +178,15 @@ def of_pairs():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("quick", [True, False])
-def test_it_learns_more_than_pairs_of_characters(tmp_path, capsys, quick):
+def test_it_learns_more_than_pairs_of_characters(tmp_path, capsys):
+    """In the quick form; walkthrough 12, which is run too, takes more steps."""
     out = tmp_path / "gpt.png"
-    looks = gpt.main(quick, out)
+    looks = gpt.main(quick=True, out=out)
     pairs, characters = of_pairs()
     steps, known, held_out = np.transpose(looks)
-    assert steps[-1] == (400 if quick else 1500)
+    assert steps[-1] == 400
     assert abs(known[0] - math.log(characters)) < 0.1
-    assert held_out[-1] < pairs - (0.05 if quick else 0.3)
+    assert held_out[-1] < pairs - 0.05
     assert known[-1] < held_out[-1]
     assert all(after < before for before, after in pairwise(known))
     words = set(re.findall(r"[a-z]+", sonnets().known.casefold()))
@@ -194,7 +194,7 @@ def test_it_learns_more_than_pairs_of_characters(tmp_path, capsys, quick):
     before, after = (re.findall(r"[a-z]{3,}", part) for part in written.split("after:"))
     shares = [np.mean([word in words for word in part]) for part in (before[1:], after)]
     assert shares[0] < 0.1
-    assert shares[1] > (0.2 if quick else 0.5)
+    assert shares[1] > 0.2
     pixels = imread(out)
     assert pixels.shape[1] == 1200
     assert out.stat().st_size < 250_000

@@ -123,7 +123,7 @@ def test_digits_over_the_whole_range(name, limit, flags):
     ],
 )
 def test_digits_over_the_whole_range_at_close_quarters(name, stop, limit):
-    chunk, step = 2**18, 7
+    chunk, step = 2**18, 31
     out = np.empty(chunk, np.float32)
     loop = loop_over(name, FLAGS["fused"])
     for start in range(0, stop - chunk * step, chunk * step):
