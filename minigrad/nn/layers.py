@@ -15,7 +15,6 @@ from minigrad.checks import check_flag, check_integer, check_positive, check_pro
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import FunctionModule, Module, Parameter, as_input, unusual
-from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
 __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequential"]
@@ -181,14 +180,9 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-def _flatten(x: Tensor, start_dim: int, end_dim: int) -> Tensor:
-    x = as_input(x)
-    start, end = normalize_axis(start_dim, x.ndim), normalize_axis(end_dim, x.ndim) + 1
-    if start >= end:
-        raise ValueError(
-            f"Flatten: start_dim = {start_dim} comes after end_dim = {end_dim} in shape {x.shape}"
-        )
-    return ops.reshape(x, (*x.shape[:start], math.prod(x.shape[start:end]), *x.shape[end:]))
+def _flatten(x: Any, start_dim: int, end_dim: int) -> Tensor:
+    tensor: Tensor = x if isinstance(x, Tensor) else Tensor(as_input(x))
+    return tensor.flatten(start_dim, end_dim)
 
 
 class Flatten(FunctionModule):

@@ -22,6 +22,7 @@ from typing import Any
 from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.optim.optimizer import Optimizer
+from minigrad.renamed import hint_arguments
 
 __all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR", "WarmupCosineLR"]
 
@@ -44,6 +45,10 @@ class LRScheduler(ABC):
         TypeError: if `optimizer` is not an optimiser, or an option has a wrong type.
         ValueError: if an option has an impossible value, or no group has an lr above 0.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        hint_arguments(cls)
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         name = type(self).__name__

@@ -271,6 +271,15 @@ def test_identity_gives_back_its_input():
     assert nn.Identity()(x) is x
 
 
+def test_a_tensor_flattens_the_axes_that_are_asked_for():
+    x = minigrad.ones(2, 3, 4)
+    assert x.flatten().shape == (24,)
+    assert x.flatten(1).shape == (2, 12)
+    assert x.flatten(0, 1).shape == (6, 4)
+    assert x.flatten(start_dim=-1).shape == (2, 3, 4)
+    assert minigrad.tensor(3.0).flatten().shape == (1,)
+
+
 def test_flatten_of_no_rows_keeps_its_shape():
     assert Flatten()(minigrad.ones((0, 3, 2))).shape == (0, 6)
 
