@@ -227,8 +227,10 @@ class Sequential(Module):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        return list(self)[index]
+    def __getitem__(self, index: int | slice) -> Callable[[Tensor], Tensor]:
+        """Return one layer; or, for a slice, a Sequential of the same layers."""
+        layers = list(self)
+        return Sequential(*layers[index]) if isinstance(index, slice) else layers[index]
 
 
 class MLP(Module):
@@ -327,4 +329,8 @@ def _check_callable(layer: Any, role: str) -> None:
     if isinstance(layer, type):
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
     if not callable(layer):
-        raise TypeError(f"{role} must be a module or a function of a tensor, not {layer!r:.60}")
+        star = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+        star = "; write Sequential(*layers.values())" if isinstance(layer, dict) else star
+        raise TypeError(
+            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{star}"
+        )

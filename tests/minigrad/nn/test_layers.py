@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,23 @@ def test_sequential_runs_modules_and_functions_in_turn():
     assert net[0] is layer
     assert list(net)[1] is minigrad.tanh
     assert Sequential()(x) is x
+
+
+def test_a_slice_of_a_sequential_is_one_of_the_same_layers():
+    net = Sequential(Linear(2, 3), minigrad.tanh, Linear(3, 1))
+    body, x = net[:-1], minigrad.ones((4, 2))
+    assert isinstance(body, Sequential)
+    assert list(body) == list(net)[:-1]
+    np.testing.assert_array_equal(net[-1](body(x)).data, net(x).data)
+
+
+@pytest.mark.parametrize(
+    ("layers", "hint"),
+    [([minigrad.tanh], "Sequential(*layers)"), ({"0": minigrad.tanh}, "(*layers.values())")],
+)
+def test_a_list_of_layers_is_unpacked(layers, hint):
+    with pytest.raises(TypeError, match=re.escape(hint)):
+        Sequential(layers)
 
 
 def test_mlp_has_its_activation_between_layers_and_none_at_the_end(rng):
