@@ -151,8 +151,8 @@ class Operators(Tensor):
             raise TypeError(_use_instead(name, module))
         try:
             arrays, others = _unwrapped(list(args)), _unwrapped(dict(options))
-        except RuntimeError:  # a tensor among the arguments requires a gradient
-            if "minigrad." in instead("minigrad", name):
+        except RuntimeError as error:  # a tensor requires a gradient, or the step is captured
+            if type(error) is RuntimeError and "minigrad." in instead("minigrad", name):
                 raise TypeError(_use_instead(name, module)) from None
             raise
         return function(*arrays, **others)
