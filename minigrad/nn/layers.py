@@ -232,6 +232,12 @@ class Sequential(Module):
         layers = list(self)
         return Sequential(*layers[index]) if isinstance(index, slice) else layers[index]
 
+    def __setitem__(self, index: int, layer: Callable[[Tensor], Tensor]) -> None:
+        """Replace one layer."""
+        name = str(range(len(self))[index])
+        _check_callable(layer, f"Sequential: layer {name}")
+        setattr(self, name, layer)
+
 
 class MLP(Module):
     """Linear layers with activations between them: sizes (4, 64, 64, 1) make three linear layers.

@@ -124,6 +124,19 @@ def test_a_slice_of_a_sequential_is_one_of_the_same_layers():
     np.testing.assert_array_equal(net[-1](body(x)).data, net(x).data)
 
 
+def test_a_layer_of_a_sequential_can_be_replaced():
+    net = Sequential(Linear(2, 3), minigrad.tanh, Linear(3, 1))
+    net[-1] = head = Linear(3, 5)
+    net[0].freeze()
+    assert net[2] is head
+    assert net.trainable_parameters() == list(head.parameters())
+    assert net(minigrad.ones(4, 2)).shape == (4, 5)
+    with pytest.raises(IndexError):
+        net[3] = head
+    with pytest.raises(TypeError, match="layer 0 must be a module"):
+        net[0] = 3
+
+
 @pytest.mark.parametrize(
     ("layers", "hint"),
     [([minigrad.tanh], "Sequential(*layers)"), ({"0": minigrad.tanh}, "(*layers.values())")],
