@@ -54,6 +54,7 @@ def instead(owner: str, name: str) -> str:
 _HOMES = {
     "Tensor": ("minigrad",),
     "minigrad": ("minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data", "minigrad.viz"),
+    "minigrad.data": ("minigrad",),
     "minigrad.functional": ("minigrad",),
     "minigrad.nn": ("minigrad", "minigrad.optim"),
     "minigrad.optim": ("minigrad",),
