@@ -156,12 +156,16 @@ class _OldNames(MetaPathFinder):
     ) -> ModuleSpec | None:
         owner, _, last = name.rpartition(".")
         if owner.startswith(("minigrad", "lora")):
+            is_attribute = last in vars(sys.modules.get(owner, sys))  # such as a function
             home = elsewhere()["minigrad 0.1"].get(name)
-            since = f"since minigrad 0.2; its contents are in {home}" if home else ""
-            if since or (hint := instead(owner, last)):
-                # With `name=name`, Python would drop the error in `from minigrad import cat`.
-                what = f"module `{name}` {since}" if since else f"`{name}`{hint}"
-                raise ModuleNotFoundError(f"there is no {what}")
+            what = f"module `{name}` since minigrad 0.2; its contents are in {home}" if home else ""
+            if not home and not is_attribute and (hint := instead(owner, last)):
+                what = f"`{name}`{hint}"
+            if what:
+                # `from minigrad import cat` drops an error that names what it looks for; pydoc,
+                # which then looks for a function, drops no other.
+                sought = name if is_attribute else None
+                raise ModuleNotFoundError(f"there is no {what}", name=sought)
         return None
 
 

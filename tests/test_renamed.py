@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -65,6 +66,11 @@ def test_from_a_zip_archive_names_are_known_as_from_files(tmp_path):
 def test_a_module_that_never_was_is_not_found_as_ever():
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'minigrad\.tensors'"):
         importlib.import_module("minigrad.tensors")
+
+
+@pytest.mark.parametrize("path", ["minigrad.functional.softmax", "minigrad.op", "lora.merge"])
+def test_a_function_is_not_taken_for_a_missing_module(path):
+    assert callable(pydoc.locate(path))
 
 
 def test_a_part_of_an_old_package_gives_the_new_name_of_the_package():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -226,6 +226,12 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    @overload
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
 
     def __getitem__(self, index: int | slice) -> Callable[[Tensor], Tensor]:
         """Return one layer; or, for a slice, a Sequential of the same layers."""
