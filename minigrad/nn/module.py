@@ -37,8 +37,9 @@ M = TypeVar("M", bound="Module")
 
 
 def as_input(x: Any) -> Any:
-    """Return a list of numbers as an array, and anything else as it is."""
-    return as_array(x) if isinstance(x, (list, tuple)) else x
+    """Return a list, or an array of another library, as an array, and anything else as it is."""
+    is_ours = isinstance(x, (Tensor, np.ndarray)) or not hasattr(x, "__array__")
+    return as_array(x) if isinstance(x, (list, tuple)) or not is_ours else x
 
 
 class Parameter(Tensor):
