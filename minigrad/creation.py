@@ -13,6 +13,7 @@ from minigrad.checks import check_count
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
+from minigrad.renamed import with_hints
 
 __all__ = ["arange", "eye", "from_dlpack", "full", "linspace", "ones", "ones_like"]
 __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
@@ -20,6 +21,7 @@ __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
 Shape = int | Sequence[int]
 
 
+@with_hints
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
 
@@ -73,6 +75,7 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
     return tensor(array) if copy else Tensor(array)
 
 
+@with_hints
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -84,6 +87,7 @@ def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fa
     return Tensor(observed(np.zeros, _new_shape("zeros", shape), dtype), requires_grad)
 
 
+@with_hints
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -93,6 +97,7 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
     return Tensor(observed(np.ones, _new_shape("ones", shape), dtype), requires_grad)
 
 
+@with_hints
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -112,6 +117,7 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArr
     return np.full(shape, filling, filling.dtype)
 
 
+@with_hints
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
 
@@ -123,6 +129,7 @@ def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = 
     return Tensor(observed(np.zeros, x.shape, dtype or x.dtype), requires_grad)
 
 
+@with_hints
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones with the shape and dtype of `x`, a Tensor or an array.
 
@@ -138,6 +145,7 @@ def _check_has_shape(name: str, x: Any) -> None:
         raise TypeError(f"{name} takes a Tensor or an array, not {x!r:.60}")
 
 
+@with_hints
 def arange(
     start: float,
     stop: float | None = None,
@@ -163,6 +171,7 @@ def arange(
     return Tensor(values, requires_grad, dtype)
 
 
+@with_hints
 def linspace(
     start: float,
     stop: float,
@@ -180,6 +189,7 @@ def linspace(
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, dtype)
 
 
+@with_hints
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
@@ -193,6 +203,7 @@ def eye(
     )
 
 
+@with_hints
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -208,6 +219,7 @@ def randn(
     )
 
 
+@with_hints
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -219,6 +231,7 @@ def rand(
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
+@with_hints
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw integers from `low` to `high` - 1, all equally likely: a tensor of `shape`, in int64.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
+from minigrad.renamed import missing
 
 __all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
 
@@ -255,3 +257,10 @@ def _common_length(arrays: Sequence[Arrays]) -> int:
     if n == 0:
         raise ValueError("the data are empty: there are no rows")
     return n
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Raise an error that says what to use instead of the name."""
+        raise missing(__name__, name, sys.modules[__name__])

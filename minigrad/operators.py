@@ -7,6 +7,7 @@ the methods and attaches them. `help(Tensor.sum)` shows the docstring of the op 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -20,6 +21,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor, converted, overwrite
 from minigrad.creation import as_shape
+from minigrad.ops.shape import normalize_axis
 from minigrad.readonly import writable
 from minigrad.renamed import instead
 
@@ -149,8 +151,8 @@ class Operators(Tensor):
             raise TypeError(_use_instead(name, module))
         try:
             arrays, others = _unwrapped(list(args)), _unwrapped(dict(options))
-        except RuntimeError:  # a tensor among the arguments requires a gradient
-            if instead("minigrad", name):
+        except RuntimeError as error:  # a tensor requires a gradient, or the step is captured
+            if type(error) is RuntimeError and "minigrad." in instead("minigrad", name):
                 raise TypeError(_use_instead(name, module)) from None
             raise
         return function(*arrays, **others)
@@ -205,20 +207,39 @@ class Operators(Tensor):
         """
         return ops.reshape.call(self, as_shape("reshape", shape))
 
-    def flatten(self) -> Tensor:
-        """Return a tensor with one axis that holds all elements."""
-        return ops.reshape.call(self, -1)
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Join the axes from `start_dim` to `end_dim`, by default all: `(n, a, b) -> (n * a * b,)`.
+
+        Raises:
+            ValueError: if the tensor does not have these axes, or they are in the wrong order.
+            TypeError: if one of them is not an integer.
+        """
+        shape = self.shape or (1,)
+        start, end = (normalize_axis(axis, len(shape)) for axis in (start_dim, end_dim))
+        if start > end:
+            raise ValueError(
+                f"flatten: start_dim = {start_dim} comes after end_dim = {end_dim} in shape {shape}"
+            )
+        joined = math.prod(shape[start : end + 1])
+        return ops.reshape.call(self, (*shape[:start], joined, *shape[end + 1 :]))
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Permute the axes to the given order, `(1, 0)` or `1, 0`; by default reverse them.
+
+        This is numpy's `transpose`; `swapaxes(1, 2)` exchanges two axes, as PyTorch's does.
 
         Raises:
             ValueError: if the order does not name each axis once.
             TypeError: if an axis is not an integer.
         """
-        return ops.transpose.call(
-            self, None if axes in ((), (None,)) else as_shape("transpose", axes)
-        )
+        if axes in ((), (None,)):
+            return ops.transpose.call(self)
+        order = as_shape("transpose", axes)
+        if len(order) == 2 != self.ndim:
+            raise ValueError(
+                f"transpose: {order} does not order {self.ndim} axes; .swapaxes{order} swaps two"
+            )
+        return ops.transpose.call(self, order)
 
 
 def _check_out(name: str, *out: Any) -> None:

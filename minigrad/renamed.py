@@ -1,7 +1,8 @@
 """Hints for missing names: the error for a missing name says which name to use instead.
 
 The table `renamed.csv` has the names of version 0.1, and names that people know from PyTorch, PEFT,
-JAX and numpy. Each name has an owner: a module, a class, or "argument".
+JAX and numpy. Each name has an owner: a module or a class; "argument" for a keyword argument; or
+"call" for a function whose arguments by position differ from those of its namesake in PyTorch.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.resources import files
 from inspect import getattr_static
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @cache
@@ -33,14 +37,16 @@ def instead(owner: str, name: str) -> str:
     """Return a hint, after a semicolon, for a name that `owner` does not have; empty if unknown.
 
     The hint is from the table. If another module of minigrad has a class or function with the same
-    name, the hint is its complete name.
+    name, the hint is its complete name, or what the table says of that module.
     """
     text = elsewhere().get(owner, {}).get(name)
-    for home in _HOMES.get(owner, ()) if text is None else ():
-        module = sys.modules.get(home)
-        if callable(vars(module).get(name)) and not name.startswith("_"):
+    homes = () if text is not None or name.startswith("_") else _HOMES.get(owner, ())
+    for home in homes:
+        if callable(vars(sys.modules.get(home)).get(name)):
             text = f"use {home}.{name}"
             break
+    for home in homes:
+        text = text or elsewhere().get(home, {}).get(name)
     return "" if text is None else f"; {text}"
 
 
@@ -48,7 +54,10 @@ def instead(owner: str, name: str) -> str:
 _HOMES = {
     "Tensor": ("minigrad",),
     "minigrad": ("minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data", "minigrad.viz"),
+    "minigrad.data": ("minigrad",),
+    "minigrad.functional": ("minigrad",),
     "minigrad.nn": ("minigrad", "minigrad.optim"),
+    "minigrad.optim": ("minigrad",),
 }
 
 
@@ -95,14 +104,48 @@ def add_hints(kind: type, owner: str) -> None:
     kind.__dir__ = listed  # type: ignore[assignment]
 
 
-def instead_of_keyword(error: TypeError) -> str:
-    """Return a message that says what to use instead of an unexpected keyword argument.
+def instead_of_argument(error: TypeError) -> str:
+    """Return a message that says what to use instead of an argument that a function does not take.
 
-    The message is empty for other errors, and for keywords that the table does not have.
+    The message is empty for other errors, and for arguments that the table does not have.
     """
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    hint = instead("argument", found[1]) if found else ""
-    return f"{found[0]}{hint}" if found and hint else ""
+    text = str(error)
+    if found := re.search(r"unexpected keyword argument '(\w+)'", text):
+        text, hint = found[0], instead("argument", found[1])
+    elif found := re.search(
+        r"(\w+)(?:\.__init__)?\(\) (?:takes .* positional|missing \d+ required)", text
+    ):
+        hint = instead("call", found[1])
+    else:
+        return ""
+    return f"{text}{hint}" if hint and hint not in str(error) else ""
+
+
+def with_hints(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: the error for an argument that it does not take has a hint."""
+
+    @wraps(function)
+    def hinted(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*args, **options)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from inside of the function
+            if not (text := instead_of_argument(error)):
+                raise
+            name = function.__qualname__.removesuffix(".__init__")
+            raise TypeError(f"{name}: {text}") from None
+
+    return hinted
+
+
+def hint_arguments(kind: type) -> None:
+    """Let errors for arguments of the constructor have hints, if `kind` is of the library.
+
+    In a user's class, an argument of the same name may mean something else.
+    """
+    if kind.__module__.startswith("minigrad.") and "__init__" in vars(kind):
+        setattr(kind, "__init__", with_hints(vars(kind)["__init__"]))  # noqa: B010  # for mypy
 
 
 class _OldNames(MetaPathFinder):
@@ -113,10 +156,16 @@ class _OldNames(MetaPathFinder):
     ) -> ModuleSpec | None:
         owner, _, last = name.rpartition(".")
         if owner.startswith(("minigrad", "lora")):
+            is_attribute = last in vars(sys.modules.get(owner, sys))  # such as a function
             home = elsewhere()["minigrad 0.1"].get(name)
-            since = f" since minigrad 0.2; its contents are in {home}" if home else ""
-            if hint := since or instead(owner, last):
-                raise ModuleNotFoundError(f"there is no module `{name}`{hint}", name=name)
+            what = f"module `{name}` since minigrad 0.2; its contents are in {home}" if home else ""
+            if not home and not is_attribute and (hint := instead(owner, last)):
+                what = f"`{name}`{hint}"
+            if what:
+                # `from minigrad import cat` drops an error that names what it looks for; pydoc,
+                # which then looks for a function, drops no other.
+                sought = name if is_attribute else None
+                raise ModuleNotFoundError(f"there is no {what}", name=sought)
         return None
 
 

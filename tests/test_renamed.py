@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import pytest
 
 import lora
 import minigrad
-from minigrad import nn
+from minigrad import nn, optim
 from minigrad.renamed import elsewhere
 
 CHANGELOG = (Path(__file__).parents[1] / ".github" / "CHANGELOG.md").read_text()
-MODULES = {"minigrad": minigrad, "minigrad.nn": nn, "lora": lora}
+MODULES = {"minigrad": minigrad, "minigrad.nn": nn, "minigrad.optim": optim, "lora": lora}
 OBJECTS = {"Tensor": minigrad.tensor([1.0, 2.0]), "Module": nn.Linear(2, 2), "Op": minigrad.tanh}
 ASKED = [
     (owner, name, hint)
@@ -67,6 +68,11 @@ def test_a_module_that_never_was_is_not_found_as_ever():
         importlib.import_module("minigrad.tensors")
 
 
+@pytest.mark.parametrize("path", ["minigrad.functional.softmax", "minigrad.op", "lora.merge"])
+def test_a_function_is_not_taken_for_a_missing_module(path):
+    assert callable(pydoc.locate(path))
+
+
 def test_a_part_of_an_old_package_gives_the_new_name_of_the_package():
     with pytest.raises(ModuleNotFoundError, match=r"lora\.files.*lora\.peft"):
         importlib.import_module("lora.files.folder")
@@ -74,8 +80,27 @@ def test_a_part_of_an_old_package_gives_the_new_name_of_the_package():
 
 @pytest.mark.parametrize("name", ["minigrad.nn.functional", "minigrad.utils.data"])
 def test_a_module_of_another_library_gives_what_is_here(name):
-    with pytest.raises(ModuleNotFoundError, match=r"no module `minigrad.*`; use minigrad"):
+    with pytest.raises(ModuleNotFoundError, match=r"^there is no `minigrad.*`; use minigrad"):
         importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "message"),
+    [
+        ("minigrad", "cat", "`minigrad.cat`; use minigrad.concatenate"),
+        ("minigrad", "Linear", "`minigrad.Linear`; use minigrad.nn.Linear"),
+        ("minigrad.nn", "ModuleList", "`minigrad.nn.ModuleList`; use a list"),
+        ("minigrad.optim", "lr_scheduler", "`minigrad.optim.lr_scheduler`; leave it out"),
+        ("minigrad.optim", "ReduceLROnPlateau", "set optimizer.lr"),
+        ("lora", "get_peft_model", "`lora.get_peft_model`; use lora.attach"),
+        ("minigrad", "never_was", "cannot import name 'never_was' from 'minigrad'"),
+    ],
+)
+def test_a_name_of_another_library_that_is_imported_gives_the_one_that_is_here(
+    module, name, message
+):
+    with pytest.raises(ImportError, match=re.escape(message)):
+        exec(f"from {module} import {name}")
 
 
 @pytest.mark.parametrize(("owner", "name", "hint"), ASKED)
@@ -114,10 +139,80 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
         call(minigrad.tensor([1.0, 2.0]))
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nn.Softmax(dim=1), "Softmax: .*'dim'; here it is axis, as in numpy"),
+        (lambda: nn.ReLU(inplace=True), "ReLU: .*'inplace'; leave it out"),
+        (lambda: nn.ReLU(True), r"ReLU: .* but 2 were given; it has no options"),
+        (lambda: nn.Linear(2, 3, device="cpu"), "Linear: .*'device'; leave it out"),
+        (lambda: nn.TransformerBlock(8, nhead=2), "TransformerBlock: .*'nhead'; .* num_heads"),
+        (
+            lambda: nn.MultiHeadAttention(8, 2)(minigrad.ones(1, 3, 8), key_padding_mask=ONE),
+            r"MultiHeadAttention.forward: .*; use attn_mask=mask\[:, None, None, :\]",
+        ),
+        (lambda: optim.Adam([ONE], fused=True), "Adam: .*'fused'; leave it out"),
+        (
+            lambda: optim.StepLR(optim.SGD([ONE]), 3, last_epoch=2),
+            "StepLR: .*'last_epoch'; leave it out",
+        ),
+        (lambda: optim.clip_grad_norm([ONE], 1.0, norm_type=2), "clip_grad_norm: .*; leave it out"),
+        (
+            lambda: nn.Linear(2, 3).load_state_dict({}, strict=False),
+            r"Module.load_state_dict: .*load \{\*\*model.state_dict\(\)",
+        ),
+        (lambda: nn.Linear(2, 3).zero_grad(set_to_none=True), "Module.zero_grad: .*; leave it out"),
+        (lambda: minigrad.zeros(2, device="cpu"), "zeros: .*'device'; leave it out"),
+        (lambda: minigrad.randint(0, 9, size=(3,)), "randint: .*'size'; here it is shape"),
+        (lambda: minigrad.linspace(0, 1, steps=5), "linspace: .*'steps'; here it is num"),
+        (lambda: minigrad.triu(minigrad.ones(3, 3), diagonal=1), "triu: .*; here it is k"),
+        (lambda: minigrad.norm(ONE, p=2), "norm: .*'p'; here it is ord, .*; without an axis"),
+        (lambda: minigrad.grad(ONE.sum(), ONE, only_inputs=True), "grad: .*; leave it out"),
+        (lambda: minigrad.transpose(minigrad.ones(2, 3), 0, 1), "transpose.*; use minigrad.swapax"),
+        (lambda: ONE.repeat(2, 1, 1), "repeat: .* were given; use minigrad.tile"),
+        (lambda: minigrad.scatter_add(ONE, 0, [0], ONE), "scatter_add.*; it adds values at"),
+        (lambda: minigrad.where(ONE > 0), "where.*; use minigrad.nonzero"),
+    ],
+)
+def test_an_argument_that_another_library_takes_gives_what_to_do_here(call, message):
+    with pytest.raises(TypeError, match=f"^{message}") as error:
+        call()
+    assert str(error.value).count("; ") == 1 + ("without an axis" in message)
+
+
+def test_two_axes_for_more_are_swapped_by_another_method():
+    x = minigrad.ones(2, 3, 4)
+    for axes in ((1, 2), (-1, -2)):
+        with pytest.raises(ValueError, match=re.escape(f".swapaxes{axes} swaps two")):
+            x.transpose(*axes)
+    assert x.swapaxes(1, 2).shape == (2, 4, 3)
+
+
+def test_an_argument_of_a_user_s_own_class_has_no_hint():
+    class Layer(nn.Module):
+        def __init__(self, axis):
+            self.axis = axis
+
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'dim'\.?[^;]*$"):
+        Layer(dim=1)
+
+
+@pytest.mark.skipif(looks_up_slowly, reason="Python 3.11 would look up all attributes slower")
+def test_what_minigrad_lacks_is_looked_up_for_tensors_and_functions():
+    with pytest.raises(AttributeError, match=r"no attribute 'acos'; use minigrad\.arccos$"):
+        minigrad.tensor([1.0]).acos  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'mse_loss'; use minigrad\.mse$"):
+        minigrad.functional.mse_loss  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'relu'; use minigrad\.relu$"):
+        minigrad.functional.relu  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'DataLoader'; use minigrad\.data\.batches$"):
+        minigrad.data.DataLoader  # noqa: B018
+
+
 @pytest.mark.skipif(looks_up_slowly, reason="Python 3.11 would look up all attributes slower")
 def test_a_function_of_another_place_is_named():
-    with pytest.raises(AttributeError, match=r"no attribute 'split'; use minigrad\.split$"):
-        minigrad.tensor([1.0]).split  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'tril'; use minigrad\.tril$"):
+        minigrad.tensor([1.0]).tril  # noqa: B018
     with pytest.raises(AttributeError, match=r"no attribute 'Linear'; use minigrad\.nn\.Linear$"):
         minigrad.Linear  # noqa: B018
 

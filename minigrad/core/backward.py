@@ -21,6 +21,7 @@ from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import grad_mode, mode, observed
 from minigrad.core.node import Node, OpLike, check_unwritten, freed, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
+from minigrad.renamed import with_hints
 from minigrad.versions import last_write
 
 
@@ -68,6 +69,7 @@ def backward(
         accumulate(node, take(arrived, node))
 
 
+@with_hints
 def grad(
     outputs: Any,
     inputs: Any = None,

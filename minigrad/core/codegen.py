@@ -325,7 +325,9 @@ def agree(
             # Convert subclasses of int, such as a size or a member of an enumeration.
             agreed[i] = value if value.__class__ is bool else int(value)
         elif value.__class__ is not float and (value is not None or op.is_required(argnum)):
-            text = f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}"
+            convert = "; minigrad.tensor(x) converts it" if hasattr(value, "__array__") else ""
+            text = f"takes tensors, arrays and numbers, not {value!r:.60}"
+            text = f"{text} for {op.input_name(argnum)}{convert}"
             raise op_error(TypeError, op.name, text)
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))

@@ -42,7 +42,7 @@ from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
 from minigrad.errors import op_error
-from minigrad.renamed import instead, instead_of_keyword, missing
+from minigrad.renamed import instead, instead_of_argument, missing
 
 P = ParamSpec("P")
 
@@ -288,7 +288,7 @@ class Op(OpLike, Generic[P]):
 
     def check_keywords(self, error: TypeError) -> None:
         """Raise a better error if a keyword argument of another library has caused `error`."""
-        if text := instead_of_keyword(error):
+        if text := instead_of_argument(error):
             raise op_error(TypeError, self.name, text) from None
 
     def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -553,8 +553,10 @@ class Tensor:
 
         def _unary(self) -> Tensor: ...
 
-        __neg__ = __pos__ = __abs__ = __invert__ = abs = clone = flatten = ravel = _unary
+        __neg__ = __pos__ = __abs__ = __invert__ = abs = clone = ravel = _unary
         square = exp = log = sqrt = rsqrt = sin = cos = tanh = sigmoid = relu = silu = _unary
+
+        def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor: ...
 
         def _reduction(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
 

@@ -5,6 +5,10 @@ such as attention and the loss of class labels, are ops themselves, and name the
 they replace. All accept Tensors and plain arrays, as ops do.
 """
 
+import sys
+from typing import TYPE_CHECKING
+
+from minigrad import renamed
 from minigrad.functional.composition import COMPOSITIONS
 from minigrad.functional.convolution import *
 from minigrad.functional.decompositions import *
@@ -19,3 +23,9 @@ from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
 __all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Raise an error that says what to use instead of the name."""
+        raise renamed.missing(__name__, name, sys.modules[__name__])

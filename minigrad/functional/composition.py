@@ -13,7 +13,7 @@ import numpy as np
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import op_error, op_of
-from minigrad.renamed import instead_of_keyword
+from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +64,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             kind = next(kind for kind in kinds if isinstance(error, kind))
             message = vars(error).get("message", str(error))  # without the name of an inner op
             if isinstance(error, TypeError):
-                message = instead_of_keyword(error) or message
+                message = instead_of_argument(error) or message
             raise op_error(kind, name, message) from error
 
     if function.__module__.startswith("minigrad.functional."):

@@ -290,7 +290,10 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     if given.dtype.kind not in "iu":
         raise TypeError(f"widths are integers, not {pad_width!r:.60}")
     if given.shape not in ((), (1,), (2,), (1, 2), (x.ndim, 2), (x.ndim, 1)):
-        raise ValueError(f"a width of {pad_width!r:.60} does not go with shape {x.shape}")
+        raise ValueError(
+            f"a width of {pad_width!r:.60} does not go with shape {x.shape}; give (before, after) "
+            f"for each axis, from the first to the last, as in {[(0, 1)] * x.ndim}"
+        )
     widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     if any(width < 0 for pair in widths for width in pair):
         raise ValueError(f"widths must not be negative, but are {pad_width!r}; use an index to cut")

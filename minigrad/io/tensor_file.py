@@ -436,6 +436,12 @@ def save_state(
         raise TypeError(f"the metadata are a dict of texts, not {metadata!r:.60}")
     plain = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in plain.items():
+        if isinstance(arrays[name], (Mapping, list, tuple)) and array.dtype == object:
+            raise TypeError(
+                f"save_state: {name} is a {type(arrays[name]).__name__}, and a file has one dict "
+                f"of arrays: save model.state_dict() alone, and the states of an optimiser and a "
+                f"scheduler with pickle; or let Trainer(..., checkpoint=path) save all"
+            )
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
     infos = [TensorInfo(name, array.dtype.name, array.shape) for name, array in plain.items()]

@@ -20,6 +20,7 @@ from minigrad.nn.layers import MLP, Dropout, Linear
 from minigrad.nn.module import Module, as_input, unusual
 from minigrad.nn.normalization import LayerNorm, RMSNorm
 from minigrad.random import Rng
+from minigrad.renamed import with_hints
 from minigrad.versions import mark_written
 
 __all__ = ["KVCache", "MultiHeadAttention", "TransformerBlock"]
@@ -96,6 +97,7 @@ class MultiHeadAttention(Module):
             if layer.bias is not None:
                 init.zeros_(layer.bias)
 
+    @with_hints
     def forward(
         self,
         query: Array,
@@ -321,6 +323,7 @@ class TransformerBlock(Module):
         self.mlp = MLP((d_model, d_ff, d_model), activation, dropout, bias, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout, rng=rng)
 
+    @with_hints
     def forward(self, x: Tensor, attn_mask: Array = None) -> Tensor:
         """Return the output of the block, of the shape of x, `(..., L, d_model)`.
 

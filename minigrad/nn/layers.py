@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,7 +15,6 @@ from minigrad.checks import check_flag, check_integer, check_positive, check_pro
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import FunctionModule, Module, Parameter, as_input, unusual
-from minigrad.ops.shape import normalize_axis
 from minigrad.random import Rng
 
 __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequential"]
@@ -181,14 +180,9 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-def _flatten(x: Tensor, start_dim: int, end_dim: int) -> Tensor:
-    x = as_input(x)
-    start, end = normalize_axis(start_dim, x.ndim), normalize_axis(end_dim, x.ndim) + 1
-    if start >= end:
-        raise ValueError(
-            f"Flatten: start_dim = {start_dim} comes after end_dim = {end_dim} in shape {x.shape}"
-        )
-    return ops.reshape(x, (*x.shape[:start], math.prod(x.shape[start:end]), *x.shape[end:]))
+def _flatten(x: Any, start_dim: int, end_dim: int) -> Tensor:
+    tensor: Tensor = x if isinstance(x, Tensor) else Tensor(as_input(x))
+    return tensor.flatten(start_dim, end_dim)
 
 
 class Flatten(FunctionModule):
@@ -233,8 +227,22 @@ class Sequential(Module):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        return list(self)[index]
+    @overload
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+
+    def __getitem__(self, index: int | slice) -> Callable[[Tensor], Tensor]:
+        """Return one layer; or, for a slice, a Sequential of the same layers."""
+        layers = list(self)
+        return Sequential(*layers[index]) if isinstance(index, slice) else layers[index]
+
+    def __setitem__(self, index: int, layer: Callable[[Tensor], Tensor]) -> None:
+        """Replace one layer."""
+        name = str(range(len(self))[index])
+        _check_callable(layer, f"Sequential: layer {name}")
+        setattr(self, name, layer)
 
 
 class MLP(Module):
@@ -333,4 +341,8 @@ def _check_callable(layer: Any, role: str) -> None:
     if isinstance(layer, type):
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
     if not callable(layer):
-        raise TypeError(f"{role} must be a module or a function of a tensor, not {layer!r:.60}")
+        star = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+        star = "; write Sequential(*layers.values())" if isinstance(layer, dict) else star
+        raise TypeError(
+            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{star}"
+        )

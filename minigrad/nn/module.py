@@ -29,7 +29,7 @@ from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.readonly import owner_of
-from minigrad.renamed import add_hints, missing
+from minigrad.renamed import add_hints, hint_arguments, missing, with_hints
 
 __all__ = ["Buffer", "Module", "Parameter"]
 
@@ -37,8 +37,9 @@ M = TypeVar("M", bound="Module")
 
 
 def as_input(x: Any) -> Any:
-    """Return a list of numbers as an array, and anything else as it is."""
-    return as_array(x) if isinstance(x, (list, tuple)) else x
+    """Return a list, or an array of another library, as an array, and anything else as it is."""
+    is_ours = isinstance(x, (Tensor, np.ndarray)) or not hasattr(x, "__array__")
+    return as_array(x) if isinstance(x, (list, tuple)) or not is_ours else x
 
 
 class Parameter(Tensor):
@@ -110,6 +111,10 @@ class Module(Owner):
     """
 
     training: bool = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        hint_arguments(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a TypeError if an array or a Tensor would replace a parameter."""
@@ -257,6 +262,7 @@ class Module(Owner):
             parameter.requires_grad_(not frozen)
         return self
 
+    @with_hints
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
@@ -285,6 +291,7 @@ class Module(Owner):
         """Return a dict from the name of each parameter and buffer to a copy of its value."""
         return {name: observed(tensor._data.copy) for name, tensor in self.named_state()}
 
+    @with_hints
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Write the values of `state` into the parameters and buffers of the same names.
 
@@ -335,8 +342,8 @@ class FunctionModule(Module):
     _options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
         dataclass(repr=False, eq=False)(cls)
+        super().__init_subclass__()  # with the constructor of the dataclass
         cls._options = tuple(field.name for field in fields(cls))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:

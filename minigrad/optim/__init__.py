@@ -1,5 +1,9 @@
 """Optimisers, learning rate schedulers, gradient clipping, and averages of weights (EMA)."""
 
+import sys
+from typing import TYPE_CHECKING
+
+from minigrad import renamed
 from minigrad.optim import clip, descent, schedulers
 from minigrad.optim.clip import *
 from minigrad.optim.descent import *
@@ -9,3 +13,9 @@ from minigrad.optim.schedulers import *
 
 __all__ = ["EMA", "Optimizer"]
 __all__ += descent.__all__ + schedulers.__all__ + clip.__all__
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Raise an error that says what to use instead of the name."""
+        raise renamed.missing(__name__, name, sys.modules[__name__])

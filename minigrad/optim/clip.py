@@ -14,6 +14,7 @@ from minigrad.checks import check_above_0, check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
+from minigrad.renamed import with_hints
 
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
@@ -61,6 +62,7 @@ def check_bound(name: str, bound: Any) -> None:
     check_above_0(name, bound)
 
 
+@with_hints
 def clip_grad_norm(
     parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
@@ -115,6 +117,7 @@ def clipped_by_norm(
     return norm, scaled
 
 
+@with_hints
 def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clip every element of every gradient to [-clip_value, clip_value]; NaN stays NaN.
 

@@ -17,6 +17,7 @@ from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.readonly import release
+from minigrad.renamed import hint_arguments
 from minigrad.versions import mark_written
 
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
@@ -87,6 +88,10 @@ class Optimizer(ABC):
 
     unused_names: frozenset[str] = frozenset()
     """Names that the state of a parameter may still have after an option was switched off."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):

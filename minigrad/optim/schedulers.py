@@ -9,7 +9,8 @@
 A scheduler computes the learning rate (lr) of a group by a formula, from the lr at the start and
 the number of steps. PyTorch computes each lr from the previous lr; the values are the same except
 for rounding. With a formula, rounding errors do not grow, and the lr of any step can be computed.
-If you set an lr by hand between two steps, it has no effect on later steps.
+If you set an lr by hand between two steps, it has no effect on later steps. For the same reason,
+two schedulers of one optimiser do not multiply, as in PyTorch: the last one sets the lr.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.optim.optimizer import Optimizer
+from minigrad.renamed import hint_arguments
 
 __all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR", "WarmupCosineLR"]
 
@@ -44,6 +46,10 @@ class LRScheduler(ABC):
         TypeError: if `optimizer` is not an optimiser, or an option has a wrong type.
         ValueError: if an option has an impossible value, or no group has an lr above 0.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        hint_arguments(cls)
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         name = type(self).__name__

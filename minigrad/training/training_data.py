@@ -74,6 +74,11 @@ class MicroBatches:
         return taken
 
 
+def _described(data: Any) -> str:
+    of = f" of {type(data[0]).__name__}" if isinstance(data, (list, tuple)) and data else ""
+    return f"{type(data).__name__}{of}"
+
+
 def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> Rows | MicroBatches:
     """Return data in one of the two forms, checked; rows of floats are converted to `dtype`."""
     if isinstance(data, (Rows, MicroBatches)):
@@ -87,7 +92,7 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
     if not is_pair:
         raise ValueError(
             f"{name} must be a pair of features and target, or a list of micro-batches, which are "
-            f"tuples (*inputs, target), not {type(data).__name__}"
+            f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not {_described(data)}"
         )
     x, y = (as_data(part, dtype) for part in data)
     if x.ndim == 0 or y.ndim == 0:

@@ -603,10 +603,19 @@ def test_what_a_vjp_must_not_return_is_named(returned, error, message):
         bad(leaf(1.0, 2.0)).sum().backward()
 
 
+class OfAnotherLibrary:
+    """An array of another library, such as a tensor of PyTorch."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2)
+
+
 def test_what_a_call_must_not_be_given_is_named():
     for bad in ("text", object(), [1.0, "a"], {1: 2}):
         with pytest.raises(TypeError, match=r"add: takes tensors, arrays and numbers|tensor holds"):
             minigrad.add(leaf(1.0), bad)
+    with pytest.raises(TypeError, match=r"numbers, not .* for b; minigrad.tensor\(x\) converts it"):
+        minigrad.add(leaf(1.0), OfAnotherLibrary())
     with pytest.raises(TypeError, match="add: takes tensors, arrays and numbers, not None for b"):
         minigrad.add(leaf(1.0), None)
 

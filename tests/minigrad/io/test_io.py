@@ -10,6 +10,7 @@ import pytest
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
+from minigrad import nn
 from minigrad.io import TensorWriter, load_state, save_state, write_atomically
 
 DTYPES = [
@@ -294,3 +295,11 @@ def test_a_link_stays_a_link(path):
     save_state(path, {"x": np.ones(1)})
     assert path.is_symlink()
     assert load_state(real)[0]["x"] == 1
+
+
+def test_states_in_a_dict_of_dicts_are_saved_elsewhere(tmp_path):
+    model = nn.Linear(2, 3)
+    states = {"model": model.state_dict(), "optimizer": {"state": {}}, "epoch": 3}
+    with pytest.raises(TypeError, match=r"model is a dict, .* with pickle; or .* Trainer"):
+        save_state(tmp_path / "all", states)
+    assert not (tmp_path / "all").exists()

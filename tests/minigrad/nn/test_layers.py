@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,36 @@ def test_sequential_runs_modules_and_functions_in_turn():
     assert net[0] is layer
     assert list(net)[1] is minigrad.tanh
     assert Sequential()(x) is x
+
+
+def test_a_slice_of_a_sequential_is_one_of_the_same_layers():
+    net = Sequential(Linear(2, 3), minigrad.tanh, Linear(3, 1))
+    body, x = net[:-1], minigrad.ones((4, 2))
+    assert isinstance(body, Sequential)
+    assert list(body) == list(net)[:-1]
+    np.testing.assert_array_equal(net[-1](body(x)).data, net(x).data)
+
+
+def test_a_layer_of_a_sequential_can_be_replaced():
+    net = Sequential(Linear(2, 3), minigrad.tanh, Linear(3, 1))
+    net[-1] = head = Linear(3, 5)
+    net[0].freeze()
+    assert net[2] is head
+    assert net.trainable_parameters() == list(head.parameters())
+    assert net(minigrad.ones(4, 2)).shape == (4, 5)
+    with pytest.raises(IndexError):
+        net[3] = head
+    with pytest.raises(TypeError, match="layer 0 must be a module"):
+        net[0] = 3
+
+
+@pytest.mark.parametrize(
+    ("layers", "hint"),
+    [([minigrad.tanh], "Sequential(*layers)"), ({"0": minigrad.tanh}, "(*layers.values())")],
+)
+def test_a_list_of_layers_is_unpacked(layers, hint):
+    with pytest.raises(TypeError, match=re.escape(hint)):
+        Sequential(layers)
 
 
 def test_mlp_has_its_activation_between_layers_and_none_at_the_end(rng):
@@ -269,6 +300,15 @@ def test_a_layer_takes_lists_of_numbers(layer, shape, rng):
 def test_identity_gives_back_its_input():
     x = minigrad.ones((2,))
     assert nn.Identity()(x) is x
+
+
+def test_a_tensor_flattens_the_axes_that_are_asked_for():
+    x = minigrad.ones(2, 3, 4)
+    assert x.flatten().shape == (24,)
+    assert x.flatten(1).shape == (2, 12)
+    assert x.flatten(0, 1).shape == (6, 4)
+    assert x.flatten(start_dim=-1).shape == (2, 3, 4)
+    assert minigrad.tensor(3.0).flatten().shape == (1,)
 
 
 def test_flatten_of_no_rows_keeps_its_shape():

@@ -116,6 +116,20 @@ def test_a_cell_does_one_step_of_a_layer(rng, bias, kind):
     same(flat(one), [s[0, 0] for s in flat(last)])
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell"])
+def test_an_array_of_another_library_is_one_of_numbers(rng, kind):
+    x = rng.standard_normal((L, N, D_IN) if kind in KINDS else (N, D_IN))
+
+    class OfAnotherLibrary:  # such as a tensor of PyTorch, which has a dtype of its own
+        dtype, ndim, shape = "torch.float64", x.ndim, x.shape
+
+        def __array__(self, dtype=None, copy=None):
+            return x
+
+    layer = layer_of(kind)
+    same(layer(OfAnotherLibrary()), layer(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_have_the_names_and_the_range_of_pytorch(kind):
     layer = getattr(nn, kind)(D_IN, H, 2, bidirectional=True, rng=np.random.default_rng(0))

@@ -169,6 +169,7 @@ SHAPES = [
     bad("transpose", (X, (0, 0)), ValueError, "(2, 3)", "(0, 0)"),
     bad("transpose", (X, (0,)), ValueError, "(2, 3)", "(0,)"),
     bad("transpose", (X, (0, 5)), ValueError, "5"),
+    bad("pad", (X, (1, 1, 2, 2)), ValueError, "(1, 1, 2, 2)", "[(0, 1), (0, 1)]"),
     bad("reshape", (X, (4,)), ValueError, "(2, 3)", "(4,)"),
     bad("broadcast_to", (X, (2, 4)), ValueError, "(2, 3)", "(2, 4)"),
     bad("roll", (X, (1, 2, 3), (0, 1)), ValueError, "(1, 2, 3)", "(0, 1)"),

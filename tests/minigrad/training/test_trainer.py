@@ -1263,6 +1263,13 @@ def test_data_that_are_no_pair_are_an_error(train):
         make().fit(train, epochs=1)
 
 
+def test_micro_batches_of_a_loader_are_made_tuples():
+    loader = [[np.ones((2, 2)), np.ones((2, 1))]] * 3
+    with pytest.raises(ValueError, match=r"\[\(x, y\) for x, y in loader\], not list of list$"):
+        make().fit(loader, epochs=1)
+    make().fit([(x, y) for x, y in loader], epochs=1)
+
+
 def test_validation_data_are_checked_before_training(data):
     trainer = make()
     with pytest.raises(ValueError, match="validation: 3 rows of features, but 4"):
