@@ -439,8 +439,8 @@ def save_state(
         if isinstance(arrays[name], (Mapping, list, tuple)) and array.dtype == object:
             raise TypeError(
                 f"save_state: {name} is a {type(arrays[name]).__name__}, and a file has one dict "
-                f"of arrays: save model.state_dict() alone, and the states of an optimiser and a "
-                f"scheduler with pickle; or let Trainer(..., checkpoint=path) save all"
+                f"of arrays: give each array a name of its own, such as 'exp_avg.0', or let "
+                f"Trainer(..., checkpoint=path) save the model with its optimiser"
             )
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
