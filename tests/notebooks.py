@@ -55,7 +55,8 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
 
     Args:
         notebook: what to run; it is not changed.
-        with_solutions: run the solution of each exercise too, where it stands, and check it.
+        with_solutions: run the solution of each exercise too, and check it: where it stands, and
+            again after the last cell, for readers who do the exercises in the end.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell or a solution raises, or if the check of
@@ -65,11 +66,14 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     from nbclient import NotebookClient
 
     cells: list[Cell] = []
+    at_the_end: list[Cell] = []
     for cell in notebook["cells"]:
         cells.append(json.loads(json.dumps(cell)))
         if with_solutions and (code := solutions(cell)):
             source = "".join([*code, checked(answer_of(notebook, cell))])
-            cells.append(nbformat.v4.new_code_cell(source, id=f"solution-{len(cells)}"))
+            for place, name in ((cells, "solution"), (at_the_end, "late-solution")):
+                place.append(nbformat.v4.new_code_cell(source, id=f"{name}-{len(cells)}"))
+    cells += at_the_end
     fresh = nbformat.from_dict({**notebook, "cells": cells})
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
