@@ -256,9 +256,9 @@ check = Checker(
             slips={
                 "With small scores this is right, but e^1000 is larger than any float. What can "
                 "you subtract from all scores of a row without changing p?": _overflowing,
-                "With small scores this is right, but e^1000 is infinite as a float, and a quotient of "
-                "two infinite numbers is nan. What can you subtract from all scores of a row without "
-                "changing p?": _quotient_of_infinities,
+                "With small scores this is right, but e^1000 is infinite as a float, and a "
+                "quotient of two infinite numbers is nan. What can you subtract from all scores of "
+                "a row without changing p?": _quotient_of_infinities,
                 "With small scores this is right, but a probability of e^-1000 is 0 as a float, "
                 "and its logarithm is infinite. Take the logarithm of the quotient by hand.": (
                     _underflowing
