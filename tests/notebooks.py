@@ -44,6 +44,7 @@ from minigrad.progress import progress_bar
 ROOT = Path(__file__).parents[1]
 VARIES = "varies"
 SECONDS = 300  # that a cell may take
+LEFT = "adapter/adapter_config.json"  # a file of an earlier run, which walkthrough 14 writes
 
 # --------------------------------------------------------------------------------------------------
 # Running
@@ -51,7 +52,9 @@ SECONDS = 300  # that a cell may take
 
 
 def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
-    """Run a notebook in a fresh kernel and an empty folder, and return it with what it shows now.
+    """Run a notebook in a fresh kernel and return it with what it shows now.
+
+    It runs in a folder with nothing but a file of an earlier run: a reader runs it more than once.
 
     Args:
         notebook: what to run; it is not changed.
@@ -76,6 +79,8 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     cells += at_the_end
     fresh = nbformat.from_dict({**notebook, "cells": cells})
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, LEFT).parent.mkdir()
+        Path(folder, LEFT).write_text("{}")
         client = NotebookClient(
             fresh,
             timeout=SECONDS,
