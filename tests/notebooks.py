@@ -44,6 +44,7 @@ from minigrad.progress import progress_bar
 ROOT = Path(__file__).parents[1]
 VARIES = "varies"
 SECONDS = 300  # that a cell may take
+LEFT = "adapter/adapter_config.json"  # a file of an earlier run, which walkthrough 14 writes
 
 # --------------------------------------------------------------------------------------------------
 # Running
@@ -51,11 +52,14 @@ SECONDS = 300  # that a cell may take
 
 
 def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
-    """Run a notebook in a fresh kernel and an empty folder, and return it with what it shows now.
+    """Run a notebook in a fresh kernel and return it with what it shows now.
+
+    It runs in a folder with nothing but a file of an earlier run: a reader runs it more than once.
 
     Args:
         notebook: what to run; it is not changed.
-        with_solutions: run the solution of each exercise too, where it stands, and check it.
+        with_solutions: run the solution of each exercise too, and check it: where it stands, and
+            again after the last cell, for readers who do the exercises in the end.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell or a solution raises, or if the check of
@@ -65,13 +69,18 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     from nbclient import NotebookClient
 
     cells: list[Cell] = []
+    at_the_end: list[Cell] = []
     for cell in notebook["cells"]:
         cells.append(json.loads(json.dumps(cell)))
         if with_solutions and (code := solutions(cell)):
             source = "".join([*code, checked(answer_of(notebook, cell))])
-            cells.append(nbformat.v4.new_code_cell(source, id=f"solution-{len(cells)}"))
+            for place, name in ((cells, "solution"), (at_the_end, "late-solution")):
+                place.append(nbformat.v4.new_code_cell(source, id=f"{name}-{len(cells)}"))
+    cells += at_the_end
     fresh = nbformat.from_dict({**notebook, "cells": cells})
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, LEFT).parent.mkdir()
+        Path(folder, LEFT).write_text("{}")
         client = NotebookClient(
             fresh,
             timeout=SECONDS,

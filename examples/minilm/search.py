@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import lora
-from examples.command_line import check_out
+from examples.command_line import check_adapter_folder, check_out
 from examples.minilm.encoder import MiniLM
 from examples.minilm.library import Pair, pairs
 from examples.minilm.picture import draw
@@ -82,10 +82,12 @@ def main(
     """Test, fine-tune and test again; print the table, draw the picture, save the adapter.
 
     Raises:
-        OptionError: if the picture cannot be saved at `out`.
+        OptionError: if the picture cannot be saved at `out`, or the adapter in its folder.
         MissingWeightsError: if the package with the weights is not installed.
     """
     check_out(out)
+    if adapter is not None:
+        check_adapter_folder(adapter)
     plan = QUICK if quick else Plan()
     rng = np.random.default_rng(0)
     every = pairs()

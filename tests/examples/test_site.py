@@ -695,6 +695,19 @@ def test_it_is_dark_where_the_system_is_or_the_reader_says_so(opened, name):
     assert min(page.evaluate(PAPER)[:3]) > 200
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("name", VARIED)
+def test_on_paper_it_is_light_and_no_text_is_cut_off(opened, name):
+    page = opened(name, width=680)  # A4, without the margins
+    page.emulate_media(media="print")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert page.evaluate(PAPER)[:3] == [255, 255, 255]
+    cut = """[...document.querySelectorAll("pre, table, math, .scroll, .rich")]
+        .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).map(e => e.innerText)"""
+    assert page.evaluate(cut) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+
+
 EARLY = """
 if (window === top) {
   localStorage.setItem("theme", "dark");

@@ -173,6 +173,12 @@ def with_the_smallest_score(scores, temperature):
         return e / e.sum()
 
 
+def by_the_softmax(scores, right):
+    with np.errstate(all="ignore"):
+        e = np.exp(scores)
+        return -np.log(e[np.arange(len(scores)), right] / e.sum(axis=1)).mean()
+
+
 @pytest.mark.parametrize(
     ("name", "number", "answer", "message"),
     [
@@ -191,6 +197,12 @@ def with_the_smallest_score(scores, temperature):
             "Something is subtracted, but",
         ),
         ("lora", 5, lambda weight, updates: 0, "No entry differs here."),
+        (
+            "a_gpt_in_one_file",
+            3,
+            by_the_softmax,
+            "With small scores this is right, but e^1000 is inf",
+        ),
     ],
 )
 def test_what_is_said_of_other_wrong_answers(name, number, answer, message):

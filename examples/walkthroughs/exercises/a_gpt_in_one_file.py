@@ -84,6 +84,13 @@ def _overflowing(scores: Array, right: Array) -> Any:
         return (np.log(np.exp(scores).sum(axis=-1)) - _of_right(scores, right)).mean()
 
 
+def _quotient_of_infinities(scores: Array, right: Array) -> Any:
+    """Return the loss as in the file, from the quotient of two exponentials that overflow."""
+    with np.errstate(all="ignore"):
+        e = np.exp(scores)
+        return np.log(e.sum(axis=-1) / _of_right(e, right)).mean()
+
+
 def _with_one_maximum(scores: Array, right: Array) -> Any:
     """Return the loss if the maximum of all scores is subtracted from each row."""
     with np.errstate(all="ignore"):
@@ -249,6 +256,9 @@ check = Checker(
             slips={
                 "With small scores this is right, but e^1000 is larger than any float. What can "
                 "you subtract from all scores of a row without changing p?": _overflowing,
+                "With small scores this is right, but e^1000 is infinite as a float, and a "
+                "quotient of two infinite numbers is nan. What can you subtract from all scores of "
+                "a row without changing p?": _quotient_of_infinities,
                 "With small scores this is right, but a probability of e^-1000 is 0 as a float, "
                 "and its logarithm is infinite. Take the logarithm of the quotient by hand.": (
                     _underflowing
