@@ -43,7 +43,7 @@ from minigrad.progress import progress_bar
 
 ROOT = Path(__file__).parents[1]
 VARIES = "varies"
-SECONDS = 300  # that a cell may take
+SECONDS = 600  # that a cell may take
 LEFT = "adapter/adapter_config.json"  # a file of an earlier run, which walkthrough 14 writes
 
 # --------------------------------------------------------------------------------------------------
