@@ -239,8 +239,16 @@ class Sequential(Module):
         return Sequential(*layers[index]) if isinstance(index, slice) else layers[index]
 
     def __setitem__(self, index: int, layer: Callable[[Tensor], Tensor]) -> None:
-        """Replace one layer."""
-        name = str(range(len(self))[index])
+        """Replace one layer.
+
+        Raises:
+            IndexError: if there is no such layer.
+            TypeError: if `index` is not an integer, or `layer` cannot be called.
+        """
+        check_integer("Sequential: the index of a layer", index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Sequential: there is no layer {index}; it has {len(self)} layers")
+        name = str(index % len(self))
         _check_callable(layer, f"Sequential: layer {name}")
         setattr(self, name, layer)
 
