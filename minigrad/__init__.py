@@ -18,7 +18,7 @@ reading order:
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an installer's check
     raise ImportError(
@@ -69,7 +69,7 @@ from minigrad.ops import *
 from minigrad.programs import CaptureError, capture
 from minigrad.random import manual_seed
 from minigrad.training import History, Trainer
-from minigrad.transforms import *
+from minigrad.transforms.derivatives import *
 
 __version__ = installed_version("minigrad-lora")
 
@@ -83,13 +83,11 @@ __all__ += ["liveness", "receipt"]
 __all__ += ["CaptureError", "History", "Trainer", "capture"]
 __all__ += ["get_num_threads", "manual_seed", "set_num_threads", "set_pack_limit"]
 __all__ += ["show_config"]
-__all__ += creation.__all__ + transforms.__all__
-__all__ += functional.__all__ + ops.__all__
+__all__ += creation.__all__ + transforms.derivatives.__all__
 
+if not TYPE_CHECKING:  # a type checker finds ops and compositions by the imports above
+    __all__ += functional.__all__ + ops.__all__
 
-def __getattr__(name: str) -> Any:
-    """Raise an error that says what to use instead of the name.
-
-    For mypy, it declares ops and compositions: `__all__` is only known at run time.
-    """
-    raise renamed.missing(__name__, name, sys.modules[__name__])
+    def __getattr__(name):
+        """Raise an error that says what to use instead of the name."""
+        raise renamed.missing(__name__, name, sys.modules[__name__])

@@ -61,7 +61,7 @@ def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
     """Return the mean of -log p(next character), where both codes have shape `(batch, length)`."""
     scores = model(before)
     rows = reshape(scores, (-1, scores.shape[-1]))
-    return cross_entropy(rows, reshape(after, (-1,)))  # type: ignore[no-any-return]
+    return cross_entropy(rows, reshape(after, (-1,)))
 
 
 def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:

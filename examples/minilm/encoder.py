@@ -100,11 +100,11 @@ class SelfAttention(Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Apply attention inside each text; the shape stays `(tokens, hidden_size)`."""
-        heads = [
+        q, k, v = (
             layout.spread(project(x)).reshape(*layout.shape, self.num_heads, -1).swapaxes(1, 2)
             for project in (self.query, self.key, self.value)
-        ]  # (batch, heads, length, d)
-        out = mg.scaled_dot_product_attention(*heads, attn_mask=layout.keys)
+        )  # (batch, heads, length, d)
+        out = mg.scaled_dot_product_attention(q, k, v, attn_mask=layout.keys)
         return layout.gather(out.swapaxes(1, 2).reshape(*layout.shape, -1))
 
 
@@ -140,7 +140,7 @@ class Intermediate(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn `(..., hidden_size)` into `(..., intermediate_size)`."""
-        return mg.gelu(self.dense(x))  # type: ignore[no-any-return]
+        return mg.gelu(self.dense(x))
 
 
 class Layer(Module):

@@ -22,9 +22,8 @@ from minigrad.functional.pooling import *
 from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
-__all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]
-
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # a type checker finds the functions in the modules above
+    __all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]
 
     def __getattr__(name):
         """Raise an error that says what to use instead of the name."""

@@ -1,5 +1,7 @@
 """The table of derivatives: all ops, by family. For adding an op, see .github/CONTRIBUTING.md."""
 
+from typing import TYPE_CHECKING
+
 from minigrad.core.op import OPS
 from minigrad.ops.activation import *
 from minigrad.ops.arithmetic import *
@@ -14,8 +16,9 @@ from minigrad.ops.recurrent import *
 from minigrad.ops.reduction import *
 from minigrad.ops.shape import *
 
-__all__ = sorted(OPS)
+if not TYPE_CHECKING:  # a type checker finds the ops in the modules above
+    __all__ = sorted(OPS)
 
 
 def __dir__() -> list[str]:
-    return __all__  # without the names that the modules above import
+    return sorted(OPS)  # without the names that the modules above import

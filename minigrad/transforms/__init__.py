@@ -46,7 +46,4 @@ error is raised. No `.grad` and no `requires_grad` of a tensor is changed.
 runs f and backpropagates through its graph.
 """
 
-from minigrad.transforms import derivatives
 from minigrad.transforms.derivatives import *
-
-__all__ = derivatives.__all__
