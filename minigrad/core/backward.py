@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Container, Mapping
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy import ndarray
@@ -67,6 +67,27 @@ def backward(
     announce(arrived, adding=True)
     for node in list(arrived):
         accumulate(node, take(arrived, node))
+
+
+@overload
+def grad(
+    outputs: Any, inputs: Tensor, grad_outputs: Any = None, create_graph: bool = False,
+    retain_graph: bool | None = None, allow_unused: bool = False,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def grad(
+    outputs: Any, inputs: Sequence[Tensor], grad_outputs: Any = None, create_graph: bool = False,
+    retain_graph: bool | None = None, allow_unused: bool = False,
+) -> tuple[Tensor, ...]: ...  # fmt: skip
+
+
+@overload
+def grad(
+    outputs: Any, inputs: Any = None, grad_outputs: Any = None, create_graph: bool = False,
+    retain_graph: bool | None = None, allow_unused: bool = False,
+) -> Any: ...  # fmt: skip
 
 
 @with_hints
