@@ -439,7 +439,7 @@ FOLDED = """**Exercise 1.** Double x.
 <details><summary>Solution</summary>
 
 ```python
-x = 2 * x
+x = 2 * start
 assert x == 6
 ```
 
@@ -455,7 +455,7 @@ def test_tidying_takes_addresses_out():
 def test_a_solution_is_found_in_its_fold():
     made = notebook(markdown("```python\nx = 4\n```"), markdown(FOLDED))
     assert exercises(made) == [made["cells"][1]]
-    assert [solutions(cell) for cell in made["cells"]] == [[], ["x = 2 * x\nassert x == 6\n"]]
+    assert [solutions(cell) for cell in made["cells"]] == [[], ["x = 2 * start\nassert x == 6\n"]]
 
 
 def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
@@ -488,10 +488,10 @@ class Verdict(int):
 def test_solutions_run_where_they_stand_and_are_not_shown():
     pytest.importorskip("nbclient", reason="running notebooks needs the `full` extra")
     made = notebook(
-        code("x = 3\ndef check(n, x):\n  return Verdict(x == 6 * n)\n" + VERDICT),
+        code("x = start = 3\ndef check(n, x):\n  return Verdict(x == 6 * n)\n" + VERDICT),
         markdown(FOLDED),
         code("check(1, x)"),
-        markdown(FOLDED.replace("6", "12")),
+        markdown(FOLDED.replace("6", "12").replace("2 *", "4 *")),
         code("check(2, x)"),
         code("print(x)"),
     )
@@ -507,9 +507,9 @@ def test_solutions_run_where_they_stand_and_are_not_shown():
 @pytest.mark.full
 def test_a_solution_that_does_not_hold_stops_the_run():
     exceptions = pytest.importorskip("nbclient.exceptions")
-    made = notebook(code("x = 4"), markdown(FOLDED), code("check(1, x)"))
+    made = notebook(code("start = 4"), markdown(FOLDED), code("check(1, x)"))
     with pytest.raises(exceptions.CellExecutionError, match="assert x == 6"):
         run(made, with_solutions=True)
-    made["cells"][0]["source"] = "x = 3\ndef check(n, x):\n  return x == 7"
+    made["cells"][0]["source"] = "start = 3\ndef check(n, x):\n  return x == 7"
     with pytest.raises(exceptions.CellExecutionError, match="assert verdict"):
         run(made, with_solutions=True)
