@@ -161,7 +161,8 @@ def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
     if path is None:
         return {}
     top, found = Path(path), {}
-    for each in (top, *top.rglob("*")):
+    inside = top.rglob("*") if os.path.isdir(top) else ()  # rglob may raise for an invalid path
+    for each in (top, *inside):
         hidden = any(part.startswith(".") for part in each.relative_to(top).parts)
         with suppress(OSError):  # the command itself refuses an invalid path
             if each.is_file() and not hidden:
