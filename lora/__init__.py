@@ -18,8 +18,7 @@
 
 import minigrad as minigrad  # isort: skip  # first: it refuses an old Python with a clear message
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora import viz
 from lora.adapted_layer import AdaptedLayer
@@ -52,7 +51,4 @@ __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "
 __all__ += ["viz"]
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Raise an error that says what to use instead of the name."""
-        raise renamed.missing(__name__, name, sys.modules[__name__])
+    __getattr__ = renamed.getattr_of(__name__)

@@ -87,7 +87,4 @@ __all__ += creation.__all__ + transforms.derivatives.__all__
 
 if not TYPE_CHECKING:  # a type checker finds ops and compositions by the imports above
     __all__ += functional.__all__ + ops.__all__
-
-    def __getattr__(name):
-        """Raise an error that says what to use instead of the name."""
-        raise renamed.missing(__name__, name, sys.modules[__name__])
+    __getattr__ = renamed.getattr_of(__name__)

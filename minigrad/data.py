@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
-from minigrad.renamed import missing
+from minigrad.renamed import getattr_of
 
 __all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
 
@@ -260,7 +259,4 @@ def _common_length(arrays: Sequence[Arrays]) -> int:
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):
-        """Raise an error that says what to use instead of the name."""
-        raise missing(__name__, name, sys.modules[__name__])
+    __getattr__ = getattr_of(__name__)

@@ -17,7 +17,7 @@ from importlib.machinery import ModuleSpec
 from importlib.resources import files
 from inspect import getattr_static
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +73,15 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
             object.__getattribute__(asked, name)
     text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
     return AttributeError(text, name=name, obj=asked)
+
+
+def getattr_of(module: str) -> Callable[[str], NoReturn]:
+    """Return the `__getattr__` of a module: its error says what to use instead of a name."""
+
+    def __getattr__(name: str) -> NoReturn:  # noqa: N807  # as tracebacks show it
+        raise missing(module, name, sys.modules[module])
+
+    return __getattr__
 
 
 class _Elsewhere:

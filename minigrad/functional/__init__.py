@@ -5,7 +5,6 @@ such as attention and the loss of class labels, are ops themselves, and name the
 they replace. All accept Tensors and plain arrays, as ops do.
 """
 
-import sys
 from typing import TYPE_CHECKING
 
 from minigrad import renamed
@@ -24,7 +23,4 @@ from minigrad.functional.statistics import *
 
 if not TYPE_CHECKING:  # a type checker finds the functions in the modules above
     __all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]
-
-    def __getattr__(name):
-        """Raise an error that says what to use instead of the name."""
-        raise renamed.missing(__name__, name, sys.modules[__name__])
+    __getattr__ = renamed.getattr_of(__name__)

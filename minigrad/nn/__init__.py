@@ -4,7 +4,6 @@ In every layer with parameters, `dtype` is the dtype of the parameters. `rng` is
 generator of their initial values and of the layer's dropout.
 """
 
-import sys
 from typing import TYPE_CHECKING
 
 from minigrad import renamed
@@ -23,7 +22,4 @@ from minigrad.nn.recurrent import *
 __all__ = ["init", *(name for name, value in vars().items() if isinstance(value, type))]
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):
-        """Raise an error that says what to use instead of the name."""
-        raise renamed.missing(__name__, name, sys.modules[__name__])
+    __getattr__ = renamed.getattr_of(__name__)

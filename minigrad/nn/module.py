@@ -38,8 +38,9 @@ M = TypeVar("M", bound="Module")
 
 def as_input(x: Any) -> Any:
     """Return a list, or an array of another library, as an array, and anything else as it is."""
-    is_ours = isinstance(x, (Tensor, np.ndarray)) or not hasattr(x, "__array__")
-    return as_array(x) if isinstance(x, (list, tuple)) or not is_ours else x
+    if isinstance(x, (Tensor, np.ndarray)):
+        return x
+    return as_array(x) if isinstance(x, (list, tuple)) or hasattr(x, "__array__") else x
 
 
 class Parameter(Tensor):

@@ -1,6 +1,5 @@
 """Optimisers, learning rate schedulers, gradient clipping, and averages of weights (EMA)."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from minigrad import renamed
@@ -15,7 +14,4 @@ __all__ = ["EMA", "Optimizer"]
 __all__ += descent.__all__ + schedulers.__all__ + clip.__all__
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):
-        """Raise an error that says what to use instead of the name."""
-        raise renamed.missing(__name__, name, sys.modules[__name__])
+    __getattr__ = renamed.getattr_of(__name__)

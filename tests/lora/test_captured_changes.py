@@ -13,6 +13,7 @@ from lora import LoRAConfig
 from minigrad import optim
 from tests.lora.models import TOKENS, TokenNet, shake
 from tests.minigrad.programs.changes import Change, Training, changes_of, difference, differences
+from tests.minigrad.programs.test_capture import training_step
 
 ALL = ["table", "q", "v", "head"]
 
@@ -217,18 +218,8 @@ def test_programs_of_several_adapters_are_used_again_after_each_switch(options):
         steps = {}
         for name in ("first", "second"):
             lora.attach(net, lora.LoRAConfig(rank=2, **options), adapter=name, rng=rng)
-            steps[name] = capture(step_of(net, mg.optim.Adam(net.trainable_parameters())))
+            steps[name] = capture(training_step(net, mg.optim.Adam(net.trainable_parameters())))
         return net, steps
-
-    def step_of(net, optimizer):
-        def step(x, y):
-            optimizer.zero_grad()
-            loss = mg.mse(net(x), y)
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return step
 
     x, y = np.random.default_rng(1).standard_normal((2, 4, 8))
     losses = []
