@@ -12,7 +12,7 @@ import numpy as np
 from lora.attaching import disabled
 from lora.text.data import Row
 from minigrad.progress import progress_bar
-from minigrad.training.trainer import evaluation_mode
+from minigrad.training.evaluation import evaluation_mode
 
 
 @dataclass(frozen=True, repr=False)

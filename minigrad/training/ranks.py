@@ -95,6 +95,26 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
     }
 
 
+def digests_of_model(model: Module, attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return digests of all weights and of the other attributes of modules, with full names."""
+    return {
+        **{f"the weights of {n}": digest([p]) for n, p in model.named_parameters()},
+        **{f"the attribute {n} of the model": value for n, value in attributes.items()},
+    }
+
+
+def check_same_model(ranks: World, model: Module, data: Any) -> None:
+    """Raise an error on all ranks if their models or their data differ."""
+    if ranks.size > 1:
+        attributes = digests_of_attributes(model)
+        check_agreement(
+            ranks,
+            {"the data": digest([data]), **digests_of_model(model, attributes)},
+            "the ranks would not evaluate the same; give all of them the same data and the "
+            "same model: made from one seed (manual_seed), loaded, or trained by fit",
+        )
+
+
 def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
     """Raise a ValueError if a step has changed an attribute of a module besides parameters."""
     now = digests_of_attributes(model)

@@ -6,10 +6,10 @@
 The data may also be a list of micro-batches, tuples `(*inputs, target)` of any shapes and types.
 
 Every training step has four parts: a prediction, a loss, a backward pass and a step of the
-optimiser. The rest of this file is about batches in random order, records, validation, early
-stopping and checkpoints. A run that is resumed from a checkpoint gives the same bits as a run
-without interruption. Under `mpiexec`, the ranks share the micro-batches of a step (see
-`minigrad.distributed`).
+optimiser (see `training.step`). This file repeats the step: batches in random order, records,
+validation, early stopping and checkpoints. A run that is resumed from a checkpoint gives the same
+bits as a run without interruption. Under `mpiexec`, the ranks share the micro-batches of a step
+(see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -17,70 +17,51 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import programs, random
+from minigrad import random
 from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
-from minigrad.core.grad_mode import no_grad, observed
-from minigrad.core.tensor import Tensor, as_array
-from minigrad.data import batches
-from minigrad.distributed import World, world
+from minigrad.core.grad_mode import no_grad
+from minigrad.core.tensor import Tensor
+from minigrad.distributed import world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, block, pairwise, parts
-from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
-from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.optim.clip import check_bound
+from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file, saved_state
+from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import History, as_record
 from minigrad.training.ranks import (
-    MicroBatchFacts,
     check_ranks,
+    check_same_model,
     check_unchanged,
     digests_of_attributes,
+    digests_of_model,
     file_of_first,
-    sum_of_all,
     take_from_first,
 )
 from minigrad.training.saved_state import UnfinishedEpoch
-from minigrad.training.streams import Streams
+from minigrad.training.step import Loss, TrainingStep, loss_and_count
 from minigrad.training.training_data import (
     Data,
-    MicroBatch,
     MicroBatches,
     Rows,
     as_data,
     prepared,
 )
 
-Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
 
-@contextmanager
-def evaluation_mode(model: Module) -> Iterator[None]:
-    """In a `with` block, set a model to evaluation mode and record no graph; then restore both."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-class Trainer:
+class Trainer(TrainingStep):
     """Train a model: minimise a loss with an optimiser.
 
     Args:
@@ -168,56 +149,28 @@ class Trainer:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
-        if clip_norm is not None:
-            check_bound("clip_norm", clip_norm)
-        flags = {"save_frozen": save_frozen, "capture": capture, "progress": progress}
+        flags = {"save_frozen": save_frozen, "progress": progress}
         for name, flag in flags.items():
             check_flag(name, flag)
-        parts_of_classes: list[tuple[str, Any, type, str]] = [
-            ("model", model, Module, ""),
-            ("optimizer", optimizer, Optimizer, ""),
-            ("scheduler", scheduler, LRScheduler, " or None"),
-            ("ema", ema, EMA, " or None"),
-        ]
-        for name, part, kind, or_none in parts_of_classes:
-            if not isinstance(part, kind) and (part is not None or not or_none):
-                raise TypeError(
-                    f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
-                    f"order is Trainer(model, optimizer, loss), and then options by name"
-                )
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
-        self.model, self.optimizer, self.loss = model, optimizer, loss
-        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
-        optimized = self._optimized()
-        if not optimized <= set(map(id, model.parameters())):
-            raise ValueError("the optimiser has parameters that are not the model's")
-        self.scheduler, self.ema = scheduler, ema
-        if scheduler is not None and scheduler.optimizer is not optimizer:
-            raise ValueError("the scheduler was made with another optimiser than the trainer's")
-        averaged = optimized if ema is None else set(map(id, ema.parameters.values()))
-        if missing := len(optimized - averaged):
-            raise ValueError(
-                f"ema has no average of {missing} parameters of the optimiser; make it of the "
-                f"same model, when all that is to be trained requires a gradient"
-            )
+        super().__init__(
+            model,
+            optimizer,
+            loss,
+            clip_norm=clip_norm,
+            scheduler=scheduler,
+            ema=ema,
+            capture=capture,
+        )
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        self.metrics = _by_name(metrics)
-        self.clip_norm, self.patience = clip_norm, patience
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
-        self.capture = capture
-        self.captured_step = programs.capture(self._make_step) if capture else None
-        self._world = World()  # a single rank; `fit` sets the real one
-        self._streams = Streams()
         self._digests: dict[str, str] | None = None  # of the model before the first step
-        self._mark_of_data = 0  # a digest of the data of a step, which all ranks must share
-        self._usual_count: float | None = None  # the number of rows in a step
-        self.history = History()
         self._stopping = self._at_once = False
         self._pass: UnfinishedEpoch | None = None
         self._best: dict[str, NDArray[Any]] = {}
@@ -316,7 +269,7 @@ class Trainer:
         take_from_first(self._world, self._trained(), self.ema)
         data = digest([given and given.compared() for given in (train, held_out)])
         self._digests = digests_of_attributes(self.model)
-        self._check_same({"the data": data, **self._digests_of_model(self._digests)})
+        self._check_same({"the data": data, **digests_of_model(self.model, self._digests)})
 
     def _check_same(self, further: Mapping[str, str]) -> None:
         """Raise an error on all ranks if they differ in the options or in the state of training."""
@@ -340,24 +293,6 @@ class Trainer:
         text = ",".join(f"{name}={value}" for name, value in options.items())
         digests = {n: digest([fact]) for n, fact in facts.items() if n not in further}
         check_agreement(self._world, {"the options of the trainer": text, **digests, **further})
-
-    def _digests_of_model(self, attributes: Mapping[str, str]) -> dict[str, str]:
-        """Return digests of all weights and of the other attributes of modules, with full names."""
-        return {
-            **{f"the weights of {n}": digest([p]) for n, p in self.model.named_parameters()},
-            **{f"the attribute {n} of the model": value for n, value in attributes.items()},
-        }
-
-    def _check_same_model(self, ranks: World, data: Any) -> None:
-        """Raise an error on all ranks if their models or their data differ."""
-        if ranks.size > 1:
-            attributes = digests_of_attributes(self.model)
-            check_agreement(
-                ranks,
-                {"the data": digest([data]), **self._digests_of_model(attributes)},
-                "the ranks would not evaluate the same; give all of them the same data and the "
-                "same model: made from one seed (manual_seed), loaded, or trained by fit",
-            )
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -394,34 +329,8 @@ class Trainer:
             TypeError: if `x` does not hold numbers, or the model does not return a Tensor.
         """
         array = as_data(x, self._dtype())
-        self._check_same_model(world(), array)
-        return self._predicted(array)
-
-    def _predicted(self, x: NDArray[Any]) -> NDArray[Any]:
-        given = list(batches([x], self.batch_size, shuffle=False))
-        ranks = world()
-        with self._without_draws(ranks), evaluation_mode(self.model):
-            own = [
-                _array_of(self.model(Tensor(given[number][0])))
-                for number in block(len(given), ranks.rank, ranks.size)
-            ]
-        every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
-        return np.concatenate([each for each in every if each is not None])
-
-    @contextmanager
-    def _without_draws(self, ranks: World) -> Iterator[None]:
-        """Raise a ValueError if there are several ranks and the `with` block draws at random."""
-        if ranks.size == 1:
-            yield
-            return
-        before = [[g.bit_generator.state for g in self._generators()], random.states_of_all_code()]
-        yield
-        after = [[g.bit_generator.state for g in self._generators()], random.states_of_all_code()]
-        if digest(before) != digest(after):
-            raise ValueError(
-                "the model draws random numbers in an evaluation, and each rank would draw others; "
-                "evaluate such a model in one process"
-            )
+        check_same_model(world(), self.model, array)
+        return prediction(self.model, array, self.batch_size, self._generators())
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model on some data, as a dict.
@@ -438,38 +347,20 @@ class Trainer:
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            self._check_same_model(world(), given.compared())
-        if isinstance(given, Rows):
-            prediction = self._predicted(given.x)
-            with no_grad():
-                loss, _ = _checked(self.loss(Tensor(prediction), given.y))
-            named = {name: metric(prediction, given.y) for name, metric in self.metrics.items()}
-            for name, value in named.items():
-                if shape := np.shape(value):
-                    raise TypeError(
-                        f"the metric {name} returned an array of shape {shape}, and not one "
-                        f"number; take its mean, for example"
-                    )
-            return {"loss": loss.item(), **named}
-        own, digests, ranks = [], [], world()
-        mine = block(len(given), ranks.rank, ranks.size)
-        with evaluation_mode(self.model):
-            for item in range(len(given)):  # every rank takes every item, in case items are random
-                taken = given.micro_batches(np.array([item]))
-                if ranks.size > 1:
-                    digests.append(digest(taken))
-                if item in mine:
-                    ((*inputs, target),) = taken
-                    with self._without_draws(ranks):
-                        mean, count = _checked(self.loss(self.model(*inputs), target))
-                    count = _weight(count, target)
-                    own.append((mean.item() if count else 0.0, count))
-        check_agreement(ranks, {"the data": digest(digests)})
-        found = [each for some in ranks.gather(own, "evaluate") for each in some]
-        counted = sum(count for _, count in found)
-        if not counted:
-            raise ValueError(f"{given.name}: the loss counted nothing")
-        return {"loss": sum(mean * count for mean, count in found) / counted}
+            check_same_model(world(), self.model, given.compared())
+        if isinstance(given, MicroBatches):
+            return {"loss": mean_loss(self.model, self.loss, given, self._generators())}
+        output = prediction(self.model, given.x, self.batch_size, self._generators())
+        with no_grad():
+            loss, _ = loss_and_count(self.loss(Tensor(output), given.y))
+        named = {name: metric(output, given.y) for name, metric in self.metrics.items()}
+        for name, value in named.items():
+            if shape := np.shape(value):
+                raise TypeError(
+                    f"the metric {name} returned an array of shape {shape}, and not one "
+                    f"number; take its mean, for example"
+                )
+        return {"loss": loss.item(), **named}
 
     def __repr__(self) -> str:
         return (
@@ -579,153 +470,6 @@ class Trainer:
         if self._epochs_since_best >= self.patience:
             self.stop(at_once=True)
 
-    def _step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
-        """Make one step of the optimiser; return its record and the count of its loss."""
-        started = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        count = len(micro_batches)
-        rows = [_rows_of(target) for *_, target in micro_batches]
-        usual = sum(each for each in rows if not math.isnan(each)) or 1
-        shares = [np.array(each / usual) for each in rows]
-        self._usual_count = usual if count > 1 else None
-        own = block(count, self._world.rank, self._world.size)
-        mine = slice(own.start, own.stop)
-        captured: Any = self.captured_step
-        if captured is not None and captured.step.__self__ is not self:  # this trainer is a copy
-            captured = self.captured_step = programs.capture(self._make_step)
-        step = captured or self._make_step
-        with self._streams:
-            values, norm, counted = step(micro_batches[mine], shares[mine], own.start, count)
-        counts = counted or rows
-        total = sum(counts)
-        loss = sum(value * (each / total) for value, each in zip(values, counts, strict=True))
-        seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
-
-    def _make_step(
-        self, micro_batches: list[MicroBatch], shares: list[NDArray[Any]], first: int, count: int
-    ) -> tuple[list[float], float, list[float] | None]:
-        """Make a step; return the loss of each micro-batch, the gradient norm, and the counts.
-
-        The step has `count` micro-batches. `micro_batches` are the ones of this rank; `first` is
-        the number of the first of them. `shares` are their shares of all rows, the weights of their
-        gradients. If the loss returns counts, these are the weights, and are returned; else None.
-        """
-        # `capture` checks the attributes that the code of this method names, such as these.
-        model, loss = self.model, self.loss
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        facts: list[MicroBatchFacts] = []
-
-        def gradients(*numbers: int) -> list[NDArray[Any] | None]:
-            self.optimizer.zero_grad()
-            for number in numbers:  # `backward` adds up their gradients
-                observed(self._draw_for, number)
-                item = number - first
-                facts.append(self._propagate(model, loss, micro_batches[item], shares[item]))
-            return [None if p.grad is None else p.grad._data for p in parameters]
-
-        own = list(parts(0, count, range(first, first + len(micro_batches))))
-        sums = [pairwise(*part, gradients, partial(observed, add_lists)) for part in own]
-        values = [fact.loss for fact in facts]
-        if self._is_shared():
-            summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
-            sums = [summed]
-        if count > 2 or self._is_shared():
-            for parameter, gradient in zip(parameters, sums[0], strict=True):
-                parameter.grad = None if gradient is None else Tensor(gradient)
-        is_counted = any(fact.is_counted for fact in facts)
-        total = sum(fact.weight for fact in facts)
-        if not total:
-            raise self._without_count()
-        if is_counted and (correction := self._correction(total)) != 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = parameter.grad * correction
-        if self.clip_norm is None:
-            norm = grad_norm(parameters)
-        else:
-            norm = clip_grad_norm(parameters, self.clip_norm, False)
-            observed(self._finite, "gradient norm", norm)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update()
-        return values, norm, [fact.weight for fact in facts] if is_counted else None
-
-    def _draw_for(self, number: int) -> None:
-        """Start the random numbers of micro-batch `number` of the step."""
-        self._streams.begin(number)
-
-    def _propagate(
-        self, model: Module, loss: Loss, micro_batch: MicroBatch, share: Any
-    ) -> MicroBatchFacts:
-        """Compute the loss of a micro-batch, and backpropagate it with its share as weight."""
-        *inputs, target = micro_batch
-        mean, counted = _checked(loss(model(*inputs), target))
-        if counted is not None and self.capture:
-            raise ValueError(
-                "capture=True: the loss returns (mean, count), and a program cannot read the "
-                "count; let the loss return the mean alone, or train with capture=False"
-            )
-        count = _weight(counted, target)
-        if not count:
-            return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
-        if counted is not None:  # also a share of all rows; `_correction` follows the last of them
-            share = np.array(counted / (self._usual_count or counted))
-        value = observed(self._loss_value, mean._data)
-        mean.backward(observed(np.full_like, mean._data, as_array(share)))
-        return MicroBatchFacts(value, count, counted is not None)
-
-    def _correction(self, total: float) -> float:
-        """Return the factor that makes shares of the rows of the step shares of its total count."""
-        return 1.0 if self._usual_count is None else self._usual_count / total
-
-    def _is_shared(self) -> bool:
-        """Return whether several ranks share the step.
-
-        `_make_step` must not name `_world` itself: `capture` would compare its attributes before
-        each run, and its counters of bytes change.
-        """
-        return self._world.size > 1
-
-    def _of_all(
-        self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
-    ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        sums_of = dict(zip(own, sums, strict=True))
-        marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
-        for fact in every:
-            self._finite("loss", fact.loss)
-        return summed, [fact.loss for fact in every], every
-
-    def _loss_value(self, loss: NDArray[Any]) -> float:
-        """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""
-        return float(loss.item()) if self._world.size > 1 else self._finite("loss", loss)
-
-    def _without_count(self) -> ValueError:
-        """Return the error for a count of 0.
-
-        `_make_step` must not name `history` itself: `capture` would compare it before each run.
-        """
-        return ValueError(
-            f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
-            f"without a target that counts, or take more of them for a step"
-        )
-
-    def _finite(self, name: str, value: Any) -> float:
-        """Return a loss or a norm as a number; raise a FloatingPointError if it is not finite."""
-        number = float(np.asarray(value).item())
-        if not math.isfinite(number):
-            remedy = "clip_norm, or data" if self.clip_norm is None else "or data"
-            raise FloatingPointError(
-                f"the {name} became {number} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, {remedy} without extreme values may help"
-            )
-        return number
-
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Check data, and return them as `Rows` or `MicroBatches`."""
         given = prepared(data, name, self.batch_size, self._dtype())
@@ -741,9 +485,6 @@ class Trainer:
         """Return the parameters of the model that the optimiser trains, by name."""
         optimized = self._optimized()
         return {name: p for name, p in self.model.named_parameters() if id(p) in optimized}
-
-    def _optimized(self) -> set[int]:
-        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
 
     # ----------------------------------------------------------------------------------------------
     # The state, and files
@@ -879,17 +620,6 @@ class Trainer:
         self.load_state_dict(state, source=repr(os.fspath(path)))
 
 
-def _array_of(prediction: Any) -> NDArray[Any]:
-    """Return the prediction of a model as an array; raise a TypeError if it is not a Tensor."""
-    if not isinstance(prediction, Tensor):
-        raise TypeError(
-            f"predict, metrics and evaluate(x, y) need a model that returns a Tensor, and this one "
-            f"returned a {type(prediction).__name__}; give micro-batches, a list of tuples "
-            f"(*inputs, target), of which only the loss is computed"
-        )
-    return prediction.numpy()
-
-
 def _functions(role: str, given: Any) -> list[Callable[..., Any]]:
     """Return one function, or several, as a list; raise a TypeError if there are others."""
     is_many = isinstance(given, Iterable) and not isinstance(given, str) and not callable(given)
@@ -918,42 +648,6 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
             )
     return dict(zip(names, functions, strict=True))
-
-
-def _checked(result: Any) -> tuple[Tensor, float | None]:
-    """Check the result of a loss function; return the loss and its count, or None without one."""
-    loss, count = result, None
-    if isinstance(loss, tuple) and len(loss) == 2:
-        loss, count = loss
-        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
-        check_range("the count of a loss", count, 0, math.inf)
-        count = float(count)
-    if not isinstance(loss, Tensor) or loss.size != 1:
-        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-        raise TypeError(
-            f"the loss must return a Tensor of one element, or that and a count, not {what}"
-        )
-    return loss, count
-
-
-def _rows_of(target: Any) -> float:
-    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
-    if isinstance(target, (tuple, Mapping, str)):
-        return math.nan
-    try:
-        return len(target)
-    except TypeError:
-        return math.nan
-
-
-def _weight(count: float | None, target: Any) -> float:
-    """Return the count of a loss, or if it returned only a mean, the number of rows."""
-    weight = _rows_of(target) if count is None else count
-    if math.isnan(weight):
-        raise TypeError(
-            f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
-        )
-    return weight
 
 
 def _class_name(part: object) -> str | None:
