@@ -19,7 +19,7 @@ import lora
 from lora.attachment.state import attachment_of
 from lora.patterns import ALL_LINEAR
 from lora.peft.folder import check_no_model
-from lora.text import evaluating, generating, loading, samples, training
+from lora.text import evaluating, generating, loading, run_folder, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
@@ -149,7 +149,7 @@ def train(
     mask_prompt: bool, resume: bool, progress: bool, **options: Any,
 ) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter; options that are not given are those of an earlier run, or defaults."""
-    ranks, saved = world(), Path(out) / training.OPTIONS
+    ranks, saved = world(), Path(out) / run_folder.OPTIONS
     if mask_prompt and options.setdefault("train_on_prompts", False):
         raise ValueError("--mask-prompt contradicts --train-on-prompts; give one of them")
     ranks.on_first(lambda: check_no_model(out, base), "train")
@@ -159,7 +159,7 @@ def train(
         return {} if file is None else training.read_options(file)
 
     earlier = ranks.on_first(options_of_earlier_run, "train")
-    form = earlier.pop(training.DTYPE, None)
+    form = earlier.pop(run_folder.DTYPE, None)
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **options, "base_model": base, "progress": progress}
     if given.get("targets") == [ALL_LINEAR]:  # the option is a list; LoRAConfig has a word

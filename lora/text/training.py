@@ -11,21 +11,18 @@ resumes from the checkpoint, and gives the same bits as an uninterrupted run.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from operator import eq
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
@@ -35,30 +32,25 @@ from lora.attaching import attach, remove
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.linear import LoRALayer
-from lora.peft import CONFIG, save
+from lora.peft import save
 from lora.peft.facts import fingerprint_of
-from lora.peft.folder import check_no_model
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
+from lora.text.run_folder import DTYPE, RunFolder, options_of
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import (
     check_above_0,
     check_count,
     check_positive,
-    check_problems,
     check_range,
 )
 from minigrad.distributed import world
-from minigrad.io import write_atomically
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
 from minigrad.tables import counted
 from minigrad.training import History, Trainer
 from minigrad.training.ranks import check_ranks
-
-OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
-DTYPE = "dtype"  # the key in options.json for the form of the base in memory
 
 LONGEST = 1024  # the default of the largest number of tokens of a row
 _TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # the key of the hash of tokens
@@ -190,55 +182,28 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
     options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
-    for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
-        if options[name] is not None or name not in _MAY_BE_NONE:
-            check_positive(name, options[name])
-    check_count("seed", seed)
-    check_range("warmup", warmup, 0, 1, open_end=True)
-    check_above_0("lr", lr)
-    check_above_0("clip_norm", clip_norm)
-    context = model.config.max_length
-    options["max_length"] = min(LONGEST, context) if max_length is None else max_length
-    if options["max_length"] > context:
-        raise ValueError(f"max_length={max_length}, but the model's context is {context} tokens")
+    options["max_length"] = _checked(options, model.config.max_length)
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
-    folder, ranks = Path(out), world()
-
-    def beginning() -> str:
-        is_there = resume and (folder / OPTIONS).is_file()
-        return str(_saved_run(folder / OPTIONS)["time"] if is_there else datetime.now().isoformat())
-
-    began = datetime.fromisoformat(ranks.on_first(beginning, "train"))
-    reading = {name: options[name] for name in _OF_ROWS}
-    reading |= {"vocab_size": model.config.vocab_size, "now": began}
-    rows = {
-        split: read_rows(file, tokenizer, **reading)
-        for split, file in data_files(data).items()
-        if split != "test"
-    }
-    if "train" not in rows:
-        raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
+    folder, ranks = RunFolder(out, resume), world()
+    rows = _rows(data, tokenizer, model, options, folder.began)
     form, base = _base_of(model, linear[:1] + linear[-1:])
     facts = {
         "options": {**options, DTYPE: form},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
         | {_TOKENS.format(split): each.tokens_digest for split, each in rows.items()},
         "base": base,
-        "time": began.isoformat(),
+        "time": folder.began.isoformat(),
     }
+    folder.check(facts)
     progress = progress and ranks.is_first
-    known = json.loads(json.dumps(facts))
-    ranks.on_first(lambda: _check_folder(folder, known, resume), "train")
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
     check_ranks(ranks, len(batches), accumulation_steps)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None
-    if "valid" not in rows and validate_every is not None:
-        raise ValueError(f"validate_every={validate_every}, but {data!s:.200} has no valid.jsonl")
     if "valid" in rows:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
@@ -247,22 +212,11 @@ def train(
         print(*rows.values(), expected, sep="\n", file=sys.stderr)
 
     def write() -> None:
-        save(model, folder, seed=seed, base_model=base_model, progress=progress)
+        save(model, folder.path, seed=seed, base_model=base_model, progress=progress)
 
-    def claim() -> None:
-        try:
-            (folder / OPTIONS).touch(exist_ok=False)
-        except FileExistsError:  # another run began while this one read its rows
-            _check_folder(folder, known, resume)
-            raise
-
-    before, mode, is_claimed = model.checkpointing, model.training, False
-    attach(model, config, rng=rng, progress=progress)
-    try:
-        model.checkpointing = checkpointing
+    with _adapted(model, config, rng, checkpointing, progress), folder.running(facts):
         optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
         rising = min(math.ceil(warmup * total), total - 1)
-        ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True), "train")
         trainer = Trainer(
             _TokensAsOutput(model),
             optimizer,
@@ -271,55 +225,37 @@ def train(
             clip_norm=clip_norm,
             patience=None if held_out is None else total + 1,  # never stop early, but keep the best
             validate_every=every,
-            checkpoint=folder / CHECKPOINT,
+            checkpoint=folder.checkpoint,
             checkpoint_every=save_every,
             scheduler=WarmupCosineLR(optimizer, rising, total),
             save_frozen=False,
             progress=False,
             rng=rng,
         )
-        if resume and ranks.on_first((folder / CHECKPOINT).exists, "train"):
-            trainer.load(folder / CHECKPOINT)
-        if not resume:
-            ranks.on_first(claim, "train")
-            is_claimed = True
-        content = json.dumps(facts, indent=2).encode()
-        ranks.on_first(lambda: write_atomically(folder / OPTIONS, content), "train")
+        if resume and folder.has_checkpoint():
+            trainer.load(folder.checkpoint)
         try:
             _run(trainer, batches, held_out, total, progress)
         except FloatingPointError as error:
             # The adapter still has its values from before the failed step.
             ranks.on_first(write, "train")
             raise FloatingPointError(
-                f"{error}. The adapter before that step is in {os.fspath(folder)!r}; begin again "
-                f"in another folder with an lr below {lr:g}, or a longer warmup"
+                f"{error}. The adapter before that step is in {os.fspath(folder.path)!r}; begin "
+                f"again in another folder with an lr below {lr:g}, or a longer warmup"
             ) from error
+        finally:
+            folder.has_steps = bool(trainer.history.steps)
         judged = [step for step in trainer.history.steps if "validation_loss" in step]
         best = trainer.history.steps[-1]
         if judged:
             trainer.restore_best()
             best = min(judged, key=lambda step: step["validation_loss"])
         ranks.on_first(write, "train")
-    except BaseException as error:
-        remove(model, DEFAULT)
-        is_empty = is_claimed and not trainer.history.steps and not (folder / CONFIG).exists()
-        if is_empty and isinstance(error, Exception):
-            (folder / OPTIONS).unlink(missing_ok=True)  # nothing to resume
-        if isinstance(error, OSError) and error.errno and (folder / OPTIONS).is_file():
-            there = (
-                f"the files in {os.fspath(folder)!r} are complete, and resume continues from them"
-            )
-            raise OSError(error.errno, f"{error.strerror}; {there}") from error
-        raise
-    finally:
-        model.checkpointing = before
-        model.train(mode)
-    return TrainResult(folder, trainer.history, rows, int(best["step"]))
+    return TrainResult(folder.path, trainer.history, rows, int(best["step"]))
 
 
 _NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress"}
 _MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
-_OF_ROWS = ("max_length", "long_rows", "train_on_prompts", "as_chat")
 
 OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not in _NO_OPTIONS]
 """The parameters of `train` that are stored with a run, and must not change when it is resumed."""
@@ -331,50 +267,60 @@ def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     They include `DTYPE`. A ValueError is raised if the file has no options, or one that `train`
     does not have, or one with a wrong type.
     """
-    found: dict[str, Any] = _saved_run(file)["options"]
-    if unknown := found.keys() - {*OPTION_NAMES, DTYPE}:
-        raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
-    kinds = {**get_type_hints(train), DTYPE: str}
-    for name, value in found.items():
-        forms = _forms(kinds[name])
-        if not any(accepts(value) for _, accepts in forms):
-            *others, last = (words for words, _ in forms)
-            accepted = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
-    return found
+    kinds = get_type_hints(train)
+    return options_of(file, {name: kinds[name] for name in OPTION_NAMES})
 
 
-_JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("an integer", lambda value: type(value) is int),
-    float: ("a number", lambda value: type(value) in (int, float)),
-    bool: ("true or false", lambda value: type(value) is bool),
-    str: ("a text", lambda value: type(value) is str),
-    type(None): ("null", lambda value: value is None),
-    Sequence[str]: (
-        "a list of texts",
-        lambda value: type(value) is list and all(type(each) is str for each in value),
-    ),
-}
-"""For each type of an option: its name in messages, and a test whether a JSON value has it."""
+def _checked(options: Mapping[str, Any], context: int) -> int:
+    """Check the options of `train`; return the largest number of tokens of a row."""
+    for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
+        if options[name] is not None or name not in _MAY_BE_NONE:
+            check_positive(name, options[name])
+    check_count("seed", options["seed"])
+    check_range("warmup", options["warmup"], 0, 1, open_end=True)
+    check_above_0("lr", options["lr"])
+    check_above_0("clip_norm", options["clip_norm"])
+    most: int = options["max_length"] or min(LONGEST, context)
+    if most > context:
+        raise ValueError(f"max_length={most}, but the model's context is {context} tokens")
+    return most
 
 
-def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """Return the forms of JSON values for a parameter type: names for messages, and tests."""
-    if get_origin(kind) is Literal:
-        return [(repr(each), partial(eq, each)) for each in get_args(kind)]
-    return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]
+def _rows(
+    data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime
+) -> dict[str, Dataset]:
+    """Read the rows for training and, if there are any, those for validation."""
+    reading = {name: options[name] for name in ("long_rows", "train_on_prompts", "as_chat")}
+    reading |= {"max_length": options["max_length"], "vocab_size": model.config.vocab_size}
+    rows = {
+        split: read_rows(file, tokenizer, now=now, **reading)
+        for split, file in data_files(data).items()
+        if split != "test"
+    }
+    if "train" not in rows:
+        raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
+    every = options["validate_every"]
+    if "valid" not in rows and every is not None:
+        raise ValueError(f"validate_every={every}, but {data!s:.200} has no valid.jsonl")
+    return rows
 
 
-def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options, data hashes, base and starting time of a run from `options.json`."""
+@contextmanager
+def _adapted(
+    model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
+) -> Iterator[None]:
+    """In a `with` block, train a model with an adapter, which is removed if there is an error."""
+    before, mode = model.checkpointing, model.training
+    attach(model, config, rng=rng, progress=progress)
     try:
-        found = json.loads(Path(file).read_bytes())
-        data, base = dict(found.get("data", {})), found.get("base")
-        now = datetime.now().isoformat()
-        began = datetime.fromisoformat(found.get("time", now)).isoformat()
-        return {"options": dict(found["options"]), "data": data, "base": base, "time": began}
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+        model.checkpointing = checkpointing
+        yield
+    except BaseException:
+        remove(model, DEFAULT)
+        raise
+    finally:
+        model.checkpointing = before
+        model.train(mode)
 
 
 class _TokensAsOutput(Module):
@@ -398,31 +344,6 @@ def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
     matrix = layers[0].base_weight
     form = getattr(matrix, "format", None) or str(matrix.dtype)
     return form, " ".join(map(fingerprint_of, layers))
-
-
-def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
-    """Check that a run can begin in a folder, or resume there with the same options and data."""
-    file, name = folder / OPTIONS, os.fspath(folder)
-    if folder.is_file():
-        raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
-    check_no_model(folder)
-    if not resume:
-        there = [each for each in (OPTIONS, CONFIG) if (folder / each).exists()]
-        if there:
-            raise ValueError(
-                f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
-            )
-        return
-    if not file.is_file():
-        raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
-    runs = _saved_run(file), facts
-    old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
-    changed = [
-        f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key) and key != "save_every"
-    ]
-    check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
 
 
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:

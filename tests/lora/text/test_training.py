@@ -20,7 +20,6 @@ from lora.text.tokenization import Tokenizer
 from lora.text.training import train
 from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
-from minigrad.training import Trainer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
@@ -281,7 +280,7 @@ def test_a_run_goes_on_with_the_date_that_its_chat_template_wrote(data, tmp_path
     def today(day):
         clock = SimpleNamespace(now=lambda: datetime(2026, 11, day))
         clock.fromisoformat = datetime.fromisoformat
-        monkeypatch.setattr("lora.text.training.datetime", clock)
+        monkeypatch.setattr("lora.text.run_folder.datetime", clock)
 
     today(27)
     options = {"tok": tok, "as_chat": True, "train_on_prompts": True}
@@ -323,9 +322,9 @@ def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monke
         if not others:  # in the last moment before the first run claims the folder
             others.append(None)
             others[0] = run(data, tmp_path / "out")
-        return Trainer(*arguments, **options)
+        return lora.attach(*arguments, **options)
 
-    monkeypatch.setattr("lora.text.training.Trainer", save_it_first)
+    monkeypatch.setattr("lora.text.training.attach", save_it_first)
     model = StandIn()
     with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
         run(data, tmp_path / "out", model, seed=1)

@@ -1,0 +1,177 @@
+"""RunFolder: the folder of a training run, with `options.json`, a checkpoint and the adapter.
+
+`options.json` holds the options of the run, and hashes of its data and of its base. A run can only
+resume with the same ones, because otherwise it would not compute what an uninterrupted run does.
+Rank 0 alone reads and writes the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from operator import eq
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from lora.peft import CONFIG
+from lora.peft.folder import check_no_model
+from minigrad.checks import check_problems
+from minigrad.distributed import world
+from minigrad.io import write_atomically
+
+OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
+DTYPE = "dtype"  # the key in options.json for the form of the base in memory
+
+
+class RunFolder:
+    """The folder of a run, which may begin there, or resume.
+
+    Args:
+        path: the folder, which need not exist yet.
+        resume: whether to continue the run in it.
+
+    Attributes:
+        began: the time at which the run began; for a run to resume, the first time.
+        has_steps: whether the run has made a step.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
+        self.path, self.resume = Path(path), resume
+        self.options, self.checkpoint = self.path / OPTIONS, self.path / CHECKPOINT
+        self.has_steps = False
+        self.began = datetime.fromisoformat(world().on_first(self._beginning, "train"))
+
+    def _beginning(self) -> str:
+        is_there = self.resume and self.options.is_file()
+        return str(saved_run(self.options)["time"] if is_there else datetime.now().isoformat())
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Check, on all ranks, that a run can begin here, or resume with the same facts.
+
+        Args:
+            facts: the options, hashes of data, base and beginning of the run.
+
+        Raises:
+            OSError: if the folder is a file, or has no run to resume.
+            ValueError: if it has a model or another run, or the facts differ from those of the run.
+        """
+        known = json.loads(json.dumps(facts))  # tuples become lists, as in the file
+        world().on_first(lambda: self._check(known), "train")
+
+    def _check(self, facts: Mapping[str, Any]) -> None:
+        name = os.fspath(self.path)
+        if self.path.is_file():
+            raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
+        check_no_model(self.path)
+        if not self.resume:
+            there = [each for each in (OPTIONS, CONFIG) if (self.path / each).exists()]
+            if there:
+                raise ValueError(
+                    f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
+                )
+            return
+        if not self.options.is_file():
+            raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
+        runs = saved_run(self.options), facts
+        old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
+        changed = [
+            f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key) and key != "save_every"
+        ]
+        check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
+
+    @contextmanager
+    def running(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Write the facts, and run the `with` block, which trains.
+
+        After an error before the first step (see `has_steps`), there is no run to resume.
+
+        Raises:
+            OSError: as on a full disk; if the run can be resumed, the message says so.
+            ValueError: if another run has begun here in the meantime.
+        """
+        ranks = world()
+        ranks.on_first(lambda: self.path.mkdir(parents=True, exist_ok=True), "train")
+        if not self.resume:
+            ranks.on_first(partial(self._claim, facts), "train")
+        try:
+            content = json.dumps(facts, indent=2).encode()
+            ranks.on_first(lambda: write_atomically(self.options, content), "train")
+            yield
+        except Exception as error:
+            if not self.resume and not self.has_steps and not (self.path / CONFIG).exists():
+                self.options.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and self.options.is_file():
+                there = f"the files in {os.fspath(self.path)!r} are complete, and resume continues"
+                raise OSError(error.errno, f"{error.strerror}; {there} from them") from error
+            raise
+
+    def _claim(self, facts: Mapping[str, Any]) -> None:
+        try:
+            self.options.touch(exist_ok=False)
+        except FileExistsError:  # another run began while this one read its rows
+            self._check(facts)
+            raise
+
+    def has_checkpoint(self) -> bool:
+        """Return, on all ranks, whether there is a checkpoint."""
+        return bool(world().on_first(self.checkpoint.exists, "train"))
+
+
+def saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options, data hashes, base and beginning of a run from `options.json`.
+
+    A ValueError is raised if the file has none of a run.
+    """
+    try:
+        found = json.loads(Path(file).read_bytes())
+        data, base = dict(found.get("data", {})), found.get("base")
+        now = datetime.now().isoformat()
+        began = datetime.fromisoformat(found.get("time", now)).isoformat()
+        return {"options": dict(found["options"]), "data": data, "base": base, "time": began}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+
+
+def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run from `options.json`; `kinds` are the types of known options.
+
+    They include `DTYPE`. A ValueError is raised if the file has no options, or one that is unknown,
+    or one with a wrong type.
+    """
+    found: dict[str, Any] = saved_run(file)["options"]
+    if unknown := found.keys() - {*kinds, DTYPE}:
+        raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
+    for name, value in found.items():
+        forms = _forms(str if name == DTYPE else kinds[name])
+        if not any(accepts(value) for _, accepts in forms):
+            *others, last = (words for words, _ in forms)
+            accepted = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
+    return found
+
+
+_JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("an integer", lambda value: type(value) is int),
+    float: ("a number", lambda value: type(value) in (int, float)),
+    bool: ("true or false", lambda value: type(value) is bool),
+    str: ("a text", lambda value: type(value) is str),
+    type(None): ("null", lambda value: value is None),
+    Sequence[str]: (
+        "a list of texts",
+        lambda value: type(value) is list and all(type(each) is str for each in value),
+    ),
+}
+"""For each type of an option: its name in messages, and a test whether a JSON value has it."""
+
+
+def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
+    """Return the forms of JSON values for a parameter type: names for messages, and tests."""
+    if get_origin(kind) is Literal:
+        return [(repr(each), partial(eq, each)) for each in get_args(kind)]
+    return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]
