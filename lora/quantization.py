@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import attachment_of, replace, state_names
+from lora.attachment.state import Attachment, attachment_of, replace, state_names
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
+from minigrad import kernels
 from minigrad.checks import check_flag, check_positive
 from minigrad.heap import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
@@ -137,8 +140,38 @@ def quantize(
             'quantize: block_size and double_quant belong to format="nf4"; bfloat16 has neither, '
             "so leave them out"
         )
+    patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
     modules = dict(model.named_modules())
-    config = LoRAConfig(targets=targets, exclude=exclude)
+    linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
+    _check_unshared(model, linears, attachment)
+    layers: dict[str, NarrowLinear] = {}
+    lines = []
+    for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
+        original = linears[name]
+        linear = original if isinstance(original, Linear) else original.to_linear()
+        try:
+            if is_nf4:
+                layers[name] = NF4Linear.from_linear(linear, block_size, double_quant)
+            else:
+                layers[name] = BFloat16Linear.from_linear(linear)
+        except (TypeError, ValueError) as reason:
+            raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
+        before, weight = linear.weight._data, layers[name].weight
+        stored = before if linear is original else original.weight
+        sizes = weight.shape, stored.nbytes, weight.nbytes
+        lines.append(QuantizedLayer(name, patterns[name], *sizes, _error(before, weight)))
+    for name, layer in layers.items():
+        layer.bias = linears[name].bias  # the same object, so that ties are kept
+        layer.freeze()
+    replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    del modules, linears, linear, before  # the last that the weights in floats were known by
+    give_back_memory()
+    return QuantizeReport(tuple(lines))
+
+
+def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[str, str]:
+    """Choose the layers to replace; return for each name the pattern that matched it."""
+    modules = dict(model.named_modules())
     able, others = candidates(model)
     done = NF4Linear if is_nf4 else NarrowLinear
     left = [name for name in able if not isinstance(modules[name], done)]
@@ -156,7 +189,13 @@ def quantize(
         wrong = [name for name in found if isinstance(modules[name], kind)]
         if wrong:
             raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
-    linears: dict[str, Any] = {name: m for name, m in modules.items() if name in found}
+    return found
+
+
+def _check_unshared(
+    model: Module, linears: Mapping[str, Any], attachment: Attachment | None
+) -> None:
+    """Raise a ValueError if a weight is tied, or an adapter trains a layer in full."""
     names = state_names(model)
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
@@ -173,32 +212,13 @@ def quantize(
                     f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
                     f"{name}, or quantise first"
                 )
-    layers: dict[str, NarrowLinear] = {}
-    lines = []
-    for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
-        original = linears[name]
-        linear = original if isinstance(original, Linear) else original.to_linear()
-        try:
-            if is_nf4:
-                layers[name] = NF4Linear.from_linear(linear, block_size, double_quant)
-            else:
-                layers[name] = BFloat16Linear.from_linear(linear)
-        except (TypeError, ValueError) as reason:
-            raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
-        before, weight = linear.weight._data, layers[name].weight
-        size = lost = 0.0
-        for start, stop, strip in weight.strips(np.float64):
-            exact = before[start:stop].astype(np.float64)
-            size += float(np.sum(np.square(exact)))
-            lost += float(np.sum(np.square(strip - exact)))
-        error = math.sqrt(lost / size) if size else 0.0
-        stored = before if linear is original else original.weight
-        sizes = weight.shape, stored.nbytes, weight.nbytes
-        lines.append(QuantizedLayer(name, found[name], *sizes, error))
-    for name, layer in layers.items():
-        layer.bias = linears[name].bias  # the same object, so that ties are kept
-        layer.freeze()
-    replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-    del modules, linears, linear, before  # the last that the weights in floats were known by
-    give_back_memory()
-    return QuantizeReport(tuple(lines))
+
+
+def _error(exact: NDArray[Any], weight: kernels.narrow.NarrowMatrix) -> float:
+    """Return ||W - W_q||_F / ||W||_F, summed in float64, strip by strip."""
+    size = lost = 0.0
+    for start, stop, strip in weight.strips(np.float64):
+        rows = exact[start:stop].astype(np.float64)
+        size += float(np.sum(np.square(rows)))
+        lost += float(np.sum(np.square(strip - rows)))
+    return math.sqrt(lost / size) if size else 0.0

@@ -66,47 +66,8 @@ class Plan:
         self._names = state_names(model)
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
-        self.layers: dict[str, AdaptedLayer] = {}  # all layers that get the adapter
-        for target in targets:
-            module = modules[target.name]
-            if not isinstance(module, AdaptedLayer):
-                original: Any = module
-                kind: type[AdaptedLayer] = LoRALayer
-                if isinstance(original, Conv2d):
-                    kind = LoRAConv
-                elif isinstance(original, (Embedding, BFloat16Embedding)):
-                    kind = LoRAEmbedding
-                try:
-                    module = kind.around(original)
-                except ValueError as error:
-                    raise ValueError(f"{target.name}: {error}") from error
-                self.replaced[target.name] = original, module
-            self.layers[target.name] = module
-            try:
-                if drawn:
-                    check_rank_fits(target.rank, module.d_out, module.d_in)
-                    check_rank_of_init(config.init, target.rank)
-            except ValueError as error:
-                raise ValueError(
-                    f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
-                    f"leaves it out"
-                ) from error
-            dtype = module.weight.dtype
-            if dtype.kind != "f":
-                raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
-            if not module.weight.is_finite():
-                raise ValueError(
-                    f"{target.name}: the weight has NaN or Inf in it; mend the model first"
-                )
-        attachment = attachment_of(model)
-        for adapter, attached in {} if attachment is None else attachment.adapters.items():
-            saved = {id(copy.original): copy.name for copy in attached.copies}
-            for name, (_, layer) in self.replaced.items():
-                if id(layer.base_weight) in saved:
-                    raise ValueError(
-                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
-                        f"full, so no base is common to both; exclude it, or remove that adapter"
-                    )
+        self.layers = {each.name: self._layer(each, modules, drawn) for each in targets}
+        self._check_common_bases(model)
         self.copies: list[FullCopy] = []  # the parameters and buffers that the adapter has in full
         if config.modules_to_save:
             self._save_modules(model, modules)
@@ -118,19 +79,67 @@ class Plan:
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
-        self.matches: list[Match] = []  # lines for the report
-        for target in targets:
-            layer = self.layers[target.name]
-            notes = ["Embedding"] * isinstance(layer, LoRAEmbedding) + layer.base_facts()
-            names = self._names.get(id(layer.base_weight), [])
-            tied = [name for name in names if not _inside(name, target.name)]
-            notes += [f"tied to {', '.join(tied)}"] if tied else []
-            most = min(layer.d_out, layer.d_in)
-            notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-            trained = self.updates[target.name].trained()
-            added = sum(part.size for part in trained if part.requires_grad)
-            sizes = layer.d_in, layer.d_out, target.rank, added
-            self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
+        self.matches = [*map(self._match, targets)]  # lines for the report
+
+    def _layer(self, target: Target, modules: dict[str, Module], drawn: bool) -> AdaptedLayer:
+        """Make the layer that gets the adapter, unless the model has it; check its weight."""
+        original: Any = modules[target.name]
+        if isinstance(original, AdaptedLayer):
+            layer = original
+        else:
+            kind: type[AdaptedLayer] = LoRALayer
+            if isinstance(original, Conv2d):
+                kind = LoRAConv
+            elif isinstance(original, (Embedding, BFloat16Embedding)):
+                kind = LoRAEmbedding
+            try:
+                layer = kind.around(original)
+            except ValueError as error:
+                raise ValueError(f"{target.name}: {error}") from error
+            self.replaced[target.name] = original, layer
+        try:
+            if drawn:
+                check_rank_fits(target.rank, layer.d_out, layer.d_in)
+                check_rank_of_init(self.config.init, target.rank)
+        except ValueError as error:
+            raise ValueError(
+                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
+                f"leaves it out"
+            ) from error
+        if layer.weight.dtype.kind != "f":
+            raise TypeError(
+                f"{target.name}: the weight must be of floats, not {layer.weight.dtype}"
+            )
+        if not layer.weight.is_finite():
+            raise ValueError(
+                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
+            )
+        return layer
+
+    def _check_common_bases(self, model: Module) -> None:
+        """Raise a ValueError if another adapter trains the base of a new layer in full."""
+        attachment = attachment_of(model)
+        for adapter, attached in {} if attachment is None else attachment.adapters.items():
+            saved = {id(copy.original): copy.name for copy in attached.copies}
+            for name, (_, layer) in self.replaced.items():
+                if id(layer.base_weight) in saved:
+                    raise ValueError(
+                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
+                        f"full, so no base is common to both; exclude it, or remove that adapter"
+                    )
+
+    def _match(self, target: Target) -> Match:
+        layer = self.layers[target.name]
+        notes = ["Embedding"] * isinstance(layer, LoRAEmbedding) + layer.base_facts()
+        names = self._names.get(id(layer.base_weight), [])
+        tied = [name for name in names if not _inside(name, target.name)]
+        notes += [f"tied to {', '.join(tied)}"] if tied else []
+        most = min(layer.d_out, layer.d_in)
+        notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
+        trained = self.updates[target.name].trained()
+        added = sum(part.size for part in trained if part.requires_grad)
+        sizes = layer.d_in, layer.d_out, target.rank, added
+        return Match(target.name, target.pattern, *sizes, ", ".join(notes))
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
         layer, config, begin = self.layers[target.name], self.config, None
