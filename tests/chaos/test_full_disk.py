@@ -12,7 +12,7 @@ from tests.lora.text.stand_in import written
 from tests.lora.text.test_training import Interrupted, run, same_runs
 
 SIZE = 1 << 20  # bytes of the disk
-TIMES = 40
+TIMES = 20
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos import saving, seeds
 
-KILLS = 20
+KILLS = 12
 
 
 @pytest.mark.full

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos import seeds
 
-KILLS = 20
+KILLS = 12
 
 
 @pytest.mark.full

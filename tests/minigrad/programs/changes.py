@@ -15,7 +15,7 @@ import minigrad as mg
 from minigrad.nn import Module, Parameter
 from minigrad.optim import EMA, LRScheduler, Optimizer
 
-BEFORE, AFTER = 3, 4  # the steps; the program is there after two, and runs once before the change
+BEFORE, AFTER = 3, 3  # a program is there after two steps, and runs once before the next change
 
 
 @dataclass
