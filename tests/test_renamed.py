@@ -156,6 +156,8 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
             lambda: optim.StepLR(optim.SGD([ONE]), 3, last_epoch=2),
             "StepLR: .*'last_epoch'; leave it out",
         ),
+        (lambda: optim.SGD([ONE]).step(lambda: ONE), r"Optimizer.step.*; it takes no closure"),
+        (lambda: optim.StepLR(optim.SGD([ONE]), 3).step(metrics=1.0), "LRSch.*; leave it out, bec"),
         (lambda: optim.clip_grad_norm([ONE], 1.0, norm_type=2), "clip_grad_norm: .*; leave it out"),
         (
             lambda: nn.Linear(2, 3).load_state_dict({}, strict=False),

@@ -17,7 +17,7 @@ from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.readonly import release
-from minigrad.renamed import hint_arguments
+from minigrad.renamed import hint_arguments, with_hints
 from minigrad.versions import mark_written
 
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
@@ -222,6 +222,7 @@ class Optimizer(ABC):
         """Return the `LastStep` of a group."""
         return self._last[id(group)]
 
+    @with_hints
     def step(self) -> None:
         """Change every parameter that has a gradient; the others and their states do not change.
 

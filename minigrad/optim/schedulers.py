@@ -23,7 +23,7 @@ from typing import Any
 from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.optim.optimizer import Optimizer
-from minigrad.renamed import hint_arguments
+from minigrad.renamed import hint_arguments, with_hints
 
 __all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR", "WarmupCosineLR"]
 
@@ -76,6 +76,7 @@ class LRScheduler(ABC):
     def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027  # may stay as it is
         """Raise a ValueError or a TypeError if an option has an impossible value."""
 
+    @with_hints
     def step(self) -> None:
         """Count a step, and set the lr for the next step; call it after `optimizer.step()`.
 
