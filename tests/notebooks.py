@@ -20,6 +20,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from minigrad.progress import progress_bar
 ROOT = Path(__file__).parents[1]
 VARIES = "varies"
 SECONDS = 600  # that a cell may take
+QUICK = 0.2  # the seconds of a cell that is worth running twice
 LEFT = "adapter/adapter_config.json"  # a file of an earlier run, which walkthrough 14 writes
 
 # --------------------------------------------------------------------------------------------------
@@ -51,7 +53,7 @@ LEFT = "adapter/adapter_config.json"  # a file of an earlier run, which walkthro
 # --------------------------------------------------------------------------------------------------
 
 
-def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
+def run(notebook: Notebook, with_solutions: bool = False, twice: bool = False) -> Notebook:
     """Run a notebook in a fresh kernel and return it with what it shows now.
 
     It runs in a folder with nothing but a file of an earlier run: a reader runs it more than once.
@@ -60,6 +62,8 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
         notebook: what to run; it is not changed.
         with_solutions: run the solution of each exercise too, and check it: where it stands, and
             again after the last cell, for readers who do the exercises in the end.
+        twice: run each cell that is quick a second time, as readers do, and return what it shows
+            then: it should be the same.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell or a solution raises, or if the check of
@@ -67,6 +71,19 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     """
     import nbformat
     from nbclient import NotebookClient
+
+    class Client(NotebookClient):
+        async def async_execute_cell(self, cell: Any, *args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            executed = await super().async_execute_cell(cell, *args, **options)
+            is_quick = time.perf_counter() - start < QUICK
+            if not (twice and is_quick) or "solution-" in cell["id"]:
+                return executed
+            try:
+                return await super().async_execute_cell(cell, *args, **options)
+            except Exception as error:
+                error.add_note("The cell has run once, and cannot be run a second time.")
+                raise
 
     cells: list[Cell] = []
     at_the_end: list[Cell] = []
@@ -81,7 +98,7 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, LEFT).parent.mkdir()
         Path(folder, LEFT).write_text("{}")
-        client = NotebookClient(
+        client = Client(
             fresh,
             timeout=SECONDS,
             kernel_name="python3",

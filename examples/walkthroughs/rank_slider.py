@@ -217,7 +217,9 @@ const show = () => {
 
 range.value = 4;
 range.addEventListener("input", show);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+  matchMedia(query).addEventListener("change", show);
+}
 new MutationObserver(show).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 show();
 """

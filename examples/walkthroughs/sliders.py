@@ -16,7 +16,7 @@ STYLE = """
   --line: light-dark(#d0d0d0, #44484d); --blue: light-dark(#0072b2, #56b4e9);
   --orange: light-dark(#d55e00, #ff9b57); }
 :root[data-theme=light] { color-scheme: light; }
-:root[data-theme=dark] { color-scheme: dark; }
+@media screen { :root[data-theme=dark] { color-scheme: dark; } }
 * { box-sizing: border-box; }
 h1 { margin: 0 0 4px; font-size: 1rem; }
 body { margin: 0; padding: 4px; color: var(--ink); background: var(--paper);

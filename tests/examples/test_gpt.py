@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the examples need the `examples` extra")
 
 from matplotlib.image import imread
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 import minigrad
 from examples import gpt_in_one_file as gpt
@@ -181,7 +182,8 @@ def of_pairs():
 def test_it_learns_more_than_pairs_of_characters(tmp_path, capsys):
     """In the quick form; walkthrough 12, which is run too, takes more steps."""
     out = tmp_path / "gpt.png"
-    looks = gpt.main(quick=True, out=out)
+    with threadpool_limits(1):  # the matrices are small: several threads of BLAS would only wait
+        looks = gpt.main(quick=True, out=out)
     pairs, characters = of_pairs()
     steps, known, held_out = np.transpose(looks)
     assert steps[-1] == 400

