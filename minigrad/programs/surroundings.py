@@ -28,7 +28,6 @@ from itertools import chain
 from operator import attrgetter, call
 from types import (
     BuiltinMethodType,
-    CodeType,
     FunctionType,
     MappingProxyType,
     MethodType,
@@ -45,7 +44,15 @@ from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
-from minigrad.optim import EMA, LRScheduler, Optimizer
+from minigrad.optim import Optimizer
+from minigrad.programs.code import codes, content, special_methods, texts
+from minigrad.programs.settings import (
+    GENERATORS,
+    Settable,
+    named_settings,
+    settings_of,
+    state_of,
+)
 from minigrad.random import states_of_all_code
 from minigrad.readonly import owner_of
 
@@ -76,7 +83,7 @@ class Surroundings:
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
         self.numbers: set[float] = set()  # numbers in values, and in the code of the functions
-        self.settable: dict[str, Optimizer | LRScheduler | EMA] = {}  # by paths
+        self.settable: dict[str, Settable] = {}  # by paths
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects alive, so ids stay theirs
         self._names: dict[int, str] = {}  # names of parameters in modules, by id
         self._reads: list[Callable[[], Iterable[Any]]] = []  # functions that read compared values
@@ -153,8 +160,8 @@ class Surroundings:
         A program reads them again in each run, and only functions that its lines call may change
         them.
         """
-        settings = {path: _settings(each) for path, each in self.settable.items()}
-        states: list[Any] = [pickle.dumps(_state_of(source)) for source in self._sources]
+        settings = {path: settings_of(each) for path, each in self.settable.items()}
+        states: list[Any] = [pickle.dumps(state_of(source)) for source in self._sources]
         if "random" in self._words:
             states += states_of_all_code()
         return settings, states
@@ -226,7 +233,7 @@ class Surroundings:
             self._walk(value.__self__, path)
         elif isinstance(value, stdlib_random.SystemRandom):
             return  # it has no state
-        elif isinstance(value, (np.random.Generator, np.random.RandomState, stdlib_random.Random)):
+        elif isinstance(value, GENERATORS):
             self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
@@ -239,7 +246,7 @@ class Surroundings:
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
         elif isinstance(value, _MAPPINGS):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
-        elif isinstance(value, (Optimizer, LRScheduler, EMA)):
+        elif isinstance(value, Settable):
             self.settable[_unused(path, self.settable)] = value
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value))
@@ -305,15 +312,15 @@ class Surroundings:
             if named := [name for name in slots if name in self._words]:
                 self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
-            if named := [name for name, _ in _named_settings(each, self._words)]:
-                self._compare(path, named, partial(_values_of_settings, each, self._words))
+            if named := [name for name, _ in named_settings(each, self._words)]:
+                self._compare(path, named, partial(_values, each, self._words))
 
     def _read(self, scope: Any) -> list[str]:
         """List the attributes of an object that the code names, or calls as special methods."""
         names = vars(scope).keys() & self._words
         if isinstance(scope, type):
             left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
-            names |= {name for name in _special_methods(scope) if name not in left_out}
+            names |= {name for name in special_methods(scope) if name not in left_out}
         return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
@@ -325,10 +332,10 @@ class Surroundings:
         self._scopes += [(path, function)] if vars(function) else []
         self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
         code, cells = function.__code__, function.__closure__ or ()
-        self._enter("", code.co_freevars, partial(map, _content, cells))
+        self._enter("", code.co_freevars, partial(map, content, cells))
         read = set()
         for code in codes(function):
-            self._words |= {*code.co_names, *code.co_freevars, *_texts(code.co_consts)}
+            self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
@@ -337,15 +344,6 @@ class Surroundings:
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
         names = sorted(read)
         self._enter("", names, partial(map, function.__globals__.get, names))
-
-
-def _special_methods(cls: type) -> list[str]:
-    methods = FunctionType, property, staticmethod, classmethod, partial
-    return [
-        name
-        for name, value in vars(cls).items()
-        if name.startswith("__") and name.endswith("__") and isinstance(value, methods)
-    ]
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
@@ -364,53 +362,8 @@ def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
     return [getattr(value, name, None) for name in names]
 
 
-def _texts(constants: Iterable[Any]) -> Iterator[str]:
-    """List the strings among the constants of a code object, also in tuples."""
-    for each in constants:
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, (tuple, frozenset)):
-            yield from _texts(each)
-
-
-def _state_of(source: Any) -> Any:
-    """Return the state of a source of random numbers."""
-    if isinstance(source, np.random.Generator):
-        return source.bit_generator.state
-    if isinstance(source, np.random.RandomState):
-        return source.get_state(legacy=False)
-    return source.getstate()
-
-
-def _values_of_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[Any]:
-    return [setting for _, setting in _named_settings(value, words)]
-
-
-def _named_settings(value: Optimizer | LRScheduler | EMA, words: set[str]) -> list[tuple[str, Any]]:
-    """List the settings that a program reads again, and that the code of the step names too."""
-    if isinstance(value, Optimizer):
-        groups = enumerate(value.param_groups)
-        return [
-            (f"param_groups.{i}.{k}", group[k])
-            for i, group in groups
-            for k in sorted(group.keys() & words - {"params"})
-        ]
-    found = [(name, vars(value)[name]) for name in sorted(vars(value).keys() & words)]
-    if isinstance(value, LRScheduler) and "get_last_lr" in words:
-        found += [("get_last_lr()", rate) for rate in value.get_last_lr()]
-    return found
-
-
-def _settings(value: Optimizer | LRScheduler | EMA) -> Any:
-    """Return the settings that only `step()` and `update()` may change in a step."""
-    if isinstance(value, LRScheduler):
-        return vars(value) | value.state_dict()
-    # Loading a state makes another dict. This dict is kept, so the new one has another id.
-    if isinstance(value, EMA):
-        options = value.decay, value.warmup, value.updates, value._applied
-        return *options, id(value._averages), value._averages
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
-    return groups, id(value.state), value.state
+def _values(value: Settable, words: set[str]) -> list[Any]:
+    return [setting for _, setting in named_settings(value, words)]
 
 
 def _joined(path: str, name: Any) -> str:
@@ -429,19 +382,3 @@ def package_of(module: str | None) -> str:
 def _is_known(module: Any) -> bool:
     """Return whether no class, function or variable of this module is compared."""
     return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY
-
-
-def codes(function: Any) -> Iterator[CodeType]:
-    """List the code objects of a function and of the functions inside it."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return iter(codes)
-
-
-def _content(cell: Any) -> Any:
-    """Return the value of a closure variable, or None if it has no value yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
