@@ -1,17 +1,11 @@
 """What all tests share."""
 
 import gc
-import os
 
 import numpy as np
 import pytest
 
 import minigrad
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of one process that wait for work would keep the cores from the other processes. This
-    # is read when the first kernel runs on threads, and by processes that tests start.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_pycollect_makeitem(collector, name, obj):

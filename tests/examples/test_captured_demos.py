@@ -49,7 +49,7 @@ def test_spirals(tmp_path, programs):
         assert one.probability.tobytes() == other.probability.tobytes()
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_digits(programs, adapted):
     rows = split(np.random.default_rng(0)).train[UPRIGHT]
     models = []
@@ -66,7 +66,8 @@ def test_digits(programs, adapted):
     assert models[0] == models[1]
 
 
-@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full
+@pytest.mark.parametrize("adapted", [False, True])
 def test_charlm(programs, adapted):
     text = np.random.default_rng(1).integers(0, 20, 500)
     schedule = Schedule(12, lr=1e-2, batch_size=3, looks=2)

@@ -212,6 +212,7 @@ def test_one_times_an_adapter_is_the_adapter_to_the_bit(model, data):
     assert bits(net, "same") == bits(net, name)
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_minus_an_adapter_is_its_mirror_to_the_bit(model, data):
@@ -225,6 +226,7 @@ def test_minus_an_adapter_is_its_mirror_to_the_bit(model, data):
         assert negative.scale == adapters_of(net, name)[place].scale
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_a_weight_of_zero_is_as_if_the_adapter_were_not_named(model, data):

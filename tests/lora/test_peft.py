@@ -1227,6 +1227,7 @@ def fuzz(folder, rounds, seed):
     return refused
 
 
+@pytest.mark.full
 def test_mutated_folders_are_loaded_or_refused(saved):
     assert 300 < fuzz(saved, 500, 0) < 500
 

@@ -90,6 +90,7 @@ def test_a_faulty_layer_does_not_get_to_the_weight_of_the_user():
     np.testing.assert_array_equal(layer.base_weight.data, before)
 
 
+@pytest.mark.full
 def test_a_weight_that_is_kept_packed_stays_so():
     layer = make(d_out=256, d_in=256)
     x = batch_for(layer, (64, 256))[0]
@@ -112,6 +113,7 @@ def test_larger_layers_hold_in_single_precision(size):
     assert report, report
 
 
+@pytest.mark.full
 def test_rounding_that_adds_up_in_one_direction_stays_in_its_bound():
     layer = make(d_out=3, d_in=4, rank=1)
     layer.lora_a, layer.lora_b = np.full((1, 4), 0.1), np.full((3, 1), 0.3)

@@ -194,6 +194,7 @@ class Update(Spectral):
     rank: int = 2
 
 
+@pytest.mark.full
 def test_dollar_signs_in_the_name_of_a_layer_are_no_formula(rng):
     class Net(nn.Module):
         def __init__(self):

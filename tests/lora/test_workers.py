@@ -116,6 +116,7 @@ def test_one_file_is_written_by_one_worker(files, tmp_path):
     assert found.certificate == one.certificate
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("against", ["merged", *map(full, ("base", "none"))])
 def test_a_check_by_workers_finds_the_same(against, files, rng):
     base, adapter, out = files

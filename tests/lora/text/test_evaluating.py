@@ -46,6 +46,7 @@ class Known(StandIn):
         return minigrad.tensor(mean), n
 
 
+@pytest.mark.full
 def test_the_standard_error_is_the_deviation_over_many_samples():
     rng = np.random.default_rng(0)
     found, errors = [], []

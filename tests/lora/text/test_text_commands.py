@@ -106,6 +106,7 @@ def test_no_adapter_is_trained_into_the_folder_of_a_model(own, base, data, tmp_p
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
+@pytest.mark.full
 def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     others = ("--targets", "q_proj", "v_proj", "--dtype", "nf4")
     run(capsys, "train", base, data, tmp_path / "a", *TRAIN, *others)
@@ -121,6 +122,7 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
+@pytest.mark.full
 def test_all_linear_is_a_word_for_the_targets(base, data, tmp_path, capsys):
     out = tmp_path / "out"
     status, _, error = run(capsys, "train", base, data, out, *TRAIN, "--targets", "all-linear")
@@ -163,6 +165,7 @@ def test_masked_prompts_are_the_default_and_undo_those_of_a_config(base, data, t
     assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
 
 
+@pytest.mark.full
 def test_samples_that_cannot_be_written_do_not_lose_a_run(
     base, data, tmp_path, capsys, monkeypatch
 ):
@@ -329,6 +332,7 @@ def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "nf4"])
 def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys, dtype):
     out = tmp_path / "out"
@@ -338,6 +342,7 @@ def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys, dtype):
     assert found["loss"] < found["base"]
 
 
+@pytest.mark.full
 def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data, tmp_path, capsys):
     run(capsys, "train", base, data, tmp_path / "out", *TRAIN, "--dtype", "nf4")
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)

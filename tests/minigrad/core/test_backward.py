@@ -66,6 +66,7 @@ def test_the_newest_is_visited_first_however_the_ways_differ_in_length():
     assert x.grad.item() == 32 * 2 * 9 * 2.0
 
 
+@pytest.mark.full
 def test_chain_of_a_hundred_thousand_ops():
     x = leaf(1.0)
     y = x
@@ -77,6 +78,7 @@ def test_chain_of_a_hundred_thousand_ops():
     del y  # and its graph can be dropped without recursion
 
 
+@pytest.mark.full
 def test_a_deep_graph_that_was_never_walked_is_dropped_without_recursion():
     y = leaf(1.0)
     for _ in range(100_000):

@@ -618,6 +618,7 @@ def unobserved():
     mode.state = before
 
 
+@pytest.mark.full
 def test_properties_are_true():
     """Elementwise and linear say what they say, for each op of the library that has them."""
     seen = set()

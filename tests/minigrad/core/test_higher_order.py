@@ -237,6 +237,7 @@ smooth_expressions = st.lists(
 )
 
 
+@pytest.mark.full
 @hypothesis.given(steps=smooth_expressions, seed=st.integers(0, 2**32 - 1))
 @hypothesis.example(steps=[("matmul", 20, 20)], seed=75030637)  # a derivative that is all rounding
 @hypothesis.settings(max_examples=20, deadline=None)

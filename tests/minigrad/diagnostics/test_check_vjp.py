@@ -397,6 +397,7 @@ def test_values_that_are_not_finite_cannot_be_told():
 # No false alarm
 
 
+@pytest.mark.full
 def test_right_pairs_are_not_accused():
     told, wrong = verdicts(pair_cases(2 * len(PAIRS)), 2 * len(PAIRS))
     assert not wrong, wrong[0]

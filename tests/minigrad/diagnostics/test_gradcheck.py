@@ -479,6 +479,7 @@ def test_a_vjp_that_is_wrong_in_both_is_found_in_both():
     assert len(report.wrong) == X.size
 
 
+@pytest.mark.full
 def test_what_rounding_leaves_in_float32_is_no_fault():
     x = np.linspace(-30, 30, 24, dtype=np.float32).reshape(4, 6)
     for f in (minigrad.softmax, minigrad.log_softmax, minigrad.logsumexp, minigrad.tanh):
@@ -525,6 +526,7 @@ def test_float32_overflow_is_no_fault():
 # What is handed in
 
 
+@pytest.mark.full
 def test_layouts_are_kept():
     seen = []
 
@@ -1294,6 +1296,7 @@ def test_a_confident_classifier_is_not_accused(logit, dtype):
     assert gradcheck(entropy, 3 * x, order=1).verdict != "disagree"
 
 
+@pytest.mark.full
 def test_a_gradient_that_is_nothing_but_rounding_is_not_accused():
     for seed in range(60):
         x = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
@@ -1405,6 +1408,7 @@ def test_a_point_where_f_fails_is_stepped_over():
     assert gradcheck(log, np.array([1e-4, 2.0]))
 
 
+@pytest.mark.full
 def test_an_ill_conditioned_inverse_is_not_accused():
     for seed in range(5):
         rng = np.random.default_rng(seed)

@@ -61,6 +61,7 @@ def exact(case):
     )
 
 
+@pytest.mark.full
 def test_every_op_that_any_row_of_the_cases_calls_is_counted():
     with receipt() as r, np.errstate(all="ignore"):
         for case in CASES:

@@ -95,6 +95,7 @@ def test_processes_that_mpi_does_not_find_are_refused(variable):
     assert "has started 3 processes, but mpi4py uses" in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.full
 def test_a_child_of_a_rank_that_has_not_met_the_others_is_none():
     child = "import minigrad; print(minigrad.distributed.world().size)"
     code = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"

@@ -227,6 +227,7 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error(path):
             file.read("x")
 
 
+@pytest.mark.full
 def test_reading_takes_the_memory_of_one_tensor(path):
     size = 1 << 22
     infos = [TensorInfo(f"x{i}", "float32", (size,)) for i in range(12)]

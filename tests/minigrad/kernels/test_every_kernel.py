@@ -10,6 +10,7 @@ from tests import every_kernel
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 def test_every_kernel_compiles(double):
     others = set() if not double else set(kernels_of(double=False))
@@ -19,6 +20,7 @@ def test_every_kernel_compiles(double):
             assert kernel.alone.func.overloads
 
 
+@pytest.mark.full
 @pytest.mark.skipif(get_max_threads() < 2, reason="this process may use one thread only")
 def test_every_kernel_runs_and_threads_change_no_bit():
     kernels_of(double=True)  # imports every kernel

@@ -304,6 +304,7 @@ AT_THE_EDGE = """
 """
 
 
+@pytest.mark.full
 @needs_jit
 @on_linux
 def test_nothing_beyond_the_arrays_is_read_or_written(tmp_path):

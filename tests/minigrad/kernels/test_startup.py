@@ -582,6 +582,7 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
     assert script == ONE_OP or said.splitlines() == [last]
 
 
+@pytest.mark.full
 @needs_jit
 def test_a_relative_folder_is_one_of_the_first_working_folder(machine, tmp_path):
     (tmp_path / "elsewhere").mkdir()
@@ -590,6 +591,7 @@ def test_a_relative_folder_is_one_of_the_first_working_folder(machine, tmp_path)
     assert len(list((tmp_path / "relative").rglob("*.nbc"))) == len(PROBE_PARTS)
 
 
+@pytest.mark.full
 @needs_jit
 @needs_owners  # Windows keeps the folder in which a process works
 def test_where_the_working_folder_has_been_deleted_kernels_run_and_a_compilation_says_why(machine):

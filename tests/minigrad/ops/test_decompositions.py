@@ -119,6 +119,7 @@ def test_the_gradient_of_the_sum_of_equal_singular_values_is_u_vh(shape):
         assert gradcheck(f, a, order=1).verdict == "agree"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_of_many_values_a_small_one_is_not_0_and_near_ones_are_not_equal(dtype, rng):
     q, p = (np.linalg.qr(rng.standard_normal((100, 100)))[0] for _ in range(2))
