@@ -324,9 +324,8 @@ def test_the_whole_main_demo(tmp_path):
 @pytest.mark.full
 def test_the_main_demo_with_other_options(tmp_path):
     out = tmp_path / "options.png"
-    results = lora_regression.main(
-        rank=4, alpha=4, scaling="rslora", optimizer="sgd", epochs=20, seed=3, out=out
-    )
+    options = {"rank": 4, "alpha": 4, "scaling": "rslora", "optimizer": "sgd", "seed": 3}
+    results = lora_regression.main(quick=True, out=out, **options)
     mean, margin = compare(results, LORA, NONE)
     assert mean < -margin
 

