@@ -118,16 +118,17 @@ def attach(
 
 @contextmanager
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
-    """Turn the other adapters off while a block plans a new one; `apply_plan` then adds it.
+    """Put the originals of all full copies into the model while a block plans a new adapter.
 
-    After an error in the block, the model and the generator are restored.
+    `apply_plan` then adds the adapter. After an error in the block, the model and the generator are
+    restored.
     """
     check_attachable(model, adapter)
     attachment = state.attachment_of(model)
     draws = generator(rng).bit_generator
     before = draws.state
     if attachment is not None:
-        # The new adapter begins from the model without the others, whose originals it stores.
+        # The plan must copy the model's own parameters, not the copies of other adapters.
         attachment.swap_in(model, ())
     try:
         yield

@@ -143,7 +143,7 @@ def quantize(
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
     modules = dict(model.named_modules())
     linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
-    _check_unshared(model, linears, attachment)
+    _check_replaceable(model, linears, attachment)
     layers: dict[str, NarrowLinear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
@@ -164,7 +164,7 @@ def quantize(
         layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-    del modules, linears, linear, before  # the last that the weights in floats were known by
+    del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
 
@@ -192,7 +192,7 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     return found
 
 
-def _check_unshared(
+def _check_replaceable(
     model: Module, linears: Mapping[str, Any], attachment: Attachment | None
 ) -> None:
     """Raise a ValueError if a weight is tied, or an adapter trains a layer in full."""
@@ -207,7 +207,7 @@ def _check_unshared(
         copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
         for name, linear in linears.items():
             copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
-            if copied:  # it could be neither put back nor in again
+            if copied:  # `lora.switch` could then put neither the original nor the copy in
                 raise ValueError(
                     f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
                     f"{name}, or quantise first"

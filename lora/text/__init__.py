@@ -11,6 +11,7 @@ In reading order:
     tokenization, chat_template    text to tokens and back; a conversation to text
     generating                     generate text
     data, training, evaluating     examples in JSONL; train an adapter; measure its loss
+    run_folder                     the folder of a training run: options, checkpoint, adapter
     estimating, samples            memory and time before a run; a picture and answers after it
     commands                       `python -m lora train`, `generate` and `eval`
 """

@@ -2,7 +2,8 @@
 
 `options.json` holds the options of the run, and hashes of its data and of its base. A run can only
 resume with the same ones, because otherwise it would not compute what an uninterrupted run does.
-Rank 0 alone reads and writes the folder.
+Rank 0 alone writes the folder. Only after an error before the first step, each rank deletes
+`options.json`, because not all of them may have this error.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ class RunFolder:
         resume: whether to continue the run in it.
 
     Attributes:
+        path, options_file, checkpoint: the paths of the folder, and of files in it.
+        resume: whether to continue the run in it.
         began: the time at which the run began; for a run to resume, the first time.
-        has_steps: whether the run has made a step.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
         self.path, self.resume = Path(path), resume
-        self.options, self.checkpoint = self.path / OPTIONS, self.path / CHECKPOINT
-        self.has_steps = False
+        self.options_file, self.checkpoint = self.path / OPTIONS, self.path / CHECKPOINT
         self.began = datetime.fromisoformat(world().on_first(self._beginning, "train"))
 
     def _beginning(self) -> str:
-        is_there = self.resume and self.options.is_file()
-        return str(saved_run(self.options)["time"] if is_there else datetime.now().isoformat())
+        if self.resume and self.options_file.is_file():
+            return str(_saved_run(self.options_file)["time"])
+        return datetime.now().isoformat()
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Check, on all ranks, that a run can begin here, or resume with the same facts.
@@ -74,9 +76,9 @@ class RunFolder:
                     f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
                 )
             return
-        if not self.options.is_file():
+        if not self.options_file.is_file():
             raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
-        runs = saved_run(self.options), facts
+        runs = _saved_run(self.options_file), facts
         old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
         changed = [
             f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
@@ -85,35 +87,39 @@ class RunFolder:
         ]
         check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
 
+    def create(self) -> None:
+        """Create the folder, if it does not exist; only rank 0 does."""
+        world().on_first(lambda: self.path.mkdir(parents=True, exist_ok=True), "train")
+
     @contextmanager
-    def running(self, facts: Mapping[str, Any]) -> Iterator[None]:
+    def running(self, facts: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[None]:
         """Write the facts, and run the `with` block, which trains.
 
-        After an error before the first step (see `has_steps`), there is no run to resume.
+        `steps` is the list that grows with each step. After an error before the first one,
+        `options.json` is deleted, so there is no run to resume.
 
         Raises:
             OSError: as on a full disk; if the run can be resumed, the message says so.
             ValueError: if another run has begun here in the meantime.
         """
         ranks = world()
-        ranks.on_first(lambda: self.path.mkdir(parents=True, exist_ok=True), "train")
         if not self.resume:
             ranks.on_first(partial(self._claim, facts), "train")
         try:
             content = json.dumps(facts, indent=2).encode()
-            ranks.on_first(lambda: write_atomically(self.options, content), "train")
+            ranks.on_first(lambda: write_atomically(self.options_file, content), "train")
             yield
         except Exception as error:
-            if not self.resume and not self.has_steps and not (self.path / CONFIG).exists():
-                self.options.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno and self.options.is_file():
+            if not (self.resume or steps or (self.path / CONFIG).exists()):
+                self.options_file.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and self.options_file.is_file():
                 there = f"the files in {os.fspath(self.path)!r} are complete, and resume continues"
                 raise OSError(error.errno, f"{error.strerror}; {there} from them") from error
             raise
 
     def _claim(self, facts: Mapping[str, Any]) -> None:
         try:
-            self.options.touch(exist_ok=False)
+            self.options_file.touch(exist_ok=False)
         except FileExistsError:  # another run began while this one read its rows
             self._check(facts)
             raise
@@ -123,7 +129,7 @@ class RunFolder:
         return bool(world().on_first(self.checkpoint.exists, "train"))
 
 
-def saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
+def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the options, data hashes, base and beginning of a run from `options.json`.
 
     A ValueError is raised if the file has none of a run.
@@ -139,12 +145,12 @@ def saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run from `options.json`; `kinds` are the types of known options.
+    """Return the options of a run from `options.json`, among them `DTYPE`.
 
-    They include `DTYPE`. A ValueError is raised if the file has no options, or one that is unknown,
-    or one with a wrong type.
+    `kinds` has the type of each option of `train`, by name. A ValueError is raised if the file has
+    no options, an unknown one, or one with a wrong type.
     """
-    found: dict[str, Any] = saved_run(file)["options"]
+    found: dict[str, Any] = _saved_run(file)["options"]
     if unknown := found.keys() - {*kinds, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     for name, value in found.items():

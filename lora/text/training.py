@@ -175,14 +175,15 @@ def train(
         TypeError: if an option has the wrong type.
         ValueError: if an option is impossible, a target matches nothing, a row is invalid, the
             model has an adapter called "default", `out` has another run or a model, or the data,
-            their tokens, the base or an option differ from those of the run to resume. After these
-            two errors the model is unchanged, and nothing was written.
+            their tokens, the base or an option differ from those of the run to resume. After this
+            error and a TypeError the model is unchanged, and nothing was written.
         FloatingPointError: if the loss is no longer finite; the adapter before that step is
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
     options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
-    options["max_length"] = _checked(options, model.config.max_length)
+    _check_options(options, model.config.max_length)
+    options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
@@ -214,7 +215,8 @@ def train(
     def write() -> None:
         save(model, folder.path, seed=seed, base_model=base_model, progress=progress)
 
-    with _adapted(model, config, rng, checkpointing, progress), folder.running(facts):
+    with _adapted(model, config, rng, checkpointing, progress):
+        folder.create()
         optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
         rising = min(math.ceil(warmup * total), total - 1)
         trainer = Trainer(
@@ -234,23 +236,22 @@ def train(
         )
         if resume and folder.has_checkpoint():
             trainer.load(folder.checkpoint)
-        try:
-            _run(trainer, batches, held_out, total, progress)
-        except FloatingPointError as error:
-            # The adapter still has its values from before the failed step.
+        with folder.running(facts, trainer.history.steps):
+            try:
+                _run(trainer, batches, held_out, total, progress)
+            except FloatingPointError as error:
+                # The adapter still has its values from before the failed step.
+                ranks.on_first(write, "train")
+                raise FloatingPointError(
+                    f"{error}. The adapter before that step is in {os.fspath(folder.path)!r}; "
+                    f"begin again in another folder with an lr below {lr:g}, or a longer warmup"
+                ) from error
+            judged = [step for step in trainer.history.steps if "validation_loss" in step]
+            best = trainer.history.steps[-1]
+            if judged:
+                trainer.restore_best()
+                best = min(judged, key=lambda step: step["validation_loss"])
             ranks.on_first(write, "train")
-            raise FloatingPointError(
-                f"{error}. The adapter before that step is in {os.fspath(folder.path)!r}; begin "
-                f"again in another folder with an lr below {lr:g}, or a longer warmup"
-            ) from error
-        finally:
-            folder.has_steps = bool(trainer.history.steps)
-        judged = [step for step in trainer.history.steps if "validation_loss" in step]
-        best = trainer.history.steps[-1]
-        if judged:
-            trainer.restore_best()
-            best = min(judged, key=lambda step: step["validation_loss"])
-        ranks.on_first(write, "train")
     return TrainResult(folder.path, trainer.history, rows, int(best["step"]))
 
 
@@ -262,17 +263,17 @@ OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not
 
 
 def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options of an earlier run, which `train` wrote to `options.json`.
+    """Return the options of an earlier run, among them `DTYPE`, from its `options.json`.
 
-    They include `DTYPE`. A ValueError is raised if the file has no options, or one that `train`
-    does not have, or one with a wrong type.
+    A ValueError is raised if the file has no options, or one that `train` does not have, or one
+    with a wrong type.
     """
     kinds = get_type_hints(train)
     return options_of(file, {name: kinds[name] for name in OPTION_NAMES})
 
 
-def _checked(options: Mapping[str, Any], context: int) -> int:
-    """Check the options of `train`; return the largest number of tokens of a row."""
+def _check_options(options: Mapping[str, Any], context: int) -> None:
+    """Check the options of `train` for a model with a context of so many tokens."""
     for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
         if options[name] is not None or name not in _MAY_BE_NONE:
             check_positive(name, options[name])
@@ -280,10 +281,8 @@ def _checked(options: Mapping[str, Any], context: int) -> int:
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
     check_above_0("clip_norm", options["clip_norm"])
-    most: int = options["max_length"] or min(LONGEST, context)
-    if most > context:
+    if (most := options["max_length"]) is not None and most > context:
         raise ValueError(f"max_length={most}, but the model's context is {context} tokens")
-    return most
 
 
 def _rows(
@@ -309,7 +308,7 @@ def _rows(
 def _adapted(
     model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
 ) -> Iterator[None]:
-    """In a `with` block, train a model with an adapter, which is removed if there is an error."""
+    """In a `with` block, give a model an adapter to train; remove it again after an error."""
     before, mode = model.checkpointing, model.training
     attach(model, config, rng=rng, progress=progress)
     try:

@@ -57,7 +57,7 @@ def backward(
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
-    del seed
+    del seed  # it holds a reference, and these are counted to find out what must be copied
     for node in arrived:
         if node.outdated:
             raise RuntimeError(

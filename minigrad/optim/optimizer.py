@@ -31,10 +31,12 @@ class LastStep:
     """The values that a group's step saves for the next one, which mostly has the same parameters.
 
     Attributes:
-        xs: the values of the parameters, and `states`: their states. If one of these objects is
-            another one in the next step, that step makes a new `LastStep`.
+        xs: the values of the parameters.
+        states: their states. If an object in `xs` or `states` is another one in the next step, that
+            step makes a new `LastStep`.
         names: the names of the arrays in the states that the kernel changes besides the values.
-        options: the values of the group when they were last checked, and `others`: without lr.
+        options: the values of the group when they were last checked.
+        others: the same without lr.
     """
 
     def __init__(self, xs: list[NDArray[Any]], states: list[State]) -> None:

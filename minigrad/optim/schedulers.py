@@ -10,7 +10,8 @@ A scheduler computes the learning rate (lr) of a group by a formula, from the lr
 the number of steps. PyTorch computes each lr from the previous lr; the values are the same except
 for rounding. With a formula, rounding errors do not grow, and the lr of any step can be computed.
 If you set an lr by hand between two steps, it has no effect on later steps. For the same reason,
-two schedulers of one optimiser do not multiply, as in PyTorch: the last one sets the lr.
+two schedulers of one optimiser do not multiply their factors, as they would in PyTorch: the one
+that steps last sets the lr.
 """
 
 from __future__ import annotations

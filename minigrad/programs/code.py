@@ -1,4 +1,4 @@
-"""What the code of functions and classes contains: code objects, strings, special methods."""
+"""What functions and classes contain: code objects, strings, closure variables, special methods."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 def codes(function: Any) -> Iterator[CodeType]:
     """List the code objects of a function and of the functions inside it."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return iter(codes)
+    found = [function.__code__]
+    for code in found:  # the loop appends to it
+        found += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return iter(found)
 
 
 def texts(constants: Iterable[Any]) -> Iterator[str]:
@@ -25,7 +25,7 @@ def texts(constants: Iterable[Any]) -> Iterator[str]:
             yield from texts(each)
 
 
-def content(cell: Any) -> Any:
+def value_in(cell: Any) -> Any:
     """Return the value of a closure variable, or None if it has no value yet."""
     try:
         return cell.cell_contents

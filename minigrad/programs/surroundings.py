@@ -45,13 +45,14 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
-from minigrad.programs.code import codes, content, special_methods, texts
+from minigrad.programs.code import codes, special_methods, texts, value_in
 from minigrad.programs.settings import (
     GENERATORS,
     Settable,
     named_settings,
     settings_of,
     state_of,
+    values_of_named_settings,
 )
 from minigrad.random import states_of_all_code
 from minigrad.readonly import owner_of
@@ -313,7 +314,7 @@ class Surroundings:
                 self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
             if named := [name for name, _ in named_settings(each, self._words)]:
-                self._compare(path, named, partial(_values, each, self._words))
+                self._compare(path, named, partial(values_of_named_settings, each, self._words))
 
     def _read(self, scope: Any) -> list[str]:
         """List the attributes of an object that the code names, or calls as special methods."""
@@ -332,7 +333,7 @@ class Surroundings:
         self._scopes += [(path, function)] if vars(function) else []
         self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
         code, cells = function.__code__, function.__closure__ or ()
-        self._enter("", code.co_freevars, partial(map, content, cells))
+        self._enter("", code.co_freevars, partial(map, value_in, cells))
         read = set()
         for code in codes(function):
             self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
@@ -360,10 +361,6 @@ def _count(scope: Any) -> list[int]:
 
 def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
     return [getattr(value, name, None) for name in names]
-
-
-def _values(value: Settable, words: set[str]) -> list[Any]:
-    return [setting for _, setting in named_settings(value, words)]
 
 
 def _joined(path: str, name: Any) -> str:

@@ -22,10 +22,10 @@ from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import block
 from minigrad.nn.module import Module
-from minigrad.training.step import loss_and_count, weight
+from minigrad.training.counted_loss import count_or_rows, loss_and_count
 from minigrad.training.training_data import MicroBatches
 
-Generators = Sequence[np.random.Generator]
+Generators = Callable[[], Sequence[np.random.Generator]]  # lists those that a model may use now
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def prediction(
 
     Raises:
         TypeError: if the model does not return a Tensor.
-        ValueError: on several ranks, if the model draws from one of the generators.
+        ValueError: on several ranks, if the model draws random numbers.
     """
     given = list(batches([x], batch_size, shuffle=False))
     ranks = world()
@@ -73,8 +73,10 @@ def mean_loss(
     """Return the mean of the losses of micro-batches, weighted by their counts, on all ranks.
 
     Raises:
-        ValueError: if the loss counted nothing; on several ranks, if their data differ, or the
-            model draws from one of the generators.
+        ValueError: if the loss counted nothing, or a count is negative or not finite; on several
+            ranks, if their data differ, or the model draws random numbers.
+        TypeError: if the loss is not a Tensor of one element, or the target has no rows and the
+            loss returned no count.
     """
     ranks = world()
     own = []  # the mean loss and the count of each micro-batch
@@ -89,7 +91,7 @@ def mean_loss(
                 ((*inputs, target),) = taken
                 with _without_draws(ranks, generators):
                     mean, count = loss_and_count(loss(model(*inputs), target))
-                count = weight(count, target)
+                count = count_or_rows(count, target)
                 own.append((mean.item() if count else 0.0, count))
     check_agreement(ranks, {"the data": digest(digests)})
     losses: list[tuple[float, float]] = [*chain.from_iterable(ranks.gather(own, "evaluate"))]
@@ -105,9 +107,9 @@ def _without_draws(ranks: World, generators: Generators) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    before = [[g.bit_generator.state for g in generators], random.states_of_all_code()]
+    before = [[g.bit_generator.state for g in generators()], random.states_of_all_code()]
     yield
-    after = [[g.bit_generator.state for g in generators], random.states_of_all_code()]
+    after = [[g.bit_generator.state for g in generators()], random.states_of_all_code()]
     if digest(before) != digest(after):
         raise ValueError(
             "the model draws random numbers in an evaluation, and each rank would draw others; "

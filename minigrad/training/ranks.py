@@ -1,6 +1,9 @@
-"""How the ranks of a training run work together: the same start, sums of gradients, and files.
+"""How the ranks of a training run work together.
 
-With a single process, these functions do nothing, or return at once.
+They have the same start, the same model in an evaluation, sums of gradients, and files.
+
+With a single process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields
+the path, and the Trainer does not call the other functions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs
-from minigrad.checks import check_flag, check_range
+from minigrad.checks import check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
@@ -30,19 +29,18 @@ from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.optim.clip import check_bound
+from minigrad.training.counted_loss import Loss, count_or_rows, loss_and_count, rows_of
 from minigrad.training.history import History
 from minigrad.training.ranks import MicroBatchFacts, sum_of_all
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import MicroBatch
 
-Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
-
 
 class TrainingStep:
-    """What takes part in a step of training; `Trainer`, which derives from it, repeats the step.
+    """The base class of `Trainer`: the parts of a training step, and the method that makes a step.
 
-    The methods that run in a step name only attributes of this class that stay the same from step
-    to step: `capture` compares each attribute that they name before it runs the program of a step.
+    `capture` compares each attribute that the code of `_make_step` names before it runs a program.
+    So `_make_step` only names attributes that stay the same; other methods read those that change.
     """
 
     def __init__(
@@ -92,21 +90,26 @@ class TrainingStep:
         self._world = World()  # a single rank; `fit` sets the real one
         self._streams = Streams()
         self._mark_of_data = 0  # a digest of the data of a step, which all ranks must share
-        self._usual_count: float | None = None  # the number of rows in a step
+        # Stands in for the total count, until this is known; None for a single micro-batch.
+        self._rows_in_step: float | None = None
+
+    def _parameters(self) -> list[Tensor]:
+        """Return the parameters that the optimiser trains."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _optimized(self) -> set[int]:
-        """Return the ids of the parameters that the optimiser trains."""
-        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        """Return their ids."""
+        return set(map(id, self._parameters()))
 
-    def _step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
-        """Make one step of the optimiser; return its record and the count of its loss."""
+    def _recorded_step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
+        """Make a step, or the part of this rank in it; return its record and its total count."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         count = len(micro_batches)
-        rows = [_rows_of(target) for *_, target in micro_batches]
-        usual = sum(each for each in rows if not math.isnan(each)) or 1
-        shares = [np.array(each / usual) for each in rows]
-        self._usual_count = usual if count > 1 else None
+        rows = [rows_of(target) for *_, target in micro_batches]
+        all_rows = sum(each for each in rows if not math.isnan(each)) or 1
+        shares = [np.array(each / all_rows) for each in rows]
+        self._rows_in_step = all_rows if count > 1 else None
         own = block(count, self._world.rank, self._world.size)
         mine = slice(own.start, own.stop)
         captured: Any = self.captured_step
@@ -132,7 +135,7 @@ class TrainingStep:
         """
         # `capture` checks the attributes that the code of this method names, such as these.
         model, loss = self.model, self.loss
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters()
         facts: list[MicroBatchFacts] = []
 
         def gradients(*numbers: int) -> list[NDArray[Any] | None]:
@@ -149,6 +152,7 @@ class TrainingStep:
         if self._is_shared():
             summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
             sums = [summed]
+        # With more than two micro-batches, `.grad` is the sum of the last pair only.
         if count > 2 or self._is_shared():
             for parameter, gradient in zip(parameters, sums[0], strict=True):
                 parameter.grad = None if gradient is None else Tensor(gradient)
@@ -187,18 +191,18 @@ class TrainingStep:
                 "capture=True: the loss returns (mean, count), and a program cannot read the "
                 "count; let the loss return the mean alone, or train with capture=False"
             )
-        count = weight(counted, target)
+        count = count_or_rows(counted, target)
         if not count:
             return MicroBatchFacts(0.0, 0.0, counted is not None)  # a mean of nothing is nan
         if counted is not None:  # also a share of all rows; `_correction` follows the last of them
-            share = np.array(counted / (self._usual_count or counted))
+            share = np.array(counted / (self._rows_in_step or counted))
         value = observed(self._loss_value, mean._data)
         mean.backward(observed(np.full_like, mean._data, as_array(share)))
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
-        """Return the factor that makes shares of the rows of the step shares of its total count."""
-        return 1.0 if self._usual_count is None else self._usual_count / total
+        """Return the factor that converts shares of all rows to shares of the total count."""
+        return 1.0 if self._rows_in_step is None else self._rows_in_step / total
 
     def _is_shared(self) -> bool:
         """Return whether several ranks share the step.
@@ -212,7 +216,7 @@ class TrainingStep:
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
         """Add the sums and the facts of this rank to those of the others."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters()
         sums_of = dict(zip(own, sums, strict=True))
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
         summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
@@ -244,39 +248,3 @@ class TrainingStep:
                 f"learning rate, {remedy} without extreme values may help"
             )
         return number
-
-
-def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
-    """Check the result of a loss function; return the loss and its count, or None without one."""
-    loss, count = result, None
-    if isinstance(loss, tuple) and len(loss) == 2:
-        loss, count = loss
-        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
-        check_range("the count of a loss", count, 0, math.inf)
-        count = float(count)
-    if not isinstance(loss, Tensor) or loss.size != 1:
-        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-        raise TypeError(
-            f"the loss must return a Tensor of one element, or that and a count, not {what}"
-        )
-    return loss, count
-
-
-def _rows_of(target: Any) -> float:
-    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
-    if isinstance(target, (tuple, Mapping, str)):
-        return math.nan
-    try:
-        return len(target)
-    except TypeError:
-        return math.nan
-
-
-def weight(count: float | None, target: Any) -> float:
-    """Return the count of a loss, or if it returned only a mean, the number of rows."""
-    weight = _rows_of(target) if count is None else count
-    if math.isnan(weight):
-        raise TypeError(
-            f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
-        )
-    return weight

@@ -6,10 +6,10 @@
 The data may also be a list of micro-batches, tuples `(*inputs, target)` of any shapes and types.
 
 Every training step has four parts: a prediction, a loss, a backward pass and a step of the
-optimiser (see `training.step`). This file repeats the step: batches in random order, records,
-validation, early stopping and checkpoints. A run that is resumed from a checkpoint gives the same
-bits as a run without interruption. Under `mpiexec`, the ranks share the micro-batches of a step
-(see `minigrad.distributed`).
+optimiser (see `training.step`). This file repeats the step, and adds the rest: batches in random
+order, records, validation, early stopping and checkpoints. A run that is resumed from a checkpoint
+gives the same bits as a run without interruption. Under `mpiexec`, the ranks share the
+micro-batches of a step (see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file, saved_state
+from minigrad.training.counted_loss import Loss, loss_and_count
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import History, as_record
 from minigrad.training.ranks import (
@@ -49,7 +50,7 @@ from minigrad.training.ranks import (
     take_from_first,
 )
 from minigrad.training.saved_state import UnfinishedEpoch
-from minigrad.training.step import Loss, TrainingStep, loss_and_count
+from minigrad.training.step import TrainingStep
 from minigrad.training.training_data import (
     Data,
     MicroBatches,
@@ -75,9 +76,9 @@ class Trainer(TrainingStep):
             gradients are added up to the gradient of one large batch, but only one micro-batch at a
             time is in memory. The formula is sum(count gradient) / sum(count); the count is what
             the loss returned, or the number of rows of the target, which a target in parts, such as
-            a dict or a tuple, does not have. Several ranks share the micro-batches.
-            So a loss that ignores targets, for example by `ignore_index`, should return the number
-            of the other targets, and a loss with class weights the sum of the targets' weights.
+            a dict or a tuple, does not have. So a loss that ignores targets, for example by
+            `ignore_index`, should return the number of the other targets, and a loss with class
+            weights the sum of the targets' weights. Several ranks share the micro-batches.
         metrics: a function of prediction and target as arrays, such as those of `minigrad.metrics`,
             or several, or a dict of them by name. They are recorded after each epoch, on the
             training and the validation rows. Names that the records use, such as "loss" or
@@ -172,7 +173,7 @@ class Trainer(TrainingStep):
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of the model before the first step
         self._stopping = self._at_once = False
-        self._pass: UnfinishedEpoch | None = None
+        self._unfinished: UnfinishedEpoch | None = None
         self._best: dict[str, NDArray[Any]] = {}
         self._best_loss = math.inf
         self._epochs_since_best = 0
@@ -228,19 +229,7 @@ class Trainer(TrainingStep):
         self._streams.is_shared = self._world.size > 1
         if self._world.size > 1:
             self._begin_together(data, held_out)
-        left = len(data)
-        if self._pass is not None:
-            if len(self._pass.order) != len(data):
-                raise ValueError(
-                    f"the unfinished epoch is one of {len(self._pass.order)} rows or "
-                    f"micro-batches, and these are {len(data)}; continue with the same data"
-                )
-            left -= self._pass.position
-        size = data.batch_size * self.accumulation_steps
-        limits = [] if steps is None else [steps]
-        if epochs is not None:
-            limits.append(math.ceil(left / size) + (epochs - 1) * math.ceil(len(data) / size))
-        planned = min(limits)
+        planned = self._planned_steps(data, epochs, steps)
         last = len(self.history.steps) + planned
         self._stopping = self._at_once = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
@@ -255,12 +244,33 @@ class Trainer(TrainingStep):
                 while len(self.history.steps) < last and not is_stopped:
                     is_stopped = self._epoch(data, held_out, bar, last)
         except BaseException as error:
-            self._pass = None  # a step may be half done, so the epoch cannot be resumed
+            self._unfinished = None  # a step may be half done, so the epoch cannot be resumed
             self._world.check_left_together(error)
             raise
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self.restore_best()
         return self.history
+
+    def _planned_steps(
+        self, data: Rows | MicroBatches, epochs: int | None, steps: int | None
+    ) -> int:
+        """Return how many steps `fit` will make: the lesser of the two limits that are given.
+
+        A ValueError is raised if the data have another length than those of the unfinished epoch.
+        """
+        left = len(data)
+        if self._unfinished is not None:
+            if len(self._unfinished.order) != len(data):
+                raise ValueError(
+                    f"the unfinished epoch is one of {len(self._unfinished.order)} rows or "
+                    f"micro-batches, and these are {len(data)}; continue with the same data"
+                )
+            left -= self._unfinished.position
+        size = data.batch_size * self.accumulation_steps
+        limits = [] if steps is None else [steps]
+        if epochs is not None:
+            limits.append(math.ceil(left / size) + (epochs - 1) * math.ceil(len(data) / size))
+        return min(limits)
 
     def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
         """Give all ranks the same state, or raise an error on all of them."""
@@ -330,7 +340,7 @@ class Trainer(TrainingStep):
         """
         array = as_data(x, self._dtype())
         check_same_model(world(), self.model, array)
-        return prediction(self.model, array, self.batch_size, self._generators())
+        return prediction(self.model, array, self.batch_size, self._generators)
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model on some data, as a dict.
@@ -341,7 +351,7 @@ class Trainer(TrainingStep):
         Raises:
             ValueError: if the data have neither form, are empty or have different lengths, there
                 are metrics of micro-batches, or the loss counted nothing; on all ranks, if their
-                models or their data differ.
+                models or their data differ, or the model draws random numbers.
             TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
                 not a Tensor of one element, or a metric not a number.
         """
@@ -349,8 +359,8 @@ class Trainer(TrainingStep):
         if given is not data:  # `fit` passes prepared data, which it has compared already
             check_same_model(world(), self.model, given.compared())
         if isinstance(given, MicroBatches):
-            return {"loss": mean_loss(self.model, self.loss, given, self._generators())}
-        output = prediction(self.model, given.x, self.batch_size, self._generators())
+            return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
+        output = prediction(self.model, given.x, self.batch_size, self._generators)
         with no_grad():
             loss, _ = loss_and_count(self.loss(Tensor(output), given.y))
         named = {name: metric(output, given.y) for name, metric in self.metrics.items()}
@@ -380,49 +390,58 @@ class Trainer(TrainingStep):
         """
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
-        if self._pass is None:
-            self._pass = UnfinishedEpoch(random.generator(self.rng).permutation(len(train)))
-        begun, size = self._pass, train.batch_size * self.accumulation_steps
-        counts, steps = begun.counts, self.history.steps
-        before = sum(step["seconds"] for step in steps[len(steps) - len(begun.counts) :])
+        if self._unfinished is None:
+            self._unfinished = UnfinishedEpoch(random.generator(self.rng).permutation(len(train)))
+        unfinished, size = self._unfinished, train.batch_size * self.accumulation_steps
+        counts, steps = unfinished.counts, self.history.steps
+        before = sum(step["seconds"] for step in steps[len(steps) - len(unfinished.counts) :])
         self.model.train()
-        while begun.position < len(train):
-            items = begun.order[begun.position : begun.position + size]
+        while unfinished.position < len(train):
+            items = unfinished.order[unfinished.position : unfinished.position + size]
             taken = train.micro_batches(items)
             if self._world.size > 1:
                 self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
-            made, count = self._step(taken)
+            made, count = self._recorded_step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
                 check_unchanged(self.model, self._digests)
                 self._digests = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))
             counts.append(count)
-            begun.position += len(items)
+            unfinished.position += len(items)
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
             self._after_step(validation, last)
-            if self._pass is not begun:  # an `on_step` function has loaded another state
+            if self._unfinished is not unfinished:  # an `on_step` function has loaded another state
                 return False
             at_once = self._world.any(self._at_once, "the end of a step")
-            if begun.position < len(train):
+            if unfinished.position < len(train):
                 is_end = at_once or len(steps) == last
                 every = self.checkpoint_every
                 is_due = every is not None and len(steps) % every == 0
                 if is_end or is_due:
-                    self._check_same({})
-                    if self.checkpoint is not None:
-                        self.save(self.checkpoint)
+                    self._check_and_save()
                 if is_end:
                     return True
-        self._pass = None
-        steps = steps[-len(counts) :]
+        self._unfinished = None
+        seconds = before + time.perf_counter() - started
+        return self._end_epoch(epoch, train, validation, counts, seconds)
+
+    def _end_epoch(
+        self, epoch: int, train: Rows | MicroBatches, validation: Any, counts: list[float],
+        seconds: float,
+    ) -> bool:  # fmt: skip
+        """Record a complete epoch, validate, call the `on_epoch` functions, and save.
+
+        `counts` are the counts of the loss in its steps. Returns whether `fit` must end.
+        """
+        steps = self.history.steps[-len(counts) :]
         record = {
             "epoch": epoch,
             "loss": np.average([step["loss"] for step in steps], weights=counts),
             "lr": steps[-1]["lr"],
             "grad_norm": np.mean([step["grad_norm"] for step in steps]),
-            "seconds": before + time.perf_counter() - started,
+            "seconds": seconds,
         }
         with self._averages():
             if self.metrics:
@@ -436,10 +455,14 @@ class Trainer(TrainingStep):
         for function in self.on_epoch:
             function(self)
         is_stopped = self._world.any(self._stopping, "the end of an epoch")
+        self._check_and_save()
+        return is_stopped
+
+    def _check_and_save(self) -> None:
+        """Check that all ranks have the same state, and write the checkpoint, if there is one."""
         self._check_same({})
         if self.checkpoint is not None:
             self.save(self.checkpoint)
-        return is_stopped
 
     def _after_step(self, validation: Any, last: int) -> None:
         """Validate if `validate_every` says so, and call the `on_step` functions."""
@@ -503,7 +526,7 @@ class Trainer(TrainingStep):
             "epochs_since_best": self._epochs_since_best,
             "steps": list(self.history.steps),
             "epochs": list(self.history.epochs),
-            "pass": None if self._pass is None else asdict(self._pass),
+            "pass": None if self._unfinished is None else asdict(self._unfinished),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
@@ -546,7 +569,7 @@ class Trainer(TrainingStep):
         check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
         saved_state.check_generators(state["generators"], generators)
-        begun = saved_state.unfinished_epoch(state["pass"], history.steps)
+        unfinished = saved_state.unfinished_epoch(state["pass"], history.steps)
         weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
@@ -574,7 +597,7 @@ class Trainer(TrainingStep):
             undo.pop_all()  # there was no error, so undo nothing
         self._best, self._best_loss = best, best_loss
         self._epochs_since_best = state["epochs_since_best"]
-        self.history, self._pass = history, begun
+        self.history, self._unfinished = history, unfinished
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
         """Return the parameters that are saved, and all buffers, by name."""

@@ -81,6 +81,7 @@ def found(tmp_path_factory):
         ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
         ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
         ("draws_in_an_evaluation", "ValueError: the model draws random numbers in an evaluation"),
+        ("a_new_generator_in_an_evaluation", "ValueError: the model draws random numbers in an ev"),
         (
             "a_generator_in_the_loss",
             "ValueError: dropout: a training step on several ranks draws from a",
