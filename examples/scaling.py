@@ -31,7 +31,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,6 +44,7 @@ from matplotlib.figure import Figure
 import lora
 import minigrad
 from examples.command_line import Parser, check_out, run
+from examples.one_thread import one_thread
 from minigrad import Trainer
 from minigrad.distributed import World, world
 from minigrad.nn import Module, Sequential, TransformerBlock
@@ -199,17 +199,6 @@ def prepared(kind: str, plan: Plan) -> Module:
     if kind == LORA:
         lora.attach(model, lora.LoRAConfig(rank=8), rng=rng)
     return model
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let kernels use one thread only."""
-    before = minigrad.get_num_threads()
-    minigrad.set_num_threads(1)
-    try:
-        yield
-    finally:
-        minigrad.set_num_threads(before)
 
 
 @one_thread()

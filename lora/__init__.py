@@ -5,7 +5,7 @@
     linear, embedding, convolution the three kinds of adapted layers
     adapted_layer, adapter, frozen their common parts: the layer, its updates, the frozen matrix W
     scaling, variants              the factor s; DoRA, PiSSA, NF4 and bfloat16
-    config, patterns               which layers of a model get an adapter
+    config, patterns, expressions  which layers of a model get an adapter
     attachment, attaching          attach adapters to a model, switch and remove them
     quantization, optim            the base in few bits; LoRA+
     merging, certificate           merging, and the error that it causes

@@ -25,6 +25,7 @@ from minigrad.checks import check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
+from minigrad.random import generator
 
 DEFAULT = "default"
 """The name that parameter names leave out: `lora_a` instead of `default.lora_a`."""
@@ -64,14 +65,14 @@ class Adapter:
     Raises:
         TypeError: if the rank is no integer, alpha or dropout no number, or `rng` no generator.
         ValueError: if the rank or alpha is not positive, `init` or `scaling` is unknown, the rank
-            is odd with init="orthogonal", or dropout is no probability.
+            is odd with init="orthogonal" or too large for the weight with "pissa" or "mica", or
+            dropout is no probability.
     """
 
-    # Parameters; an assignment copies the values into them.
-    lora_a: Any  # A, `(rank, d_in)`
-    lora_b: Any  # B, `(d_out, rank)`
-    lora_magnitude: Any  # m, `(d_out,)`, at first the norms of the rows of W; None without DoRA
-    scale: float  # the factor of B A, a finite number
+    lora_a: Any  # a Parameter; an assignment may be an array
+    lora_b: Any
+    lora_magnitude: Any
+    scale: float
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Adapter:
         check_rank_and_alpha(rank, alpha)
         check_init(init)
         self.dropout = dropout
-        self.rng = rng
+        self.rng = None if rng is None else generator(rng)
         d_out, d_in = weight.shape
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
@@ -138,11 +139,12 @@ class Adapter:
     ) -> Adapter:
         """Make an adapter with these A, B and scale; a magnitude makes it DoRA.
 
-        Alpha follows from the scale and the rank; `options` are further arguments of the class.
+        Alpha follows from the scale and the rank; `options` are further arguments of the class. A
+        ValueError is raised if the scale is not positive and finite.
         """
         alpha = scaling.alpha(scale, len(a))
         made = cls(weight, len(a), alpha, scaling=scaling, begin=Factors(a, b), **options)
-        made.scale = scale
+        made.scale = scale  # alpha divided by the divisor may differ in the last bit
         if magnitude is not None:
             vars(made)["lora_magnitude"] = Parameter(magnitude, dtype=weight.dtype)
         return made

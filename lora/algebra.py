@@ -223,7 +223,7 @@ def _sum(
         scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
     a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
     _check_in_range(weight, a, b)
-    notes = ["no dropout, for that of the terms differs"] if len(drops) > 1 else []
+    notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
     if rank is not None and len(a) > rank:
         best = Approximation.of_product(a, b, min(rank, *weight.shape))

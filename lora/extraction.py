@@ -16,9 +16,8 @@ from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
-from lora.linear import largest_rank
 from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
-from lora.scaling import check_size
+from lora.scaling import check_size, largest_rank
 from lora.spectra import Approximation
 from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
 from minigrad import kernels

@@ -10,7 +10,6 @@ product is computed and no activation is saved for the gradient of W.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
+from lora.scaling import LoRAScaling, check_rank_and_alpha, check_rank_fits, check_size
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
@@ -121,7 +120,7 @@ class LoRALayer(AdaptedLayer):
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)
 
     def plain(self) -> Linear:
-        """Make a `Linear` with the weight W + scale B A; it shares no memory with this layer.
+        """Make a `Linear` with the merged weight; it shares no memory with this layer.
 
         A RuntimeError is raised if the layer is merged, and A, B, W or the scale has changed since.
         """
@@ -152,17 +151,3 @@ class LoRALayer(AdaptedLayer):
         if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond
             self._prepacked = panels
         return ops.lora_linear(x, weight, a, b, bias, scale)
-
-
-def largest_rank(shape: tuple[int, ...]) -> int:
-    """Return the largest rank that an update of a weight of this shape can have."""
-    return min(shape[0], math.prod(shape[1:]))
-
-
-def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
-    """Raise a ValueError if the rank is larger than d_out or d_in, which B A cannot have."""
-    if rank > min(d_out, d_in):
-        raise ValueError(
-            f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
-            f"more rank than that, so a larger one only costs"
-        )

@@ -48,10 +48,12 @@ def merge(
 
     Raises:
         TypeError: if `model` is no Module, a layer has a dtype that cannot be certified, a name is
-            no string, or the limit or radius is no number. After any error nothing is changed.
+            no string, or the limit or radius is no number.
         ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
             an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
+
+    After an error nothing is changed.
     """
     found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters

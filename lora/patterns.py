@@ -35,10 +35,8 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     A TypeError is raised if they are neither, and a ValueError if the regular expression is invalid
     or matches every name.
     """
-    if patterns == ALL_LINEAR:
-        return ALL_LINEAR
     if isinstance(patterns, str):
-        return _checked(role, patterns)
+        return patterns if patterns == ALL_LINEAR else _checked(role, patterns)
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
         also = ", or one regular expression" if role in ("targets", "exclude") else ""
         raise TypeError(f"{role} are names{also}, not {patterns!r:.200}")

@@ -45,23 +45,29 @@ class LoRAScaling(enum.Enum):
 def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
     """Check that the rank is a positive integer, and alpha a positive finite number."""
     check_size("rank", rank)
-    check_number("alpha", alpha)
-    if not 0 < float(alpha) < math.inf:
+    if not 0 < check_number("alpha", alpha) < math.inf:
         raise ValueError(f"alpha must be a positive number, not {alpha!r}")
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is a real number."""
+def check_number(name: str, value: Any) -> float:
+    """Return `value` as a float; a TypeError if it is no real number.
+
+    An integer that is too large for a float becomes infinite.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if operator.gt(value, 0) else -math.inf
 
 
 def check_finite(name: str, value: Any) -> float:
     """Return `value` as a float; a TypeError if it is no number, a ValueError if not finite."""
-    check_number(name, value)
-    if not math.isfinite(value):
+    number = check_number(name, value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
+    return number
 
 
 def check_size(name: str, value: Any) -> int:
@@ -71,3 +77,17 @@ def check_size(name: str, value: Any) -> int:
     if operator.index(value) < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
     return operator.index(value)
+
+
+def largest_rank(shape: tuple[int, ...]) -> int:
+    """Return the largest rank that an update of a weight of this shape can have."""
+    return min(shape[0], math.prod(shape[1:]))
+
+
+def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
+    """Raise a ValueError if the rank is larger than d_out or d_in, which B A cannot have."""
+    if rank > min(d_out, d_in):
+        raise ValueError(
+            f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
+            f"more rank than that, so a larger one only costs"
+        )

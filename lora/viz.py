@@ -66,7 +66,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
         adapters = [layer.adapters[each] for each in names]
         if any(adapter.lora_magnitude is not None for adapter in adapters):
             update = layer.update_rows(slice(None), names)
-            check_finite(name, update)
+            check_update_is_finite(name, update)
             rank, values = min(update.shape), np.linalg.svd(update, compute_uv=False)
         else:
             with no_grad():
@@ -74,7 +74,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
             a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
             rank = min(len(a), *layer.weight.shape)
             values = abs(scale) * singular_values(a, b)
-        check_finite(name, values)
+        check_update_is_finite(name, values)
         label, norm = name or type(layer).__name__, math.sqrt(layer.weight.squares().sum())
         found.append(LayerUpdate(label, rank, tuple(values.tolist()), norm))
     return found
@@ -99,7 +99,7 @@ def changed_layers(
     return found
 
 
-def check_finite(name: str, *parts: Array) -> None:
+def check_update_is_finite(name: str, *parts: Array) -> None:
     """Raise a ValueError if one of these parts of a layer's update has NaN or Inf."""
     if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(
@@ -242,7 +242,7 @@ def plot_factors(
     chosen = adapted.adapters[names[0]]
     with no_grad():
         a, b = chosen.exact_factors()
-    check_finite(layer, a, b)
+    check_update_is_finite(layer, a, b)
     figure = Picture(9, 7.5, path)
     rank, (d_out, d_in) = len(a), adapted.weight.shape
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
@@ -293,7 +293,9 @@ def plot_change(
     """Plot how much each layer of a model changes: |dW| / |W|, by depth and kind of layer.
 
     The depth of a layer is the first number in its name, and its kind is the part of the name after
-    this number. The layer `blocks.3.attn.q_proj` has depth 3 and kind `attn.q_proj`.
+    this number. The layer `blocks.3.attn.q_proj` has depth 3 and kind `attn.q_proj`. If two layers
+    have the same depth and kind, as in an encoder and a decoder, the kinds are complete names, with
+    * for the number.
 
     Arguments and errors are as in `plot_singular_values`, but all updates may be 0.
     """
@@ -331,17 +333,25 @@ def _percent(share: float) -> str:
     return f"{100 * share:,.0f}" if share >= 10 else f"{100 * share:.3g}"
 
 
+def _cell(name: str, is_whole: bool) -> tuple[int, str]:
+    """Return the depth and the kind of a layer; a name without a number has depth -1.
+
+    If `is_whole`, the kind is the complete name, with * for the number.
+    """
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    if at is None:
+        return -1, name
+    before, after = parts[:at], parts[at + 1 :]
+    kind = [*before, "*", *after] if is_whole else after or before
+    return int(parts[at]), ".".join(kind) or "layer"
+
+
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
     """Arrange the shares by depth and kind: `(depths, kinds)`, nan if no layer has both."""
-    cells: list[tuple[int, str]] = []  # a name without a number has depth -1
-    for update in found:
-        parts = update.name.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if at is None:
-            cells.append((-1, update.name))
-        else:
-            kind = ".".join(parts[at + 1 :] or parts[:at]) or "layer"
-            cells.append((int(parts[at]), kind))
+    cells = [_cell(update.name, False) for update in found]
+    if len(set(cells)) < len(cells):  # for example, those of an encoder and of a decoder
+        cells = [_cell(update.name, True) for update in found]
     depths = sorted({depth for depth, _ in cells})
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     shares = np.full((len(depths), len(kinds)), np.nan)

@@ -46,15 +46,12 @@ def shapes(text: str) -> list[tuple[int, ...]]:
     """Parse the shapes in a text such as "3x4,4x5"."""
     found = []
     for part in text.replace(" ", "").split(",") if text.strip() else []:
-        try:
-            sizes = () if part == "()" else tuple(int(size) for size in part.split("x"))
-        except ValueError:
-            sizes = (-1,)
-        if min(sizes, default=0) < 0:
+        sizes = [] if part == "()" else part.split("x")
+        if not all(size.isdecimal() for size in sizes):
             raise argparse.ArgumentTypeError(
                 f"{part!r} is no shape; 3x4 is one, 5 is a vector and () a number"
             )
-        found.append(sizes)
+        found.append(tuple(map(int, sizes)))
     return found
 
 
@@ -99,7 +96,7 @@ def check(options: argparse.Namespace) -> int:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         for name, library in ("torch", "PyTorch"), ("jax", "JAX"):
             if options.framework is None and options.vjp is None and name in sys.modules:
-                notes += f"\n  of a function of {library}, say --framework {name}"
+                notes += f"\n  for a function of {library}, add --framework {name}"
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
     if report and not report.compared:

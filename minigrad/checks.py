@@ -27,9 +27,11 @@ def check_integer(name: str, value: Any) -> None:
 def check_above_0(name: str, value: Any) -> None:
     """Raise an error unless `value` is a number above 0; it may be infinite."""
     try:
-        is_above = value > 0
-    except TypeError:
-        raise TypeError(f"{name} must be a number, not {value!r:.60}") from None
+        is_above = None if isinstance(value, bool) else bool(value > 0)
+    except (TypeError, ValueError):  # a ValueError for an array of several numbers
+        is_above = None
+    if is_above is None:
+        raise TypeError(f"{name} must be a number, not {value!r:.60}")
     if not is_above:
         raise ValueError(f"{name} must be positive, not {value!r}")
 
@@ -59,18 +61,19 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
         ValueError: if the number of values is wrong, or a value is not an integer of at least
             `least`, which is 0 or 1.
     """
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(numbers) != axes:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(values) != axes:
         several = f", or {axes} of them" if axes > 1 else ""
         raise ValueError(f"{name} is one number{several}, not {value!r:.60}")
-    for number in numbers:
-        (check_positive if least else check_count)(name, number)
-    return tuple(map(int, numbers))
+    for each in values:
+        (check_positive if least else check_count)(name, each)
+    return tuple(map(int, values))
 
 
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    kinds = int, float, np.integer, np.floating
+    if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{name} must be a number, not {value!r:.60}")
     open_end = open_end or high == np.inf
     if value == -np.inf or not (low <= value < high if open_end else low <= value <= high):

@@ -16,6 +16,9 @@ def show_config(file: TextIO | None = None) -> None:
 
     Args:
         file: the stream, by default `sys.stdout`. `minigrad.config.config()` returns a dict.
+
+    Raises:
+        RuntimeError: if `NUMBA_NUM_THREADS` is not a whole number of at least 1.
     """
     facts = config()
     width = max(map(len, facts))

@@ -48,9 +48,9 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
             memory of a tensor is writable. False never copies: read-only memory is an error.
 
     Raises:
-        TypeError: if `x` does not support DLPack, or does not hold numbers.
-        BufferError: if the memory cannot be shared: the array is on a GPU, has the dtype bfloat16,
-            or requires a gradient.
+        TypeError: if `x` does not support DLPack, or holds complex numbers.
+        BufferError: if the memory cannot be shared: the array is on a GPU, holds text, has the
+            dtype bfloat16, or requires a gradient; or it is read-only, and `copy` is False.
     """
     if not hasattr(x, "__dlpack__"):
         raise TypeError(

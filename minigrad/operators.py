@@ -144,7 +144,8 @@ class Operators(Tensor):
     ) -> Any:
         """Raise an error for numpy functions that minigrad has; call the others with arrays."""
         if function in (np.shape, np.ndim, np.size):
-            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
+            named = {name: x._data if isinstance(x, Tensor) else x for name, x in options.items()}
+            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **named)
         name, module = function.__name__, function.__module__
         _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):
@@ -258,7 +259,8 @@ def _unwrapped(value: Any) -> Any:
         view.flags.writeable = False
         return view
     if isinstance(value, (list, tuple)):
-        return type(value)(_unwrapped(v) for v in value)
+        kind = list if isinstance(value, list) else tuple  # also for a named tuple
+        return kind(map(_unwrapped, value))
     if isinstance(value, dict):
         return {key: _unwrapped(v) for key, v in value.items()}
     return value

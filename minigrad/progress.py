@@ -44,8 +44,8 @@ def progress_bar(
     It is shown in a terminal or a notebook; if the output goes to a file, only with `in_files`. If
     it is not shown, a `NoBar` is returned. Without items, call its `update`. `what` describes the
     work, and `unit` is the name of one item. `options` are more options of tqdm, such as `total`;
-    they override these. If TQDM_DISABLE is set, no bar is shown; tqdm itself ignores this variable
-    in a notebook with widgets.
+    they override the settings that are made here. If TQDM_DISABLE is set, no bar is shown; tqdm
+    itself ignores this variable in a notebook with widgets.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
     shown = shown and not os.environ.get("TQDM_DISABLE")

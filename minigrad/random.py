@@ -42,7 +42,7 @@ def restart(seed: int) -> None:
     global _seed
     before_next_draw(None)
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-    _seed = seed
+    _seed = int(seed)
 
 
 def was_seeded() -> bool:
@@ -57,7 +57,7 @@ def seed_of(rng: Rng = None) -> int | None:
     sequence = (_default if rng is None else rng).bit_generator.seed_seq
     entropy = getattr(sequence, "entropy", None)
     spawned = bool(getattr(sequence, "spawn_key", ()))
-    return entropy if isinstance(entropy, int) and not spawned else None
+    return int(entropy) if isinstance(entropy, (int, np.integer)) and not spawned else None
 
 
 def generator(rng: Rng = None) -> np.random.Generator:
@@ -112,7 +112,7 @@ def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
     return drawn.view(np.uint16)[:count]
 
 
-def states_of_all_code() -> tuple[bytes, int]:
+def states_of_global_generators() -> tuple[bytes, int]:
     """Return the states of the global generators of numpy and of Python, which all code shares."""
     bits = np.random.get_bit_generator()
     if type(bits) is np.random.MT19937:  # the usual kind: 624 words and a position

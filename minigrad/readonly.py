@@ -95,7 +95,7 @@ def hold(array: Array, holder: Holder) -> bool:
 
 def _is_writable_buffer(base: object) -> bool:
     try:
-        return not memoryview(base).readonly  # type: ignore[arg-type]  # see below
+        return not memoryview(base).readonly  # type: ignore[arg-type]  # TypeError if no buffer
     except (BufferError, TypeError):
         return False
 

@@ -3,6 +3,7 @@
 A backward pass multiplies with arrays that the forward pass saved. If an optimiser has written to
 one of them since then, the result would be wrong without an error. So this module records the time
 of the last write to each block of memory; all views of a block, and all tensors on it, share it.
+PyTorch calls such a record a version counter.
 Nodes of the graph are numbered by the same clock. So "was this array written after that node was
 made?" is one comparison.
 

@@ -33,11 +33,10 @@ from examples.digits.report import (
     table,
     tuned,
 )
-from minigrad import cross_entropy, gelu, no_grad, tensor
+from minigrad import Trainer, cross_entropy, gelu, no_grad, tensor
 from minigrad.nn import MLP
 from minigrad.optim import Adam, CosineAnnealingLR
 from minigrad.progress import progress_bar
-from minigrad.training.trainer import Trainer
 
 SIZES = (64, 256, 256, 10)
 CONFIG = lora.LoRAConfig(rank=8, alpha=16, targets=["layers.0", "layers.1", "layers.2"])

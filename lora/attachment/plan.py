@@ -16,8 +16,9 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy, copy_for_adapter
-from lora.linear import LoRALayer, check_rank_fits
+from lora.linear import LoRALayer
 from lora.patterns import find
+from lora.scaling import check_rank_fits
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import BFloat16Embedding, is_narrow

@@ -40,7 +40,7 @@ _FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # the last column is the no
 
 
 class MergeError(ValueError):
-    """The error that `lora.merge` raises if rounding would lose more of an update than `limit`."""
+    """The error of a merge in which rounding would lose more of an update than `limit`."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ class MergeCertificate:
         _check("dtype", dtype, self.dtypes)
         return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
 
-    def only(self, dtypes: Sequence[str]) -> MergeCertificate:
-        """Return a certificate with the rows of some dtypes."""
-        return MergeCertificate(tuple(r for r in self.rows if r.dtype in dtypes), self.radius)
+    def only(self, dtypes: str | Sequence[str]) -> MergeCertificate:
+        """Return a certificate with the rows of some dtypes; a ValueError if one is unknown."""
+        chosen = check_dtypes(dtypes)
+        return MergeCertificate(tuple(r for r in self.rows if r.dtype in chosen), self.radius)
 
     def check(self, limit: float, dtype: str) -> None:
         """Raise a MergeError if merging loses more than `limit` of the update of a layer.
@@ -208,8 +209,7 @@ def certify(
             finite.
     """
     parts, dtypes = tuple(parts), check_dtypes(dtypes)
-    check_number("radius", radius)
-    if not 0 < radius < math.inf:
+    if not 0 < check_number("radius", radius) < math.inf:
         raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
     rows: list[CertificateRow] = []
     elements = sum(math.prod(part.shape) for part in parts)

@@ -241,7 +241,7 @@ class LayerTrial:
         size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
         sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
         sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
-        largest = max(float(size.max(initial=0.0)) for size in sizes)
+        largest = max(float(each.max(initial=0.0)) for each in sizes)
         return largest < float(np.finfo(self.rounding.dtype).max) / 2
 
     def bounds(self, sizes: Mapping[str, Array] | None = None, more: int = 0) -> dict[str, Array]:

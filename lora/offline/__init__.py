@@ -3,7 +3,8 @@
 No model is loaded, and only some rows of a base are in memory at a time. `inspection` summarises
 and checks an adapter; `merged_model` checks a merged model. `model_folder` finds the tensors of a
 base that belong to an adapter, and `stored_weight` reads them. `merging`, `extracting` and
-`converting` write new files. `python -m lora` runs these functions from the command line.
+`converting` write new files. `workers` shares the work among processes. `python -m lora` runs these
+functions from the command line.
 """
 
 from lora.offline.converting import ConvertedAdapter, convert_adapter

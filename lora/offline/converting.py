@@ -25,7 +25,16 @@ from lora.offline.inspection import wrong_in
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, by_key, check_tensors, write_folder
+from lora.peft.folder import (
+    MAGNITUDE,
+    A,
+    AdapterFolder,
+    B,
+    by_key,
+    check_no_model,
+    check_tensors,
+    write_folder,
+)
 from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, model_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package
@@ -82,9 +91,10 @@ def convert_adapter(
     Raises:
         FileNotFoundError: if a file is missing.
         ImportError: if the package gguf is not installed.
-        ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base or
-            of the wrong kind. Also if the other format cannot store the adapter: it has DoRA,
-            biases, modules to save, PiSSA's first factors, or a number too large for its dtype.
+        ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base, a
+            model's folder, or of the wrong kind. Also if the other format cannot store the adapter:
+            it has DoRA, biases, modules to save, PiSSA's first factors, or a number too large for
+            its dtype.
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if Path(base).is_dir():
@@ -99,6 +109,7 @@ def convert_adapter(
         kind = "a folder" if is_file else "a file that ends in .gguf"
         raise ValueError(f"{os.fspath(out)!r} is to be {kind}; name one")
     if is_file:
+        check_no_model(out, base)
         return _to_folder(GGUFFile(adapter), out, config)
     with AdapterFolder(adapter) as files:
         return _to_gguf(files, out, config, progress)

@@ -117,7 +117,7 @@ def extract_files(
             float32.
         workers: the number of processes that share the work, each of which needs as much memory as
             one alone; the result has the same bits. They share the singular vectors only if
-            OPENBLAS_NUM_THREADS=1 is set.
+            OPENBLAS_NUM_THREADS, OMP_NUM_THREADS or MKL_NUM_THREADS is set to 1.
         progress: show a progress bar.
 
     Raises:

@@ -29,6 +29,7 @@ from lora.peft.folder import (
 )
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
+from minigrad.checks import check_positive
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 UNFINISHED = (
-    "is read from .saved, where a save that was broken off has left it; the next save into the "
-    "folder completes this, and other programs do not see it"
+    "is read from .saved, where an interrupted save has left it; the next save into the folder "
+    "completes that save, and until then other programs do not see the file"
 )
 
 
@@ -236,7 +237,7 @@ class Findings:
 
     @property
     def is_right(self) -> bool:
-        """Tell whether nothing is wrong."""
+        """Whether nothing is wrong."""
         return all(finding.level != "wrong" for finding in self.findings)
 
     def __repr__(self) -> str:
@@ -290,6 +291,7 @@ def check_adapter(
     """
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")
+    check_positive("workers", workers)
     path = os.fspath(folder)
     check_is_folder(folder)
     rows: list[MergedLayer] = []
@@ -442,7 +444,8 @@ def _findings_of_layer(
     zero = [part for part, array in (("A", a), ("B", b)) if not array.any()]
     if zero:
         and_magnitude = "" if m is None else ", but for its magnitude"
-        yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
+        are = "are" if zero[1:] else "is"
+        yield odd(f"{' and '.join(zero)} {are} 0, so it changes nothing{and_magnitude}")
         return
     room = min(len(a), a.shape[1], len(b))
     # Rounding to float32 can make singular values that should be 0 as large as this.

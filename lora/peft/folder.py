@@ -132,6 +132,8 @@ class AdapterFolder(Closing):
         path: the folder.
         config: the configuration, a `PeftConfig`.
         facts: what `lora.save` added in the metadata, a `Facts`; empty for files of PEFT.
+        file: the open file of the tensors.
+        repeated: the keys under which PEFT repeats biases that have another key too.
         layers: the updates, each a `StoredLayer`, by the names of the layers.
         whole: the keys of parameters and buffers in full, by their names in the model.
         tensors: the dtype and shape of each tensor, by key; `read` returns its values.
@@ -146,7 +148,6 @@ class AdapterFolder(Closing):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # `unfinished` are the names of files in `.saved`, which an interrupted save left there.
         self.config, self.file, self.unfinished = _open(self.path)
         try:
             for key in self.file:  # a key may have control characters, or be too long to match
@@ -158,15 +159,13 @@ class AdapterFolder(Closing):
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self.file))
-            self.facts = Facts.of(self.file.metadata)  # the metadata of the tensors
+            self.facts = Facts.of(self.file.metadata)
             self.file.check()
         except ValueError as error:
             self.file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.tensors: Mapping[str, TensorInfo] = self.file.tensors  # by key
-        self.has_checksum = self.file.has_checksum  # if so, it was right
-        # The keys of parameters and buffers in full, by names in the model; and the keys under
-        # which PEFT repeats biases of these.
+        self.tensors: Mapping[str, TensorInfo] = self.file.tensors
+        self.has_checksum = self.file.has_checksum
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -179,7 +178,7 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        self.layers: dict[str, StoredLayer] = {}  # the updates, by the names of the layers
+        self.layers: dict[str, StoredLayer] = {}
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
             scale = self.config.scale_of(name) if facts is None else facts.scale
@@ -319,7 +318,7 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
             if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
                 message = (
                     f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
-                    f"folder of an adapter, or one whose saving was broken off"
+                    f"folder of an adapter, or its save was interrupted"
                 )
                 if (path / "adapter_model.bin").is_file():
                     message += (

@@ -24,10 +24,10 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
-from lora.linear import largest_rank
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
+from lora.scaling import largest_rank
 from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened

@@ -394,4 +394,4 @@ def check_shapes(
         for name, shape in wanted.items()
         if found.get(name, shape) != shape
     ]
-    check_problems(f"{source} has not the tensors that its configuration says", problems)
+    check_problems(f"{source} does not have the tensors that its configuration describes", problems)

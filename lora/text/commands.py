@@ -295,7 +295,7 @@ def load(
     """Load a model, its tokenizer, and adapters named after their folders; the last one is active.
 
     Raises:
-        ValueError: if two adapters have the same name.
+        ValueError: if two adapters have the same name, or one is called "base".
     """
     names = [Path(folder).resolve().name for folder in adapters]
     if len({*names, BASE}) <= len(names):

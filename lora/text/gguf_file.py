@@ -95,6 +95,7 @@ class GGUFFile:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no GGUF file, is truncated, or a tensor has a type that the gguf
             package cannot convert to floats.
+        ImportError: if the package gguf is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

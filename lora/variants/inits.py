@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora.frozen import Array
+from lora.scaling import check_rank_fits
 from lora.spectra import Approximation
 from minigrad.random import generator
 
@@ -72,9 +73,12 @@ def draw(
 ) -> Factors:
     """Draw the initial A, `(rank, d_in)`, and B, `(d_out, rank)`, for the update scale B A.
 
-    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64.
+    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
+    raised if the rank is odd with "orthogonal", or above min(d_out, d_in) with PiSSA or MiCA.
     """
     check_rank(init, rank)
+    if init.startswith(("pissa", "mica")):  # W has no more singular vectors
+        check_rank_fits(rank, d_out, d_in)
     rng = generator(rng)
     if init == "gaussian":
         return Factors(rng.normal(0.0, 1 / rank, (rank, d_in)), np.zeros((d_out, rank)))

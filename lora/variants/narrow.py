@@ -154,7 +154,7 @@ class BFloat16Linear(NarrowLinear):
         if not layer.weight.is_finite():
             raise ValueError(
                 "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers that bfloat16 "
-                "has not, which ends at 3.39e38"
+                "has not, because its largest number is 3.39e38"
             )
         return layer
 

@@ -4,7 +4,7 @@ A tangent is the derivative of a value in a direction v: for inputs x + t v, it 
 After each op, the tangent of its result is computed from the tangents of its inputs. Nothing is
 saved for a backward pass, so the memory does not grow with the depth of f.
 
-Ops need no extra rule for forward mode, and few have one (`Op.jvp`). There are four kinds of ops:
+Ops need no JVP for forward mode, and few have one (`Op.jvp`). There are four kinds of ops:
 
 - elementwise: the VJP multiplies the gradient of each element by a number; a tangent is multiplied
   by the same number. So the VJP is applied to the tangent.

@@ -99,7 +99,8 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         """Decorate `function`, so that it runs in this mode.
 
         Raises:
-            TypeError: if it is a generator, because its body would run after the mode is restored.
+            TypeError: if it is a generator or a coroutine, whose body would run after the mode is
+            restored.
         """
         check_decorable(function)
         return super().__call__(function)
@@ -153,7 +154,7 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
 
 
 def _decorated(name: str, enabled: bool, function: F) -> F:
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         raise TypeError(
             f"{name} decorates a function, not {function!r:.60}; write `with {name}():`"
         )

@@ -47,7 +47,7 @@ class Observer:
         """A backward pass is about to start from `output`, with `gradient`."""
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """`gradient` is about to be added to the `.grad` of the leaf `node`."""
+        """`gradient` is about to be added to the `.grad` of `node`: a leaf, or it retains it."""
 
     def on_free(self, node: Node) -> None:
         """`node` is about to free the arrays that it saved for the backward pass."""

@@ -54,7 +54,7 @@ _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 
 
 class VJP:
-    """A derivative of an op, and which values a call must save for it."""
+    """A VJP or a JVP of an op, and the values that it needs; for a VJP, a call saves them."""
 
     __slots__ = ("cost", "derivative", "slots")
 
@@ -77,7 +77,7 @@ class VJP:
         if op.returns_residuals and not is_jvp:  # forward mode does not keep them
             special.append("residuals")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
-        # For each parameter after `g`: its index in `known`, and whether only its shape is needed.
+        # For each parameter after `leading`: its index in `known`, and whether it is only a shape.
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
             shape_only = name not in known
@@ -89,7 +89,7 @@ class VJP:
                     f"{op.parameters[0]}_shape"
                 )
             self.slots.append((slot, shape_only))
-        self.derivative = derivative  # called as `derivative(g, *saved)`
+        self.derivative = derivative  # called as `derivative(*leading, *saved)`
         self.cost = cost  # FLOPs (by input name for a joint VJP); None: found by a run
 
 
@@ -105,7 +105,7 @@ class Op(OpLike, Generic[P]):
         parameters: the names of the parameters.
         vjps: a pair `(argnum, vjp)` for each differentiable input.
         vjp_of: the same pairs as a dict.
-        own_jvp: the rule for tangents, if there is one (see `Op.jvp`).
+        own_jvp: the JVP, if there is one (see `Op.jvp`).
         composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         flops_cache: the FLOPs of calls and VJPs found so far, by signature, for receipts.
         plain: whether every input has its own VJP.
@@ -224,11 +224,17 @@ class Op(OpLike, Generic[P]):
         function may name `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
-            ValueError: if an input does not exist, or the op already has VJPs.
+            ValueError: if an input does not exist, the op already has VJPs, or `cost` has another
+                key.
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
         self._check_names(cost, "out", "needs_input_grad")
+        for name in (cost or {}).keys() - {*names, "shared"}:
+            raise ValueError(
+                f"the cost of the joint VJP of `{self.name}` has {name!r}; it can have "
+                f"{', '.join((*names, 'shared'))}"
+            )
         vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
         self.set_vjps([(self._argnum(name), vjp) for name in names])
         self.plain = False

@@ -33,9 +33,9 @@ Axis = int | Sequence[int] | None
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
-    Python floats become float32, Python ints become int64, and bools stay bools. Arrays, Tensors
-    and numpy scalars keep their dtype; in a list, those of floats determine the dtype of the floats
-    beside them.
+    Python floats become float32, Python ints become int64 (from 2^63 on uint64, or float32 if there
+    are negative ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
+    their dtype; in a list, those of floats determine the dtype of the floats beside them.
 
     Raises:
         TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
@@ -186,10 +186,10 @@ class Tensor:
     @data.setter
     def data(self, value: Any) -> None:
         array = self.assignable(value)
-        if mode.state[1]:
-            _announce(self, None, ".data =")
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
+        if mode.state[1]:
+            _announce(self, None, ".data =")
         mark_written(self._data)
         self._data = writable(array)
         mark_written(self._data)

@@ -150,7 +150,7 @@ class Detector(Recorder):
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
 
     def _is_bad(self, value: Any) -> bool:
-        """Whether a value contains a NaN, or an Inf if `inf` is set."""
+        """Return whether a value contains a NaN, or an Inf if `inf` is set."""
         array = values_of(value)
         if array.dtype.kind != "f":
             return False
@@ -365,7 +365,7 @@ class Detector(Recorder):
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
-    """Whether an input is an array or a number that an op computes with, and not an option.
+    """Return whether an op computes with an input, an array or a number, and it is no option.
 
     An option, such as an axis, says how to compute: it has a default and no derivative. But a
     float, such as a scale or a slope, is part of the arithmetic.

@@ -25,10 +25,11 @@ def check_agreement(
     """If facts differ between ranks, raise a ValueError on all ranks, with the differing ranks."""
     first, *others = world.gather(dict(facts), "the comparison of ranks")
     problems = [
-        f"rank {rank} differs from rank 0 in {name}: {_difference(value, other.get(name, 'none'))}"
+        f"rank {rank} differs from rank 0 in {name}: "
+        f"{_difference(first.get(name, 'none'), other.get(name, 'none'))}"
         for rank, other in enumerate(others, 1)
-        for name, value in first.items()
-        if other.get(name) != value
+        for name in {**first, **other}
+        if other.get(name) != first.get(name)
     ]
     check_problems(problem, problems)
 
@@ -36,7 +37,7 @@ def check_agreement(
 def _difference(value: str, other: str) -> str:
     """Describe the difference of two texts, or of two comma-separated lists."""
     words, others = set(value.split(",")), set(other.split(","))
-    if len(words) == len(others) == 1:
+    if words == others or len(words) == len(others) == 1:
         return f"{other}, and {value} there"
     more, less = sorted(others - words), sorted(words - others)
     parts = [f"it has {','.join(more)}"] * bool(more) + [f"it lacks {','.join(less)}"] * bool(less)

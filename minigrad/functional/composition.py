@@ -43,12 +43,12 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             value: Any
             for i, value in enumerate(given):
                 if value.__class__ not in _USUAL and (i in positions or i >= many):
-                    given = (*given[:i], _array(value, args), *given[i + 1 :])
+                    given = (*given[:i], _array(value, (*args, *options.values())), *given[i + 1 :])
                 elif value.__class__ in _NUMPY:
                     given = (*given[:i], value.item(), *given[i + 1 :])
             for key, value in options.items():
                 if value.__class__ not in _USUAL and key in arrays:
-                    options[key] = _array(value, args)
+                    options[key] = _array(value, (*args, *options.values()))
                 elif value.__class__ in _NUMPY:
                     options[key] = value.item()
             if mode.state[1] and not _has_tensor((*given, *options.values())):

@@ -19,9 +19,15 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.statistics import narrowed, widened
+from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.hints import Undefined
-from minigrad.ops.linalg import check_finite, check_matrices, check_square, cubes, symmetric_part
+from minigrad.ops.linalg import (
+    check_finite,
+    check_matrices,
+    check_square,
+    lapack_flops,
+    symmetric_part,
+)
 from minigrad.ops.products import swap_last
 
 _UNDEFINED: dict[str, Callable[..., Any]] = {
@@ -80,7 +86,7 @@ def eigh_of(a: Any) -> tuple[Any, Any]:
     return w, v
 
 
-@op(floats=True, cost=lambda a: cubes(a, 4, 3), shape=lambda a: a.shape[:-1])
+@op(floats=True, cost=lambda a: lapack_flops(a, 4, 3), shape=lambda a: a.shape[:-1])
 def eigenvalues(a: Array, factors: Any) -> Array:
     """The eigenvalues of symmetric matrices; `factors` are w and V from `eigh_of`."""
     return factors[0].copy()
@@ -94,7 +100,7 @@ def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
 
 @op(
     floats=True,
-    cost=lambda a: cubes(a, 23, 3),  # with the eigenvalues it is 9 n^3
+    cost=lambda a: lapack_flops(a, 23, 3),  # with the eigenvalues it is 9 n^3
     shape=lambda a: a.shape,
     gradient_hint=_UNDEFINED,
 )
@@ -298,7 +304,7 @@ def slogdet_of(a: Any) -> tuple[Any, Any]:
 
 @op(
     floats=True,
-    cost=lambda a: cubes(a, 2, 3),
+    cost=lambda a: lapack_flops(a, 2, 3),
     shape=lambda a: a.shape[:-2],
     nonfinite_hint={"the logarithm of 0: a matrix is singular": lambda out: np.isinf(out)},
 )

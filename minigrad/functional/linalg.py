@@ -14,8 +14,8 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.decompositions import svdvals
+from minigrad.functional.precision import narrowed, root, widened
 from minigrad.functional.shape import expand_dims, moveaxis
-from minigrad.functional.statistics import narrowed, root, widened
 from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import normalize_axes
 
@@ -345,7 +345,7 @@ def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]
 
 
 def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
-    """Sum x over the axes that no other operand and not the output needs."""
+    """Sum x over the axes that neither another operand nor the output needs."""
     rest = tuple(i for i, axis in enumerate(axes) if axis not in needed)
     return (ops.sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
 

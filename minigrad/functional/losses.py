@@ -17,7 +17,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.statistics import narrowed, widened
+from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]
@@ -181,8 +181,8 @@ def linear_cross_entropy(
             rows the product hides this cost; with 128 rows the loss takes a sixth more time.
 
     Raises:
-        TypeError: if the targets or `ignore_index` are not integers, or `label_smoothing` is not a
-            number.
+        TypeError: if the targets or `ignore_index` are not integers, `label_smoothing` is not a
+            number, or the weight is not a matrix.
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
             impossible value, or no target counts in a mean.
     """
@@ -193,7 +193,7 @@ def linear_cross_entropy(
     if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
         weight = as_array(weight, x.dtype if x.dtype.kind == "f" else None)
     if not hasattr(weight, "ndim"):
-        raise TypeError(f"linear_cross_entropy: the weight is a matrix, not {weight!r:.60}")
+        raise TypeError(f"the weight is a matrix, not {weight!r:.60}")
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
     if given.shape != x.shape[:-1]:
@@ -370,7 +370,7 @@ def chosen_scores(
     class_weights: NDArray[Any] | None,
     reduction: Reduction,
 ) -> tuple[Any, ...]:
-    """Return the weight of each label, and the index of its score.
+    """Return which labels count, their weights, and where their scores are.
 
     Returns:
         Which labels are not ignored, which of these have a weight above 0, the weights (None for

@@ -90,9 +90,9 @@ def max_pool2d(
             the end of the image.
 
     Raises:
-        ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, an option is out of
-            range, a window is larger than the padded image or contains no element of the image, or
-            the padding is more than half a window.
+        ValueError: if x does not have 3 or 4 axes, an axis other than N is empty, an option is out
+            of range, a window is larger than the padded image or contains no element of the image,
+            or the padding is more than half a window.
         TypeError: if `ceil_mode` is not True or False.
     """
     check_flag("ceil_mode", ceil_mode)
@@ -268,7 +268,7 @@ def adaptive_avg_pool2d(x: Array, output_size: OutputSizes) -> Tensor:
         output_size: H' and W', or one number for both; None keeps the size of the axis.
 
     Raises:
-        ValueError: if x has not 3 or 4 axes, or an axis other than N is empty, or a size is
+        ValueError: if x does not have 3 or 4 axes, an axis other than N is empty, or a size is
             negative.
     """
     sizes = _sizes(x, 2)
@@ -327,9 +327,9 @@ def _options(
     axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
 ) -> list[tuple[int, ...]]:
     """Return kernel_size, stride and padding for H and W; a sequence has windows of height 1."""
-    kernels = for_each_axis("kernel_size", kernel_size, axes)
-    strides = kernels if stride is None else for_each_axis("stride", stride, axes)
-    options = [kernels, strides, for_each_axis("padding", padding, axes, least=0)]
+    sizes = for_each_axis("kernel_size", kernel_size, axes)
+    strides = sizes if stride is None else for_each_axis("stride", stride, axes)
+    options = [sizes, strides, for_each_axis("padding", padding, axes, least=0)]
     if axes == 2:
         return options
     return [(usual, *option) for usual, option in zip((1, 1, 0), options, strict=True)]

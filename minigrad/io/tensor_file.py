@@ -259,8 +259,9 @@ class TensorWriter:
         metadata: metadata for the header.
 
     Raises:
-        ValueError: if two tensors have the same name, a dtype is unknown, UTF-8 cannot encode a
-            name or the metadata, or they are longer than the header of a file can be.
+        ValueError: if two tensors have the same name, one is called "__metadata__", a dtype is
+            unknown, UTF-8 cannot encode a name or the metadata, or they are longer than the header
+            of a file can be.
         TypeError: if a name, or a key or value of the metadata, is not a string.
     """
 
@@ -316,9 +317,12 @@ class TensorWriter:
             KeyError: if no tensor of this name was given at the start.
             ValueError: if the shape differs, the rows are not in the tensor, the dtype cannot store
                 the numbers, or a part of the tensor was written before.
+            TypeError: if the array does not hold numbers.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
+        if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
+            raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row
         fits = bool(tensor.shape) and array.shape[1:] == tensor.shape[1:] and array.ndim > 0
         if not complete and not (fits and 0 <= first_row <= tensor.shape[0] - len(array)):

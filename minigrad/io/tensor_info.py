@@ -43,7 +43,7 @@ class TensorInfo:
     """
 
     name: str
-    dtype: str  # numpy's name, or "bfloat16", or for other dtypes the safetensors code
+    dtype: str
     shape: tuple[int, ...]
 
     @property

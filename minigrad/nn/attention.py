@@ -289,7 +289,7 @@ class TransformerBlock(Module):
         bias: whether linear maps and layer norms have a bias.
 
     Attributes:
-        norm1, attn, norm2, mlp: the modules of the block.
+        norm1, attn, norm2, mlp, dropout: the modules of the block.
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `d_model`,

@@ -179,10 +179,12 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None)
     """Fill with uniform values in [a, b), or with a if a = b.
 
     Raises:
-        ValueError: if a > b.
-        TypeError: if the tensor is not a Tensor of floats, or `rng` is not a generator; also in all
-            functions here that draw.
+        ValueError: if a > b, or one of them is infinite or nan.
+        TypeError: if a or b is not a number; and in all functions here that draw, if the tensor is
+            not a Tensor of floats, or `rng` is not a generator.
     """
+    for name, bound in (("a", a), ("b", b)):
+        check_range(f"uniform_: {name}", bound, -math.inf, math.inf)
     if not a <= b:
         raise ValueError(f"uniform_: a must be at most b, but a={a} and b={b}")
     drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
@@ -194,9 +196,10 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = N
     """Fill with normal values of the given mean and standard deviation.
 
     Raises:
-        ValueError: if std is negative or infinite.
-        TypeError: if std is not a number.
+        ValueError: if std is negative, or one of them is infinite or nan.
+        TypeError: if one of them is not a number.
     """
+    check_range("normal_: mean", mean, -math.inf, math.inf)
     check_range("normal_: std", std, 0, math.inf)
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 

@@ -283,6 +283,7 @@ class MLP(Module):
             raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
         _check_callable(activation, "MLP: the activation")
         check_flag("MLP: bias", bias)
+        check_probability("MLP: dropout", dropout)
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
         self.activation = activation

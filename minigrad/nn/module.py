@@ -272,7 +272,7 @@ class Module(Owner):
     def astype(self: M, dtype: DTypeLike) -> M:
         """Convert all float parameters and buffers to a float dtype; return the module.
 
-        The gradients of the parameters are dropped.
+        A parameter whose dtype changes loses its gradient.
 
         Raises:
             TypeError: if `dtype` is not a float dtype.

@@ -113,10 +113,10 @@ def power(a: Array, b: Array) -> Array:
             gives floats.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
-        if b > 0:
-            return _product(a, int(b))
         if a.dtype.kind == "f":
-            return 1.0 / _product(a, int(-b))
+            return _product(a, int(b)) if b > 0 else 1.0 / _product(a, int(-b))
+        if a.dtype.kind in "iu" and b.__class__ is int and b > 0:
+            return _product(a, b)
     return a**b  # the operator, not np.power: it is fast for exponents such as 2 and 0.5
 
 

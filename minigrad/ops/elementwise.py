@@ -26,9 +26,10 @@ def where(condition: Array, x: Array, y: Array) -> Array:
         ValueError: if the shapes cannot be broadcast, or one operand holds integers, and the other
             is an integer out of their range.
     """
+    x, y = _as_dtype_of(x, y), _as_dtype_of(y, x)
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
-        return kernels.elementwise.where(condition, _as_dtype_of(x, y), _as_dtype_of(y, x))
-    return np.where(condition, _as_dtype_of(x, y), _as_dtype_of(y, x))
+        return kernels.elementwise.where(condition, x, y)
+    return np.where(condition, x, y)
 
 
 _MANY = 4096  # elements, from which minigrad's own loop is faster

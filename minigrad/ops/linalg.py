@@ -17,14 +17,14 @@ from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import getitem, reshape, scatter_add
 
 
-def cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
-    """The leading terms of LAPACK's FLOPs, multiples of n^3 and n^2, for all matrices."""
+def lapack_flops(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
+    """Return LAPACK's FLOPs for all matrices: the largest terms, multiples of n^3 and n^2."""
     n: int = a.shape[-1]
     matrices: int = math.prod(a.shape[:-2])
     return matrices * (numerator * n**3 // denominator + squares * n**2)
 
 
-@op(floats=True, cost=lambda a: cubes(a, 2))
+@op(floats=True, cost=lambda a: lapack_flops(a, 2))
 def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
@@ -152,7 +152,7 @@ def _pinv_a(g: Array, a: Array, hermitian: bool, out: Array) -> Array:
     return symmetric_part(total) if hermitian else total
 
 
-@op(floats=True, cost=lambda a: cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
+@op(floats=True, cost=lambda a: lapack_flops(a, 2, 3), shape=lambda a: a.shape[:-2])
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
@@ -166,7 +166,7 @@ def det(a: Array) -> Array:
     return np.linalg.det(check_square(a))
 
 
-@det.vjp("a", cost=lambda a, out: cubes(a, 2, squares=1) + out.size)  # if all are regular
+@det.vjp("a", cost=lambda a, out: lapack_flops(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
@@ -210,7 +210,7 @@ def _cofactors(a: Array) -> Array:
     return det(minors) * signs.astype(a.dtype)
 
 
-@op(floats=True, cost=lambda a: cubes(a, 1, 3, squares=2))
+@op(floats=True, cost=lambda a: lapack_flops(a, 1, 3, squares=2))
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 

@@ -176,7 +176,8 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     Raises:
         ValueError: if x cannot be broadcast to this shape.
     """
-    if not isinstance(x, (np.ndarray, np.generic)) or x.ndim:
+    is_number = isinstance(x, (np.ndarray, np.generic)) and not x.ndim
+    if not is_number or shape.__class__ is not tuple or min(shape, default=0) < 0:
         return np.broadcast_to(x, shape)
     # For one number, the gradient of most losses, this is six times as fast as np.broadcast_to.
     out = np.ndarray(shape, x.dtype, x, strides=(0,) * len(shape))

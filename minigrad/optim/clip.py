@@ -71,8 +71,9 @@ def clip_grad_norm(
     Args:
         parameters: tensors, or a module with them; those without a gradient are ignored.
         max_norm: the largest Euclidean norm, of all gradients as one vector.
-        error_if_nonfinite: whether to raise an error if the norm is infinite or NaN. If False, all
-            gradients are scaled by it. (In PyTorch, the default is False.)
+        error_if_nonfinite: whether to raise an error if the norm is infinite or NaN. If False, the
+            gradients are scaled all the same: they become 0 or NaN. (In PyTorch, the default is
+            False.)
 
     Returns:
         The norm before the scaling.

@@ -145,7 +145,7 @@ class Adam(Optimizer):
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
-        moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
+        moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
         last = self.last_step(group)
         gradients, steps = [g for _, g, _ in parameters], last.count_step()
         lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
@@ -233,7 +233,8 @@ class RMSprop(Optimizer):
 
     def state_names(self, group: Mapping[str, Any]) -> list[str]:
         """Return the names of v, of m if centered, and of the velocity if there is momentum."""
-        more = ["grad_avg"] * group["centered"] + ["momentum_buffer"] * (group["momentum"] > 0)
+        more = ["grad_avg"] * bool(group["centered"])
+        more += ["momentum_buffer"] * bool(group["momentum"] > 0)
         return ["square_avg", *more]
 
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:

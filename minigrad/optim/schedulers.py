@@ -45,7 +45,8 @@ class LRScheduler(ABC):
 
     Raises:
         TypeError: if `optimizer` is not an optimiser, or an option has a wrong type.
-        ValueError: if an option has an impossible value, or no group has an lr above 0.
+        ValueError: if an option has an impossible value, the optimiser has no option lr, or no
+            group has an lr above 0.
     """
 
     def __init_subclass__(cls) -> None:

@@ -54,7 +54,7 @@ from minigrad.programs.settings import (
     state_of,
     values_of_named_settings,
 )
-from minigrad.random import states_of_all_code
+from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
@@ -164,7 +164,7 @@ class Surroundings:
         settings = {path: settings_of(each) for path, each in self.settable.items()}
         states: list[Any] = [pickle.dumps(state_of(source)) for source in self._sources]
         if "random" in self._words:
-            states += states_of_all_code()
+            states += states_of_global_generators()
         return settings, states
 
     def iterators(self) -> list[str]:

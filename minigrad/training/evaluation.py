@@ -107,9 +107,9 @@ def _without_draws(ranks: World, generators: Generators) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    before = [[g.bit_generator.state for g in generators()], random.states_of_all_code()]
+    before = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
     yield
-    after = [[g.bit_generator.state for g in generators()], random.states_of_all_code()]
+    after = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
     if digest(before) != digest(after):
         raise ValueError(
             "the model draws random numbers in an evaluation, and each rank would draw others; "

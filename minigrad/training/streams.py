@@ -42,7 +42,7 @@ class Streams:
         self._default = random.generator().bit_generator
         if self.is_shared:
             random.draw_only_from(self.generators)
-            self._of_all_code = random.states_of_all_code()
+            self._of_global_generators = random.states_of_global_generators()
         return self
 
     def begin(self, micro_batch: int) -> None:
@@ -58,7 +58,11 @@ class Streams:
         random.draw_only_from(None)
         for number, state in self._states.items():
             self._bits[number].state = state
-        if self.is_shared and error is None and self._of_all_code != random.states_of_all_code():
+        if (
+            self.is_shared
+            and error is None
+            and self._of_global_generators != random.states_of_global_generators()
+        ):
             raise ValueError(
                 "a training step on several ranks draws from np.random or from Python's random, so "
                 "each rank draws other numbers; draw from the default generator, as minigrad.rand "

@@ -143,7 +143,8 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
 
     Raises:
         TypeError: as in `value_and_grad`, or if only one of primals and tangents is a tuple.
-        ValueError: if primals and tangents differ in number, keys or shape, or there are none.
+        ValueError: if primals and tangents differ in number, keys or shape, there are none, a
+            primal contains itself, or two Modules share a parameter.
         RuntimeError: as in `value_and_grad`.
     """
     call, vs = _paired("jvp", f, primals, tangents)
@@ -188,7 +189,8 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
 
     Raises:
         TypeError, ValueError: as in `value_and_grad`, but f may return any number of elements.
-        RuntimeError: as in `value_and_grad`, or if f gives another result when it runs again.
+        RuntimeError: as in `value_and_grad`, or, if columns need several runs of f because x has
+            more than 64 elements, if these runs give different results.
     """
     checked_argnums("jacobian", argnums)
 
@@ -198,9 +200,10 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         run = Run(call)
         outs, structure = run.results()
         if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
-            return jacfwd(f, argnums)(*args, **kwargs)
-        record = run.can_be_differentiated(*outs)
-        blocks = [run.rows(out, record) for out in outs]
+            blocks, structure = _columns(call)
+        else:
+            record = run.can_be_differentiated(*outs)
+            blocks = [run.rows(out, record) for out in outs]
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "jacobian", f)

@@ -47,7 +47,7 @@ class Picture(Figure):
 
     Raises:
         ValueError: if the file's ending is not that of a picture, such as .png, .svg or .pdf.
-        FileNotFoundError: if the folder does not exist.
+        OSError: if no file can be there, for example because the folder does not exist.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ def short_names(names: Sequence[str]) -> list[str]:
         common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
         if common:
             names = [f"…{'.'.join(each[common:])}" for each in parts]
-    return [shortened(name, LONGEST) for name in names]
+    return [without_middle(name, LONGEST) for name in names]
 
 
-def shortened(name: str, letters: int) -> str:
+def without_middle(name: str, letters: int) -> str:
     """Return a name without its middle, if it has more than this number of letters."""
     if len(name) <= letters:
         return name

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from minigrad.viz.figure import INK, SIGNED, VERMILLION, Picture, shortened
+from minigrad.viz.figure import INK, SIGNED, VERMILLION, Picture, without_middle
 from minigrad.viz.previews import LETTERS, NOT_FINITE
 
 Json = dict[str, Any]
@@ -119,7 +119,7 @@ class _Drawing:
         self._axes.set(xlim=(left, left + wide), ylim=(low, top), xticks=[], yticks=[])
         self._axes.set_autoscale_on(False)
         self._forth, self._back = ("→", "←") if is_across else ("↓", "↑")
-        title = shortened(data["title"], int(wide * 11))
+        title = without_middle(data["title"], int(wide * 11))
         keys = ["- - no gradient"] if data["frozen"] else []
         if any(len(picture) > 2 for picture in data["pictures"]):
             keys.append("of arrays: blue below 0, grey 0, yellow above 0, pink not finite")
@@ -145,7 +145,7 @@ class _Drawing:
         box = f"round,pad=0,rounding_size={0.05 if 'op' in thing else 0.2}"
         corner = x - _WIDE / 2, y - _TALL / 2
         self._axes.add_patch(FancyBboxPatch(corner, _WIDE, _TALL, boxstyle=box, **look))
-        name = shortened(thing["name"], 15)
+        name = without_middle(thing["name"], 15)
         words = ["no gradient" if is_frozen else "leaf" if is_leaf else ""]
         if "op" in thing and thing["named"]:
             words.append(self.data["ops"][thing["op"]]["name"])

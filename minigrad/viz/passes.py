@@ -200,7 +200,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
-        """Whether the next step is shown: at least until shortly after the first fault."""
+        """Return whether the next step is shown: at least until shortly after the first fault."""
         most = RUN if shown.fault is None else max(SHOWN, shown.fault + AFTER)
         return len(shown.steps) <= most
 

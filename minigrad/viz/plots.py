@@ -63,7 +63,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         ValueError: if there are no epochs yet, or the path does not end like a picture's.
         OSError: if the file cannot be written.
     """
-    from minigrad.viz.figure import Picture, open_frame, shortened, ticks_at_integers
+    from minigrad.viz.figure import Picture, open_frame, ticks_at_integers, without_middle
 
     if not isinstance(history, Records):
         raise TypeError(
@@ -90,7 +90,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         named = list(axes.lines) if name in metrics else axes.lines[1:]
         if named:
             axes.legend(handles=named, loc="best", frameon=False)
-        axes.set_ylabel(shortened(name.replace("grad_norm", "gradient norm"), _LETTERS))
+        axes.set_ylabel(without_middle(name.replace("grad_norm", "gradient norm"), _LETTERS))
     figure.axes[-1].set_xlabel("epoch")
     ticks_at_integers(figure.axes[-1].xaxis)
     for axes in figure.axes:
@@ -231,8 +231,9 @@ def plot_gradients(
     The left panel is a heat map: dark where the gradient is small and light where it is large. The
     right panel shows the median over the steps for each layer, and the range. A layer has a
     triangle if its median is a thousand times smaller or larger than that of the last layer, where
-    the backward pass begins; or if its norm was not finite, or jumped to a thousand times its
-    median. With many layers, not all remarks are written, but all such medians have a diamond.
+    the backward pass begins; or if its norm was not finite, was always 0, or jumped to a thousand
+    times its median. A layer that never had a gradient has the remark "none". With many layers, not
+    all remarks are written, but a diamond marks the median of each of these layers, if it is drawn.
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.

@@ -90,7 +90,7 @@ def _definitions(text: str) -> list[ast.Lambda | ast.FunctionDef]:
 
 
 def _is_of(code: CodeType, node: ast.Lambda | ast.FunctionDef) -> bool:
-    """Whether `code` was compiled from this node; columns distinguish lambdas on the same line."""
+    """Return whether `code` was compiled from this node; columns tell lambdas on a line apart."""
     if isinstance(node, ast.FunctionDef):
         starts = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
         return node.name == code.co_name and code.co_firstlineno in starts

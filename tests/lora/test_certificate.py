@@ -856,3 +856,11 @@ def test_layers_of_another_dtype_cannot_be_certified():
     wide = [np.ones(shape, np.longdouble) for shape in [(4, 3), (1, 3), (4, 1)]]
     with pytest.raises(TypeError, match=f"'layer': layers of float16.*not of {wide[0].dtype}"):
         Layer(*wide)
+
+
+def test_one_dtype_of_a_certificate_is_asked_for_by_its_name():
+    layer = gaussian(np.random.default_rng(0))
+    certificate = certify([layer.part], ["float16", "bfloat16"], progress=False)
+    assert [row.dtype for row in certificate.only("bfloat16").rows] == ["bfloat16"]
+    with pytest.raises(ValueError, match="float15"):
+        certificate.only("float15")

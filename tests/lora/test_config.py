@@ -337,3 +337,23 @@ def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
 
 def test_every_init_is_known():
     assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa", "mica"}
+
+
+HUGE = 10**400  # no float is so large
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: LoRAConfig(alpha=HUGE),
+        lambda: LoRALayer(np.ones((3, 3)), 3, 3, 2, HUGE),
+        lambda: setattr(LoRALayer(np.ones((3, 3)), 3, 3, 2, 1.0), "scale", HUGE),
+    ],
+)
+def test_an_integer_that_is_no_float_is_refused_as_infinity_is(use):
+    with pytest.raises(ValueError, match=r"must be a (positive|finite) number"):
+        use()
+
+
+def test_targets_may_be_an_array_of_names():
+    assert LoRAConfig(targets=np.array(["q", "v"])).targets == ("q", "v")

@@ -477,3 +477,15 @@ def test_names_that_a_layer_has_not_or_are_named_twice_change_nothing(rng, call,
     with pytest.raises(ValueError, match=message):
         call(layer)
     assert (list(layer.adapters), layer.active, layer.merged) == (["a", "b"], ("a",), False)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "mica"])
+def test_a_rank_that_the_weight_does_not_have_is_refused(init):
+    weight = DenseMatrix(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"rank 10 is larger than min\(d_out, d_in\) = 3"):
+        Adapter(weight, 10, 4, init=init)
+
+
+def test_a_generator_of_an_adapter_is_one():
+    with pytest.raises(TypeError, match="rng"):
+        Adapter(DenseMatrix(np.ones((3, 4))), 2, 4, init="gaussian", rng="x")

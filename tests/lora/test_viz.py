@@ -416,3 +416,20 @@ def test_a_file_lists_its_layers_in_the_order_of_the_model(rng, tmp_path):
     lora.save(adapted(rng, model=model, targets="all-linear"), tmp_path / "adapter")
     found = summarise(tmp_path / "adapter").layers
     assert [layer.name for layer in found] == [update.name for update in updates(model)]
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self):
+        self.encoder, self.decoder = [nn.MLP((3, 3))], [nn.MLP((3, 3))]
+
+    def forward(self, x):
+        return self.decoder[0](self.encoder[0](x))
+
+
+def test_layers_of_an_encoder_and_a_decoder_have_cells_of_their_own():
+    model = EncoderDecoder()
+    lora.attach(model, lora.LoRAConfig(rank=1), rng=np.random.default_rng(0))
+    model.decoder[0].layers[0].lora_b = np.ones((3, 1), np.float32)
+    figure = viz.plot_change(model)
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown == ["encoder.*.layers.0", "decoder.*.layers.0"]

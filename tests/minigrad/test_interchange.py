@@ -1,5 +1,7 @@
 """DLPack: tensors in the memory of other libraries' arrays, and the other way round."""
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -216,3 +218,14 @@ def test_transforms_say_how_to_convert_an_array_of_another_library():
     message = r"not a Tensor of torch; minigrad\.from_dlpack\(x\) makes a Tensor of it"
     with pytest.raises(TypeError, match=message):
         minigrad.gradient(lambda w: w["a"].sum())({"a": torch.ones(2)})
+
+
+@pytest.mark.parametrize("function", [np.size, np.shape, np.ndim])
+def test_functions_of_numpy_that_read_a_shape_take_a_tensor_by_name(function):
+    x = Tensor(np.ones((2, 3)))
+    assert function(a=x) == function(x) == function(x.data)
+
+
+def test_a_named_tuple_of_tensors_is_a_sequence_for_numpy():
+    keys = namedtuple("Keys", "second first")(Tensor([1.0, 0.0]), Tensor([2.0, 2.0]))
+    assert_array_equal(np.lexsort(keys), [1, 0])

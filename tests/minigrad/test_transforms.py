@@ -1393,3 +1393,13 @@ def test_transforms_of_vectors_agree_with_pytorch(name, dtype):
 def test_a_tensor_where_argnums_belong_is_refused_at_once(transform):
     with pytest.raises(TypeError, match=r"the result is a function, as in \w+\(f\)\(x\)"):
         transform(minigrad.exp, minigrad.ones(2))
+
+
+def test_errors_of_a_jacobian_by_columns_name_the_function_that_was_called():
+    rng = np.random.default_rng(0)
+
+    def noisy(x):  # more than 64 elements take several runs, which draw other numbers
+        return minigrad.concatenate([x + rng.standard_normal(x.shape)] * 9)
+
+    with pytest.raises(RuntimeError, match=r"^jacobian: f gave another result"):
+        jacobian(noisy)(np.ones(70))

@@ -186,7 +186,7 @@ class Line:
             fixed &= (other == y) | (np.isnan(other) & np.isnan(y))
 
         def slope(*terms: tuple[float, Vector, Vector]) -> float:
-            """The weighted sum of some differences, divided by the step."""
+            """Return the weighted sum of some differences, divided by the step."""
             total = sum(c * np.where(fixed, 0.0, a - b) for c, a, b in terms)
             return float(np.dot(self.problem.weights, total)) / step
 

@@ -46,9 +46,9 @@ class Scale:
         return np.asarray(np.nan_to_num(mixed).round(), np.uint8)
 
 
-BLUE, YELLOW, VERMILLION = "#56B4E9", "#F0E442", "#D55E00"
+SKY_BLUE, YELLOW, VERMILLION = "#56B4E9", "#F0E442", "#D55E00"
 VERDICTS = {0.0: "agrees", 1.0: "dots: undecided", 2.0: "frame: wrong"}
-STEPS = (BLUE,) * 20 + (YELLOW,) * 20 + (VERMILLION,) * 20
+STEPS = (SKY_BLUE,) * 20 + (YELLOW,) * 20 + (VERMILLION,) * 20
 VERDICT = Scale(STEPS, VERDICTS, "", width=22)
 DIFFERENCES = {1e-12: "1e-12", 1e-6: "1e-6", 1.0: "1"}
 DIFFERENCE = Scale(("#00224E", "#575D6D", "#A59C74", "#FEE838"), DIFFERENCES, "{:.1g}", True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
 from minigrad.diagnostics.gradient_check.heat_map import (
-    BLUE,
     DIFFERENCE,
+    SKY_BLUE,
     VERDICT,
     VERMILLION,
     YELLOW,
@@ -129,7 +129,7 @@ class GradcheckReport:
         return self.verdict == "agree"
 
     def missed(self, share: float) -> float:
-        """The probability that sampling overlooks it if a share of an operand's entries is wrong.
+        """Return the probability that sampling overlooks it if this share of entries is wrong.
 
         If this share of the entries is wrong, each of n sampled entries is right with probability
         1 - share. (Random directions, in which all entries move at once, always show a fault that
@@ -201,7 +201,7 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        colour = {"agree": BLUE, "cannot tell": YELLOW, "disagree": VERMILLION}[self.verdict]
+        colour = {"agree": SKY_BLUE, "cannot tell": YELLOW, "disagree": VERMILLION}[self.verdict]
         headline = f'<b style="border-left:8px solid {colour};padding-left:6px">'
         headline += f"{escape(self.headline)}</b>"
         heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")

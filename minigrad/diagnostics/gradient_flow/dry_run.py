@@ -84,9 +84,10 @@ class ForwardTrace(Recorder):
         super().__init__()
         self.cuts: list[Cut] = []  # where gradients are lost, in the order of the calls
         self.used: Names = EMPTY  # parameters that ops were called on, or that were read
-        # The cuts whose values left the graph,
-        self._gone: frozenset[Cut] = EMPTY  # as arrays, which this trace cannot follow;
-        self._read: frozenset[Cut] = EMPTY  # as numbers, which may only be for a log.
+        # The cuts whose values left the graph as arrays, which this trace cannot follow.
+        self._gone: frozenset[Cut] = EMPTY
+        # The cuts whose values left the graph as numbers, which may only be for a log.
+        self._read: frozenset[Cut] = EMPTY
         self._last: dict[Names, CallRecord] = {}  # the last call, by the parameters it depends on
         self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
         # The traces, by Tensor, or by the array that owns the memory.

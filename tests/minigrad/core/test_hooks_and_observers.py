@@ -241,6 +241,8 @@ def test_other_generators_cannot_be_decorated(function):
 def test_what_is_no_function_cannot_be_decorated(change):
     with pytest.raises(TypeError, match=rf"^{change.__name__} decorates a function, not 3"):
         change(3)
+    with pytest.raises(TypeError, match="decorates a function, not <class"):
+        change(minigrad.nn.Linear)  # the result would be no class
 
 
 @pytest.mark.parametrize("change", [no_grad, enable_grad])

@@ -663,3 +663,10 @@ def test_an_attribute_that_an_op_never_had_is_an_ordinary_error():
 def test_the_text_of_a_call_is_python(op):
     ast.parse(op.source)
     assert op.source.startswith("def ")
+
+
+def test_the_cost_of_a_joint_vjp_is_of_its_inputs():
+    product = op(lambda a, b: a * b)
+    with pytest.raises(ValueError, match=r"has 'aa'; it can have a, b, shared"):
+        product.joint_vjp(["a", "b"], lambda g, needs_input_grad: (g, g), cost={"aa": 3, "b": 1})
+    assert product.vjps == []

@@ -151,7 +151,7 @@ def test_a_module_of_pytorch_gets_inputs_of_its_dtype(tmp_path, monkeypatch, cap
     assert status(f"{file}:f", "--shapes", "3") == 3
     error = capsys.readouterr().err
     assert "a function of PyTorch or JAX is given arrays of theirs" in error
-    assert "say --framework torch" in error
+    assert "add --framework torch" in error
 
 
 def test_shapes_must_be_given(file, capsys):

@@ -523,7 +523,7 @@ def test_the_command_says_which_framework_to_name(jax, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["check", f"{tmp_path}/of_jax.py:f", "--shapes", "3"])
     assert caught.value.code == 3
-    assert "of a function of JAX, say --framework jax" in capsys.readouterr().err
+    assert "for a function of JAX, add --framework jax" in capsys.readouterr().err
 
 
 # No false alarm

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from minigrad.distributed import launcher, mpi, world
+from minigrad.distributed.agreement import check_agreement
 from minigrad.distributed.launcher import PARENT, launched
 from tests.minigrad.distributed.ranks import ROOT, needs_mpi
 
@@ -107,3 +108,30 @@ def test_a_child_of_a_rank_that_has_not_met_the_others_is_none():
 def test_an_import_does_not_start_mpi():
     found = alone("import lora; print('mpi4py' in sys.modules)", PMI_SIZE="2")
     assert found.stdout == "False\n"
+
+
+def test_torchrun_without_a_size_is_one_process():
+    assert launched({"TORCHELASTIC_RUN_ID": "none"}) == (1, "no launcher")
+
+
+class TwoRanks:
+    """A world in which rank 1 has other facts."""
+
+    def __init__(self, other):
+        self.size, self.other = 2, other
+
+    def gather(self, facts, *_):
+        return [facts, self.other]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "reason"),
+    [
+        ({"a": "1"}, {"a": "1", "b": "2"}, "rank 1 differs from rank 0 in b: 2, and none there"),
+        ({"a": "1", "b": "2"}, {"a": "1"}, "rank 1 differs from rank 0 in b: none, and 2 there"),
+        ({"order": "x=1,y=2"}, {"order": "y=2,x=1"}, "in order: y=2,x=1, and x=1,y=2 there"),
+    ],
+)
+def test_facts_that_only_one_rank_has_differ(own, other, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_agreement(TwoRanks(other), own)

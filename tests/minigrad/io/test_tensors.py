@@ -582,3 +582,13 @@ def test_one_file_does_not_come_beside_an_index_nor_the_other_way_round(turn, tm
         write(second)
     assert sorted(os.listdir(tmp_path)) == before
     write(first)
+
+
+@pytest.mark.parametrize("value", [1 + 2j, "1.5", None])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_numbers_are_written(tmp_path, value, dtype):
+    with (
+        pytest.raises(TypeError, match=r"a has the dtype .*; only numbers can be written"),
+        writing(tmp_path / "out.safetensors", [TensorInfo("a", dtype, (1,))]) as file,
+    ):
+        file.write("a", np.array([value]))

@@ -322,3 +322,18 @@ def test_half_precision_is_uniform_below_its_bound():
 def test_integers_are_drawn_between_integers(bounds):
     with pytest.raises(TypeError, match="randint takes integers"):
         minigrad.randint(*bounds, (3,))
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (lambda x: init.uniform_(x, 0, math.inf), "uniform_: b must be in"),
+        (lambda x: init.uniform_(x, math.nan, 1), "uniform_: a must be in"),
+        (lambda x: init.normal_(x, math.nan), "normal_: mean must be in"),
+    ],
+)
+def test_bounds_and_means_are_finite(fill, message):
+    x = minigrad.zeros(3)
+    with pytest.raises(ValueError, match=message):
+        fill(x)
+    assert not x.data.any()

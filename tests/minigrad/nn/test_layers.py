@@ -608,3 +608,15 @@ def test_dropout_with_a_numpy_probability_keeps_float32():
 def test_a_dropout_that_is_no_probability_is_an_error(p):
     with pytest.raises(ValueError, match="p is a probability"):
         Dropout(p)
+
+
+@pytest.mark.parametrize("dropout", [None, ""])
+def test_the_dropout_of_an_mlp_is_a_probability(dropout):
+    with pytest.raises(TypeError, match="MLP: dropout is a probability"):
+        nn.MLP((2, 3, 1), dropout=dropout)
+
+
+@pytest.mark.parametrize("beta", [True, np.ones(2), "1"])
+def test_what_is_above_0_is_a_number(beta):
+    with pytest.raises(TypeError, match="must be a number"):
+        nn.Softplus(beta=beta)

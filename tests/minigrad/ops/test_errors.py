@@ -1,6 +1,7 @@
 """Bad input: each function names itself and what it was given, before it computes anything."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -615,3 +616,26 @@ def test_the_derivative_of_a_determinant_that_is_not_offered_is_refused():
     out = minigrad.det(Tensor(np.zeros((17, 17)), requires_grad=True))
     with pytest.raises(ValueError, match=r"det: .* up to 16 x 16, not for 17 x 17"):
         out.backward()
+
+
+@pytest.mark.parametrize("name", ["std", "norm"])
+def test_float16_that_was_unpickled_is_widened_too(name):
+    x = np.array([300, -300] * 50, np.float16)
+    function = getattr(minigrad, name)
+    assert function(pickle.loads(pickle.dumps(x))) == function(x) >= 300
+
+
+def test_a_list_beside_float64_is_float64_by_name_too():
+    prediction = Tensor(np.array([0.1, 0.2]))
+    assert minigrad.mse(prediction=prediction, target=[0.1, 0.2]).item() == 0
+
+
+def test_a_number_is_broadcast_as_an_array_is():
+    assert minigrad.broadcast_to(Tensor(3.0), 2).shape == (2,)
+    with pytest.raises(ValueError, match="must be non-negative"):
+        minigrad.broadcast_to(Tensor(3.0), (-1,))
+
+
+def test_a_message_has_the_name_of_its_function_once():
+    with pytest.raises(TypeError, match=r"^linear_cross_entropy: the weight is a matrix, not 3$"):
+        minigrad.linear_cross_entropy(minigrad.ones(2, 3), 3, [0, 1])

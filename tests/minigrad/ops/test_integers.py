@@ -267,3 +267,17 @@ def test_an_axis_may_be_an_array_of_one_integer(function, rng):
     x = Tensor(rng.standard_normal((2, 3)), requires_grad=True)
     function([x, 2 * x], np.array(1)).sum().backward()
     assert_array_equal(x.grad.data, np.full((2, 3), 3))
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 8.0, 9.0, 2.5])
+def test_integers_to_the_power_of_a_float_are_floats(exponent):
+    out = Tensor([1, 2]) ** exponent
+    assert out.dtype == np.float32
+    assert_allclose(out.data, np.array([1.0, 2.0]) ** exponent, rtol=1e-6)
+
+
+def test_bools_to_the_power_of_an_integer_are_integers():
+    squared, cubed = (Tensor([True, False]) ** n for n in (2, 3))
+    assert squared.dtype == np.int8
+    assert cubed.dtype.kind == "i"
+    assert_array_equal(cubed.data, [1, 0])

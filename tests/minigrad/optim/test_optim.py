@@ -1141,3 +1141,17 @@ def test_groups_are_loaded_from_dicts_alone():
     pairs = [[*saved["param_groups"][0].items()]]
     with pytest.raises(ValueError, match="param_groups is a list of dicts"):
         optimizer.load_state_dict(saved | {"param_groups": pairs})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Adam(x, amsgrad=np.True_),
+        lambda x: RMSprop(x, centered=np.True_, momentum=np.float32(0.9)),
+    ],
+)
+def test_flags_and_numbers_of_numpy_are_those_of_python(make):
+    parameter = Parameter(np.ones(3))
+    parameter.grad = minigrad.tensor(np.ones(3))
+    make([parameter]).step()
+    assert (parameter.data < 1).all()
