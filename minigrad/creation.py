@@ -165,7 +165,9 @@ def arange(
     if step == 0:
         raise ValueError("arange: step must not be 0")
     first, last = (0, start) if stop is None else (start, stop)
-    values = observed(np.arange, first, last, step)
+    # For uint64 and an int, numpy would return float64.
+    given = (x.item() if isinstance(x, np.generic) else x for x in (first, last, step))
+    values = observed(np.arange, *given)
     if dtype is None:
         dtype = np.float32 if values.dtype.kind == "f" else np.int64
     return Tensor(values, requires_grad, dtype)

@@ -122,6 +122,10 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
+    try:
+        test_size = float(test_size)  # float16 could not hold a number of rows
+    except (TypeError, ValueError):
+        raise TypeError(f"test_size must be a number, not {test_size!r:.60}") from None
     if not 0 < test_size < 1:
         raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
     n_test = round(n * test_size)
@@ -152,10 +156,10 @@ class Standardizer:
 
         Raises:
             ValueError: if there are no rows, a value is not finite, or the standard deviation
-                overflows.
+                overflows, or underflows to 0.
             TypeError: if `x` does not hold numbers.
         """
-        values = as_array(x)
+        values = as_array(x, np.float64)
         _common_length([values])
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
@@ -163,10 +167,13 @@ class Standardizer:
         # be tiny instead of 0, because the mean is rounded; later values would become huge.
         constant = (values == values[0]).all(axis=0)
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
-            scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
-        if not (np.isfinite(mean).all() and np.isfinite(scale).all()):
-            raise ValueError("the data have values whose squares overflow in float64; scale them")
+            mean = np.where(constant, values[0], values.mean(axis=0))
+            scale = np.where(constant, 1.0, values.std(axis=0))
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(
+                "the data have values whose squares overflow in float64, or underflow to 0; scale "
+                "them"
+            )
         return cls(mean, scale)
 
     def transform(self, x: Any) -> Arrays:
@@ -236,6 +243,7 @@ def batches(
         )
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
+    batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow
     arrays = [each if hasattr(each, "ndim") else as_array(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)

@@ -52,12 +52,15 @@ def r2(prediction: Any, target: Any) -> float:
         TypeError: if prediction or target are not numbers.
     """
     errors = _errors(prediction, target)
-    y = as_array(target).astype(np.float64)
+    y = as_array(target, np.float64)
     if y.ndim == 0:
         raise ValueError("r2 needs an axis of rows, and a single number has none")
     if (y == y[:1]).all():  # rounding may make their computed variance positive
         raise ValueError("r2 is not defined for a target that is constant")
-    return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean(axis=0)) ** 2))
+    total = float(np.sum((y - y.mean(axis=0)) ** 2))
+    if total == 0:
+        raise ValueError("r2 is not defined: the squares of the target's deviations underflow to 0")
+    return 1.0 - float(np.sum(errors**2)) / total
 
 
 def accuracy(prediction: Any, target: Any) -> float:
@@ -87,7 +90,7 @@ def accuracy(prediction: Any, target: Any) -> float:
 
 
 def _errors(prediction: Any, target: Any) -> Any:
-    p, y = as_array(prediction).astype(np.float64), as_array(target).astype(np.float64)
+    p, y = as_array(prediction, np.float64), as_array(target, np.float64)
     if p.shape != y.shape:
         raise ValueError(f"the prediction has shape {p.shape}, the target {y.shape}")
     if p.size == 0:

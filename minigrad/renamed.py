@@ -19,6 +19,8 @@ from inspect import getattr_static
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+import numpy as np
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -151,10 +153,30 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
 def hint_arguments(kind: type) -> None:
     """Let errors for arguments of the constructor have hints, if `kind` is of the library.
 
-    In a user's class, an argument of the same name may mean something else.
+    Also convert numbers of numpy (see `with_python_numbers`). In a user's class, an argument of the
+    same name may mean something else.
     """
     if kind.__module__.startswith("minigrad.") and "__init__" in vars(kind):
-        setattr(kind, "__init__", with_hints(vars(kind)["__init__"]))  # noqa: B010  # for mypy
+        function = with_python_numbers(with_hints(vars(kind)["__init__"]))
+        setattr(kind, "__init__", function)  # noqa: B010  # for mypy
+
+
+def with_python_numbers(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a constructor: numbers of numpy become those of Python.
+
+    `4 * size` of an integer of 8 bits would overflow, and `1 - beta` of a float16 would be rounded.
+    """
+
+    def plain(value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(plain, value))
+        return value.item() if isinstance(value, np.number) else value
+
+    @wraps(function)
+    def converted(*args: Any, **options: Any) -> Any:
+        return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
+
+    return converted
 
 
 class _OldNames(MetaPathFinder):

@@ -44,6 +44,7 @@ def sample(
     check_range("sample: temperature", temperature, 0.0, np.inf)
     if top_k is not None:
         check_positive("sample: top_k", top_k)
+        top_k = int(top_k)  # the negative of an unsigned integer would be positive
     if top_p is not None:
         check_probability("sample: top_p", top_p)
     given = as_array(logits).astype(np.float64)

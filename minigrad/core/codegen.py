@@ -362,8 +362,7 @@ def as_floats(op: OpLike, value: Any) -> Any:
         raise op_error(TypeError, op.name, text) from error
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
-    # By equality, because a dtype from a pickle is not the same object as FLOAT32.
-    narrow = array.dtype in (np.float16, np.float32)
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4  # in any byte order
     return array.astype(np.float32 if narrow else np.float64, copy=False)
 
 

@@ -101,7 +101,7 @@ class MPIWorld(World):
         every = self.gather([socket.gethostname(), sorted(cores)])
         host, mine = every[self.rank]
         sharing = sum(name == host and not set(mine).isdisjoint(each) for name, each in every)
-        threads.share(sharing)
+        threads.share_cores(sharing)
 
     # ----------------------------------------------------------------------------------------------
     # Calls

@@ -91,10 +91,17 @@ _NUMPY = {np.dtype(code).type for code in np.typecodes["AllInteger"] + np.typeco
 
 
 def _array(value: Any, others: Sequence[Any]) -> Any:
-    """Return a list or number as an array, in float64 if another array is of float64."""
+    """Return a list or number as an array.
+
+    A number has the dtype of the other arrays of floats, and a list float64 if one of them has it.
+    """
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)
+    if isinstance(value, (int, float, np.number)) and array.dtype.kind == "f":
+        dtypes = {x.dtype for x in others if isinstance(x, (Tensor, np.ndarray)) and x.ndim}
+        floats = [dtype for dtype in dtypes if dtype.kind == "f"]
+        return array.astype(np.result_type(*floats)) if floats else array
     if array.dtype == np.float32 and any(
         isinstance(other, (Tensor, np.ndarray)) and other.dtype == np.float64 for other in others
     ):

@@ -118,7 +118,8 @@ def _attention(
     masked = added is not None or allowed is not None  # then a query may have no allowed key
     if added is not None:
         scores = scores + astype(added, scores.dtype)
-        allowed = not_equal(added, -math.inf)
+        free = not_equal(added, -math.inf)
+        allowed = free if allowed is None else logical_and(allowed, free)
     if offset is not None:
         past = observed(np.tri, query.shape[-2], key.shape[-2], offset, np.bool_)
         allowed = past if allowed is None else logical_and(allowed, past)

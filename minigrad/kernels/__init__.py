@@ -3,7 +3,8 @@
 A loop belongs here if numpy cannot express it, or if a measurement shows that numpy is too slow.
 Each kernel reads and writes plain arrays, knows nothing of tensors and gradients, and gives the
 same bits on any number of threads. The function that calls a kernel computes the same in numpy if
-there is no kernel. Tests use this as the reference; under NUMBA_DISABLE_JIT=1 it is all that runs.
+there is no kernel, or returns None, and its caller does. Tests use this as the reference; under
+NUMBA_DISABLE_JIT=1 it is all that runs.
 
 Where to read:
 

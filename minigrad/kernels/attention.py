@@ -72,7 +72,7 @@ def attention(
         key: `(..., S, d)`; it may have fewer heads (axis -3), a divisor of the query's heads.
         value: `(..., S, d_v)`; it may have fewer heads too.
         allowed: booleans that broadcast to `(..., L, S)`, or None if all keys are allowed.
-        added: floats that broadcast to `(..., L, S)`, or None for 0.
+        added: floats that broadcast to `(..., L, S)`, or None for 0; -inf excludes a key.
         offset: query i may use only the keys up to i + offset; None for all keys.
         scale: the factor of the scores.
     """
@@ -310,7 +310,7 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
     if mask.added.size:
         added = vector_at(mask.added, b, h, i)[j : j + keys]
         for n in range(keys):
-            row[n] += added[n]
+            row[n] = row[n] + added[n] if added[n] != -np.inf else number(-np.inf)
     if mask.allowed.size:
         allowed = vector_at(mask.allowed, b, h, i)[j : j + keys]
         for n in range(keys):
@@ -410,10 +410,9 @@ def forward_loop(
                         for c in range(width):
                             sums[r, c] *= shrunk
                     most[r] = greatest
-                    if greatest == -np.inf:
-                        row[:] = 0
-                    else:
-                        total[r] += exponentials(row, left, greatest)
+                    # If no score is above -inf yet, each is -inf, of weight 0, or nan, which stays.
+                    peak = number(0) if greatest == -np.inf else greatest
+                    total[r] += exponentials(row, left, peak)
                 rows = Matrix(V.at + j * V.row, V.row, V.col)
                 _multiply(t, high, width // t.NR, step, S, rows, SV, j > 0)
             for r in range(high):

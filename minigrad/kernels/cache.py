@@ -13,8 +13,8 @@ This module replaces numba's cache, for four reasons:
 Here, the name of a file is a digest of everything that its machine code depends on, so no index can
 be out of date: if the file does not exist, the kernel is compiled. Two processes that compile the
 same kernel write the same file, both atomically. A file begins with a digest of the rest, so a
-damaged file is noticed and made again. All files made from one state of minigrad's sources are in
-one folder, and the last few such folders stay.
+damaged file is noticed and made again. All files made from one state of the sources in this package
+are in one folder, and the last few such folders stay.
 
 A function that is compiled once and called from many kernels (`minigrad.kernels.jit.external`) has
 a file too. Its name is the symbol by which machine code calls the function. So a file names the
@@ -68,7 +68,7 @@ from numba.misc import appdirs
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
 PACKAGE = Path(__file__).parent
-GENERATIONS = 4  # how many states of minigrad's sources have kernels that stay on disk
+GENERATIONS = 4  # how many states of this package's sources have kernels that stay on disk
 
 LOADED: list[str] = []
 """The functions that this process has read from disk."""
@@ -100,7 +100,9 @@ _SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if t
 def _surroundings() -> tuple[object, ...]:
     """Return what machine code depends on besides minigrad's sources and the processor."""
     versions = (numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
-    options = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
+    options = (
+        "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML",
+    )  # fmt: skip
     return (*versions, *(str(getattr(numba.config, name, None)) for name in options))
 
 

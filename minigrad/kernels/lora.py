@@ -50,6 +50,8 @@ def forward(
     if out is not None:
         return out, h
     y = gemm.matmul(x, weight.T, bias=bias)
+    if y.dtype != np.result_type(h, lora_b):  # because of the bias
+        return y + gemm.matmul(h, lora_b.T), h
     return gemm.matmul(h, lora_b.T, out=y, add=True), h
 
 

@@ -118,7 +118,7 @@ class NarrowMatrix(ABC):
             raise ValueError(f"{name}: its numbers are floats, and cannot be read as {dtype}")
         out = np.empty((stop - start, cols), dtype)
         if self.is_transposed:
-            for a, b, strip in self.T.strips(np.result_type(dtype, np.float32)):
+            for a, b, strip in self.strips(np.result_type(dtype, np.float32)):
                 out[:, a:b] = strip[:, start:stop].T
         else:
             for a, b in strips(stop - start, cols):
@@ -141,13 +141,13 @@ class NarrowMatrix(ABC):
         """Compute x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, dtype of x.
 
         A sum is added up in the same order for any number of threads. float16 is computed in
-        float32 and rounded once. Integers become floats that can represent them.
+        float32 and rounded once. Integers become floats as numpy promotes them with float32.
 
         Raises:
-            TypeError: if x is not an array of real numbers.
+            TypeError: if x is not made of real numbers.
             ValueError: if the shapes do not align.
         """
-        name = type(self).__name__
+        name, x = type(self).__name__, np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.shape[0]:
             raise ValueError(
                 f"{name}.matmul: x of shape {x.shape} does not go with a matrix of shape "

@@ -236,8 +236,9 @@ class NF4Matrix(NarrowMatrix):
         return len(self.codes), self.cols
 
     def is_finite(self) -> bool:
-        """Return True, because every code represents a finite number."""
-        return True
+        """Return whether all numbers are finite: whether absmax is, because the levels are."""
+        parts = (self.absmax, self.offset, self.scale)
+        return all(np.isfinite(part).all() for part in parts if part is not None)
 
     @property
     def double_quant(self) -> bool:
@@ -447,7 +448,7 @@ def _tile(
     emit_tile(e, height, count, read, target, target_row)
 
 
-@for_each_dtype(SINGLE, fastmath=())
+@for_each_dtype(SINGLE, fastmath=())  # not fused, so that absmax is rounded as in `absmax_of`
 def _dots_loop(
     piece: int, pieces: int, x: Read.D2, codes: Annotated[Read.D2, types.uint8], absmax: Read.D1,
     steps: Annotated[Read.D1, types.int8], offset: Read.D1, scale: Read.D1, blocks: int, shift: int,

@@ -165,7 +165,7 @@ class MultiTensor:
         tables: Tables,
         first: Column,
         options: Numbers,
-        own: Numbers | Sequence[Numbers] = (0.0,) * OWN,
+        own: Numbers | list[Any] = (0.0,) * OWN,
     ) -> None:
         """Update all rows.
 
@@ -173,7 +173,7 @@ class MultiTensor:
             tables: the arrays that change.
             first: the column of the arrays that are only read.
             options: at most `OPTIONS` numbers for all rows.
-            own: `OWN` numbers for each row, or the same `OWN` numbers for all rows.
+            own: a tuple of `OWN` numbers for all rows, or a list of such tuples, one for each row.
         """
         sizes = [*map(_size, first)]
         if sizes != tables.sizes:  # compiled code would read beyond the end of a small one

@@ -62,7 +62,7 @@ def set_num_threads(n: int) -> None:
     global _threads
     limit = get_max_threads()
     try:
-        count = operator.index(n)
+        count = 0 if isinstance(n, bool) else operator.index(n)
     except TypeError:
         count = 0
     if not 1 <= count <= limit:
@@ -73,7 +73,7 @@ def set_num_threads(n: int) -> None:
     _threads = count
 
 
-def share(processes: int) -> None:
+def share_cores(processes: int) -> None:
     """Let this process, one of `processes`, use its share of the cores, unless a number is set."""
     global _threads
     if not _threads and "NUMBA_NUM_THREADS" not in os.environ:

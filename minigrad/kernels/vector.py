@@ -2,7 +2,7 @@
 
 numba compiles loops over arrays and leaves vector code to the optimiser. Where the exact
 instructions matter, the functions here emit them as LLVM code, for the vectors of the machine that
-runs the kernel: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
+runs the kernel: 16 floats with AVX-512, 8 with AVX, 4 with SSE2 or NEON.
 
 An `instruction` is made from a function that emits the code, given an `Emitter` and the values of
 the arguments. Callers see an ordinary function. Addresses are integers and steps are bytes; nothing

@@ -195,8 +195,10 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
 
 
 def _divisible(products: Array) -> bool:
-    """Return whether products can be divided by a factor: none is 0 or out of range."""
-    return bool(all(logical_and(isfinite(products), products != 0)))
+    """Return whether products can be divided by a factor: none is out of range or too small."""
+    # A subnormal number has lost digits, and so would the quotient.
+    is_normal = abs(products) >= np.finfo(products.dtype).tiny
+    return bool(all(logical_and(isfinite(products), is_normal)))
 
 
 def _rows(x: Array, axis: Axis) -> tuple[Array, Callable[[Array], Array]]:

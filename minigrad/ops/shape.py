@@ -94,9 +94,10 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     Raises:
         TypeError: if `dtype` is not a dtype of booleans, integers or floats.
     """
-    if np.dtype(dtype).kind not in "biuf":
+    if dtype is None or np.dtype(dtype).kind not in "biuf":
         raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
-    return x.astype(dtype) if hasattr(x, "astype") else np.asarray(x).astype(dtype)
+    target = np.dtype(dtype).newbyteorder("=")
+    return x.astype(target) if hasattr(x, "astype") else np.asarray(x).astype(target)
 
 
 astype.vjp("x", lambda g: g)

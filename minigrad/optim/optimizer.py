@@ -380,7 +380,9 @@ class Optimizer(ABC):
         for group, own in zip(groups, self.param_groups, strict=True):
             is_off = {key for key, value in own.items() if value is False and key not in group}
             check_state("a group with these options", group, own.keys() - is_off)
-            loaded.append({**own, **group, "params": own["params"]})
+            # A list, as JSON has instead of a tuple, would be shared with the caller.
+            given = {key: tuple(v) if isinstance(v, list) else v for key, v in group.items()}
+            loaded.append({**own, **given, "params": own["params"]})
             self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]

@@ -164,7 +164,7 @@ class Trainer(TrainingStep):
         )
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.batch_size, self.accumulation_steps = int(batch_size), int(accumulation_steps)
         self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)

@@ -147,6 +147,10 @@ def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: A
         )
     if out is not None and np.shares_memory(out, bias):
         raise _sharing("bias")
+    if out is None and not add:
+        return np.asarray(matmul(x, y) + bias)
+    if out is not None and not np.can_cast(bias.dtype, out.dtype, "same_kind"):
+        raise _error(f"a bias of {bias.dtype} cannot be added to out, an array of {out.dtype}")
     product = matmul(x, y, out=out, add=add)
     product += bias
     return product

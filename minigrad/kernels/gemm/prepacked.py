@@ -111,7 +111,7 @@ class PrepackedMatrix:
     def matmul(
         self, x: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
     ) -> Array | None:
-        """Compute x W^T, or x W, plus `left @ right`, a product with a small k, plus a bias.
+        """Compute x W^T if `transpose`, else x W; plus `left @ right`, with a small k, and a bias.
 
         Return None where panels cannot be used: for few rows, for arrays of several dtypes, if the
         panels would exceed the limit, or if W cannot be made read-only.
@@ -170,7 +170,7 @@ _known: WeakValueDictionary[int, PrepackedMatrix] = WeakValueDictionary()
 
 
 def prepack(matrix: Array) -> PrepackedMatrix | None:
-    """Return the panels of a matrix, one object for all its owners; None if packing does not pay.
+    """Return the panels of a matrix, one object for all owners; None if it is small or no float.
 
     The first product packs the panels. They are deleted with the last owner.
     """

@@ -162,7 +162,7 @@ VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns
 
 
 @jit(inline="always")
-def block_depth(cols: int, item: int) -> int:
+def steps_in_block(cols: int, item: int) -> int:
     """Return the steps of k in a block."""
     return (ROW if cols > 1 else ONLY_ROW) // item
 
@@ -174,7 +174,7 @@ def dots_of_rows(
 ) -> None:  # fmt: skip
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
-    block = block_depth(cols, item)
+    block = steps_in_block(cols, item)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
@@ -204,7 +204,7 @@ def dots(
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
     if packed:  # each row becomes contiguous, and so do all rows of a block of k
-        target, block = address_of(work), block_depth(n, item)
+        target, block = address_of(work), steps_in_block(n, item)
         for pc in range(0, k, block):
             depth = min(block, k - pc)
             for j in range(n):

@@ -395,3 +395,29 @@ def test_neither_keys_nor_masks_are_repeated_in_memory(rng):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * k.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mask", [None, "bool"])
+def test_a_nan_before_the_other_keys_stays(rng, dtype, mask):
+    q, k, v = (rng.standard_normal((n, 8)).astype(dtype) for n in (2, 300, 300))
+    allowed = None
+    k[:256] = np.nan
+    if mask is not None:
+        allowed = np.zeros((2, 300), np.bool_)
+        allowed[:, 255:] = True
+        k[:255] = 0
+    out = minigrad.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_key_that_a_float_mask_excludes_counts_for_nothing(rng, dtype):
+    q, k, v = (rng.standard_normal((n, 8)).astype(dtype) for n in (2, 300, 300))
+    allowed = np.ones((2, 300), np.bool_)
+    allowed[:, 255] = False
+    expected = minigrad.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    k[255] = np.nan
+    added = np.where(allowed, 0, -np.inf).astype(dtype)
+    found = minigrad.scaled_dot_product_attention(q, k, v, attn_mask=added)
+    assert_allclose(found, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)

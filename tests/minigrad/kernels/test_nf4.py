@@ -791,3 +791,9 @@ def test_a_linear_layer_with_a_forward_of_its_own_is_left(rng):
     model = nn.Sequential(Twice(3, 3), nn.Linear(3, 3))
     assert quantize(model).names == ["1"]
     assert type(model[0]) is Twice
+
+
+def test_a_matrix_with_an_absmax_of_nan_is_not_finite():
+    codes = NF4Matrix.of(np.ones((2, 2), np.float32), 2, False).codes
+    assert NF4Matrix(codes, np.ones(2, np.float32), None, None, 2, 2).is_finite()
+    assert not NF4Matrix(codes, np.array([1, np.nan], np.float32), None, None, 2, 2).is_finite()

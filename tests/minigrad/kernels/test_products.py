@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as hnp
 
+import minigrad
 from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
@@ -492,3 +493,14 @@ def test_accuracy_is_that_of_blas(dtype, rng):
     exact = x.astype(np.longdouble) @ y.astype(np.longdouble)
     error, error_of_numpy = (abs(out - exact).max() for out in (matmul(x, y), x @ y))
     assert error <= 4 * error_of_numpy
+
+
+def test_a_bias_of_a_wider_dtype_is_added_as_if_after_the_product():
+    x, w, b = np.ones((2, 3), np.float32), np.ones((3, 3), np.float32), np.full(3, 1e-9)
+    assert minigrad.linear(x, w, b).dtype == np.float64
+    integers = np.ones((2, 2), np.int64)
+    assert (minigrad.linear(integers, integers, np.full(2, 0.5)) == 2.5).all()
+    out = np.zeros((2, 2), np.int64)
+    with pytest.raises(ValueError, match="a bias of float64 cannot be added to out, an array of i"):
+        matmul(integers, integers, out=out, bias=np.full(2, 0.5))
+    assert not out.any()

@@ -620,3 +620,13 @@ def test_the_dropout_of_an_mlp_is_a_probability(dropout):
 def test_what_is_above_0_is_a_number(beta):
     with pytest.raises(TypeError, match="must be a number"):
         nn.Softplus(beta=beta)
+
+
+def test_sizes_and_options_of_numpy_are_numbers_of_python():
+    assert nn.LSTM(3, np.uint8(100)).weight_ih_l0.shape == (400, 3)
+    assert nn.Embedding(np.uint16(50257), 2, padding_idx=3).weight.shape == (50257, 2)
+    optimizer = minigrad.optim.AdamW([nn.Parameter(np.ones(1))], betas=(np.float16(0.9), 0.999))
+    assert type(optimizer.param_groups[0]["betas"][0]) is float
+    scheduler = minigrad.optim.StepLR(optimizer, np.uint8(100))
+    assert scheduler.lr(300, 1.0) == pytest.approx(1e-3)
+    assert "np." not in repr(nn.MaxPool2d(np.uint8(3)))

@@ -639,3 +639,35 @@ def test_a_number_is_broadcast_as_an_array_is():
 def test_a_message_has_the_name_of_its_function_once():
     with pytest.raises(TypeError, match=r"^linear_cross_entropy: the weight is a matrix, not 3$"):
         minigrad.linear_cross_entropy(minigrad.ones(2, 3), 3, [0, 1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: minigrad.outer(np.float64(2), x),
+        lambda x: minigrad.kron(2.0, x),
+        lambda x: minigrad.diff(x, prepend=np.float64(0)),
+        lambda x: minigrad.tensordot(np.float64(2), x, 0),
+    ],
+)
+def test_a_number_does_not_set_the_dtype_of_a_composition(function, dtype):
+    assert function(Tensor(np.ones(3, dtype))).dtype == dtype
+
+
+def test_arrays_in_a_foreign_byte_order_become_tensors_in_the_native_one():
+    assert minigrad.exp(np.ones(2, ">f4")).dtype == np.float32
+    assert Tensor([1.0]).astype(">f4").dtype == np.float32
+    with pytest.raises(TypeError, match="not None"):
+        Tensor([1.0]).astype(None)
+
+
+def test_gradients_of_a_product_that_is_subnormal_are_exact():
+    x = Tensor(np.array([3e-30, 1e-14], np.float32), requires_grad=True)
+    x.prod().backward()
+    np.testing.assert_allclose(x.grad.data, [1e-14, 3e-30], rtol=1e-6)
+
+
+def test_a_mask_in_a_list_is_refused_as_a_masked_array_is():
+    with pytest.raises(TypeError, match="a tensor has no mask"):
+        minigrad.tensor([np.ma.array([1.0, 2.0], mask=[0, 1])])

@@ -1155,3 +1155,12 @@ def test_flags_and_numbers_of_numpy_are_those_of_python(make):
     parameter.grad = minigrad.tensor(np.ones(3))
     make([parameter]).step()
     assert (parameter.data < 1).all()
+
+
+def test_a_loaded_state_shares_no_list_with_the_caller():
+    optimizer = Adam([Parameter(np.ones(1))])
+    state = optimizer.state_dict()
+    state["param_groups"][0]["betas"] = [0.5, 0.6]
+    optimizer.load_state_dict(state)
+    state["param_groups"][0]["betas"][0] = 0.1
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)

@@ -413,3 +413,21 @@ def test_standardisation_of_few_digits_is_computed_with_all():
     standardised = Standardizer.fit(far).transform(far)
     assert standardised.dtype == np.float32
     assert abs(standardised.mean(dtype=np.float64)) < 1e-6
+
+
+def test_integers_of_8_bits_are_sizes_of_batches_too():
+    sizes = [len(x) for (x,) in batches([np.zeros(300)], np.uint8(200), shuffle=False)]
+    assert sizes == [200, 100]
+
+
+def test_a_share_may_be_float16():
+    parts = train_test_split(np.zeros(100_000), test_size=np.float16(0.25))
+    assert [len(part) for part in parts] == [75_000, 25_000]
+    with pytest.raises(TypeError, match="test_size must be a number, not 'a'"):
+        train_test_split(np.zeros(4), test_size="a")
+
+
+def test_a_deviation_of_a_standardizer_is_never_0():
+    assert Standardizer.fit([[1e-50], [2e-50]]).scale == pytest.approx(5e-51)
+    with pytest.raises(ValueError, match="underflow to 0"):
+        Standardizer.fit(np.array([[1e-200], [2e-200]]))

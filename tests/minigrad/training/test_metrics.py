@@ -138,3 +138,13 @@ def test_accuracy_does_not_hide_what_is_no_score_and_refuses_what_is_no_class():
 def test_r2_of_single_numbers_is_refused():
     with pytest.raises(ValueError, match="r2 needs an axis of rows"):
         r2(1.0, 2.0)
+
+
+def test_lists_are_computed_in_float64_too():
+    assert mse([16777217.0], [16777216.0]) == 1
+    assert mae([1e9], [1e9 + 1]) == 1
+
+
+def test_r2_of_deviations_that_underflow_is_an_error():
+    with pytest.raises(ValueError, match="r2 is not defined"):
+        r2(np.array([1e-170, 2e-170]), np.array([1e-170, 3e-170]))
