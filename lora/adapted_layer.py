@@ -244,6 +244,7 @@ class AdaptedLayer(Module):
         A ValueError is raised if a name is unknown or repeated, or an adapter that is merged would
         become inactive.
         """
+        names = tuple(names)
         self._check_names(names)
         left = [name for name in self.merged_adapters if name not in names]
         if left:
@@ -251,7 +252,7 @@ class AdaptedLayer(Module):
                 f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
                 f"call unmerge() first"
             )
-        self.active = _one_tuple(tuple(names))
+        self.active = _one_tuple(names)
 
     def pause(self) -> None:
         """Turn all adapters off until `resume`; pauses can be nested."""
@@ -280,7 +281,8 @@ class AdaptedLayer(Module):
         """Compute the layer with W + dW_1 + ..., over all active adapters, in place of W.
 
         A RuntimeError is raised if the layer is merged, and an adapter or W has changed since, or
-        an adapter would lose a gradient.
+        an adapter would lose a gradient. A write to W through numpy, as in `W.data[...] = 0`, is
+        not noticed.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
         bias = frozen_bias(self.bias)
@@ -379,8 +381,8 @@ class AdaptedLayer(Module):
                 if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
                     changed.append(own + key)
         base = self.base_weight
-        written = isinstance(base, Tensor) and last_written(base._data) > self._merged.time
-        changed += ["base_weight"] if written or base is not self._merged.base else []
+        is_other = base is not self._merged.base
+        changed += ["base_weight"] if is_other or self._merged.base_was_written else []
         if changed:
             raise RuntimeError(
                 f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
@@ -437,3 +439,15 @@ class MergedWeight:
     copies: dict[str, Adapter]  # a copy of each merged adapter, by name
     base: Any  # the weight of the base
     time: int  # the time of the merge, on the clock that counts writes to tensors
+
+    @property
+    def base_was_written(self) -> bool:
+        """Whether W was written since the merge."""
+        return isinstance(self.base, Tensor) and last_written(self.base._data) > self.time
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The memory of a copy is new, and another process has another clock.
+        return {**vars(self), "time": -1 if self.base_was_written else 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "time": state["time"] or next(clock)})

@@ -122,6 +122,8 @@ class LoRAConfig:
             self._set(each.name, _plain(getattr(self, each.name)))
         check_rank_and_alpha(self.rank, self.alpha)
         check_probability("dropout", self.dropout)
+        self._set("rank", operator.index(self.rank))  # JSON stores only Python's numbers
+        self._set("dropout", float(self.dropout))
         check_init(self.init)
         self._set("scaling", LoRAScaling(self.scaling))
         check_several("modules_to_save", self.modules_to_save)
@@ -158,6 +160,7 @@ class LoRAConfig:
                     check_rank_and_alpha(*pair)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{role}[{pattern!r}]: {error}") from None
+        self._set("rank_pattern", {p: operator.index(r) for p, r in self.rank_pattern.items()})
         check_bias(self.bias)
         for flag in ("use_dora", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))

@@ -149,9 +149,12 @@ def fold(model: Module) -> Module:
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
+            remove, activate = f"lora.remove(model, {lost[0]!r})", "lora.switch"
+            if not layer.is_attached:
+                remove, activate = f"layer.remove({lost[0]!r})", "layer.use"
             raise ValueError(
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
-                f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
+                f"{remove} says that it may be, {activate} makes it active"
             )
     folded: dict[int, Module] = {}
     broken = []

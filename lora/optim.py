@@ -67,6 +67,11 @@ def param_groups(
     check_range("weight_decay", weight_decay, 0.0, np.inf)
     if ratio == 0:
         raise ValueError("ratio=0 would keep B from training; freeze it, or give a positive number")
+    if not np.isfinite([lr * ratio, weight_decay / ratio]).all():
+        raise ValueError(
+            f"lr={lr:g}, ratio={ratio:g} and weight_decay={weight_decay:g} give B an infinite "
+            f"learning rate or decay"
+        )
     layers = adapted_layers(model)
     trained = model.trainable_parameters()
     if not trained:

@@ -105,7 +105,8 @@ def quantize(
     NF4 stores an element as one of 16 levels times the absmax of its block, as in QLoRA (Dettmers
     et al., 2023, section 3). With the defaults this takes about 4.1 bits per element. Quantise
     before you attach adapters, because an adapter is made for the weight as it is stored. NF4 also
-    replaces a `BFloat16Linear`. The memory of the weights in floats is returned to the system.
+    replaces a `BFloat16Linear`. A bias is frozen with its layer, also if another layer shares it.
+    The memory of the weights in floats is returned to the system.
 
     Args:
         model: the model, changed in place; after an error it is unchanged.
@@ -164,6 +165,9 @@ def quantize(
         layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    if attachment is not None:  # it would keep the float weights, and `detach` unfreeze the biases
+        frozen = {id(p) for each in linears.values() for p in each.parameters()}
+        attachment.flags = [(p, flag) for p, flag in attachment.flags if id(p) not in frozen]
     del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))

@@ -23,7 +23,7 @@ from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
 from lora.scaling import check_size
 from lora.spectra import Approximation
-from minigrad.checks import check_problems
+from minigrad.checks import check_flag, check_problems
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
@@ -134,14 +134,24 @@ def extract_files(
     rank = check_size("rank", rank)
     check_dtype(dtype)
     check_bias(bias)
+    check_flag("lossy", lossy)
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
     for role, names in {**lists, "modules_to_save": modules_to_save}.items():
         check_several(role, names)
+    targets, exclude, embeddings, modules_to_save = map(
+        tuple, (targets, exclude, embeddings, modules_to_save)
+    )
     check_no_model(out, base, finetuned)
     with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
         before, after = pool.opened
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
+        parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
+        for pattern in () if embeddings == EMBEDDINGS else embeddings:
+            if not any(is_glob_match([pattern], part) for part in parts):
+                raise ValueError(
+                    f"embeddings: {pattern!r} matches none of {', '.join(sorted(parts))}"
+                )
         are_equal = pool.map(_is_equal, list(before), "compare", "tensor")
         differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)

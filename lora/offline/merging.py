@@ -140,6 +140,8 @@ def merge_files(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
+    if not os.fspath(out):
+        raise ValueError("the path of the result is empty; name one, '.' for the present folder")
     target = Path(out)
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:

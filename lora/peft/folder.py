@@ -281,6 +281,8 @@ def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]
 
     There transformers would load that model as the base of the adapter.
     """
+    if not os.fspath(path):  # a shell variable that is not set
+        raise ValueError("the path of the folder is empty; name one, '.' for the present one")
     folder = Path(path)
     folders = [model if model.is_dir() else model.parent for model in map(Path, models)]
     is_model = (folder / "config.json").is_file() and any(
@@ -389,6 +391,12 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
+    unreadable = [key for key in tensors if len(key) > _LONGEST or not key.isprintable()]
+    if unreadable:  # `AdapterFolder` would refuse the file
+        raise ValueError(
+            f"the key {unreadable[0][:100]!r} is longer than {_LONGEST} characters, or has some "
+            f"that cannot be printed; rename the module"
+        )
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(

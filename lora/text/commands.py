@@ -72,7 +72,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
         add("--dtype", choices=loading.DTYPES, help=help_text)
 
     def add_adapters(add: Add, help_text: str) -> None:
-        options = {"action": "append", "default": [], "metavar": "FOLDER"}
+        options = {"action": "append", "default": [], "metavar": "FOLDER", "type": path}
         add("--adapter", "--adapter-path", help=help_text, **options)
         help_text = "also load an adapter that was made on another base, or on the same base in "
         help_text += "another dtype"
@@ -279,6 +279,8 @@ def evaluate(
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     vocab_size, most = model.config.vocab_size, model.config.max_length
     given = {"max_length": min(training.LONGEST, most), **options}
+    if (longest := given["max_length"]) is not None and longest > most:
+        raise ValueError(f"max_length={longest}, but the model's context is {most} tokens")
     rows = read_rows(file, tokenizer, vocab_size=vocab_size, **given)
     if progress:
         print(rows, file=sys.stderr)
@@ -292,12 +294,14 @@ def evaluate(
 def load(
     base: str, dtype: str | None, adapters: Sequence[str], progress: bool, check_base: bool = True
 ) -> tuple[LanguageModel, Tokenizer]:
-    """Load a model, its tokenizer, and adapters named after their folders; the last one is active.
+    """Load a model, its tokenizer, and adapters; the last one is active.
+
+    An adapter has the name of its folder, with _ in place of all but letters, digits, - and _.
 
     Raises:
         ValueError: if two adapters have the same name, or one is called "base".
     """
-    names = [Path(folder).resolve().name for folder in adapters]
+    names = [re.sub("[^A-Za-z0-9_-]", "_", Path(folder).resolve().name) for folder in adapters]
     if len({*names, BASE}) <= len(names):
         raise ValueError(f"each adapter needs a folder name of its own, other than {BASE}: {names}")
     tokenizer = loading.tokenizer(base)  # first, because loading the model takes long

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokens
-from minigrad.checks import check_positive, nearest
+from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
@@ -139,10 +139,13 @@ def read_rows(
         ValueError: if a line is no valid row, or a token is outside of the vocabulary; the message
             has the number of the line. Also if no row is left, `max_length` is not positive, or
             `long_rows` is unknown.
+        TypeError: if a flag is not True or False.
         ImportError: if a row has messages, and the package jinja2 is not installed.
     """
     if max_length is not None:
         check_positive("max_length", max_length)
+    check_flag("train_on_prompts", train_on_prompts)
+    check_flag("as_chat", as_chat)
     if long_rows not in ("cut", "refuse"):
         raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
     largest = tokenizer.vocab_size if vocab_size is None else vocab_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from minigrad import random
 from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
 from minigrad.sampling import sample
+from minigrad.training.evaluation import evaluation_mode
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -110,12 +112,14 @@ class TextGenerator:
             ValueError: if the prompt has no tokens, unknown ones, or too many for the model; and as
                 for `stream`.
             IndexError: if an id is negative.
+            RuntimeError: if the generator has begun another text in the meantime.
         """
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to continue")
         check_tokens(prompt, self.model.config.vocab_size)
         started = time.perf_counter()
-        self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
+        self.prompt_tokens, self.finish_reason = prompt, "length"
+        tokens = self.tokens = list[int]()
         room = self.model.config.max_length - len(prompt)
         if room < 1:
             raise ValueError(
@@ -133,7 +137,12 @@ class TextGenerator:
                 return
             self.tokens.append(token)
             yield token
-            if len(self.tokens) == written:
+            if self.tokens is not tokens:
+                raise RuntimeError(
+                    "this generator has begun another text in the meantime, and has one cache; "
+                    "make a TextGenerator for each"
+                )
+            if len(tokens) == written:
                 return
             logits = self._read_on([token])
 
@@ -159,7 +168,10 @@ class TextGenerator:
         logits = None
         for start in range(0, len(ids), PREFILL):
             part = ids[start : start + PREFILL]
-            logits = self.model.next_logits(np.array([part]), self._caches)[0]
+            # Without dropout, also between two parts of a training run.
+            mode = evaluation_mode(self.model) if self.model.training else nullcontext()
+            with mode:
+                logits = self.model.next_logits(np.array([part]), self._caches)[0]
             self._read += part
         return logits
 

@@ -44,7 +44,7 @@ def write_samples(
 ) -> list[Sample]:
     """Answer the prompts of some rows, evenly spread, always with the likeliest tokens.
 
-    For a text without a prompt, the first words are the prompt.
+    For a text without a prompt, or with a prompt of one token, the first words are the prompt.
     """
     writer = TextGenerator(model, tokenizer, max_tokens=MOST_TOKENS)
     chosen = [rows[len(rows) * i // SAMPLES] for i in range(min(SAMPLES, len(rows)))]
@@ -88,7 +88,7 @@ def draw(
     if judged:
         axes.plot(*zip(*judged, strict=True), "o-", color=VERMILLION, label="validation")
     axes.set(xlabel="step", ylabel="loss per token that counts", title="Training of the adapter")
-    axes.set_ylim(bottom=min(0.0, *losses))
+    axes.set_ylim(bottom=min([0.0, *losses]))
     ticks_at_integers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)  # explicit, so no warning that it is slow

@@ -28,7 +28,8 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
-from lora.attaching import attach, remove
+from lora.attaching import attach, remove, switch
+from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.linear import LoRALayer
@@ -41,6 +42,7 @@ from lora.text.tokenization import Tokenizer
 from minigrad.checks import (
     check_above_0,
     check_count,
+    check_flag,
     check_positive,
     check_range,
 )
@@ -181,7 +183,13 @@ def train(
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
-    options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
+    if targets is not None and not isinstance(targets, str):
+        targets = tuple(targets)
+    options = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in locals().items()
+        if name in OPTION_NAMES
+    }
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     linear = candidates(model)[0]
@@ -277,6 +285,8 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
         if options[name] is not None or name not in _MAY_BE_NONE:
             check_positive(name, options[name])
+    for name in ("train_on_prompts", "as_chat", "checkpointing"):
+        check_flag(name, options[name])
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
@@ -309,13 +319,16 @@ def _adapted(
     model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
 ) -> Iterator[None]:
     """In a `with` block, give a model an adapter to train; remove it again after an error."""
-    before, mode = model.checkpointing, model.training
+    before, mode, found = model.checkpointing, model.training, attachment_of(model)
+    active = () if found is None else found.active
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
         yield
     except BaseException:
         remove(model, DEFAULT)
+        if active:
+            switch(model, *active)
         raise
     finally:
         model.checkpointing = before

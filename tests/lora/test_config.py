@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from fractions import Fraction
 
 import hypothesis
 import hypothesis.strategies as st
@@ -357,3 +358,18 @@ def test_an_integer_that_is_no_float_is_refused_as_infinity_is(use):
 
 def test_targets_may_be_an_array_of_names():
     assert LoRAConfig(targets=np.array(["q", "v"])).targets == ("q", "v")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": np.array(2)},
+        {"dropout": Fraction(1, 2)},
+        {"rank_pattern": {"layers.0": np.array(1)}},
+    ],
+)
+def test_what_a_configuration_accepts_can_be_saved(options, tmp_path):
+    model = MLP((4, 4, 4))
+    lora.attach(model, LoRAConfig(**{"rank": 2, **options}))
+    lora.save(model, tmp_path / "adapter")
+    lora.load(MLP((4, 4, 4)), tmp_path / "adapter", check_base=False)

@@ -1,16 +1,20 @@
 """lora.merge: its certificate holds for the layers as they are, and it refuses what it should."""
 
+import copy
+import pickle
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 import lora
 import minigrad
 from lora import LoRAConfig, MergeError
 from lora.certificate import certify, merging_of, round_to
 from minigrad.nn import MLP, Embedding, Linear, Sequential
-from tests.lora.models import one_layer, put_on, shake
+from tests.lora.models import TOKENS, TokenNet, one_layer, put_on, shake
 
 FORMS = [
     {},
@@ -400,3 +404,19 @@ def test_fold_names_the_layer_that_was_changed_since_it_was_merged():
     with pytest.raises(RuntimeError, match=r"layers\.1: lora_b changed since merge\(\)"):
         lora.fold(model)
     assert list(model.modules()) == before
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_merged_model_notices_what_the_original_does(duplicate):
+    rng = np.random.default_rng(0)
+    model = TokenNet(rng)
+    lora.attach(model, lora.LoRAConfig(rank=2, targets=["q"]), rng=rng)
+    lora.merge(model, progress=False)
+    same = duplicate(model)
+    with minigrad.no_grad():
+        assert_array_equal(same(TOKENS), model(TOKENS))
+        for changed in (same, model):
+            changed.q.base_weight.copy_(np.zeros((4, 5)))
+            for each in (changed, duplicate(changed)):
+                with pytest.raises(RuntimeError, match="base_weight changed since merge"):
+                    each(TOKENS)

@@ -1,6 +1,8 @@
 """A frozen base in bfloat16: what it computes, and that adapters treat it as any other base."""
 
 import copy
+import gc
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -431,3 +433,14 @@ def test_a_tied_head_and_an_adapter_between(rng):
             lora.attach(
                 Tied(matrix), LoRAConfig(rank=2, targets=["up"], modules_to_save=[name]), rng=rng
             )
+
+
+def test_quantizing_beside_an_adapter_leaves_no_float_weight(rng):
+    model = TokenNet(rng)
+    lora.attach(model, lora.LoRAConfig(rank=2, targets=["v"]), rng=rng)
+    weight = weakref.ref(model.q.weight)
+    lora.quantize(model, ["q"], format="bfloat16", progress=False)
+    gc.collect()
+    assert weight() is None
+    lora.detach(model)
+    assert not model.q.bias.requires_grad

@@ -239,3 +239,11 @@ def test_no_matrix_of_the_size_of_the_weight_is_formed(rng):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3000 * 2000
+
+
+@pytest.mark.parametrize("options", [{"ratio": 1e308}, {"ratio": 1e-320, "weight_decay": 0.1}])
+def test_rates_of_b_are_finite(options):
+    model = minigrad.nn.Sequential(minigrad.nn.Linear(3, 3))
+    lora.attach(model, lora.LoRAConfig(rank=1))
+    with pytest.raises(ValueError, match="give B an infinite learning rate or decay"):
+        lora.param_groups(model, 1e3, **options)

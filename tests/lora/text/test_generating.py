@@ -7,6 +7,7 @@ import lora
 import minigrad as mg
 from lora.text.generating import TextGenerator, generate
 from lora.text.loading import load_model, tokenizer
+from tests.lora.models import shake
 from tests.lora.text.models import tiny_folder
 
 ASK = [{"role": "user", "content": "why is the sky blue?"}]
@@ -141,3 +142,24 @@ def test_writing_ends_where_the_model_knows_no_more_positions(tmp_path):
     list(writer.stream("The quick brown fox"))
     assert len(writer.prompt_tokens) + len(writer.tokens) == 20
     assert writer.finish_reason == "length"
+
+
+def test_a_model_in_training_mode_writes_the_same_text(parts):
+    model, tok = parts
+    lora.attach(model, lora.LoRAConfig(rank=2, dropout=0.9), rng=np.random.default_rng(0))
+    shake(model, np.random.default_rng(1))
+    texts = []
+    for mode in (False, True, True):
+        model.train(mode)
+        texts.append(generate(model, tok, "fox", temperature=0, max_tokens=8))
+        assert model.training == mode
+    assert len(set(texts)) == 1
+
+
+def test_two_streams_of_one_generator_are_refused(parts):
+    writer = TextGenerator(*parts, temperature=0, max_tokens=4)
+    first, second = writer.tokens_after([5, 6]), writer.tokens_after([7])
+    next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match="has begun another text in the meantime"):
+        next(first)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import lora
+from lora.attachment.state import adapted_layers
 from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.tokenization import Tokenizer
-from lora.text.training import train
+from lora.text.training import read_options, train
 from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
@@ -570,3 +571,30 @@ def test_what_does_not_fit_comes_with_advice(monkeypatch):
     assert "this machine has 0.1 GB; what helps: checkpointing, which" in text
     assert "a batch size of 4 with more accumulation steps; a max_length of 50;" in text
     assert "checkpointing, which" not in estimate(model, config, batches, checkpointing=True)
+
+
+def test_after_an_error_the_adapters_that_were_active_are_active_again(data, tmp_path):
+    class Breaks(StandIn):
+        def loss(self, ids, counted):
+            raise MemoryError("no memory")
+
+    model = Breaks()
+    lora.attach(model, lora.LoRAConfig(rank=1), adapter="one")
+    with pytest.raises(MemoryError):
+        run(data, tmp_path / "out", model)
+    layer, *_ = adapted_layers(model)
+    assert layer.active == ("one",)
+
+
+@pytest.mark.parametrize("name", ["train_on_prompts", "as_chat", "checkpointing"])
+def test_flags_are_true_or_false(data, tmp_path, name):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, not 'no'"):
+        run(data, tmp_path / "out", **{name: "no"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_may_be_numbers_of_numpy_and_targets_a_generator(data, tmp_path):
+    options = {"rank": np.int64(2), "steps": np.int64(2)}
+    done = run(data, tmp_path / "out", targets=(name for name in ["q_proj"]), **options)
+    assert len(done.history.steps) == 2
+    assert read_options(tmp_path / "out" / "options.json")["rank"] == 2
