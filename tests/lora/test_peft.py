@@ -1160,7 +1160,7 @@ def test_a_save_that_was_killed_between_two_files_is_seen_through_and_shown(tmp_
     lora.load(model, tmp_path)
     assert np.array_equal(output(model), output(new))
     assert summarise(tmp_path).unfinished == (CONFIG,)
-    assert f"{CONFIG} is read from .saved, where a save" in repr(summarise(tmp_path))
+    assert f"{CONFIG} is read from .saved, where an inter" in repr(summarise(tmp_path))
     [finding] = check_adapter(tmp_path).findings
     assert (finding.level, finding.where) == ("odd", CONFIG)
     (tmp_path / CONFIG).write_bytes(config)  # another program writes it again
