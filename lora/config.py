@@ -8,23 +8,16 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_args
 
-import numpy as np
-
 from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table, near
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
-from minigrad.checks import check_flag, check_probability
+from minigrad.checks import check_flag, check_probability, python_number
 from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
 Scaling = LoRAScaling | Literal["standard", "rslora"]
 
 C = TypeVar("C", bound=type)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a numpy scalar to a Python number, which JSON can store; return others unchanged."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _naming_fields(cls: C) -> C:
@@ -119,7 +112,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            self._set(each.name, _plain(getattr(self, each.name)))
+            self._set(each.name, python_number(getattr(self, each.name)))
         check_rank_and_alpha(self.rank, self.alpha)
         check_probability("dropout", self.dropout)
         self._set("rank", operator.index(self.rank))  # JSON stores only Python's numbers
@@ -153,7 +146,7 @@ class LoRAConfig:
             )
         for role in ("rank_pattern", "alpha_pattern"):
             table = check_table(role, getattr(self, role))
-            self._set(role, {pattern: _plain(value) for pattern, value in table.items()})
+            self._set(role, {pattern: python_number(value) for pattern, value in table.items()})
             for pattern, value in getattr(self, role).items():
                 pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
                 try:

@@ -18,6 +18,11 @@ LONGEST_HINTED = 200
 """The largest number of characters of a wrong name that is compared with known names."""
 
 
+def python_number(value: Any) -> Any:
+    """Return a scalar of numpy as a number of Python, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_integer(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is an integer."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -27,10 +32,10 @@ def check_integer(name: str, value: Any) -> None:
 def check_above_0(name: str, value: Any) -> None:
     """Raise an error unless `value` is a number above 0; it may be infinite."""
     try:
-        is_above = None if isinstance(value, bool) else bool(value > 0)
+        is_number, is_above = not isinstance(value, bool), bool(value > 0)
     except (TypeError, ValueError):  # a ValueError for an array of several numbers
-        is_above = None
-    if is_above is None:
+        is_number = is_above = False
+    if not is_number:
         raise TypeError(f"{name} must be a number, not {value!r:.60}")
     if not is_above:
         raise ValueError(f"{name} must be positive, not {value!r}")

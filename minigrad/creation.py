@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_count
+from minigrad.checks import check_count, python_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
@@ -166,8 +166,7 @@ def arange(
         raise ValueError("arange: step must not be 0")
     first, last = (0, start) if stop is None else (start, stop)
     # For uint64 and an int, numpy would return float64.
-    given = (x.item() if isinstance(x, np.generic) else x for x in (first, last, step))
-    values = observed(np.arange, *given)
+    values = observed(np.arange, *map(python_number, (first, last, step)))
     if dtype is None:
         dtype = np.float32 if values.dtype.kind == "f" else np.int64
     return Tensor(values, requires_grad, dtype)

@@ -27,7 +27,7 @@ from lora.offline.model_folder import (
 )
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, check_not_empty, is_finite_in
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorInfo, TensorSet, find, writing
@@ -140,8 +140,7 @@ def merge_files(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
-    if not os.fspath(out):
-        raise ValueError("the path of the result is empty; name one, '.' for the present folder")
+    check_not_empty(out, "folder or file")
     target = Path(out)
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:

@@ -276,13 +276,18 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"there is no folder {name!r}")
 
 
+def check_not_empty(path: str | os.PathLike[str], what: str = "folder") -> None:
+    """Raise a ValueError for an empty path, as of a shell variable that is not set."""
+    if not os.fspath(path):
+        raise ValueError(f"the path of the {what} is empty; name one, '.' for the present one")
+
+
 def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:
     """Raise an error if a path for an adapter is a model's folder, one of `models` or another.
 
     There transformers would load that model as the base of the adapter.
     """
-    if not os.fspath(path):  # a shell variable that is not set
-        raise ValueError("the path of the folder is empty; name one, '.' for the present one")
+    check_not_empty(path)
     folder = Path(path)
     folders = [model if model.is_dir() else model.parent for model in map(Path, models)]
     is_model = (folder / "config.json").is_file() and any(

@@ -25,7 +25,16 @@ from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, stored_shape, write_folder
+from lora.peft.folder import (
+    MAGNITUDE,
+    A,
+    B,
+    by_key,
+    check_not_empty,
+    check_tensors,
+    stored_shape,
+    write_folder,
+)
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_count
 from minigrad.nn import Module
@@ -67,8 +76,7 @@ def save(
             a scale is 0, or PEFT could not find the modules trained in full by their names.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
-    if not os.fspath(folder):  # a shell variable that is not set
-        raise ValueError("the path of the folder is empty; name one, '.' for the present one")
+    check_not_empty(folder)
     if seed is not None:
         check_count("seed", seed)
     record = state.required_attachment(model)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import python_number
+
 Array = NDArray[Any]
 
 _ALIGNMENT = 64  # bytes, as in memory that numpy allocates
@@ -49,7 +51,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    number = value.item() if isinstance(value, np.generic) else value
+    number = python_number(value)
     if number is None or isinstance(number, (bool, int, float, str)):
         return number
     if isinstance(value, np.ndarray):
