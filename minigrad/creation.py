@@ -84,7 +84,8 @@ def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fa
         TypeError: if a size is not an integer, `dtype` is not one of booleans, integers or floats,
             or a gradient is required and it is not of floats.
     """
-    return Tensor(observed(np.zeros, _new_shape("zeros", shape), dtype), requires_grad)
+    new = _new_shape("zeros", shape), or_float32(dtype)
+    return Tensor(observed(np.zeros, *new), requires_grad)
 
 
 @with_hints
@@ -94,7 +95,8 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
     Raises:
         ValueError, TypeError: as in `zeros`.
     """
-    return Tensor(observed(np.ones, _new_shape("ones", shape), dtype), requires_grad)
+    new = _new_shape("ones", shape), or_float32(dtype)
+    return Tensor(observed(np.ones, *new), requires_grad)
 
 
 @with_hints
@@ -187,7 +189,7 @@ def linspace(
         TypeError: if `num` is not an integer, or a gradient is required and the dtype is not of
             floats.
     """
-    return Tensor(observed(np.linspace, start, stop, num), requires_grad, dtype)
+    return Tensor(observed(np.linspace, start, stop, num), requires_grad, or_float32(dtype))
 
 
 @with_hints
@@ -200,7 +202,8 @@ def eye(
         ValueError, TypeError: as in `zeros`.
     """
     return Tensor(
-        observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, dtype), requires_grad
+        observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, or_float32(dtype)),
+        requires_grad,
     )
 
 
@@ -248,10 +251,16 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     )
 
 
+def or_float32(dtype: DTypeLike | None) -> np.dtype[Any]:
+    """Return a dtype; None stands for float32, as in PyTorch, and not for numpy's float64."""
+    return np.dtype(np.float32 if dtype is None else dtype)
+
+
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:
     """Draw an array by a method of the generator; "random" stays below 1 after rounding."""
-    if method != "integers" and np.dtype(dtype).kind != "f":
-        raise TypeError(f"rand and randn draw only floats, not {np.dtype(dtype)}; use randint")
+    dtype = or_float32(dtype)
+    if method != "integers" and dtype.kind != "f":
+        raise TypeError(f"rand and randn draw only floats, not {dtype}; use randint")
     drawn = np.asarray(getattr(generator(rng), method)(*arguments), dtype)
     return below(drawn, 1.0) if method == "random" else drawn
 

@@ -15,6 +15,7 @@ from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
+from minigrad.creation import or_float32
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
 from minigrad.nn.module import Module, as_input, unusual
@@ -214,7 +215,7 @@ class KVCache:
         for name, size in sizes.items():
             check_positive(f"KVCache: {name}", size)
         self.length = 0
-        self._both = np.empty((2, *sizes.values()), dtype)
+        self._both = np.empty((2, *sizes.values()), or_float32(dtype))
 
     def append(self, k: Array, v: Array) -> tuple[Tensor, Tensor]:
         """Store new keys and values `(batch, heads, L, head_dim)`; return views of all stored ones.

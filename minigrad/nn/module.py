@@ -28,6 +28,7 @@ from minigrad.checks import check_flag, check_problems, holds, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.creation import or_float32
 from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, hint_arguments, missing, with_hints
 
@@ -67,7 +68,7 @@ class Parameter(Tensor):
     @classmethod
     def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:
         """Make a parameter with uninitialised memory, which a function of `nn.init` will fill."""
-        parameter = cls.sharing(Tensor(np.empty(shape, dtype)))
+        parameter = cls.sharing(Tensor(np.empty(shape, or_float32(dtype))))
         parameter.requires_grad = True
         return parameter
 
@@ -277,11 +278,12 @@ class Module(Owner):
         Raises:
             TypeError: if `dtype` is not a float dtype.
         """
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"parameters are floats, and cannot become {np.dtype(dtype)}")
+        target = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
+        if target is None or target.kind != "f":
+            raise TypeError(f"parameters are floats, and cannot become {target}")
         for _, tensor in self.named_state():
             if tensor.dtype.kind == "f":
-                tensor.data = tensor.data.astype(dtype)
+                tensor.data = tensor.data.astype(target)
         return self
 
     # ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from minigrad import functional, ops
 from minigrad.checks import check_flag, check_positive, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.creation import or_float32
 from minigrad.nn import init
 from minigrad.nn.module import Buffer, Module, Parameter, as_input
 from minigrad.versions import mark_written
@@ -161,8 +162,8 @@ class BatchNorm1d(Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight, self.bias = _affine_pair(num_features, dtype, affine, affine)
         tracks = track_running_stats
-        self.running_mean = Buffer(np.zeros(num_features, dtype)) if tracks else None
-        self.running_var = Buffer(np.ones(num_features, dtype)) if tracks else None
+        self.running_mean = Buffer(np.zeros(num_features, or_float32(dtype))) if tracks else None
+        self.running_var = Buffer(np.ones(num_features, or_float32(dtype))) if tracks else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracks else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -984,6 +984,7 @@ def test_factories_make_leaves_of_any_float_dtype(make):
     assert x.is_leaf
     with pytest.raises(TypeError, match="only floats"):
         make(dtype=np.int64, requires_grad=True)
+    assert make(dtype=None).dtype == np.float32  # numpy takes None for float64
 
 
 def test_random_factories_draw_from_their_distributions():

@@ -1,6 +1,7 @@
 """Modules: what is found inside, states, modes, copies and looks."""
 
 import copy
+import functools
 import pickle
 import time
 
@@ -235,13 +236,32 @@ def test_astype_lets_a_model_train_on_in_the_new_dtype(rng):
     assert all(p.grad.dtype == np.float64 for p in net.parameters())
 
 
-@pytest.mark.parametrize("dtype", [int, bool, complex])
+@pytest.mark.parametrize("dtype", [int, bool, complex, None])
 def test_astype_to_anything_but_floats_is_an_error(dtype):
     net = Net()
     before = [p.dtype for p in net.parameters()]
     with pytest.raises(TypeError, match="parameters are floats"):
         net.astype(dtype)
     assert [p.dtype for p in net.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(nn.BatchNorm1d, 2), functools.partial(nn.Conv1d, 1, 2, 3),
+        functools.partial(nn.Embedding, 2, 2), functools.partial(nn.GatedMLP, 2, 4),
+        functools.partial(nn.GRUCell, 2, 2), functools.partial(nn.GroupNorm, 1, 2),
+        functools.partial(nn.LayerNorm, 2), functools.partial(nn.Linear, 2, 2),
+        functools.partial(nn.LSTM, 2, 2), functools.partial(nn.MLP, [2, 2]),
+        functools.partial(nn.MultiHeadAttention, 2, 1), functools.partial(nn.RMSNorm, 2),
+        functools.partial(nn.TransformerBlock, 2, 1),
+    ],
+)  # fmt: skip
+def test_the_dtype_none_is_that_of_no_dtype(make):
+    for (name, value), (_, other) in zip(
+        make(dtype=None).named_state(), make().named_state(), strict=True
+    ):
+        assert value.dtype == other.dtype, name
 
 
 def test_a_gradient_for_a_module_that_was_converted_since_is_refused():
