@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from minigrad.kernels.jit import SINGLE, Array, Read, Written
+from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written
 from minigrad.kernels.launch import for_each_dtype, part, span
 from minigrad.kernels.narrow import (
     HEIGHT,
@@ -26,7 +26,7 @@ from minigrad.kernels.narrow import (
     read_only,
     strips,
 )
-from minigrad.kernels.vector import ADDRESS, Emitter, address_of, instruction
+from minigrad.kernels.vector import Emitter, address_of, instruction
 
 SECONDS = 1e-10  # approximate seconds of an element
 INFINITE = np.uint16(0x7F80)  # the bits of the exponent of NaN and Inf
@@ -160,7 +160,7 @@ def _tile(
     target: Any, target_row: Any,
 ) -> None:  # fmt: skip
     """Compute the dot products of `height` rows x with `WIDTH` rows of bfloat16."""
-    builder, two, four = e.builder, ADDRESS(2), ADDRESS(4)
+    builder, two, four = e.builder, WORD(2), WORD(4)
     stored, wide = (ir.VectorType(ir.IntType(n), e.lanes) for n in (16, 32))
 
     def read(high: int, at: Any, _new: Any) -> tuple[Vectors, Vectors]:

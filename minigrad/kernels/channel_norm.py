@@ -95,7 +95,11 @@ def norm_gradients(
         x_factor = rstd * rstd * _shared(products * factor, rows, num_groups)
         constant = rstd * _shared(total * factor, rows, num_groups) + (pivot - mean) * x_factor
         dx = _from_rows(_input_gradient_rows(gs, rows, pivot, scale, x_factor, constant), x.shape)
-    return dx, products.sum(0).astype(x.dtype), total.sum(0).astype(x.dtype)
+    dweight, dbias = (
+        sums.sum(0).astype(x.dtype) if is_needed else None
+        for sums, is_needed in zip((products, total), needs_input_grad[1:], strict=True)
+    )
+    return dx, dweight, dbias
 
 
 def _rows(x: Array, by_channel: bool) -> Array:

@@ -19,8 +19,8 @@ from numpy.typing import DTypeLike
 
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.skinny import fold
-from minigrad.kernels.jit import SINGLE, Array
-from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
+from minigrad.kernels.jit import SINGLE, WORD, Array
+from minigrad.kernels.vector import VECTOR, Emitter, vector_registers
 
 STRIP = 1 << 20  # elements in a strip: smaller strips need more passes over x
 ROWS = 256  # the least rows of a strip, because each strip takes a pass over x and packs x again
@@ -28,7 +28,7 @@ ROWS = 256  # the least rows of a strip, because each strip takes a pass over x 
 FEW = 16  # the most rows of x for which a matrix is decoded in registers
 WIDTH = 4  # stored rows that a tile of dot products reads at a time
 HEIGHT = vector_registers()[1] // 8  # rows of x in a tile, if not one: sums fill half the registers
-LANES = vector_registers()[0] // SINGLE.itemsize  # numbers in a vector; a row must have as many
+LANES = VECTOR // SINGLE.itemsize  # numbers in a vector; a row must have as many
 
 Vectors = list[list[Any]]  # one or more vectors of each row, as values in the emitted code
 Read = Callable[[int, Any, Any], tuple[Vectors, Vectors]]
@@ -220,8 +220,8 @@ def emit_tile(
         target: the address of the first product; the products of a row x are adjacent.
         target_row: the bytes from the products of a row x to those of the next row x.
     """
-    builder, lanes = e.builder, ADDRESS(e.lanes)
-    new = builder.mul(builder.udiv(builder.sub(count, ADDRESS(1)), lanes), lanes)
+    builder, lanes = e.builder, WORD(e.lanes)
+    new = builder.mul(builder.udiv(builder.sub(count, WORD(1)), lanes), lanes)
     last = builder.sub(count, lanes)
     is_old, zeros = e.first_lanes(builder.sub(new, last)), ir.Constant(e.vector, None)
 
@@ -235,15 +235,15 @@ def emit_tile(
         def step(at: Any, sums: list[Any]) -> list[Any]:
             return added(sums, *read(high, at, at))
 
-        sums = e.for_range(ADDRESS(0), new, e.lanes, [zeros] * (high * WIDTH), step)
+        sums = e.for_range(WORD(0), new, e.lanes, [zeros] * (high * WIDTH), step)
         x, w = (
             [[builder.select(is_old, zeros, vector) for vector in row] for row in rows]
             for rows in read(high, last, new)
         )
         for i, number in enumerate(fold(e, added(sums, x, w))):
             row = e.step(target, target_row, i // WIDTH)
-            e.store(number, builder.add(row, ADDRESS(i % WIDTH * e.item)))
+            e.store(number, builder.add(row, WORD(i % WIDTH * e.item)))
         return []
 
-    is_one = builder.icmp_signed("==", height, ADDRESS(1))
+    is_one = builder.icmp_signed("==", height, WORD(1))
     e.choose([(is_one, lambda: emit(1))], lambda: emit(HEIGHT))

@@ -32,7 +32,7 @@ from llvmlite import ir
 from numba import types
 
 from minigrad.checks import check_positive
-from minigrad.kernels.jit import SINGLE, Array, Read, Written, jit, nothing
+from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.narrow import (
     FEW,
@@ -46,7 +46,6 @@ from minigrad.kernels.narrow import (
     strips,
 )
 from minigrad.kernels.vector import (
-    ADDRESS,
     I32,
     Emitter,
     address_of,
@@ -424,7 +423,7 @@ def _tile(
     A row x has first the factors of the upper halves of the bytes, and then those of the lower
     halves. A block has 1 << shift bytes.
     """
-    builder, four = e.builder, ADDRESS(4)
+    builder, four = e.builder, WORD(4)
     packed, wide = (ir.VectorType(ir.IntType(n), e.lanes) for n in (8, 32))
     levels, lower = LEVELS.tolist(), builder.mul(count, four)
 

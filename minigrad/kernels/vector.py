@@ -20,11 +20,11 @@ from llvmlite import ir
 from numba import carray, types
 from numba.core.registry import cpu_target
 
-from minigrad.kernels.jit import intrinsic, jit
+from minigrad.kernels.jit import WORD, intrinsic, jit
 
 P = ParamSpec("P")
 
-I32, ADDRESS, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+I32, F32 = ir.IntType(32), ir.FloatType()
 
 
 def has_feature(name: str) -> bool:
@@ -52,6 +52,10 @@ def masks_are_free() -> bool:
     return vector_registers()[0] == 64
 
 
+VECTOR = vector_registers()[0]
+"""The bytes of a vector register."""
+
+
 class Emitter:
     """Emits code for the vectors of one dtype at the current position of an IR builder.
 
@@ -73,12 +77,12 @@ class Emitter:
 
     def step(self, address: Any, stride: Any, times: int) -> Any:
         """Emit the address `times` strides after `address`."""
-        return self.builder.add(address, self.builder.mul(stride, ADDRESS(times)))
+        return self.builder.add(address, self.builder.mul(stride, WORD(times)))
 
     def at_most(self, index: int, last: Any) -> Any:
         """Emit the smaller of `index` and `last`."""
-        exists = self.builder.icmp_signed("<", ADDRESS(index), last)
-        return self.builder.select(exists, ADDRESS(index), last)
+        exists = self.builder.icmp_signed("<", WORD(index), last)
+        return self.builder.select(exists, WORD(index), last)
 
     def load(self, address: Any, kind: Any, mask: Any = None) -> Any:
         """Emit a load of a number or vector; lanes outside of a mask are 0, and are not read."""
@@ -100,11 +104,11 @@ class Emitter:
 
     def first_lanes(self, count: Any) -> Any:
         """Emit a mask of the first `count` lanes, or of all lanes if `count` is larger."""
-        if vector_registers()[0] == 64 and self.lanes >= 8:
+        if masks_are_free() and self.lanes >= 8:
             # As bits: AVX-512 has registers for them. LLVM would move a comparison into the loop.
-            most = self.builder.icmp_signed("<", count, ADDRESS(self.lanes))
-            bits = self.builder.select(most, count, ADDRESS(self.lanes))
-            bits = self.builder.sub(self.builder.shl(ADDRESS(1), bits), ADDRESS(1))
+            most = self.builder.icmp_signed("<", count, WORD(self.lanes))
+            bits = self.builder.select(most, count, WORD(self.lanes))
+            bits = self.builder.sub(self.builder.shl(WORD(1), bits), WORD(1))
             mask = self.builder.trunc(bits, ir.IntType(self.lanes))
             return self.builder.bitcast(mask, ir.VectorType(ir.IntType(1), self.lanes))
         number = ir.VectorType(I32, self.lanes)
@@ -131,7 +135,7 @@ class Emitter:
             for value, (address, mask) in zip(values, each, strict=True):
                 self.store(value, address, mask)
 
-        adds = self.builder.icmp_signed("!=", add, ADDRESS(0))
+        adds = self.builder.icmp_signed("!=", add, WORD(0))
         with self.builder.if_else(adds) as (to_old, as_new):
             with to_old:
                 # All loads come first. A load waits for an earlier store if the last 12 bits of
@@ -227,7 +231,7 @@ class Emitter:
 
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
             at, *values = now
-            then = self.builder.add(at, ADDRESS(step))
+            then = self.builder.add(at, WORD(step))
             return [then, *body(at, values)], self.builder.icmp_signed("<", then, end)
 
         def rounds() -> list[Any]:
@@ -321,7 +325,7 @@ def address_of(_typing: Any, array: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         structure = context.make_array(signature.args[0])(context, builder, args[0])
-        return builder.ptrtoint(structure.data, ADDRESS)
+        return builder.ptrtoint(structure.data, WORD)
 
     return types.intp(array), emit
 
@@ -387,8 +391,8 @@ def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
     e = e.of_lanes(min(e.lanes, 32 // e.item))
     builder = e.builder
     least = ir.Constant(e.vector, [-math.inf] * e.lanes)
-    end = builder.add(at, builder.mul(count, ADDRESS(e.item)))
-    last = builder.sub(end, ADDRESS(e.vector_bytes))
+    end = builder.add(at, builder.mul(count, WORD(e.item)))
+    last = builder.sub(end, WORD(e.vector_bytes))
 
     def greater(x: Any, y: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", x, y), x, y)
@@ -403,13 +407,13 @@ def _greatest(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
         for found in most:  # the last vector may overlap with others
             before = builder.select(builder.icmp_signed("<", here, last), here, last)
             new.append(greater(e.load(before, e.vector), found))
-            here = builder.add(here, ADDRESS(e.vector_bytes))
+            here = builder.add(here, WORD(e.vector_bytes))
         return [here, *new], builder.icmp_signed("<", here, end)
 
     def of_vectors() -> list[Any]:
         return [functools.reduce(greater, e.loop([at, *[least] * 4], four_vectors)[1:])]
 
-    is_short = builder.icmp_signed("<", count, ADDRESS(e.lanes))
+    is_short = builder.icmp_signed("<", count, WORD(e.lanes))
     (result,) = e.choose([(is_short, of_a_part)], of_vectors)
     half = e.lanes // 2
     while half:

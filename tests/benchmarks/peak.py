@@ -16,10 +16,9 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels.jit import dispatcher
+from minigrad.kernels.jit import WORD, dispatcher
 from minigrad.kernels.threads import get_num_threads
 from minigrad.kernels.vector import (
-    ADDRESS,
     DTYPE,
     I32,
     Emitter,
@@ -40,9 +39,9 @@ def _chains(e: Emitter, count: Any, factor: Any, term: Any) -> Any:
 
     def multiply_add_all(now: list[Any]) -> tuple[list[Any], Any]:
         left, *sums = now
-        left = e.builder.sub(left, ADDRESS(1))
+        left = e.builder.sub(left, WORD(1))
         new = [e.multiply_add(s, factors, terms) for s in sums]
-        return [left, *new], e.builder.icmp_signed(">", left, ADDRESS(0))
+        return [left, *new], e.builder.icmp_signed(">", left, WORD(0))
 
     # Every chain begins elsewhere, or the compiler would make one of them all.
     first = [ir.Constant(e.vector, [float(i)] * e.lanes) for i in range(CHAINS)]

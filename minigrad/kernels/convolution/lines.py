@@ -13,16 +13,15 @@ from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
+    VECTOR,
     address_of,
     copy_some,
     copy_vector,
     keep_alive,
-    vector_registers,
 )
 
 NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
 LOW = 4  # rows of a tile; with fewer, its sums are so few that each waits for its last addition
-VECTOR = vector_registers()[0]  # bytes
 HEAD = 11  # block sizes at the head of a plan
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from minigrad.kernels.convolution.lines import NEAR, VECTOR, copy_lines, lines_of
+from minigrad.kernels.convolution.lines import NEAR, copy_lines, lines_of
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.gemm.skinny import fold
-from minigrad.kernels.jit import Integers, Read, Written, jit
+from minigrad.kernels.jit import WORD, Integers, Read, Written, jit
 from minigrad.kernels.launch import for_each_dtype
 from minigrad.kernels.vector import (
-    ADDRESS,
+    VECTOR,
     Emitter,
     address_of,
     copy_some,
@@ -48,16 +48,16 @@ def _tile_of_row_products(
     longer, while a masked load does. Otherwise these lanes are 0 in the lines, as in packed g. Rows
     that fill at most half a vector are multiplied two at a time.
     """
-    builder, half, item = e.builder, e.of_lanes(e.lanes // 2), ADDRESS(e.item)
-    zero, vector_bytes, every_lane = ADDRESS(0), ADDRESS(e.vector_bytes), list(range(e.lanes))
+    builder, half, item = e.builder, e.of_lanes(e.lanes // 2), WORD(e.item)
+    zero, vector_bytes, every_lane = WORD(0), WORD(e.vector_bytes), list(range(e.lanes))
     nothing = ir.Constant(e.vector, None)
-    last_tap = builder.sub(taps, ADDRESS(1))
+    last_tap = builder.sub(taps, WORD(1))
     columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # after the last tap, it is repeated
-    steps = [e.load(builder.add(table, builder.mul(j, ADDRESS(8))), ADDRESS) for j in columns]
+    steps = [e.load(builder.add(table, builder.mul(j, WORD(8))), WORD) for j in columns]
     b_rows = [builder.add(lines, step) for step in steps]
     b_step = builder.mul(line, item)
-    before_last = builder.udiv(builder.sub(cols, ADDRESS(1)), ADDRESS(e.lanes))
-    rest = e.first_lanes(builder.sub(cols, builder.mul(before_last, ADDRESS(e.lanes))))
+    before_last = builder.udiv(builder.sub(cols, WORD(1)), WORD(e.lanes))
+    rest = e.first_lanes(builder.sub(cols, builder.mul(before_last, WORD(e.lanes))))
     before_last = builder.mul(before_last, vector_bytes)
 
     def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any) -> list[Any]:
@@ -87,7 +87,7 @@ def _tile_of_row_products(
 
     def two_rows(row: Any, now: list[Any]) -> list[Any]:
         g_at, b_at, *sums = now
-        one = builder.icmp_signed("==", builder.sub(rows, row), ADDRESS(1))
+        one = builder.icmp_signed("==", builder.sub(rows, row), WORD(1))
         second_row = builder.select(one, zero, b_step)  # if there is no second row, it is masked
         values = []
         for b_row in b_rows:
@@ -108,16 +108,16 @@ def _tile_of_row_products(
 
             return e.for_range(zero, images, 1, first, image, may_be_empty=False)[2:]
 
-        is_short = builder.icmp_signed("<=", cols, ADDRESS(half.lanes))
+        is_short = builder.icmp_signed("<=", cols, WORD(half.lanes))
         sums = e.choose(
             [(is_short, lambda: sums_over(2, two_rows))], lambda: sums_over(1, row_of_vectors)
         )
         out_rows = [e.step(out, out_row, i) for i in range(height)]
         targets = [builder.add(row, builder.mul(j, item)) for row in out_rows for j in columns]
-        e.store_or_add(fold(e, sums), targets, ADDRESS(1))
-        return [ADDRESS(height)]
+        e.store_or_add(fold(e, sums), targets, WORD(1))
+        return [WORD(height)]
 
-    enough = builder.icmp_signed(">=", filters, ADDRESS(FILTERS))
+    enough = builder.icmp_signed(">=", filters, WORD(FILTERS))
     return e.choose([(enough, partial(emit, FILTERS))], partial(emit, 1))[0]
 
 

@@ -31,9 +31,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import WORD, jit
 from minigrad.kernels.vector import (
-    ADDRESS,
     Emitter,
     instruction,
     masks_are_cheap,
@@ -97,14 +96,14 @@ def _emit_tile(
     builder = e.builder
     mask = None
     if cols is not None:
-        mask = e.first_lanes(builder.sub(cols, ADDRESS((vectors - 1) * e.lanes)))
+        mask = e.first_lanes(builder.sub(cols, WORD((vectors - 1) * e.lanes)))
     rows = [e.step(x.c, x.c_row, i) for i in range(height)]
     for row in rows:
         for byte in range(0, vectors * e.vector_bytes, CACHE_LINE):
-            e.prefetch(builder.add(row, ADDRESS(byte)), to_write=True)  # while the loop runs
+            e.prefetch(builder.add(row, WORD(byte)), to_write=True)  # while the loop runs
 
     def load_row(b_now: Any) -> list[Any]:
-        *full, last = (e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors))
+        *full, last = (e.step(b_now, WORD(e.vector_bytes), j) for j in range(vectors))
         loaded = [e.load(address, e.vector) for address in full]
         # If masks are expensive, B is always packed, so a load past its last column is safe. So is
         # a load past a line of a convolution, unless masks are free.
@@ -112,11 +111,11 @@ def _emit_tile(
         return [*loaded, e.load(last, e.vector, mask if cheap else None)]
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
-    addresses = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
+    addresses = [e.step(row, WORD(e.vector_bytes), j) for row in rows for j in range(vectors)]
     if mask is None:
         e.store_or_add(sums, addresses, x.add)
         return
-    full = builder.icmp_signed("==", cols, ADDRESS(vectors * e.lanes))
+    full = builder.icmp_signed("==", cols, WORD(vectors * e.lanes))
     with builder.if_else(full) as (all_columns, some_columns):
         with all_columns:
             e.store_or_add(sums, addresses, x.add)
@@ -147,26 +146,26 @@ def _emit_sums(
         if ahead is not None:
             for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
                 for byte in range(0, count * size, CACHE_LINE):
-                    soon = ADDRESS(AHEAD * size + byte)
+                    soon = WORD(AHEAD * size + byte)
                     e.prefetch(builder.add(panel, soon), to_write=False)
         for k in range(count):
             b = e.step(b_now, x.b_k, k)
-            row = load_row(b if x.table is None else builder.add(x.b, e.load(b, ADDRESS)))
+            row = load_row(b if x.table is None else builder.add(x.b, e.load(b, WORD)))
             for i in range(height):
                 at = e.step(e.step(a_now[i // 3], x.a_k, k), x.a_row, i % 3)
                 column = e.broadcast(e.load(at, e.scalar))
                 for j in range(i * vectors, (i + 1) * vectors):
                     sums[j] = e.multiply_add(column, row[j - i * vectors], sums[j])
-        left = builder.sub(left, ADDRESS(count))
+        left = builder.sub(left, WORD(count))
         moved = [e.step(b_now, x.b_k, count), *(e.step(p, x.a_k, count) for p in a_now)]
-        return [left, *moved, *sums], builder.icmp_signed(">=", left, ADDRESS(count))
+        return [left, *moved, *sums], builder.icmp_signed(">=", left, WORD(count))
 
     zeros = [ir.Constant(e.vector, None)] * (height * vectors)
     now = [x.depth, x.b if x.table is None else x.table, *bases, *zeros]
     if ahead is None:
         return e.loop(now, partial(steps_of_k, 1))[2 + len(bases) :]
     for count in (UNROLLED, 1):
-        is_enough = builder.icmp_signed(">=", now[0], ADDRESS(count))
+        is_enough = builder.icmp_signed(">=", now[0], WORD(count))
         rounds = partial(e.loop, now, partial(steps_of_k, count))
         now = e.choose([(is_enough, rounds)], partial(list, now))
     return now[2 + len(bases) :]
@@ -177,14 +176,14 @@ def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> li
 
     def emit(height: int) -> list[Any]:
         emit_tile(height)
-        return [ADDRESS(height)]
+        return [WORD(height)]
 
     return e.choose(
         [
-            (e.builder.icmp_signed(">=", rows, ADDRESS(height)), partial(emit, height))
+            (e.builder.icmp_signed(">=", rows, WORD(height)), partial(emit, height))
             for height in tile_heights(tile_shape(e.item).MR)
         ],
-        lambda: [ADDRESS(0)],
+        lambda: [WORD(0)],
     )
 
 
@@ -196,7 +195,7 @@ def _emit_widths(
     Each case is the most columns of a tile, and a function that emits the tile for a height.
     """
     cases = [
-        (e.builder.icmp_signed("<=", cols, ADDRESS(most)), partial(_emit_heights, e, rows, tile))
+        (e.builder.icmp_signed("<=", cols, WORD(most)), partial(_emit_heights, e, rows, tile))
         for most, tile in tiles
     ]
     return e.choose(cases[:-1], cases[-1][1])
@@ -213,7 +212,7 @@ def tile_packed(
     """
     tile = tile_shape(e.item)
     a_k, b_k = tile.AR * e.item, tile.NR * e.item
-    x = _Operands(a, ADDRESS(e.item), ADDRESS(a_k), b, ADDRESS(b_k), depth, c, c_row, add)
+    x = _Operands(a, WORD(e.item), WORD(a_k), b, WORD(b_k), depth, c, c_row, add)
     _emit_tile(e, NV, x, None, tile.MR, ahead=(b_k, a_k))
 
 
@@ -244,7 +243,7 @@ def tile_of_size(
     if e.lanes >= 8:  # on some machines, half a vector takes half the time
         widths.insert(0, (e.of_lanes(e.lanes // 2), 1))
     tiles = [(n * wide.lanes, partial(_emit_tile, wide, n, x, cols)) for wide, n in widths]
-    is_full = e.builder.icmp_signed("==", cols, ADDRESS(NV * e.lanes))
+    is_full = e.builder.icmp_signed("==", cols, WORD(NV * e.lanes))
     full = partial(_emit_heights, e, rows, partial(_emit_tile, e, NV, x, None))
     return e.choose([(is_full, full)], partial(_emit_widths, e, rows, cols, tiles))[0]
 
@@ -260,7 +259,7 @@ def tile_over_taps(
     most one vector or half a vector, the tile computes two or four lines at once (`lines_in_tile`).
     Of these, `lines` exist, and they are `c_line` bytes apart in C. The height is returned.
     """
-    x = _Operands(a, a_row, ADDRESS(e.item), b, ADDRESS(8), depth, c, c_row, add, table)
+    x = _Operands(a, a_row, WORD(e.item), b, WORD(8), depth, c, c_row, add, table)
     tiles = [
         (e.lanes // parts, partial(_emit_lines, e, parts, x, lines, cols, b_line, c_line))
         for parts in ((2, 1) if e.lanes >= 8 else (1,))
@@ -287,7 +286,7 @@ def _emit_lines(
     twice.
     """
     builder, part = e.builder, e.of_lanes(e.lanes // parts)
-    mask, last = part.first_lanes(cols), builder.sub(lines, ADDRESS(1))
+    mask, last = part.first_lanes(cols), builder.sub(lines, WORD(1))
     indices = [e.at_most(i, last) for i in range(NV * parts)]
     steps = [builder.mul(b_line, index) for index in indices]
 

@@ -27,11 +27,11 @@ from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import Integers, Strided, Written, external, jit
+from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
-    ADDRESS,
     I32,
+    VECTOR,
     Emitter,
     address_of,
     copy_vector,
@@ -51,7 +51,7 @@ SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
 CHAINS = 8  # independent sums of an inner product, because a multiply-add takes four cycles
 BLOCK = 16384  # numbers of an inner product that are summed before they are added to the result
-ZERO = ADDRESS(0)
+ZERO = WORD(0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -103,8 +103,8 @@ def _for_each_vector(
     do not fill a vector. `body` returns the values for the next vector.
     """
     builder = e.builder
-    rest = builder.urem(count, ADDRESS(e.lanes))
-    end = builder.mul(builder.sub(count, rest), ADDRESS(e.item))
+    rest = builder.urem(count, WORD(e.lanes))
+    end = builder.mul(builder.sub(count, rest), WORD(e.item))
     values = e.for_range(first, end, e.vector_bytes, values, lambda at, old: body(at, None, old))
     has_rest = builder.icmp_signed(">", rest, ZERO)
     return e.choose([(has_rest, lambda: body(end, e.first_lanes(rest), values))], lambda: values)
@@ -127,7 +127,7 @@ def tile_of_dots(
 
         def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
             # A row that does not exist is replaced by the last row, whose sums are written twice.
-            last = builder.sub(exist, ADDRESS(1))
+            last = builder.sub(exist, WORD(1))
             steps = [builder.mul(step, e.at_most(i, last)) for i in range(number)]
             return [builder.add(first, to_row) for to_row in steps]
 
@@ -152,13 +152,13 @@ def tile_of_dots(
 
     widest, *narrower = dot_shapes()
     cases = [
-        (builder.icmp_signed("<=", cols, ADDRESS(shape[1])), partial(emit, shape))
+        (builder.icmp_signed("<=", cols, WORD(shape[1])), partial(emit, shape))
         for shape in reversed(narrower)
     ]
     e.choose(cases, partial(emit, widest))
 
 
-VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns of a tile
+WIDEST = dot_shapes()[0][1]  # columns of a tile
 
 
 @jit(inline="always")
@@ -235,13 +235,13 @@ def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _z
     def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
         new = []
         for i, total in enumerate(sums):
-            at = e.step(done, ADDRESS(e.vector_bytes), i)
+            at = e.step(done, WORD(e.vector_bytes), i)
             x, y = (e.load(builder.add(first, at), e.vector, mask) for first in (a, b))
             new.append(e.multiply_add(x, y, total))
         return new
 
-    length = builder.mul(depth, ADDRESS(e.item))
-    most = builder.sub(length, builder.urem(length, ADDRESS(stride)))
+    length = builder.mul(depth, WORD(e.item))
+    most = builder.sub(length, builder.urem(length, WORD(stride)))
     zeros = [ir.Constant(e.vector, None)] * CHAINS
     sums = e.for_range(ZERO, most, stride, zeros, lambda at, old: multiply(at, None, old))
     while len(sums) > 1:
