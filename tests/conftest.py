@@ -1,25 +1,36 @@
 """What all tests share."""
 
 import gc
+import os
 
 import numpy as np
 import pytest
 
 import minigrad
 
+os.fsync = lambda handle: None
+"""Tests kill processes and not machines, and each call takes milliseconds."""
+
 
 def pytest_pycollect_makeitem(collector, name, obj):
     """Leave out what is in another tier, before its thousands of parameters make tests of it."""
     if not name.startswith("test") or any("::" in each for each in collector.config.args):
         return None  # a test that is asked for by name is reported as deselected
-    if collector.config.option.markexpr != "not full and not peers":
-        return None
-    marks = {mark.name for mark in [*collector.iter_markers(), *getattr(obj, "pytestmark", ())]}
-    return [] if marks & {"full", "peers"} else None
+    marks = [*collector.iter_markers(), *getattr(obj, "pytestmark", ())]
+    names = {mark.name for mark in marks}
+    wanted = collector.config.option.markexpr
+    if wanted == "not full and not peers":
+        return [] if names & {"full", "peers"} else None
+    if wanted in ("full", "peers"):
+        rows = [row for mark in marks if mark.name == "parametrize" for row in mark.args[1]]
+        names |= {mark.name for row in rows for mark in getattr(row, "marks", ())}
+        return None if wanted in names else []
+    return None
 
 
-def pytest_collection_finish():
-    """Leave the objects of the ten thousand tests out of each garbage collection in them."""
+@pytest.fixture(autouse=True, scope="module")
+def without_old_objects():
+    """Leave what earlier modules have made, such as kernels, out of each garbage collection."""
     gc.freeze()
 
 
