@@ -88,9 +88,9 @@ def backward(end: Scalar) -> None:
     end.grad = 1.0
     for x in reversed(in_order(end, [], set())):
         values = [source.value for source in x.inputs]
-        rules = TABLE[x.op][1] if x.op else []
-        for source, rule in zip(x.inputs, rules, strict=True):
-            source.grad += rule(x.grad, *values, x.value)
+        vjps = TABLE[x.op][1] if x.op else []
+        for source, vjp in zip(x.inputs, vjps, strict=True):
+            source.grad += vjp(x.grad, *values, x.value)
 
 
 # The model, where `m` is the module that computes: numpy or minigrad

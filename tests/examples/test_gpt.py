@@ -75,7 +75,7 @@ def test_its_engine_is_that_of_the_first_walkthrough():
 
 
 @pytest.mark.parametrize("name", gpt.TABLE)
-def test_each_rule_of_its_table_is_the_slope(name):
+def test_each_vjp_of_its_table_is_the_slope(name):
     forward, rules = gpt.TABLE[name]
     at = [0.7, 1.3][: len(rules)]
     out = forward(*at)
