@@ -671,7 +671,7 @@ def test_ops_marked_elementwise_or_linear_are_so():
 # ------------------------------------------------------------------------------------------------
 
 
-def peak_of(depth, width=2_000):
+def peak_of(depth, width=20_000):
     """The most memory that a chain of ops takes, in arrays of its width."""
     x = np.linspace(0.1, 0.9, width)
 
