@@ -432,7 +432,7 @@ FIRST, OTHERS = (lambda rows, first: first), (lambda rows, first: rows - first)
 
 
 @rows_of(FIRST)
-def test_every_check_of_its_first_row_for_each_function(case):
+def test_every_check_of_first_rows(case):
     run_checks(case, FIRST)
 
 
