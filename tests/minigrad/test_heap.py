@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from minigrad import heap
 from tests.minigrad.kernels.processes import run_python
 
 STEPS = """
@@ -48,28 +49,33 @@ def test_steps_that_allocate_the_same_arrays_get_the_same_pages():
 
 
 @glibc
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"MALLOC_TRIM_THRESHOLD_": "65536"},
-        {"MALLOC_MMAP_THRESHOLD_": "65536"},
-        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"},
-    ],
-)
-def test_the_user_s_own_settings_stay(setting):
-    told, faults = run(**setting)
+def test_a_setting_of_the_user_stays():
+    told, faults = run(MALLOC_TRIM_THRESHOLD_="65536")
     assert not told
     assert faults > 10_000
 
 
-def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
-    from minigrad import heap
-
+@pytest.fixture
+def heap_untouched(monkeypatch):
+    """The module in an environment without settings, where asking the C library is an error."""
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "confstr_names", {}, raising=False)
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
-    assert heap.keep_freed_memory.__wrapped__() is False
+    return heap
+
+
+@glibc
+@pytest.mark.parametrize(
+    "name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"]
+)
+def test_with_any_setting_of_the_user_the_c_library_is_not_asked(name, heap_untouched, monkeypatch):
+    monkeypatch.setenv(name, "65536")
+    assert heap_untouched.keep_freed_memory.__wrapped__() is False
+
+
+def test_a_c_library_without_such_settings_is_left_alone(heap_untouched, monkeypatch):
+    monkeypatch.setattr(os, "confstr_names", {}, raising=False)
+    assert heap_untouched.keep_freed_memory.__wrapped__() is False
 
 
 QUANTIZE = """

@@ -136,6 +136,7 @@ MUTANTS: list[Mutant] = [
         ),
         two_passes,
         normal(3),
+        rows="test_higher_order.py",
     ),
     fault(
         "the adapter is left out of the graph",

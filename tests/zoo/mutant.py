@@ -80,11 +80,13 @@ class Mutant:
         plant: a context in which the fault is there.
         f: a function of tensors, right without the fault.
         inputs: arrays to check it at.
-        order: the first order of derivative that is wrong.
+        order: the first order of derivative that is wrong. A check of this order alone need not
+            see it: the second derivatives show some small faults of float32 better.
         op: the op whose VJP is wrong.
         port: the same fault for other libraries, where they can have it.
         suite: the test files that must notice; none for a fault in an op that the library lacks.
-        rows: what the rows of the table are called that are about it.
+        rows: a part of the names of the tests to run first: what the rows of the table are called
+            that are about it, or a file.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
@@ -32,11 +33,22 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
 
 
 def _a_test_fails(session: pytest.Session, mutant: Mutant) -> bool:
-    """Whether one fails; the rows of a table that are about the mutant run first."""
-    items = sorted(session.items, key=lambda item: mutant.rows not in item.nodeid)
+    """Whether one fails; those that are likely to, and those that are quick, run first."""
+    items = sorted(session.items, key=lambda item: _place(item, mutant))
     with mutant.plant():
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if session.testsfailed:
                 return True
     return False
+
+
+def _place(item: pytest.Item, mutant: Mutant) -> tuple[bool, bool, int]:
+    """Where a test stands: what is about the mutant is first, and what is quick, before the rest.
+
+    Tests that are equal in this are in the order of the mutant's test files.
+    """
+    # A row is called by the name of its function, and maybe by more after a hyphen.
+    about = mutant.rows and re.search(rf"[\[/]{re.escape(mutant.rows)}(?![^]:-])", item.nodeid)
+    places = [i for i, file in enumerate(mutant.suite) if item.nodeid.startswith(file)]
+    return not about, item.get_closest_marker("full") is not None, min(places, default=0)

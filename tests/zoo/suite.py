@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def kills(mutant: Mutant) -> bool | None:
     """
     if not mutant.suite:
         return None
-    tests = _running.get(mutant.suite) or _running.setdefault(mutant.suite, _start(mutant.suite))
+    files = frozenset(mutant.suite)  # the plugin runs them in the mutant's order
+    tests = _running.get(files) or _running.setdefault(files, _start(sorted(files)))
     assert tests.stdin is not None
     assert tests.stdout is not None
     with suppress(BrokenPipeError):  # where it has ended already, what it printed says why
@@ -36,7 +38,7 @@ def kills(mutant: Mutant) -> bool | None:
         if line in (FAILED, PASSED):
             return line == FAILED
         printed.append(line)
-    del _running[mutant.suite]
+    del _running[files]
     raise RuntimeError(f"{mutant}: the tests ended with {_end(tests)}:\n{''.join(printed)}")
 
 
@@ -51,10 +53,10 @@ FAILED, PASSED = "the mutant is killed\n", "the mutant survives\n"
 
 # Processes that have collected the tests of some files and are asked for one mutant a line. They
 # end when their input does, which is at the latest when this process ends.
-_running: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+_running: dict[frozenset[str], subprocess.Popen[str]] = {}
 
 
-def _start(files: tuple[str, ...]) -> subprocess.Popen[str]:
+def _start(files: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider"]
     command += ["-m", "not peers"]  # all rows of the tables, not the quick tier's alone
     return subprocess.Popen(

@@ -1,5 +1,6 @@
 """A backward pass: the order of its visits, where it starts, and what it frees."""
 
+import threading
 import tracemalloc
 import weakref
 
@@ -344,6 +345,34 @@ def test_retain_grad_of_a_leaf_changes_nothing_and_needs_a_graph():
         Tensor(np.ones(2)).retain_grad()
 
 
+def test_threads_that_share_a_leaf_lose_no_gradient():
+    w = Tensor(np.ones(50_000), requires_grad=True)
+
+    def work():
+        for _ in range(50):
+            (w * 1.0).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (w.grad.data == 200).all()
+
+
+def test_a_leaf_that_was_switched_off_and_on_is_the_same_to_earlier_graphs():
+    x = leaf(1.0, 2.0)
+    y = (x * x).sum()
+    x.requires_grad_(False)
+    x.requires_grad_()
+    y.backward(retain_graph=True)
+    assert_array_equal(x.grad.data, [2.0, 4.0])
+    x.requires_grad_(False)
+    y.backward()
+    x.requires_grad_()
+    assert x.grad is None
+
+
 # ------------------------------------------------------------------------------------------------
 # Starting a backward pass
 # ------------------------------------------------------------------------------------------------
@@ -538,6 +567,15 @@ def test_only_vjps_on_the_way_to_the_inputs_run():
     with observe(Log()) as log:
         grad(y, v)
     assert log.vjps == [("sum", 0), ("matmul", 1)]
+
+
+def test_grad_does_not_walk_beyond_what_it_is_asked_for():
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    h = x * x
+    (h * 2).sum().backward()  # which frees the graph behind h
+    assert_array_equal(grad((h**3).sum(), h).data, [3.0, 48.0])
+    with pytest.raises(RuntimeError, match="freed by an earlier backward pass"):
+        grad((h**3).sum(), [h, x])
 
 
 def test_grad_frees_the_graph_unless_it_is_retained_or_recorded():

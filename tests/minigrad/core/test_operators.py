@@ -1,6 +1,7 @@
 """What `Tensor` declares in the core is what `minigrad.operators` attaches to it."""
 
 import ast
+import functools
 import inspect
 import pydoc
 import re
@@ -12,6 +13,7 @@ from minigrad import Tensor, operators, ops
 from minigrad.core import tensor
 
 
+@functools.cache
 def declared():
     """The methods that the core declares for type checkers, by name, as the source of each."""
     tree = ast.parse(inspect.getsource(tensor))

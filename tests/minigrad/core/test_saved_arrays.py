@@ -250,6 +250,23 @@ def test_write_before_the_second_derivative_is_seen():
         grad(g, x)
 
 
+def test_a_write_by_a_hook_in_the_middle_of_a_pass_is_seen():
+    x, w = leaf(1.0, 2.0), leaf(2.0, 3.0)
+    h = x * w
+    h.register_hook(lambda g: None if w.copy_([100.0, 100.0]) is w else g)
+    with pytest.raises(RuntimeError, match="written since"):
+        (h * 1).sum().backward()
+    assert x.grad is None
+
+
+def test_a_written_index_is_seen_also_in_a_tuple():
+    x, i = leaf(1.0, 2.0), Tensor([0, 0, 1])
+    y = x[(i,)].sum()
+    i.copy_([1, 1, 1])
+    with pytest.raises(RuntimeError, match="written since"):
+        y.backward()
+
+
 def test_training_steps_in_the_usual_order_are_never_refused():
     layer = nn.Linear(2, 1)
     optimizer = optim.SGD(layer.parameters(), lr=0.1)

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import itertools
 import json
 import math
 import operator
@@ -256,20 +257,22 @@ WEAK = {
 }
 
 
-@pytest.mark.parametrize("symbol", ["+", "-", "*", "/", "**"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("kind", WEAK)
-def test_numbers_and_integers_never_promote_a_tensor_of_floats(kind, dtype, symbol):
-    x, other = tensor(np.array([1.5, 2.0], dtype)), WEAK[kind]
+def test_numbers_and_integers_never_promote_a_tensor_of_floats(kind):
+    other = WEAK[kind]
     plain = other.data if isinstance(other, Tensor) else other
-    compute = OPERATORS[symbol]
-    for out, right in (
-        (compute(x, other), compute(x.data.astype(np.float64), plain)),
-        (compute(other, x), compute(plain, x.data.astype(np.float64))),
-    ):
-        assert isinstance(out, Tensor)
-        assert out.dtype == dtype
-        np.testing.assert_allclose(out.data, right, rtol=2e-3)  # float16 rounds to 5e-4
+    dtypes, symbols = (np.float16, np.float32, np.float64), ("+", "-", "*", "/", "**")
+    for dtype, symbol in itertools.product(dtypes, symbols):
+        x, compute = tensor(np.array([1.5, 2.0], dtype)), OPERATORS[symbol]
+        row = f"{symbol} {dtype.__name__}"
+        for out, right in (
+            (compute(x, other), compute(x.data.astype(np.float64), plain)),
+            (compute(other, x), compute(plain, x.data.astype(np.float64))),
+        ):
+            assert isinstance(out, Tensor), row
+            assert out.dtype == dtype, row
+            # float16 rounds to 5e-4
+            np.testing.assert_allclose(out.data, right, rtol=2e-3, err_msg=row)
 
 
 @pytest.mark.parametrize("symbol", OPERATORS)
@@ -905,15 +908,6 @@ def test_a_graph_made_before_the_need_was_switched_off_still_works():
     assert x.grad is None
 
 
-def test_a_graph_knows_a_tensor_again_whose_need_was_switched_on_again():
-    x = leaf(2.0)
-    out = x * x
-    x.requires_grad = False
-    x.requires_grad = True
-    out.backward()
-    assert x.grad.tolist() == [4.0]
-
-
 def test_results_need_a_gradient_if_an_input_does():
     assert (leaf(1.0) + tensor([1.0])).requires_grad
     assert not (tensor([1.0]) + tensor([1.0])).requires_grad
@@ -1073,17 +1067,15 @@ def test_dropout_keeps_the_mean_and_drops_the_asked_share():
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "abs exp log sqrt tanh sigmoid relu gelu sum mean max var softmax log_softmax logsumexp",
-        "transpose squeeze clone",
-    ],
-)
-def test_methods_without_arguments_are_the_functions(name):
-    for method in name.split():
+def test_methods_without_arguments_are_the_functions():
+    for name in (
+        *("abs", "exp", "log", "sqrt", "tanh", "sigmoid", "relu", "gelu"),
+        *("sum", "mean", "max", "var", "softmax", "log_softmax", "logsumexp"),
+        *("transpose", "squeeze", "clone"),
+    ):
         x = tensor(np.array([[1.5, 0.5, 2.5]]))
-        assert_array_equal(getattr(x, method)().data, getattr(minigrad, method)(x).data)
+        found, right = getattr(x, name)(), getattr(minigrad, name)(x)
+        assert_array_equal(found.data, right.data, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "var", "logsumexp"])
@@ -1148,16 +1140,6 @@ MATRIX = minigrad.zeros(2, 3)
         (lambda: MATRIX.mean(axis=-3), r"axis -3 is out of bounds"),
         (lambda: MATRIX.max(axis=(0, 0)), r"^max: duplicate value in 'axis'"),
         (lambda: MATRIX.transpose(0, 1, 2), r"^transpose: axes don't match"),
-        (lambda: MATRIX.broadcast_to((2, 4)), r"^broadcast_to: .*\(2, 3\)"),
-        (lambda: MATRIX.squeeze(0), r"^squeeze: axis 0 of shape \(2, 3\) has size 2, not 1"),
-        (lambda: minigrad.concatenate([MATRIX, ROW]), r"^concatenate: .*\(2, 3\).*\(3,\)"),
-        (lambda: minigrad.concatenate([]), r"^concatenate: takes at least one array, not none$"),
-        (lambda: minigrad.where(MATRIX > 0, minigrad.zeros(4), 0), r"^where: .*\(2, 3\)"),
-        (lambda: minigrad.zeros(0).max(), r"^max: shape \(0,\) has no elements"),
-        (lambda: minigrad.zeros(0, 3).mean(0), r"^mean: shape \(0, 3\) has no elements"),
-        (lambda: ROW.var(ddof=3), r"^var: 3 elements are too few for ddof=3"),
-        (lambda: minigrad.mse(MATRIX, ROW), r"^mse: .*\(2, 3\).*\(3,\)"),
-        (lambda: minigrad.l1(MATRIX, ROW), r"^l1: .*\(2, 3\).*\(3,\)"),
         (lambda: minigrad.mse(ROW, ROW, "avg"), r"^mse: reduction is .* not 'avg'"),
         (
             lambda: minigrad.cross_entropy(MATRIX, tensor([0, 1, 2])),

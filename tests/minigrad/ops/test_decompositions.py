@@ -174,10 +174,11 @@ UNDEFINED = {
 }
 
 
-@pytest.mark.parametrize(("f", "a"), UNDEFINED.values(), ids=UNDEFINED)
-def test_what_needs_a_vector_of_equal_values_is_nan_and_the_checker_cannot_tell(f, a):
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_what_needs_a_vector_of_equal_values_is_nan_and_the_checker_cannot_tell(name):
+    f, a = UNDEFINED[name]
     assert np.isnan(gradient(lambda x: (f(x) * np.arange(len(a))[:, None]).sum(), a)).all()
-    for order in (1, 2):
+    for order in (1, 2) if name == "polar factor" else (1,):
         report = gradcheck(f, a, order=order)
         assert report.verdict == "cannot tell"
     assert "the derivative is undefined: it needs vectors that are not unique" in repr(report)

@@ -16,15 +16,20 @@ FUSED = [case for case in SMOOTH if case.name in OPS and OPS[case.name].composit
 
 
 CHECKS = []
-"""The checks that `check` has seen, each with the rows that it is for."""
+"""The checks that `check` has seen, each with the rows that it is for, and the first of these."""
 
 
 def check(cases):
-    """Run a check for the first row of each function; `test_every_check_of_every_row` for all."""
+    """Make a function a check of these rows; two tests at the end of the checks run all of them.
+
+    The quick one takes the first of these rows for each function of the library, the full one the
+    others.
+    """
 
     def decorate(function):
-        CHECKS.append((function, {id(case) for case in cases}))
-        return pytest.mark.parametrize("case", first_of_each(cases), ids=str)(function)
+        rows, first = ({id(case) for case in some} for some in (cases, first_of_each(cases)))
+        CHECKS.append((function, rows, first))
+        return function
 
     return decorate
 
@@ -94,7 +99,7 @@ def test_every_vjp_of_every_op_runs_in_the_sweep():
 
 
 @check(CASES)
-def test_value_is_the_reference(case):
+def value_is_the_reference(case):
     arrays = case.operands()
     out = case(*tensors(arrays))
     expected = np.asarray(case.expected(*arrays))
@@ -106,7 +111,7 @@ def test_value_is_the_reference(case):
 
 
 @check(CASES)
-def test_float32_value_is_float32_and_near_the_reference(case):
+def float32_value_is_float32_and_near_the_reference(case):
     arrays = case.operands(np.float32)
     out = case(*tensors(arrays))
     wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays]
@@ -121,7 +126,7 @@ OF_TENSORS = (*GIVE_FLOAT32, "frozen tensor", "index is a tensor")
 
 
 @check([case for case in CASES if case.note not in OF_TENSORS])
-def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
+def plain_arrays_give_a_plain_array_of_the_same_value(case):
     arrays = case.operands()
     out = case(*arrays)
     assert isinstance(out, (np.ndarray, np.generic))
@@ -130,7 +135,7 @@ def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
 
 
 @check(CASES)
-def test_operands_are_not_written_to(case):
+def operands_are_not_written_to(case):
     arrays = case.operands()
     operands = tensors(arrays)
     out = case(*operands)
@@ -144,7 +149,7 @@ def test_operands_are_not_written_to(case):
 
 
 @check(DIFFERENTIABLE)
-def test_derivatives_of_first_and_second_order_are_right(case):
+def derivatives_of_first_and_second_order_are_right(case):
     arrays = case.operands()
     if case.derivative is None:
         assert_gradients(case, *arrays, order=case.order)
@@ -157,25 +162,22 @@ def test_derivatives_of_first_and_second_order_are_right(case):
         assert_allclose(found.data, right, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", SMOOTH[::2], ids=str)  # all rows take minutes
-def test_derivatives_in_float32_are_right_too(case):
-    assert_gradients(case, *case.operands(np.float32), order=case.order)
-
-
 # Its gradient by the row of the padding is 0 because the documentation says so.
 KINKED = [case for case in DIFFERENTIABLE if case.derivative and "padding" not in str(case)]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("case", KINKED, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_the_documentation_promises_at_a_kink_is_not_called_wrong(case, dtype):
-    assert gradcheck(case, case.operands(dtype), order=case.order).verdict != "disagree"
+def test_what_the_documentation_promises_at_a_kink_is_not_called_wrong(case):
+    narrow, wide = case.operands(np.float32), case.operands()
+    # Of operands in float32, the checker looks at the gradients in both dtypes.
+    assert gradcheck(case, narrow, order=case.order).verdict != "disagree"
+    if any((x != y).any() for x, y in zip(narrow, wide, strict=True)):  # another point
+        assert gradcheck(case, wide, order=case.order).verdict != "disagree"
 
 
 @check(DIFFERENTIABLE)
-def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
+def gradients_have_the_shape_and_dtype_of_their_operand(case):
     for dtype in (np.float32, np.float64):
         operands = tensors(case.operands(dtype))
         _, _, gradients = value_and_gradients(case, operands)
@@ -185,7 +187,7 @@ def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
 
 
 @check(DIFFERENTIABLE)
-def test_float32_gradient_is_near_the_float64_one(case):
+def float32_gradient_is_near_the_float64_one(case):
     arrays = case.operands(np.float32)
     _, cotangent, narrow = value_and_gradients(case, tensors(arrays))
     wide = tensors([x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays])
@@ -194,8 +196,24 @@ def test_float32_gradient_is_near_the_float64_one(case):
         assert_allclose(found.data, right.data, rtol=1e-4, atol=1e-5)  # float32 rounds to 6e-8
 
 
+@check([case for case in SMOOTH if case.order == 2])
+def float32_derivatives_of_second_order_are_near_those_in_float64(case):
+    def mixed(operands):
+        _, _, first = value_and_gradients(case, operands, create_graph=True)
+        rng = np.random.default_rng(2)
+        total = sum((g * rng.standard_normal(g.shape).astype(g.dtype)).sum() for g in first)
+        return minigrad.grad(total, leaves(operands), allow_unused=True)
+
+    arrays = case.operands(np.float32)
+    wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays]
+    for found, right in zip(mixed(tensors(arrays)), mixed(tensors(wide)), strict=True):
+        assert found.dtype == np.float32
+        largest = np.abs(right.data).max(initial=0.0)
+        assert_allclose(found.data, right.data, rtol=0, atol=1e-5 * (1 + largest))
+
+
 @check(DIFFERENTIABLE)
-def test_gradient_of_one_operand_alone_is_the_same(case):
+def gradient_of_one_operand_alone_is_the_same(case):
     arrays = case.operands()
     together = tensors(arrays)
     _, cotangent, gradients = value_and_gradients(case, together)
@@ -208,7 +226,7 @@ def test_gradient_of_one_operand_alone_is_the_same(case):
 
 
 @check(DIFFERENTIABLE)
-def test_differentiable_gradients_have_the_same_values(case):
+def differentiable_gradients_have_the_same_values(case):
     arrays = case.operands()
     _, _, plain = value_and_gradients(case, tensors(arrays))
     _, _, recorded = value_and_gradients(case, tensors(arrays), create_graph=True)
@@ -217,7 +235,7 @@ def test_differentiable_gradients_have_the_same_values(case):
 
 
 @check([case for case in DIFFERENTIABLE if case.derivative and case.order > 1 and not case.quiet])
-def test_second_derivative_is_a_number_where_the_first_is(case):
+def second_derivative_is_a_number_where_the_first_is(case):
     operands = tensors(case.operands())
     _, _, gradients = value_and_gradients(case, operands, create_graph=True)
     if not all(np.isfinite(g.data).all() for g in gradients):
@@ -278,15 +296,37 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("x_shape", "y_shape"), PAIRS, ids=str)
+def value_and_derivatives(function, arrays, cotangent, weights):
+    """The value of a function, its gradients, and the gradients of their weighted sum."""
+    xs = [Tensor(x, requires_grad=True) for x in arrays]
+    out = function(*xs)
+    first = minigrad.grad(out, xs, cotangent, create_graph=True)
+    total = sum((g * w).sum() for g, w in zip(first, weights, strict=True))
+    return [x.data for x in (out, *first, *minigrad.grad(total, xs, allow_unused=True))]
+
+
+def summed_to(g, shape):
+    """The sum over the axes along which an array of this shape was broadcast, by numpy alone."""
+    g = g.sum(tuple(range(g.ndim - len(shape))))
+    return g.sum(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
 @pytest.mark.parametrize("name", TWO_OPERANDS)
-def test_broadcast_operands_have_the_right_values_and_gradients(name, x_shape, y_shape, rng):
+def test_broadcast_operands_have_the_right_values_and_derivatives(name, rng):
     function, reference = TWO_OPERANDS[name]
-    x, y = (v + 2.5 for v in distinct(x_shape, y_shape)(rng))  # between 0.5 and 4.5
-    out = function(Tensor(x), Tensor(y))
-    assert out.shape == np.broadcast_shapes(x_shape, y_shape)
-    assert_allclose(out.data, reference(x, y), rtol=1e-14)
-    assert_gradients(function, x, y)
+    for shapes in PAIRS:
+        arrays = [v + 2.5 for v in distinct(*shapes)(rng)]  # between 0.5 and 4.5
+        weights = [rng.standard_normal(shape) for shape in shapes]
+        whole = np.broadcast_shapes(*shapes)
+        cotangent = rng.standard_normal(whole)
+        out, *found = value_and_derivatives(function, arrays, cotangent, weights)
+        assert out.shape == whole
+        assert_allclose(out, reference(*arrays), rtol=1e-14, err_msg=str(shapes))
+        repeated = [[np.array(np.broadcast_to(x, whole)) for x in xs] for xs in (arrays, weights)]
+        _, *right = value_and_derivatives(function, repeated[0], cotangent, repeated[1])
+        for one, other, shape in zip(found, right, shapes * 2, strict=True):
+            exact = summed_to(other, shape)
+            assert_allclose(one, exact, rtol=1e-12, atol=1e-12, err_msg=str(shapes))
 
 
 # Layouts of memory
@@ -319,7 +359,7 @@ def test_layouts_are_what_they_are_for(layout):
 
 
 @check(CASES)
-def test_layout_of_memory_does_not_matter(case):
+def layout_of_memory_does_not_matter(case):
     for layout in LAYOUTS:
         check_layout(case, layout)
 
@@ -349,7 +389,7 @@ def is_regular(case):
 
 
 @check([case for case in SMOOTH if not is_regular(case)])
-def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
+def operand_and_cotangent_repeated_by_strides_of_zero(case):
     arrays = [
         np.broadcast_to(x[:1], x.shape) if x.dtype.kind == "f" and x.ndim and x.size else x
         for x in case.operands()
@@ -375,12 +415,31 @@ def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
 # All rows
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_check_of_every_row(case):
-    for function, cases in CHECKS:
-        if id(case) in cases:
+def run_checks(case, of_these):
+    """Run each check that has the case among `of_these(rows, first)`, as CHECKS gives both."""
+    for function, rows, first in CHECKS:
+        if id(case) in of_these(rows, first):
             function(case)
+
+
+def rows_of(of_these):
+    """The rows of the table for which `run_checks` runs something."""
+    wanted = {row for _, rows, first in CHECKS for row in of_these(rows, first)}
+    return pytest.mark.parametrize("case", [c for c in CASES if id(c) in wanted], ids=str)
+
+
+FIRST, OTHERS = (lambda rows, first: first), (lambda rows, first: rows - first)
+
+
+@rows_of(FIRST)
+def test_every_check_of_first_rows(case):
+    run_checks(case, FIRST)
+
+
+@pytest.mark.full
+@rows_of(OTHERS)
+def test_every_check_of_all_other_rows(case):
+    run_checks(case, OTHERS)
 
 
 # Numbers and nothing

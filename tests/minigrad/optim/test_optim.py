@@ -307,14 +307,14 @@ def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
     assert np.array_equal(base[1::2], untouched)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3, 4)])
-def test_parameters_of_any_shape_can_be_stepped(rng, make, shape):
-    p = parameter(rng.standard_normal(shape), rng.standard_normal(shape))
-    before, data = p.data.copy(), p.data
-    make([p]).step()
-    assert p.data is data
-    assert p.shape == shape
-    assert (p.data != before).all()
+def test_parameters_of_any_shape_can_be_stepped(rng, make):
+    for shape in ((), (0,), (1,), (2, 3, 4)):
+        p = parameter(rng.standard_normal(shape), rng.standard_normal(shape))
+        before, data = p.data.copy(), p.data
+        make([p]).step()
+        assert p.data is data, shape
+        assert p.shape == shape
+        assert (p.data != before).all(), shape
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -464,9 +464,9 @@ def test_a_group_that_is_added_is_stepped_as_if_it_had_been_there(rng, make):
         (lambda p, q: {"params": [q], "lr": -1}, ValueError, "lr must be in"),
     ],
 )
-def test_a_group_that_cannot_be_added_is_an_error_and_changes_nothing(make, group, error, message):
+def test_a_group_that_cannot_be_added_is_an_error_and_changes_nothing(group, error, message):
     p, q = parameter([1.0]), parameter([2.0])
-    optimizer = make([p])
+    optimizer = Adam([p])
     with pytest.raises(error, match=message):
         optimizer.add_param_group(group(p, q))
     assert [g["params"] for g in optimizer.param_groups] == [[p]]
@@ -770,9 +770,9 @@ leaf = minigrad.ones((2,), dtype=np.float64, requires_grad=True)
         ),
     ],
 )
-def test_parameters_that_cannot_be_trained_are_errors(make, parameters, error, message):
+def test_parameters_that_cannot_be_trained_are_errors(parameters, error, message):
     with pytest.raises(error, match=message):
-        make(parameters)
+        Adam(parameters)
 
 
 @pytest.mark.parametrize(
