@@ -456,17 +456,19 @@ def formula(layer, dtype, radius):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("own", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("sizes", "radius"),
+    ("own", "sizes", "radius"),
     [
-        ((1.0, 1.0, 0.01), 3.0),
-        ((1e-3, 1.0, 1.0), 0.1),
-        ((1e-30, 1e-25, 1e-20), 1e-20),  # in float32 most of it is what underflows
-        ((1e-38, 1e-20, 1e-20), 50.0),
-        ((1e-38, 1e-30, 1e10), 1e-15),  # of x A^T, before B makes much of it
-        ((1e-150, 1e-160, 1e-160), 1e-160),  # in float64
-        ((1e-320, 1e-162, 1e-162), 1e10),  # of B A
+        (np.float32, (1.0, 1.0, 0.01), 3.0),
+        (np.float64, (1.0, 1.0, 0.01), 3.0),
+        (np.float32, (1e-3, 1.0, 1.0), 0.1),
+        (np.float64, (1e-3, 1.0, 1.0), 0.1),
+        (np.float32, (1e-30, 1e-25, 1e-20), 1e-20),  # most of it is what underflows
+        (np.float32, (1e-38, 1e-20, 1e-20), 50.0),
+        (np.float32, (1e-38, 1e-30, 1e10), 1e-15),  # of x A^T, before B makes much of it
+        (np.float32, (0.0, 0.0, 0.0), 1e10),
+        (np.float64, (1e-150, 1e-160, 1e-160), 1e-160),
+        (np.float64, (1e-320, 1e-162, 1e-162), 1e10),  # of B A
     ],
 )
 @pytest.mark.parametrize("kind", ["matrix", "table"])

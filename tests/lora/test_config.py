@@ -301,19 +301,6 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
 
 
-def test_a_rank_that_init_has_not_is_refused_before_anything_is_drawn():
-    net = Module()
-    net.a, net.table = Linear(4, 4), Embedding(4, 4)
-    config = LoRAConfig(
-        rank=2, targets=["a", "table"], rank_pattern={"table": 3}, init="orthogonal"
-    )
-    rng = np.random.default_rng(0)
-    state = rng.bit_generator.state
-    with pytest.raises(ValueError, match=r"table: init=.orthogonal. .* even, not 3"):
-        lora.attach(net, config, rng=rng)
-    assert rng.bit_generator.state == state
-
-
 @pytest.mark.parametrize("own", [True, False])
 def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
     net = Module()

@@ -326,6 +326,9 @@ def saved(request, rng, tmp_path):
     return net, adapted, tmp_path / "adapter"
 
 
+without_options = pytest.mark.parametrize("saved", ["LoRA"], indirect=True)
+
+
 def tensors_of(folder):
     return load_state(folder / "adapter_model.safetensors")[0]
 
@@ -352,6 +355,7 @@ def test_files_have_filters_as_peft_has_them(rng, tmp_path):
     }
 
 
+@without_options
 def test_filters_of_another_shape_are_refused(saved, rng):
     net, _, folder = saved
     net.first = Conv2d(3, 6, (2, 3), stride=2, padding=1, rng=rng)  # of as many elements
@@ -391,6 +395,7 @@ def test_a_merged_file_is_the_folded_model_to_the_bit(saved, tmp_path):
     assert len(findings.merged) == 4
 
 
+@without_options
 def test_a_merge_from_the_command_line(saved, tmp_path, capsys):
     net, _, folder = saved
     base = base_of(net, tmp_path / "base")
@@ -401,6 +406,7 @@ def test_a_merge_from_the_command_line(saved, tmp_path, capsys):
     assert np.array_equal(found["line.weight"], lora.fold(net).line.weight.data)
 
 
+@without_options
 def test_a_base_with_filters_of_another_shape_is_refused(saved, rng, tmp_path):
     net, _, folder = saved
     net.first = Conv2d(3, 6, (2, 3), rng=rng)
@@ -409,6 +415,7 @@ def test_a_base_with_filters_of_another_shape_is_refused(saved, rng, tmp_path):
         merge_files(base, folder, tmp_path / "out", progress=False)
 
 
+@without_options
 def test_a_matrix_is_no_update_of_filters(saved, tmp_path):
     net, _, folder = saved
     base = base_of(net, tmp_path / "base")

@@ -157,6 +157,22 @@ def test_an_input_of_another_size_is_an_error(rng, shape):
         layer.merge()
 
 
+# Small and large, thin and not, with panels kept and without: all ways that a product may take.
+SIZES = [(16, 16), (33, 70), (64, 64), (96, 64), (300, 40), (256, 256), (512, 768)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_first_output_is_that_of_the_base_to_the_bit_at_any_size(size, bias, dtype, rng):
+    linear = Linear(size[1], size[0], bias, dtype=dtype, rng=rng)
+    layer = LoRALayer.from_linear(linear, 4, 8.0, rng=rng)
+    for rows in (1, 2, 7, 16, 32, 33, 300):
+        x = minigrad.tensor(rng.standard_normal((rows, size[1])).astype(dtype))
+        for _ in range(2):  # the second time with what was kept of the first
+            np.testing.assert_array_equal(layer(x).data, linear(x).data)
+
+
 # ----------------------------------------------------------------------------------------------
 # The base
 # ----------------------------------------------------------------------------------------------
@@ -353,22 +369,6 @@ def test_seeds_and_layers_differ_and_equal_seeds_do_not():
 # ----------------------------------------------------------------------------------------------
 
 
-# Small and large, thin and not, with panels kept and without: all ways that a product may take.
-SIZES = [(16, 16), (33, 70), (64, 64), (96, 64), (300, 40), (256, 256), (512, 768)]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_first_output_is_that_of_the_base_to_the_bit_at_any_size(size, bias, dtype, rng):
-    linear = Linear(size[1], size[0], bias, dtype=dtype, rng=rng)
-    layer = LoRALayer.from_linear(linear, 4, 8.0, rng=rng)
-    for rows in (1, 2, 7, 16, 32, 33, 300):
-        x = minigrad.tensor(rng.standard_normal((rows, size[1])).astype(dtype))
-        for _ in range(2):  # the second time with what was kept of the first
-            np.testing.assert_array_equal(layer(x).data, linear(x).data)
-
-
 @pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3)])
 def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):
@@ -440,11 +440,10 @@ def assert_close(x, y, scale=1.0):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, scaling, dropout):
-    layer = lora_layer(rng, scaling=scaling, dropout=dropout)
+@pytest.mark.parametrize("loss", ["mse", "cross entropy"])
+def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, dropout):
+    layer = lora_layer(rng, dropout=dropout)
     _, da, db = gradients(layer, draw(rng, shape), LOSSES[loss])
     assert abs(da).max() > 1e-7  # far above the tolerance
     assert_close(da @ layer.lora_a.data.T, layer.lora_b.data.T @ db)
@@ -452,7 +451,7 @@ def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, scaling, dropout):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["mse", "cross entropy"])
 def test_a_change_of_basis_leaves_the_output_and_turns_the_gradients(rng, loss, shape, dropout):
     layer = lora_layer(rng, dropout=dropout)
     x = draw(rng, shape)

@@ -36,6 +36,7 @@ from minigrad.io import (
     writing,
     writing_set,
 )
+from minigrad.io.tensor_file import CHECKSUM
 from minigrad.nn import Linear, Module
 from tests.lora.folders import (
     FOLDERS,
@@ -584,12 +585,30 @@ def test_links_of_the_cache_of_the_hub_are_followed(files, tmp_path):
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def narrow(path, names, dtype):
-    """Turn tensors of a file into ones of a dtype with a byte a number."""
+def header_and_data(path):
+    """The header of a file of tensors, and the bytes of these."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    data, out, end = content[8 + length :], bytearray(), 0
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def write_with(path, header, data):
+    """Write a file of tensors with a header."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def drop_checksum(path):
+    """Write a file without its checksum, with which every change of its tensors is found."""
+    header, data = header_and_data(path)
+    del header["__metadata__"][CHECKSUM]
+    write_with(path, header, data)
+
+
+def narrow(path, names, dtype):
+    """Turn tensors of a file into ones of a dtype with a byte a number."""
+    (header, data), out, end = header_and_data(path), bytearray(), 0
     header.pop("__metadata__", None)  # with the checksum
     for name in sorted(header, key=lambda name: (name in names, header[name]["data_offsets"])):
         begin, stop = header[name]["data_offsets"]
@@ -598,8 +617,7 @@ def narrow(path, names, dtype):
             header[name]["dtype"], part = dtype, part[: len(part) // 4]
         out += part
         header[name]["data_offsets"], end = [end, end + len(part)], end + len(part)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(out))
+    write_with(path, header, bytes(out))
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -1480,15 +1498,19 @@ def test_a_reader_may_have_had_enough(files):
         assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
-@pytest.mark.parametrize("command", ["check", "verify"])  # of which the latter is the old name
-def test_it_runs_as_a_module(command, files):
+def test_it_runs_as_a_module(files):
     result = subprocess.run(
-        [sys.executable, "-m", "lora", command, str(files[1])],
+        [sys.executable, "-m", "lora", "check", str(files[1])],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert (result.returncode, result.stdout) == (0, "3 layers checked: nothing is wrong\n")
+
+
+def test_verify_is_another_name_of_check(files, capsys):
+    status, text, _ = run("verify", files[1], capsys=capsys)
+    assert (status, text) == (0, "3 layers checked: nothing is wrong\n")
 
 
 @pytest.mark.parametrize("name", ["p.png", "p.svg"])
@@ -1534,8 +1556,8 @@ def test_a_layer_that_is_not_finite_is_drawn_as_such(which, hostile):
     assert names[broken] == f"{summary.layers[broken].name}: not finite"
 
 
-def mutate(rounds, net, rng, tmp_path, capsys):
-    """Run all commands on files with mistakes in them; count how each of them ended."""
+@pytest.mark.full
+def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsys):
     options = {"targets": ["embed", "up"], "use_dora": True, "bias": "lora_only"}
     model = adapted_copy(net, rng, modules_to_save=["head"], **options)
     lora.save(model, tmp_path / "adapter")
@@ -1543,6 +1565,8 @@ def mutate(rounds, net, rng, tmp_path, capsys):
     merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
     adapter, out = tmp_path / "adapter", tmp_path / "out"
     paths = adapter / CONFIG, adapter / WEIGHTS, base / "model.safetensors"
+    for path in paths[1:]:
+        drop_checksum(path)
     contents = [path.read_bytes() for path in paths]
     commands = {
         "inspect": (adapter, "--json"),
@@ -1551,30 +1575,20 @@ def mutate(rounds, net, rng, tmp_path, capsys):
         "extract": (base, tmp_path / "tuned", out, "--rank", 2, "--lossy"),
     }
     ended = set()
-    for _ in range(rounds):
+    for _ in range(200):
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         which = rng.integers(len(paths))
         paths[which].write_bytes(mutated(rng, contents[which]))
         for command, arguments in commands.items():
+            if paths[which].parent not in arguments:
+                continue
             status, _, message = run(command, *arguments, capsys=capsys)
             ended.add((command, status))
             assert bool(message.strip()) == (status == FAILED)
             if command in ("merge", "extract"):
                 assert out.exists() == (status == 0)
             shutil.rmtree(out, ignore_errors=True)
-    return ended
-
-
-@pytest.mark.full
-def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsys):
-    ended = mutate(60, net, rng, tmp_path, capsys)
-    assert {(command, FAILED) for command in ("inspect", "merge", "extract")} < ended
-
-
-@pytest.mark.full
-def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
-    ended = mutate(600, net, rng, tmp_path, capsys)
     assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
     assert {("check", status) for status in (0, WRONG, FAILED)} < ended
 
@@ -1613,7 +1627,7 @@ def test_a_key_without_a_name_of_a_layer_is_refused(hostile, key):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [1e300, 3e38, 1e-45, 1e-300, 65504.0, np.inf, np.nan])
-@pytest.mark.parametrize("parts", ["A", "B", "AB"])
+@pytest.mark.parametrize("parts", ["A", "AB"])
 def test_numbers_of_any_size_are_read_without_a_warning(hostile, dtype, value, parts):
     def change(arrays):
         for key, array in arrays.items():

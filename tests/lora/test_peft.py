@@ -103,8 +103,8 @@ def test_what_peft_wrote_computes_here_what_it_did_there(name):
     bare = output(model, KINDS[name], dtype)
     lora.load(model, FOLDERS / name)
     got = output(model, KINDS[name], dtype)
-    # PEFT's singular vectors of the base are in float32, and taken off it there.
-    limit = 3e-6 if name == "pissa" else TOLERANCE[dtype]  # its own rounding, see above
+    # PEFT takes its singular vectors off the base in float32, with the rounding of that.
+    limit = 3e-6 if name == "pissa" else TOLERANCE[dtype]
     assert relative(got, wanted) <= limit
     assert relative(bare, wanted) > 1e-3
     with lora.disabled(model):
@@ -1013,7 +1013,7 @@ NAMES = [
         ({"target_modules": ("q", "k"), "modules_to_save": ("layers",)}, [4, 5]),
     ],
 )
-def test_targets_are_found_by_the_vjps_of_peft(options, wanted):
+def test_targets_are_found_by_the_rules_of_peft(options, wanted):
     found = PeftConfig(**options).targets_among(NAMES, NAMES[:2])
     assert list(found) == [NAMES[i] for i in wanted]
 
@@ -1235,7 +1235,7 @@ def test_mutated_folders_are_loaded_or_refused(saved):
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["all_biases_and_a_module", "patterns"])
 def test_many_mutated_folders_are_loaded_or_refused(theirs, name):
-    assert 400 < fuzz(theirs(name), 1600, 1) < 1600
+    assert 200 < fuzz(theirs(name), 800, 1) < 800
 
 
 BOMBS = {

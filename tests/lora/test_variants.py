@@ -386,14 +386,23 @@ def test_mica_begins_at_the_base_and_trains_a_only(kind):
 
 FORMS = ["LoRA", "DoRA", "DoRA, full derivative"]
 SCALINGS = [LoRAScaling.STANDARD, LoRAScaling.RSLORA]
-COMBINATIONS = [
-    # In the quick tier each pair of a kind and a form, with the ways to begin and to scale in turn.
-    pytest.param(*parts, marks=() if i % 8 == (i // 8) % 8 else pytest.mark.full)
-    for i, parts in enumerate(itertools.product(KINDS, FORMS, INITS, SCALINGS))
-]
 
 
-@pytest.mark.parametrize(("kind", "form", "init", "scaling"), COMBINATIONS)
+def combinations():
+    """Each pair of a kind and a form with three ways to begin, and with the ways to scale in turn.
+
+    In the quick tier each pair begins in one way. A Gaussian A differs from a uniform one in its
+    numbers only, so few pairs have it.
+    """
+    for i, (kind, form) in enumerate(itertools.product(KINDS, FORMS)):
+        quick = INITS[i % 8 // 2]
+        yield kind, form, quick, SCALINGS[i % 2]
+        for j, init in enumerate(INITS):
+            if init not in ("gaussian", quick):
+                yield pytest.param(kind, form, init, SCALINGS[(i + j) % 2], marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize(("kind", "form", "init", "scaling"), list(combinations()))
 def test_every_combination_begins_at_the_base_trains_merges_and_comes_off(
     monkeypatch, kind, form, init, scaling
 ):

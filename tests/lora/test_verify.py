@@ -38,12 +38,11 @@ def failures(report):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("trained", [False, True])
-def test_every_kind_of_layer_holds(shape, dtype, scaling, dropout, trained):
+def test_every_kind_of_layer_holds(shape, dtype, dropout, trained):
     for bias in (None, np.ones(6)):
-        layer = make(dtype=dtype, scaling=scaling, dropout=dropout, bias=bias, trained=trained)
+        layer = make(dtype=dtype, dropout=dropout, bias=bias, trained=trained)
         report = verify(layer, MSE, batch_for(layer, shape))
         assert report, report
 
@@ -73,7 +72,7 @@ def test_the_copies_have_the_layout_of_the_weight():
 
     class Notes(LoRALayer):
         def forward(self, x):
-            seen.add(self.base_weight._data.flags.f_contiguous)
+            seen.add(self.base_weight.data.flags.f_contiguous)
             return super().forward(x)
 
     w = np.asfortranarray(np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32))
@@ -95,9 +94,9 @@ def test_a_weight_that_is_kept_packed_stays_so():
     layer = make(d_out=256, d_in=256)
     x = batch_for(layer, (64, 256))[0]
     layer(x)
-    held = not layer.base_weight._data.flags.writeable
+    assert not layer.base_weight._data.flags.writeable  # which reading `.data` would change
     assert verify(layer, lambda y: y.sum(), x)
-    assert layer.base_weight._data.flags.writeable != held
+    assert not layer.base_weight._data.flags.writeable
 
 
 def test_half_precision_holds():
@@ -689,8 +688,9 @@ def test_what_single_precision_cannot_hold_is_no_fault_and_gives_no_warning(trai
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("scale", [1e-4, 1e-2])
-def test_what_single_and_half_precision_round_to_zero_is_no_fault(dtype, scale):
-    for seed in range(20):
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.full)])
+def test_what_single_and_half_precision_round_to_zero_is_no_fault(seeds, scale, dtype):
+    for seed in seeds:
         layer = make(d_out=40, d_in=60, rank=9, dtype=dtype)
         layer.scale = scale
         small = {np.float16: 1e-4, np.float32: 1e-40}[dtype]

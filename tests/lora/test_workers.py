@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import lora
-from lora.__main__ import FAILED, STOPPED, main
+from lora.__main__ import FAILED, STOPPED
 from lora.offline import check_adapter, extract_files, merge_files
 from lora.offline.inspection import Findings
 from lora.offline.workers import WorkerPool
@@ -74,15 +75,14 @@ def clean(folder):
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [None, full("bfloat16")])
-def test_any_number_of_workers_writes_the_same_bytes(dtype, files, tmp_path):
+@pytest.mark.parametrize(("dtype", "count"), [(None, 2), full("bfloat16", 3)])
+def test_any_number_of_workers_writes_the_same_bytes(dtype, count, files, tmp_path):
     base, adapter, out = files
     right = merge_files(base, adapter, out, dtype=dtype)
-    for count in (2, 3):
-        found = merge_files(base, adapter, tmp_path / f"{count}", dtype=dtype, workers=count)
-        assert clean(tmp_path / f"{count}") == clean(out)
-        assert found.certificate == right.certificate
-        assert found.kept == []
+    found = merge_files(base, adapter, tmp_path / "found", dtype=dtype, workers=count)
+    assert clean(tmp_path / "found") == clean(out)
+    assert found.certificate == right.certificate
+    assert found.kept == []
 
 
 @pytest.mark.parametrize("count", [1, full(2)])
@@ -117,19 +117,15 @@ def test_one_file_is_written_by_one_worker(files, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("against", ["merged", *map(full, ("base", "none"))])
-def test_a_check_by_workers_finds_the_same(against, files, rng):
+@pytest.mark.parametrize("against", ["base and merged", "base"])
+def test_a_check_by_workers_finds_the_same(against, files):
     base, adapter, out = files
     merge_files(base, adapter, out)
     path = sorted(out.glob("*.safetensors"))[1]
     content = bytearray(path.read_bytes())
     content[-3] ^= 64
     path.write_bytes(content)
-    compared = {
-        "merged": (adapter, base, out),
-        "base": (adapter, base, base),
-        "none": (adapter, out),
-    }
+    compared = {"base and merged": (adapter, base, out), "base": (adapter, out)}
     right = check_adapter(*compared[against])
     assert isinstance(right, Findings)
     assert not right.is_right
@@ -137,13 +133,11 @@ def test_a_check_by_workers_finds_the_same(against, files, rng):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("threads", [full(None), "1"])
-def test_an_adapter_that_workers_extract_is_the_same(threads, net, rng, tmp_path):
+def test_an_adapter_that_workers_extract_is_the_same(net, rng, tmp_path):
     base = sharded(net.state_dict(), tmp_path / "base")
     tuned = {n: x + rng.standard_normal(x.shape) for n, x in net.state_dict().items()}
     sharded(tuned, tmp_path / "tuned", "float32")
-    environment = {n: x for n, x in os.environ.items() if not n.endswith("_NUM_THREADS")}
-    environment |= {"OPENBLAS_NUM_THREADS": threads} if threads else {}
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # or one process would extract all
     for count in (1, 2):
         command = ["extract", base, tmp_path / "tuned", tmp_path / f"{count}", "--rank", 3]
         run(*command, "--lossy", "--workers", count, env=environment)
@@ -351,9 +345,10 @@ def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
     base, adapter, out = files
     merge_files(base, adapter, tmp_path / "right")
     merge_files(base, adapter, out, dtype="float64")  # what there was
-    old, kept = clean(out), 0
+    shutil.copytree(out, tmp_path / "old")
+    old, right, attacks, kept = clean(out), clean(tmp_path / "right"), seeds(12), 0
     command = [sys.executable, "-m", "lora", "merge", *map(str, files), "--workers", "2"]
-    for seed in seeds(12):
+    for seed in attacks:
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
         ) as process:
@@ -363,12 +358,12 @@ def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
             with suppress(ProcessLookupError):  # it has ended
                 os.killpg(process.pid, signal.SIGKILL)
         now = {name: x for name, x in snapshot(out).items() if not name.startswith(".")}
-        assert now in (old, clean(tmp_path / "right"))
-        found = merge_files(base, adapter, out)
-        assert clean(out) == clean(tmp_path / "right")
-        kept += len(found.kept)
-        merge_files(base, adapter, out, dtype="float64")
-    print(f"{kept} files of {12 * SHARDS} were complete")
+        assert now in (old, right)
+        kept += len(merge_files(base, adapter, out).kept)
+        assert clean(out) == right
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "old", out)
+    assert kept or len(attacks) < 12
 
 
 @pytest.mark.full
@@ -413,19 +408,17 @@ def test_workers_that_cannot_start_are_an_error(files):
     base, adapter, out = files
     script = out.with_suffix(".py")
     script.write_text(
-        "from lora.offline import check_adapter, merge_files\n"
-        f"arguments = {str(base)!r}, {str(adapter)!r}, {str(out)!r}\n"
-        "for function, used in ((merge_files, arguments), (check_adapter, arguments[1::-1])):\n"
-        "    try:\n"
-        "        function(*used, workers=2)\n"
-        "    except ChildProcessError as error:\n"
-        "        print(error)\n"
+        "from lora.offline import merge_files\n"
+        "try:\n"
+        f"    merge_files({str(base)!r}, {str(adapter)!r}, {str(out)!r}, workers=2)\n"
+        "except ChildProcessError as error:\n"
+        "    print(error)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     message = 'could not start; .* a script needs `if __name__ == "__main__":` around its calls'
-    assert len(re.findall(message, done.stdout)) == 2
+    assert len(re.findall(message, done.stdout)) == 1
     assert not out.exists()
 
 
@@ -485,7 +478,7 @@ def test_a_full_disk_is_the_error_of_a_worker(files):
 
 
 @pytest.mark.full
-def test_an_error_of_a_worker_is_that_of_the_merge(net, files, tmp_path, capsys):
+def test_an_error_of_a_worker_is_that_of_the_merge(net, files, tmp_path):
     _, adapter, out = files
     state = {**net.state_dict(), "norm.weight": np.full(8, 1e6, np.float32)}
     base = sharded(state, tmp_path / "large")
@@ -493,6 +486,3 @@ def test_an_error_of_a_worker_is_that_of_the_merge(net, files, tmp_path, capsys)
         merge_files(base, adapter, out, dtype="float16", workers=2)
     assert "in _write" in str(raised.value.__cause__)  # where in the worker
     assert not out.exists()
-    command = ["merge", base, adapter, out, "--dtype", "float16", "--workers", 2]
-    assert main(list(map(str, command))) == FAILED
-    assert capsys.readouterr().err.startswith("lora merge: norm.weight has numbers that")
