@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -67,12 +68,16 @@ def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
     assert sorted(NAMES) == NAMES
 
 
-def test_what_can_be_run_and_is_no_example_takes_no_quick_form():
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by another test
+def test_what_can_be_run_and_is_no_example_takes_no_quick_form(monkeypatch, capsys):
     others = [other.name for other in runner.runnable() if other.name not in NAMES]
     assert "site" in others
     for name in others:
-        command = [sys.executable, "-m", f"examples.{name}", "--help"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"examples.{name}", run_name="__main__")
+        assert not ended.value.code
+        text = capsys.readouterr().out
         assert text.startswith(f"usage: python -m examples.{name}")
         assert "--quick" not in text
 

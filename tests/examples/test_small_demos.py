@@ -13,8 +13,6 @@ from matplotlib.image import imread
 import minigrad
 from examples import second_order, spirals, write_your_own_op
 
-WHOLE_TOO = pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
-
 
 def is_picture(path):
     """Whether a file is a PNG as wide as a page, of no more than 250 kB, and not blank."""
@@ -27,7 +25,7 @@ def is_picture(path):
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_network_parts_the_spirals(tmp_path, capsys, quick):
     out = tmp_path / "spirals.png"
     result = spirals.main(quick, out)
@@ -70,8 +68,9 @@ def test_the_map_is_what_the_network_says_of_each_place():
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
-def test_newton_takes_fewer_steps_derivatives_and_seconds(tmp_path, capsys, quick):
+@pytest.mark.full
+@pytest.mark.parametrize("quick", [True, False])
+def test_newton_takes_fewer_steps(tmp_path, capsys, quick):
     out = tmp_path / "second_order.png"
     result = second_order.main(quick, out)
     for newton, adam in (result.valley, result.regression):
@@ -122,7 +121,8 @@ def test_what_does_not_arrive_is_said_not_to():
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
+@pytest.mark.full
+@pytest.mark.parametrize("quick", [True, False])
 def test_the_op_is_right_and_goes_on_where_data_end(tmp_path, capsys, quick):
     out = tmp_path / "write_your_own_op.png"
     result = write_your_own_op.main(quick, out)

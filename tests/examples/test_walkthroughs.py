@@ -1,6 +1,6 @@
 """The walkthroughs show what their cells give, and each exercise has a solution that holds.
 
-The slow test runs them; the others look at the files, and at the comparison itself.
+The slow tests run notebooks; the others look at the files, and at the comparison itself.
 """
 
 import ast
