@@ -15,6 +15,9 @@ pytest.importorskip("latex2mathml", reason="the site needs the `site` extra")
 pytest.importorskip("mdit_py_plugins", reason="the site needs the `site` extra")
 pytest.importorskip("pdoc", reason="the site needs the `site` extra")
 
+import lora
+import lora.viz
+import minigrad as mg
 from examples.__main__ import found
 from examples.site import __main__ as command
 from examples.site import build as building
@@ -24,6 +27,7 @@ from examples.site.markdown import Document, coloured, formula
 from examples.site.notebook import picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
 from tests.minigrad.viz.test_script import lint
+from tests.test_reference import documented
 
 LIMIT = 25_000_000  # bytes
 
@@ -551,6 +555,22 @@ def test_with_a_repository_notebooks_can_be_run_elsewhere(tmp_path, site):
 def test_the_linter_has_nothing_to_say_about_the_script(tmp_path):
     status, said = lint((building.TEMPLATE / "site.js").read_text(), tmp_path)
     assert status == 0, said
+
+
+@pytest.mark.full
+def test_the_reference_shows_every_public_name(site):
+    def text_of(module):
+        return (site / f"reference/{module.replace('.', '/')}.html").read_text()
+
+    for package in (mg, mg.nn, mg.optim, mg.diagnostics, mg.viz, lora, lora.viz):
+        text = text_of(package.__name__)
+        missing = [name for name in documented(package) if f'id="{name}"' not in text]
+        assert missing == [], package
+    text = text_of("minigrad")
+    for method in (name for name in dir(mg.Tensor) if name[0] != "_"):
+        own, inherited = f'id="Tensor.{method}"', f'methods.html#TensorMethods.{method}"'
+        assert own in text or inherited in text, method
+    assert "The hyperbolic tangent sinh(x) / cosh(x)" in text
 
 
 # The whole site, in a browser
