@@ -152,15 +152,6 @@ def test_without_its_extra_an_example_says_in_one_line_what_to_install(tmp_path,
     assert 'is missing; run python -m pip install -e ".[examples]"' in done.stderr
 
 
-@pytest.mark.full
-def test_an_example_is_run_by_name_with_its_options(tmp_path):
-    out = tmp_path / "by_name.png"
-    command = [sys.executable, "-m", "examples", "toy_regression", "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "away from the sine" in done.stdout
-    assert is_picture(out, width=1000, height=550)
-
-
 @pytest.mark.parametrize("main", [charlm.main, digits.main, toy_regression.main])
 def test_a_picture_that_cannot_be_saved_is_refused_before_any_work(tmp_path, main):
     with pytest.raises(OptionError, match="there is no folder"):
@@ -467,24 +458,6 @@ def test_bad_options_are_refused_before_any_work(tmp_path, refusal):
         (("--other",), "unrecognized arguments: --other"),
     ):
         assert says in refusal(*arguments)
-
-
-@pytest.mark.full
-def test_as_a_script_it_leaves_with_status_2_and_no_traceback(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "examples.lora_regression",
-        "--csv",
-        "none.csv",
-        "--target",
-        "y",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "lora_regression: [Errno 2] No such file or directory: 'none.csv' (see --help)\n"
-    )
 
 
 # ------------------------------------------------------------------------------------------------

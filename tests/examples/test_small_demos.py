@@ -25,16 +25,21 @@ def is_picture(path):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_the_network_parts_the_spirals(tmp_path, capsys, quick):
-    out = tmp_path / "spirals.png"
-    result = spirals.main(quick, out)
-    assert [moment.epoch for moment in result.moments] == [0, 50, 150, 250 if quick else 400]
+def check_parted(result, last, printed, out):
+    """Check what the demo of the spirals claims: its moments, what it prints, and its picture."""
+    assert [moment.epoch for moment in result.moments] == [0, 50, 150, last]
     assert result.moments[-1].accuracy > 0.97
     assert all(before.accuracy < after.accuracy for before, after in pairwise(result.moments))
     assert len(result.history) == result.moments[-1].epoch
-    assert f"{result.moments[-1].accuracy:.1%}" in capsys.readouterr().out
+    assert f"{result.moments[-1].accuracy:.1%}" in printed
     assert is_picture(out)
+
+
+@pytest.mark.full  # the quick form is run by the test of its program
+def test_the_network_parts_the_spirals(tmp_path, capsys):
+    out = tmp_path / "spirals.png"
+    result = spirals.main(out=out)
+    check_parted(result, 400, capsys.readouterr().out, out)
 
 
 def test_the_spirals_are_one_turned_by_half_and_far_apart(monkeypatch):
