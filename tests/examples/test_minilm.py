@@ -213,6 +213,7 @@ def test_an_adapter_that_cannot_be_saved_is_refused_before_the_work(monkeypatch,
 
 def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    monkeypatch.setattr(search, "pairs", lambda: pytest.fail("the work begins"))
     monkeypatch.setattr("sys.argv", [])  # put back, for the runner sets it
     with pytest.raises(SystemExit) as caught:
         runner.main(["minilm", "--out", str(tmp_path / "minilm.png")])
