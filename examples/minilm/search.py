@@ -90,10 +90,10 @@ def main(
         check_adapter_folder(adapter)
     plan = QUICK if quick else Plan()
     rng = np.random.default_rng(0)
+    texts, model = Texts(longest=64), load()
     every = pairs()
     known = [pair for pair in every if not pair.held_out]
     held_out = [pair for pair in every if pair.held_out][:: plan.test_every]
-    texts, model = Texts(longest=64), load()
 
     vectors = {BEFORE: embedded(model, texts, held_out)}
     lora.attach(model, lora.LoRAConfig(rank=plan.rank, targets=ADAPTED), rng=rng)

@@ -1,11 +1,10 @@
-"""What is attacked: `python -m tests.chaos.saving COMMAND FOLDER OUT` saves again and again.
+"""What is attacked: `main(COMMAND, FOLDER, OUT)` saves again and again, in a process of its own.
 
 It writes what belongs to "old" and to "new" to `OUT` by turns. The two adapters have other ranks,
 so that a mixture of their files shows.
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -98,7 +97,3 @@ def main(command, folder, out):
     while True:
         for text in ("new", "old"):
             run(text, Path(out))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

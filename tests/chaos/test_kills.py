@@ -2,13 +2,12 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.chaos import saving, seeds
+from tests.chaos.forks import forks
 
 KILLS = 12
 
@@ -21,20 +20,19 @@ def test_a_kill_loses_nothing(command, tmp_path):
     run = saving.action(command, tmp_path)
     known = [saving.saved(command, run, text, out) for text in ("old", "new")]
     counts = dict.fromkeys(("unfinished", "mixed for others", "missing for others"), 0)
-    for seed in seeds(KILLS):
-        arguments = [sys.executable, "-m", "tests.chaos.saving", command, tmp_path, out]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "begun\n"
+    with forks("tests.chaos.saving") as start:
+        for seed in seeds(KILLS):
+            child = start(command, tmp_path, out)
             time.sleep(random.Random(seed).uniform(0, 0.1))
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-        assert saving.ours(command, out) in known, seed
-        found = saving.others(command, out)
-        counts["unfinished"] += (out / ".saved").exists()
-        counts["mixed for others"] += found is not None and found not in known
-        counts["missing for others"] += found is None
-        run("new", out)
-        assert saving.ours(command, out) == saving.others(command, out) == known[1], seed
-        assert not any(each.name.startswith(".") for each in out.iterdir()), seed
+            child.kill()
+            assert child.end() == (-signal.SIGKILL, ""), seed
+            assert saving.ours(command, out) in known, seed
+            found = saving.others(command, out)
+            counts["unfinished"] += (out / ".saved").exists()
+            counts["mixed for others"] += found is not None and found not in known
+            counts["missing for others"] += found is None
+            run("new", out)
+            assert saving.ours(command, out) == saving.others(command, out) == known[1], seed
+            assert not any(each.name.startswith(".") for each in out.iterdir()), seed
     print(f"{command}: {counts}")
     assert counts["missing for others"] == 0

@@ -59,7 +59,7 @@ def attack(size, victim, command, instant, checkpoint, **environment):
         return "killed", seconds
     if any(f"rank {victim} (process {pid} on " in text for text in texts):
         return "stopped, and named", seconds
-    assert any("_wait_for_all_ranks_to_" in text for text in texts), texts
+    assert any("Timeout (0:00:" in text for text in texts), texts  # and a traceback
     return "stopped while MPI started or ended", seconds
 
 
@@ -101,7 +101,8 @@ def test_a_run_that_lost_a_rank_ends_with_the_bits_of_one_that_did_not(tmp_path)
         what, seconds = attack(size, victim, command, instant, checkpoint, **environment)
         counts[what] = counts.get(what, 0) + 1
         longest[what] = max(longest.get(what, 0.0), seconds)
-        others = draw.choice([n for n in (1, 2, 3, 4) if n != size])
+        # Each rank takes a second to start. So only one seed of eight has more ranks go on.
+        others = 4 if seed % 8 == 1 else draw.choice([n for n in (1, 2) if n != size])
         assert digest(others, checkpoint) == expected, seed
         print(
             f"{seed}: {command.name} of rank {victim} of {size} at {instant:.1f} s: {what} after "
@@ -110,4 +111,4 @@ def test_a_run_that_lost_a_rank_ends_with_the_bits_of_one_that_did_not(tmp_path)
         )
     for what, count in counts.items():
         print(f"{what}: {count} of {len(seeds(ATTACKS))}, the others after {longest[what]:.1f} s")
-    assert counts
+    assert counts.keys() != {"after its end"}

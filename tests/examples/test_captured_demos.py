@@ -17,6 +17,7 @@ from examples.digits import demo
 from examples.digits.data import UPRIGHT, split
 from minigrad.nn import MLP
 from minigrad.programs import captured
+from tests.examples.test_small_demos import check_parted
 
 
 @pytest.fixture
@@ -38,8 +39,9 @@ def bits(model):
 
 
 @pytest.mark.full
-def test_spirals(tmp_path, programs):
+def test_spirals(tmp_path, capsys, programs):
     eager = spirals.main(True, tmp_path / "eager.png")
+    check_parted(eager, 250, capsys.readouterr().out, tmp_path / "eager.png")
     assert programs == []
     fast = spirals.main(True, tmp_path / "fast.png", capture=True)
     assert len(programs) == 1

@@ -151,6 +151,7 @@ def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_pa
 
 
 @needs_weights
+@pytest.mark.full
 def test_a_few_steps_lower_the_loss_on_held_out_packages(tmp_path, capsys):
     out = tmp_path / "docstrings.png"
     result = demo.main(quick=True, out=out)  # asserts what it claims

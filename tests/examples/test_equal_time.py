@@ -34,6 +34,7 @@ def compared(tmp_path_factory):
     return digits.main(quick=True, out=out, cnn=True), out
 
 
+@pytest.mark.full
 def test_both_train_for_the_same_time(compared):
     ((dense, cnn),) = [result.values() for result in compared[0]]
     for reader in (dense, cnn):
@@ -43,6 +44,7 @@ def test_both_train_for_the_same_time(compared):
     assert (dense.trained, cnn.trained) == (85_002, 160 + 4_640 + 5_130)
 
 
+@pytest.mark.full
 def test_the_cnn_reads_more_of_the_shifted_digits(compared):
     (result,), _ = compared
     assert gains([result], SHIFTED) > 0.05
@@ -52,6 +54,7 @@ def test_the_cnn_reads_more_of_the_shifted_digits(compared):
         assert np.all(np.diff([seconds for seconds, _ in reader.curve]) > 0)
 
 
+@pytest.mark.full
 def test_its_picture_is_there(compared):
     assert is_picture(compared[1], width=1200, height=650)
 
@@ -111,6 +114,7 @@ def test_shifted_images_move_by_a_pixel_and_what_comes_in_is_white():
     assert np.all(left[..., -1] == -1)
 
 
+@pytest.mark.full
 def test_the_table_has_both_and_their_difference(compared):
     (result,), _ = compared
     lines = comparison([result], 0.4).splitlines()

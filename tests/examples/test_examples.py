@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -67,12 +68,16 @@ def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
     assert sorted(NAMES) == NAMES
 
 
-def test_what_can_be_run_and_is_no_example_takes_no_quick_form():
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by another test
+def test_what_can_be_run_and_is_no_example_takes_no_quick_form(monkeypatch, capsys):
     others = [other.name for other in runner.runnable() if other.name not in NAMES]
     assert "site" in others
     for name in others:
-        command = [sys.executable, "-m", f"examples.{name}", "--help"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"examples.{name}", run_name="__main__")
+        assert not ended.value.code
+        text = capsys.readouterr().out
         assert text.startswith(f"usage: python -m examples.{name}")
         assert "--quick" not in text
 
@@ -145,15 +150,6 @@ def test_without_its_extra_an_example_says_in_one_line_what_to_install(tmp_path,
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert 'is missing; run python -m pip install -e ".[examples]"' in done.stderr
-
-
-@pytest.mark.full
-def test_an_example_is_run_by_name_with_its_options(tmp_path):
-    out = tmp_path / "by_name.png"
-    command = [sys.executable, "-m", "examples", "toy_regression", "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "away from the sine" in done.stdout
-    assert is_picture(out, width=1000, height=550)
 
 
 @pytest.mark.parametrize("main", [charlm.main, digits.main, toy_regression.main])
@@ -462,24 +458,6 @@ def test_bad_options_are_refused_before_any_work(tmp_path, refusal):
         (("--other",), "unrecognized arguments: --other"),
     ):
         assert says in refusal(*arguments)
-
-
-@pytest.mark.full
-def test_as_a_script_it_leaves_with_status_2_and_no_traceback(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "examples.lora_regression",
-        "--csv",
-        "none.csv",
-        "--target",
-        "y",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "lora_regression: [Errno 2] No such file or directory: 'none.csv' (see --help)\n"
-    )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ def model():
 
 
 @needs_weights
+@pytest.mark.full
 def test_vectors_are_those_of_the_reference(model, reference):
     ids, mask = pretrained.Texts().encode(TEXTS)
     for i, (row, there) in enumerate(zip(ids, mask, strict=True)):
@@ -65,12 +66,14 @@ def test_vectors_are_those_of_the_reference(model, reference):
 
 
 @needs_weights
+@pytest.mark.full
 def test_texts_are_embedded_in_their_order(model, reference):
     found = pretrained.Texts().embed(model, TEXTS, batch=2)
     assert_allclose(found, reference["vectors"], rtol=0, atol=1e-5)  # as above
 
 
 @needs_weights
+@pytest.mark.full
 def test_an_adapter_goes_into_the_file_of_the_weights_and_back(rng, tmp_path):
     model = pretrained.load()
     lora.attach(model, lora.LoRAConfig(rank=2, targets=search.ADAPTED), rng=rng)
@@ -90,6 +93,7 @@ def test_an_adapter_goes_into_the_file_of_the_weights_and_back(rng, tmp_path):
 
 
 @needs_weights
+@pytest.mark.full
 def test_no_more_tokens_are_read_than_asked_for():
     ids, mask = pretrained.Texts(longest=7).encode(TEXTS)
     assert ids.shape == (5, 7)
@@ -166,6 +170,7 @@ def test_every_array_is_used_once_or_named_as_unused(tmp_path, rng):
 
 
 @needs_weights
+@pytest.mark.full
 def test_what_the_package_has_beyond_the_model_is_what_is_named_as_unused(model):
     there = load_file(pretrained.folder() / "model.safetensors")
     assert set(there) - set(model.state_dict()) == set(pretrained.UNUSED)
@@ -206,9 +211,9 @@ def test_an_adapter_that_cannot_be_saved_is_refused_before_the_work(monkeypatch,
         search.main(out=tmp_path / "pictures" / "a.png", adapter=tmp_path / "new" / "adapter")
 
 
-@pytest.mark.full
 def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    monkeypatch.setattr(search, "pairs", lambda: pytest.fail("the work begins"))
     monkeypatch.setattr("sys.argv", [])  # put back, for the runner sets it
     with pytest.raises(SystemExit) as caught:
         runner.main(["minilm", "--out", str(tmp_path / "minilm.png")])

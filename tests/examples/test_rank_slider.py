@@ -1,7 +1,6 @@
 """The page with the slider of the rank: its values are those of NumPy's SVD; keys move it."""
 
 import base64
-import shutil
 
 import numpy as np
 import pytest
@@ -89,19 +88,6 @@ def test_the_picture_says_how_much_is_missing(delta):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield running
-        running.close()
 
 
 PIXELS = """canvas => {

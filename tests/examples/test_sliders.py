@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -45,11 +44,13 @@ def test_a_page_refuses_numbers_that_json_has_not():
         page("title", [float("nan")], "", "", "", 100)
 
 
+@pytest.mark.full
 def test_a_page_asks_for_nothing_from_the_net(explorer):
     text = explorer.source.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
     assert not re.search(r"https?:|src=|@import|url\((?!#)", text)
 
 
+@pytest.mark.full
 def test_each_run_of_the_plane_is_one_of_sgd(plane):
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -63,6 +64,7 @@ def test_each_run_of_the_plane_is_one_of_sgd(plane):
             optimizer.step()
 
 
+@pytest.mark.full
 def test_the_runs_diverge_beyond_the_limit_of_theory_and_only_there(plane):
     limits = momentum_plane.limit(plane.momenta)[:, None]
     grown = plane.exponents > np.log10(momentum_plane.height(10.0, 1.0))
@@ -70,6 +72,7 @@ def test_the_runs_diverge_beyond_the_limit_of_theory_and_only_there(plane):
     assert not grown[plane.rates < limits - 1e-9].any()
 
 
+@pytest.mark.full
 def test_the_lowest_run_is_next_to_the_optimum_of_theory(plane):
     row, column = np.unravel_index(plane.exponents.argmin(), plane.exponents.shape)
     lr, momentum = momentum_plane.optimum()
@@ -77,6 +80,7 @@ def test_the_lowest_run_is_next_to_the_optimum_of_theory(plane):
     assert abs(plane.momenta[row] - momentum) < 0.05
 
 
+@pytest.mark.full
 def test_the_page_carries_these_runs(plane, explorer):
     data = data_of(explorer)
     np.testing.assert_allclose(data["exponents"], plane.exponents, atol=0.051)
@@ -89,20 +93,6 @@ def test_the_page_carries_these_runs(plane, explorer):
 
 
 # In a browser
-
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with api.sync_playwright() as playwright:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield running
-        running.close()
 
 
 @pytest.fixture

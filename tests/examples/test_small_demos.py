@@ -13,8 +13,6 @@ from matplotlib.image import imread
 import minigrad
 from examples import second_order, spirals, write_your_own_op
 
-WHOLE_TOO = pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
-
 
 def is_picture(path):
     """Whether a file is a PNG as wide as a page, of no more than 250 kB, and not blank."""
@@ -27,16 +25,21 @@ def is_picture(path):
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
-def test_the_network_parts_the_spirals(tmp_path, capsys, quick):
-    out = tmp_path / "spirals.png"
-    result = spirals.main(quick, out)
-    assert [moment.epoch for moment in result.moments] == [0, 50, 150, 250 if quick else 400]
+def check_parted(result, last, printed, out):
+    """Check what the demo of the spirals claims: its moments, what it prints, and its picture."""
+    assert [moment.epoch for moment in result.moments] == [0, 50, 150, last]
     assert result.moments[-1].accuracy > 0.97
     assert all(before.accuracy < after.accuracy for before, after in pairwise(result.moments))
     assert len(result.history) == result.moments[-1].epoch
-    assert f"{result.moments[-1].accuracy:.1%}" in capsys.readouterr().out
+    assert f"{result.moments[-1].accuracy:.1%}" in printed
     assert is_picture(out)
+
+
+@pytest.mark.full  # the quick form is run by the test of its program
+def test_the_network_parts_the_spirals(tmp_path, capsys):
+    out = tmp_path / "spirals.png"
+    result = spirals.main(out=out)
+    check_parted(result, 400, capsys.readouterr().out, out)
 
 
 def test_the_spirals_are_one_turned_by_half_and_far_apart(monkeypatch):
@@ -70,8 +73,9 @@ def test_the_map_is_what_the_network_says_of_each_place():
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
-def test_newton_takes_fewer_steps_derivatives_and_seconds(tmp_path, capsys, quick):
+@pytest.mark.full
+@pytest.mark.parametrize("quick", [True, False])
+def test_newton_takes_fewer_steps(tmp_path, capsys, quick):
     out = tmp_path / "second_order.png"
     result = second_order.main(quick, out)
     for newton, adam in (result.valley, result.regression):
@@ -122,7 +126,8 @@ def test_what_does_not_arrive_is_said_not_to():
 # --------------------------------------------------------------------------------------------------
 
 
-@WHOLE_TOO
+@pytest.mark.full
+@pytest.mark.parametrize("quick", [True, False])
 def test_the_op_is_right_and_goes_on_where_data_end(tmp_path, capsys, quick):
     out = tmp_path / "write_your_own_op.png"
     result = write_your_own_op.main(quick, out)

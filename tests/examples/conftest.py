@@ -1,0 +1,22 @@
+"""What the tests of pages share: a browser."""
+
+import shutil
+
+import pytest
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+
+
+@pytest.fixture(
+    scope="module"
+)  # while it is open, its thread cannot run a notebook or open another
+def browser():
+    """A browser without a window; without playwright or chromium, the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
