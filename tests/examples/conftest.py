@@ -7,9 +7,8 @@ import pytest
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 
 
-@pytest.fixture(
-    scope="module"
-)  # while it is open, its thread cannot run a notebook or open another
+# While it is open, its thread cannot run a notebook or open another.
+@pytest.fixture(scope="module")
 def browser():
     """A browser without a window; without playwright or chromium, the test is skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
