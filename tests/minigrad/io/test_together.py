@@ -400,7 +400,7 @@ def test_what_is_being_written_stays(tmp_path):
 SAVER = """
 import sys
 from minigrad import io
-for i in range(150):
+for i in range(60):
     with io.replacing_together(sys.argv[1], "entry") as stage:
         for name in ("entry", "side"):
             (stage / name).write_text(sys.argv[2] + str(i))
