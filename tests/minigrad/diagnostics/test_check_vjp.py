@@ -155,6 +155,7 @@ def test_a_kernel_in_c(factor, verdict, checked, tmp_path):
     assert (report.verdict, report.dtype) == (verdict, "float32")
 
 
+@pytest.mark.full
 def test_a_kernel_of_numba():
     @numba.njit
     def forward(x, y):

@@ -338,12 +338,23 @@ def test_assert_gradients_raises_too_where_nothing_can_be_told():
         assert_gradients(minigrad.relu, np.array([0.0]))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_right_vjps_are_not_accused_near_a_singularity(seed):
+def accused_near_a_singularity(seed):
+    """Reports of right VJPs that do not agree."""
     rng = np.random.default_rng(seed)
-    assert gradcheck(lambda x, y: x / y, [rng.standard_normal((3, 4)) for _ in range(2)])
+    reports = [gradcheck(lambda x, y: x / y, [rng.standard_normal((3, 4)) for _ in range(2)])]
     for function in (minigrad.log, minigrad.sqrt, lambda x: 1 / x):
-        assert gradcheck(function, np.concatenate([rng.random(6), [0.003]]))
+        reports.append(gradcheck(function, np.concatenate([rng.random(6), [0.003]])))
+    return [(seed, report) for report in reports if not report]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_right_vjps_are_not_accused_near_a_singularity(seed):
+    assert not accused_near_a_singularity(seed)
+
+
+@pytest.mark.full
+def test_right_vjps_are_not_accused_near_other_singularities():
+    assert not [each for seed in range(4, 20) for each in accused_near_a_singularity(seed)]
 
 
 def test_a_fault_is_found_near_a_singularity():

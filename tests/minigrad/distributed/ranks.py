@@ -5,7 +5,7 @@
 
 With `started` a test may also send signals to the ranks:
 
-    with started(3, "-m", "tests.chaos.ranks", checkpoint) as ranks:
+    with started(3, "-m", "tests.chaos.training", checkpoint) as ranks:
         os.kill(ranks.pid(1), signal.SIGSTOP)
         ended = ranks.end(within=10)
 """

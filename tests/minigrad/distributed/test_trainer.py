@@ -33,6 +33,7 @@ def check_bits(size, kinds):
         assert json.loads(out) == {kind: alone(kind) for kind in kinds}
 
 
+@pytest.mark.full
 def test_two_ranks_have_the_bits_of_one_process():
     check_bits(2, ["MLP with dropout, clipping, EMA, scheduler", "a loss that counts", "captured"])
 
@@ -43,9 +44,9 @@ def test_captured_and_eager_steps_have_the_same_bits():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_any_number_of_ranks_has_the_bits_of_one_process(size):
-    check_bits(size, KINDS)
+def test_three_ranks_have_the_bits_of_one_process():
+    """One, two and four ranks are tested with some of these trainings."""
+    check_bits(3, KINDS)
 
 
 @pytest.mark.full

@@ -11,10 +11,9 @@ from tests.minigrad.distributed.ranks import needs_mpi, run_well
 
 @needs_mpi
 @pytest.mark.full
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_calls_give_what_one_process_has(size):
-    every = run_well(size, "-m", "tests.minigrad.distributed.calls")
-    assert every == [f"{rank} {size}\ndone\n" for rank in range(size)]
+def test_calls_give_what_one_process_has():
+    every = run_well(3, "-m", "tests.minigrad.distributed.calls")
+    assert every == [f"{rank} 3\ndone\n" for rank in range(3)]
 
 
 def test_a_world_of_one_process_has_these_calls_too():

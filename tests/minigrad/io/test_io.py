@@ -237,6 +237,7 @@ def test_names_that_utf8_cannot_encode_are_refused(path):
     assert list(load_state(path)[0]) == ["ü€😀\n\0"]
 
 
+@pytest.mark.full
 def test_metadata_that_no_reader_would_accept_are_refused_and_the_older_file_stays(path):
     save_state(path, {"x": np.ones(2)})
     with pytest.raises(ValueError, match=r"take 100,000,\d+ bytes.* more than 100,000,000"):

@@ -49,10 +49,9 @@ def hidden(folder):
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from minigrad import io
-folder, left, calls, *names = sys.argv[1:]
-left = int(left)
+
 def watched(function):
     def call(*args, **options):
         global left
@@ -61,27 +60,47 @@ def watched(function):
         left -= 1
         return function(*args, **options)
     return call
-for name in calls.split():
-    setattr(os, name, watched(getattr(os, name)))
-with io.replacing_together(folder, "entry") as stage:
-    for name in names:
-        (stage / name).parent.mkdir(exist_ok=True)
-        (stage / name).write_text("newer")
+
+for line in sys.stdin:
+    folder, left, calls, names = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for name in calls.split():
+            setattr(os, name, watched(getattr(os, name)))
+        with io.replacing_together(folder, "entry") as stage:
+            for name in names:
+                (stage / name).parent.mkdir(exist_ok=True)
+                (stage / name).write_text("newer")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 CALLS = "fsync rename unlink replace rmdir"
 
 
-def put_and_be_killed(folder, moment, calls=CALLS, names=(ENTRY, OTHER)):
-    """Write "newer" in another process, killed at a call; tell whether it was."""
-    command = [sys.executable, "-c", KILLED, str(folder), str(moment), calls, *names]
-    status = subprocess.run(command).returncode
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+@pytest.fixture(scope="module")
+def put_and_be_killed():
+    """Write "newer" in another process, killed at a call; tell whether it was.
+
+    The processes are forked from one that has imported all they need.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", KILLED], **pipes) as parent:
+
+        def put_there(folder, moment, calls=CALLS, names=(ENTRY, OTHER)):
+            parent.stdin.write(json.dumps([str(folder), moment, calls, names]) + "\n")
+            parent.stdin.flush()
+            status = int(parent.stdout.readline())
+            assert status in (0, -signal.SIGKILL)
+            return status != 0
+
+        yield put_there
+        parent.stdin.close()
+        assert parent.wait() == 0
 
 
 @pytest.fixture(scope="module")
-def killed_between_two(tmp_path_factory):
+def killed_between_two(tmp_path_factory, put_and_be_killed):
     folder = tmp_path_factory.mktemp("killed") / "out"
     put(folder, "old")
     assert put_and_be_killed(folder, 1, "replace")
@@ -106,7 +125,9 @@ def test_files_appear_together_and_others_stay(tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("names", [(ENTRY, OTHER), (ENTRY, OTHER, "third")], ids=["2", "3"])
 @pytest.mark.parametrize("there", [True, False], ids=["old files", "no files"])
-def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path, there, names):
+def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(
+    tmp_path, there, names, put_and_be_killed
+):
     old, new, none = (tuple([text] * len(names)) for text in ("old", "newer", None))
     states, before = [], old if there else none
     for moment in range(40):
@@ -349,7 +370,7 @@ def test_another_user_reads_what_was_there_if_the_new_may_not_be_read():
 
 
 @posix
-def test_what_a_kill_has_left_is_removed_at_the_next_save(tmp_path):
+def test_what_a_kill_has_left_is_removed_at_the_next_save(tmp_path, put_and_be_killed):
     assert put_and_be_killed(tmp_path, 0)
     assert len(hidden(tmp_path)) == 1
     put(tmp_path, "x")
@@ -400,7 +421,7 @@ def test_what_is_being_written_stays(tmp_path):
 SAVER = """
 import sys
 from minigrad import io
-for i in range(150):
+for i in range(60):
     with io.replacing_together(sys.argv[1], "entry") as stage:
         for name in ("entry", "side"):
             (stage / name).write_text(sys.argv[2] + str(i))

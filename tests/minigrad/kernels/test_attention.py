@@ -1,5 +1,6 @@
 """Attention on loops of our own: edges of strips and panels, masks, layouts, bounds, threads."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -81,11 +82,27 @@ TILE = tile_shape(4)
 EDGES = [1, 2, TILE.MR - 1, TILE.MR + 1, TILE.NR - 1, TILE.NR, TILE.NR + 1, 3 * TILE.MR + 5]
 
 
-@pytest.mark.parametrize("offset", [None, 0, 6])
-@pytest.mark.parametrize("keys", EDGES)
+OFFSETS = [None, 0, 6]
+
+
+def problems_of(check, *values):
+    """The combinations of values that a check finds wrong, each with what it says."""
+    found = []
+    for row in itertools.product(*values):
+        try:
+            check(*row)
+        except AssertionError as error:
+            found.append((*row, str(error)))
+    return found
+
+
 @pytest.mark.parametrize("queries", EDGES)
-def test_edges_of_strips_and_panels(queries, keys, offset, rng):
-    check(*operands(rng, (2, 2), queries, keys, 5, 3), offset=offset)
+def test_edges_of_strips_and_panels(queries, rng):
+    def check_edge(keys, offset):
+        check(*operands(rng, (2, 2), queries, keys, 5, 3), offset=offset)
+
+    problems = problems_of(check_edge, EDGES, OFFSETS)
+    assert not problems
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -186,18 +203,25 @@ def test_leading_axes_broadcast(rng):
     check(q, k, v, rng.standard_normal((2, 3, 7, 3)).astype(np.float32))
 
 
-LARGE = pytest.param((300, 300), marks=pytest.mark.full)
 GROUPS = [(6, 2, 2), (6, 3, 6), (4, 1, 1), (3, 3, 1), (9, 3, 3)]  # heads of query, key and value
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("offset", [None, 0, 6])
-@pytest.mark.parametrize("sizes", [(1, 45), (20, 45), (70, 33), LARGE], ids=str)
+SEVERAL_SIZES = [
+    [(1, 45), (20, 45), (70, 33)],
+    pytest.param([(300, 300)], marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("several_sizes", SEVERAL_SIZES, ids=["small", "large"])
 @pytest.mark.parametrize("heads", GROUPS, ids=str)
-def test_groups_of_heads_share_keys_and_values(heads, sizes, offset, dtype, rng):
-    q, k, v, g = operands(rng, (2, heads[0]), *sizes, 8, 5, dtype)
-    k, v = k[:, : heads[1]], v[:, : heads[2]]
-    check(q, k, v, g, offset=offset)
+def test_groups_of_heads_share_keys_and_values(heads, several_sizes, rng):
+    def check_group(sizes, offset, dtype):
+        q, k, v, g = operands(rng, (2, heads[0]), *sizes, 8, 5, dtype)
+        k, v = k[:, : heads[1]], v[:, : heads[2]]
+        check(q, k, v, g, offset=offset)
+
+    problems = problems_of(check_group, several_sizes, OFFSETS, FLOATS)
+    assert not problems
 
 
 @pytest.mark.parametrize("queries", [1, 30])

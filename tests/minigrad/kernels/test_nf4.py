@@ -85,9 +85,11 @@ def test_levels_are_quantiles_of_a_normal_distribution():
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("block_size", BLOCKS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*[(shape, np.float32) for shape in SHAPES], ((3, 129), np.float16), ((3, 129), np.float64)],
+)
 def test_each_code_is_that_of_the_nearest_level(shape, block_size, dtype, double_quant, rng):
     w = draw(rng, shape, dtype)
     matrix = NF4Matrix.of(w, block_size, double_quant)
@@ -250,9 +252,11 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("block_size", BLOCKS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "double_quant"),
+    [*[(shape, False) for shape in SHAPES], ((3, 129), True), ((70, 33), True)],
+)
 def test_the_kernel_reads_what_its_reference_does(shape, block_size, double_quant, dtype, rng):
     matrix = NF4Matrix.of(draw(rng, shape), block_size, double_quant)
     absmax = absmax_of(matrix)

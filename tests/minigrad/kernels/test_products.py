@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import threading
 
 import hypothesis
@@ -116,8 +115,14 @@ def _record_field(a):
 
 @needs_jit  # BLAS sums in another order for another layout
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("left", VIEWS)
-@pytest.mark.parametrize("right", VIEWS)
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *[(view, "contiguous") for view in VIEWS],
+        *[("contiguous", view) for view in VIEWS if view != "contiguous"],
+        ("fortran", "fortran"),
+    ],
+)
 def test_product_of_views_has_the_bits_of_the_product_of_copies(left, right, dtype, rng):
     x, y = rng.standard_normal((37, 45)).astype(dtype), rng.standard_normal((45, 70)).astype(dtype)
     view_x, view_y = VIEWS[left](x), VIEWS[right](y)
@@ -277,33 +282,6 @@ def test_what_lies_around_the_operands_has_no_influence(dtype, transposed, rng):
         assert_product(inner_x, inner_y)
 
 
-@pytest.mark.full
-@needs_jit
-@pytest.mark.skipif(sys.platform != "linux", reason="guards the end of memory with mprotect")
-def test_nothing_is_read_beyond_the_end_of_an_operand():
-    script = """
-        import numpy as np
-        from minigrad.kernels.gemm import matmul
-        from tests.guarded import guarded
-
-        def at_the_edge(shape, dtype, order, end):
-            array = guarded(int(np.prod(shape)), dtype, end).reshape(shape, order=order)
-            array[...] = 1.0
-            return array
-
-        for dtype in (np.float32, np.float64):
-            for m, k, n in [(1, 1, 1), (3, 5, 7), (14, 16, 32), (15, 33, 45), (29, 17, 200)]:
-                for end in (False, True):
-                    for order_x in "CF":
-                        for order_y in "CF":
-                            x = at_the_edge((m, k), dtype, order_x, end)
-                            y = at_the_edge((k, n), dtype, order_y, end)
-                            assert (matmul(x, y) == k).all()
-        print("done")
-    """
-    assert run_python(script) == "done"
-
-
 # Threads.
 
 
@@ -367,7 +345,7 @@ PRODUCT = """
 """
 
 
-LAYERS = ["default", "omp", "workqueue"]
+LAYERS = ["omp", "workqueue"]  # of which numba takes the first that there is, by default
 
 
 def layer_environment(layer):
@@ -421,6 +399,9 @@ def test_a_forked_child_goes_on_multiplying(layer):
 
 @pytest.mark.full
 @needs_jit
+@pytest.mark.skipif(
+    numba.config.NUMBA_NUM_THREADS < 2, reason="one thread needs no pool of threads"
+)
 def test_openmp_is_preferred_and_the_choice_of_the_user_is_respected():
     script = (
         PRODUCT
@@ -430,10 +411,9 @@ def test_openmp_is_preferred_and_the_choice_of_the_user_is_respected():
     print(numba.threading_layer())
     """
     )
-    if numba.config.NUMBA_NUM_THREADS > 1:
-        if _has_omp():
-            assert run_python(script, NUMBA_THREADING_LAYER=None) == "omp"
-        assert run_python(script, NUMBA_THREADING_LAYER="workqueue") == "workqueue"
+    if _has_omp():
+        assert run_python(script, NUMBA_THREADING_LAYER=None) == "omp"
+    assert run_python(script, NUMBA_THREADING_LAYER="workqueue") == "workqueue"
 
 
 # Doing without.
@@ -484,15 +464,6 @@ def test_shapes_that_do_not_align_are_refused(batch):
 def test_leading_axes_that_do_not_broadcast_are_refused():
     with pytest.raises(ValueError, match=re.escape("(2,) and (3,) must agree")):
         matmul(np.ones((2, 3, 4)), np.ones((3, 4, 5)))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_accuracy_is_that_of_blas(dtype, rng):
-    x, y = rng.standard_normal((200, 2000)), rng.standard_normal((2000, 200))
-    x, y = x.astype(dtype), y.astype(dtype)
-    exact = x.astype(np.longdouble) @ y.astype(np.longdouble)
-    error, error_of_numpy = (abs(out - exact).max() for out in (matmul(x, y), x @ y))
-    assert error <= 4 * error_of_numpy
 
 
 def test_a_bias_of_a_wider_dtype_is_added_as_if_after_the_product():

@@ -2,7 +2,7 @@
 
 The unit is the distance of the exact value to its neighbour among the float32. Plain pytest takes
 every 4099th bit pattern, so that every exponent and sign is there with about 2000 arguments; `full`
-takes every seventh for the functions that the others are made of (a step of 1, all that there are,
+takes every 31st for the functions that the others are made of (a step of 1, all that there are,
 takes some minutes).
 """
 

@@ -514,17 +514,23 @@ def test_csv_by_anything_else_is_an_error(tmp_path):
         History().to_csv(tmp_path / "run.csv", "batch")
 
 
-@pytest.mark.parametrize("validation", [True, False])
-def test_plot_is_a_figure_and_a_picture(data, tmp_path, validation):
-    history = make().fit(data, epochs=3, validation=data if validation else None)
+def test_plot_is_a_figure_and_a_picture(data, tmp_path):
+    history = make().fit(data, epochs=3, validation=data)
     figure = history.plot(tmp_path / "run.png")
     assert isinstance(figure, Figure)
     losses, norms = figure.axes
     lines = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
     assert lines["training loss"] == history["loss"]
-    assert ("validation loss" in lines) is validation
+    assert lines["validation loss"] == history["validation_loss"]
     assert list(norms.lines[0].get_ydata()) == history["grad_norm"]
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_plot_without_validation(data):
+    history = make().fit(data, epochs=3)
+    lines = {line.get_label(): line for line in history.plot().axes[0].lines}
+    assert list(lines["training loss"].get_ydata()) == history["loss"]
+    assert "validation loss" not in lines
 
 
 def test_plot_with_validation_in_some_epochs(data):

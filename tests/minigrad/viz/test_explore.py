@@ -94,7 +94,7 @@ def test_numbers_on_the_page_are_those_of_backward(tmp_path):
     data = explored(tmp_path, loss)
     loss.backward()
     ends = ends_of(data, "backward")
-    assert set(ends) == {"a", "b"} or len(ends) == 2
+    assert len(ends) == 2
     shown = sorted(float(got) for got, _ in ends.values())
     assert shown == sorted([a.grad.item(), b.grad.item()])
 

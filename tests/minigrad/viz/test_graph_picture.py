@@ -47,14 +47,6 @@ def cards(picture):
     return np.array([(x, y, x + w, y + h) for x, y, w, h in bounds])
 
 
-def edges(picture):
-    """Points along each edge."""
-    patches = [x for x in picture.axes[0].patches if isinstance(x, FancyArrowPatch)]
-    return [
-        patch._path_original.interpolated(1).to_polygons(closed_only=False) for patch in patches
-    ]
-
-
 def test_values_and_gradients_are_in_the_picture():
     written = texts(picture_of(diamond().data))
     assert written[0] == "Backward pass of y"
@@ -78,7 +70,7 @@ def test_nothing_lies_on_a_card_and_all_is_in_the_picture(page):
     inside = 0
     for patch in axes.patches:
         if isinstance(patch, FancyArrowPatch):
-            for points in patch._path_original.to_polygons(closed_only=False):
+            for points in patch.get_path().to_polygons(closed_only=False):
                 x, y = points[:, :1], points[:, 1:]
                 inside += (
                     (x > left + 0.01) & (x < right - 0.01) & (y > low + 0.01) & (y < top - 0.01)
