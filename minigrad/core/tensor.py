@@ -512,10 +512,9 @@ class Tensor:
                 f"{self.describe()} has strides of {data.strides} bytes, which other libraries "
                 f"cannot take; .clone() makes a copy that they can"
             )
-        options = {"stream": stream, "max_version": max_version}
-        options |= {"dl_device": dl_device, "copy": copy}
-        given: Any = {name: value for name, value in options.items() if value is not None}
-        return data.__dlpack__(**given)  # numpy 2.0 has only `stream`
+        return data.__dlpack__(
+            stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
+        )
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()
