@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def with_capture(self) -> Parser:
         """Add the option `--capture`, for examples that can train with captured steps."""
-        words = "train by programs, to the same bits (minigrad.capture)"
+        words = "train with captured steps (minigrad.capture), which give the same bits"
         self.add_argument("--capture", action="store_true", help=words)
         return self
 
@@ -43,10 +43,6 @@ class Parser(argparse.ArgumentParser):
 
 class OptionError(ValueError):
     """An option has a value that cannot be used."""
-
-
-class MissingWeightsError(ModuleNotFoundError):
-    """The package with the weights is not installed."""
 
 
 def check_out(out: str | Path) -> None:

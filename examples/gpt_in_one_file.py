@@ -1,8 +1,8 @@
 """A GPT in one file: its engine, its model and its optimiser, trained on verse until it writes.
 
 The model is written once, for three kinds of arrays. They contain the `Scalar`s of an engine in 40
-lines, from walkthrough 1; or they are tensors of minigrad, which give the same gradients hundreds
-of times as fast; or, when the model writes, they contain plain numbers.
+lines, from walkthrough 1; or they are tensors of minigrad, with which it trains, because they give
+the same gradients much faster; or, when the model writes, they contain plain numbers.
 
 You will see what it writes before and after it has learned from 30 of Shakespeare's sonnets, and
 its loss on 5 others. It takes a minute, and draws gpt_in_one_file.png.
@@ -118,7 +118,7 @@ def initial_weights(characters: int, sizes: Sizes, rng: Rng) -> Weights:
 
 
 def scores_of_next(m: ModuleType, weights: Weights, sizes: Sizes, codes: Codes) -> Any:
-    """Return a score for each character to come next: (rows, length) to (rows, length, all)."""
+    """Return a score for each character to come next: (rows, length) to (rows, length, n)."""
     x = weights["characters"][codes] + weights["positions"][: codes.shape[1]]
     for layer in range(sizes.layers):
         x = x + attention(m, weights, sizes, layer, normalised(m, x))
@@ -147,7 +147,7 @@ def attention(m: ModuleType, weights: Weights, sizes: Sizes, layer: int, x: Any)
 
 
 def loss_of(m: ModuleType, weights: Weights, sizes: Sizes, rows: Codes) -> Any:
-    """Return the mean of -log p over all characters of some rows but the first of each."""
+    """Return the mean of -log p over the characters of rows, except the first of each row."""
     e = m.exp(scores_of_next(m, weights, sizes, rows[:, :-1]))
     right = e.reshape(-1, e.shape[-1])[np.arange(rows[:, 1:].size), rows[:, 1:].reshape(-1)]
     return m.log(e.sum(axis=-1).reshape(-1) / right).mean()  # log(1 / p)
@@ -193,7 +193,7 @@ class Adam:
 
 # Training, writing, and the picture
 def train(weights: Weights, sizes: Sizes, rows: Codes, steps: int, rng: Rng) -> Iterator[int]:
-    """Change the weights step by step, each by 16 of the rows; yield how many steps are done."""
+    """Train by Adam on 16 random rows in each step; yield the number of steps done so far."""
     adam = Adam(weights)
     for step in progress_bar(range(steps), what="training", unit="step", shown=True):
         yield step

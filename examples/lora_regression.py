@@ -56,7 +56,7 @@ def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) 
     old_group, new_group = f"{shift_by} up to {border:.4g}", f"{shift_by} above {border:.4g}"
     for rows, group in ((~is_new, old_group), (is_new, new_group)):
         if rows.sum() < 20 or np.ptp(table.y[rows]) == 0:
-            raise ValueError(f"{rows.sum()} rows have {group}; it takes 20, and {target!r} varying")
+            raise ValueError(f"{rows.sum()} rows have {group}; 20 of varying {target!r} are needed")
     varied = np.ptp(table.x[~is_new], axis=0) > 0  # other columns are useless for pretraining
     if not varied.any():
         raise ValueError(f"all features are constant in rows with {old_group}")

@@ -8,18 +8,19 @@ No host computes meanwhile:
     seconds of a step = ceil(M / n) s + u + ceil(log2(n)) (2 B / b + 4 l)
 
     s  seconds of one micro-batch, forward and backward      b  bytes per second of a message
-    u  seconds of the optimiser's update                     l  its latency, in seconds
+    u  seconds of the update and of the gradient norm        l  its latency, in seconds
 
-The demo measures all of them here, on one thread. On a network, each message takes longer than
-here: the wire transmits its bytes, and adds a latency of 50 microseconds, which is usual for TCP.
+The demo measures s and u here, on one thread, and on two ranks also b and l. On a network, each
+message takes longer than here: the wire transmits its bytes, and adds a latency of 50 microseconds,
+which is usual for TCP.
 The efficiency is the time that one host alone would need, divided by the total time of all hosts.
 Hosts with more cores have a smaller s, and so wait more. The formula ignores that all hosts wait
 for the slowest one, that switches may be crowded, and that MPI may broadcast a long message faster.
 
 You will see why LoRA suits slow networks: it sends only the gradients of its adapters. The demo
-also compares the formula with the Trainer here, for a step of a few micro-batches. With two ranks,
-it measures messages too. Without `mpiexec` there are none, and a message costs only the wire time.
-It takes a minute, and draws scaling.png.
+also compares the formula with the Trainer here, for a step of a few micro-batches. On one rank
+there are no messages to measure, and the prediction counts only the time on the wire. It takes a
+minute, and draws scaling.png.
 
     python -m examples.scaling
     mpiexec -n 2 python -m examples.scaling
@@ -54,7 +55,7 @@ from minigrad.tables import aligned
 
 FULL, LORA = "full", "LoRA"
 LINES = {FULL: "--", LORA: "-"}
-COLORS = {1: "#D55E00", 10: "#0072B2", 100: "#009E73"}  # the color of each network, by its Gbit/s
+COLORS = {1: "#D55E00", 10: "#0072B2", 100: "#009E73"}  # the colour of each network, by its Gbit/s
 HOSTS = [2**level for level in range(11)]
 SHOWN = (2, 8, 32, 128, 512, 1024)  # the numbers of hosts in the printed table
 MICRO_BATCHES = HOSTS[-1]  # of a predicted step, so that each host has one
@@ -175,6 +176,7 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
     if ranks.is_first:
         print(summary(result, plan))
         draw(result, plan, out)
+        print(f"\nThe picture is in {out}")
     for check in checks:
         expected = work[check.kind].message(plan.checked) if check.ranks > 1 else 0
         assert expected <= check.sent <= 1.1 * expected + 4096, "arrays are padded, and no more"
@@ -239,7 +241,7 @@ def steps(kind: str, plan: Plan, counts: Sequence[int]) -> tuple[list[float], fl
             history = trainer.fit((x[:rows], y[:rows]), epochs=2)  # of one step each
             own[:] = [step["seconds"] for step in history.steps[2:]]
         start = time.perf_counter()
-        grad_norm(parameters)
+        grad_norm(parameters)  # as the Trainer does in each step
         optimizer.step()
         updates.append(time.perf_counter() - start)
     # The first steps compile kernels, and create what the later ones use.
@@ -275,7 +277,7 @@ def measured_link(ranks: World, model: Module) -> Link:
     # A sum is a synchronisation, and on each level one message up and one down.
     latency, seconds = (slowest(own) / levels for own in times)
     size = sum(array.nbytes for array in long)
-    return Link(latency / 3, 2 * size / (seconds - latency))
+    return Link(latency / 3, 2 * size / max(seconds - latency, 1e-9))
 
 
 # --------------------------------------------------------------------------------------------------

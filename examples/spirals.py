@@ -60,7 +60,11 @@ class Result:
 
 
 def main(quick: bool = False, out: str | Path = "spirals.png", capture: bool = False) -> Result:
-    """Train the network, with captured steps or without, test it, and save the picture."""
+    """Train the network, with captured steps or without, test it, and save the picture.
+
+    Raises:
+        OptionError: if the picture cannot be saved at `out`.
+    """
     check_out(out)
     rng = np.random.default_rng(0)
     looks = (0, 50, 150, 250 if quick else 400)
@@ -87,8 +91,10 @@ def main(quick: bool = False, out: str | Path = "spirals.png", capture: bool = F
         print(f"after {moment.epoch:3} epochs: {moment.accuracy:6.1%} of the test points are right")
     assert moments[0].accuracy < 0.75, "before training it cannot know the spirals"
     assert moments[-1].accuracy > 0.97, "the boundary should follow the gap"
-    draw(Result(moments, history), train, out)
-    return Result(moments, history)
+    result = Result(moments, history)
+    draw(result, train, out)
+    print(f"The picture is in {out}")
+    return result
 
 
 def spirals(rng: np.random.Generator) -> tuple[Array, Array]:

@@ -39,7 +39,8 @@ def main(quick: bool = False, out: str | Path = "toy_regression.png") -> float:
     grid = np.linspace(-np.pi, np.pi, 201, dtype=np.float32)[:, None]
     fit = trainer.predict(grid)
     error = rmse(fit, np.sin(grid))
-    print(f"The fit is {error:.3f} away from the sine (RMSE); the points are {NOISE} away from it.")
+    noise = rmse(y, np.sin(x))
+    print(f"The fit is {error:.3f} away from the sine (RMSE), and the points are {noise:.3f} away.")
     assert error < NOISE / 2, "the network should average out the noise, not learn it"
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -50,6 +51,7 @@ def main(quick: bool = False, out: str | Path = "toy_regression.png") -> float:
     axes.set(title=f"The fit is {error:.3f} away from the sine (RMSE)", xlabel="x", ylabel="y")
     axes.legend()
     figure.savefig(out, dpi=150)
+    print(f"The picture is in {out}")
     return error
 
 

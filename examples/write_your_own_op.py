@@ -4,9 +4,9 @@ The op is an activation, snake(x, a) = x + sin(a x)^2 / a. It rises like x and o
 with a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). The op needs a forward function
 on arrays, and one VJP for each of x and a. `gradcheck` compares their first and second derivatives
 with finite differences. You will see its report about a VJP in which one factor is missing. You
-will also see a use for the op: a network with it learns both a trend and a season, so it is right
-even beyond the data, where a network with tanh, trained in the same way, is wrong. It takes ten
-seconds, and draws write_your_own_op.png.
+will also see a use for the op: a network with it learns both a trend and a season. Beyond the data,
+its error is less than half of that of a network with tanh that was trained in the same way. It
+takes ten seconds, and draws write_your_own_op.png.
 
     python -m examples.write_your_own_op
 """
@@ -99,7 +99,11 @@ class Result:
 
 
 def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Result:
-    """Check the op and the faulty one, train with snake and with tanh, and save the picture."""
+    """Check the op and the faulty one, train with snake and with tanh, and save the picture.
+
+    Raises:
+        OptionError: if the picture cannot be saved at `out`.
+    """
     check_out(out)
     x, a = np.array([[-1.5, 0.3, 2.0], [0.7, -0.2, 1.1]]), np.array([0.5, 1.0, 2.0])
     right, wrong = gradcheck(snake, [x, a]), gradcheck(faulty, [x, a])
@@ -116,9 +120,10 @@ def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Resu
         outside = np.abs(grid()) > SPAN
         beyond[name] = rmse(curves[name][outside], truth(grid())[outside])
         print(f"{name}: {beyond[name]:.3f} away from the truth where there were no data (RMSE)")
-    assert beyond["snake"] < beyond["tanh"] / 2, "it should be right beyond the data"
+    assert beyond["snake"] < beyond["tanh"] / 2, "it should be closer to the truth beyond the data"
     result = Result(right, wrong, curves, beyond)
     draw(result, out)
+    print(f"The picture is in {out}")
     return result
 
 
@@ -152,8 +157,11 @@ def train(activation: Callable[[int], Module], epochs: int) -> Array:
         Linear(width, 1, rng=rng),
     )
     optimizer = Adam(model.parameters(), lr=0.02)
-    scheduler = CosineAnnealingLR(optimizer, epochs * -(-len(x) // 32))
-    trainer = Trainer(model, optimizer, minigrad.mse, scheduler=scheduler, rng=rng)
+    batch_size = 32
+    scheduler = CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch_size))
+    trainer = Trainer(
+        model, optimizer, minigrad.mse, batch_size=batch_size, scheduler=scheduler, rng=rng
+    )
     trainer.fit((x, y), epochs)
     return trainer.predict(grid())
 

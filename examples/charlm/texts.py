@@ -35,7 +35,8 @@ class Text(NamedTuple):
 def manual() -> Text:
     """Return the language reference, with the last tenth held out.
 
-    A paragraph that several topics share is included once, so no paragraph is in both parts.
+    A paragraph that several topics share is included once, so no complete paragraph is in both
+    parts.
     """
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     text = "\n\n".join(dict.fromkeys(paragraphs))

@@ -22,7 +22,8 @@ class Schedule:
 
     Attributes:
         steps: the number of steps of the optimiser.
-        lr: the highest learning rate, reached after a tenth of the steps; then the rate falls to 0.
+        lr: the scale of the learning rate, which rises to nearly `lr` in the first eleventh of the
+            steps, and then falls to 0.
         batch_size: the number of pieces of text in a step, each as long as the model's context.
         looks: how often the model is tested, at equal distances; it is also tested before training.
     """
@@ -33,7 +34,7 @@ class Schedule:
     looks: int = 10
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
+        """Return the learning rate of a step, lr min(10 (step + 1) / steps, 1 - step / steps)."""
         rise, fall = 10 * (step + 1) / self.steps, 1 - step / self.steps
         return self.lr * min(rise, fall)
 
@@ -57,8 +58,8 @@ class Curve:
             self.losses.setdefault(name, []).append(loss)
 
 
-def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
-    """Return the mean of -log p(next character), where both codes have shape `(batch, length)`."""
+def loss_of(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
+    """Return the cross-entropy, the mean of -log p(next character); codes are `(batch, length)`."""
     scores = model(before)
     rows = reshape(scores, (-1, scores.shape[-1]))
     return cross_entropy(rows, reshape(after, (-1,)))
@@ -68,7 +69,7 @@ def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:
     """Return the loss on each text, which is cut into rows as long as the model's context."""
     with no_grad():
         return {
-            name: surprise(model, *in_rows(codes, model.context)).item()
+            name: loss_of(model, *in_rows(codes, model.context)).item()
             for name, codes in texts.items()
         }
 
@@ -104,7 +105,7 @@ def train(
 
     def train_on(before: Codes, after: Codes) -> Tensor:
         optimizer.zero_grad()
-        loss = surprise(model, before, after)
+        loss = loss_of(model, before, after)
         loss.backward()
         clip_grad_norm(parameters, 1.0)
         optimizer.step()
@@ -116,7 +117,7 @@ def train(
     looks = {round(i * schedule.steps / schedule.looks) for i in range(1, schedule.looks + 1)}
     with progress_bar(range(schedule.steps), what=what, unit="step", shown=True) as bar:
         for step in bar:
-            optimizer.param_groups[0]["lr"] = schedule.rate(step)
+            optimizer.lr = schedule.rate(step)
             starts = rng.integers(0, len(text) - model.context, schedule.batch_size)
             pieces = text[starts[:, None] + np.arange(model.context + 1)]
             loss = make_step(pieces[:, :-1], pieces[:, 1:])

@@ -97,7 +97,7 @@ def adapt(quick: bool, out: str | Path, capture: bool) -> list[Result]:
     """Teach one network new digits by fine-tuning and by adapters, and check what each forgets."""
     seeds, epochs = (range(1), 6) if quick else (range(5), 30)
     results = [
-        run(np.random.default_rng(seed), epochs, capture)
+        one_split(np.random.default_rng(seed), epochs, capture)
         for seed in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)
     ]
     print(table(results))
@@ -118,7 +118,7 @@ def adapt(quick: bool, out: str | Path, capture: bool) -> list[Result]:
     return results
 
 
-def run(rng: np.random.Generator, epochs: int, capture: bool = False) -> Result:
+def one_split(rng: np.random.Generator, epochs: int, capture: bool = False) -> Result:
     """Pretrain on upright digits, then teach the other kinds by both methods.
 
     The asserts check two promises, bit for bit: with each adapter, the network computes the same as

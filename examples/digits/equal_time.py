@@ -5,9 +5,8 @@ until both have used their seconds. Kernels use one thread, and we count the pro
 thread, so the time of other programs does not count. Kernels are compiled before the training, and
 the time of tests during the training does not count.
 
-The MLP is the network of the rest of this demo. With batch normalisation, it would read as many
-upright digits as the CNN, but hardly more of the shifted ones. If an image moves, the result of a
-convolution moves too, so what the CNN learns in one place helps in all places.
+The MLP is the network of the rest of this demo. If an image moves, the result of a convolution
+moves too, so what the CNN learns in one place helps in all places.
 """
 
 from __future__ import annotations

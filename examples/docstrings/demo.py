@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lora
-from examples.command_line import MissingWeightsError, check_out
+from examples.command_line import check_out
 from examples.docstrings.functions import (
     Answer,
     evenly,
@@ -20,6 +19,7 @@ from examples.docstrings.functions import (
 )
 from examples.docstrings.picture import draw, folded
 from examples.minilm.library import Pair
+from examples.weights import weights_folder
 from lora import text
 from minigrad.progress import progress_bar
 
@@ -127,15 +127,12 @@ def main(quick: bool = False, out: str | Path = "docstrings.png") -> Result:
 
 
 def weights() -> Path:
-    """Return the path of the GGUF file with the model; its package is found, but not imported.
+    """Return the path of the GGUF file with the model.
 
     Raises:
         MissingWeightsError: if the package is not installed; the message says how to install it.
     """
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingWeightsError(f"SmolLM2's weights are in a package of their own: {INSTALL}")
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    (file,) = weights_folder(PACKAGE, INSTALL).glob("*.gguf")
     return file
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from examples import minilm
-from examples.command_line import MissingWeightsError, OptionError, Parser, run
+from examples.command_line import OptionError, Parser, run
 from examples.minilm.search import main
+from examples.weights import MissingWeightsError
 
 if __name__ == "__main__":
     parser = Parser("minilm", minilm.__doc__)

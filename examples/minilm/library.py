@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
     Attributes:
         sentence: the first sentence of the docstring.
-        head: the function's name and parameters.
+        head: the function's name and positional parameters.
         package: the package or module that contains it.
     """
 
@@ -72,12 +72,12 @@ def functions(source: bytes) -> Iterator[tuple[str, str]]:
 
 
 def head(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Return the name of a function and of its parameters, without `self` and `cls`."""
+    """Return a function's name and its positional parameters, without `self` and `cls`."""
     names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
     return f"{node.name}({', '.join(n for n in names if n not in ('self', 'cls'))})"
 
 
 def first_sentence(docstring: str) -> str:
-    """Return the text up to the first full stop or empty line."""
+    """Return the text up to the first full stop, question or exclamation mark, or empty line."""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     return re.split(r"(?<=[.!?])\s", paragraph)[0]

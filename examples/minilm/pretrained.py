@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from examples.command_line import MissingWeightsError
 from examples.minilm.encoder import Ids, Mask, MiniLM, Sizes
+from examples.weights import weights_folder
 from minigrad import no_grad
 from minigrad.io import load_state
 from minigrad.progress import progress_bar
@@ -42,10 +41,7 @@ def folder() -> Path:
     Raises:
         MissingWeightsError: if the package is not installed; the message says how to install it.
     """
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingWeightsError(f"MiniLM's weights are in a package of their own: {INSTALL}")
-    return Path(spec.origin).parent / "model"
+    return weights_folder(PACKAGE, INSTALL) / "model"
 
 
 def load(path: Path | None = None) -> MiniLM:

@@ -105,6 +105,7 @@ def main(
     result = Result(held_out, ranks, vectors, model)
     report(result, known, plan)
     draw(result.ranks, out)
+    print(f"\nThe picture is in {out}")
     if adapter is not None:  # PEFT can load it into the same model too
         lora.save(model, adapter, base_model="sentence-transformers/all-MiniLM-L6-v2")
     assert result.mrr(AFTER) > result.mrr(BEFORE) + (0.01 if quick else 0.03)
@@ -133,7 +134,7 @@ def train(
     with progress_bar(range(plan.steps), what="fine-tuning", unit="step", shown=True) as bar:
         for step in bar:
             rise, fall = 10 * (step + 1) / plan.steps, 1 - step / plan.steps
-            optimizer.param_groups[0]["lr"] = plan.lr * min(rise, fall)
+            optimizer.lr = plan.lr * min(rise, fall)
             batch = [known[i] for i in rng.choice(len(known), plan.batch_size, replace=False)]
             optimizer.zero_grad()
             sentences = model(*texts.encode([pair.sentence for pair in batch]))

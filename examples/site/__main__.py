@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m examples.site",
-        description=about,
+        description=about.rpartition("\n\n")[0],  # without the reading order of the modules
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("out", metavar="OUT", help="the folder to make, or to make again")

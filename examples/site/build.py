@@ -41,7 +41,7 @@ GUIDES = {
     "examples/walkthroughs/README.md": "course/index.html",
     "examples/walkthroughs/TEACHING.md": "course/teaching.html",
 }
-"""The page of each text of the repository that is not a notebook."""
+"""The page of each guide, by the path of its Markdown."""
 
 _SHOWN = {".py", ".md", ".js", ".css", ".html", ".toml", ".json", ".txt", ".c", ".cu"}
 
@@ -62,8 +62,7 @@ def build(folder: Path, repository: str | None) -> None:
         repository: OWNER/NAME on GitHub, or None.
     """
     site = Site(folder, repository)
-    total = len(site.notebooks) * 2 + len(GUIDES) + 3
-    with progress_bar(total=total, what="making the site", unit="page", shown=True) as bar:
+    with progress_bar(what="making the site", unit="page", shown=True) as bar:
         for page, text in site.pages():
             (folder / page).parent.mkdir(parents=True, exist_ok=True)
             (folder / page).write_text(text, "utf-8")

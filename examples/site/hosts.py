@@ -63,7 +63,10 @@ def with_setup(path: Path, repository: str, links: Links) -> Notebook:
     def mended(match: re.Match[str]) -> str:
         if match[1].startswith("#") or re.fullmatch(r"\w+\.ipynb", match[1]):
             return match[0]
-        return f"]({elsewhere.resolve(match[1], source, FOLDER) or match[1]})"
+        link = elsewhere.resolve(match[1], source, FOLDER) or match[1]
+        if link.startswith("files/"):  # a picture, which Colab shows only from an address
+            link = f"https://github.com/{repository}/raw/HEAD/{link.removeprefix('files/')}"
+        return f"]({link})"
 
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":

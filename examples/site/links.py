@@ -37,7 +37,7 @@ class Links:
     root: Path = ROOT
 
     def resolve(self, href: str, source: str, page: str) -> str | None:
-        """Return the link to write on a page, or None if it would be dead.
+        """Return the link to write on a page, or None if it would be dead; note files to copy.
 
         Args:
             href: the link in the text.

@@ -217,8 +217,7 @@ def described(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, mg.Tensor | np.ndarray) and value.ndim:
-        kind = np.asarray(value.data).dtype.kind
-        what = "" if kind in "biuf" else f" and dtype {value.dtype}"
+        what = "" if value.dtype.kind in "biuf" else f" and dtype {value.dtype}"
         return f"an array of shape {value.shape}{what}"
     if isinstance(value, str):
         return f"the text {value!r}"

@@ -128,7 +128,7 @@ def chosen(name: str) -> Path:
     Raises:
         ValueError: if no notebook fits, or more than one.
     """
-    if Path(name).is_file():
+    if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name)
     beginning = Path(name).name
     beginning += "_" * beginning.isdigit()  # so that 1 does not also mean 10

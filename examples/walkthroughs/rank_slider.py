@@ -22,12 +22,6 @@ Matrix = NDArray[np.float64]
 LEVELS = 127  # steps of colour on each side of zero
 
 
-def least_errors(delta: Matrix) -> list[float]:
-    """Return the distance of `delta` from the best matrix of each rank (Eckart and Young)."""
-    s = np.linalg.svd(delta, compute_uv=False)
-    return [float(np.linalg.norm(s[rank:])) for rank in range(len(s) + 1)]
-
-
 def values(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) -> dict[str, Any]:
     """Return the values that the page shows, in a form for JSON.
 
@@ -48,7 +42,9 @@ def values(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) ->
         )
     largest = float(np.abs(delta).max())
     rows = []
-    least = least_errors(delta)
+    singular = np.linalg.svd(delta, compute_uv=False)
+    # The distance of `delta` from the best matrix of each rank (Eckart and Young).
+    least = [float(np.linalg.norm(singular[rank:])) for rank in range(count)]
     for rank, (update, loss) in enumerate(zip(updates, losses, strict=True)):
         trained = rank * (d_out + d_in)
         rows.append(
@@ -66,7 +62,7 @@ def values(delta: Matrix, updates: Sequence[Matrix], losses: Sequence[float]) ->
         "shape": [d_out, d_in],
         "delta": _levels(delta, largest),
         "largest": f"{largest:.2f}",
-        "singular": [round(float(s), 4) for s in np.linalg.svd(delta, compute_uv=False)],
+        "singular": [round(float(s), 4) for s in singular],
         "ranks": rows,
     }
 

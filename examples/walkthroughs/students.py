@@ -109,11 +109,14 @@ def graded_cell(source: str, name: str, **roles: Any) -> Cell:
 
 
 def with_links(text: str) -> str:
-    """Point links to other notebooks at their assignments, and remove links to other files."""
+    """Point links to other notebooks at their assignments, and remove links to other files.
+
+    Of a picture, the description stays.
+    """
 
     def replaced(link: re.Match[str]) -> str:
         words, target = link.groups()
         name, dot, kind = target.rpartition(".")
         return f"[{words}](../{name}/{target})" if dot and kind == "ipynb" else words
 
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", replaced, text)
+    return re.sub(r"!?\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", replaced, text)

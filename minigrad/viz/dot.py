@@ -71,7 +71,7 @@ class Drawing:
             RuntimeError: for an .svg file, as in `svg`.
             OSError: if the file cannot be written; an old file is not changed then.
         """
-        ending = Path(path).suffix
+        ending = Path(path).suffix.lower()
         if ending not in (".dot", ".gv", ".svg"):
             raise ValueError(f"a drawing is saved as .dot, .gv or .svg, not as {os.fspath(path)!r}")
         content = self.svg() if ending == ".svg" else self.dot

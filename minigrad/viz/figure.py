@@ -1,4 +1,4 @@
-"""The base class of all pictures: showing it in a notebook, its colours, and saving it.
+"""The base class of all pictures, which a notebook shows and a file stores; their colours.
 
 Import this module only inside functions that draw: it needs matplotlib, but importing the library
 must not need it. `pyplot` is not used, so no window opens and no backend is chosen.

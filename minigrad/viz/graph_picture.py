@@ -159,7 +159,7 @@ class _Drawing:
             self._value(self.gradients[item], x + aside, y - 0.21, self._back, VERMILLION)
 
     def _value(self, index: int | None, x: float, y: float, arrow: str, color: str) -> None:
-        """Draw a number, or an array as a heat map, in the same way as the page."""
+        """Draw a number, or an array as a heat map with the cells that the page has."""
         entry: list[Any] = [0, []] if index is None else self.data["pictures"][index]
         kind, *content = entry
         if not content[0]:

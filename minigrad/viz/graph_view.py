@@ -65,7 +65,8 @@ class NodeView:
     named: bool  # whether `name` is the name of a variable or parameter
     value: Array | None  # None if it is not saved anywhere
     call: CallRecord | None  # the call that made it, if it is on the tape
-    group: ModuleCall | None  # the innermost that made it; for a leaf, that contains all its uses
+    # The innermost module call that made it; for a leaf, the innermost that contains all its uses.
+    group: ModuleCall | None
     links: list[Link] = field(default_factory=list)  # the links to its inputs
     # Its inputs that get no gradient, with the op's names for them.
     frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)

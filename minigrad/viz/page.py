@@ -117,9 +117,9 @@ def explore(
     A slider nudges a leaf, and compares the change that the gradient predicts with the true change.
     It needs a graph that can run again; with a tape, nearly every graph can.
 
-    Arrays of up to 16 numbers are written with all digits. Larger arrays are heat maps of the means
-    of blocks. In a graph of more than about 500 nodes, every array except a single number is a heat
-    map.
+    Arrays of up to 16 numbers are shown as numbers, with all digits under the mouse. Larger arrays
+    are heat maps of the means of blocks. In a graph of more than about 500 nodes, every array
+    except a single number is a heat map.
 
     The graph and every `.grad` stay unchanged. No hook is called, because it might do anything; the
     page marks a node with a hook. All gradients of the pass are in memory at the same time.

@@ -230,10 +230,11 @@ def plot_gradients(
 
     The left panel is a heat map: dark where the gradient is small and light where it is large. The
     right panel shows the median over the steps for each layer, and the range. A layer has a
-    triangle if its median is a thousand times smaller or larger than that of the last layer, where
-    the backward pass begins; or if its norm was not finite, was always 0, or jumped to a thousand
-    times its median. A layer that never had a gradient has the remark "none". With many layers, not
-    all remarks are written, but a diamond marks the median of each of these layers, if it is drawn.
+    triangle if its median is a thousand times smaller or larger than that of the last layer with a
+    median above 0, because the backward pass begins at the end; or if its norm was not finite, was
+    always 0, or jumped to a thousand times its median. A layer that never had a gradient has the
+    remark "none". With many layers, not all remarks are written, but a diamond marks the median of
+    each of these layers, if it is drawn.
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.
@@ -378,7 +379,7 @@ def _draw_profile(axes: Axes, norms: Array, medians: Array, remarks: Sequence[st
 
 
 def _remark(norms: Array, median: float, last: float) -> str:
-    """Describe the fault of a layer, if any; `last` is the last median of all layers."""
+    """Describe the fault of a layer, if any; `last` is the last median above 0, or 0."""
     if np.isnan(norms).all():
         return "none"
     if np.isinf(norms).any():

@@ -1,4 +1,4 @@
-"""Arrays as a page shows them: a few numbers with all digits, or a small heat map."""
+"""Arrays as a page needs them: a few numbers with all digits, or a small heat map."""
 
 from __future__ import annotations
 

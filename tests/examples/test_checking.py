@@ -93,6 +93,11 @@ WRONG = [
     (1, lambda: 1, "your function raises TypeError"),
     (1, lambda x: x, "An array of shape (3,) is expected, and this is an array of shape (2, 3)."),
     (1, first_row_only, "Entry [1] is 6 and should be 5 (2 of 3 entries are wrong)."),
+    (
+        1,
+        lambda x: np.array(["2026-11-29"], "M8[D]"),
+        "is an array of shape (1,) and dtype datetime",
+    ),
     (1, lambda x: "sum", "An array of shape (3,) is expected, and this is the text 'sum'."),
     (1, lambda x: [1, [2]], "An array of shape (3,) is expected, and this is a list of 2 values."),
     (2, 0.5, "The number is wrong: 0.5."),

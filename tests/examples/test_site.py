@@ -259,6 +259,13 @@ def test_a_copy_for_other_hosts_begins_with_a_cell_that_installs():
     assert "](8_frozen_means_free.ipynb)" in text
 
 
+def test_a_copy_shows_the_pictures_of_the_repository():
+    path = next(path for path in walkthroughs() if path.stem == "2_order_matters")
+    text = json.dumps(hosts.with_setup(path, "octocat/grad", Links({})))
+    assert "](https://github.com/octocat/grad/raw/HEAD/examples/pictures/explore.png)" in text
+    assert "](files/" not in text
+
+
 def test_both_hosts_open_the_copy_on_the_branch_of_the_site():
     colab, binder = hosts.hosts("octocat/grad", "7_lora.ipynb")
     tail = "octocat/grad/blob/gh-pages/notebooks/7_lora.ipynb"

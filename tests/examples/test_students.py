@@ -61,7 +61,9 @@ def test_the_original_is_not_changed():
 
 
 def test_links_lead_to_other_assignments_or_nowhere():
-    text = "[a](7_lora.ipynb) [b](../../minigrad/ops) [c](https://a.org) [d](#e) [f](README.md)"
+    text = (
+        "[a](7_lora.ipynb) [b](../../minigrad/ops) [c](https://a.org) [d](#e) ![f](pictures/f.png)"
+    )
     expected = "[a](../7_lora/7_lora.ipynb) b [c](https://a.org) [d](#e) f"
     assert with_links(text) == expected
 

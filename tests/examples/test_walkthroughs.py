@@ -484,7 +484,7 @@ def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
     assert chosen(str(other)) == other
 
 
-@pytest.mark.parametrize("name", ["99", "lora", "", "7_lora.txt"])
+@pytest.mark.parametrize("name", ["99", "lora", "", "7_lora.txt", "README.md"])
 def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
     with pytest.raises(SystemExit) as caught:
         main([name])

@@ -18,17 +18,16 @@ Array = Any
 # --------------------------------------------------------------------------------------------------
 
 
-def chance_loss(counts: Sequence[int]) -> float:
-    """Return the entropy of the frequencies."""
-    p = np.array(counts) / np.sum(counts)
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
-
-
 def frequencies(counts: Sequence[int]) -> Array:
     """Return the frequencies of the classes that occur."""
     p = np.array(counts) / np.sum(counts)
     return p[p > 0]
+
+
+def chance_loss(counts: Sequence[int]) -> float:
+    """Return the entropy of the frequencies."""
+    p = frequencies(counts)
+    return float(-(p * np.log(p)).sum())
 
 
 CHANCE = Exercise(

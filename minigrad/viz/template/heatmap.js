@@ -1,7 +1,8 @@
 // Pictures of arrays: how a number is written, and a heat map as an image.
 
+// As in previews.py, which writes the cells.
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+";
-// From the most negative by 0 to the most positive: darker to lighter, so that grey shows the sign.
+// From the most negative through 0 to the most positive: darker to lighter, so that grey shows the sign.
 const SHADES = [[10, 36, 99], [58, 96, 158], [128, 134, 139], [222, 178, 84], [255, 236, 150]];
 const BROKEN = [200, 0, 110];
 const images = new Map();

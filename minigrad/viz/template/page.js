@@ -15,14 +15,6 @@ const BEAT = 1100;  // milliseconds of a step
 const opened = {};  // whether a kind of source is open in the panel
 let [pass, position, picked, playing] = [data.passes[0], 0, null, null];
 
-for (const one of data.passes) {
-  one.ran = new Set();
-  for (const index of one.steps) {
-    const step = data.steps[index];
-    if (step.kind === "vjp") one.ran.add(step.node);
-  }
-}
-
 function unpackSent([link, gradient, after, before, more]) {
   return { link, gradient, after, before: before < 0 ? undefined : before, ...more };
 }
@@ -43,7 +35,7 @@ function stateAt(shown, last) {
     }
   }
   const step = data.steps[shown.steps[last]];
-  const active = new Set([`n${step.node}`, ...(step.sent).map((sent) => `n${data.links[sent.link].source}`)]);
+  const active = new Set([`n${step.node}`, ...step.sent.map((sent) => `n${data.links[sent.link].source}`)]);
   return { gradients, written, sent: sentSoFar, active, step };
 }
 

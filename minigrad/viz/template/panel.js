@@ -169,7 +169,7 @@ class Panel {
   // How many of the gradients that reach a node have arrived.
   complete(step, pass) {
     if (pass.initial.length) return html("span", { class: "why" }, "");
-    const all = this.data.links.filter((link) => link.source === step.node && this.data.passes[0].ran.has(link.target)).length + (step.node === this.data.root);
+    const all = this.data.links.filter((link) => link.source === step.node).length + (step.node === this.data.root);
     const word = step.arrivals > all ? `arrival ${step.arrivals}, of ${all} that there should be` : `${step.arrivals} of ${all} ${all === 1 ? "has" : "have"} arrived`;
     return html("span", { class: "why" }, word);
   }

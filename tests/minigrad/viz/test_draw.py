@@ -76,8 +76,9 @@ def test_a_notebook_shows_it(tmp_path):
     x = mg.tensor(3.0, requires_grad=True)
     drawing = mg.viz.draw(mg.tanh(x))
     assert "<svg" in drawing._repr_svg_()
-    drawing.save(tmp_path / "graph.svg")
-    assert "tanh" in (tmp_path / "graph.svg").read_text()
+    for name in ("graph.svg", "graph.SVG"):
+        drawing.save(tmp_path / name)
+        assert "tanh" in (tmp_path / name).read_text()
 
 
 def test_without_graphviz_there_is_the_text(monkeypatch, tmp_path):
