@@ -171,9 +171,9 @@ raise KeyboardInterrupt
 @pytest.mark.full
 def test_an_interrupt_behind_a_cut_link_ends_its_rank(link):
     """Here MPI_Abort waits for the launcher on one side, and returns on the other."""
-    variables = {**TCP, "MINIGRAD_PATIENCE": "3"}
+    variables = {**TCP, "MINIGRAD_PATIENCE": "6"}
     with started(2, "-c", INTERRUPT, mpiexec=link.mpiexec, **variables) as ranks:
         for rank in range(2):
             ranks.wait_for(rank, "begun")
-        errors = errors_after_the_cut(ranks, link, 2 + 0.5 + 3 + SLACK)
+        errors = errors_after_the_cut(ranks, link, 2 + 0.5 + 6 + SLACK)
     assert all("KeyboardInterrupt" in text for text in errors)
