@@ -172,10 +172,21 @@ def extract(
         layer = plan.layers[name]
         tuned = layer.weight_of(pair.values[f"{name}.weight"])
         best = Approximation.of_matrix(tuned.dense() - layer.weight.dense(), rank)
-        plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+        with np.errstate(over="ignore"):  # refused below, by name
+            plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
         found[name] = Extracted.of(name, best)
-    for copy in plan.copies:
-        copy.own.copy_(pair.values[copy.name])
+    with np.errstate(over="ignore"):
+        for copy in plan.copies:
+            copy.own.copy_(pair.values[copy.name])
+    made: list[tuple[str, Tensor]] = [(copy.name, copy.own) for copy in plan.copies]
+    for name, update in plan.updates.items():
+        made += ((name, part) for _, part in update.contents())
+    beyond = dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all())
+    if beyond:
+        raise ValueError(
+            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; convert the "
+            f"base first, with base.astype(np.float32)"
+        )
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)

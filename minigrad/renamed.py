@@ -162,7 +162,7 @@ def hint_arguments(kind: type) -> None:
 
 
 def with_python_numbers(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a constructor: numbers of numpy become those of Python.
+    """Decorate a function or a constructor: numbers of numpy become those of Python.
 
     `4 * size` of an integer of 8 bits would overflow, and `1 - beta` of a float16 would be rounded.
     """

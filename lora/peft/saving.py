@@ -50,7 +50,7 @@ def save(
     *,
     dtype: str | None = None,
     seed: int | None = None,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> None:
     """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
@@ -66,7 +66,7 @@ def save(
         dtype: the dtype that tensors are rounded to: float64, float32, float16 or bfloat16; None
             keeps their dtype.
         seed: the seed that A was drawn from, stored as a note; None for the seed of `attach`.
-        base_model: the name of the base, for PEFT.
+        base_model: the name or the path of the base, for PEFT.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -77,6 +77,7 @@ def save(
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     check_not_empty(folder)
+    base_model = None if base_model is None else os.fspath(base_model)
     if seed is not None:
         check_count("seed", seed)
     record = state.required_attachment(model)

@@ -23,7 +23,7 @@ class EvalReport:
         loss: the mean of -log p over all tokens that count.
         perplexity: e^loss.
         tokens: the number of tokens that count.
-        standard_error: the standard error of the loss; NaN for a single row.
+        standard_error: the standard error of the loss; NaN for a single row that counts.
         base: the report of the model without its adapters, if it was requested.
     """
 
@@ -51,8 +51,9 @@ def evaluate(
 
         R = sum(s_i) / sum(n_i),    variance n / (n - 1) sum((s_i - R n_i)^2) / sum(n_i)^2,
 
-    for n rows. The variance treats rows as independent, but not the tokens in a row (Cochran, 1977,
-    section 2.11). The model evaluates each row separately, without padding.
+    for n rows with tokens that count. The variance treats rows as independent, but not the tokens
+    in a row (Cochran, 1977, section 2.11). The model evaluates each row separately, without
+    padding.
 
     Args:
         model: a language model with `loss(ids, counted) -> (mean, count)`.
@@ -77,7 +78,7 @@ def evaluate(
             if row.counted[1:].any():
                 mean, counts[number] = model.loss(row.ids[None], row.counted[None])
                 sums[number] = mean.item() * counts[number]
-    n, tokens = len(rows), float(counts.sum())
+    n, tokens = int(np.count_nonzero(counts)), float(counts.sum())
     loss = float(sums.sum()) / tokens
     spread = float(np.square(sums - loss * counts).sum())
     error = math.sqrt(n / (n - 1) * spread) / tokens if n > 1 else math.nan

@@ -64,7 +64,7 @@ class TextGenerator:
     ) -> None:
         check_positive("max_tokens", max_tokens)
         check_count("seed", 0 if seed is None else seed)
-        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, int(max_tokens)
         usual = 0.0 if top_k is None and top_p is None else 1.0
         self.temperature = usual if temperature is None else temperature
         self.top_k, self.top_p = top_k, top_p
@@ -81,8 +81,8 @@ class TextGenerator:
         self._padding = [i for i in unused_ids if i not in self._ends]  # ids without a token
 
     def forget(self) -> None:
-        """Drop the cached keys and values, which is necessary after a switch of adapters."""
-        self._read = []
+        """Drop the cached keys and values, as needed after a switch of adapters or `astype`."""
+        self._read, self._caches, self._capacity = [], [], 0
 
     def stream(self, prompt: str | Messages) -> Iterator[str]:
         """Yield the generated text piece by piece; each piece has complete characters.

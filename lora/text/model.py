@@ -115,7 +115,9 @@ class LanguageModel(Module):
         """Make empty caches for the keys and values of `capacity` tokens, one for each layer."""
         c = self.config
         sizes = batch, c.num_key_value_heads, capacity, c.head_dim
-        return [KVCache(*sizes) for _ in range(c.num_hidden_layers)]
+        with mg.no_grad():  # the dtype of keys and values, also after `astype`
+            dtype = self.model.norm(self.model.embed_tokens(np.zeros((1, 1), np.int64))).dtype
+        return [KVCache(*sizes, dtype) for _ in range(c.num_hidden_layers)]
 
     def extra_repr(self) -> str:
         """Return the architecture."""

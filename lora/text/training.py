@@ -33,7 +33,7 @@ from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.linear import LoRALayer
-from lora.peft import save
+from lora.peft import PeftConfig, save
 from lora.peft.facts import fingerprint_of
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
@@ -51,6 +51,7 @@ from minigrad.distributed import world
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
+from minigrad.renamed import with_python_numbers
 from minigrad.tables import counted
 from minigrad.training import History, Trainer
 from minigrad.training.ranks import check_ranks
@@ -101,6 +102,7 @@ class TrainResult:
         return "\n".join([*lines, f"{self.out}: the adapter of step {self.best_step}"])
 
 
+@with_python_numbers
 def train(
     model: Any,
     tokenizer: Tokenizer,
@@ -126,7 +128,7 @@ def train(
     save_every: int | None = None,
     checkpointing: bool = False,
     resume: bool = False,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train an adapter of a language model, and write it to a folder.
@@ -169,7 +171,7 @@ def train(
             of saving them.
         resume: whether to continue the run in `out`; a chat template still writes the date on which
             the run began.
-        base_model: the name of the base, for PEFT.
+        base_model: the name or the path of the base, for PEFT.
         progress: show a bar, and before it an estimate of memory and time.
 
     Raises:
@@ -191,6 +193,8 @@ def train(
     }
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
+    base_model = None if base_model is None else os.fspath(base_model)
+    PeftConfig((), base_model_name_or_path=base_model).as_json()  # an error before the training
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)

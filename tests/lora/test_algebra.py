@@ -754,6 +754,20 @@ def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
     np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_an_update_beyond_the_dtype_of_the_base_is_refused(rng, part):
+    base = TokenNet(rng).astype(np.float16)
+    tuned = copy.deepcopy(base).astype(np.float32)
+    tuned.q.weight.data[0] += 1.0
+    getattr(tuned.q, part).data[...] = 1e10
+    before = {name: p.data.copy() for name, p in base.named_parameters()}
+    with pytest.raises(ValueError, match=r"overflow the dtype of the base in q.*astype"):
+        lora.extract(base, tuned, 2, bias="all")
+    after = dict(base.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(after[name].data, before[name]) for name in before)
+
+
 def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
     base = TokenNet(rng)
     lora.quantize(base, ["q", "v"], block_size=4, progress=False)

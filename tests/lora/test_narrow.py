@@ -444,3 +444,13 @@ def test_quantizing_beside_an_adapter_leaves_no_float_weight(rng):
     assert weight() is None
     lora.detach(model)
     assert not model.q.bias.requires_grad
+
+
+def test_a_model_folds_if_a_quantised_layer_shares_the_bias_of_an_adapted_one(rng):
+    model = Sequential(Linear(8, 8, rng=rng), Linear(8, 8, rng=rng))
+    model[1].bias = model[0].bias
+    lora.attach(model, LoRAConfig(rank=2, targets=["0"]), rng=rng)
+    lora.quantize(model, ["1"], progress=False)
+    lora.fold(model)
+    assert type(model[0]) is Linear
+    assert not model[0].bias.requires_grad

@@ -72,6 +72,13 @@ def test_the_base_is_beside_the_adapters(tmp_path):
         evaluate(StandIn(), rows, base=True)
 
 
+def test_rows_without_a_token_that_counts_are_no_observations(tmp_path):
+    rows, model = read(tmp_path, 3), StandIn()
+    masked = Row(np.arange(5), np.zeros(5, np.bool_))
+    assert evaluate(model, [*rows, *[masked] * 10]) == evaluate(model, rows)
+    assert math.isnan(evaluate(model, [rows[0], masked]).standard_error)
+
+
 def test_one_row_has_no_standard_error_and_none_is_refused(tmp_path):
     rows = read(tmp_path, 1)
     report = evaluate(StandIn(), rows)

@@ -121,6 +121,17 @@ def test_after_a_switch_of_adapters_everything_is_read_again(parts, rng):
     assert base != adapted
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_a_model_that_was_converted_writes(parts, dtype):
+    model, tok = parts
+    writer = TextGenerator(model, tok, max_tokens=4, temperature=0)
+    first = "".join(writer.stream("The fox"))
+    model.astype(dtype)
+    writer.forget()
+    assert "".join(writer.stream("The fox")) == first
+    assert generate(model, tok, "The fox", max_tokens=np.uint8(4), temperature=0) == first
+
+
 def test_what_cannot_be_written_is_refused(parts):
     model, tok = parts
     with pytest.raises(ValueError, match="the prompt is empty"):

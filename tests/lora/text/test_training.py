@@ -504,6 +504,8 @@ def test_a_file_is_no_folder_to_run_in(data, tmp_path):
         ({"max_length": 65}, "the model's context is 64 tokens"),
         ({"targets": ["k_proj"]}, "k_proj"),
         ({"targets": []}, "targets are empty"),
+        ({"base_model": "x" * 1001}, "base_model"),
+        ({"base_model": 3}, "not int"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_written(
@@ -590,6 +592,20 @@ def test_flags_are_true_or_false(data, tmp_path, name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, not 'no'"):
         run(data, tmp_path / "out", **{name: "no"})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_base_may_be_named_by_a_path(data, tmp_path):
+    run(data, tmp_path / "out", steps=1, base_model=tmp_path / "base")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_narrow_integers_of_numpy_count_as_those_of_python(data, tmp_path):
+    written(data / "train.jsonl", 300)
+    narrow = {"batch_size": np.uint8(1), "steps": None, "epochs": np.uint8(1)}
+    done = run(data, tmp_path / "out", max_length=np.int32(9), **narrow)
+    assert len(done.history.steps) == 300
+    assert read_options(tmp_path / "out" / "options.json")["max_length"] == 9
 
 
 def test_options_may_be_numbers_of_numpy_and_targets_a_generator(data, tmp_path):
