@@ -24,7 +24,7 @@ from minigrad.core.grad_mode import mode, no_grad
 from minigrad.core.node import Edge, Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op, replay
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, assigned
 from minigrad.versions import clock
 
 
@@ -68,7 +68,9 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
-        node.arguments = (Rerun(f, arguments, watcher.states, _fingerprint(result)),)
+        outside = [(x, {"_data": x._data, "node": n}) for n, x in watcher.outside.items()]
+        rerun = Rerun(f, arguments, outside, watcher.states, _fingerprint(result))
+        node.arguments = (rerun,)
     for observer in mode.observers:  # one of these may be the `DryRun` of an outer checkpoint
         observer.on_call(CHECKPOINT, used, result)
     return result
@@ -118,6 +120,7 @@ class Rerun:
 
     function: Callable[..., Tensor]
     arguments: list[Any]
+    outside: list[tuple[Tensor, dict[str, Any]]]  # the outside tensors, with their values and nodes
     states: dict[np.random.Generator, Any]
     fingerprint: tuple[Any, ...]
 
@@ -134,7 +137,12 @@ class Rerun:
         try:
             for generator, state in self.states.items():
                 generator.bit_generator.state = state
-            result = self.function(*inputs)
+            # A transform by a Module has given its parameters back their own nodes.
+            moved = [
+                (x, at) for x, at in self.outside if any(getattr(x, k) is not at[k] for k in at)
+            ]
+            with assigned(moved):
+                result = self.function(*inputs)
         finally:
             for generator, state in present.items():
                 generator.bit_generator.state = state

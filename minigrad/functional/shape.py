@@ -160,6 +160,7 @@ def diff(
 ) -> Tensor:
     """The differences x[i + 1] - x[i] along `axis`, taken `n` times.
 
+    Of booleans, the result says where neighbours differ.
     First, `prepend` and `append` (arrays, or numbers for one element) are joined to the two ends of
     x. For `n` = 0 the result is x itself, as in numpy.
 
@@ -176,7 +177,8 @@ def diff(
         x = concatenate([y if y.ndim else zeros + y for y in parts], axis)
     before = [slice(None)] * axis
     for _ in range(n):
-        x = getitem(x, (*before, slice(1, None))) - getitem(x, (*before, slice(-1)))
+        later, earlier = getitem(x, (*before, slice(1, None))), getitem(x, (*before, slice(-1)))
+        x = later != earlier if x.dtype == np.bool_ else later - earlier
     return x  # type: ignore[no-any-return]
 
 

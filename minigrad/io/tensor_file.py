@@ -438,11 +438,17 @@ def save_state(
         )
     if not isinstance(metadata, Mapping | None):
         raise TypeError(f"the metadata are a dict of texts, not {metadata!r:.60}")
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in plain.items():
-        if isinstance(arrays[name], (Mapping, list, tuple)) and array.dtype == object:
+    plain: dict[str, NDArray[Any]] = {}
+    for name, given in arrays.items():
+        if isinstance(given, np.ma.MaskedArray):
+            raise TypeError(f"{name} has a mask, which a file cannot have; save its .filled(value)")
+        try:
+            plain[name] = array = np.asarray(given)
+        except ValueError:  # arrays of different shapes in a list
+            array = np.empty(0, object)
+        if isinstance(given, (Mapping, list, tuple)) and array.dtype == object:
             raise TypeError(
-                f"save_state: {name} is a {type(arrays[name]).__name__}, and a file has one dict "
+                f"save_state: {name} is a {type(given).__name__}, and a file has one dict "
                 f"of arrays: give each array a name of its own, such as 'exp_avg.0', or let "
                 f"Trainer(..., checkpoint=path) save the model with its optimiser"
             )

@@ -391,7 +391,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             values[name] = values[name].copy()
     for name in state:
         if name not in tensors:
-            problems.append(f"unexpected: {name}{nearest(name, tensors)}")
+            problems.append(f"unexpected: {name}{nearest(str(name), tensors)}")
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():

@@ -245,6 +245,9 @@ class RMSprop(Optimizer):
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
         tables = self.last_step(group).tables(self.state_names(group))
+        if not group["centered"]:  # m would be out of date if centered were switched on again
+            for _, _, state in parameters:
+                state.pop("grad_avg", None)
         lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
         options = lr, alpha, 1 - alpha, group["eps"], group["weight_decay"], momentum
         plain, moving = kernels.optim.rmsprop, kernels.optim.rmsprop_momentum

@@ -28,7 +28,8 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -181,10 +182,10 @@ class Captured(Generic[P, R]):
             self._last = program
             return cast(R, _with_tensors(program.function(*[array for _, array in arrays])))
 
-    def _eager(self, args: Any, kwargs: Any) -> R:
-        """Run the step itself."""
-        kwargs = {name: _with_tensors(value) for name, value in kwargs.items()}
-        args = [*map(_with_tensors, args)]
+    def _eager(self, args: Any, kwargs: Any, views: Mapping[int, Any] = MappingProxyType({})) -> R:
+        """Run the step itself; `views` replace array arguments, by their ids."""
+        kwargs = {name: _with_tensors(value, views) for name, value in kwargs.items()}
+        args = [_with_tensors(value, views) for value in args]
         before = [*_contents([args, kwargs])]
         result = self.step(*args, **kwargs)
         if not are_same([*_contents([args, kwargs])], before):
@@ -230,7 +231,8 @@ class Captured(Generic[P, R]):
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
         with observe(recorder):
-            result = self._eager(args, kwargs)
+            result = self._eager(args, kwargs, names.views)
+        names.views.clear()  # a program keeps no array of its recording
         recorder.check_state()
         if written := surroundings.written():
             raise CaptureError(
@@ -347,22 +349,26 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
     )
 
 
-def _with_tensors(value: Any) -> Any:
+def _with_tensors(value: Any, views: Mapping[int, Any] = MappingProxyType({})) -> Any:
     """Replace arrays in arguments or results by Tensors, so that observers see their ops.
+
+    An array whose id is in `views` is replaced by its view, also in a Tensor.
 
     Lists, tuples and dicts without arrays stay the objects that they are, and so do those of other
     classes, which may have attributes.
     """
+    if isinstance(value, Tensor) and id(value._data) in views:
+        value = value._data
     if isinstance(value, np.ndarray):
-        return Tensor.at(as_array(value), None)
+        return Tensor.at(as_array(views.get(id(value), value)), None)
     if isinstance(value, StepNumber):
         return float(value)
     kind: Any = type(value)
     if kind is dict:
-        parts = [*map(_with_tensors, value.values())]
+        parts = [_with_tensors(each, views) for each in value.values()]
         return value if are_same(parts, [*value.values()]) else dict(zip(value, parts, strict=True))
     if kind is list or kind is tuple or is_named_tuple(value):
-        parts = [*map(_with_tensors, value)]
+        parts = [_with_tensors(each, views) for each in value]
         return value if are_same(parts, value) else getattr(kind, "_make", kind)(parts)
     return value
 

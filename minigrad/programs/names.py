@@ -86,6 +86,9 @@ class ValueNames:
         self, given: Iterable[tuple[str, NDArray[Any]]], surroundings: Surroundings
     ) -> None:
         self.arguments: list[str] = []  # the names of the array arguments
+        # What the step gets in place of each of them, by its id: a view, because the step may read
+        # the same array in another way too, as a buffer.
+        self.views: dict[int, NDArray[Any]] = {}
         self.space: dict[str, Any] = {}  # the named constants: functions, arrays, optimisers
         self.others: dict[str, Tensor] = {}  # used tensors that the surroundings do not have
         self.surroundings = surroundings
@@ -106,8 +109,9 @@ class ValueNames:
                     f"capture: the argument {name} is the memory of {self._labels[id(array)]}, "
                     f"which the step reads as well; leave the argument out, or pass a copy"
                 )
-            self._note(array)
-            self.arguments.append(self.register(array, self._unique(name)))
+            self.views[id(array)] = view = array.view()
+            self._note(view)
+            self.arguments.append(self.register(view, self._unique(name)))
 
     def _note(self, array: NDArray[Any]) -> None:
         self._owners[owner_of(array)] = True

@@ -215,6 +215,8 @@ class Trainer(TrainingStep):
             check_positive("epochs", epochs)
         if steps is not None:
             check_positive("steps", steps)
+        # Sums and products with an integer of 8 bits would overflow.
+        epochs, steps = (None if n is None else int(n) for n in (epochs, steps))
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
         if self.validate_every is not None and held_out is None:
@@ -461,6 +463,7 @@ class Trainer(TrainingStep):
     def _check_and_save(self) -> None:
         """Check that all ranks have the same state, and write the checkpoint, if there is one."""
         self._check_same({})
+        self._drop_unfit_best()
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
@@ -485,6 +488,7 @@ class Trainer(TrainingStep):
         """Save the weights if the loss is the best so far; stop if `patience` has run out."""
         if self.patience is None:
             return
+        self._drop_unfit_best()
         if loss < self._best_loss:
             self._best_loss, self._epochs_since_best = float(loss), 0
             self._best = self._weights()
@@ -492,6 +496,11 @@ class Trainer(TrainingStep):
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop(at_once=True)
+
+    def _drop_unfit_best(self) -> None:
+        """Forget the best weights if the optimiser trains other parameters now than theirs."""
+        if self._best and not self.save_frozen and self._best.keys() != self._saved().keys():
+            self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Check data, and return them as `Rows` or `MicroBatches`."""

@@ -553,3 +553,27 @@ def test_a_constant_that_it_was_handed_and_that_was_written_since_is_named():
     scale.copy_(np.zeros(3))
     with pytest.raises(RuntimeError, match=r"`checkpoint`.* saved its input 1 .* was written"):
         y.sum().backward()
+
+
+class Saved(nn.Module):
+    """A linear layer that runs under `checkpoint`, once or inside of another one."""
+
+    def __init__(self, nested):
+        self.inner = nn.Linear(2, 3, dtype=np.float64, rng=np.random.default_rng(0))
+        self.nested = nested
+
+    def forward(self, x):
+        if self.nested:
+            return checkpoint(lambda x: checkpoint(self.inner, x), x)
+        return checkpoint(self.inner, x)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_transform_by_a_module_passes_through_it(nested):
+    """The function runs again when the transform has put the parameters back."""
+    x, m = np.random.default_rng(0).standard_normal((4, 2)), Saved(nested)
+    right = minigrad.gradient(lambda m: (m(x) ** 2).sum())(m.inner)
+    found = minigrad.gradient(lambda m: (m(x) ** 2).sum())(m)
+    for name in ("weight", "bias"):
+        assert_allclose(found[f"inner.{name}"].data, right[name].data, rtol=1e-12)
+    assert_gradients(m, x)

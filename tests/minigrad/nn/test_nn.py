@@ -264,6 +264,12 @@ def test_the_dtype_none_is_that_of_no_dtype(make):
         assert value.dtype == other.dtype, name
 
 
+def test_a_state_with_keys_that_are_no_texts_is_refused():
+    layer = Linear(2, 2)
+    with pytest.raises(ValueError, match=r"(?s)missing: weight.*unexpected: 0"):
+        layer.load_state_dict({0: np.ones(2), 1: np.ones(2)})
+
+
 def test_a_gradient_for_a_module_that_was_converted_since_is_refused():
     layer = Linear(2, 2)
     y = layer(minigrad.ones(1, 2)).sum()

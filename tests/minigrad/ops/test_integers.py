@@ -281,3 +281,9 @@ def test_bools_to_the_power_of_an_integer_are_integers():
     assert squared.dtype == np.int8
     assert cubed.dtype.kind == "i"
     assert_array_equal(cubed.data, [1, 0])
+
+
+def test_differences_of_booleans_say_where_neighbours_differ():
+    x = np.array([[True, False, False], [True, True, False]])
+    for axis in (0, 1):
+        np.testing.assert_array_equal(minigrad.diff(x, axis=axis).data, np.diff(x, axis=axis))

@@ -704,6 +704,17 @@ def test_a_state_keeps_what_rmsprop_does_not_use_any_more(rng, name, on, off):
     np.testing.assert_equal(optimizer.state_dict(), state)
 
 
+def test_centered_cannot_be_switched_off_and_on_again(rng):
+    _, optimizer = started(lambda p: RMSprop(p, centered=True), rng)
+    optimizer.param_groups[0]["centered"] = False
+    optimizer.step()
+    optimizer.param_groups[0]["centered"] = True
+    with pytest.raises(ValueError, match="centered cannot be switched on"):
+        optimizer.step()
+    optimizer.param_groups[0]["centered"] = False
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
 def test_rmsprop_cannot_be_centered_after_a_step(rng):
     _, optimizer = started(RMSprop, rng)
     optimizer.param_groups[0]["centered"] = True

@@ -688,6 +688,33 @@ def test_arrays_reach_the_step_as_tensors():
     assert kinds == {Tensor}
 
 
+@pytest.mark.parametrize("kind", ["buffer", "frozen", "list"])
+def test_an_argument_may_be_memory_that_the_step_also_reads(kind):
+    """The program must not read the argument in place of that memory."""
+
+    def build():
+        p = nn.Parameter(np.arange(3.0))
+        makers = {"buffer": nn.Buffer, "frozen": lambda a: nn.Parameter(a, requires_grad=False)}
+        b = makers.get(kind, Tensor)(np.ones(3))
+        held, optimizer = [b], optim.SGD([p], lr=0.01)
+
+        def step(w):
+            optimizer.zero_grad()
+            loss = ((p * held[0] - w) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step, b
+
+    (eager, b), (step, c) = build(), build()
+    captured = mg.capture(step)
+    for i in range(8):
+        other = np.full(3, 5.0 + i)
+        assert bits(captured(c if i < 3 else other)) == bits(eager(b if i < 3 else other))
+    assert captured.programs
+
+
 def test_too_many_kinds_of_arguments_run_eagerly_after_a_warning():
     step, _ = made(lambda m, o, x, y, i: plain(m, o, x, y) * i)
     captured = mg.capture(step)

@@ -475,6 +475,34 @@ def test_without_frozen_parameters_a_checkpoint_has_those_of_the_optimiser(tmp_p
         made(1, save_frozen=True).load(tmp_path / "run")
 
 
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_best_weights_of_other_parameters_than_those_that_train_are_forgotten(tmp_path, change):
+    model = Tokens()
+    model.table.freeze()
+    optimizer = AdamW([{"params": [p]} for p in model.trainable_parameters()], lr=0.05)
+
+    def at_the_second(trainer):
+        if len(trainer.history.epochs) == 2 and change == "add":
+            model.table.freeze(False)
+            optimizer.add_param_group({"params": list(model.table.parameters())})
+        elif len(trainer.history.epochs) == 2:
+            optimizer.param_groups.pop(0)
+
+    options = {"patience": 3, "progress": False, "save_frozen": False, "on_epoch": at_the_second}
+    trainer = Trainer(model, optimizer, loss, checkpoint=tmp_path / "run", **options)
+    trainer.fit(micro_batches(), epochs=3, validation=micro_batches(7, 2))
+    before = everything(trainer)
+    trainer.load(tmp_path / "run")
+    np.testing.assert_equal(everything(trainer), before)
+
+
+def test_narrow_integers_of_numpy_are_numbers_of_epochs_and_steps():
+    one = trainer()
+    for _ in range(2):
+        one.fit(micro_batches(), steps=np.int8(100))
+    assert len(one.history.steps) == 200
+
+
 def test_a_file_of_a_run_between_two_epochs_says_nothing_of_an_unfinished_one(tmp_path):
     one = trainer()
     one.fit(micro_batches(), epochs=1)
