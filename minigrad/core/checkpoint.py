@@ -141,14 +141,17 @@ class Rerun:
             moved = [
                 (x, at) for x, at in self.outside if any(getattr(x, k) is not at[k] for k in at)
             ]
-            with assigned(moved):
+            watcher = DryRun(False)
+            with assigned(moved), observe(watcher):
                 result = self.function(*inputs)
         finally:
             for generator, state in present.items():
                 generator.bit_generator.state = state
             for observer in observers:
                 observer.on_rerun(False)
-        if _fingerprint(result) != self.fingerprint:
+        used = {*watcher.outside, getattr(result, "node", None)}
+        is_other = any(at["node"] not in used for _, at in self.outside)
+        if is_other or _fingerprint(result) != self.fingerprint:
             raise RuntimeError(
                 "checkpoint: the function gave another result when it was run again, so its "
                 "gradient would be wrong; did it use randomness of its own, did something that it "

@@ -39,8 +39,8 @@ class Observer:
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """The complete gradient of `node`, a wanted node, has arrived and passed the hooks.
 
-        It will be added to `before`, the `.grad` of the node, if there is one. No `.grad` is
-        changed before all gradients of the pass have been reported.
+        It will be added to `before`, the `.grad` of the node, if there is one. No leaf's
+        `.grad` is changed before all gradients of the pass have been reported.
         """
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:

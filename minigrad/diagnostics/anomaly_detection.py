@@ -292,6 +292,11 @@ class Detector(Recorder):
         headline += "" if known else f"; it was called{_UNSEEN}"
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Look at the sum for a result that retains its gradient; leaves have been looked at."""
+        if node.op is not None:
+            self.on_arrival(node, gradient, node.grad)
+
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a complete gradient, and at the sum of it and the old `.grad`."""
         total = gradient

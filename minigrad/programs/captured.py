@@ -301,11 +301,11 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
             (by `item()` or `if`), prints, or reads an iterator. It uses hooks, `retain_grad`,
-            `create_graph`, `hvp` or `checkpoint`. It writes to a numpy array, or to a list or dict
-            in its arguments, or gives a tensor other memory. It makes an array whose size depends
-            on values. It sets an option of an optimiser, or loads a state of an optimiser, a
-            scheduler or averages. It draws random numbers without minigrad. Or its second call
-            differs from the first.
+            `create_graph`, `hvp`, `checkpoint`, or an observer, such as `detect_anomaly`. It writes
+            to a numpy array, or to a list or dict in its arguments, or gives a tensor other memory.
+            It makes an array whose size depends on values. It sets an option of an optimiser, or
+            loads a state of an optimiser, a scheduler or averages. It draws random numbers without
+            minigrad. Or its second call differs from the first.
     """
     return Captured(step)
 

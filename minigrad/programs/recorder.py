@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minigrad.core.backward import add, contiguous_copy, fit_to_input
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import Observer
 from minigrad.core.op import Op
@@ -64,6 +64,16 @@ class StepRecorder(Observer):
         """Record the call of a forward function, with the arrays that the op passed to it."""
         if self._running:
             return  # the call is inside of another line
+        inner = mode.observers[-1]
+        # Forward mode and transforms have observers of their own, whose ops are lines too.
+        if inner is not self and not type(inner).__module__.startswith(
+            ("minigrad.core.", "minigrad.transforms.")
+        ):
+            raise CaptureError(
+                f"a program has no observers, so a {type(inner).__name__} inside of the step would "
+                f"see nothing; write the block (detect_anomaly, receipt, observe) around the calls "
+                f"of the captured step, which then run eagerly"
+            )
         if op is CHECKPOINT:
             raise CaptureError(
                 "a checkpoint is not captured; call the function itself, or run this step eagerly"

@@ -6,7 +6,7 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -197,7 +197,6 @@ class GradientRecorder(Observer):
                 self._groups.setdefault(layer if by == "layer" else name, []).append(parameter)
         if not self._groups:
             raise ValueError("no parameter of the model requires a gradient; nothing to record")
-        self._own = {id(p) for group in self._groups.values() for p in group}
         self.norms: dict[str, list[float]] = {name: [] for name in self._groups}
 
     def __len__(self) -> int:
@@ -208,7 +207,12 @@ class GradientRecorder(Observer):
 
     def record(self) -> None:
         """Record the current gradients as one step; call it after `backward()`."""
-        for name, parameters in self._groups.items():
+        self._record({id(p) for group in self._groups.values() for p in group})
+
+    def _record(self, used: Container[int]) -> None:
+        """Record the gradients of the parameters with these ids as one step."""
+        for name, group in self._groups.items():
+            parameters = [p for p in group if id(p) in used]
             norm = math.nan
             if any(parameter.grad is not None for parameter in parameters):
                 norm = grad_norm(parameters)
@@ -217,9 +221,9 @@ class GradientRecorder(Observer):
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Record a step of an optimiser that trains some of the model's parameters."""
-        stepped = (p for group in optimizer.param_groups for p in group["params"])
-        if any(id(p) in self._own for p in stepped):
-            self.record()
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) in stepped for group in self._groups.values() for p in group):
+            self._record(stepped)
 
 
 def plot_gradients(

@@ -72,6 +72,8 @@ class ValueTrace:
     zero: ZeroValue | None = None  # None unless all elements are zero
     # By index: the all-zero inputs of the op that made the value.
     zero_inputs: dict[int, ZeroValue] = field(default_factory=dict)
+    parts: Names = EMPTY  # the all-zero parameters that it was concatenated from, beside others
+    part_inputs: dict[int, Names] = field(default_factory=dict)  # the same of the op's inputs
 
 
 _NOTHING = ValueTrace()
@@ -118,6 +120,12 @@ class ForwardTrace(Recorder):
             if zeros:
                 first = next((z.call for z in zeros.values() if z.call), None)
                 zero = ZeroValue(union(*(z.parameters for z in zeros.values())), first)
+        part_inputs = {i: t.parts for i, t in traces if t.parts}
+        parts = EMPTY
+        if op.takes_sequence and zero is None:
+            parts = union(*part_inputs.values(), *(z.parameters for z in zeros.values()))
+        elif sum(bool(t.used) for _, t in traces) == 1:  # rows, columns or multiples of it
+            parts = union(*part_inputs.values())
         still = EMPTY
         if result.node is not None:
             nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
@@ -132,7 +140,8 @@ class ForwardTrace(Recorder):
             self.used |= used
             self._last.pop(used, None)  # moves it to the end
             self._last[used] = call
-        trace = ValueTrace(used, used if still == used else still, cuts, zero, zeros)
+        linked = used if still == used else still  # to save memory, the same set
+        trace = ValueTrace(used, linked, cuts, zero, zeros, parts, part_inputs)
         self._values[owner_of(result._data)] = trace
         if result.node is not None:
             self._nodes[result.node] = trace
@@ -181,6 +190,11 @@ class ForwardTrace(Recorder):
         zeros = self._nodes.get(stop.node, _NOTHING).zero_inputs
         return [zero for i, zero in zeros.items() if i in stop.factors]
 
+    def part_factors(self, stop: Stop) -> Names:
+        """Return the all-zero parameters in a part of the values that multiply a gradient."""
+        parts = self._nodes.get(stop.node, _NOTHING).part_inputs
+        return union(*(names for i, names in parts.items() if i in stop.factors))
+
     def cut_of(self, name: str, loss: Tensor) -> Cut | None:
         """Return where the path of a parameter to the loss is cut; None if it is not known."""
         wanted = self.trace(loss).cuts, self._gone, self._read
@@ -222,7 +236,8 @@ class BackwardTrace(Observer):
         # By parent: the results whose derivatives passed on zeros, and where the zeros began.
         self._passed: defaultdict[Node, list[Node]] = defaultdict(list)
         self._stops: defaultdict[Node, list[Stop]] = defaultdict(list)
-        self._fed: set[Node] = set()  # parents that received more than zeros
+        # By parent: the ops whose derivatives passed on more than zeros.
+        self._fed: defaultdict[Node, list[Stop]] = defaultdict(list)
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a nonzero gradient arrived, and whether a nonzero one was passed on."""
@@ -231,12 +246,22 @@ class BackwardTrace(Observer):
         elif not values_of(result).any():
             self._stops[parent].append(Stop.at(node, parent))
         else:
-            self._fed.add(parent)
+            self._fed[parent].append(Stop.at(node, parent))
 
     def stops(self, node: Node | None) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, from near to far."""
         found = [stop for path in self._back_from(node) for stop in self._stops[path]]
         return [stop for stop in found if stop.inside] or found
+
+    def before(self, stop: Stop) -> Iterator[Stop]:
+        """Yield the ops that the gradient came through before a stop, from near to far."""
+        queue = [stop]
+        found = {stop.node}
+        for each in queue:  # the queue grows during the loop
+            new = [op for op in self._fed.get(each.node, ()) if op.node not in found]
+            found.update(op.node for op in new)
+            queue += new
+            yield from new
 
     def lost_at(self, node: Node | None) -> Node | None:
         """Return the node where nonzero gradients add up to zero, or a hook makes them zero."""
@@ -325,7 +350,12 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
     while asleep:
         for name in asleep:
             stops = run.backward.stops(parameters[name].node)
-            factors = (zero.parameters for stop in stops for zero in run.forward.zero_factors(stop))
+            factors = [zero.parameters for stop in stops for zero in run.forward.zero_factors(stop)]
+            if not factors:  # a part of the gradient may have become zero before the stops
+                ops = (op for stop in stops for op in run.backward.before(stop))
+                factors = [next(filter(None, map(run.forward.part_factors, ops)), EMPTY)]
+                others = (op for stop in stops for op in run.backward.stops(stop.node))
+                factors += [z.parameters for op in others for z in run.forward.zero_factors(op)]
             suspects[name] |= {other for other in union(*factors) if run.norms.get(other)} - {name}
         before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():

@@ -577,3 +577,13 @@ def test_a_transform_by_a_module_passes_through_it(nested):
     for name in ("weight", "bias"):
         assert_allclose(found[f"inner.{name}"].data, right[name].data, rtol=1e-12)
     assert_gradients(m, x)
+
+
+def test_a_second_run_with_another_parameter_of_equal_values_is_refused():
+    """The result is the same, but the first parameter would get no gradient."""
+    layer = nn.Linear(2, 2)
+    loss = checkpoint(layer, minigrad.ones(1, 2)).sum()
+    layer.weight = nn.Parameter(layer.weight.detach().numpy())
+    with pytest.raises(RuntimeError, match="its gradient would be wrong"):
+        loss.backward()
+    assert layer.weight.grad is None

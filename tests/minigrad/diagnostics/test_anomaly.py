@@ -829,3 +829,15 @@ def test_a_debugger_stands_in_the_call_of_the_op():
 def test_what_to_look_for_is_true_or_false(inf):
     with pytest.raises(TypeError, match="detect_anomaly: inf must be True or False, not"):
         detect_anomaly(inf=inf)
+
+
+def test_the_sum_of_gradients_that_a_result_retains_is_looked_at():
+    x = minigrad.tensor([1.0, 2.0], requires_grad=True)
+    large = minigrad.tensor(3e38)
+    with detect_anomaly():
+        h = x * 1.0
+        h.retain_grad()
+        h.sum().backward(gradient=large, retain_graph=True)
+        x.grad = None
+        with pytest.raises(AnomalyError, match="added to the .grad it has, gives Inf"):
+            h.sum().backward(gradient=large)

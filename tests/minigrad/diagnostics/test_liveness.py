@@ -1358,3 +1358,34 @@ def test_the_library_itself_reads_values_without_a_word(batch, rng):
         loss.backward()
         model.layers[0].merge()
     assert [how for how, tensor, _ in leaves.seen if tensor.node is not None] == []
+
+
+@pytest.mark.parametrize("through", [lambda f, x: f(x), checkpoint])
+def test_a_new_adapter_beside_a_trained_one_is_zero_by_construction(batch, rng, through):
+    """B of the new one is a part of what the op multiplies by, and not all of it."""
+    net = nn.Sequential(nn.Linear(3, 2, rng=rng))
+    lora.attach(net, LoRAConfig(rank=2), adapter="a", rng=rng)
+    net[0].lora_b.copy_(rng.standard_normal((2, 2)))  # as if it had been trained
+    lora.attach(net, LoRAConfig(rank=2), adapter="b", rng=rng)
+    lora.switch(net, "a", "b")
+    report = liveness(net, lambda m, b: minigrad.mse(through(m, b[0]), b[1]), batch)
+    assert report
+    assert report["0.b.lora_a"].state == "zero by construction"
+    assert "0.b.lora_b is all zeros" in report["0.b.lora_a"].reason
+    assert report["0.b.lora_b"].state == "live"
+    assert report.adapters[1].verdict == "trains B only, and A once B has moved"
+
+
+def test_zeros_in_a_part_of_a_factor_are_found():
+    class Joined(nn.Module):
+        def __init__(self):
+            self.v, self.w = nn.Parameter([1.0, 2.0]), nn.Parameter([3.0, 4.0])
+            self.a, self.b = nn.Parameter([5.0, 6.0]), nn.Parameter([0.0, 0.0])
+
+        def forward(self):
+            x, y = [self.v, self.w], [self.a, self.b]
+            return minigrad.concatenate(x) * minigrad.concatenate(y)
+
+    report = liveness(Joined(), lambda m, _: m().sum(), None)
+    assert states(report) == {"v": "live", "w": "zero by construction", "a": "live", "b": "live"}
+    assert report["w"].reason == "b is all zeros, and multiplies it"

@@ -1546,3 +1546,20 @@ def test_derivatives_of_functions_are_captured(name, rng):
 def test_gradients_that_can_be_differentiated_are_refused(step):
     with pytest.raises(mg.CaptureError, match=r"recorded in a graph is not captured.*hvp and hess"):
         mg.capture(step)(mg.ones(4))
+
+
+def test_an_observer_inside_of_a_step_is_refused():
+    """A program would not tell it anything."""
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    @mg.capture
+    @mg.detect_anomaly
+    def step(x, y):
+        return plain(model, optimizer, x, y)
+
+    before = [p.data.copy() for p in model.parameters()]
+    with pytest.raises(CaptureError, match="a Detector inside of the step would see nothing"):
+        step(*batch())
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(parameter.data, old)

@@ -1,5 +1,6 @@
 """Pictures of training show the numbers they are given, and refuse what they cannot show."""
 
+import copy
 import itertools
 import re
 import subprocess
@@ -439,3 +440,28 @@ else:
     raise SystemExit("no error")
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_copy_of_a_recorder_and_its_model_records_too(rng):
+    net = nn.Linear(4, 2, rng=rng)
+    parts = net, SGD(net.parameters(), lr=0.1), viz.GradientRecorder(net)
+    model, optimizer, recorder = copy.deepcopy(parts)
+    with minigrad.observe(recorder):
+        model(minigrad.ones((3, 4))).sum().backward()
+        optimizer.step()
+    assert len(recorder) == 1
+    assert len(parts[2]) == 0
+
+
+def test_of_several_optimisers_each_step_has_the_gradients_that_it_uses(rng):
+    net = nn.Sequential(nn.Linear(4, 4, rng=rng), nn.Linear(4, 2, rng=rng))
+    optimizers = [SGD(layer.parameters(), lr=0.1) for layer in net]
+    recorder = viz.GradientRecorder(net)
+    with minigrad.observe(recorder):
+        net(minigrad.ones((3, 4))).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    first, second = recorder.norms["0"], recorder.norms["1"]
+    assert first[0] > 0
+    assert second[1] > 0
+    assert np.isnan([first[1], second[0]]).all()
