@@ -10,6 +10,7 @@ import numpy as np
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
+from minigrad.functional.precision import narrowed, widened
 from minigrad.ops import abs, astype, isnan, log, logical_and, multiply, sin, where
 
 
@@ -32,14 +33,14 @@ def has_no_logarithm(y: Any) -> Any:
 @composition
 def sinc(x: Array) -> Tensor:
     """sin(pi x) / (pi x), and 1 at 0. Derivatives of any order are exact, even near 0."""
-    u = math.pi * x
+    u = math.pi * widened(x)
     near = abs(u) < 0.5  # use the Taylor series there: the quotient's derivatives would cancel
     square = where(near, u * u, 0.0)
     series: Any = 1.0
     for k in range(9, 0, -1):
         series = 1.0 - square / (2 * k * (2 * k + 1)) * series
     u = where(near, 1.0, u)
-    return where(near, series, sin(u) / u)
+    return narrowed(where(near, series, sin(u) / u), x)
 
 
 @composition

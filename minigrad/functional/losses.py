@@ -386,7 +386,7 @@ def chosen_scores(
         weights, used, total = None, counted, float(np.count_nonzero(counted))
     else:
         weights = counted * class_weights[labels]
-        total, used = float(weights.sum()), weights != 0
+        total, used = float(weights.sum(dtype=np.float64)), weights != 0
     if reduction == "mean" and total == 0 and (class_weights is not None or labels.size):
         raise ValueError(_NO_MEAN)
     index: list[Any] = list(np.indices(labels.shape, sparse=True))
@@ -604,8 +604,8 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
 
 
 def _as_floats(x: Array) -> Array:
-    """Convert integers to float64; return floats as they are."""
-    return x if x.dtype.kind == "f" else widened(x)
+    """Convert integers to float64, and float16 to float32, in which sums do not overflow."""
+    return widened(x)
 
 
 def check_ignore_index(value: Any) -> None:

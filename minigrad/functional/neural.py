@@ -15,6 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
+from minigrad.functional.precision import narrowed, widened
 from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
 from minigrad.random import Rng
@@ -261,11 +262,16 @@ def scaled_dot_product_attention(
     else:
         check_range("scale", scale, -math.inf, math.inf)
         scale = float(scale)
+    given = query
+    if query.dtype == key.dtype == value.dtype == np.float16:  # their products could overflow
+        query, key, value = (widened(x) for x in (query, key, value))
     if dropout_p == 0 and kernels.attention.serves(query, key, value):
         if added is not None and added.dtype != query.dtype:
             added = astype(added, query.dtype)
-        return fused_attention(query, key, value, allowed, added, offset, scale)
-    return _attention(query, key, value, allowed, added, offset, scale, dropout_p, rng)
+        out = fused_attention(query, key, value, allowed, added, offset, scale)
+    else:
+        out = _attention(query, key, value, allowed, added, offset, scale, dropout_p, rng)
+    return out if given is query else narrowed(out, given)
 
 
 def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:

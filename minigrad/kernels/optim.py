@@ -182,9 +182,12 @@ class MultiTensor:
             )
         for row in tables.rest:
             arrays = [column[row] for column in tables.columns]
+            operands = [first[row], *arrays]
+            if arrays[0].dtype == np.float16:  # in which eps, and squares of gradients, would be 0
+                operands = [x.astype(np.float32) for x in operands]
             with np.errstate(all="ignore"):  # kernels do not warn either
                 numbers = own[row] if isinstance(own, list) else own
-                new = self.update(first[row], *arrays, numbers, options)
+                new = self.update(*operands, numbers, options)
             for array, values in zip(arrays, new, strict=True):
                 array[...] = values
         for table in tables.by_dtype:

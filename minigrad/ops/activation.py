@@ -12,7 +12,7 @@ from minigrad import kernels
 from minigrad.checks import check_above_0
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
-from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
+from minigrad.ops.elementwise import clip, exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.shape import as_tuple, normalize_axes
 
@@ -115,7 +115,8 @@ def _softplus_x(g: Array, x: Array, beta: float) -> Array:
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
-        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        y = clip(x, -20.0, 20.0)  # beyond, tanh is 1 or -1, and the cube could overflow
+        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)))
     return x * normal_cdf(x)
 
 

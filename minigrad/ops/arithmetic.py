@@ -113,7 +113,7 @@ def power(a: Array, b: Array) -> Array:
             gives floats.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
-        if a.dtype.kind == "f":
+        if a.dtype.kind == "f" and (b > 0 or a.dtype != np.float16):  # there, a^n may overflow
             return _product(a, int(b)) if b > 0 else 1.0 / _product(a, int(-b))
         if a.dtype.kind in "iu" and b.__class__ is int and b > 0:
             return _product(a, b)
@@ -138,7 +138,8 @@ def _power_a(g: Array, a: Array, b: Array) -> Array:
         if b == 2:
             return g * (b * a)
         return g * (b * power(a, b - 1)) if b != 0 else g * 0.0
-    nothing = logical_and(a == 0, b == 0)  # 0 times 0^-1
+    # 0 times a^-1, which is infinite for a = 0 and for the smallest subnormal numbers.
+    nothing = logical_and(abs(a) <= float(np.finfo(g.dtype).tiny) / 4, b == 0)
     return g * b * a ** where(nothing, 1.0, b - 1)
 
 

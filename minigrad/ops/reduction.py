@@ -71,7 +71,13 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return sum_over(x, as_tuple(axis), keepdims) / count_along(x.shape, axis)
 
 
-mean.vjp("x", lambda g, x_shape, axis: _spread(g / count_along(x_shape, axis), x_shape, axis))
+@mean.vjp("x")
+def _mean_x(g: Array, x_shape: Sequence[int], axis: Axis) -> Array:
+    count = count_along(x_shape, axis)
+    # In float16, a count above 65504 is infinite, but its reciprocal is not 0.
+    share = g * (1 / count) if g.dtype == np.float16 and count else g / count
+    return _spread(share, x_shape, axis)
+
 
 max = reducer(
     "max",

@@ -247,6 +247,9 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     if not may_repeat(index):
         out[index] = values
         return out
+    if values.dtype == np.float16:  # summed in float32, as by `sum`
+        wide = scatter_add.forward(values.astype(np.float32), index, shape)
+        return np.asarray(wide.astype(values.dtype))
     rows = _rows(index, out.shape) if values.size >= COMPILED_FROM else None
     if rows is None:
         np.add.at(out, index, values)

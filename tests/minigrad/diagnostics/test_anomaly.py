@@ -839,5 +839,5 @@ def test_the_sum_of_gradients_that_a_result_retains_is_looked_at():
         h.retain_grad()
         h.sum().backward(gradient=large, retain_graph=True)
         x.grad = None
-        with pytest.raises(AnomalyError, match="added to the .grad it has, gives Inf"):
+        with pytest.raises(AnomalyError, match=r"added to the \.grad it has, gives Inf"):
             h.sum().backward(gradient=large)
