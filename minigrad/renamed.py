@@ -19,7 +19,7 @@ from inspect import getattr_static
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-import numpy as np
+from minigrad.checks import python_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,7 +170,7 @@ def with_python_numbers(function: Callable[P, R]) -> Callable[P, R]:
     def plain(value: Any) -> Any:
         if type(value) in (tuple, list):
             return type(value)(map(plain, value))
-        return value.item() if isinstance(value, np.number) else value
+        return python_number(value)
 
     @wraps(function)
     def converted(*args: Any, **options: Any) -> Any:

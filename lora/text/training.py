@@ -45,7 +45,6 @@ from minigrad.checks import (
     check_flag,
     check_positive,
     check_range,
-    python_number,
 )
 from minigrad.distributed import world
 from minigrad.nn import Module
@@ -188,9 +187,7 @@ def train(
     """
     if targets is not None and not isinstance(targets, str):
         targets = tuple(targets)
-    options = {
-        name: python_number(value) for name, value in locals().items() if name in OPTION_NAMES
-    }
+    options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)

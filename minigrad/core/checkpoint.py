@@ -94,6 +94,8 @@ def _constant(value: Any) -> Any:
 class DryRun(Observer):
     """Find the outside tensors that a function uses, and the generators that it draws from."""
 
+    is_internal = True
+
     def __init__(self, recorded: bool) -> None:
         # Whether `checkpoint` makes a node for the result; the run itself records nothing.
         self.recorded = recorded

@@ -62,6 +62,8 @@ class _Known(NamedTuple):
 class ForwardMode(Observer):
     """The run of a function in forward mode, in one direction or several at once."""
 
+    is_internal = True
+
     def __init__(self, directions: int) -> None:
         self._directions = directions
         self._start = next(clock)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,14 @@ from minigrad.core.tensor import Tensor
 
 
 class Observer:
-    """Base class of observers: override the methods for what you want to see."""
+    """Base class of observers: override the methods for what you want to see.
+
+    Attributes:
+        is_internal: whether a computation itself uses the observer, as forward mode does; others
+            only watch.
+    """
+
+    is_internal: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

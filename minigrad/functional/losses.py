@@ -127,7 +127,7 @@ def cross_entropy(
     check_ignore_index(ignore_index)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
-    given, logits = logits, _as_floats(logits)
+    given, logits = logits, widened(logits)
     axis, weights = _classes(logits, weight)
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
@@ -238,7 +238,7 @@ def nll(
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
-    scores = _as_floats(log_probabilities)
+    scores = widened(log_probabilities)
     axis, weights = _classes(scores, weight)
     losses = _label_losses(scores, axis, target, weights, ignore_index, reduction)
     return narrowed(losses, log_probabilities)
@@ -598,14 +598,9 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     """
     if target.shape != prediction.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
-    prediction = _as_floats(prediction)
+    prediction = widened(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)
-
-
-def _as_floats(x: Array) -> Array:
-    """Convert integers to float64, and float16 to float32, in which sums do not overflow."""
-    return widened(x)
 
 
 def check_ignore_index(value: Any) -> None:

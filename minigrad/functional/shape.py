@@ -160,9 +160,9 @@ def diff(
 ) -> Tensor:
     """The differences x[i + 1] - x[i] along `axis`, taken `n` times.
 
-    Of booleans, the result says where neighbours differ.
     First, `prepend` and `append` (arrays, or numbers for one element) are joined to the two ends of
-    x. For `n` = 0 the result is x itself, as in numpy.
+    x. For `n` = 0 the result is x itself, as in numpy. For booleans, it says where neighbours
+    differ.
 
     Raises:
         ValueError: if `n` is not an integer of at least 0, the axis does not exist, or the shapes

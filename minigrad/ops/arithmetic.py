@@ -113,10 +113,10 @@ def power(a: Array, b: Array) -> Array:
             gives floats.
     """
     if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
-        if a.dtype.kind == "f" and (b > 0 or a.dtype != np.float16):  # there, a^n may overflow
-            return _product(a, int(b)) if b > 0 else 1.0 / _product(a, int(-b))
-        if a.dtype.kind in "iu" and b.__class__ is int and b > 0:
-            return _product(a, b)
+        if b > 0 and (a.dtype.kind == "f" or (a.dtype.kind in "iu" and b.__class__ is int)):
+            return _product(a, int(b))
+        if b < 0 and a.dtype.kind == "f" and a.dtype != np.float16:  # there, a^n may overflow
+            return 1.0 / _product(a, int(-b))
     return a**b  # the operator, not np.power: it is fast for exponents such as 2 and 0.5
 
 

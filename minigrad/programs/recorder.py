@@ -65,10 +65,7 @@ class StepRecorder(Observer):
         if self._running:
             return  # the call is inside of another line
         inner = mode.observers[-1]
-        # Forward mode and transforms have observers of their own, whose ops are lines too.
-        if inner is not self and not type(inner).__module__.startswith(
-            ("minigrad.core.", "minigrad.transforms.")
-        ):
+        if inner is not self and not inner.is_internal:
             raise CaptureError(
                 f"a program has no observers, so a {type(inner).__name__} inside of the step would "
                 f"see nothing; write the block (detect_anomaly, receipt, observe) around the calls "

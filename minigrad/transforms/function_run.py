@@ -28,6 +28,8 @@ class _Departures(Observer):
     A condition such as `if x > 0` does not count: between its jumps, its result is constant.
     """
 
+    is_internal = True
+
     def __init__(self, start: int) -> None:
         self._start, self.found = start, False
 

@@ -1,6 +1,5 @@
 """Saving, merging and extracting are interrupted at random lines of the library."""
 
-import os
 import random
 from pathlib import Path
 
@@ -29,8 +28,7 @@ def lines_of(run, stop=None):
 )
 @pytest.mark.full
 @pytest.mark.parametrize("command", INTERRUPTS)
-def test_an_interrupt_is_one_and_loses_nothing(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and of no account here
+def test_an_interrupt_is_one_and_loses_nothing(command, tmp_path):
     saving.prepare(tmp_path)
     out = tmp_path / "out"
     run = saving.action(command, tmp_path)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minigrad import io
+from tests.chaos.forks import forks
 from tests.chaos.lines import Lines
 
 ENTRY, OTHER = "entry", "in/side"
@@ -48,33 +49,6 @@ def hidden(folder):
     return sorted(each.name for each in folder.iterdir() if each.name.startswith("."))
 
 
-KILLED = """
-import json, os, signal, sys
-from minigrad import io
-
-def watched(function):
-    def call(*args, **options):
-        global left
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        return function(*args, **options)
-    return call
-
-for line in sys.stdin:
-    folder, left, calls, names = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for name in calls.split():
-            setattr(os, name, watched(getattr(os, name)))
-        with io.replacing_together(folder, "entry") as stage:
-            for name in names:
-                (stage / name).parent.mkdir(exist_ok=True)
-                (stage / name).write_text("newer")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 CALLS = "fsync rename unlink replace rmdir"
 
 
@@ -84,19 +58,14 @@ def put_and_be_killed():
 
     The processes are forked from one that has imported all they need.
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", KILLED], **pipes) as parent:
+    with forks("tests.minigrad.io.killed") as start:
 
         def put_there(folder, moment, calls=CALLS, names=(ENTRY, OTHER)):
-            parent.stdin.write(json.dumps([str(folder), moment, calls, names]) + "\n")
-            parent.stdin.flush()
-            status = int(parent.stdout.readline())
+            status, _ = start(folder, moment, calls, *names).end()
             assert status in (0, -signal.SIGKILL)
             return status != 0
 
         yield put_there
-        parent.stdin.close()
-        assert parent.wait() == 0
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +504,6 @@ unclosed = pytest.mark.filterwarnings(
     ],
 )
 def test_an_interrupt_at_any_line_leaves_all_or_nothing(tmp_path, names, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and of no account here
     old, new = (tuple([text] * len(names)) for text in ("old", "new"))
     put(tmp_path, "old", names)
     states, number = [], 0
@@ -554,7 +522,6 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(tmp_path, names, monkeyp
 
 @unclosed
 def test_an_interrupt_at_any_line_of_one_file_is_an_interrupt(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
     path, number, states = tmp_path / "file", 0, []
     io.write_atomically(path, b"old")
     while interrupted_at(number, lambda: io.write_atomically(path, b"new")):

@@ -1,7 +1,6 @@
 """The page in a browser: headless Chromium steps through it as a reader would."""
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -10,28 +9,6 @@ import lora
 import minigrad as mg
 
 pytestmark = pytest.mark.full
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-if CHROMIUM is None:
-    pytest.skip("chromium is not installed", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 class Reader:
