@@ -120,20 +120,26 @@ def silu_gradient(g: Any, x: Any) -> Any:
     return g * (s * (_ONE + x * (_ONE - s)))
 
 
+def _times(beta: float, x: Array) -> Array:
+    """Compute beta x without a warning, because infinities have the right softplus."""
+    with np.errstate(over="ignore"):
+        return beta * x
+
+
 def _softplus(x: Array, beta: float) -> Array:
-    z = beta * x
-    return np.asarray((np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta)
+    z = _times(beta, x)
+    return np.asarray(np.where(z < 0, 0, x) + np.log1p(np.exp(-np.abs(z))) / beta)
 
 
 @elementwise(CURVE, reference=_softplus)
 def softplus(x: Any, beta: float) -> Any:
-    """Compute log(1 + e^(beta x)) / beta."""
+    """Compute log(1 + e^(beta x)) / beta, also where beta x is not finite."""
     z = beta * x
-    above = _ZERO if z < 0 else z
-    return (above + vector_math.log1p_series(vector_math.exp_below(-abs(z)))) / beta
+    above = _ZERO if z < 0 else x
+    return above + vector_math.log1p_series(vector_math.exp_below(-abs(z))) / beta
 
 
-@elementwise(CURVE, reference=lambda g, x, beta: np.asarray(g * _sigmoid(beta * x)))
+@elementwise(CURVE, reference=lambda g, x, beta: np.asarray(g * _sigmoid(_times(beta, x))))
 def softplus_gradient(g: Any, x: Any, beta: float) -> Any:
     """Compute g sigmoid(beta x)."""
     return g * vector_math.sigmoid(beta * x)

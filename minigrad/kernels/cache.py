@@ -280,7 +280,8 @@ class KernelCache:
             if announces:
                 # Imported here and by name, because first_run imports the kernels, and they import
                 # this module.
-                import_module("minigrad.kernels.first_run").announce(name, str(signature))
+                first_run = import_module("minigrad.kernels.first_run")
+                first_run.announce(name, self._function.__module__, str(signature))
             with interrupts_held_back():  # while numba imports what it needs to compile
                 cpu_target.typing_context.refresh()
                 target.refresh()

@@ -32,6 +32,13 @@ TRAINING = (
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
+IMAGES = (
+    "gemm", "weight_sums", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
+    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
+)  # fmt: skip
+"""The kernels of a convolutional network. `gemm` is needed first, but takes longest."""
+
 NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # environment variables of runs in which no user waits
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +54,7 @@ def end_with_the_first():
 threading.Thread(target=end_with_the_first, daemon=True).start()
 sys.path[:0] = [{root!r}]
 from minigrad.kernels import first_run
-first_run.compile_for_training({folders!r})
+first_run.compile_for_training({folders!r}, {module!r})
 """  # the thread starts before the import, which takes a second
 
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
@@ -98,13 +105,13 @@ class Announcement:
 _announcement: Announcement | None = None
 
 
-def announce(name: str, signature: str) -> None:
+def announce(name: str, module: str, signature: str) -> None:
     """Show that a function is about to be compiled; the caller must hold numba's compiler lock."""
     global _announcement
     if _announcement is None:
         if may_start_a_process():
             with suppress(OSError):  # there may be too many processes, or too little memory
-                start_second_process()
+                start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
         cache.after_compiling = _announcement.hide
     _announcement.show(name)
@@ -137,15 +144,17 @@ def may_start_a_process() -> bool:
         return False
 
 
-def start_second_process() -> subprocess.Popen[bytes]:
+def start_second_process(module: str = "") -> subprocess.Popen[bytes]:
     """Start the process that compiles kernels of a training step; it ends when this process ends.
 
-    It has its own session, so that Ctrl-C in a terminal does not reach it.
+    `module` is the module of the first kernel that this process compiles. The second process has
+    its own session, so that Ctrl-C in a terminal does not reach it.
     """
     first = os.getpid()
     folders = [*map(str, cache.FOLDERS)]
+    program = PROGRAM.format(first=first, root=str(ROOT), folders=folders, module=module)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", PROGRAM.format(first=first, root=str(ROOT), folders=folders)],
+        [sys.executable, "-P", "-c", program],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -162,8 +171,12 @@ def start_second_process() -> subprocess.Popen[bytes]:
     return process
 
 
-def compile_for_training(folders: list[str]) -> None:
-    """Compile the kernels of `TRAINING`, unless another process does so for these folders."""
+def compile_for_training(folders: list[str], module: str) -> None:
+    """Compile the kernels of `TRAINING`, unless another process does so for these folders.
+
+    If the first kernel of the first process is in the module of convolutions, those of `IMAGES` are
+    compiled before.
+    """
     os.nice(10)  # other processes come first
     cache.announces = False
     cache.FOLDERS[:] = map(Path, folders)
@@ -171,7 +184,8 @@ def compile_for_training(folders: list[str]) -> None:
     if folder is None or not _is_the_only_one(folder):
         return
     kernels = {kernel.function.__name__: kernel for kernel in reversed(kernels_of(double=False))}
-    for name in TRAINING:
+    is_convolution = module.startswith("minigrad.kernels.convolution")
+    for name in (*IMAGES, *TRAINING) if is_convolution else TRAINING:
         kernels[name].compile()
 
 

@@ -259,6 +259,15 @@ def test_nothing_but_a_float64_tensor_makes_float64_of_float32(compute):
         assert minigrad.grad(out.sum(), x).dtype == np.float32
 
 
+def test_softplus_is_x_also_where_beta_x_is_no_number_of_its_dtype():
+    x = single(1e38, -1e38, 0)
+    assert_allclose(minigrad.softplus(x, 100.0).data, [1e38, 0, np.log(2) / 100], rtol=1e-6)
+    wide = Tensor(np.array([1e307, -1e307]), requires_grad=True)
+    out = minigrad.softplus(wide, 100.0)
+    assert_array_equal(out.data, [1e307, 0])
+    assert_array_equal(minigrad.grad(out.sum(), wide).data, [1, 0])
+
+
 # Bad input is refused before anything is computed
 
 
