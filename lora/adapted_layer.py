@@ -1,11 +1,9 @@
 """AdaptedLayer: a frozen layer, and the updates of its weight by named adapters.
 
-    W' = W + dW_1 + dW_2 + ...          over the active adapters
-
-All adapters share one W, and nothing writes to it. Merging computes W' once and keeps W, so a call
-costs no more than a call of the base. Unmerging restores every bit; subtracting dW would not,
-because (w + d) - d is not always w in floating point. If a merged adapter is changed, or would lose
-a gradient, the next call raises an error.
+All adapters share one W. Merging computes W + dW_1 + dW_2 + ... once and keeps W, so a call costs
+no more than a call of the base. Unmerging restores every bit; subtracting dW would not, because
+(w + d) - d is not always w in floating point. If a merged adapter is changed, or would lose a
+gradient, the next call raises an error.
 """
 
 from __future__ import annotations

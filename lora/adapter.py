@@ -1,11 +1,7 @@
 """Adapter: the low-rank update of one weight, and its trainable parameters.
 
-    LoRA    dW = s B A
-    DoRA    dW = diag(m / n) (W + s B A) - W          n_j = |row j of W + s B A|
-
-A is `(rank, d_in)`, B `(d_out, rank)`, and m, DoRA's magnitude, `(d_out,)`. PiSSA has frozen first
-factors A_0 and B_0, and s (B A - B_0 A_0) in place of s B A. This is a product of rank 2 r. It is
-computed as s ((B - B_0) A + B_0 (A - A_0)), so at first it is exactly 0.
+The update of PiSSA, s (B A - B_0 A_0), is a product of rank 2 r. It is computed as
+s ((B - B_0) A + B_0 (A - A_0)), so at first it is exactly 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """LoRAConv: a frozen convolution plus a trainable low-rank update.
 
-    y = conv(x, W) + b + scale B conv(x, A)      A: (rank, C h w), B: (O, rank)
-
 A convolution multiplies each patch of an image, C h w numbers, by a matrix whose rows are the
-filters. So its adapter is the adapter of a linear layer that is called on patches. The rows of A
-are filters, which move over the image like those of W, and B is a 1 x 1 convolution.
+filters. So its adapter is the adapter of a linear layer that is called on patches.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """LoRAEmbedding: a frozen embedding plus a trainable low-rank update.
 
-    y_i = W[i] + scale B A[:, i]          A: (rank, count), B: (d, rank)
-
 An embedding is a linear map of the i-th unit vector, and its table is the transpose of the map's
-weight. So A and B have the same shapes as in a linear layer. But here A begins at zero, and B at
-random (as in PEFT). So the vector of a token that is not in the training data does not change.
+weight. So A and B have the same shapes as in a linear layer. But here A begins at zero, so the
+vector of a token that is not in the training data does not change.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """LoRALayer: a frozen linear layer plus a trainable low-rank update (LoRA).
 
-    y = x W^T + b + scale (x A^T) B^T          A: (rank, d_in), B: (d_out, rank)
-
 A low-rank change of the weights is enough for fine-tuning, with little loss (Hu et al., 2021). So
-LoRA trains rank (d_in + d_out) numbers instead of the d_out d_in elements of W. B begins at zero,
-so the first output equals the output of the base. Gradients flow to A, B and x, but never to W: no
-product is computed and no activation is saved for the gradient of W.
+LoRA trains rank (d_in + d_out) numbers instead of the d_out d_in elements of W. Gradients flow to
+A, B and x, but never to W: no product is computed and no activation is saved for the gradient of W.
 """
 
 from __future__ import annotations
