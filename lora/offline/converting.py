@@ -25,16 +25,8 @@ from lora.offline.inspection import wrong_in
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import (
-    MAGNITUDE,
-    A,
-    AdapterFolder,
-    B,
-    by_key,
-    check_no_model,
-    check_tensors,
-    write_folder,
-)
+from lora.peft.folder import AdapterFolder, check_no_model, check_tensors, write_folder
+from lora.peft.keys import MAGNITUDE, A, B, by_key
 from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, model_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package

@@ -20,7 +20,8 @@ from lora.offline.workers import WorkerPool
 from lora.patterns import check_several, exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
-from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, check_no_model, write_folder
+from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_folder
+from lora.peft.keys import A, B, by_key
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad.checks import check_flag, check_problems

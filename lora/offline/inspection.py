@@ -17,16 +17,8 @@ from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import (
-    KEYS,
-    MAGNITUDE,
-    PREFIX,
-    A,
-    AdapterFolder,
-    B,
-    StoredLayer,
-    check_is_folder,
-)
+from lora.peft.folder import AdapterFolder, StoredLayer, check_is_folder
+from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.checks import check_positive

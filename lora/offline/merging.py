@@ -18,13 +18,7 @@ from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import (
-    TIED,
-    UNTIED,
-    AdaptedBase,
-    find_sidecars,
-    other_weights,
-)
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, check_not_empty, is_finite_in
@@ -99,7 +93,7 @@ def merge_files(
 ) -> MergedFiles:
     """Merge an adapter into a base in files: write W + dW, computed in float64 and rounded once.
 
-    dW is s B A, or for DoRA diag(m / n) (W + s B A) - W; see `lora.adapter`. Only some rows of a
+    dW is s B A, or for DoRA diag(m / n) (W + s B A) - W; see `lora.Adapter`. Only some rows of a
     tensor are in memory at a time. Tensors that the adapter does not change are copied bit for bit,
     in any dtype, unless `dtype` converts them. Files at `out` are replaced only by complete ones.
 

@@ -28,16 +28,8 @@ from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
-from lora.peft.folder import (
-    FLOATS,
-    KEYS,
-    MAGNITUDE,
-    NO_FLOATS,
-    A,
-    AdapterFolder,
-    B,
-    StoredLayer,
-)
+from lora.peft.folder import FLOATS, NO_FLOATS, AdapterFolder, StoredLayer
+from lora.peft.keys import KEYS, MAGNITUDE, A, B
 from lora.peft.loading import set_pissa_start
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer

@@ -2,7 +2,7 @@
 
 A folder has two files, `adapter_config.json` and `adapter_model.safetensors`. `lora` loads what
 PEFT wrote, and PEFT loads what `lora` wrote. `save` and `load` work on models; `AdapterFolder` and
-`write_folder` need no model. In reading order: config, facts, folder, loading, saving.
+`write_folder` need no model. In reading order: config, facts, keys, folder, loading, saving.
 """
 
 from lora.peft.config import CONFIG, PeftConfig, read_config

@@ -1,28 +1,13 @@
-"""AdapterFolder: read an adapter from files, without a model; `write_folder` writes one.
-
-PEFT names a tensor by the key `base_model.model.<layer>.<part>`. The parts of an update are
-
-    lora_A.weight, lora_B.weight            A (rank, d_in), B (d_out, rank) of a linear layer
-    lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
-    lora_magnitude_vector                   m of DoRA
-
-In a convolution, A consists of filters `(rank, C, h, w)`, and B and m have the axes of a 1 x 1
-kernel: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
-
-Every other key is a parameter that was trained in full, or a buffer of such a module. The bias of a
-layer with an update is named `<layer>.base_layer.bias`, the others as in the model.
-"""
+"""AdapterFolder: read an adapter from files, without a model; `write_folder` writes one."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,12 +15,10 @@ from numpy.typing import DTypeLike
 from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
+from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, Shape, check_readable, in_order, parameter_of
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES, from_stored, to_stored
-
-V = TypeVar("V")
-Shape = tuple[int, ...]
 
 WEIGHTS = "adapter_model.safetensors"
 """The name of the file with the tensors, in the folder of an adapter."""
@@ -43,68 +26,16 @@ WEIGHTS = "adapter_model.safetensors"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
 NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
-PREFIX = "base_model.model."
-KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
-
 _OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
 
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
 _LARGEST_HEADER = 1 << 24  # bytes; a few hundred describe a tensor
-_LONGEST = 1000  # characters of a key; usual keys have less than 100
 
 # While another process moves its files into the folder: the number of attempts to read them, the
 # number of attempts that may find neither file, and the seconds between two attempts.
 _TRIES, _LOOKS, _PAUSE = 50, 5, 0.01
-
-A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
-
-_PARTS = {
-    "lora_A.weight": (A, False),
-    "lora_B.weight": (B, False),
-    "lora_embedding_A": (A, True),
-    "lora_embedding_B": (B, True),
-    "lora_magnitude_vector": (MAGNITUDE, False),
-}
-
-
-def by_key(
-    updates: Mapping[str, Mapping[str, V]], full: Mapping[str, V], embeddings: Collection[str]
-) -> dict[str, V]:
-    """Return the contents of an adapter by PEFT's keys.
-
-    `updates` are given by the names of layer and part, and `full`, the parameters and buffers in
-    full, by their names in the model. `embeddings` are the layers that are embeddings.
-    """
-    endings = {part: ending for ending, part in _PARTS.items()}
-    found = {}
-    for layer, parts in updates.items():
-        for part, value in parts.items():
-            is_embedding = layer in embeddings and part != MAGNITUDE
-            found[f"{PREFIX}{layer}.{endings[part, is_embedding]}"] = value
-    for name, value in full.items():
-        layer, _, last = name.rpartition(".")
-        found[PREFIX + (f"{layer}.base_layer.{last}" if layer in updates else name)] = value
-    return found
-
-
-def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
-    """Return the shape in a file of a part of an update, by its shape here and the weight's."""
-    ones = (1,) * (len(weight) - 2)
-    if not ones:
-        return shape
-    return {A: shape[:1] + weight[1:], B: shape + ones, MAGNITUDE: (1, *shape, *ones)}[part]
-
-
-def _in_order(key: str) -> list[str | int]:
-    """Return a sort key by which layers.2 comes before layers.10."""
-    return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", key))]
-
-
-def _parameter_of(key: str) -> str:
-    """Return the name in the model of a parameter that was trained in full, by its key."""
-    return key.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 @dataclass(frozen=True)
@@ -150,13 +81,9 @@ class AdapterFolder(Closing):
         self.path = Path(path)
         self.config, self.file, self.unfinished = _open(self.path)
         try:
-            for key in self.file:  # a key may have control characters, or be too long to match
-                if len(key) > _LONGEST or not key.isprintable():
-                    raise ValueError(
-                        f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
-                        f"or has some that cannot be printed"
-                    )
-                if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
+            check_readable(self.file)
+            for key in self.file:
+                if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self.file))
             self.facts = Facts.of(self.file.metadata)
@@ -169,15 +96,15 @@ class AdapterFolder(Closing):
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
-        for key in sorted(self.file, key=_in_order):
-            ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
+        for key in sorted(self.file, key=in_order):
+            ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
             if ending is not None and key.startswith(PREFIX):
                 layer = key[len(PREFIX) : -len(ending) - 1]
-                updates.setdefault(layer, {})[_PARTS[ending][0]] = key
+                updates.setdefault(layer, {})[PARTS[ending][0]] = key
             elif self._is_repeated(key):
                 self.repeated.append(key)
             else:
-                self.whole[_parameter_of(key)] = key
+                self.whole[parameter_of(key)] = key
         self.layers: dict[str, StoredLayer] = {}
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
@@ -201,7 +128,7 @@ class AdapterFolder(Closing):
 
     def is_trained_in_full(self, key: str) -> bool:
         """Tell whether the configuration says that a parameter was trained in full."""
-        name = _parameter_of(key)
+        name = parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
 
@@ -222,7 +149,7 @@ class AdapterFolder(Closing):
         """Tell whether a tensor can be a buffer of integers, such as a count of batches."""
         dtype = self.tensors[key].dtype
         is_integer = dtype in CODES and dtype not in FLOATS
-        return is_integer and self.config.is_saved(_parameter_of(key))
+        return is_integer and self.config.is_saved(parameter_of(key))
 
     def dtype_problem(self, key: str, dtype: str = FLOATS[0]) -> str:
         """Return why a tensor cannot be loaded into one with `dtype`; empty if it can.
@@ -396,12 +323,7 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
-    unreadable = [key for key in tensors if len(key) > _LONGEST or not key.isprintable()]
-    if unreadable:  # `AdapterFolder` would refuse the file
-        raise ValueError(
-            f"the key {unreadable[0][:100]!r} is longer than {_LONGEST} characters, or has some "
-            f"that cannot be printed; rename the module"
-        )
+    check_readable(tensors, "; rename the module")  # `AdapterFolder` would refuse the file
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(

@@ -26,7 +26,8 @@ from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
-from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key, stored_shape
+from lora.peft.folder import AdapterFolder
+from lora.peft.keys import PREFIX, A, B, by_key, stored_shape
 from lora.scaling import largest_rank
 from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow

@@ -25,16 +25,8 @@ from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import (
-    MAGNITUDE,
-    A,
-    B,
-    by_key,
-    check_not_empty,
-    check_tensors,
-    stored_shape,
-    write_folder,
-)
+from lora.peft.folder import check_not_empty, check_tensors, write_folder
+from lora.peft.keys import MAGNITUDE, A, B, by_key, stored_shape
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_count
 from minigrad.nn import Module
