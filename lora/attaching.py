@@ -20,11 +20,12 @@ from lora.adapter import DEFAULT
 from lora.attachment import state
 from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
+from lora.attachment.targets import KINDS
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Buffer, Conv2d, Embedding, Linear, Module
+from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
@@ -143,7 +144,7 @@ def check_attachable(model: Module, adapter: str) -> None:
     """Raise an error if the name of a new adapter is invalid, or the model cannot get one."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
-    if isinstance(model, (Linear, Embedding, Conv2d)) or is_narrow(model):
+    if isinstance(model, tuple(KINDS)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "

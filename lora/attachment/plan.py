@@ -11,18 +11,16 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.attachment.state import FullCopy, attachment_of, state_names
-from lora.attachment.targets import Target, projections, targets_in, without_layers
+from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
-from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy, copy_for_adapter
-from lora.linear import LoRALayer
 from lora.patterns import find
 from lora.scaling import check_rank_fits
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
-from lora.variants.narrow import BFloat16Embedding, is_narrow
-from minigrad.nn import Buffer, Conv2d, Embedding, Module, Parameter
+from lora.variants.narrow import is_narrow
+from minigrad.nn import Buffer, Module, Parameter
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -88,11 +86,8 @@ class Plan:
         if isinstance(original, AdaptedLayer):
             layer = original
         else:
-            kind: type[AdaptedLayer] = LoRALayer
-            if isinstance(original, Conv2d):
-                kind = LoRAConv
-            elif isinstance(original, (Embedding, BFloat16Embedding)):
-                kind = LoRAEmbedding
+            kind = adapted_kind(original)
+            assert kind is not None  # as of each target
             try:
                 layer = kind.around(original)
             except ValueError as error:

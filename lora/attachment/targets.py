@@ -12,10 +12,18 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
+from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, matches, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
 from minigrad.nn.module import walk
+
+# The layers that can have an adapter, each with the layer with adapters that replaces it.
+KINDS: dict[type[Module], type[AdaptedLayer]] = {
+    **dict.fromkeys((Linear, NF4Linear, BFloat16Linear), LoRALayer),
+    **dict.fromkeys((Embedding, BFloat16Embedding), LoRAEmbedding),
+    **dict.fromkeys((Conv2d, Conv1d), LoRAConv),
+}
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,19 @@ def candidates(model: Module) -> tuple[list[str], list[str]]:
     """List the layers that can have an adapter: names of linear ones, and names of others."""
     linear: list[str] = []
     others: list[str] = []
-    rest = (Embedding, BFloat16Embedding, Conv2d, Conv1d)
-    kinds = (Linear, NF4Linear, BFloat16Linear, *rest)
     for name, module in model.named_modules():
-        if isinstance(module, AdaptedLayer) or any(is_plain(module, kind) for kind in kinds):
-            is_other = isinstance(module, (LoRAEmbedding, LoRAConv, *rest))
-            (others if is_other else linear).append(name)
+        kind = type(module) if isinstance(module, AdaptedLayer) else adapted_kind(module)
+        if kind is not None:
+            (others if issubclass(kind, (LoRAEmbedding, LoRAConv)) else linear).append(name)
     return linear, others
 
 
-def is_plain(module: Module, kind: type[Module]) -> bool:
+def adapted_kind(module: Module) -> type[AdaptedLayer] | None:
+    """Return the class of layer that replaces a module; None if it can have no adapter."""
+    return next((adapted for kind, adapted in KINDS.items() if _is_plain(module, kind)), None)
+
+
+def _is_plain(module: Module, kind: type[Module]) -> bool:
     """Tell whether a module computes the same as a `kind`, and has no further parameters."""
     return (
         isinstance(module, kind)
