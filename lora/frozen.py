@@ -1,8 +1,6 @@
 """The frozen parts of a layer with adapters: its matrix W, dense or in few bits, and its bias.
 
-A matrix is `(d_out, d_in)`. A matrix in few bits (`minigrad.kernels.narrow`) is never dense as a
-whole: only one strip of rows is decoded at a time. The matrix of an embedding is its table,
-transposed.
+A matrix is `(d_out, d_in)`. The matrix of an embedding is its table, transposed.
 """
 
 from __future__ import annotations
@@ -152,7 +150,10 @@ class DenseMatrix(FrozenMatrix):
 
 
 class NarrowFrozenMatrix(FrozenMatrix):
-    """A matrix in few bits. It cannot change, and only a strip of it is dense at a time."""
+    """A matrix in few bits (`minigrad.kernels.narrow`), which cannot change.
+
+    It is never dense as a whole: only one strip of rows is decoded at a time.
+    """
 
     def __init__(self, matrix: kernels.narrow.NarrowMatrix, dtype: np.dtype[Any]) -> None:
         self.matrix = matrix

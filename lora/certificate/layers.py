@@ -1,8 +1,4 @@
-"""LayerMerge: one layer whose weight will be merged, and bounds on rounding errors in its output.
-
-`merging_of` describes a layer with adapters; `merging_into` describes a weight and adapters without
-a layer, such as those in files.
-"""
+"""LayerMerge: one layer whose weight will be merged, and bounds on its rounding errors."""
 
 from __future__ import annotations
 
@@ -78,7 +74,7 @@ def merging_into(
     bias: Array | None = None,
     one_hot: bool = False,
 ) -> LayerMerge:
-    """Describe the merge of some of the active adapters into a weight, without a layer.
+    """Describe the merge of some of the active adapters into a weight, such as one in a file.
 
     The weight of an embedding (`one_hot`) is its transposed table. `active` are all adapters that
     the layer computes with before the merge, and `merged` at least one of them. A TypeError is

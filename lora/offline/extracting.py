@@ -139,9 +139,7 @@ def extract_files(
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
     for role, names in {**lists, "modules_to_save": modules_to_save}.items():
         check_several(role, names)
-    targets, exclude, embeddings, modules_to_save = map(
-        tuple, (targets, exclude, embeddings, modules_to_save)
-    )
+    targets, exclude, embeddings = map(tuple, lists.values())
     check_no_model(out, base, finetuned)
     with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
         before, after = pool.opened
@@ -190,7 +188,7 @@ def extract_files(
             rank_pattern=smaller,
             alpha_pattern=smaller,
             bias=bias,
-            modules_to_save=tuple(modules_to_save),
+            modules_to_save=saved.modules_to_save,
             fan_in_fan_out=fan_in_fan_out or known,
         )
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)

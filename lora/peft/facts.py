@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
 import numpy as np
 
@@ -136,7 +135,7 @@ def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) 
 
 def fingerprint_of(layer: AdaptedLayer) -> str:
     """Return the fingerprint of the base matrix of a layer; in few bits, of its decoded values."""
-    if isinstance(layer.base_weight, Tensor):
-        return fingerprint(layer.base_weight._data)
-    read = partial(layer.base_weight.rows, dtype=np.float64)
-    return fingerprint_of_rows(layer.base_weight.shape, lambda part: read(part.start, part.stop))
+    weight = layer.base_weight
+    if isinstance(weight, Tensor):
+        return fingerprint(weight._data)
+    return fingerprint_of_rows(weight.shape, lambda x: weight.rows(x.start, x.stop, np.float64))

@@ -153,8 +153,7 @@ def _config_of(
     """Return the configuration, with the adapter's own patterns if PEFT matches them the same."""
     asked = attached.config
     modules = dict(model.named_modules())
-    adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
-    inside = tuple(f"{name}." for name in {*adapted, *updates})
+    inside = tuple(f"{name}." for name, m in modules.items() if isinstance(m, AdaptedLayer))
     # The names of the modules of the model without adapters.
     names = [name for name in modules if name and not name.startswith(inside)]
     dropouts = {update.dropout for update in updates.values()}
