@@ -4,10 +4,9 @@ These commands work on files: adapters that PEFT or `lora.save` wrote, and bases
 GGUF, only a part of which is in memory at a time. The commands `train`, `generate` and `eval` are
 in `lora.text`.
 
-The exit status is 0 for success; 1 if `check` found something wrong, or a merge would lose more
-than the limit; 2 for other errors, such as bad input; and 130 after Ctrl-C, which leaves either the
-old files or the complete new ones. `verify` is another name of `check`; the function `lora.verify`
-is different, and tests the identities of LoRA on a model.
+`--help` explains the exit status. Ctrl-C leaves either the old files or the complete new ones.
+`verify` is another name of `check`; the function `lora.verify` is different, and tests the
+identities of LoRA on a model.
 """
 
 from __future__ import annotations

@@ -53,11 +53,7 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """The report of `quantize`: a line for each layer that was replaced, and the totals.
-
-    Attributes:
-        layers: the layers that were replaced.
-    """
+    """The report of `quantize`: a line for each of the `layers` that were replaced, and totals."""
 
     layers: tuple[QuantizedLayer, ...]
 

@@ -95,8 +95,6 @@ class NarrowLinear(Module):
 class NF4Linear(NarrowLinear):
     """A linear layer with a frozen weight in four bits (NF4, Dettmers et al., 2023, section 3).
 
-        y = x W^T + b          `(..., in_features) -> (..., out_features)`
-
     An element of W is one of 16 levels times the absmax of its block, the largest absolute value.
     Gradients flow to x only; an adapter may train a copy of b. `weight` is an NF4Matrix, whose
     `arrays()` are the arrays to store in a file. For arguments and errors see
@@ -131,8 +129,6 @@ class NF4Linear(NarrowLinear):
 
 class BFloat16Linear(NarrowLinear):
     """A linear layer with a frozen weight in bfloat16, as language models store it.
-
-        y = x W^T + b          `(..., in_features) -> (..., out_features)`
 
     Gradients flow to x only; an adapter may train a copy of b. `weight` is a BFloat16Matrix. For
     arguments and errors see `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a
