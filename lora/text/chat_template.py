@@ -26,7 +26,7 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
-        self.text, self._variables = text, dict(variables)
+        self._variables = dict(variables)
         try:
             self._template = _sandbox().from_string(text)
         except (package("jinja2").TemplateError, RecursionError) as error:
@@ -38,17 +38,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> str:
-        """Return a conversation as text.
-
-        Args:
-            messages: the turns, each a mapping with a `role`, and usually `content`.
-            add_generation_prompt: whether to append the beginning of an answer.
-            variables: other variables of this template, such as `enable_thinking`.
-
-        Raises:
-            ValueError: if a message is no such mapping, or the template refuses the conversation,
-                fails, or does something that the sandbox does not allow.
-        """
+        """Return a conversation as text; `Tokenizer.render` has the same arguments and errors."""
         exceptions = package("jinja2").exceptions
         try:  # copy by way of JSON: the template gets plain data, and no objects with methods
             turns = json.loads(json.dumps(messages))

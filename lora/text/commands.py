@@ -85,7 +85,7 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     add("out", type=path, help=help_text)
     help_text = "options.json of an earlier run, whose options count unless they are given here"
     add("--config", type=path, metavar="FILE", help=help_text)
-    add_options(add, training.train, training.OPTION_NAMES)
+    add_options(add, training.train, training.OPTION_TYPES)
     help_text = "leave prompts out of the loss, as is the default; mlx-lm has this option"
     add("--mask-prompt", action="store_true", help=help_text)
     help_text = "continue the run in OUT from its last checkpoint, with its options and the same "
@@ -156,7 +156,7 @@ def train(
 
     def options_of_earlier_run() -> dict[str, Any]:
         file = str(saved) if resume and config is None and saved.exists() else config
-        return {} if file is None else training.read_options(file)
+        return {} if file is None else run_folder.options_of(file, training.OPTION_TYPES)
 
     earlier = ranks.on_first(options_of_earlier_run, "train")
     form = earlier.pop(run_folder.DTYPE, None)
@@ -297,9 +297,6 @@ def load(
     """Load a model, its tokenizer, and adapters; the last one is active.
 
     An adapter has the name of its folder, with _ in place of all but letters, digits, - and _.
-
-    Raises:
-        ValueError: if two adapters have the same name, or one is called "base".
     """
     names = [re.sub("[^A-Za-z0-9_-]", "_", Path(folder).resolve().name) for folder in adapters]
     if len({*names, BASE}) <= len(names):

@@ -61,13 +61,12 @@ def estimate(
     total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
     tokens = sum(ids.size for ids, _ in batches) / len(batches) * accumulation_steps * steps
-    matrices = [
-        module.weight
+    products = sum(
+        math.prod(module.weight.shape)
         for module in modules.values()
         if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
         and not isinstance(module, (Embedding, BFloat16Embedding))  # no product
-    ]
-    products = sum(math.prod(matrix.shape) for matrix in matrices)
+    )
     seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
     shown = counted(round(seconds), "second") if seconds < 120 else f"{seconds / 60:.1f} minutes"
     text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"

@@ -1,12 +1,7 @@
 """The language model: it maps tokens to logits, a score for each possible next token.
 
-    x <- the vector of each token
-    x <- x + attention(norm(x)),  x <- x + mlp(norm(x))       in each layer
-    logits = norm(x) W^T                                       W is the head
-
-Llama (Touvron et al., 2023), Mistral, Qwen2, Qwen3 and SmolLM3 are this model with different
-options in `ModelConfig`. Modules and parameters have the names of transformers' LlamaForCausalLM,
-so an adapter for one also fits the other.
+Modules and parameters have the names of transformers' LlamaForCausalLM, so an adapter for one also
+fits the other.
 """
 
 from __future__ import annotations
@@ -36,8 +31,8 @@ class LanguageModel(Module):
         x <- x + attention(norm(x)),  x <- x + mlp(norm(x))       in each layer
         logits = norm(x) W^T                                       W is the head
 
-    This is Llama (Touvron et al., 2023), with the options in which Mistral, Qwen2, Qwen3 and
-    SmolLM3 differ. `load_model` makes one with trained parameters.
+    This is Llama (Touvron et al., 2023), with the options of `ModelConfig` in which Mistral, Qwen2,
+    Qwen3 and SmolLM3 differ. `load_model` makes one with trained parameters.
 
     Args:
         config: the sizes and options. The parameters are initialised randomly.
@@ -184,11 +179,10 @@ class Decoder(Module):
             ValueError: if `stop` exceeds the largest length of the model.
         """
         c = self.config
-        most = c.max_length
-        if stop > most:
+        if stop > c.max_length:
             raise ValueError(
-                f"a text of {stop} tokens is too long: this model was made for {most}, as its "
-                f"max_position_embeddings or its sliding_window says; shorten the text"
+                f"a text of {stop} tokens is too long: this model was made for {c.max_length}, as "
+                f"its max_position_embeddings or its sliding_window says; shorten the text"
             )
         turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         angles = np.outer(np.arange(start, stop), turns)

@@ -52,7 +52,7 @@ class RunFolder:
         return datetime.now().isoformat()
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Check, on all ranks, that a run can begin here, or resume with the same facts.
+        """Check, on rank 0, that a run can begin here, or resume with the same facts.
 
         Args:
             facts: the options, hashes of data, base and beginning of the run.
@@ -62,9 +62,6 @@ class RunFolder:
             ValueError: if it has a model or another run, or the facts differ from those of the run.
         """
         known = json.loads(json.dumps(facts))  # tuples become lists, as in the file
-        world().on_first(lambda: self._check(known), "train")
-
-    def _check(self, facts: Mapping[str, Any]) -> None:
         name = os.fspath(self.path)
         if self.path.is_file():
             raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
@@ -78,7 +75,7 @@ class RunFolder:
             return
         if not self.options_file.is_file():
             raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
-        runs = _saved_run(self.options_file), facts
+        runs = _saved_run(self.options_file), known
         old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
         changed = [
             f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
@@ -86,10 +83,6 @@ class RunFolder:
             if old.get(key) != new.get(key) and key != "save_every"
         ]
         check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
-
-    def create(self) -> None:
-        """Create the folder, if it does not exist; only rank 0 does."""
-        world().on_first(lambda: self.path.mkdir(parents=True, exist_ok=True), "train")
 
     @contextmanager
     def running(self, facts: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[None]:
@@ -121,12 +114,8 @@ class RunFolder:
         try:
             self.options_file.touch(exist_ok=False)
         except FileExistsError:  # another run began while this one read its rows
-            self._check(facts)
+            self.check(facts)
             raise
-
-    def has_checkpoint(self) -> bool:
-        """Return, on all ranks, whether there is a checkpoint."""
-        return bool(world().on_first(self.checkpoint.exists, "train"))
 
 
 def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:

@@ -173,7 +173,8 @@ class Tokenizer:
 
         Raises:
             ValueError: if there is no template, a message is no mapping with a role, or the
-                template is invalid, refuses the conversation, or fails.
+                template is invalid, refuses the conversation, fails, or does something that the
+                sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
         if self._template is None and (template := self.chat_template) is not None:

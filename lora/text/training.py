@@ -10,7 +10,6 @@ resumes from the checkpoint, and gives the same bits as an uninterrupted run.
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import signal
@@ -37,15 +36,9 @@ from lora.peft import PeftConfig, save
 from lora.peft.facts import fingerprint_of
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
-from lora.text.run_folder import DTYPE, RunFolder, options_of
+from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer
-from minigrad.checks import (
-    check_above_0,
-    check_count,
-    check_flag,
-    check_positive,
-    check_range,
-)
+from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
 from minigrad.distributed import world
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosineLR
@@ -187,7 +180,7 @@ def train(
     """
     if targets is not None and not isinstance(targets, str):
         targets = tuple(targets)
-    options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
+    options = {name: value for name, value in locals().items() if name in OPTION_TYPES}
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
@@ -205,7 +198,7 @@ def train(
         "base": base,
         "time": folder.began.isoformat(),
     }
-    folder.check(facts)
+    ranks.on_first(lambda: folder.check(facts), "train")
     progress = progress and ranks.is_first
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
@@ -224,7 +217,7 @@ def train(
         save(model, folder.path, seed=seed, base_model=base_model, progress=progress)
 
     with _adapted(model, config, rng, checkpointing, progress):
-        folder.create()
+        ranks.on_first(lambda: folder.path.mkdir(parents=True, exist_ok=True), "train")
         optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
         rising = min(math.ceil(warmup * total), total - 1)
         trainer = Trainer(
@@ -242,7 +235,7 @@ def train(
             progress=False,
             rng=rng,
         )
-        if resume and folder.has_checkpoint():
+        if resume and ranks.on_first(folder.checkpoint.exists, "train"):
             trainer.load(folder.checkpoint)
         with folder.running(facts, trainer.history.steps):
             try:
@@ -263,21 +256,13 @@ def train(
     return TrainResult(folder.path, trainer.history, rows, int(best["step"]))
 
 
-_NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress"}
+_NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress", "return"}
 _MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 
-OPTION_NAMES = [name for name in inspect.signature(train).parameters if name not in _NO_OPTIONS]
-"""The parameters of `train` that are stored with a run, and must not change when it is resumed."""
-
-
-def read_options(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the options of an earlier run, among them `DTYPE`, from its `options.json`.
-
-    A ValueError is raised if the file has no options, or one that `train` does not have, or one
-    with a wrong type.
-    """
-    kinds = get_type_hints(train)
-    return options_of(file, {name: kinds[name] for name in OPTION_NAMES})
+OPTION_TYPES = {
+    name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
+}
+"""The types of the parameters of `train` that are stored with a run, and must stay the same."""
 
 
 def _check_options(options: Mapping[str, Any], context: int) -> None:
@@ -285,8 +270,7 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
         if options[name] is not None or name not in _MAY_BE_NONE:
             check_positive(name, options[name])
-    for name in ("train_on_prompts", "as_chat", "checkpointing"):
-        check_flag(name, options[name])
+    check_flag("checkpointing", options["checkpointing"])  # `read_rows` checks the other flags
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])

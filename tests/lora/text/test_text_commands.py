@@ -18,8 +18,9 @@ from lora.text.commands import show
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
+from lora.text.run_folder import options_of
 from lora.text.samples import Sample, draw
-from lora.text.training import OPTION_NAMES, read_options
+from lora.text.training import OPTION_TYPES
 from tests.lora.text.models import tiny_folder
 
 ROWS = [
@@ -64,7 +65,7 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
     result = json.loads(printed)
     assert [step["step"] for step in result["steps"]] == [1, 2, 3, 4, 5, 6]
     assert result["data"]["train"]["rows"] == len(ROWS)
-    assert read_options(out / "options.json")["train_on_prompts"] is False
+    assert options_of(out / "options.json", OPTION_TYPES)["train_on_prompts"] is False
     assert (out / "training.png").stat().st_size > 10_000
     assert json.loads((out / "adapter_config.json").read_bytes())["task_type"] == "CAUSAL_LM"
     first, second = result["samples"]
@@ -170,9 +171,11 @@ def test_an_option_of_the_wrong_type_is_refused(base, data, tmp_path, capsys, op
 def test_masked_prompts_undo_those_of_a_config(base, data, tmp_path, capsys):
     first, second = (tmp_path / name / "options.json" for name in "ab")
     run(capsys, "train", base, data, first.parent, *TRAIN, "--train-on-prompts")
-    assert read_options(first)["train_on_prompts"] is True
+    assert options_of(first, OPTION_TYPES)["train_on_prompts"] is True
     run(capsys, "train", base, data, second.parent, "--config", first, "--mask-prompt")
-    assert read_options(second) == read_options(first) | {"train_on_prompts": False}
+    assert options_of(second, OPTION_TYPES) == options_of(first, OPTION_TYPES) | {
+        "train_on_prompts": False
+    }
 
 
 @pytest.mark.full
@@ -244,7 +247,7 @@ def test_train_has_an_option_for_each_of_its_parameters_with_the_text_of_that(ca
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    missing = [n for n in OPTION_NAMES if f"--{n.replace('_', '-')}" not in text]
+    missing = [n for n in OPTION_TYPES if f"--{n.replace('_', '-')}" not in text]
     assert not missing
     # Before Python 3.13 the metavariable stands behind each spelling.
     spellings = r"--lr(?: LR)?, --learning-rate LR"

@@ -17,8 +17,9 @@ from lora.attachment.state import adapted_layers
 from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
+from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
-from lora.text.training import read_options, train
+from lora.text.training import OPTION_TYPES, train
 from minigrad.io import TensorWriter, load_state
 from minigrad.optim import AdamW
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
@@ -605,11 +606,11 @@ def test_narrow_integers_of_numpy_count_as_those_of_python(data, tmp_path):
     narrow = {"batch_size": np.uint8(1), "steps": None, "epochs": np.uint8(1)}
     done = run(data, tmp_path / "out", max_length=np.int32(9), **narrow)
     assert len(done.history.steps) == 300
-    assert read_options(tmp_path / "out" / "options.json")["max_length"] == 9
+    assert options_of(tmp_path / "out" / "options.json", OPTION_TYPES)["max_length"] == 9
 
 
 def test_options_may_be_numbers_of_numpy_and_targets_a_generator(data, tmp_path):
     options = {"rank": np.int64(2), "steps": np.int64(2)}
     done = run(data, tmp_path / "out", targets=(name for name in ["q_proj"]), **options)
     assert len(done.history.steps) == 2
-    assert read_options(tmp_path / "out" / "options.json")["rank"] == 2
+    assert options_of(tmp_path / "out" / "options.json", OPTION_TYPES)["rank"] == 2
