@@ -232,15 +232,10 @@ def batches(
         TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, `shuffle` is
             not True or False, or `rng` is not a generator.
     """
-    if isinstance(arrays, (np.ndarray, Tensor)):
-        raise TypeError(
-            f"batches takes a list of arrays, not one of shape {arrays.shape}; write "
-            f"batches([x], ...)"
-        )
-    if not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):
-        raise TypeError(
-            f"batches takes a list of arrays, not {arrays!r:.60}; write batches([x], ...)"
-        )
+    is_one = isinstance(arrays, (np.ndarray, Tensor))
+    if is_one or not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):
+        found = f"one of shape {np.shape(arrays)}" if is_one else f"{arrays!r:.60}"
+        raise TypeError(f"batches takes a list of arrays, not {found}; write batches([x], ...)")
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
     batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow

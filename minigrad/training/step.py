@@ -48,7 +48,6 @@ class TrainingStep:
         model: Module,
         optimizer: Optimizer,
         loss: Loss,
-        *,
         clip_norm: float | None,
         scheduler: LRScheduler | None,
         ema: EMA | None,
@@ -157,10 +156,8 @@ class TrainingStep:
             for parameter, gradient in zip(parameters, sums[0], strict=True):
                 parameter.grad = None if gradient is None else Tensor(gradient)
         is_counted = any(fact.is_counted for fact in facts)
-        total = sum(fact.weight for fact in facts)
-        if not total:
-            raise self._without_count()
-        if is_counted and (correction := self._correction(total)) != 1:
+        correction = self._correction(sum(fact.weight for fact in facts))
+        if is_counted and correction != 1:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad * correction
@@ -201,7 +198,15 @@ class TrainingStep:
         return MicroBatchFacts(value, count, counted is not None)
 
     def _correction(self, total: float) -> float:
-        """Return the factor that converts shares of all rows to shares of the total count."""
+        """Return the factor that converts shares of all rows to shares of the total count.
+
+        A ValueError is raised if this count is 0.
+        """
+        if not total:
+            raise ValueError(
+                f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
+                f"without a target that counts, or take more of them for a step"
+            )
         return 1.0 if self._rows_in_step is None else self._rows_in_step / total
 
     def _is_shared(self) -> bool:
@@ -227,16 +232,6 @@ class TrainingStep:
     def _loss_value(self, loss: NDArray[Any]) -> float:
         """Return a loss as a number; with several ranks, `_of_all` checks it, on all of them."""
         return float(loss.item()) if self._world.size > 1 else self._finite("loss", loss)
-
-    def _without_count(self) -> ValueError:
-        """Return the error for a count of 0.
-
-        `_make_step` must not name `history` itself: `capture` would compare it before each run.
-        """
-        return ValueError(
-            f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
-            f"without a target that counts, or take more of them for a step"
-        )
 
     def _finite(self, name: str, value: Any) -> float:
         """Return a loss or a norm as a number; raise a FloatingPointError if it is not finite."""

@@ -36,28 +36,13 @@ from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_va
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.training import checkpoint_file, saved_state
+from minigrad.training import checkpoint_file, ranks, saved_state
 from minigrad.training.counted_loss import Loss, loss_and_count
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import History, as_record
-from minigrad.training.ranks import (
-    check_ranks,
-    check_same_model,
-    check_unchanged,
-    digests_of_attributes,
-    digests_of_model,
-    file_of_first,
-    take_from_first,
-)
 from minigrad.training.saved_state import UnfinishedEpoch
 from minigrad.training.step import TrainingStep
-from minigrad.training.training_data import (
-    Data,
-    MicroBatches,
-    Rows,
-    as_data,
-    prepared,
-)
+from minigrad.training.training_data import Data, MicroBatches, Rows, as_data, prepared
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
@@ -150,18 +135,9 @@ class Trainer(TrainingStep):
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
-        flags = {"save_frozen": save_frozen, "progress": progress}
-        for name, flag in flags.items():
-            check_flag(name, flag)
-        super().__init__(
-            model,
-            optimizer,
-            loss,
-            clip_norm=clip_norm,
-            scheduler=scheduler,
-            ema=ema,
-            capture=capture,
-        )
+        check_flag("save_frozen", save_frozen)
+        check_flag("progress", progress)
+        super().__init__(model, optimizer, loss, clip_norm, scheduler, ema, capture)
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
         self.batch_size, self.accumulation_steps = int(batch_size), int(accumulation_steps)
@@ -277,11 +253,11 @@ class Trainer(TrainingStep):
     def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
         """Give all ranks the same state, or raise an error on all of them."""
         count = math.ceil(len(train) / train.batch_size)
-        check_ranks(self._world, count, self.accumulation_steps)
-        take_from_first(self._world, self._trained(), self.ema)
+        ranks.check_ranks(self._world, count, self.accumulation_steps)
+        ranks.take_from_first(self._world, self._trained(), self.ema)
         data = digest([given and given.compared() for given in (train, held_out)])
-        self._digests = digests_of_attributes(self.model)
-        self._check_same({"the data": data, **digests_of_model(self.model, self._digests)})
+        self._digests = ranks.digests_of_attributes(self.model)
+        self._check_same({"the data": data, **ranks.digests_of_model(self.model, self._digests)})
 
     def _check_same(self, further: Mapping[str, str]) -> None:
         """Raise an error on all ranks if they differ in the options or in the state of training."""
@@ -341,7 +317,7 @@ class Trainer(TrainingStep):
             TypeError: if `x` does not hold numbers, or the model does not return a Tensor.
         """
         array = as_data(x, self._dtype())
-        check_same_model(world(), self.model, array)
+        ranks.check_same_model(world(), self.model, array)
         return prediction(self.model, array, self.batch_size, self._generators)
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
@@ -359,7 +335,7 @@ class Trainer(TrainingStep):
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            check_same_model(world(), self.model, given.compared())
+            ranks.check_same_model(world(), self.model, given.compared())
         if isinstance(given, MicroBatches):
             return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
         output = prediction(self.model, given.x, self.batch_size, self._generators)
@@ -405,7 +381,7 @@ class Trainer(TrainingStep):
                 self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
             made, count = self._recorded_step(taken)
             if self._digests is not None:  # the first step of a `fit` on several ranks
-                check_unchanged(self.model, self._digests)
+                ranks.check_unchanged(self.model, self._digests)
                 self._digests = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))
@@ -647,7 +623,7 @@ class Trainer(TrainingStep):
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
-        with file_of_first(world(), path) as file:
+        with ranks.file_of_first(world(), path) as file:
             state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
 
