@@ -173,11 +173,7 @@ class Decoder(Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def rotation(self, start: int, stop: int) -> Rotation:
-        """Return cos and sin of the angles of these positions, `(stop - start, head_dim / 2)`.
-
-        Raises:
-            ValueError: if `stop` exceeds the largest length of the model.
-        """
+        """Return cos and sin of the angles of these positions, `(stop - start, head_dim / 2)`."""
         c = self.config
         if stop > c.max_length:
             raise ValueError(

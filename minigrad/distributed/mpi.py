@@ -50,9 +50,7 @@ class MPIWorld(World):
         launch: the number of processes, and the launcher.
         forget: a function that removes this world in a forked child process, which is not a rank.
 
-    Raises:
-        RuntimeError: if mpi4py is missing, or belongs to another MPI than the launcher.
-        ValueError: if `MINIGRAD_PATIENCE` is not a positive number.
+    Errors are those of `world`.
     """
 
     def __init__(self, launch: Launch, forget: Callable[[], None]) -> None:

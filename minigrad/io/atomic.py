@@ -80,8 +80,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write bytes to a file, completely or not at all.
 
-    A file next to the target is written, and renamed when all bytes are on disk.
-
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
         TypeError: if `content` is not bytes.

@@ -162,10 +162,8 @@ class Optimizer(ABC):
         an error, nothing is changed.
 
         Raises:
-            ValueError: if a parameter occurs twice, also in an earlier group, is frozen or is not a
-                leaf, or an option has an impossible value.
-            TypeError: if `group` is not a dict with "params", a parameter is not a tensor, or an
-                option is unknown or has a wrong type.
+            ValueError: as in `Optimizer`; a parameter may not be in an earlier group either.
+            TypeError: as in `Optimizer`, or if `group` is not a dict with "params".
         """
         i = len(self.param_groups)
         if not isinstance(group, Mapping) or "params" not in group:

@@ -148,13 +148,9 @@ class LRScheduler(ABC):
 class LambdaLR(LRScheduler):
     """lr = base_lr lr_lambda(step), where `lr_lambda` is a function of the number of steps.
 
-    The state does not contain the function: to load a state, make the scheduler with the same one.
-
-    Raises:
-        TypeError: if `lr_lambda` is not a function, or, also in `step`, does not return a number;
-            and as in `LRScheduler`.
-        ValueError: if `lr_lambda`, also in `step`, returns a number that is negative or not finite;
-            and as in `LRScheduler`.
+    The factors that it returns are finite numbers of at least 0; others are an error, also in
+    `step`. The state does not contain the function: to load a state, make the scheduler with the
+    same one. Errors are those of `LRScheduler`.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
@@ -173,10 +169,8 @@ class LambdaLR(LRScheduler):
 class StepLR(LRScheduler):
     """lr = base_lr gamma^floor(step / step_size): multiply lr by gamma every `step_size` steps.
 
-    Raises:
-        ValueError: if `step_size` is not a positive integer, or gamma is negative or infinite, and
-            as in `LRScheduler`.
-        TypeError: if gamma is not a number, and as in `LRScheduler`.
+    `step_size` is a positive integer, and gamma a finite number of at least 0. Errors are those of
+    `LRScheduler`.
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
@@ -202,10 +196,8 @@ class CosineAnnealingLR(LRScheduler):
     The lr falls to `eta_min` in `T_max` steps, along half a cosine (Loshchilov and Hutter, 2017).
     Then it rises again, as in PyTorch; in `WarmupCosineLR` it stays at `eta_min`.
 
-    Raises:
-        ValueError: if `T_max` is not a positive integer, or `eta_min` is negative or infinite, and
-            as in `LRScheduler`.
-        TypeError: if `eta_min` is not a number, and as in `LRScheduler`.
+    `T_max` is a positive integer, and `eta_min` a finite number of at least 0. Errors are those of
+    `LRScheduler`.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
@@ -224,13 +216,9 @@ class CosineAnnealingLR(LRScheduler):
 class LinearLR(LRScheduler):
     """lr = base_lr (start_factor + (end_factor - start_factor) min(step / total_iters, 1)).
 
-    A linear warm-up, in `total_iters` steps. `start_factor` must be above 0, because a first step
-    with lr = 0 would change nothing.
-
-    Raises:
-        ValueError: if `start_factor` is not in (0, 1], `end_factor` is not in [0, 1], or
-            `total_iters` is not a positive integer, and as in `LRScheduler`.
-        TypeError: if a factor is not a number, and as in `LRScheduler`.
+    A linear warm-up, in `total_iters` steps, a positive integer. `start_factor` is in (0, 1], and
+    `end_factor` in [0, 1]; a first step with lr = 0 would change nothing. Errors are those of
+    `LRScheduler`.
     """
 
     def __init__(
@@ -266,14 +254,12 @@ class WarmupCosineLR(LRScheduler):
         lr = eta_min                                                       from there on,
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    `warmup_steps` may be 0; `total_steps` includes the warm-up. With eta_min = 0, the values up to
-    total_steps are those of `get_cosine_schedule_with_warmup` in Hugging Face's transformers. So
-    the first step has lr = 0: it changes no weight, and only starts Adam's moments.
+    With eta_min = 0, the values up to total_steps are those of `get_cosine_schedule_with_warmup` in
+    Hugging Face's transformers. So the first step has lr = 0: it changes no weight, and only starts
+    Adam's moments.
 
-    Raises:
-        ValueError: unless 0 <= warmup_steps < total_steps are integers, and `eta_min` is at least 0
-            and finite; and as in `LRScheduler`.
-        TypeError: if `eta_min` is not a number, and as in `LRScheduler`.
+    0 <= warmup_steps < total_steps are integers; `total_steps` includes the warm-up. `eta_min` is a
+    finite number of at least 0. Errors are those of `LRScheduler`.
     """
 
     def __init__(

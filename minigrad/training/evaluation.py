@@ -46,9 +46,7 @@ def prediction(
 ) -> NDArray[Any]:
     """Return a model's prediction for the rows of `x`, on all ranks.
 
-    Raises:
-        TypeError: if the model does not return a Tensor.
-        ValueError: on several ranks, if the model draws random numbers.
+    Errors are those of `Trainer.predict`.
     """
     given = list(batches([x], batch_size, shuffle=False))
     ranks = world()
