@@ -336,6 +336,3 @@ class GGUFTensors(TensorFile):
         """Read the bytes of a tensor in its dtype, in parts; see `Tensors.raw`."""
         for rows in strips(self.info(name).shape):
             yield self.stored(name, rows).tobytes()
-
-    def check(self) -> None:
-        """Do nothing: the file has no checksum, and its sizes were checked when it was opened."""

@@ -37,10 +37,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
         RuntimeError: if torchrun has started several processes, because it does not start MPI; or
             if a launcher has started a notebook, because each rank would have its own notebook.
     """
-    if (
-        "TORCHELASTIC_RUN_ID" in environment
-        and (count := environment.get("WORLD_SIZE", "1")) != "1"
-    ):
+    count = environment.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in environment and count != "1":
         raise RuntimeError(
             f"torchrun has started {count} processes, but those of minigrad talk by MPI: start "
             f"them by `mpiexec -n {count} python train.py`"

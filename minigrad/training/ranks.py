@@ -138,18 +138,11 @@ def sum_of_all(
     parameters: Sequence[Any],
     marks: Mapping[str, int],
 ) -> tuple[Arrays, list[MicroBatchFacts]]:
-    """Return the sum of the gradients of a step, and the facts of all its micro-batches.
+    """Return the sum of the gradients of a step, and the facts of all its `count` micro-batches.
 
-    Args:
-        ranks: the world.
-        count: the number of micro-batches of the step.
-        own: the sums of gradients of this rank, by part of the tree.
-        facts: the facts about the micro-batches of this rank.
-        parameters: the parameters that the gradients belong to.
-        marks: for each thing that must be the same on all ranks, its name and a number (a digest).
-
-    Raises:
-        ValueError: if a mark differs between ranks.
+    This rank has the sums `own` of gradients of these parameters, by part of the tree, and the
+    facts about its micro-batches. `marks` has a number (a digest) for each thing that must be the
+    same on all ranks; a ValueError is raised if one differs.
     """
     own_marks = [float(mark % 2**53) for mark in marks.values()]
     table = np.zeros((count, 3 + len(marks)))  # a row per micro-batch; 0 for those of other ranks

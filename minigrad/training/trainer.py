@@ -646,11 +646,8 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
     if len(set(names)) != len(names):
         raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
     for name in names:
-        if (
-            not isinstance(name, str)
-            or name in saved_state.RESERVED
-            or name.startswith("validation_")
-        ):
+        is_free = isinstance(name, str) and not name.startswith("validation_")
+        if not is_free or name in saved_state.RESERVED:
             raise ValueError(
                 f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
