@@ -98,12 +98,19 @@ class _Elsewhere:
         raise AttributeError(f"type object {kind.__name__!r} has no attribute {self._name!r}")
 
 
-def add_hints(kind: type, owner: str) -> None:
-    """Add hints to a class, for the names in the table that its objects do not have.
+def add_hints(kind: Any, owner: str) -> None:
+    """Add hints to a class: the errors for names that its objects do not have say what to use.
 
     In Python 3.12 and later, `__getattr__` does this for any name. In 3.11, a class with
-    `__getattr__` looks up all attributes more slowly.
+    `__getattr__` looks up all attributes more slowly; there, it is done for the names in the table.
     """
+    if sys.version_info >= (3, 12):
+
+        def __getattr__(self: Any, name: str) -> NoReturn:  # noqa: N807  # as tracebacks show it
+            raise missing(owner, name, self)
+
+        kind.__getattr__ = __getattr__
+        return
     for name in elsewhere()[owner]:
         if not hasattr(kind, name):
             setattr(kind, name, _Elsewhere(owner, name))
@@ -112,7 +119,7 @@ def add_hints(kind: type, owner: str) -> None:
         names = object.__dir__(self)
         return [n for n in names if not isinstance(getattr_static(self, n, None), _Elsewhere)]
 
-    kind.__dir__ = listed  # type: ignore[assignment]
+    kind.__dir__ = listed
 
 
 def instead_of_argument(error: TypeError) -> str:

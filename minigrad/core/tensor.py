@@ -8,7 +8,6 @@ attaches them.
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from minigrad.checks import check_flag
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
-from minigrad.renamed import add_hints, missing
+from minigrad.renamed import add_hints
 from minigrad.versions import mark_written
 
 # A Tensor, an array or a number: ops and compositions accept each of these.
@@ -530,12 +529,6 @@ class Tensor:
             "outside of any graph"
         )
 
-    if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
-
-        def __getattr__(self, name):
-            """Raise an error that says what to use instead of the name."""
-            raise missing("Tensor", name, self)
-
     # ----------------------------------------------------------------------------------------------
     # The operators and methods that `minigrad.operators` attaches
     # ----------------------------------------------------------------------------------------------
@@ -620,8 +613,7 @@ def overwrite(array: NDArray[Any], value: NDArray[Any]) -> None:
     mark_written(array)
 
 
-if sys.version_info < (3, 12):
-    add_hints(Tensor, "Tensor")
+add_hints(Tensor, "Tensor")
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:

@@ -16,10 +16,9 @@ by its first path. Buffers are found in the same way. Parameters and buffers are
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,7 +29,7 @@ from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
 from minigrad.readonly import owner_of
-from minigrad.renamed import add_hints, hint_arguments, missing, with_hints
+from minigrad.renamed import add_hints, hint_arguments, with_hints
 
 __all__ = ["Buffer", "Module", "Parameter"]
 
@@ -315,12 +314,6 @@ class Module(Owner):
         """Return the options, such as sizes, that `repr` prints between the parentheses."""
         return ""
 
-    if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
-
-        def __getattr__(self, name):
-            """Raise an error that says what to use instead of the name."""
-            raise missing("Module", name, self)
-
     def __repr__(self) -> str:
         total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)
         count = f"{total:,} parameters" if total != 1 else "1 parameter"
@@ -329,8 +322,7 @@ class Module(Owner):
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
 
 
-if sys.version_info < (3, 12):
-    add_hints(Module, "Module")
+add_hints(Module, "Module")
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(field,))
