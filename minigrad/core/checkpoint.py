@@ -3,7 +3,7 @@
 In the graph, `checkpoint(f, *inputs)` is one node that saves only the inputs. When a gradient
 arrives, f runs again and records a graph, and the gradient is backpropagated through this graph.
 Split a chain of n layers into sqrt(n) parts: then only about 2 sqrt(n) activations are in memory at
-any time (Chen et al., 2016). The price is one more forward pass.
+any time (Chen et al., 2016, section 4). The price is one more forward pass.
 
 f may use tensors that are not among its arguments, such as the parameters of a module. In the first
 run an observer finds these tensors, so that they get gradients like the inputs. The observer also
@@ -30,8 +30,6 @@ from minigrad.versions import clock
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Return f(*inputs), saving only the inputs; f runs again in the backward pass.
-
-    So memory is paid for with time: one more forward pass of f (Chen et al., 2016, section 4).
 
     Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
 

@@ -198,13 +198,7 @@ class Tensor:
             self.node = self.node.converted(array)
 
     def assignable(self, value: Any) -> NDArray[Any]:
-        """Return `value` as an array, after checking its shape and that this tensor is a leaf.
-
-        Raises:
-            ValueError: if the shape is not the same.
-            TypeError: if `value` does not hold numbers.
-            RuntimeError: if this is the result of an op.
-        """
+        """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
                 f"{self.describe()} is the result of an op, its value follows from its inputs; "

@@ -92,17 +92,16 @@ def matrix_power(a: Array, n: int) -> Tensor:
     """
     check_square(a)
     check_integer("n", n)
-    power = int(n)
-    if power == 0:
+    if n == 0:
         return ops.where(False, a, np.eye(a.shape[-1], dtype=a.dtype))
-    if power < 0:
-        a, power = ops.inv(a), -power
-    while power % 2 == 0:
-        a, power = ops.matmul(a, a), power // 2
+    if n < 0:
+        a, n = ops.inv(a), -n
+    while n % 2 == 0:
+        a, n = ops.matmul(a, a), n // 2
     out: Tensor = a
-    while power := power // 2:
+    while n := n // 2:
         a = ops.matmul(a, a)
-        out = ops.matmul(out, a) if power % 2 else out
+        out = ops.matmul(out, a) if n % 2 else out
     return out
 
 

@@ -14,7 +14,7 @@ from minigrad import functional, ops
 from minigrad.checks import check_flag, check_integer, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import FunctionModule, Module, Parameter, as_input, unusual
+from minigrad.nn.module import FunctionModule, Module, Parameter, unusual
 from minigrad.random import Rng
 
 __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequential"]
@@ -121,7 +121,7 @@ class Embedding(Module):
                 raise ValueError(
                     f"Embedding: padding_idx = {padding_idx}, but there are {num_embeddings} rows"
                 )
-            padding_idx = int(padding_idx) % int(num_embeddings)
+            padding_idx %= num_embeddings
         self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
         init.normal_(self.weight, rng=rng)
         self.padding_idx = padding_idx
@@ -181,7 +181,7 @@ class Dropout(Module):
 
 
 def _flatten(x: Any, start_dim: int, end_dim: int) -> Tensor:
-    tensor: Tensor = x if isinstance(x, Tensor) else Tensor(as_input(x))
+    tensor: Tensor = x if isinstance(x, Tensor) else Tensor(x)
     return tensor.flatten(start_dim, end_dim)
 
 
