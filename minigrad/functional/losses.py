@@ -19,6 +19,7 @@ from minigrad.functional.composition import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
+from minigrad.ops.shape import fits
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -285,8 +286,7 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     """Check a weight, and return it in the dtype of the targets t; return None for None."""
     if weight is None:
         return None
-    sizes = zip(weight.shape[::-1], t.shape[::-1], strict=False)
-    if weight.ndim > t.ndim or any(given not in (1, size) for given, size in sizes):
+    if not fits(weight.shape, t.shape):
         raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
     observed(check_not_negative, as_array(weight), f"{name} must be at least 0, not {{}}")
     return ops.astype(weight, t.dtype)

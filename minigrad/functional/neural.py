@@ -18,6 +18,7 @@ from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.precision import narrowed, widened
 from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
+from minigrad.ops.shape import fits
 from minigrad.random import Rng
 
 Booleans = NDArray[np.bool_]
@@ -313,8 +314,7 @@ def _mask(
             "give a mask or is_causal, not both; for both, pass mask & a lower triangle"
         )
     values = as_array(attn_mask)
-    sizes = zip(values.shape[::-1], shape[::-1], strict=False)
-    if values.ndim > len(shape) or any(given not in (1, size) for given, size in sizes):
+    if not fits(values.shape, shape):
         raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
     if values.dtype == np.bool_:
         return values, None

@@ -20,6 +20,7 @@ from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
 from minigrad.nn.module import Module, as_input, unusual
 from minigrad.nn.normalization import LayerNorm, RMSNorm
+from minigrad.ops.shape import fits
 from minigrad.random import Rng
 from minigrad.renamed import with_hints
 from minigrad.versions import mark_written
@@ -182,7 +183,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     except ValueError:
         return  # a later check raises an error that names the shapes that do not match
     scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
-    if any(n not in (1, size) for n, size in zip(values.shape[::-1], scores[::-1], strict=False)):
+    if not fits(values.shape, scores):
         raise ValueError(
             f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
             f"{scores}"

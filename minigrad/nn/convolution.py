@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -11,8 +9,8 @@ from minigrad import functional
 from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
 from minigrad.functional.convolution import check_padding
-from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, unusual
+from minigrad.nn.layers import weight_and_bias
+from minigrad.nn.module import Module, unusual
 from minigrad.ops.convolution import Sizes
 from minigrad.random import Rng
 
@@ -80,12 +78,7 @@ class Conv2d(Module):
         self.dilation = self._sizes("dilation", dilation)
         self.groups = groups
         shape = out_channels, in_channels // groups, *self._sizes("kernel_size", kernel_size)
-        self.weight = Parameter.empty(shape, dtype)
-        self.bias = Parameter.empty(out_channels, dtype) if bias else None
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
-        if self.bias is not None:
-            bound = 1 / math.sqrt(math.prod(shape[1:]))
-            init.uniform_(self.bias, -bound, bound, rng=rng)
+        self.weight, self.bias = weight_and_bias(shape, bias, dtype, rng)
 
     def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
         return for_each_axis(f"{type(self).__name__}: {name}", value, self._axes, least)

@@ -52,12 +52,7 @@ class Linear(Module):
         check_positive("Linear: in_features", in_features)
         check_positive("Linear: out_features", out_features)
         check_flag("Linear: bias", bias)
-        self.weight = Parameter.empty((out_features, in_features), dtype)
-        self.bias = Parameter.empty(out_features, dtype) if bias else None
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
-        if self.bias is not None:
-            bound = 1 / math.sqrt(in_features)
-            init.uniform_(self.bias, -bound, bound, rng=rng)
+        self.weight, self.bias = weight_and_bias((out_features, in_features), bias, dtype, rng)
 
     @property
     def in_features(self) -> int:
@@ -82,6 +77,17 @@ class Linear(Module):
         return f"{self.in_features}, {self.out_features}" + (
             "" if self.bias is not None else ", bias=False"
         )
+
+
+def weight_and_bias(
+    shape: tuple[int, ...], bias: bool, dtype: DTypeLike, rng: Rng
+) -> tuple[Parameter, Parameter | None]:
+    """Make a weight and a bias, uniform in +-1 / sqrt(n) for n inputs of each output."""
+    weight = init.kaiming_uniform_(Parameter.empty(shape, dtype), a=math.sqrt(5), rng=rng)
+    if not bias:
+        return weight, None
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return weight, init.uniform_(Parameter.empty(shape[0], dtype), -bound, bound, rng=rng)
 
 
 class Embedding(Module):

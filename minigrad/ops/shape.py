@@ -68,6 +68,12 @@ def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]
     return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
 
 
+def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Return whether an array of this shape can be broadcast to the shape `target`."""
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(n in (1, size) for n, size in pairs)
+
+
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` in the form that numpy accepts: a tuple instead of a list."""
     return tuple(axis) if isinstance(axis, list) else axis
