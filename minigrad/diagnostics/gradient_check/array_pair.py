@@ -119,29 +119,17 @@ class ArrayPair(CheckedFunction):
             checked.append(array)
         return checked
 
-    def outline(self, operands: Arrays) -> np.dtype[Any]:
-        """Call both functions, and find the dtype in which they compute.
+    def _keeps_digits(self, results: Foreign, gradients: Foreign) -> bool:
+        """Return whether all arrays are float64, and the values near those for narrow operands.
 
-        Raises:
-            TypeError: if the operands have more digits than the inputs, and the functions do not
-                compute with these digits. For example, a kernel that reads any memory as float32
-                gives wrong numbers.
+        A kernel that reads any memory as float32, for example, gives wrong numbers.
         """
-        results, pull = self._pulled_back(operands)
-        gradients = pull(self._seeds([np.ones(x.shape) for x in results], results), False)
-        if self.widened(operands):
-            given = least_exact(x.dtype for x in self.operands)
-            narrow = self.values(self.operands)
-            near = tolerances.TOLERANCE_ROOTS * math.sqrt(float(finfo(given).eps))
-            wide = all(x.dtype == FLOAT64 for x in (*results, *gradients))
-            if not wide or not np.allclose(
-                flat(results), narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
-            ):
-                raise self.error(f"{self.name} computes in {given} only")
-        dtype = least_exact([x.dtype for x in (*results, *operands)])
-        dtype = self.dtype_inside(operands, dtype)
-        self.shapes = [x.shape for x in results]
-        return dtype
+        narrow = self.values(self.operands)
+        given = least_exact(x.dtype for x in self.operands)
+        near = tolerances.TOLERANCE_ROOTS * math.sqrt(float(finfo(given).eps))
+        return all(x.dtype == FLOAT64 for x in (*results, *gradients)) and np.allclose(
+            flat(results), narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
+        )
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find faults of gradients as arrays; return pairs of an operand or cotangent and a reason.

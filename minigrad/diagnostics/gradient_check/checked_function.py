@@ -112,12 +112,27 @@ class CheckedFunction(ABC):
         """Return an exception with the name of the checker in its message."""
         return op_error(kind, self.checker, message)
 
-    @abstractmethod
     def outline(self, operands: Arrays) -> np.dtype[Any]:
-        """Call f with a graph, and note the shapes of its results and the other tensors it uses.
+        """Call f where a gradient is required, and note the shapes of its results.
 
         Return the dtype in which f computes; if there are several, the least exact one.
+
+        Raises:
+            TypeError: if the operands have more digits than the inputs, but f computes with fewer.
         """
+        with self._findings():
+            results, pull = self._pulled_back(operands, range(len(operands)))
+            gradients = pull(self._seeds([np.ones(x.shape) for x in results], results), False)
+        dtype = tolerances.least_exact(x.dtype for x in (*map(self._to_numpy, results), *operands))
+        if self.widened(operands) and not self._keeps_digits(results, gradients):
+            raise self.error(f"{self.name} computes in {dtype} only")
+        dtype = self.dtype_inside(operands, dtype)
+        self.shapes = [tuple(x.shape) for x in results]
+        return dtype
+
+    def _keeps_digits(self, results: Foreign, gradients: Foreign) -> bool:
+        """Return whether f computes in float64, given what it returned for operands of float64."""
+        return all(self._to_numpy(x).dtype == FLOAT64 for x in results)
 
     @abstractmethod
     def _call(self, arrays: Foreign) -> list[Any]:
@@ -147,9 +162,7 @@ class CheckedFunction(ABC):
         """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason."""
         return []
 
-    def slope(
-        self, operands: Sequence[Array], directions: Sequence[Array], cotangents: Sequence[Array]
-    ) -> float | None:
+    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode; None if that is not possible."""
         return None
 

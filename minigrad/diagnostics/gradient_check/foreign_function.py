@@ -28,7 +28,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     copied_module,
     is_apply,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
 from minigrad.errors import op_error
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
@@ -91,22 +91,6 @@ class ForeignFunction(CheckedFunction):
     def _called(self, leaves: Foreign, parameters: Foreign) -> Any:
         """Call f with these leaves of its inputs, and with these parameters, if it has any."""
         return self._f(*self._inputs.rebuilt(leaves))
-
-    def outline(self, operands: Arrays) -> np.dtype[Any]:
-        """Call f where a gradient is required, and find the dtype in which it computes.
-
-        Raises:
-            TypeError: if the operands have more digits than the inputs, but the results have not.
-        """
-        with self._findings():
-            results, pull = self._pulled_back(operands, range(len(operands)))
-            pull(self._seeds([np.ones(x.shape) for x in results], results), False)
-        dtype = least_exact(x.dtype for x in (*map(self._to_numpy, results), *operands))
-        if dtype != FLOAT64 and self.widened(operands):
-            raise self.error(f"{self.name} computes in {dtype} only")
-        dtype = self.dtype_inside(operands, dtype)
-        self.shapes = [tuple(x.shape) for x in results]
-        return dtype
 
 
 class TorchFunction(ForeignFunction):

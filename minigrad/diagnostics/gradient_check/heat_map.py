@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from minigrad.diagnostics.gradient_check.checked_function import Array, largest_of
 
 MOST = 32  # the most cells along a side; in a larger matrix, a cell shows a block of elements
 ROWS, COLUMNS = 16, 6  # the largest matrix whose cells have their numbers in them
@@ -46,9 +44,9 @@ class Scale:
         return np.asarray(np.nan_to_num(mixed).round(), np.uint8)
 
 
-SKY_BLUE, YELLOW, VERMILLION = "#56B4E9", "#F0E442", "#D55E00"
+COLOURS = {"agree": "#56B4E9", "cannot tell": "#F0E442", "disagree": "#D55E00"}
+STEPS = tuple(colour for colour in COLOURS.values() for _ in range(20))
 VERDICTS = {0.0: "agrees", 1.0: "dots: undecided", 2.0: "frame: wrong"}
-STEPS = (SKY_BLUE,) * 20 + (YELLOW,) * 20 + (VERMILLION,) * 20
 VERDICT = Scale(STEPS, VERDICTS, "", width=22)
 DIFFERENCES = {1e-12: "1e-12", 1e-6: "1e-6", 1.0: "1"}
 DIFFERENCE = Scale(("#00224E", "#575D6D", "#A59C74", "#FEE838"), DIFFERENCES, "{:.1g}", True)
@@ -71,11 +69,22 @@ def layout(shape: tuple[int, ...]) -> list[str]:
     return said
 
 
-def heat_map(values: Array, doubt: Array, scale: Scale, label: str) -> str:
-    """Draw an array: nan is grey, and elements that are wrong or undecided in `doubt` have a frame.
+MAPS = "analytic", "numeric", "difference / largest", "verdict"
 
-    `doubt` is as in `GradientComparison`.
-    """
+
+def heat_maps(operand: str, analytic: Array, numeric: Array, doubt: Array) -> list[str]:
+    """Draw the four `MAPS` of the gradient by an operand; `doubt` is as in `GradientComparison`."""
+    largest = largest_of([analytic, numeric]) or 1.0
+    with np.errstate(all="ignore"):
+        difference = np.abs(analytic - numeric) / largest
+    arrays = (analytic, numeric, difference, doubt)
+    scales = (signed(largest), signed(largest), DIFFERENCE, VERDICT)
+    drawn = zip(arrays, scales, MAPS, strict=True)
+    return [heat_map(array, doubt, scale, f"{operand}: {name}") for array, scale, name in drawn]
+
+
+def heat_map(values: Array, doubt: Array, scale: Scale, label: str) -> str:
+    """Draw an array: nan is grey, and what is wrong or undecided in `doubt` has a frame."""
     matrix, down = _matrix(values), _axes_down(values.shape)
     (cells, starts), (doubts, _) = _blocks(matrix), _blocks(_matrix(doubt))
     colours, (rows, columns) = scale.mixed(cells), cells.shape

@@ -104,12 +104,13 @@ class GradientProblem:
         compositions of ops, which show the numbers inside an op.
         """
         given, at = self.function.operands, self.gradients_at
-        point, dtypes = self.operands[: len(given)], [x.dtype for x in given]
+        point = self.operands[: len(given)]
         self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
         with self.function.explained(NUDGED):
             self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
-            if any(x.dtype != dtype for x, dtype in zip(point, dtypes, strict=True)):
-                self.narrow = _rounded(at(given), tolerances.least_exact(dtypes), at, given, rng)
+            if self.function.widened(point):
+                dtype = tolerances.least_exact(x.dtype for x in given)
+                self.narrow = _rounded(at(given), dtype, at, given, rng)
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more

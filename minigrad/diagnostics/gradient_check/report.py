@@ -14,16 +14,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.heat_map import (
-    DIFFERENCE,
-    SKY_BLUE,
-    VERDICT,
-    VERMILLION,
-    YELLOW,
-    heat_map,
-    layout,
-    signed,
-)
+from minigrad.diagnostics.gradient_check.heat_map import COLOURS, MAPS, heat_maps, layout
 from minigrad.io.atomic import write_atomically
 from minigrad.tables import paragraph
 
@@ -166,11 +157,9 @@ class GradcheckReport:
                 f"{self.directions} random directions were compared besides"
             )
         if self.dtype != "float64":
-            how = (
-                "numbers may differ from call to call, so judged as in"
-                if self.unsteady
-                else "computed in"
-            )
+            how = "computed in"
+            if self.unsteady:
+                how = "numbers may differ from call to call, so judged as in"
             found.append(
                 f"{how} {self.dtype}, in which differences can show relative errors of more "
                 f"than {self.tolerance:.2g}, and no smaller ones"
@@ -201,24 +190,16 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        colour = {"agree": SKY_BLUE, "cannot tell": YELLOW, "disagree": VERMILLION}[self.verdict]
-        headline = f'<b style="border-left:8px solid {colour};padding-left:6px">'
+        headline = f'<b style="border-left:8px solid {COLOURS[self.verdict]};padding-left:6px">'
         headline += f"{escape(self.headline)}</b>"
-        heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
-        rows = ["".join(f"<th>{name}</th>" for name in heads)]
+        rows = ["".join(f"<th>{name}</th>" for name in ("operand", *MAPS))]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
-            largest = largest_of([c.analytic, c.numeric]) or 1.0
-            with np.errstate(all="ignore"):
-                difference = np.abs(c.analytic - c.numeric) / largest
-            arrays = (c.analytic, c.numeric, difference, c.doubt)
-            scales = (signed(largest), signed(largest), DIFFERENCE, VERDICT)
             facts = [f"order {c.order}, {c.dtype}", *layout(c.analytic.shape)]
             facts += ["grey: not compared"] if np.isnan(c.doubt).any() else []
             cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
-            for name, array, scale in zip(heads[1:], arrays, scales, strict=True):
-                cells.append(heat_map(array, c.doubt, scale, f"{c.operand}: {name}"))
+            cells += heat_maps(c.operand, c.analytic, c.numeric, c.doubt)
             style = "text-align:left;vertical-align:top"
             rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
