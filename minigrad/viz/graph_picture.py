@@ -17,9 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
 from minigrad.viz.figure import INK, SIGNED, VERMILLION, Picture, without_middle
-from minigrad.viz.previews import LETTERS, NOT_FINITE
-
-Json = dict[str, Any]
+from minigrad.viz.previews import LETTERS, NOT_FINITE, Json
 
 MOST = 40  # the most cards; more would be too small to read
 _ACROSS = 5  # the most layers from left to right; more layers go from top to bottom

@@ -10,25 +10,20 @@ and in models. Values are found on a tape, in living Tensors, and in residuals.
 from __future__ import annotations
 
 import gc
-import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.core.node import Edge, Node, OpLike, reachable
-from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
 from minigrad.ops import bfloat16_linear, nf4_linear
+from minigrad.viz.previews import Array
 from minigrad.viz.source import in_short
-
-Array = NDArray[Any]
 
 UNKNOWN = (
     "It needs no gradient: a number, a plain array, or a tensor without requires_grad=True. Only a "
@@ -217,19 +212,6 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
         for node, value in reversed(found)  # if a node has several values, the first is used
         if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node)
     }
-
-
-def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
-    """Yield the arguments that the VJP of an edge gets after `g`, with their names."""
-    if edge[2] is not None:
-        yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
-
-
-@lru_cache(maxsize=256)
-def names_of_saved(vjp: VJP) -> tuple[str, ...]:
-    """Return the names of the parameters of a VJP that are residuals."""
-    names = tuple(inspect.signature(vjp.derivative).parameters)
-    return names[len(names) - len(vjp.slots) :]
 
 
 def _saved_by_node(node: Node) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.core.grad_mode import unobserved
 from minigrad.core.node import Node
@@ -21,10 +20,7 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional import decompositions
 from minigrad.viz.graph_view import GraphView, NodeView, known_arguments
-from minigrad.viz.previews import exact
-
-Array = NDArray[Any]
-Json = dict[str, Any]
+from minigrad.viz.previews import Array, Json, exact
 
 STEPS = 16  # nudges in each direction; the k-th is (k / STEPS)^2 of the largest
 MOST = 24  # the most elements that can be nudged

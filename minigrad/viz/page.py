@@ -15,38 +15,28 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad.core.node import OpLike
-from minigrad.core.op import Op
+from minigrad.core.node import Edge, OpLike
+from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import check_target, write_atomically
 from minigrad.nn import Module
 from minigrad.programs import Captured
-from minigrad.viz.graph_view import (
-    FrozenInput,
-    GraphView,
-    Link,
-    NodeView,
-    in_words,
-    names_of_saved,
-    saved_by,
-    view_graph,
-)
+from minigrad.viz.graph_view import FrozenInput, GraphView, Link, NodeView, in_words, view_graph
 from minigrad.viz.nudges import nudges_of
 from minigrad.viz.passes import Pass, Sent, Step, passes_through
-from minigrad.viz.previews import FEW, LARGEST, Previews
+from minigrad.viz.previews import FEW, LARGEST, Json, Previews
 from minigrad.viz.program_view import ProgramView
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
-
-Json = dict[str, Any]
 
 LIMIT = 1_000_000  # the most bytes of a page
 
@@ -349,6 +339,19 @@ class _Writer:
         equation = f"{filled} = {number}" if filled not in (None, number) else None
         more = _present(due=due, result=None if is_fitted else self._add(result), filled=equation)
         return [*written, more] if more else written
+
+
+def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments that the VJP of an edge gets after `g`, with their names."""
+    if edge[2] is not None:
+        yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
+
+
+@lru_cache(maxsize=256)
+def names_of_saved(vjp: VJP) -> tuple[str, ...]:
+    """Return the names of the parameters of a VJP that are residuals."""
+    names = tuple(inspect.signature(vjp.derivative).parameters)
+    return names[len(names) - len(vjp.slots) :]
 
 
 def _present(**entries: Any) -> Json:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
 from minigrad.core.grad_mode import unobserved
@@ -20,8 +19,7 @@ from minigrad.core.node import Node
 from minigrad.core.observers import observe
 from minigrad.diagnostics.recorder import Recorder
 from minigrad.viz.graph_view import GraphView, Link
-
-Array = NDArray[Any]
+from minigrad.viz.previews import Array
 
 SHOWN = 400  # the most steps that are shown of a pass that goes wrong
 AFTER = 20  # the most of these steps after the first wrong one

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Json = dict[str, Any]
 
 FEW = 16  # the most numbers that are written out
 LARGEST = 24  # the most rows and columns of a heat map
@@ -126,8 +127,6 @@ def _rounded(x: float) -> Any:
 
 def exact(x: Any) -> Any:
     """Return a number for JSON: the shortest digits that give the same number in its dtype."""
-    if isinstance(x, np.bool_):
-        return bool(x)
-    if isinstance(x, np.integer):
-        return int(x)
+    if isinstance(x, (np.bool_, np.integer)):
+        return x.item()
     return float(str(x)) if math.isfinite(x) else str(float(x))
