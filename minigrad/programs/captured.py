@@ -39,11 +39,10 @@ from minigrad.checks import are_same
 from minigrad.core.grad_mode import mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.programs.code import codes
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.surroundings import Surroundings, codes
 
 P = ParamSpec("P")
 R = TypeVar("R")

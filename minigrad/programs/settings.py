@@ -44,11 +44,6 @@ def named_settings(value: Settable, words: set[str]) -> list[tuple[str, Any]]:
     return found
 
 
-def values_of_named_settings(value: Settable, words: set[str]) -> list[Any]:
-    """Return the values of `named_settings`, without their names."""
-    return [setting for _, setting in named_settings(value, words)]
-
-
 def state_of(source: Any) -> Any:
     """Return the state of a source of random numbers."""
     if isinstance(source, np.random.Generator):

@@ -28,6 +28,7 @@ from itertools import chain
 from operator import attrgetter, call
 from types import (
     BuiltinMethodType,
+    CodeType,
     FunctionType,
     MappingProxyType,
     MethodType,
@@ -45,15 +46,7 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
-from minigrad.programs.code import codes, special_methods, texts, value_in
-from minigrad.programs.settings import (
-    GENERATORS,
-    Settable,
-    named_settings,
-    settings_of,
-    state_of,
-    values_of_named_settings,
-)
+from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
@@ -313,15 +306,19 @@ class Surroundings:
             if named := [name for name in slots if name in self._words]:
                 self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
-            if named := [name for name, _ in named_settings(each, self._words)]:
-                self._compare(path, named, partial(values_of_named_settings, each, self._words))
+            self._compare_settings(path, partial(named_settings, each, self._words))
+
+    def _compare_settings(self, path: str, read: Callable[[], Iterable[tuple[str, Any]]]) -> None:
+        """Compare settings that a program reads again, but that the code names too."""
+        if named := [name for name, _ in read()]:
+            self._compare(path, named, lambda: [value for _, value in read()])
 
     def _read(self, scope: Any) -> list[str]:
         """List the attributes of an object that the code names, or calls as special methods."""
         names = vars(scope).keys() & self._words
         if isinstance(scope, type):
             left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
-            names |= {name for name in special_methods(scope) if name not in left_out}
+            names |= _special_methods(scope) - left_out
         return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
@@ -333,10 +330,10 @@ class Surroundings:
         self._scopes += [(path, function)] if vars(function) else []
         self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
         code, cells = function.__code__, function.__closure__ or ()
-        self._enter("", code.co_freevars, partial(map, value_in, cells))
+        self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
         for code in codes(function):
-            self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
+            self._words |= {*code.co_names, *code.co_freevars, *_texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
@@ -345,6 +342,38 @@ class Surroundings:
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
         names = sorted(read)
         self._enter("", names, partial(map, function.__globals__.get, names))
+
+
+def codes(function: Any) -> Iterator[CodeType]:
+    """List the code objects of a function and of the functions inside it."""
+    found = [function.__code__]
+    for code in found:  # the loop appends to it
+        found += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return iter(found)
+
+
+def _texts(constants: Iterable[Any]) -> Iterator[str]:
+    """List the strings among the constants of a code object, also in tuples."""
+    for each in constants:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, (tuple, frozenset)):
+            yield from _texts(each)
+
+
+def _value_in(cell: Any) -> Any:
+    """Return the value of a closure variable, or None if it has no value yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _special_methods(cls: type) -> set[str]:
+    """Return the names of the special methods that a class itself defines."""
+    kinds = FunctionType, property, staticmethod, classmethod, partial
+    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
+    return {name for name in methods if name.startswith("__") and name.endswith("__")}
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
