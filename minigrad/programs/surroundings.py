@@ -24,16 +24,10 @@ from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from functools import cached_property, partial
+from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
-from types import (
-    BuiltinMethodType,
-    CodeType,
-    FunctionType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 from zlib import crc32
@@ -344,12 +338,12 @@ class Surroundings:
         self._enter("", names, partial(map, function.__globals__.get, names))
 
 
-def codes(function: Any) -> Iterator[CodeType]:
+def codes(function: Any) -> Sequence[Any]:
     """List the code objects of a function and of the functions inside it."""
     found = [function.__code__]
     for code in found:  # the loop appends to it
-        found += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return iter(found)
+        found += filter(iscode, code.co_consts)
+    return found
 
 
 def _texts(constants: Iterable[Any]) -> Iterator[str]:
