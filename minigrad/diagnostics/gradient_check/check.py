@@ -6,8 +6,6 @@ For order 2, the same is done with the gradient, as a function of the operands a
 
 Differences are computed in float64 if f can be computed in it, because rounding would hide faults.
 Gradients in float32 are compared with these differences too, with a tolerance for their rounding.
-
-`check_vjp` does this for any function of arrays and a second function that computes its gradient.
 """
 
 from __future__ import annotations

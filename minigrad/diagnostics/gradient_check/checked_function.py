@@ -15,7 +15,6 @@ import copy
 import functools
 import inspect
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -205,7 +204,7 @@ class CheckedFunction(ABC):
             first = self._grad(results, leaves, seeds, True)
             pairs = [(g, w) for g, w in zip(first, weights, strict=True) if g is not None]
             parts = [(g * self._from_numpy(w, g)).sum() for g, w in pairs]
-            total = [functools.reduce(operator.add, parts)] if parts else []
+            total = [sum(parts[1:], parts[0])] if parts else []
             second = self._grad(total, [*leaves, *seeds], [None] * len(total), False)
             return self._as_gradients(second, [*operands, *cotangents])
 
