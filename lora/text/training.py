@@ -262,7 +262,7 @@ _MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 OPTION_TYPES = {
     name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
 }
-"""The types of the parameters of `train` that are stored with a run, and must stay the same."""
+"""The types of the parameters of `train` that are stored with a run, and the same if it resumes."""
 
 
 def _check_options(options: Mapping[str, Any], context: int) -> None:

@@ -33,9 +33,7 @@ class Launch(NamedTuple):
 def launched(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read the variables of a launcher; without a launcher, there is one process.
 
-    Raises:
-        RuntimeError: if torchrun has started several processes, because it does not start MPI; or
-            if a launcher has started a notebook, because each rank would have its own notebook.
+    Errors are those of `world`.
     """
     count = environment.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in environment and count != "1":

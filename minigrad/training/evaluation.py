@@ -70,11 +70,7 @@ def mean_loss(
 ) -> float:
     """Return the mean of the losses of micro-batches, weighted by their counts, on all ranks.
 
-    Raises:
-        ValueError: if the loss counted nothing, or a count is negative or not finite; on several
-            ranks, if their data differ, or the model draws random numbers.
-        TypeError: if the loss is not a Tensor of one element, or the target has no rows and the
-            loss returned no count.
+    Errors are those of `Trainer.evaluate`.
     """
     ranks = world()
     own = []  # the mean loss and the count of each micro-batch

@@ -328,10 +328,12 @@ class Trainer(TrainingStep):
 
         Raises:
             ValueError: if the data have neither form, are empty or have different lengths, there
-                are metrics of micro-batches, or the loss counted nothing; on all ranks, if their
-                models or their data differ, or the model draws random numbers.
+                are metrics of micro-batches, the loss counted nothing, or a count is negative or
+                not finite; on all ranks, if their models or their data differ, or the model draws
+                random numbers.
             TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
-                not a Tensor of one element, or a metric not a number.
+                not a Tensor of one element (or that and a count, if targets have no rows), or a
+                metric not a number.
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
