@@ -274,9 +274,10 @@ class Kernel:
     def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
         """Return a function that calls the machine code through `_call`."""
         try:
-            address = launcher() if on_threads else 0
-            first = (0, address) if self.shares else (address, 0)
-            how = np.array([*first, pieces, self._external.address(self._types)])
+            code = self._external.address(self._types)
+            team = launcher() if on_threads else 0
+            first = (0, team) if self.shares else (team, 0)
+            how = np.array([*first, pieces, code])
             CALLS.append(how)
             return partial(entry(self.signature), how.ctypes.data)
         finally:
