@@ -83,12 +83,12 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     count = weight.shape[0]
     integers = as_integers("indices", indices)
     observed(check_below, "indices", integers, count, "rows", IndexError)
-    rows = getitem(weight, integers)
     if padding_idx is None:
-        return rows
+        return getitem(weight, integers)
     check_integer("padding_idx", padding_idx)
     if not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
+    rows = getitem(weight, integers)
     constant = rows._data if isinstance(rows, Tensor) else rows
     is_padding = observed(np.equal, integers, padding_idx % count)
     return where(getitem(is_padding, (..., None)), constant, rows)
