@@ -244,7 +244,8 @@ sys.stdout.flush()
     [
         ("minigrad.gelu(minigrad.ones(4, 4))", "gelu_loop", "adam_loop"),
         (
-            "minigrad.conv2d(minigrad.ones(1, 1, 4, 4), minigrad.ones(1, 1, 3, 3))",
+            # So large that threads share it, by a loop that is compiled too.
+            "minigrad.conv2d(minigrad.ones(32, 16, 28, 28), minigrad.ones(32, 16, 3, 3))",
             "correlate",
             "weight_sums",
         ),
