@@ -96,7 +96,7 @@ def matmul(
     else:
         out = _checked(out, (m, n), dtype, x, y, bias)
     work, lanes = m * n * k, compiled.lanes
-    if 0 < work < THREADS_FROM and k < DEEP and m >= lanes and n >= lanes:
+    if 0 < work < THREADS_FROM and (k < LONG or (k < DEEP and m >= lanes and n >= lanes)):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
         if bias is None:
