@@ -36,7 +36,8 @@ def estimate(
     For each token, a layer saves the inputs of its norms and linear layers, queries, keys and
     values, and the activations of the gated MLP. These are 4 h + 3 q + 2 k + 4 f numbers for hidden
     size h, q and k numbers in queries and keys, and intermediate size f. With gradient
-    checkpointing, all layers except one save only their input. A token needs 4 multiplications and
+    checkpointing, all layers except one save only their input. If the head has an adapter, all
+    logits and their gradient are in memory too. A token needs 4 multiplications and
     additions for each weight, or 6 with checkpointing. A timed matrix product gives the speed.
 
     If more than 90 % of the machine's memory would be used, the text says what to change.
@@ -46,16 +47,20 @@ def estimate(
     stored = [getattr(m, "base_weight", getattr(m, "weight", None)) for m in modules.values()]
     others = {id(w): w.nbytes for w in stored if w is not None and not isinstance(w, Tensor)}
     weights = sum(p._data.nbytes for p in model.parameters()) + sum(others.values())
-    trained = sum(t.rank * sum(modules[t.name].weight.shape) for t in targets_in(model, config))
+    targets = targets_in(model, config)
+    trained = sum(t.rank * sum(modules[t.name].weight.shape) for t in targets)
     q, k = (n * sizes.head_dim for n in (sizes.num_attention_heads, sizes.num_key_value_heads))
     h, f, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     of_layer = 4 * h + 3 * q + 2 * k + 4 * f
     saved = layers * h + of_layer if checkpointing else layers * of_layer
+    # With an adapter on the head, all logits and their gradient are in memory.
+    logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
     rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
-        "activations": 4 * (saved + 2 * h + 3 * f) * rows * length,  # includes the backward pass
+        # includes the backward pass
+        "activations": 4 * (saved + 2 * h + 3 * f + logits) * rows * length,
         "program": _PROGRAM,
     }
     total, memory = sum(parts.values()), physical_memory()

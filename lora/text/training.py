@@ -10,13 +10,14 @@ resumes from the checkpoint, and gives the same bits as an uninterrupted run.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,22 +26,21 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
-from lora.attaching import attach, remove, switch
+from lora.attaching import attach, disabled, remove, switch
 from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
-from lora.linear import LoRALayer
 from lora.peft import PeftConfig, save
-from lora.peft.facts import fingerprint_of
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
+from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
-from minigrad.nn import Module
+from minigrad.kernels.narrow import NarrowMatrix
+from minigrad.nn import Module, Parameter
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
 from minigrad.renamed import with_python_numbers
@@ -190,7 +190,7 @@ def train(
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
     folder, ranks = RunFolder(out, resume), world()
     rows = _rows(data, tokenizer, model, options, folder.began)
-    form, base = _base_of(model, linear[:1] + linear[-1:])
+    form, base = _base_of(model)
     facts = {
         "options": {**options, DTYPE: form},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
@@ -274,6 +274,8 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
+    if options["lr"] > float(np.finfo(np.float32).max):
+        raise ValueError(f"lr={options['lr']:g} is beyond float32, the dtype of A and B")
     check_above_0("clip_norm", options["clip_norm"])
     if (most := options["max_length"]) is not None and most > context:
         raise ValueError(f"max_length={most}, but the model's context is {context} tokens")
@@ -332,14 +334,22 @@ class _TokensAsOutput(Module):
         return ids
 
 
-def _base_of(model: Any, names: Sequence[str]) -> tuple[str, str]:
-    """Return the form of the first of these linear layers, and the fingerprints of their bases."""
-    modules = dict(model.named_modules())
-    layers = [modules[name] for name in names]
-    layers = [x if isinstance(x, AdaptedLayer) else LoRALayer.around(x) for x in layers]
-    matrix = layers[0].base_weight
-    form = getattr(matrix, "format", None) or str(matrix.dtype)
-    return form, " ".join(map(fingerprint_of, layers))
+def _base_of(model: Any) -> tuple[str, str]:
+    """Return the form of the first linear layer, and a SHA-256 of the configuration and weights.
+
+    Both are those of the base, with or without adapters. Weights are hashed as they are stored.
+    """
+    found = hashlib.sha256(repr(model.config).encode())
+    with disabled(model) if attachment_of(model) else nullcontext():
+        for module in model.modules():
+            for value in vars(module).values():
+                if isinstance(value, (Parameter, NarrowMatrix)):
+                    parts = [value._data] if isinstance(value, Tensor) else value.parts().values()
+                    for part in parts:
+                        found.update(np.ascontiguousarray(part).data)
+    first = dict(model.named_modules())[candidates(model)[0][0]]
+    matrix = getattr(first, "base_weight", first.weight)
+    return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 
 
 def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:

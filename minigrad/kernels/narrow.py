@@ -86,7 +86,7 @@ class NarrowMatrix(ABC):
     @property
     def nbytes(self) -> int:
         """The bytes of all its arrays."""
-        return sum(array.nbytes for array in self._parts().values())
+        return sum(array.nbytes for array in self.parts().values())
 
     @property
     def T(self) -> Self:  # noqa: N802  # as arrays have it
@@ -169,7 +169,8 @@ class NarrowMatrix(ABC):
                     gemm.matmul(wide[:, a:b], strip, out=out, add=a > 0)
         return out.astype(x.dtype, copy=False) if x.dtype.kind == "f" else out
 
-    def _parts(self) -> dict[str, Array]:
+    def parts(self) -> dict[str, Array]:
+        """Return the arrays in which the matrix is stored, by name."""
         return {name: x for name, x in vars(self).items() if isinstance(x, np.ndarray)}
 
 

@@ -227,7 +227,7 @@ class NF4Matrix(NarrowMatrix):
                 "the matrix, `.T.arrays()`, and transpose what is made of them"
             )
         sizes = {"cols": np.array([self.cols]), "block_size": np.array([self.block_size])}
-        return {**self._parts(), **sizes}
+        return {**self.parts(), **sizes}
 
     @property
     def stored_shape(self) -> tuple[int, int]:

@@ -17,12 +17,13 @@ from lora.attachment.state import adapted_layers
 from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
+from lora.text.loading import DTYPES, load_model
 from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
 from lora.text.training import OPTION_TYPES, train
-from minigrad.io import TensorWriter, load_state
+from minigrad.io import TensorWriter, load_state, save_state
 from minigrad.optim import AdamW
-from tests.lora.text.models import TEMPLATE, tiny_tokenizer
+from tests.lora.text.models import TEMPLATE, tiny_folder, tiny_tokenizer
 from tests.lora.text.stand_in import StandIn, tokenizer, written
 
 
@@ -276,6 +277,34 @@ def test_a_run_does_not_go_on_with_other_data_or_another_base(data, tmp_path):
         run(data, tmp_path / "out", resume=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_run_goes_on_with_its_base_only_whichever_part_of_another_one_differs(
+    data, tmp_path, dtype
+):
+    folder = tiny_folder(tmp_path / "base", "qwen2")  # which has biases
+
+    def base(path=folder):
+        return load_model(path, dtype, progress=False)
+
+    run(data, tmp_path / "out", base(), steps=1)
+    adapted = base()
+    config = lora.LoRAConfig(rank=1, targets=["embed_tokens", "q_proj"], bias="lora_only")
+    lora.attach(adapted, config, adapter="other", progress=False)
+    for parameter in adapted.trainable_parameters():
+        parameter.data = parameter.data + 1
+    run(data, tmp_path / "out", adapted, steps=1, resume=True)  # the same base
+    others = [tiny_folder(tmp_path / "theta", "qwen2", rope_theta=100.0)]
+    names = "embed_tokens", "layers.1.mlp.up_proj", "layers.0.input_layernorm", "norm"
+    for name in (*(f"{name}.weight" for name in names), "layers.0.self_attn.q_proj.bias"):
+        others.append(tiny_folder(tmp_path / name, "qwen2"))
+        state, metadata = load_state(others[-1] / "model.safetensors")
+        state[f"model.{name}"] *= 1.5
+        save_state(others[-1] / "model.safetensors", state, metadata)
+    for other in others:
+        with pytest.raises(ValueError, match="base: it was"):
+            run(data, tmp_path / "out", base(other), steps=1, resume=True)
+
+
 def test_a_run_goes_on_with_the_date_that_its_chat_template_wrote(data, tmp_path, monkeypatch):
     tok = Tokenizer(tiny_tokenizer(), {}, "{{ strftime_now('%A, %d %B %Y') }}" + TEMPLATE)
 
@@ -498,6 +527,7 @@ def test_a_file_is_no_folder_to_run_in(data, tmp_path):
         ({"warmup": 1.0}, "warmup must be in"),
         ({"lr": -1.0}, "lr must be positive, not -1.0"),
         ({"lr": 0.0}, "lr must be positive, not 0.0"),
+        ({"lr": 1e39}, "lr=1e\\+39 is beyond float32"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, not 0.0"),
         ({"rank": 0}, "rank"),
@@ -551,6 +581,10 @@ def test_the_estimate_counts_weights_adapters_and_activations():
     assert found["activations"] == pytest.approx(4 * 400 * 2000 * 1305 / 1e9, abs=0.01)
     less = numbers(estimate(model, config, batches, checkpointing=True))
     assert less["activations"] == pytest.approx(4 * 400 * 2000 * 118 / 1e9, abs=0.01)
+    model.config.vocab_size = 10**6
+    whole = numbers(estimate(model, lora.LoRAConfig(rank=1000, targets="all-linear"), batches))
+    logits = 4 * 400 * 2 * 10**6 / 1e9  # all of them, and their gradient
+    assert whole["activations"] - found["activations"] == pytest.approx(logits, abs=0.01)
     lora.quantize(model, exclude=["lm_head"], progress=False)
     assert numbers(estimate(model, config, batches))["weights"] < 0.5 * found["weights"]
 
