@@ -2,7 +2,8 @@
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
 the internals of Python, and with limits on loops, products and the length of the text. The settings
-are those of transformers.
+are those of transformers. But a template finds the reasoning of a message only under the name that
+it has there: transformers gives `thinking` and `reasoning` the name `reasoning_content` too.
 """
 
 from __future__ import annotations

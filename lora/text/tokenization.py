@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from lora.text.architecture import read_json
@@ -52,6 +53,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no comp
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
+_EXTRA = "extra_special_tokens"  # the key of a model's own special tokens, which have names
+
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
 
@@ -77,7 +80,7 @@ class Tokenizer:
             for token in (self.bos_token, self.eos_token)
         )
         self._templates = chat_template  # one, several by name, or None, as in the files
-        self._template: ChatTemplate | None = None  # made at the first use
+        self._made: dict[str, ChatTemplate] = {}  # by their text, made at the first use
 
     @property
     def vocab_size(self) -> int:
@@ -87,10 +90,15 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         """The chat template, or None; a ValueError if there are several and none is the default."""
+        return self._template_for(None)
+
+    def _template_for(self, tools: Any) -> str | None:
         found = self._templates
         if not isinstance(found, list):
             return found if isinstance(found, str) else None
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        if tools is not None and isinstance(named.get("tool_use"), str):
+            return str(named["tool_use"])
         if not isinstance(named.get("default"), str):
             names = sorted(map(str, named))
             raise ValueError(f"of the chat templates {names} none is called default")
@@ -166,10 +174,13 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
+        Of several templates in `tokenizer_config.json`, it is the one that is called "tool_use" if
+        `tools` are given, and otherwise "default".
+
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
             add_generation_prompt: whether to append the beginning of an answer.
-            variables: other variables of the template, such as `enable_thinking`.
+            variables: other variables of the template, such as `tools` and `enable_thinking`.
 
         Raises:
             ValueError: if there is no template, a message is no mapping with a role, or the
@@ -177,14 +188,15 @@ class Tokenizer:
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
-        if self._template is None and (template := self.chat_template) is not None:
-            self._template = ChatTemplate(template, self._special)
-        if self._template is None:
+        text = self._template_for(variables.get("tools"))
+        if text is None:
             raise ValueError(
                 "this model has no chat template, so it was not trained on conversations; give it "
                 "text to continue, or add a chat_template.jinja to its folder"
             )
-        return self._template.render(messages, add_generation_prompt, **variables)
+        if text not in self._made:
+            self._made[text] = ChatTemplate(text, self._special)
+        return self._made[text].render(messages, add_generation_prompt, **variables)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -203,10 +215,8 @@ class Tokenizer:
                 f"one with save_pretrained"
             )
         p = package("tokenizers")
-        try:
+        with _refused(f"{os.fspath(path)!r} is no tokenizer"):
             tokens = p.Tokenizer.from_file(os.fspath(path))
-        except Exception as error:  # the package raises no other kind
-            raise ValueError(f"{os.fspath(path)!r} is no tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
         if "".join(tokens.encode("a", add_special_tokens=False).tokens).startswith(_SPACES):
@@ -221,9 +231,13 @@ class Tokenizer:
         if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
             config |= read_json(folder, "special_tokens_map.json") or {}
             added += read_json(folder, "added_tokens.json") or {}
-        for key in ("extra_special_tokens", "additional_special_tokens"):
+        added += [config.get("bos_token"), config.get("eos_token")]
+        texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
+        for key in ("additional_special_tokens", "model_specific_special_tokens", _EXTRA):
             more = config.get(key)
-            more = list(more.values()) if isinstance(more, dict) else more
+            if isinstance(more, dict):  # tokens with names, which a template uses
+                texts |= {name: _content(token) for name, token in more.items()}
+                more = list(more.values())
             added += more if isinstance(more, list) else []
         for token in map(_content, added):
             if isinstance(token, str) and tokens.token_to_id(token) is None:
@@ -232,11 +246,15 @@ class Tokenizer:
                     f"vocabulary; write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
-        texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
         special = {name: text for name, text in texts.items() if isinstance(text, str)}
         template = find(folder, "chat_template.jinja")
         if template.is_file():
-            return cls(tokens, special, template.read_text(encoding="utf-8"))
+            try:
+                return cls(tokens, special, template.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}"
+                ) from None
         return cls(tokens, special, config.get("chat_template"))
 
     @classmethod
@@ -263,11 +281,9 @@ class Tokenizer:
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
         is_whole = rule in _WHOLE
-        try:
+        with _refused("the file's vocabulary is wrong"):
             vocabulary = {word: i for i, word in enumerate(words)}
             tokens = p.Tokenizer(p.models.BPE(vocabulary, pairs, ignore_merges=is_whole))
-        except Exception as error:  # the package raises no other kind
-            raise ValueError(f"the file's vocabulary is wrong: {error!s:.200}") from None
         splits = [p.pre_tokenizers.Split(p.Regex(e), "isolated") for e in _RULES[rule]]
         in_bytes = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, in_bytes])
@@ -297,10 +313,12 @@ class Tokenizer:
 
         Errors are those of `chat_template`.
         """
+        others = {name: t for name, t in self._special.items() if not name.endswith("_token")}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **self._special,
+            **{name: t for name, t in self._special.items() if name not in others},
+            **({_EXTRA: others} if others else {}),
             "chat_template": self.chat_template,
         }
         return {
@@ -332,6 +350,20 @@ def check_text(name: str, text: str) -> None:
             f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
             f"that is not UTF-8; a text has whole characters"
         ) from None
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Raise a ValueError that begins with `what` for each error of the package tokenizers.
+
+    A panic of Rust is one too, although it is no `Exception`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {error!s:.200}") from None
 
 
 def _content(token: Any) -> Any:

@@ -226,6 +226,25 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
         Tokenizer.from_folder(folder)
 
 
+def test_merges_that_crash_the_package_tokenizers_are_a_broken_file(tmp_path, monkeypatch, capfd):
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json' is no tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    metadata = {"tokens": ["a", "b"], "merges": ["a b"], "model": "gpt2"}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
+    with pytest.raises(ValueError, match="the file's vocabulary is wrong"):
+        Tokenizer.from_gguf(metadata)
+    capfd.readouterr()  # Rust prints where it failed
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers.models.BPE", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.from_gguf(metadata)
+
+
 def test_a_missing_package_is_no_broken_file(files, monkeypatch):
     folder, file = files
     monkeypatch.setitem(sys.modules, "tokenizers", None)
@@ -258,6 +277,33 @@ def test_where_the_chat_template_is(tmp_path):
         Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
     (folder / "chat_template.jinja").write_text("J", encoding="utf-8")
     assert template("T") == "J"
+    (folder / "chat_template.jinja").write_bytes(b"J\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja' is not UTF-8, at byte 2"):
+        template("T")
+
+
+def test_tools_have_a_template_of_their_own_if_there_is_one_for_them():
+    turns = [{"role": "user", "content": "x"}]
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    for templates, written in ((named, "DTD"), (named[1:], "DDD"), ("S", "SSS")):
+        tokenizer = Tokenizer(tiny_tokenizer(), {}, templates)
+        assert "".join(tokenizer.render(turns, tools=t) for t in (None, [], None)) == written
+
+
+@pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
+def test_a_template_has_extra_tokens_by_their_names(tmp_path, key):
+    folder = tiny_folder(tmp_path / "m")
+    named = {"my_token": "<|im_start|>", "image": {"content": "<|im_end|>"}}
+    template = "{{ my_token + image }}{{ other_token }}{{ eos_token }}"
+    config = {"eos_token": "<|im_end|>", "other_token": "<|im_end|>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, key: named}))
+    turns, copy = [{"role": "user", "content": "x"}], tmp_path / "copy"
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.render(turns) == "<|im_start|>" + 3 * "<|im_end|>"
+    copy.mkdir()
+    for name, content in tokenizer.files().items():
+        (copy / name).write_bytes(content)
+    assert Tokenizer.from_folder(copy).render(turns) == tokenizer.render(turns)
 
 
 def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
@@ -282,6 +328,9 @@ def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
         ("tokenizer_config.json", {"extra_special_tokens": ["<think>"]}),
         ("tokenizer_config.json", {"additional_special_tokens": [{"content": "<think>"}]}),
         ("special_tokens_map.json", {"additional_special_tokens": ["<think>", "<|im_end|>"]}),
+        ("tokenizer_config.json", {"model_specific_special_tokens": {"image": "<think>"}}),
+        ("tokenizer_config.json", {"eos_token": "<think>"}),
+        ("special_tokens_map.json", {"bos_token": {"content": "<think>"}}),
         ("added_tokens.json", {"<think>": 400, "<|im_end|>": 2}),
     ],
 )
