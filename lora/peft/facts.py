@@ -103,6 +103,7 @@ class Facts:
             fact = self.layers[name]
             if found != fact.base:
                 stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
+                stored += stored and f" (--dtype {fact.stored} of generate and eval)"
                 yield (
                     f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
                     f"adapter was made on {str(fact.base)[:12]}...{stored}; take that base, or "

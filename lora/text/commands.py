@@ -74,8 +74,8 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     def add_adapters(add: Add, help_text: str) -> None:
         options = {"action": "append", "default": [], "metavar": "FOLDER", "type": path}
         add("--adapter", "--adapter-path", help=help_text, **options)
-        help_text = "also load an adapter that was made on another base, or on the same base in "
-        help_text += "another dtype"
+        help_text = "also load an adapter that was made on another base, or on other values of the "
+        help_text += "same base, such as those of nf4"
         add("--any-base", dest="check_base", action="store_false", help=help_text)
 
     add = command("train", train, "fine-tune a language model with an adapter on examples in JSONL")
@@ -98,7 +98,9 @@ def add_commands(command: Command, path: Callable[[str], str]) -> None:
     help_text = "a folder with an adapter; with --chat, give several by repeating the option, and "
     help_text += "the last one answers first"
     add_adapters(add, help_text)
-    add("--prompt", help="a text to continue; give one of --prompt, --message and --chat")
+    help_text = "a text to continue, in which strings such as <|im_end|> are ordinary characters; "
+    help_text += "give one of --prompt, --message and --chat"
+    add("--prompt", help=help_text)
     add("--message", help="a message to answer, in the format of the model's chat template")
     add("--chat", action="store_true", help=f"a conversation: each line is a message ({HELP})")
     add("--system", help="a system message, with --message or --chat")

@@ -9,6 +9,8 @@ A row has one of three forms; other keys are ignored, and reported:
 A text or a completion is followed by the end-of-text token, which counts too. A prompt and its
 completion are encoded separately, so the tokens of the prompt are the same as in generation. The
 turns of a conversation are encoded separately too, in the format of the model's chat template.
+Strings such as `<|im_end|>` are special tokens in a conversation only. In a text, a prompt and a
+completion they are ordinary characters.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokens
-from minigrad.checks import check_flag, check_positive, nearest
+from minigrad.checks import MOST_LINES, check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
@@ -37,6 +39,7 @@ SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
+_OTHER_KEYS = "with other keys, which are not read: "
 _LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are no valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
@@ -70,6 +73,16 @@ class Dataset(Sequence[Row]):
                 found.update(part.tobytes())
         return found.hexdigest()
 
+    @property
+    def main_notes(self) -> dict[str, list[int]]:
+        """At most 20 of the notes, those about keys last; and the lines of all others together."""
+        found = sorted(self.notes.items(), key=lambda note: note[0].startswith(_OTHER_KEYS))
+        some, others = found[:MOST_LINES], found[MOST_LINES:]
+        if others:
+            numbers = sorted({number for _, numbers in others for number in numbers})
+            some.append((f"with {counted(len(others), 'other note')}", numbers))
+        return dict(some)
+
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
@@ -81,7 +94,7 @@ class Dataset(Sequence[Row]):
         some = sum(int(row.counted.sum()) for row in self.rows)
         sizes = f"{counted(len(self), 'row')}, {counted(tokens, 'token')}"
         lines = [f"{self.file}: {sizes}, of which {some:,} {'counts' if some == 1 else 'count'}"]
-        for what, numbers in self.notes.items():
+        for what, numbers in self.main_notes.items():
             named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
             lines.append(f"  {len(numbers):,} {what} (line{'s' * (len(numbers) > 1)} {named})")
         return "\n".join(lines)
@@ -216,7 +229,8 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
             f"{', '.join(found) or 'no keys'}"
         )
     if others := row.keys() - forms[0]:
-        notes.append(f"with other keys, which are not read: {', '.join(sorted(others)):.200}")
+        shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
+        notes.append(f"{_OTHER_KEYS}{shown:.200}")
     row = {key: row[key] for key in forms[0]}
     for key, value in row.items():
         (_check_messages if key == "messages" else _check_text)(key, value)

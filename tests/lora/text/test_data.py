@@ -212,6 +212,24 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
     assert notes == {"with other keys, which are not read: id, source": [2]}
 
 
+def test_of_very_many_notes_about_keys_some_are_shown(tmp_path):
+    lines = [{"text": "the fox", f"key{number:02}": 1} for number in range(30)]
+    found = read_rows(written(tmp_path, *lines, {"text": ""}), tokenizer())
+    assert len(found.notes) == 31
+    first, *shown, last = repr(found).splitlines()
+    assert "30 rows" in first
+    assert shown[0] == "  1 left out, without an answer (line 31)"
+    assert shown[1].endswith("which are not read: key00 (line 1)")
+    assert len(shown) == 20
+    assert last == "  11 with 11 other notes (lines 20, 21, 22, 23, 24, ...)"
+    assert list(found.main_notes.items())[-1] == ("with 11 other notes", [*range(20, 31)])
+
+
+def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
+    found = read_rows(written(tmp_path, {"text": "the fox", "x\x1b[31m\n": 1}), tokenizer())
+    assert list(found.notes) == [r"with other keys, which are not read: x\x1b[31m\n"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

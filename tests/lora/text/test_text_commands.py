@@ -358,7 +358,7 @@ def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data,
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
     status, _, error = run(capsys, *ask)
     assert status == 2
-    assert "in four bits; take that base, or say check_base=False (--any-base)" in error
+    assert "in four bits (--dtype nf4 of generate and eval); take that base, or say check" in error
     assert run(capsys, *ask, "--any-base")[0] == 0
     measure = ("eval", base, data, "--adapter", tmp_path / "out", "--any-base", "--json")
     found = json.loads(run(capsys, *measure)[1])
