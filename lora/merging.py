@@ -60,15 +60,15 @@ def merge(
     if chosen is not None:
         if not isinstance(chosen, Iterable):
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
-        attachment, chosen = state.required_attachment(model), tuple(chosen)
+        attached, chosen = state.attachment_of(model), tuple(chosen)
+        attachment = attached or state.attachment_by_hand(layer for _, layer in found)
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")
         for name in chosen:
             attachment.get(name)
             if name not in attachment.active:
-                raise ValueError(
-                    f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so"
-                )
+                how = f"lora.switch(model, {name!r})" if attached else f"layer.use([{name!r}])"
+                raise ValueError(f"adapter {name!r} is not active; {how} makes it so")
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found

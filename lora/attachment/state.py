@@ -154,6 +154,14 @@ def required_attachment(model: Module) -> Attachment:
     return attachment
 
 
+def attachment_by_hand(layers: Iterable[AdaptedLayer]) -> Attachment:
+    """Return the names of the adapters of layers that were made without `attach`."""
+    found = list(layers)
+    names = dict.fromkeys(name for layer in found for name in layer.adapters)
+    active = dict.fromkeys(name for layer in found for name in layer.active)
+    return Attachment({}, [], {name: Attached(None, []) for name in names}, tuple(active))
+
+
 def store(model: Module, attachment: Attachment | None) -> None:
     """Store the attachment on a model; None removes it."""
     if attachment is None:

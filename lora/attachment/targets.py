@@ -42,8 +42,8 @@ def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     paths = walk(model, "", set(), every_path=True)
     others = {n: first.setdefault(id(m), n) for n, m in paths if isinstance(m, Module)}
     targets = select(config, *candidates(model), projections(model), others)
-    order = [name for name, _ in model.named_modules()]
-    return sorted(targets, key=lambda target: order.index(target.name))
+    order = {name: number for number, (name, _) in enumerate(model.named_modules())}
+    return sorted(targets, key=lambda target: order[target.name])
 
 
 def candidates(model: Module) -> tuple[list[str], list[str]]:

@@ -92,7 +92,10 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
             return _open_index(path, INDEX)
         if single.is_file():
             return TensorSet({SINGLE: TensorFile(single)})
-        raise FileNotFoundError(f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it; other formats, such as "
+            f"pytorch_model.bin, are not read, but transformers' save_pretrained writes these"
+        )
     if path.name.endswith(".json"):
         return _open_index(path.parent, path.name)
     return TensorSet({path.name: TensorFile(path)})

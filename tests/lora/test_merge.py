@@ -420,3 +420,19 @@ def test_a_copy_of_a_merged_model_notices_what_the_original_does(duplicate):
             for each in (changed, duplicate(changed)):
                 with pytest.raises(RuntimeError, match="base_weight changed since merge"):
                     each(TOKENS)
+
+
+def test_adapters_of_layers_that_were_made_by_hand_have_names_too(rng):
+    layer = lora.LoRALayer.from_linear(Linear(4, 3, rng=rng), 2, 4.0, rng=rng)
+    shake(layer, rng)
+    model = Sequential(layer)
+    lora.merge(model, ["default"], progress=False)
+    assert layer.merged_adapters == ("default",)
+    lora.unmerge(model)
+    with pytest.raises(ValueError, match=r"no adapter 'other'.* has 'default'"):
+        lora.merge(model, "other", progress=False)
+    with pytest.raises(TypeError, match="a string, not 3"):
+        lora.merge(model, [3], progress=False)
+    layer.use([])
+    with pytest.raises(ValueError, match=r"'default' is not active; layer\.use\(\['default'\]\)"):
+        lora.merge(model, "default", progress=False)

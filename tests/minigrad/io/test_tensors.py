@@ -504,7 +504,8 @@ def test_an_index_that_is_none_is_refused(tmp_path, content):
 
 
 def test_a_folder_with_no_model_or_two_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+    message = r"neither model\.safetensors nor .* such as pytorch_model\.bin, are not read"
+    with pytest.raises(FileNotFoundError, match=message):
         open_tensors(tmp_path)
     save_file({"a": np.ones(2)}, shards(tmp_path) / "model.safetensors")
     with pytest.raises(ValueError, match="name one of them"):
