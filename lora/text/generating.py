@@ -16,6 +16,7 @@ from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
 from minigrad.sampling import sample
 from minigrad.training.evaluation import evaluation_mode
+from minigrad.versions import last_write, last_written
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -27,7 +28,8 @@ class TextGenerator:
     """Continue a prompt, or answer in a conversation.
 
     A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
-    new tokens are computed.
+    new tokens are computed. It notices when weights were trained in the meantime. After another
+    change of the model, call `forget`.
 
     Args:
         model: the language model, with adapters or without.
@@ -75,13 +77,18 @@ class TextGenerator:
         self._read: list[int] = []  # the tokens whose keys and values are in the caches
         self._caches: list[KVCache] = []
         self._capacity = 0
+        self._written = 0  # up to this time, the writes to weights are known
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
         unused_ids = tokenizer.unused_ids(model.config.vocab_size)
         self._padding = [i for i in unused_ids if i not in self._ends]  # ids without a token
 
     def forget(self) -> None:
-        """Drop the cached keys and values, as needed after a switch of adapters or `astype`."""
+        """Drop the cached keys and values.
+
+        This is needed if adapters were attached, switched, merged or removed since the last text,
+        or weights were converted by `astype`, or written through numpy, as by `w.data[...] = 1`.
+        """
         self._read, self._caches, self._capacity = [], [], 0
 
     def stream(self, prompt: str | Messages) -> Iterator[str]:
@@ -154,13 +161,17 @@ class TextGenerator:
         if needed > self._capacity:
             self._capacity = min(max(2 * needed, CAPACITY), self.model.config.max_length)
             self._caches, self._read = self.model.new_caches(1, self._capacity), []
+        if last_write[0] > self._written:  # perhaps to the weights
+            times = (last_written(weight._data) for weight in self.model.parameters())
+            if any(time > self._written for time in times):
+                self._read = []
         known = 0
         most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits
         while known < most and self._read[known] == ids[known]:
             known += 1
         for cache in self._caches:
             cache.truncate(known)
-        self._read = self._read[:known]
+        self._read, self._written = self._read[:known], last_write[0]
         return self._read_on(ids[known:])
 
     def _read_on(self, ids: list[int]) -> Any:

@@ -121,6 +121,21 @@ def test_after_a_switch_of_adapters_everything_is_read_again(parts, rng):
     assert base != adapted
 
 
+def test_after_a_step_of_training_everything_is_read_again(parts, rng):
+    model, tok = parts
+    lora.attach(model, lora.LoRAConfig(rank=4, alpha=64), rng=rng)
+    writer, ids = TextGenerator(model, tok, max_tokens=6), np.array([tok.encode("The lazy dog")])
+    optimizer = mg.optim.AdamW(model.trainable_parameters(), lr=1.0)
+    texts = []
+    for _ in range(3):
+        texts.append("".join(writer.stream("The fox")))
+        assert texts[-1] == generate(model, tok, "The fox", max_tokens=6)
+        loss, _ = model.loss(ids, np.ones(ids.shape, bool))
+        loss.backward()
+        optimizer.step()
+    assert len(set(texts)) > 1
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_a_model_that_was_converted_writes(parts, dtype):
     model, tok = parts
