@@ -24,6 +24,7 @@ if sys.platform != "win32":
     import fcntl
 
 _PARTIAL = ".partial"
+_LONGEST_STEM = 255 - len(f"..{0:08x}{_PARTIAL}")  # bytes; the name of a file may have 255
 _TRIES = 10
 _ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lock is dead
 
@@ -31,8 +32,8 @@ _ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lo
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
     """Return the target file of a path; an OSError if no regular file can be there.
 
-    So it is no folder, pipe or device, and its folder exists. `role` is the beginning of the
-    message.
+    So it is no folder, pipe or device, and its folder exists and may be written to. `role` is the
+    beginning of the message.
     """
     target = Path(os.path.realpath(path))  # a link stays, and leads to the new content
     if not target.parent.is_dir():
@@ -46,6 +47,11 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
             f"{role}{os.fspath(path)!r} is a pipe, a socket or a device, which would be replaced; "
             f"name a file"
         )
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(
+            f"{role}no file can be written into the folder {str(target.parent)!r}, which is "
+            f"read-only or belongs to another user"
+        )
     return target
 
 
@@ -53,20 +59,24 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file to write and read; it replaces `path` if the block ends without an error.
 
+    It has the permissions of the file that it replaces.
+
     Raises:
         OSError: if the file cannot be written; an old file is not changed then. For example, the
             folder does not exist (a FileNotFoundError), or `path` is a folder itself
             (an IsADirectoryError).
     """
     target = check_target(path)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
+    stem = os.fsencode(target.name)[:_LONGEST_STEM].decode(errors="ignore")
+    for left in target.parent.glob(f".{glob.escape(stem)}.*{_PARTIAL}"):
         remove_dead(left, left)
 
     def partial() -> Path:
-        return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+        return target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}")
 
     with create_locked(partial) as file:
         try:
+            keep_mode(target, file.name)  # before the first byte: the old file may be private
             yield file
             flush(file)
             if sys.platform == "win32":  # it cannot rename an open file
@@ -156,6 +166,12 @@ def remove(left: Path, lock: Path) -> None:
             each.unlink()
     lock.unlink(missing_ok=True)
     left.rmdir()
+
+
+def keep_mode(old: Path, new: str | Path) -> None:
+    """Give a new file the permissions of the one that it will replace, if there is one."""
+    with suppress(OSError):  # a file system may have no permissions
+        shutil.copymode(old, new)
 
 
 def flush(file: BinaryIO) -> None:

@@ -16,6 +16,7 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 from __future__ import annotations
 
 import json
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -319,10 +320,11 @@ class TensorWriter:
             KeyError: if no tensor of this name was given at the start.
             ValueError: if the shape differs, the rows are not in the tensor, the dtype cannot store
                 the numbers, or a part of the tensor was written before.
-            TypeError: if the array does not hold numbers.
+            TypeError: if the array does not hold numbers, or `first_row` is no integer.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
+        first_row = operator.index(first_row)  # products with an integer of 16 bits would overflow
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row

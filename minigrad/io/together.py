@@ -38,7 +38,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from minigrad.io.atomic import create_locked, flush, flush_folder, remove, remove_dead, try_lock
+from minigrad.io.atomic import (
+    create_locked,
+    flush,
+    flush_folder,
+    keep_mode,
+    remove,
+    remove_dead,
+    try_lock,
+)
 
 PATIENCE = 10.0
 """How many seconds a save waits for another save that is replacing files in the same folder."""
@@ -60,8 +68,9 @@ def replacing_together(
     """Make a temporary folder; at the end of the block, its files replace those in `folder`.
 
     Args:
-        folder: the target; it is made if it does not exist. New files may be in subfolders. Other
-            files are not changed. New files whose names begin with a dot are not moved.
+        folder: the target; it is made if it does not exist. New files may be in subfolders, and
+            have the permissions of those that they replace. Other files are not changed. New files
+            whose names begin with a dot are not moved.
         entry: the name of the file that readers open first.
         plan: a hash of everything that the files depend on. If a save with the same plan was
             killed, or a child process of it (a ChildProcessError), its folder is used again with
@@ -73,7 +82,7 @@ def replacing_together(
             `folder` is removed. If it fails after one file was replaced, the new files are valid.
         ValueError: if the entry has not been written.
     """
-    target = Path(folder)
+    target = Path(folder).absolute()  # the block may go to another folder
     made = [each for each in (target, *target.parents) if not each.exists()]
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,6 +98,7 @@ def replacing_together(
                 for file in written:
                     with open(stage / file, "rb+") as opened:
                         flush(opened)
+                    keep_mode(target / file, stage / file)
                 _take_turn(target, stage, written)
                 _swap(target, written, entry)
             except ChildProcessError:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from minigrad import nn
 from minigrad.io import TensorWriter, load_state, save_state, write_atomically
+from minigrad.io.atomic import replacing
 
 DTYPES = [
     *("float16", "float32", "float64", "bool"),
@@ -262,6 +263,29 @@ def test_permissions_follow_the_umask(path, mask, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are a matter of POSIX")
+def test_a_private_file_stays_private_from_the_first_byte_on(path):
+    save_state(path, {"x": np.ones(1)})
+    path.chmod(0o600)
+    with replacing(path) as file:
+        assert stat.S_IMODE(os.stat(file.name).st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["a" * 238, "a" * 255, "é" * 127, "漢" * 85])
+def test_the_longest_names_that_a_folder_can_have_are_written(path, name):
+    for value in (1, 2):
+        save_state(path.with_name(name), {"x": np.full(1, value)})
+    assert load_state(path.with_name(name))[0]["x"] == 2
+    assert os.listdir(path.parent) == [name]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != path.parent)
+    with pytest.raises(PermissionError, match=f"into the folder {str(path.parent)!r}, which is"):
+        save_state(path, {"x": np.ones(1)})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are a matter of POSIX")

@@ -156,6 +156,19 @@ def test_rows_are_written_once(path):
         np.testing.assert_array_equal(file.read("x"), [[1, 1], [1, 1], [3, 3], [3, 3]])
 
 
+@pytest.mark.parametrize("first", [np.int16(3900), np.uint16(3900)])
+def test_the_first_row_may_be_an_integer_of_16_bits(path, first):
+    rows = np.arange(12000).reshape(4000, 3)
+    with writing(path, [TensorInfo("x", "int64", (4000, 3)), TensorInfo("y", "int64", ())]) as file:
+        file.write("x", rows[3900:], first)
+        file.write("x", rows[:3900])
+        file.write("y", np.array(7))
+        with pytest.raises(TypeError, match="integer"):
+            file.write("x", rows[:1], 1.0)
+    tensors, _ = io.load_state(path)
+    np.testing.assert_equal(tensors, {"x": rows, "y": np.array(7)})
+
+
 def test_a_byte_that_is_no_bool_is_true(path):
     raw(path, {"x": entry("BOOL", (3,), 0, 3)}, b"\x00\x01\x07")
     with TensorFile(path) as file:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,26 @@ def test_a_failure_of_the_first_replacement_leaves_everything_as_it_was(tmp_path
             put(tmp_path, "new")
     assert seen(tmp_path) == [("old", "old")] * 2
     assert hidden(tmp_path) == []
+
+
+@posix
+def test_private_files_stay_private(tmp_path):
+    put(tmp_path, "one")
+    (tmp_path / OTHER).chmod(0o600)
+    put(tmp_path, "two")
+    assert seen(tmp_path) == [("two", "two")] * 2
+    assert stat.S_IMODE((tmp_path / OTHER).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_block_may_go_to_another_folder(tmp_path, monkeypatch, fails):
+    monkeypatch.chdir(tmp_path)
+    with suppress(KeyError), io.replacing_together("out", ENTRY) as stage:
+        os.chdir("/")
+        (stage / ENTRY).write_text("one")
+        if fails:
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ([] if fails else ["out", ENTRY])
 
 
 def test_the_entry_must_be_written(tmp_path):
