@@ -1,8 +1,10 @@
 """Checkpoints of training: the state of a `Trainer` in a file, as named arrays, and JSON.
 
 The state contains everything that a later step depends on: the weights, the states of the
-optimiser, the scheduler, the averages and the random generators, the best weights so far, and the
-records. The name of an array begins with its part, as in "model.0.weight" or "optimizer.3.exp_avg".
+optimiser, the scheduler, the averages and the random generators, the best weights so far, the order
+of an unfinished epoch, and the records. The name of an array begins with its part, as in
+"model.0.weight" or "optimizer.3.exp_avg". The JSON is in the metadata; that of a long run, for
+which these have no room, is an array of bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import numpy as np
 from minigrad.io import load_state, save_state
 
 KEY = "minigrad.trainer"
+_LONGEST_TEXT = 1 << 24  # characters in the metadata, for which there are 100 MB at most
 _PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a state that `Trainer.state_dict` returned."""
-    classes, ema = state["classes"], dict(state["ema"] or {})
+    classes, ema, unfinished = state["classes"], dict(state["ema"] or {}), dict(state["pass"] or {})
     parts = {"model": state["model"], "best": state["best"], "ema": ema.pop("averages", {})}
+    parts["pass"] = {"order": unfinished.pop("order", None)}
     parts["optimizer"] = {
         f"{number}.{key}": value
         for number, values in state["optimizer"]["state"].items()
@@ -38,7 +42,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         "scheduler": classes["scheduler"],
         "scheduler_state": state["scheduler"],
         "ema": ema or None,
-        "pass": state["pass"],
+        "pass": unfinished or None,
     }
     arrays = {
         f"{part}.{name}": value
@@ -47,11 +51,14 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if isinstance(value, np.ndarray)
     }
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    save_state(path, arrays, {KEY: as_json(known)})
+    text = as_json(known)
+    if len(text) > _LONGEST_TEXT:
+        arrays[KEY], text = np.frombuffer(text.encode(), np.uint8), "in the array of this name"
+    save_state(path, arrays, {KEY: text})
 
 
 def as_json(facts: Any) -> str:
-    """Return facts as JSON, with arrays (in states of generators, and orders) as lists."""
+    """Return facts as JSON, with arrays (in states of generators) as lists."""
     return json.dumps(facts, default=lambda value: value.tolist(), sort_keys=True)
 
 
@@ -65,8 +72,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise ValueError(f"{file} is no checkpoint of a Trainer")
     try:
-        facts = json.loads(metadata[KEY], parse_int=_integer)
-        parts: dict[str, Any] = {name: {} for name in ("model", "best", "optimizer", "ema")}
+        text = arrays.pop(KEY).tobytes() if KEY in arrays else metadata[KEY]
+        facts = json.loads(text, parse_int=_integer)
+        parts: dict[str, Any] = {n: {} for n in ("model", "best", "optimizer", "ema", "pass")}
         for name, value in arrays.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
@@ -86,7 +94,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             "optimizer": {"state": optimizer, "param_groups": groups},
             "scheduler": facts.get("scheduler_state"),
             "ema": {**facts["ema"], "averages": parts["ema"]} if ema else None,
-            "pass": facts.get("pass"),
+            # Older files have the order among the facts.
+            "pass": {**facts["pass"], **parts["pass"]} if "pass" in facts else None,
         }
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(

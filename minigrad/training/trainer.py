@@ -77,7 +77,8 @@ class Trainer(TrainingStep):
         validate_every: validate after every so many steps, and after the last step of `fit`,
             instead of after each epoch. The results are in the record of the step.
         checkpoint: the path of a file to write after each epoch, and when `fit` ends in the middle
-            of an epoch. Only rank 0 writes it.
+            of an epoch or has restored the best weights. Only rank 0 writes it. A relative path
+            leads from the folder in which the process is when it writes.
         checkpoint_every: write the checkpoint also after every so many steps.
         save_frozen: whether checkpoints and the best weights contain the parameters that the
             optimiser does not train. Without these, the file of an adapter is small, but the model
@@ -144,7 +145,10 @@ class Trainer(TrainingStep):
         self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
+        # The remainder of a large number by an integer of 8 bits would overflow.
+        self.validate_every, self.checkpoint_every = (
+            None if number is None else int(number) for number in every.values()
+        )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of the model before the first step
@@ -181,10 +185,11 @@ class Trainer(TrainingStep):
                 is 0 in a step, or the data have another length than those of the unfinished epoch.
                 Also if there are metrics of micro-batches, `validate_every` without validation
                 data, or ranks that cannot train together, because their data differ, for example.
-            TypeError: if the loss does not return a Tensor of one element, or that and a count, or
-                the data do not hold numbers.
+            TypeError: if the loss does not return a Tensor of one element, or that and a count, a
+                metric does not return a number, or the data do not hold numbers.
             FloatingPointError: if the loss (or with `clip_norm` the gradient norm) is not finite.
                 The weights are those before the step.
+            OSError: if the checkpoint cannot be written; an old file is not changed then.
             RuntimeError: if several ranks do not make the same calls.
         """
         if epochs is not None or steps is None:
@@ -227,6 +232,7 @@ class Trainer(TrainingStep):
             raise
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self.restore_best()
+            self._check_and_save()  # the checkpoint has the last weights
         return self.history
 
     def _planned_steps(
@@ -350,6 +356,8 @@ class Trainer(TrainingStep):
                     f"the metric {name} returned an array of shape {shape}, and not one "
                     f"number; take its mean, for example"
                 )
+            if np.asarray(value).dtype.kind not in "biufO" or not hasattr(value, "__float__"):
+                raise TypeError(f"the metric {name} returned {value!r:.60}, and not a number")
         return {"loss": loss.item(), **named}
 
     def __repr__(self) -> str:

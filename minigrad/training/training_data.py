@@ -89,7 +89,11 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
         # A list of two tuples of numbers is a pair (features, target), not two micro-batches.
         if isinstance(first, tuple) and not (is_pair and first and np.isscalar(first[0])):
             return MicroBatches(data, name)
-    if not is_pair:
+    is_of_lists = isinstance(data, list) and all(
+        isinstance(part, list) and part and isinstance(part[0], (np.ndarray, Tensor))
+        for part in data
+    )
+    if not is_pair or is_of_lists:  # two batches of `minigrad.data.batches` are no pair
         raise ValueError(
             f"{name} must be a pair of features and target, or a list of micro-batches, which are "
             f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not {_described(data)}"

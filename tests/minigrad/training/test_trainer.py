@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import minigrad
 from minigrad import random
-from minigrad.io import load_state, save_state
+from minigrad.io import load_state, save_state, tensor_file
 from minigrad.metrics import mae, r2, rmse
 from minigrad.nn import MLP, Dropout, Linear, Module, Sequential
 from minigrad.optim import (
@@ -27,6 +27,7 @@ from minigrad.optim import (
     StepLR,
     WarmupCosineLR,
 )
+from minigrad.training import checkpoint_file
 from minigrad.training.history import History
 from minigrad.training.trainer import Trainer
 
@@ -437,6 +438,16 @@ def test_parts_in_another_order_are_refused():
 def test_a_metric_of_several_numbers_is_named(data):
     trainer = make(metrics={"error": lambda prediction, target: prediction - target})
     with pytest.raises(TypeError, match=r"the metric error returned an array of shape \(40, 1\)"):
+        trainer.fit(data, epochs=1)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", 1j, np.complex64(1j), np.array("a")])
+def test_a_metric_that_is_no_number_is_named(data, value):
+    trainer = make(metrics={"error": lambda prediction, target: value})
+    message = "the metric error returned .*, and not a number"
+    with pytest.raises(TypeError, match=message):
+        trainer.evaluate(data)
+    with pytest.raises(TypeError, match=message):
         trainer.fit(data, epochs=1)
 
 
@@ -931,6 +942,18 @@ def test_early_stopping_goes_on_where_it_was(tmp_path):
     assert second.model.w.item() == whole.model.w.item()
 
 
+def test_a_run_that_stopped_early_goes_on_with_the_best_weights(tmp_path):
+    validation = (ONES, 0.5 * ONES)
+    whole = slope(lr=0.1, patience=2, checkpoint=tmp_path / "run")
+    whole.fit((ONES, ONES), epochs=50, validation=validation)
+    second = slope(lr=0.7, patience=2)
+    second.load(tmp_path / "run")
+    assert second.model.w.item() == whole.model.w.item()
+    for trainer in (whole, second):
+        trainer.fit((ONES, ONES), epochs=2, validation=validation)
+    np.testing.assert_equal(everything(second), everything(whole))
+
+
 def test_a_run_that_is_saved_by_hand_goes_on_too(tmp_path):
     validation = (ONES, 0.5 * ONES)
     whole = slope(lr=0.1, patience=20)
@@ -974,6 +997,40 @@ def test_a_checkpoint_can_be_saved_by_hand_and_keeps_all_numbers(data, tmp_path)
     other.load(tmp_path / "run")
     np.testing.assert_equal(everything(other), before)
     assert other.history == trainer.history  # seconds too
+
+
+def of_many_rows(seed, rng, **options):
+    """A trainer of a slope, and data of which an epoch has sixty steps."""
+    x = rng.uniform(size=(3000, 1))
+    options = {"batch_size": 50, "rng": np.random.default_rng(seed), **options}
+    return slope(lr=1e-3, **options), (x, 2 * x * x)
+
+
+def test_a_checkpoint_has_room_for_many_rows_and_records(rng, tmp_path, monkeypatch):
+    """The header of a file may have 100 MB, less than the rows and records of a long run."""
+    monkeypatch.setattr(tensor_file, "_LARGEST_HEADER", 4000)
+    monkeypatch.setattr(checkpoint_file, "_LONGEST_TEXT", 2000)
+    whole, data = of_many_rows(0, rng, checkpoint=tmp_path / "run")
+    whole.fit(data, steps=100)
+    second, _ = of_many_rows(5, rng)
+    second.load(tmp_path / "run")
+    for trainer in (whole, second):
+        trainer.fit(data, steps=30)
+    np.testing.assert_equal(everything(second), everything(whole))
+
+
+def test_an_older_checkpoint_with_the_order_of_the_rows_as_text_can_be_loaded(rng, tmp_path):
+    whole, data = of_many_rows(0, rng, checkpoint=tmp_path / "run")
+    whole.fit(data, steps=3)
+    arrays, metadata = load_state(tmp_path / "run")
+    facts = json.loads(metadata["minigrad.trainer"])
+    facts["pass"]["order"] = arrays.pop("pass.order").tolist()
+    save_state(tmp_path / "run", arrays, {"minigrad.trainer": json.dumps(facts)})
+    second, _ = of_many_rows(5, rng)
+    second.load(tmp_path / "run")
+    for trainer in (whole, second):
+        trainer.fit(data, steps=3)
+    np.testing.assert_equal(everything(second), everything(whole))
 
 
 @pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])
@@ -1269,8 +1326,10 @@ def test_data_that_are_no_pair_are_an_error(train):
         make().fit(train, epochs=1)
 
 
-def test_micro_batches_of_a_loader_are_made_tuples():
-    loader = [[np.ones((2, 2)), np.ones((2, 1))]] * 3
+@pytest.mark.parametrize("array", [np.asarray, minigrad.tensor])
+@pytest.mark.parametrize("count", [2, 3])
+def test_micro_batches_of_a_loader_are_made_tuples(count, array):
+    loader = [[array(np.ones((2, 2))), array(np.ones((2, 1)))]] * count
     with pytest.raises(ValueError, match=r"\[\(x, y\) for x, y in loader\], not list of list$"):
         make().fit(loader, epochs=1)
     make().fit([(x, y) for x, y in loader], epochs=1)
@@ -1316,6 +1375,9 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert make(checkpoint="run").checkpoint == "run"
     assert list(tmp_path.iterdir()) == [link]
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="checkpoint: no file can be written into the folder"):
+        make(checkpoint=tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["scheduler", "ema"])
@@ -1349,6 +1411,13 @@ def test_a_seed_is_no_generator():
 def test_a_loss_that_is_no_single_number_is_an_error_that_says_so(data, loss):
     with pytest.raises((TypeError, ValueError), match="loss"):
         make(loss=loss).fit(data, epochs=1)
+
+
+def test_integers_of_8_bits_count_the_steps_of_long_runs(tmp_path):
+    every = {"validate_every": np.uint8(2), "checkpoint_every": np.int8(100)}
+    trainer = slope(batch_size=1, checkpoint=tmp_path / "run", **every)
+    history = trainer.fit((ONES, ONES), steps=300, validation=(ONES, ONES))
+    assert sum("validation_loss" in step for step in history.steps) == 150
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5])
