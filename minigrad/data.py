@@ -224,7 +224,8 @@ def batches(
         rng: the random generator of the order; None for the default one.
 
     Yields:
-        A list with a part of each array, in the order of `arrays`.
+        A list with a part of each array, in the order of `arrays`: a Tensor of a Tensor, and
+        otherwise an array.
 
     Raises:
         ValueError: when the first batch is taken, as for all errors, if the lengths differ or are
@@ -239,7 +240,9 @@ def batches(
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
     batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow
-    arrays = [each if hasattr(each, "ndim") else as_array(each) for each in arrays]
+    # Others, such as a Series of pandas, may be indexed by labels, and not by positions.
+    known = np.ndarray, Tensor
+    arrays = [each if isinstance(each, known) else as_array(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
@@ -45,10 +46,12 @@ def progress_bar(
     it is not shown, a `NoBar` is returned. Without items, call its `update`. `what` describes the
     work, and `unit` is the name of one item. `options` are more options of tqdm, such as `total`;
     they override the settings that are made here. If TQDM_DISABLE is set, no bar is shown; tqdm
-    itself ignores this variable in a notebook with widgets.
+    itself ignores this variable in a notebook with widgets. Where nothing can be written to
+    `sys.stderr`, the work goes on without a bar.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
-    shown = shown and not os.environ.get("TQDM_DISABLE")
+    is_lost = getattr(sys.stderr, "closed", sys.stderr is None)
+    shown = shown and not is_lost and not os.environ.get("TQDM_DISABLE")
     if not shown or not (in_files or in_a_notebook() or is_terminal()):
         return NoBar(items)
     usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
@@ -88,9 +91,16 @@ def _bar_class() -> Any:
                     self.refresh(nolock=True)
                     self.last_print_t = self._time()  # so that `close` clears what was drawn
 
+        def display(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().display(*args, **options)
+            except OSError:  # the disk is full, or the reader of a pipe has ended
+                self.disable = True
+
         def close(self) -> None:
             self._timer.cancel()
-            super().close()
+            with suppress(OSError):
+                super().close()
 
     def renew_lock() -> None:
         Bar.set_lock(threading.RLock())

@@ -106,14 +106,19 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         return super().__call__(function)
 
 
+def is_deferred(function: Callable[..., Any]) -> bool:
+    """Return whether a call does not run the body, as that of a generator or a coroutine."""
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    return any(is_one(function) for is_one in kinds)
+
+
 def check_decorable(function: Callable[..., Any]) -> None:
     """Check that a call of a function runs its whole body, so that a mode can be set for it.
 
     Raises:
         TypeError: if it is a generator or a coroutine.
     """
-    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-    if any(is_one(function) for is_one in kinds):
+    if is_deferred(function):
         name = getattr(function, "__name__", repr(function))  # a partial has no name
         raise TypeError(
             f"{name:.80} does not run from start to end in one go, so it cannot be "

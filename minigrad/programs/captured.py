@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
-from minigrad.core.grad_mode import mode
+from minigrad.core.grad_mode import is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
@@ -60,9 +60,10 @@ class Captured(Generic[P, R]):
             parameters = inspect.signature(step).parameters.values()
         except (TypeError, ValueError):
             raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
-        if inspect.isgeneratorfunction(step) or inspect.iscoroutinefunction(step):
+        if is_deferred(step):
+            name = getattr(step, "__name__", repr(step))  # a partial has no name
             raise TypeError(
-                f"capture: a step runs from start to end in one go, and {step.__name__} is a "
+                f"capture: a step runs from start to end in one go, and {name:.80} is a "
                 f"generator or a coroutine; capture the function that makes one step"
             )
         functools.update_wrapper(self, step)

@@ -5,6 +5,7 @@ That changes of what a step reads are noticed is tested in test_changes.py.
 
 import contextvars
 import copy
+import functools
 import gc
 import inspect
 import linecache
@@ -1103,9 +1104,14 @@ def test_generators_and_coroutines_are_no_steps():
     async def waits(x):
         return x
 
-    for step in (generates, waits):
+    async def streams(x):
+        yield x
+
+    for step in (generates, waits, streams):
         with pytest.raises(TypeError, match=f"{step.__name__} is a generator or a coroutine"):
             mg.capture(step)
+        with pytest.raises(TypeError, match=r"and functools.partial.* is a generator or a corout"):
+            mg.capture(functools.partial(step, 1))
 
 
 def test_a_captured_function_keeps_name_documentation_and_signature():

@@ -356,6 +356,26 @@ def test_batches_take_lists():
     assert [part.tolist() for part in parts] == [[1, 2], [[0.5], [1.5]]]
 
 
+def test_batches_take_rows_by_position_of_what_is_indexed_by_label():
+    class Series:
+        """A column of a table whose rows have been sorted: row i has another place than i."""
+
+        ndim = 1
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([30.0, 10.0, 20.0])
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, labels):
+            return np.array([10.0, 20.0, 30.0])[labels]
+
+    x = np.array([3.0, 1.0, 2.0])
+    for rows, column in batches([x, Series()], 2):
+        assert (column == 10 * rows).all()
+
+
 def test_batches_of_unequal_lengths_or_of_nothing_are_an_error():
     with pytest.raises(ValueError, match=r"different numbers of rows: \[3, 4\]"):
         next(batches([np.ones(4), np.ones(3)], 2))

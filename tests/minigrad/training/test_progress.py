@@ -101,6 +101,34 @@ def test_a_bar_is_below_those_of_the_user(bars):
     assert bars[-1]["position"] == 1
 
 
+class Lost(io.StringIO):
+    """A terminal that is gone: its disk is full, or its reader has ended."""
+
+    def write(self, text):
+        raise BrokenPipeError("no reader")
+
+
+def closed():
+    terminal = io.StringIO()
+    terminal.close()
+    return terminal
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+@pytest.mark.parametrize("terminal", [lambda: None, Lost, closed])
+def test_work_goes_on_where_nothing_can_be_shown(terminal, in_files, monkeypatch):
+    monkeypatch.setattr(Lost, "isatty", lambda self: True)
+    monkeypatch.setattr(sys, "stderr", terminal())
+    options = {"what": "w", "unit": "u", "shown": True, "in_files": in_files}
+    for delay in (0.0, 0.01):
+        bar = progress_bar(range(3), **options, delay=delay, mininterval=0)
+        assert [time.sleep(0.02) or item for item in bar] == [0, 1, 2]
+        with progress_bar(total=3, **options, delay=delay, mininterval=0) as bar:
+            for _ in range(3):
+                bar.set_postfix_str("epoch 1", refresh=False)
+                bar.update()
+
+
 @pytest.mark.parametrize("delay", [0.01, 60.0])
 def test_a_bar_appears_while_the_first_item_is_worked_on(monkeypatch, delay):
     terminal = io.StringIO()
