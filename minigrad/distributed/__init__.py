@@ -11,7 +11,9 @@ In a script, `world()` says which rank this is:
 A sum of floats depends on the order of its additions. So gradients are added in the order of a tree
 that depends only on the number of micro-batches (`minigrad.distributed.tree`). A random number
 depends on the step and the micro-batch (`minigrad.training.streams`). So the result depends on the
-data, `batch_size` and `accumulation_steps`, but not on the number of ranks.
+data, `batch_size` and `accumulation_steps`, but not on the number of ranks. Ranks compare rows when
+`fit` begins, and given micro-batches in each step; a callback that changes rows in place must
+change them in the same way on all ranks.
 
 It needs MPI and mpi4py: `pip install "minigrad-lora[distributed]" mpich`. If a rank sends no
 heartbeat for `MINIGRAD_PATIENCE` seconds (by default 60), it counts as lost, and all ranks end.

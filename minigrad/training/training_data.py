@@ -34,7 +34,11 @@ class Rows:
         return [self.x, self.y, self.batch_size]
 
     def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
-        """Return what several ranks compare in a step: the numbers of its rows."""
+        """Return what several ranks compare in a step: the numbers of its rows.
+
+        Comparing the rows too, which a callback may change, would take up to a fifth of the time
+        of a small step.
+        """
         return [items]
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
