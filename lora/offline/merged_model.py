@@ -19,7 +19,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase
+from lora.offline.model_folder import AdaptedBase, is_computed
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
@@ -164,7 +164,7 @@ def _compared(
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor under another name (a tied head), or needs none."""
     others = [o for o in model if o != name and len(model.info(o).shape) == 2]
-    return name.endswith("rotary_emb.inv_freq") or any(
+    return is_computed(name, len(source.info(key).shape)) or any(
         _is_same(source, key, model, other) for other in others
     )
 

@@ -62,6 +62,8 @@ _WITH_HEADS = re.compile(
 )
 """Matches the names of transformers' classes that have a head, which may be tied."""
 
+_COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
+
 _MODEL = "config.json"
 _MODULES = "modules.json"
 
@@ -109,6 +111,7 @@ class AdaptedBase(Closing):
             self.layers = {weight.name: layer for layer, weight in self.weights.items()}
             # The key of each tensor that replaces a tensor of the base, by its name in the base.
             self.replaced = self._find_replaced()
+            self.problems += self._missing()
             # Names among them that the base does not have; those that are tied heads in the base;
             # and weights of embeddings that change, and may also be the model's head.
             self.added = [name for name in self.replaced if name not in self.tensors]
@@ -190,6 +193,30 @@ class AdaptedBase(Closing):
                 )
         return found
 
+    def _missing(self) -> Iterator[str]:
+        """Yield an error for each tensor of the base that the adapter should have in full.
+
+        Of biases, only those of layers with updates are certain: the model of the adapter may lack
+        other layers of the base, such as a head.
+        """
+        config, layers = self.files.config, self.files.layers
+        for name, info in self.tensors.tensors.items():
+            own_name = _without(self.prefix, name)
+            layer, _, last = own_name.rpartition(".")
+            is_bias = config.bias != "none" and last == "bias" and layer in layers
+            is_known = own_name in self.files.whole or is_computed(name, len(info.shape))
+            if (is_bias or config.is_saved(own_name)) and not is_known:
+                yield (
+                    f"missing: {name} was trained in full, by bias or modules_to_save of the "
+                    f"configuration, and the adapter does not have it; save the adapter again"
+                )
+
+
+def is_computed(name: str, axes: int) -> bool:
+    """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
+    last = name.rpartition(".")[2]
+    return last in _COMPUTED or (last == "bias" and axes > 1)  # the causal mask of GPT-2
+
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> Iterator[str]:
     """Yield errors for weights whose hash differs from the one in the adapter's metadata."""
@@ -213,6 +240,13 @@ def _fingerprint(base: AdaptedBase, layer: str) -> str:
 def _with(prefix: str, name: str) -> str:
     """Return the name in the base for a name in the adapter."""
     return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
+
+
+def _without(prefix: str, name: str) -> str:
+    """Return the name in the adapter for a name in the base; empty if it has none."""
+    if prefix.startswith("-"):
+        return prefix[1:] + name
+    return name.removeprefix(prefix) if name.startswith(prefix) else ""
 
 
 def _prefix(names: Sequence[str], base: TensorSet) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,10 +122,18 @@ class AdapterFolder(Closing):
         """Tell whether PEFT also wrote this bias with a module that is trained in full."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
-        shortened = (
-            key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
-        )
+        # Inside of a container, the name of the adapter stands after modules_to_save.
+        parts = "modules_to_save", r"modules_to_save\.[^.]+", "original_module"
+        shortened = (re.sub(rf"\.{part}\.", ".", key, count=1) for part in parts)
         return any(each != key and each in self.tensors for each in shortened)
+
+    def key_for(self, key: str) -> str:
+        """Return the key that a tensor has in this file, by the one that PEFT gives it today.
+
+        Before 0.6, PEFT gave the bias of a layer with an update the name that it has in the model.
+        """
+        older = key.replace(".base_layer.", ".")
+        return older if key not in self.tensors and older in self.tensors else key
 
     def is_trained_in_full(self, key: str) -> bool:
         """Tell whether the configuration says that a parameter was trained in full."""

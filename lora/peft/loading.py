@@ -143,7 +143,7 @@ def _set_parameters(
     }
     full = {name: (copy.own, copy.own.shape) for copy in plan.copies for name in copy.names}
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
-    parameters = by_key(updates, full, tables)
+    parameters = {files.key_for(key): v for key, v in by_key(updates, full, tables).items()}
     values: dict[str, Array] = {}
     problems, broken = [], []
     for key, (parameter, shape) in parameters.items():

@@ -865,6 +865,39 @@ def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
     assert "odd: head.bias: is trained in full, and not in the base" in repr(found)
 
 
+def test_what_was_trained_in_full_and_is_missing_is_refused(net, rng, tmp_path):
+    options = {"targets": ["up"], "bias": "all", "modules_to_save": ["head"]}
+    lora.save(adapted_copy(net, rng, **options), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    # The model of an adapter may have no such head, and newer versions of it no such buffers.
+    buffers = {
+        "head.rotary_emb.inv_freq": np.ones(3, "f4"),
+        "head.attn.masked_bias": np.ones((), "f4"),
+    }
+    buffers |= {"head.attn.bias": np.ones((1, 1, 4, 4), "f4"), "head.position_ids": np.ones(4, int)}
+    others = {"cls.bias": np.ones(3, "f4"), **buffers}
+    edit(base / "model.safetensors", lambda arrays: {**arrays, **others})
+    inside = tmp_path / "inside.safetensors"
+    save_state(inside, {f"net.{name}": x for name, x in state(base).items()})
+    for each in (base, inside):
+        assert check_adapter(tmp_path / "adapter", each).is_right
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    edit(tmp_path / "out" / "model.safetensors", without(*buffers))
+    assert check_adapter(tmp_path / "adapter", base, tmp_path / "out").findings == ()
+    gone = {"up.bias": f"{PREFIX}up.base_layer.bias"}
+    gone |= {name: PREFIX + name for name in ("head.weight", "head.bias")}
+    for name, key in gone.items():
+        edit(tmp_path / "adapter" / WEIGHTS, without(key))
+        for each, prefix in ((base, ""), (inside, "net.")):
+            found = check_adapter(tmp_path / "adapter", each)
+            assert f"wrong: base: missing: {prefix}{name} was trained in full" in repr(found)
+        with pytest.raises(ValueError, match=f"missing: {name} was trained"):
+            merge_files(base, tmp_path / "adapter", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    configure(tmp_path / "adapter", bias="none", modules_to_save=None)
+    merge_files(base, tmp_path / "adapter", tmp_path / "yes")
+
+
 # ----------------------------------------------------------------------------------------------
 # inspect and check
 # ----------------------------------------------------------------------------------------------

@@ -201,6 +201,51 @@ def test_a_head_that_peft_wrote_beside_updates_of_others_must_be_that_of_the_mod
             lora.load(model_of("transformer"), folder)
 
 
+class Headed(nn.Module):
+    def __init__(self, rng):
+        self.body = nn.Linear(4, 4, rng=rng)
+        self.head = nn.Sequential(nn.Linear(4, 4, rng=rng), nn.ReLU(), nn.Linear(4, 3, rng=rng))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_biases_that_peft_repeats_in_a_container_trained_in_full_are_passed_by(tmp_path, rng):
+    model = Headed(rng)
+    fresh = copy.deepcopy(model)
+    config = LoRAConfig(rank=2, targets=["body"], bias="all", modules_to_save=["head"])
+    lora.attach(model, config)
+    moved(model, rng, 0.2)
+    lora.save(model, tmp_path)
+
+    def repeat(arrays):
+        for i in (0, 2):
+            own = arrays[f"{PREFIX}head.{i}.bias"]
+            arrays[f"{PREFIX}head.modules_to_save.default.{i}.bias"] = own
+            arrays[f"{PREFIX}head.original_module.{i}.bias"] = own + 1
+
+    edit(tmp_path / WEIGHTS, repeat)
+    with AdapterFolder(tmp_path) as files:
+        assert len(files.repeated) == 4
+        assert set(files.whole) == {f"head.{i}.{n}" for i in (0, 2) for n in ("weight", "bias")} | {
+            "body.bias"
+        }
+    lora.load(fresh, tmp_path)
+    x = mg.tensor(rng.standard_normal((3, 4)).astype(np.float32))
+    np.testing.assert_array_equal(fresh(x).data, model(x).data)
+
+
+@pytest.mark.parametrize("name", ["all_biases_and_a_module", "bias_of_layers"])
+def test_biases_may_have_the_keys_that_they_had_before_peft_0_6(name, theirs, tmp_path):
+    folder, model = theirs(name), model_of(KINDS[name])
+    older = lambda arrays: {key.replace(".base_layer.", "."): x for key, x in arrays.items()}
+    edit(folder / WEIGHTS, older)
+    lora.load(model, folder)
+    assert relative(output(model, KINDS[name]), RESULTS[f"{name}; output"]) <= 1e-6
+    lora.save(model, tmp_path / "again")
+    assert any(".base_layer.bias" in key for key in load_file(tmp_path / "again" / WEIGHTS))
+
+
 # ----------------------------------------------------------------------------------------------
 # There and back
 # ----------------------------------------------------------------------------------------------
