@@ -33,6 +33,7 @@ from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
 from minigrad.nn import Module, Parameter
+from minigrad.nn.module import walk
 from minigrad.progress import progress_bar
 
 
@@ -67,8 +68,9 @@ def load(
         NotADirectoryError: if `folder` is a file.
         ValueError: if a file is invalid; the configuration needs a method that is not implemented
             and would change the result; tensors are missing, unexpected, of other shapes, or not
-            finite; the adapter was made on another base; or `lora.attach` would not accept the
-            name. The message lists all problems.
+            finite; the adapter was made on another base; PEFT would change a layer of two names
+            under the first one only; or `lora.attach` would not accept the name. The message lists
+            all problems.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -145,7 +147,7 @@ def _set_parameters(
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
     parameters = {files.key_for(key): v for key, v in by_key(updates, full, tables).items()}
     values: dict[str, Array] = {}
-    problems, broken = [], []
+    problems, broken = list(_prefix_problems(plan, files)), []
     for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
             problems.append(f"missing: {key} {shape}")
@@ -173,6 +175,8 @@ def _set_parameters(
         for name, layer in plan.layers.items()
         if isinstance(layer, LoRAConv) and layer.is_dilated and name not in files.facts.layers
     ]
+    if files.facts.version is None:
+        problems += _problems_of_shared_modules(plan, model, files)
     if check_base:
         bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
         problems += files.facts.base_problems(
@@ -181,6 +185,32 @@ def _set_parameters(
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key][0].data = value
+
+
+def _prefix_problems(plan: Plan, files: AdapterFolder) -> Iterator[str]:
+    """Yield an error if the names in the file are those of the model behind a prefix."""
+    first = next(iter(plan.layers))
+    for each in files.layers:
+        prefix = each.removesuffix(first)
+        if each.endswith(f".{first}") and all(prefix + n in files.layers for n in plan.layers):
+            yield (
+                f"prefix: the file has {prefix!r} before the names of the model, as if that was "
+                f"inside of another one (torch.compile, DataParallel); take it out of the keys"
+            )
+
+
+def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder) -> Iterator[str]:
+    """Yield an error for each further name of a module that PEFT changes under its first name."""
+    names = [name for name, _ in model.named_modules() if name]
+    changed = {*plan.layers, *files.config.saved_modules(names)}
+    first: dict[int, str] = {}
+    for path, module in walk(model, "", set(), every_path=True):
+        name = first.setdefault(id(module), path)
+        if isinstance(module, Module) and path != name and name in changed:
+            yield (
+                f"shared: {name} is also {path}, where PEFT does not change it; give {path} a copy "
+                f"of the layer"
+            )
 
 
 def _problems_of_base_weights(

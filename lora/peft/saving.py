@@ -51,6 +51,9 @@ def save(
     together or not at all; other files in the folder stay. Besides PEFT's content, the metadata get
     the exact scale of each layer and a hash of its base weight (see `lora.peft.Facts`).
 
+    If a model has a layer under two names, PEFT changes it under the first one only, so its outputs
+    differ. `lora.load` refuses PEFT's files for such a layer.
+
     Args:
         model: the model with the adapter, which may be active or not.
         folder: the folder, created if it does not exist.
@@ -154,8 +157,11 @@ def _config_of(
     asked = attached.config
     modules = dict(model.named_modules())
     inside = tuple(f"{name}." for name, m in modules.items() if isinstance(m, AdaptedLayer))
-    # The names of the modules of the model without adapters.
-    names = [name for name in modules if name and not name.startswith(inside)]
+    # The names of the modules of the model without adapters, and of lists and dicts of modules:
+    # these are modules in PyTorch, so PEFT compares their names with the patterns too.
+    parts_of = [n.split(".") for n in modules if n and not n.startswith(inside)]
+    paths = (".".join(each[:i]) for each in parts_of for i in range(1, len(each) + 1))
+    names = list(dict.fromkeys(paths))
     dropouts = {update.dropout for update in updates.values()}
     modes = {update.scaling for update in updates.values()}
     scaling = modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD
@@ -222,23 +228,41 @@ def _config_of(
 def _modules_to_save(
     modules: Mapping[str, Module], names: Sequence[str], attached: Attached
 ) -> tuple[str, ...]:
-    """Return the modules trained in full, which PEFT must find by the ends of their names."""
+    """Return patterns for the modules trained in full, which PEFT finds by the ends of their names.
+
+    PEFT can read neither a list of modules in full, nor a module inside of another one.
+    """
     copies = [copy for copy in attached.copies if copy.reason == "modules_to_save"]
     saved = {name for copy in copies for name in copy.names}
     if not saved:
         return ()
-    asked = () if attached.config is None else tuple(attached.config.modules_to_save)
+
+    def found_by(patterns: tuple[str, ...]) -> list[str]:
+        return PeftConfig((), modules_to_save=patterns).saved_modules(names)
+
     owners = tuple(dict.fromkeys(n.rpartition(".")[0] for copy in copies for n in copy.names))
-    for patterns in (asked or owners, owners):
-        found = {
-            name
-            for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
-            for name, _ in modules[module].named_state(module)
-        }
-        if found == saved:
+    asked = attached.config.modules_to_save if attached.config is not None else ()
+    first = tuple(asked) or owners
+    for patterns in (first, _outermost(found_by(first)), owners):
+        whole = found_by(patterns)
+        readable = [name for name in _outermost(whole) if name in modules]
+        found = {n for name in readable for n, _ in modules[name].named_state(name)}
+        if found == saved and len(readable) == len(whole):
             return patterns
+    if others := sorted(found - saved):
+        fault = (
+            f"not train {', '.join(owners)} alone, but {', '.join(others)} too; save them too, or"
+        )
+    else:
+        unread = ", ".join(name for name in whole if name not in readable)
+        fault = f"be unable to read {unread}, a list of modules or inside of another one in full;"
     raise ValueError(
-        f"PEFT finds modules that are trained in full by the ends of their names, so it would not "
-        f"train {', '.join(owners)} alone, but {', '.join(sorted(found - saved))} too; "
-        f"rename them in the model, or save the others too"
+        f"PEFT finds modules that are trained in full by the ends of their names, so it would "
+        f"{fault} rename them in the model"
     )
+
+
+def _outermost(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that are not inside of another one."""
+    inside = tuple(f"{name}." for name in names)
+    return tuple(name for name in names if not name.startswith(inside))

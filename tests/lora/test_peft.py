@@ -378,6 +378,16 @@ def test_names_that_would_find_more_are_saved_as_an_expression(tmp_path):
     assert config_of(tmp_path)["target_modules"] == "(0)"
 
 
+def test_an_expression_that_finds_a_list_of_modules_is_not_kept(tmp_path):
+    # In PyTorch, such a list is a module, and PEFT has no adapter for it.
+    layers = [f"layers.{i}" for i in range(3)]
+    lora.save(adapted(targets=r"layers.*"), tmp_path)
+    found = read_config(tmp_path / CONFIG).targets_among(["layers", *layers], ())
+    assert list(found) == layers
+    lora.save(adapted(targets=r"layers\..*"), tmp_path)
+    assert config_of(tmp_path)["target_modules"] == r"layers\..*"
+
+
 def test_attention_is_saved_by_its_projections(tmp_path):
     model = adapted("transformer", targets=["attn"])
     lora.save(model, tmp_path)
@@ -744,6 +754,60 @@ def test_all_that_is_missing_unexpected_or_wrong_is_in_one_error(saved):
     assert state(model) == before
 
 
+def as_of_peft(folder):
+    """Take out of a folder what `save` adds to PEFT's format."""
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "net._orig_mod."])
+def test_a_prefix_of_all_names_in_the_file_is_told_first(prefix, saved):
+    prefixed = lambda key: key.replace(PREFIX, PREFIX + prefix)
+    edit(saved / WEIGHTS, lambda arrays: {prefixed(key): x for key, x in arrays.items()})
+    as_of_peft(saved)
+    with pytest.raises(ValueError, match=f"nothing was changed:\n  prefix: .* {prefix!r} before"):
+        lora.load(model_of("mlp"), saved)
+    edit(saved / WEIGHTS, lambda arrays: {key.replace(prefix, ""): x for key, x in arrays.items()})
+    lora.load(model_of("mlp"), saved)
+
+
+class Shared(nn.Module):
+    def __init__(self, rng):
+        self.a = nn.Linear(4, 4, rng=rng)
+        self.block = nn.Sequential(nn.Linear(4, 4, rng=rng), nn.LayerNorm(4))
+        self.again, self.same = self.a, self.block
+
+    def forward(self, x):
+        return self.same(self.again(self.block(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"targets": ["a"]}, "again"),
+        ({"targets": ["0"], "modules_to_save": ["a"]}, "again"),
+        ({"targets": ["a", "0"], "bias": "lora_only"}, "again"),
+        ({"targets": ["0"]}, None),  # PEFT changes the container, which both names mean
+        ({"targets": ["0"], "modules_to_save": ["1"]}, None),
+        ({"targets": ["a"], "modules_to_save": ["block"]}, "same"),
+    ],
+)
+def test_a_layer_with_two_names_is_refused_where_peft_changes_one_of_them(
+    options, path, tmp_path, rng
+):
+    model = Shared(rng)
+    fresh = copy.deepcopy(model)
+    lora.attach(model, LoRAConfig(rank=2, **options))
+    moved(model, rng, 0.2)
+    lora.save(model, tmp_path)
+    lora.load(copy.deepcopy(fresh), tmp_path)
+    as_of_peft(tmp_path)
+    if path is None:
+        lora.load(fresh, tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"shared: .* is also {path}, where PEFT does not change"):
+        lora.load(fresh, tmp_path)
+
+
 def test_a_failed_load_leaves_other_adapters_active(saved):
     edit(saved / WEIGHTS, lambda arrays: arrays.update(x=np.ones(1)))
     model = adapted(bias="all")
@@ -817,6 +881,50 @@ def test_modules_that_peft_could_not_tell_apart_are_refused(tmp_path, rng):
     lora.attach(model, LoRAConfig(rank=2, targets=["body"], modules_to_save=["head"]))
     with pytest.raises(ValueError, match=r"would not train head alone, but prehead\.bias, prehead"):
         lora.save(model, tmp_path / "x")
+
+
+class Scaled(nn.Module):
+    def __init__(self, rng):
+        self.lin = nn.Linear(4, 4, rng=rng)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(self.lin(x))
+
+
+class Nested(nn.Module):
+    def __init__(self, rng, is_scaled=False):
+        self.body = nn.Linear(4, 4, rng=rng)
+        self.blocks = [Scaled(rng), Scaled(rng)]
+        self.norm = nn.LayerNorm(4)
+        if is_scaled:
+            self.blocks[1].factor = nn.Parameter(np.ones(4, np.float32))
+
+    def forward(self, x):
+        return self.norm(self.blocks[1](self.blocks[0](self.body(x))))
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize(
+    "asked", [["blocks.1", "blocks.1.norm"], ["blocks.1", "blocks.0.norm"], ["blocks.1", "norm"]]
+)
+def test_no_module_in_full_is_saved_inside_of_another_one(asked, is_scaled, tmp_path, rng):
+    model = Nested(rng, is_scaled)
+    fresh, names = copy.deepcopy(model), [name for name, _ in model.named_modules()]
+    lora.attach(model, LoRAConfig(rank=2, targets=["body"], modules_to_save=asked))
+    moved(model, rng, 0.2)
+    if is_scaled and "norm" in asked:
+        with pytest.raises(
+            ValueError, match=r"be unable to read blocks\.1\.lin, blocks\.1\.norm, a"
+        ):
+            lora.save(model, tmp_path / "x")
+        return
+    lora.save(model, tmp_path)
+    whole = read_config(tmp_path / CONFIG).saved_modules(names)
+    assert not any(one.startswith(f"{other}.") for one in whole for other in whole)
+    lora.load(fresh, tmp_path)
+    x = mg.tensor(rng.standard_normal((3, 4)).astype(np.float32))
+    np.testing.assert_array_equal(fresh(x).data, model(x).data)
 
 
 # ----------------------------------------------------------------------------------------------

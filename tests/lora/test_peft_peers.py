@@ -25,6 +25,8 @@ SINGLE = {name: case for name, case in CASES.items() if len(case.adapters) == 1}
     "all linear": one("transformer", "all-linear", use_dora=True, dora_norm_gradient=True),
     "expression": one("transformer", r"block\.attn\.[qk]_proj|head"),
     "attention by name": one("transformer", ["attn"], scaling="rslora"),
+    "expression for a list": one("mlp", r"layers.*"),
+    "a module inside of another": one("transformer", ["head"], modules_to_save=["block", "norm2"]),
     "excluded": one("transformer", "all-linear", exclude=["head", "attn"]),
     "indices": one("mlp", "all-linear", layers_to_transform=[0, 2]),
     "PiSSA, some rounds": one("mlp", ["0", "1"], init="pissa_niter_2", scaling="rslora"),
