@@ -62,6 +62,9 @@ _WITH_HEADS = re.compile(
 )
 """Matches the names of transformers' classes that have a head, which may be tied."""
 
+_BLOCK = re.compile(r"(?:[^.]+\.)*?[0-9]+\.", re.ASCII)
+"""Matches the begin of a name in a numbered block, such as "model.layers.3."."""
+
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 
 _MODEL = "config.json"
@@ -196,14 +199,17 @@ class AdaptedBase(Closing):
     def _missing(self) -> Iterator[str]:
         """Yield an error for each tensor of the base that the adapter should have in full.
 
-        Of biases, only those of layers with updates are certain: the model of the adapter may lack
-        other layers of the base, such as a head.
+        Of biases, only those of layers with updates are certain, and those of the numbered blocks
+        around them: the model of the adapter may lack other parts of the base, such as a head.
         """
         config, layers = self.files.config, self.files.layers
+        found = map(_BLOCK.match, layers) if config.bias == "all" else ()
+        blocks = tuple({match[0] for match in found if match})
         for name, info in self.tensors.tensors.items():
             own_name = _without(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
-            is_bias = config.bias != "none" and last == "bias" and layer in layers
+            is_certain = layer in layers or own_name.startswith(blocks)
+            is_bias = config.bias != "none" and last == "bias" and is_certain
             is_known = own_name in self.files.whole or is_computed(name, len(info.shape))
             if (is_bias or config.is_saved(own_name)) and not is_known:
                 yield (

@@ -37,7 +37,7 @@ from minigrad.io import (
     writing_set,
 )
 from minigrad.io.tensor_file import CHECKSUM
-from minigrad.nn import Linear, Module
+from minigrad.nn import Linear, Module, Sequential
 from tests.lora.folders import (
     FOLDERS,
     PREFIX,
@@ -896,6 +896,19 @@ def test_what_was_trained_in_full_and_is_missing_is_refused(net, rng, tmp_path):
     assert not (tmp_path / "no").exists()
     configure(tmp_path / "adapter", bias="none", modules_to_save=None)
     merge_files(base, tmp_path / "adapter", tmp_path / "yes")
+
+
+def test_all_biases_are_those_of_the_blocks_that_have_updates(net, rng, tmp_path):
+    blocks = Sequential(net, copy.deepcopy(net))
+    options = {"targets": ["0.up"], "bias": "all"}
+    lora.save(adapted_copy(blocks, rng, **options), tmp_path / "adapter")
+    base = base_of(blocks, tmp_path / "base")
+    edit(base / "model.safetensors", lambda arrays: {**arrays, "10.bias": np.ones(3, "f4")})
+    assert check_adapter(tmp_path / "adapter", base).is_right
+    biases = [f"{PREFIX}{i}.norm.bias" for i in (0, 1)]
+    edit(tmp_path / "adapter" / WEIGHTS, without(*biases))
+    [finding] = check_adapter(tmp_path / "adapter", base).findings
+    assert finding.what.startswith("missing: 0.norm.bias was trained in full")
 
 
 # ----------------------------------------------------------------------------------------------
