@@ -32,6 +32,9 @@ HIDDEN = "looks like the base: the update is too small for the dtype of the mode
 
 _SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
 
+_BACKWARD = 32 * 2.0**-24
+"""The norm of the error E, by that of W, if W + E has exactly the float32 singular vectors of W."""
+
 _HIDING = 0.1  # the share of an update that rounding changes at least where it hides the update
 
 _DIGITS = {"float16": 11, "bfloat16": 8}  # binary digits; others compute in float32
@@ -89,7 +92,9 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         is_same = _is_same(files.file, base.replaced[name], model, name)
         return "" if is_same else "is not that of the adapter"
     if name not in tensors:
-        return "" if _is_copy(model, name, model, name) else "is in the model only"
+        # The head may have stayed that of the base where the embedding was changed.
+        is_kept = any(_is_same(tensors, table, model, name) for table in base.tied)
+        return "" if is_kept or _is_copy(model, name, model, name) else "is in the model only"
     if not _is_same(tensors, name, model, name):
         return "is not that of the base, and the adapter does not change it"
     return ""
@@ -107,6 +112,7 @@ def _compared(
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
     # Other programs may compute B A in the dtype of the model.
     eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
+    eps += _rounding_of_start(weight, adapter)
 
     def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)
@@ -161,12 +167,38 @@ def _compared(
     return MergedLayer(name, dtype, *figures, verdict)
 
 
+def _rounding_of_start(weight: StoredWeight, adapter: Adapter) -> float:
+    """Return how far PiSSA's s B_0 A_0 may be from PEFT's, whose singular vectors are float32's.
+
+    The first r vectors turn towards the others, the more so the less their singular values differ.
+    """
+    if adapter.start is None:
+        return 0.0
+    a, b = (part._data.astype(np.float64) for part in adapter.start)
+    values = adapter.scale * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=0)
+    largest, last = float(values.max()), float(values.min())
+    gap = last - float(np.linalg.norm(weight.dense() - adapter.scale * (b @ a), 2))
+    turn = max(1.0, last / max(gap, _BACKWARD * largest)) if largest else 0.0
+    return _BACKWARD * largest * turn
+
+
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor under another name (a tied head), or needs none."""
-    others = [o for o in model if o != name and len(model.info(o).shape) == 2]
+    others = [o for o in model if o != name and _may_be_tied(name, o, len(model.info(o).shape))]
     return is_computed(name, len(source.info(key).shape)) or any(
         _is_same(source, key, model, other) for other in others
     )
+
+
+def _may_be_tied(one: str, other: str, axes: int) -> bool:
+    """Tell whether a matrix or a bias may be another one too.
+
+    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
+    around its own: the bias of BERT's decoder is also that of the predictions.
+    """
+    outer, inner = sorted((each.removesuffix("bias") for each in (one, other)), key=len)
+    are_biases = one.endswith("bias") and other.endswith("bias")
+    return axes == 2 or (are_biases and inner.startswith(outer))
 
 
 def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:

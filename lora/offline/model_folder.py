@@ -289,7 +289,8 @@ def _weight(
     # The shape that W must have; None if the shapes of A and B do not match.
     fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
     wanted = (b[0], *a[1:]) if fit else None
-    similar = [each for each, info in base.tensors.items() if info.shape == wanted]
+    stored = wanted[::-1] if wanted and layer.kind == "embedding" else wanted
+    similar = [each for each, info in base.tensors.items() if info.shape == stored]
     if name not in base and len(similar) == 1:
         raise KeyError(
             f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "

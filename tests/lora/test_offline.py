@@ -785,6 +785,18 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
+def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
+    net.out = Linear(6, 11, rng=rng)
+    lora.save(adapted_copy(net, rng, targets=["up", "embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    message = r"no tensor 'embed.weight' .*; if it is tied to '{}', save the base with a"
+    # A matrix of the shape of W, (d, count), is no table.
+    more = {"wide.weight": np.ones((6, 11), "f4")}
+    edit(base / "model.safetensors", lambda arrays: without("embed.weight")({**arrays, **more}))
+    with pytest.raises(ValueError, match=message.format("out.weight")):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+
+
 def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
     base, adapter = files
     rename = lambda arrays: {n if "square" in n else f"{n}_": x for n, x in arrays.items()}

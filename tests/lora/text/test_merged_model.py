@@ -12,8 +12,11 @@ from lora.__main__ import main
 from lora.offline import check_adapter, merge_files
 from lora.offline.merged_model import HIDDEN, RIGHT
 from lora.offline.model_folder import AdaptedBase
+from lora.peft import CONFIG
+from lora.peft import WEIGHTS as ADAPTER
 from lora.peft.folder import AdapterFolder
-from minigrad.io import TensorInfo, load_state, open_tensors, writing_set
+from minigrad.io import TensorInfo, load_state, open_tensors, save_state, writing_set
+from tests.lora.folders import edit, without
 from tests.lora.text.models import tiny_adapter, tiny_folder, tiny_gguf
 
 WEIGHTS = "model.safetensors"
@@ -333,6 +336,91 @@ def test_a_head_that_the_adapter_changes_must_be_in_the_model(name, tmp_path):
     assert "is missing in the model" not in wrong(adapter, base, tmp_path / "out")[1]
     write(tmp_path / "out", tmp_path / "lost", without_head)
     assert "is missing in the model" in wrong(adapter, base, tmp_path / "lost")[1]
+
+
+def test_a_head_may_stay_that_of_the_base_where_the_embedding_is_changed(tmp_path):
+    # PEFT trains a copy of a tied embedding in full, and leaves the head as it was.
+    base = tiny_folder(tmp_path / "m", tie_word_embeddings=True)
+    untied = tiny_folder(tmp_path / "untied")
+    options = {"targets": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+    adapter = tiny_adapter(tmp_path / "a", untied, **options)
+    merge_files(base, adapter, tmp_path / "out", check_base=False)
+    table = weights(base)["model.embed_tokens.weight"]
+    for head, others in ((table, []), (2 * table, ["is in the model only"])):
+        change = lambda arrays, head=head: {**arrays, "lm_head.weight": head}
+        model = write(tmp_path / "out", tmp_path / "head", change)
+        found = [each.what for each in check_adapter(adapter, base, model).findings]
+        assert [what for what in found if "in the model" in what] == others
+        shutil.rmtree(model)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("names", [["cls.bias"], ["cls.bias", "cls.decoder.bias"]])
+def test_a_tied_bias_may_be_stored_under_one_of_its_names(names, trains, rng, tmp_path):
+    # The bias of BERT's decoder is that of the predictions. Other biases are equal by chance.
+    base, adapter, merged = (tmp_path / f"{x}.safetensors" for x in ("base", "a", "merged"))
+    arrays = {"cls.up.weight": rng.standard_normal((4, 4)), "cls.up.bias": np.ones(5)}
+    arrays |= {"cls.other.bias": np.ones(5), **dict.fromkeys(names, rng.standard_normal(5))}
+    save_state(base, {name: x.astype("f4") for name, x in arrays.items()})
+    parts = {"up.lora_A.weight": (2, 4), "up.lora_B.weight": (4, 2)}
+    tensors = {f"cls.{name}": rng.standard_normal(shape) for name, shape in parts.items()}
+    if trains:
+        biases = ["cls.bias", "cls.decoder.bias"], ["cls.up.bias", "cls.other.bias"]
+        for each in biases:
+            tensors |= dict.fromkeys(each, rng.standard_normal(5))
+    adapter.mkdir()
+    stored = {f"base_model.model.{key}": x.astype("f4") for key, x in tensors.items()}
+    save_state(adapter / ADAPTER, stored)
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up"]}
+    fields["bias"] = "all" if trains else "none"
+    (adapter / CONFIG).write_text(json.dumps(fields))
+    merge_files(base, adapter, merged)
+    edit(merged, without("cls.decoder.bias"))
+    assert wrong(adapter, base, merged) == ({}, [])
+    edit(merged, without("cls.other.bias"))
+    assert wrong(adapter, base, merged)[1] == ["is missing in the model"]
+
+
+def pissa_of_peft(w, rank, scale, size, rng):
+    """A and B after some training, and the merged W, as PEFT computes them, in float32.
+
+    A decomposition in float32 is that of a matrix which is not quite W.
+    """
+    error = rng.standard_normal(w.shape)
+    error *= 8 * 2.0**-24 * np.linalg.norm(w, 2) / np.linalg.norm(error, 2)
+    u, s, v = (x.astype("f4") for x in np.linalg.svd(w + error, full_matrices=False))
+    root = np.sqrt(s[:rank] / np.float32(scale))
+    a, b = root[:, None] * v[:rank], u[:, :rank] * root
+    rest = w - np.float32(scale) * (b @ a)
+    a, b = (x + size * rng.standard_normal(x.shape).astype("f4") for x in (a, b))
+    return a, b, rest + np.float32(scale) * (b @ a)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.05])
+@pytest.mark.parametrize(("d_out", "d_in"), [(8, 8), (64, 48)])
+def test_pissa_is_right_though_peft_began_with_singular_vectors_in_float32(
+    d_out, d_in, size, rng, tmp_path
+):
+    path, adapter = tmp_path / "base.safetensors", tmp_path / "a"
+    adapter.mkdir()
+    names, arrays, tensors, right = [f"layers.{i}" for i in range(4)], {}, {}, {}
+    for name in names:
+        w = (rng.standard_normal((d_out, d_in)) / d_in**0.5).astype("f4")
+        a, b, merged = pissa_of_peft(w, 4, 2.0, size, rng)
+        arrays[f"{name}.weight"], right[f"{name}.weight"] = w, merged
+        for part, x in (("A", a), ("B", b)):
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = x
+    save_state(path, arrays)
+    save_state(adapter / ADAPTER, tensors)
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": names}
+    (adapter / CONFIG).write_text(json.dumps({**fields, "init_lora_weights": "pissa"}))
+    save_state(tmp_path / "right.safetensors", right)
+    assert wrong(adapter, path, tmp_path / "right.safetensors") == ({}, [])
+    off = {name: w + np.float32(0.95) * (right[name] - w) for name, w in arrays.items()}
+    save_state(tmp_path / "off.safetensors", off)
+    verdicts, _ = wrong(adapter, path, tmp_path / "off.safetensors")
+    assert len(verdicts) == 4
+    assert all("has the update with the scale 1." in each for each in verdicts.values())
 
 
 def test_modules_in_full_are_compared_with_the_adapter(tmp_path):

@@ -67,6 +67,28 @@ def test_what_peft_merges_is_found_to_be_right(dtype, options, tmp_path):
     assert not check_adapter(tmp_path / "adapter", base, base).is_right
 
 
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pissa_that_peft_merges_is_found_to_be_right(dtype, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(64, 64) for _ in range(3)]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(64, 300), torch.nn.Linear(300, 400))
+    save_file(model.to(getattr(torch, dtype)).state_dict(), tmp_path / "base.safetensors")
+    options = {"r": 4, "target_modules": [str(i) for i in range(5)], "init_lora_weights": "pissa"}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    right = adapted.merge_and_unload().state_dict()
+    save_file(right, tmp_path / "right.safetensors")
+    paths = tmp_path / "adapter", tmp_path / "base.safetensors"
+    assert check_adapter(*paths, tmp_path / "right.safetensors").is_right
+    assert not check_adapter(*paths, paths[1]).is_right
+
+
 LAYERS = [
     ["head"],
     ["c_proj"],
