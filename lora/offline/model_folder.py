@@ -3,7 +3,7 @@
 The files of transformers do not say how their names and shapes relate to the layers of the model
 that PEFT has adapted. `AdaptedBase` finds the tensors that belong to an adapter. It recognises a
 prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors,
-and heads that are tied to the embedding.
+heads that are tied to the embedding, and buffers that transformers computes.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
 gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
@@ -63,7 +63,7 @@ _WITH_HEADS = re.compile(
 """Matches the names of transformers' classes that have a head, which may be tied."""
 
 _BLOCK = re.compile(r"(?:[^.]+\.)*?[0-9]+\.", re.ASCII)
-"""Matches the begin of a name in a numbered block, such as "model.layers.3."."""
+"""Matches the beginning of a name in a numbered block, such as "model.layers.3."."""
 
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 

@@ -10,7 +10,8 @@ In a convolution, A consists of filters `(rank, C, h, w)`, and B and m have the 
 kernel: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
 
 Every other key is a parameter that was trained in full, or a buffer of such a module. The bias of a
-layer with an update is named `<layer>.base_layer.bias`, the others as in the model.
+layer with an update is named `<layer>.base_layer.bias`, the others as in the model. Before PEFT 0.6
+all biases were named as in the model.
 """
 
 from __future__ import annotations

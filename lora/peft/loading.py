@@ -95,6 +95,7 @@ def load(
             for name, pattern in found.items()
         ]
         refusal = f"{path!r} does not go with the model; nothing was changed"
+        check_problems(refusal, list(_prefix_problems(files, list(found))))
         check_problems(refusal, list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
@@ -110,6 +111,17 @@ def load(
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
     return apply_plan(model, plan, adapter)
+
+
+def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:
+    """Yield an error if the names in the file are those of the model behind a prefix."""
+    for each in files.layers:
+        prefix = each.removesuffix(names[0])
+        if each.endswith(f".{names[0]}") and all(prefix + name in files.layers for name in names):
+            yield (
+                f"prefix: the file has {prefix!r} before the names of the model, as if that was "
+                f"inside of another one (torch.compile, DataParallel); take it out of the keys"
+            )
 
 
 def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
@@ -147,7 +159,7 @@ def _set_parameters(
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
     parameters = {files.key_for(key): v for key, v in by_key(updates, full, tables).items()}
     values: dict[str, Array] = {}
-    problems, broken = list(_prefix_problems(plan, files)), []
+    problems, broken = [], []
     for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
             problems.append(f"missing: {key} {shape}")
@@ -185,18 +197,6 @@ def _set_parameters(
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():
         parameters[key][0].data = value
-
-
-def _prefix_problems(plan: Plan, files: AdapterFolder) -> Iterator[str]:
-    """Yield an error if the names in the file are those of the model behind a prefix."""
-    first = next(iter(plan.layers))
-    for each in files.layers:
-        prefix = each.removesuffix(first)
-        if each.endswith(f".{first}") and all(prefix + n in files.layers for n in plan.layers):
-            yield (
-                f"prefix: the file has {prefix!r} before the names of the model, as if that was "
-                f"inside of another one (torch.compile, DataParallel); take it out of the keys"
-            )
 
 
 def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder) -> Iterator[str]:

@@ -764,8 +764,12 @@ def test_a_prefix_of_all_names_in_the_file_is_told_first(prefix, saved):
     prefixed = lambda key: key.replace(PREFIX, PREFIX + prefix)
     edit(saved / WEIGHTS, lambda arrays: {prefixed(key): x for key, x in arrays.items()})
     as_of_peft(saved)
-    with pytest.raises(ValueError, match=f"nothing was changed:\n  prefix: .* {prefix!r} before"):
-        lora.load(model_of("mlp"), saved)
+    rank = config_of(saved)["r"]
+    for r in (rank, 1000):  # which no update here can have
+        configure(saved, r=r)
+        with pytest.raises(ValueError, match=f"was changed:\n  prefix: .* {prefix!r} before"):
+            lora.load(model_of("mlp"), saved)
+    configure(saved, r=rank)
     edit(saved / WEIGHTS, lambda arrays: {key.replace(prefix, ""): x for key, x in arrays.items()})
     lora.load(model_of("mlp"), saved)
 
