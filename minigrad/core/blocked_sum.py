@@ -1,9 +1,9 @@
 """Blocked summation, which keeps rounding errors small.
 
-Along the last axis, `np.add.reduce` adds in a tree. Along any other axis, it adds one element after
-the other: the gradient of a bias, summed over a million rows in float32, would be wrong by a
-percent. Here, blocks of rows are summed, then blocks of these sums, and so on. float16 is summed in
-float32.
+Along an axis whose elements are neighbours in memory, `np.add.reduce` adds in a tree. Along any
+other axis, it adds one element after the other: the gradient of a bias, summed over a million rows
+in float32, would be wrong by a percent. Here, blocks of rows are summed, then blocks of these sums,
+and so on. float16 is summed in float32.
 """
 
 from __future__ import annotations
@@ -31,17 +31,24 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
         return _reduce(x, axis=axis, keepdims=keepdims, dtype=_SINGLE).astype(_HALF)
     if x.size < _LONG or x.dtype != _SINGLE or axis is None:
         return _reduce(x, axis=axis, keepdims=keepdims)
-    axes = normalize_axis_tuple(axis, x.ndim)
-    first, last = (min(axes), max(axes)) if axes else (0, -1)
-    count, width = math.prod(x.shape[first : last + 1]), math.prod(x.shape[last + 1 :])
-    if last - first + 1 != len(axes) or count < _LONG or width == 1 or not x.flags.c_contiguous:
+    axes = sorted(normalize_axis_tuple(axis, x.ndim))
+    if not _LONG <= math.prod(x.shape[i] for i in axes) < x.size:
         return _reduce(x, axis=axis, keepdims=keepdims)
-    rows = x.reshape(-1, count, width)
-    while count > _BLOCK:
-        complete = count // _BLOCK * _BLOCK
-        blocks = _reduce(rows[:, :complete].reshape(len(rows), -1, _BLOCK, width), axis=2)
-        rest = _reduce(rows[:, complete:], axis=1, keepdims=True)
-        rows = np.concatenate([blocks, rest], axis=1)
-        count = rows.shape[1]
-    reduced = (1,) * len(axes) if keepdims else ()
-    return _reduce(rows, axis=1).reshape(x.shape[:first] + reduced + x.shape[last + 1 :])
+    # The last axis, with those before it that form one axis with it, and then the other axes.
+    first = last = axes.pop()
+    while axes and axes[-1] == first - 1 and x.flags.c_contiguous:
+        first = axes.pop()
+    run = tuple(range(first, last + 1))
+    if axes:
+        return sum_over(sum_over(x, run, keepdims), tuple(axes), keepdims)
+    if x.strides[last] == x.itemsize and x.shape[last] > 1:
+        return _reduce(x, axis=run, keepdims=keepdims)
+    before, after = x.shape[:first], x.shape[last + 1 :]
+    rows = np.moveaxis(x.reshape(*before, -1, *after), first, 0)
+    while len(rows) > _BLOCK:
+        complete = len(rows) // _BLOCK * _BLOCK
+        blocks = _reduce(rows[:complete].reshape(-1, _BLOCK, *rows.shape[1:]), axis=1)
+        rest = _reduce(rows[complete:], axis=0, keepdims=True)
+        rows = np.concatenate([blocks, rest])
+    total = _reduce(rows, axis=0)
+    return np.expand_dims(total, run) if keepdims else total
