@@ -25,6 +25,7 @@ from minigrad.checks import are_same, check_count, check_flag, check_range, chec
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module, load_values
+from minigrad.optim.optimizer import dtype_of_state
 from minigrad.versions import last_write, last_written
 
 
@@ -35,8 +36,9 @@ class EMA:
 
     The averages start as the present weights, and every update averages. (The first update of
     PyTorch's AveragedModel copies the weights instead.) Parameters that are frozen at the start
-    have no average, and must stay frozen. Buffers, such as running means, are not averaged: in
-    `applied()` they keep their values.
+    have no average, and must stay frozen. Averages of float16 are float32, because float16 would
+    round small changes away. Buffers, such as running means, are not averaged: in `applied()` they
+    keep their values.
 
     Args:
         model_or_parameters: a module, or tensors.
@@ -68,7 +70,8 @@ class EMA:
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
         if not self.parameters:
             raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
-        self._averages = {name: p.data.copy() for name, p in self.parameters.items()}
+        own = self.parameters.items()
+        self._averages = {name: np.array(p._data, dtype_of_state(p), order="C") for name, p in own}
         self._applied = False
         self._tables: Any = None  # made by the first update: importing kernels takes time
 
@@ -92,8 +95,9 @@ class EMA:
         early = (1 + self.updates) / (10 + self.updates)
         decay = min(self.decay, early) if self.warmup else self.decay
         for name, parameter in self.parameters.items():
-            if self._averages[name].dtype != parameter.dtype:  # the model was converted
-                self._averages[name] = self._averages[name].astype(parameter.dtype)
+            dtype = dtype_of_state(parameter)
+            if self._averages[name].dtype != dtype:  # the model was converted
+                self._averages[name] = self._averages[name].astype(dtype)
         xs = [parameter._data for parameter in self.parameters.values()]
         averages = [self._averages[name] for name in self.parameters]
         if self._tables is None or not are_same(averages, self._tables.columns[0]):
@@ -166,7 +170,7 @@ class EMA:
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
         own = self.parameters.items()
-        averages = {name: Tensor(np.empty(p.shape, p.dtype)) for name, p in own}
+        averages = {name: Tensor(np.empty(p.shape, dtype_of_state(p))) for name, p in own}
         load_values(averages, state_dict["averages"], "EMA")
         self._averages = {name: average._data for name, average in averages.items()}
         self.updates = state_dict["updates"]

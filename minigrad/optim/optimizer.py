@@ -58,7 +58,8 @@ class LastStep:
         """Return tables of the values and of these arrays of the states; new ones hold `start`."""
         if names != self.names:
             for x, state in zip(self.xs, self.states, strict=True):
-                state.update({name: np.full_like(x, start) for name in names if name not in state})
+                new = [name for name in names if name not in state]
+                state.update({name: np.full_like(x, start, dtype_of_state(x)) for name in new})
             columns = [self.xs, *([state[name] for state in self.states] for name in names)]
             self._tables, self.names = kernels.optim.Tables(columns), names
         return self._tables
@@ -226,7 +227,8 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Change every parameter that has a gradient; the others and their states do not change.
 
-        If the model was converted to another dtype, its states are converted too.
+        If the model was converted to another dtype, its states are converted too. States of
+        float16 parameters are float32.
 
         Raises:
             ValueError: if an option was set to an impossible value, or to one that does not go with
@@ -290,11 +292,11 @@ class Optimizer(ABC):
         mark_written(*xs)
 
     def _state_of(self, parameter: Tensor) -> State:
-        """Return the state of a parameter, in its dtype, and make the parameter writable."""
+        """Return the state of a parameter, in its own dtype, and make the parameter writable."""
         release(parameter._data)
-        state = self._states.setdefault(parameter, {})
-        if any(isinstance(v, np.ndarray) and v.dtype != parameter.dtype for v in state.values()):
-            state.update(_copied(state, parameter.dtype))
+        state, dtype = self._states.setdefault(parameter, {}), dtype_of_state(parameter)
+        if any(isinstance(v, np.ndarray) and v.dtype != dtype for v in state.values()):
+            state.update(_copied(state, dtype))
         return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -319,7 +321,10 @@ class Optimizer(ABC):
         return self._states
 
     def state_bytes(self) -> int:
-        """Return the size of the state in bytes: for Adam, twice the size of the weights."""
+        """Return the size of the state in bytes.
+
+        For Adam, it is twice the size of the weights, or four times if they are float16.
+        """
         values = (value for state in self._states.values() for value in state.values())
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
@@ -406,7 +411,7 @@ class Optimizer(ABC):
                         f"{role} has shape {value.shape} and dtype {value.dtype}, the parameter "
                         f"{parameter.shape} and {parameter.dtype}"
                     )
-            states[parameter] = _copied(state, parameter.dtype)
+            states[parameter] = _copied(state, dtype_of_state(parameter))
         for own, group in zip(self.param_groups, loaded, strict=True):
             own.update(group)
         self._states = states
@@ -421,6 +426,11 @@ class Optimizer(ABC):
             tensors, count = len(group["params"]), sum(p.size for p in group["params"])
             lines.append(f"  group {i}: {tensors} tensors, {count:,} parameters, {options}")
         return "\n".join([*lines, ")"])
+
+
+def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:
+    """Return the dtype of the state of x: float32 for float16, where small squares would be 0."""
+    return np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
 
 
 def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:

@@ -190,7 +190,7 @@ MUTANTS: list[Mutant] = [
         partial(
             edited,
             blocked_sum.sum_over,
-            ("rows = np.concatenate([blocks, rest], axis=1)", "rows = blocks"),
+            ("rows = np.concatenate([blocks, rest])", "rows = blocks"),
         ),
         lambda bias: bias + np.ones((1050, 2), np.float32),
         normal(2).astype(np.float32),

@@ -110,7 +110,7 @@ def test_the_average_of_a_weight_that_stays_is_the_weight_to_the_bit(rng, dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_averages_keep_the_dtype_and_memory_that_is_not_contiguous_is_read(rng, dtype):
+def test_memory_that_is_not_contiguous_is_read(rng, dtype):
     base = rng.standard_normal((6, 8)).astype(dtype)
     strided = minigrad.Tensor(base[::2, ::2], requires_grad=True)
     turned = minigrad.Tensor(base.T, requires_grad=True)
@@ -119,12 +119,34 @@ def test_averages_keep_the_dtype_and_memory_that_is_not_contiguous_is_read(rng, 
     base[...] = 1
     ema.update()
     first, second = averages(ema).values()
-    assert first.dtype == second.dtype == dtype
+    assert first.dtype == second.dtype == (np.float64 if dtype is np.float64 else np.float32)
     tolerance = 4 * np.finfo(dtype).eps
     half = (before + dtype(1)) / dtype(2)
     np.testing.assert_allclose(first, half[::2, ::2], rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(second, half.T, rtol=tolerance, atol=tolerance)
     assert (base == 1).all()
+
+
+def test_averages_of_half_precision_are_in_single_and_do_not_stand_still():
+    p = parameter([1.0, 2.0], np.float16)
+    ema = EMA([p], decay=0.9999)
+    set_to(p, 2.0)
+    for _ in range(1000):
+        ema.update()
+    expected = 2 - 0.9999**1000
+    np.testing.assert_allclose(averages(ema)["0"], [expected, 2], rtol=1e-4)
+    with ema.applied():
+        assert p.dtype == np.float16
+        np.testing.assert_allclose(p.data, [expected, 2], rtol=1e-3)  # float16 rounds to 5e-4
+    assert (p.data == 2).all()
+
+    state = ema.state_dict()
+    state["averages"]["0"] = np.float16([1.5, 2])  # as earlier versions saved it
+    ema.load_state_dict(state)
+    assert averages(ema)["0"].dtype == np.float32
+    ema.copy_to()
+    assert p.dtype == np.float16
+    assert (p.data == [1.5, 2]).all()
 
 
 def test_a_model_that_is_converted_takes_its_averages_along(model):

@@ -327,6 +327,39 @@ def test_parameters_and_states_keep_their_dtype(rng, make, dtype):
     assert all(a.dtype == dtype for a in arrays)
 
 
+def test_half_precision_has_a_state_in_single_in_which_small_squares_are_not_0(make):
+    gradients = np.float32([1e-5, -1e-4, 1e-3])  # the squares of the first two are 0 in float16
+    single, half = (parameter(np.ones(3), gradients, dtype) for dtype in (np.float32, np.float16))
+    right, found = make([single]), make([half])
+    for step in range(20):
+        right.step()
+        found.step()
+        assert half.dtype == np.float16
+        np.testing.assert_allclose(half.data, single.data, 0.01, 0.01, err_msg=f"{step=}")
+    assert found.state_bytes() == right.state_bytes()
+
+    state = found.state_dict()
+    arrays = [v for v in state["state"].get(0, {}).values() if isinstance(v, np.ndarray)]
+    assert all(a.dtype == np.float32 for a in arrays)
+    for one in state["state"].values():  # as earlier versions saved it
+        one.update((k, v.astype(np.float16)) for k, v in one.items() if isinstance(v, np.ndarray))
+    found.load_state_dict(state)
+    found.step()
+    assert found.state_bytes() == right.state_bytes()
+
+
+def test_a_model_that_is_converted_to_half_precision_has_a_state_in_single(make):
+    p = parameter(np.ones(3), np.ones(3))
+    optimizer = make([p])
+    optimizer.step()
+    p.data = p.data.astype(np.float16)
+    p.grad = minigrad.tensor(np.ones(3, np.float16))
+    optimizer.step()
+    arrays = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, np.ndarray)]
+    assert all(a.dtype == np.float32 for a in arrays)
+    assert np.isfinite(p.data).all()
+
+
 def test_the_gradient_is_not_changed_by_a_step(rng, make):
     p = parameter(rng.standard_normal(3), rng.standard_normal(3))
     before = p.grad.data.copy()

@@ -338,7 +338,7 @@ class Tied(nn.Module):
         partial(optim.SGD, maximize=True),
     ],
 )
-@pytest.mark.parametrize("model", [network, Tied])
+@pytest.mark.parametrize("model", [network, Tied, lambda: network().astype(np.float16)])
 def test_optimisers_of_ones_own_and_parameters_without_gradient(model, optimizer):
     check_same(lambda: made(plain, model, optimizer))
 
