@@ -342,8 +342,18 @@ class FunctionModule(Module):
         cls._options = tuple(field.name for field in fields(cls))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
-        """Return the function of the tensors, with the options of this module."""
+        """Return the function of the tensors, with the options of this module.
+
+        Raises:
+            TypeError: if an option is given, which belongs in the call of the class.
+        """
         for name in self._options:
+            if name in named:
+                kind = type(self).__name__
+                raise TypeError(
+                    f"{kind}: {name} is set when the module is made, as in "
+                    f"{kind}({name}={named[name]!r:.60}), and not when it is called"
+                )
             named[name] = getattr(self, name)
         return type(self).function(*tensors, **named)
 

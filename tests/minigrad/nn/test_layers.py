@@ -341,6 +341,20 @@ def test_an_option_of_an_activation_is_a_number(make, message):
             make(value)
 
 
+def test_an_option_is_set_when_a_module_is_made_and_not_when_it_is_called(rng):
+    x, target = rng.standard_normal((2, 3)), np.array([0, 1])
+    for module, operands, option in (
+        (nn.Softmax(), [x], {"axis": 0}),
+        (nn.GELU(), [x], {"approximate": "tanh"}),
+        (nn.CrossEntropyLoss(), [x, target], {"ignore_index": 0}),
+        (nn.MSELoss(), [x, x], {"reduction": "sum"}),
+    ):
+        kind, ((name, value),) = type(module).__name__, option.items()
+        message = f"{kind}: {name} is set when the module is made, as in {kind}({name}={value!r})"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            module(*operands, **option)
+
+
 # ----------------------------------------------------------------------------------------------
 # Embedding
 # ----------------------------------------------------------------------------------------------
