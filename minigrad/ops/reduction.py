@@ -100,7 +100,8 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     chosen = x == reshape(out, shape)
     if any(out != out):  # a nan was chosen, and is not equal to itself
         chosen = logical_or(chosen, x != x)
-    chosen = astype(chosen, g.dtype)
+    # In float16, a count above 65504 would be infinite.
+    chosen = astype(chosen, np.float32 if g.dtype == np.float16 else g.dtype)
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
@@ -134,14 +135,23 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
-@op(linear=("x",))
+@op(
+    linear=("x",),
+    cost=lambda x: x.size,
+    shape=lambda x, axis: (x.size,) if axis is None else x.shape,
+)
 def cumsum(x: Array, axis: int | None = None) -> Array:
     """The cumulative sums x[0] + ... + x[i] along `axis`; with None, of the flattened array.
+
+    Sums of float16 and float32 are added up in float32 and float64, and rounded then.
 
     Raises:
         ValueError: if the axis does not exist.
     """
-    return np.cumsum(x, axis)
+    x = np.asarray(x)
+    wider = {2: np.float32, 4: np.float64}.get(x.itemsize) if x.dtype.kind == "f" else None
+    sums = np.cumsum(x, axis, wider)
+    return sums.astype(x.dtype) if wider else sums
 
 
 cumsum.vjp("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))

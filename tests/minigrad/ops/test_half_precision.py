@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import Tensor, grad
@@ -41,6 +41,21 @@ def test_weights_of_many_rows_are_no_infinity():
 
 def test_the_mean_of_many_elements_has_a_gradient():
     assert_allclose(gradient(minigrad.mean, np.ones((256, 16, 16))), 2.0**-16)
+
+
+def test_more_equal_elements_than_half_precision_can_count_share_a_gradient():
+    for name in ("max", "min"):
+        found = gradient(getattr(minigrad, name), np.ones(70_000))
+        assert_allclose(found, 1 / 70_000, rtol=0.01, err_msg=name)  # it is a subnormal number
+
+
+def test_running_sums_keep_their_digits():
+    assert_array_equal(minigrad.cumsum(half(np.ones(5000))).data[-1:], 5000)
+    for axis in (0, None):
+        found = gradient(lambda x, axis=axis: minigrad.cumsum(x / 5000, axis).sum(), np.ones(5000))
+        assert_allclose(found[0], 1, rtol=1e-3)
+    single = minigrad.Tensor(np.full(10**6, 0.1, np.float32))
+    assert_allclose(minigrad.cumsum(single).data[-1], 10**5, rtol=1e-6)
 
 
 def test_gradients_of_an_index_add_up_beyond_the_integers_of_half_precision():
