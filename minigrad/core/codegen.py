@@ -424,11 +424,8 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         for value in values
     )
     text, named = str(error), dict(zip(op.parameters, values, strict=False))
-    keepdims = named.get("keepdims", False)
     if text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    elif text.endswith("cannot be interpreted as an integer") and not isinstance(keepdims, int):
-        text = f"keepdims must be True or False, not {keepdims!r:.60}"
     text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)

@@ -12,7 +12,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import squeeze
-from minigrad.ops.shape import from_the_front, normalize_axis
+from minigrad.ops.shape import flag, from_the_front, normalize_axis
 
 
 # Types are passed as objects: annotations would be strings here, which the API reference cannot
@@ -181,7 +181,9 @@ def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
 
     Raises:
         ValueError: if the axis is empty or does not exist.
+        TypeError: if `keepdims` is not True or False.
     """
+    keepdims = flag(keepdims)
     return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
 
@@ -191,7 +193,9 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
 
     Raises:
         ValueError: if the axis is empty or does not exist.
+        TypeError: if `keepdims` is not True or False.
     """
+    keepdims = flag(keepdims)
     return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
 
 

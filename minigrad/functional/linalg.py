@@ -17,7 +17,7 @@ from minigrad.functional.decompositions import svdvals
 from minigrad.functional.precision import narrowed, root, widened
 from minigrad.functional.shape import expand_dims, moveaxis
 from minigrad.ops.linalg import check_square
-from minigrad.ops.shape import normalize_axes
+from minigrad.ops.shape import flag, normalize_axes
 
 
 @composition
@@ -40,7 +40,9 @@ def norm(
         ValueError: if `ord` is unknown, an axis does not exist, there are more than two axes, a
             matrix whose singular values are needed contains nan or inf, or there are no elements
             of which to take the largest or smallest.
+        TypeError: if `keepdims` is not True or False.
     """
+    keepdims = flag(keepdims)
     return narrowed(_norm(widened(x), ord, axis, keepdims), x)
 
 

@@ -10,6 +10,7 @@ from minigrad.functional.composition import composition
 from minigrad.functional.precision import narrowed, root, widened
 from minigrad.ops import sum
 from minigrad.ops.reduction import count_along
+from minigrad.ops.shape import flag
 
 
 @composition
@@ -20,9 +21,9 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
     Raises:
         ValueError: if n <= ddof, n = 0, ddof is infinite, or an axis does not exist.
-        TypeError: if ddof is not a number.
+        TypeError: if ddof is not a number, or `keepdims` is not True or False.
     """
-    count = count_along(x.shape, axis)
+    keepdims, count = flag(keepdims), count_along(x.shape, axis)
     check_range("ddof", ddof, -np.inf, np.inf)
     if count <= ddof:
         raise ValueError(f"{count} elements are too few for ddof={ddof}")

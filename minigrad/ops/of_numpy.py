@@ -17,7 +17,7 @@ import numpy as np
 
 from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array, Axis
-from minigrad.ops.shape import as_tuple
+from minigrad.ops.shape import as_tuple, flag
 
 P = ParamSpec("P")
 
@@ -41,7 +41,7 @@ def of_numpy(example: Callable[P, Any], result: str, **shared: Any) -> Callable[
         source = f"def {name}({listed}):\n    return {result.format(name=of or name)}\n"
         filename = f"<the forward of {name}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        namespace = {"np": np, "as_tuple": as_tuple, "booleans": booleans}
+        namespace = {"np": np, "as_tuple": as_tuple, "booleans": booleans, "flag": flag}
         namespace["__name__"] = "minigrad.ops"
         exec(compile(source, filename, "exec"), namespace)
         forward: Any = namespace[name]
@@ -75,8 +75,8 @@ binary = of_numpy(_binary, "np.{name}(a, b)", elementwise=True)
 of_two = of_numpy(_binary, "np.{name}(a, b)", elementwise=True, floats=True)
 logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
 # np.max and similar functions wrap these; for a small array the wrapper takes most of the time.
-reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")
+reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=flag(keepdims))")
 logical_reducer = of_numpy(
-    _reduction, "np.{name}.reduce(booleans(x), axis=as_tuple(axis), keepdims=keepdims)"
+    _reduction, "np.{name}.reduce(booleans(x), axis=as_tuple(axis), keepdims=flag(keepdims))"
 )
-index = of_numpy(_index, "x.{name}(axis, keepdims=keepdims)")
+index = of_numpy(_index, "np.{name}(x, axis, keepdims=flag(keepdims))")

@@ -21,6 +21,7 @@ from minigrad.ops.shape import (
     astype,
     broadcast_to,
     concatenate,
+    flag,
     flip,
     getitem,
     normalize_axes,
@@ -36,9 +37,9 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     Raises:
         ValueError: if an axis does not exist or is repeated.
-        TypeError: if an axis is not an integer.
+        TypeError: if an axis is not an integer, or `keepdims` is not True or False.
     """
-    return sum_over(x, as_tuple(axis), keepdims)
+    return sum_over(x, as_tuple(axis), flag(keepdims))
 
 
 def _spread(g: Array, shape: Sequence[int], axis: Axis) -> Array:
@@ -66,9 +67,9 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     Raises:
         ValueError: if there are no elements to average, or an axis does not exist or is repeated.
-        TypeError: if an axis is not an integer.
+        TypeError: if an axis is not an integer, or `keepdims` is not True or False.
     """
-    return sum_over(x, as_tuple(axis), keepdims) / count_along(x.shape, axis)
+    return sum_over(x, as_tuple(axis), flag(keepdims)) / count_along(x.shape, axis)
 
 
 @mean.vjp("x")
@@ -115,9 +116,9 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     Raises:
         ValueError: if there are no elements to sum, or an axis does not exist or is repeated.
-        TypeError: if an axis is not an integer.
+        TypeError: if an axis is not an integer, or `keepdims` is not True or False.
     """
-    axis = as_tuple(axis)
+    axis, keepdims = as_tuple(axis), flag(keepdims)
     top = x.max(axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
     with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf

@@ -13,6 +13,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from minigrad import kernels
+from minigrad.checks import check_flag
 from minigrad.core.codegen import Shapes
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
@@ -77,6 +78,13 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` in the form that numpy accepts: a tuple instead of a list."""
     return tuple(axis) if isinstance(axis, list) else axis
+
+
+def flag(keepdims: Any) -> bool:
+    """Return `keepdims` as a bool; a TypeError for a number, which may be meant as an axis."""
+    if keepdims is not True and keepdims is not False:
+        check_flag("keepdims", keepdims)
+    return bool(keepdims)
 
 
 # --------------------------------------------------------------------------------------------------
