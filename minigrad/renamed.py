@@ -149,10 +149,14 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise  # from inside of the function
-            if not (text := instead_of_argument(error)):
+            name = called = function.__qualname__
+            if name.endswith(".__init__") and "__init__" not in vars(kind := type(args[0])):
+                called = f"{kind.__qualname__}.__init__"  # kind inherits the constructor
+            text = instead_of_argument(error)
+            if not text and called == name:
                 raise
-            name = function.__qualname__.removesuffix(".__init__")
-            raise TypeError(f"{name}: {text}") from None
+            text = f"{called.removesuffix('.__init__')}: {text}" if text else str(error)
+            raise TypeError(text.replace(f"{name}()", f"{called}()")) from None
 
     return hinted
 

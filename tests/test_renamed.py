@@ -212,6 +212,17 @@ def test_two_axes_for_more_are_swapped_by_another_method():
     assert x.swapaxes(1, 2).shape == (2, 4, 3)
 
 
+def test_an_error_of_an_inherited_constructor_names_the_class_that_was_called():
+    class Own(nn.Linear):
+        pass
+
+    for kind in (nn.Conv1d, nn.BatchNorm2d, Own):
+        with pytest.raises(TypeError, match=rf"^[^()]*\b{kind.__name__}\.__init__\(\) got an"):
+            kind(1, 1, 1, sizes=1)
+        with pytest.raises(TypeError, match=rf"^[^()]*\b{kind.__name__}: unexpected .* leave it"):
+            kind(1, 1, 1, device="cpu")
+
+
 def test_an_argument_of_a_user_s_own_class_has_no_hint():
     class Layer(nn.Module):
         def __init__(self, axis):

@@ -424,7 +424,9 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         for value in values
     )
     text, named = str(error), dict(zip(op.parameters, values, strict=False))
-    if text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
+    if "boolean subtract" in text:  # numpy advises functions that are not here
+        text = f"{text.partition(', use ')[0]}; use not_equal"
+    elif text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
     text = f"{text}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
