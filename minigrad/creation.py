@@ -184,6 +184,8 @@ def linspace(
 ) -> Tensor:
     """Return `num` evenly spaced numbers from `start` to `stop`, both included.
 
+    An integer dtype drops the digits after the point, as in PyTorch; numpy rounds down.
+
     Raises:
         ValueError: if `num` is negative, or a number is out of range of an integer dtype.
         TypeError: if `num` is not an integer, or a gradient is required and the dtype is not of

@@ -59,7 +59,8 @@ def nan_to_num(
         TypeError: if one of these is not a number.
     """
     for name, value in {"nan": nan, "posinf": posinf, "neginf": neginf}.items():
-        if not isinstance(value, (int, float, np.number)) and (value is not None or name == "nan"):
+        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not is_number and (value is not None or name == "nan"):
             raise TypeError(f"{name} must be a number, not {value!r:.60}")
     if x.dtype.kind != "f":
         return x  # type: ignore[no-any-return]

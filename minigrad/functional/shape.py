@@ -281,7 +281,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
             `((2, 1), (0, 3))`; or `(before, after)`, or one number, for all axes.
         mode: "constant"; or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x.
             The gradients of repeated elements are added up.
-        constant_values: the number to fill in, for "constant".
+        constant_values: the number to fill in, for "constant"; in the dtype of x, as in numpy.
 
     Raises:
         ValueError: if the mode is unknown, a width is negative, the widths do not match x, an axis
@@ -309,7 +309,8 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         padded = scatter_add(x, inside, shape)
         if constant_values == 0:
             return padded
-        return where(observed(outside_of, shape, inside), constant_values, padded)
+        filling = observed(np.full, (), constant_values, x.dtype).item()  # as numpy rounds it
+        return where(observed(outside_of, shape, inside), filling, padded)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise ValueError(
             f"mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"

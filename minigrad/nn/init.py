@@ -78,7 +78,7 @@ def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenat
     return filled  # type: ignore[return-value]  # which also takes `tensor` by name
 
 
-def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
+def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.01) -> float:
     """Return the gain: the factor that compensates for the variance lost in an activation.
 
     Args:

@@ -105,6 +105,7 @@ def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
         TypeError: if `descending` is not True or False.
     """
     check_flag("descending", descending)
+    x = np.asarray(x)
     if axis is None:
         x, axis = np.ravel(x), -1
     if not descending:

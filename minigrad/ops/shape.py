@@ -95,7 +95,7 @@ def flag(keepdims: Any) -> bool:
 @op(elementwise=True)
 def clone(x: Array) -> Array:
     """A copy, through which gradients flow."""
-    return x.copy()
+    return x.copy() if hasattr(x, "dtype") else np.asarray(x)
 
 
 clone.vjp("x", lambda g: g)

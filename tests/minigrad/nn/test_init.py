@@ -104,6 +104,8 @@ def test_gains():
     assert init.calculate_gain("tanh") == 5 / 3
     assert init.calculate_gain("linear") == init.calculate_gain("sigmoid") == 1
     assert init.calculate_gain("leaky_relu", 2.0) == math.sqrt(2 / 5)
+    slope = nn.LeakyReLU().negative_slope
+    assert init.calculate_gain("leaky_relu") == math.sqrt(2 / (1 + slope**2))
     assert init.calculate_gain("selu") == 3 / 4
     with pytest.raises(ValueError, match=r"selu, not 'swish'"):
         init.calculate_gain("swish")

@@ -225,9 +225,10 @@ SHAPES = [
     bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
     bad("nonzero", (NUMBER,), ValueError, "not a number"),
     *[
-        bad("nan_to_num", (x,), TypeError, f"{name} must be a number, not 'a'", **{name: "a"})
+        bad("nan_to_num", (x,), TypeError, f"{name} must be a number, not {v!r}", **{name: v})
         for name in ("nan", "posinf", "neginf")
         for x in (X, np.arange(3))
+        for v in ("a", True)
     ],
     bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),

@@ -121,6 +121,16 @@ def test_triangles_keep_integers_and_booleans():
     assert minigrad.triu(Tensor(x > 1)).dtype == bool
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint8, np.int64, np.float16])
+def test_padding_keeps_the_dtype(dtype):
+    x = np.array([[1, 0], [1, 1]], dtype)
+    for value in (0, 1, True, 0.5, np.float64(0.5)):
+        found = minigrad.pad(Tensor(x), 1, constant_values=value)
+        expected = np.pad(x, 1, constant_values=value)
+        assert found.dtype == expected.dtype == dtype
+        assert_array_equal(found.data, expected, err_msg=f"{value=}")
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
 @pytest.mark.parametrize("name", PLAIN)
 def test_other_functions_keep_integers(name, dtype):
@@ -287,3 +297,10 @@ def test_differences_of_booleans_say_where_neighbours_differ():
     x = np.array([[True, False, False], [True, True, False]])
     for axis in (0, 1):
         np.testing.assert_array_equal(minigrad.diff(x, axis=axis).data, np.diff(x, axis=axis))
+
+
+def test_a_difference_of_booleans_is_refused_with_what_there_is_instead():
+    x = minigrad.tensor([True, False])
+    with pytest.raises(TypeError, match=r"^subtract: .*boolean.*not supported; use not_equal") as e:
+        x - x
+    assert "xor" not in str(e.value)
