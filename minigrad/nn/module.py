@@ -423,6 +423,10 @@ def walk(
 
     With `every_path`, an object is listed once for each of its paths; the walk goes into a module
     only along its first path.
+
+    Raises:
+        ValueError: with `every_path`, if a list, tuple or dict contains itself, because it has
+            paths without end.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
@@ -439,9 +443,16 @@ def walk(
         children = value.items()
     else:
         return
+    is_open = every_path and not isinstance(value, Module)
+    if is_open:
+        if id(value) in seen:
+            raise ValueError(f"{name} is a {type(value).__name__} that contains itself")
+        seen.add(id(value))
     for key, child in children:
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
+    if is_open:
+        seen.remove(id(value))
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:

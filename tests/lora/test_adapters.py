@@ -320,6 +320,19 @@ def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it
     assert net.q.enabled
 
 
+def test_a_list_that_contains_itself_is_refused_by_its_name(rng):
+    class Model(Module):
+        def __init__(self):
+            self.first = Linear(2, 2, rng=rng)
+            self.layers = [self.first]
+            self.layers.append({"again": self.layers})
+
+    for use in (lambda model: lora.attach(model, lora.LoRAConfig(1)), lora.quantize):
+        with pytest.raises(ValueError, match=r"layers\.1\.again is a list that contains itself"):
+            use(model := Model())
+        assert type(model.first) is Linear
+
+
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = TokenNet(rng)
     net.q = lora.LoRALayer.from_linear(net.q, 1, 1.0)
