@@ -156,8 +156,10 @@ def _pinv_a(g: Array, a: Array, hermitian: bool, out: Array) -> Array:
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
-    For a regular matrix, this is det(A) A^-T. For a singular or nearly singular matrix, each
-    cofactor is computed as a determinant. This takes O(n^5) operations, and works up to n = 16.
+    For a regular matrix, this is det(A) A^-T. For a singular or nearly singular matrix, and where
+    det(A) is out of range, each cofactor is computed as a determinant. This takes O(n^5)
+    operations, and works up to n = 16. (Beyond, the derivative where det(A) is out of range is 0,
+    infinite or nan.)
 
     Raises:
         ValueError: if the matrices are not square; in the backward pass, if a matrix is singular
@@ -168,9 +170,12 @@ def det(a: Array) -> Array:
 
 @det.vjp("a", cost=lambda a, out: lapack_flops(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
-    g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
-    singular = _nearly_singular(a._data if isinstance(a, Tensor) else a)
+    values, dets = (v._data if isinstance(v, Tensor) else v for v in (a, out))
+    singular = _nearly_singular(values)
+    if n <= _MOST_COFACTORS:
+        singular |= ~(np.isfinite(dets) & (np.abs(dets) >= np.finfo(dets.dtype).tiny))
+    g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:

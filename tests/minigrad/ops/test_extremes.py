@@ -122,6 +122,18 @@ def test_determinants_of_a_stack_in_which_some_matrices_are_singular(rng):
     assert_gradients(minigrad.det, a)
 
 
+def test_the_cofactors_of_a_determinant_that_is_out_of_range():
+    numbers = [[1e200, 1e200], [1e-200, 1e-200], [2.0, 3.0]]
+    a = Tensor(np.array([np.diag(row) for row in numbers]), requires_grad=True)
+    with np.errstate(all="ignore"):
+        dets = minigrad.det(a)
+    assert_array_equal(dets.data[:2], [np.inf, 0])
+    expected = np.array([np.diag(row[::-1]) for row in numbers])
+    for create_graph in (False, True):
+        found = minigrad.grad(dets, a, np.ones(3), create_graph=create_graph, retain_graph=True)
+        assert_allclose(found.data, expected, rtol=1e-12)
+
+
 # Many inputs, large stacks
 
 
