@@ -112,6 +112,7 @@ def grad(
             outputs of one element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
+            `torch.autograd.grad` has these two in the other order, so give them by name.
         allow_unused: return zeros for an input that `outputs` do not depend on, instead of raising
             an error.
 
