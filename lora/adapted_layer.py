@@ -398,7 +398,7 @@ class AdaptedLayer(Module):
         for name in chosen:
             if name not in self.active:
                 raise ValueError(
-                    f"{name!r} is no active adapter of the layer; active are "
+                    f"{name!r} is not an active adapter of the layer; active are "
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
         some = chosen != self.active

@@ -59,10 +59,11 @@ class Adapter:
         start: A_0 and B_0 of PiSSA; None without it.
 
     Raises:
-        TypeError: if the rank is no integer, alpha or dropout no number, or `rng` no generator.
+        TypeError: if the rank is not an integer, alpha or dropout is not a number, or `rng` is not
+            a generator.
         ValueError: if the rank or alpha is not positive, `init` or `scaling` is unknown, the rank
             is odd with init="orthogonal" or too large for the weight with "pissa" or "mica", or
-            dropout is no probability.
+            dropout is not a probability.
     """
 
     lora_a: Any  # a Parameter; an assignment may be an array
@@ -115,7 +116,7 @@ class Adapter:
             object.__setattr__(self, name, value)
         elif present is None:
             raise AttributeError(
-                f"the adapter is no DoRA, and has no {name} to copy into; it is made with "
+                f"the adapter is not a DoRA, and has no {name} to copy into; it is made with "
                 f"use_dora=True"
             )
         else:

@@ -111,8 +111,8 @@ def combine(
             dtype of the layer, which the errors of the report do not include.
 
     Raises:
-        TypeError: if the model is no Module, a name no string, a weight no number, or the rank no
-            integer; or if the adapters or weights are no lists.
+        TypeError: if the model is not a Module, a name is not a string, a weight is not a number,
+            or the rank is not an integer; or if the adapters or weights are not lists.
         ValueError: if an adapter is unknown, none is given, the numbers of adapters and weights
             differ, a weight is not finite, the new name is taken or malformed, or the rank is not
             positive; if there is NaN or Inf in an adapter or would be in the result, or a running

@@ -96,8 +96,9 @@ def attach(
         progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
 
     Raises:
-        TypeError: if `model` is no Module, `config` no LoRAConfig, the name no string, `rng` no
-            generator, or a weight or a parameter to be trained in full is not of floats.
+        TypeError: if `model` is not a Module, `config` is not a LoRAConfig, the name is not a
+            string, `rng` is not a generator, or a weight or a parameter to be trained in full is
+            not of floats.
         ValueError: if a pattern matches nothing or has no effect, no layer is left, a rank is too
             large for its layer, or odd with init="orthogonal", a weight is not finite, a
             convolution is grouped, or a parameter to be trained in full is tied to another, is in
@@ -203,7 +204,7 @@ def switch(model: Module, *names: str) -> Module:
     flags are restored when it is active again. Without names, no adapter is active.
 
     Raises:
-        TypeError: if `model` is no Module, or a name no string.
+        TypeError: if `model` is not a Module, or a name is not a string.
         ValueError: if no adapter was attached, a name is unknown or repeated, a merged adapter
             would be switched off, or two adapters would train one parameter in full.
         RuntimeError: inside of `lora.disabled`.
@@ -290,7 +291,7 @@ def disabled(model: Module) -> Iterator[Module]:
     copied: this raises a RuntimeError.
 
     Raises:
-        TypeError: if `model` is no Module.
+        TypeError: if `model` is not a Module.
         ValueError: if there are no adapters; or if `attach` was called with a larger model, and
             `model` contains parameters that an adapter trains in full.
     """
@@ -328,7 +329,7 @@ def detach(model: Module) -> Module:
     statistics that training changed stay changed, unless an adapter has its own copy.
 
     Raises:
-        TypeError: if `model` is no Module.
+        TypeError: if `model` is not a Module.
         ValueError: if no adapter was attached, or a layer with adapters was moved.
         RuntimeError: inside of `lora.disabled`.
     """
@@ -349,7 +350,7 @@ def remove(model: Module, adapter: str) -> Module:
     has no other adapter. Removing the last adapter is the same as `detach`.
 
     Raises:
-        TypeError: if `model` is no Module, or the name no string.
+        TypeError: if `model` is not a Module, or the name is not a string.
         ValueError: if there is no such adapter, or it is merged; nothing is changed then.
         RuntimeError: inside of `lora.disabled`.
     """

@@ -50,9 +50,9 @@ Step = Callable[[int, Name], int]
 class Expression:
     """A regular expression that is matched without backtracking.
 
-    A ValueError is raised if the text is no regular expression, is too long, has too many repeats,
-    or has nested repeats. It is also raised for constructs that need backtracking: references to
-    groups, conditions, and atomic groups and possessive repeats.
+    A ValueError is raised if the text is not a regular expression, is too long, has too many
+    repeats, or has nested repeats. It is also raised for constructs that need backtracking:
+    references to groups, conditions, and atomic groups and possessive repeats.
     """
 
     def __init__(self, text: str) -> None:
@@ -63,7 +63,7 @@ class Expression:
         try:
             parsed = _parser.parse(text)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"it is no regular expression: {error}") from None
+            raise ValueError(f"it is not a regular expression: {error}") from None
         self._repeats = 0
         self._step = self._sequence(parsed, re.RegexFlag(parsed.state.flags), 0, False)
 
@@ -160,7 +160,7 @@ class Expression:
         if ahead < 0:
             behind, most = parts.getwidth()
             if behind != most:
-                raise ValueError("it is no regular expression: a look behind has one width")
+                raise ValueError("it is not a regular expression: a look behind has one width")
 
         def steps(after: int, name: Name) -> int:
             found = step(name.every, name) >> behind

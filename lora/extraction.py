@@ -193,7 +193,7 @@ def extract(
 
 
 def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
-    """Return the layers with a weight in few bits, which is no parameter, by the weight's name."""
+    """Return the layers with a weight in few bits (not a parameter), by the weight's name."""
     return {f"{name}.weight": m for name, m in model.named_modules() if is_narrow(m)}
 
 

@@ -45,7 +45,7 @@ class FrozenMatrix(ABC):
             raise AttributeError(f"a FrozenMatrix has no {name}; {_INSTEAD}")
 
         def __array__(self, *args, **options):
-            raise TypeError(f"a FrozenMatrix is no array; {_INSTEAD}")
+            raise TypeError(f"a FrozenMatrix is not an array; {_INSTEAD}")
 
     @abstractmethod
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:

@@ -46,8 +46,8 @@ class LoRALayer(AdaptedLayer):
             with standard deviation 1 / rank.
 
     Raises:
-        TypeError: if the weight has no float dtype, a size is no integer, alpha or dropout no
-            number, or `rng` no generator.
+        TypeError: if the weight has no float dtype, a size is not an integer, alpha or dropout
+            is not a number, or `rng` is not a generator.
         ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
             positive and finite, dropout is not a probability, or the scaling is unknown.
     """

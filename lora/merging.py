@@ -47,8 +47,8 @@ def merge(
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if `model` is no Module, a layer has a dtype that cannot be certified, a name is
-            no string, or the limit or radius is no number.
+        TypeError: if `model` is not a Module, a layer has a dtype that cannot be certified, a name
+            is not a string, or the limit or radius is not a number.
         ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
             an option makes no sense, or a merged weight would not be finite.
         MergeError: if more than the limit would be lost.
@@ -106,7 +106,7 @@ def unmerge(model: Module) -> list[str]:
     them. Without a merge, nothing changes.
 
     Raises:
-        TypeError: if `model` is no Module.
+        TypeError: if `model` is not a Module.
         ValueError: if there are no adapters.
     """
     found = state.adapted_layers(model)
@@ -127,7 +127,7 @@ def fold(model: Module) -> Module:
     is returned.
 
     Raises:
-        TypeError: if `model` is no Module.
+        TypeError: if `model` is not a Module.
         ValueError: if there are no adapters, an adapter is not active and would be lost, W + dW is
             not finite, or `attach` was called with a larger model; nothing is changed then.
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
@@ -180,8 +180,8 @@ def fold(model: Module) -> Module:
         for original, layer in attachment.replaced.values():
             own = dict(original.named_parameters())
             for key, parameter in folded[id(layer)].named_parameters():
-                # A weight in few bits was no parameter, and `quantize` froze a bias that its layer
-                # shares. They get no flag back, and stay frozen.
+                # A weight in few bits was not a parameter, and `quantize` froze a bias that its
+                # layer shares. They get no flag back, and stay frozen.
                 parameter.requires_grad_(key in own and flags.get(id(own[key]), False))
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

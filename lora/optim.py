@@ -58,7 +58,7 @@ def param_groups(
         weight_decay: the factor of lr by which B A shrinks in a step.
 
     Raises:
-        TypeError: if `model` is no Module, or an option no number.
+        TypeError: if `model` is not a Module, or an option is not a number.
         ValueError: if an option is out of range, there are no adapters, nothing trains, or an
             adapter that would decay began as PiSSA.
     """
@@ -117,7 +117,7 @@ def penalty(model: Module) -> Tensor:
     exactly 0 at first. For DoRA, it is the update of the direction, s B A, without the magnitude.
 
     Raises:
-        TypeError: if `model` is no Module.
+        TypeError: if `model` is not a Module.
         ValueError: if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]

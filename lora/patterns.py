@@ -74,7 +74,7 @@ def check_expression(pattern: str, within: str = "{}") -> str:
 
 
 def _checked(role: str, pattern: str, within: str = "{}") -> str:
-    """Return a pattern; raise an error if it is no regular expression, or matches every name."""
+    """Return a pattern; raise an error if it is not a regular expression, or matches every name."""
     try:
         check_expression(pattern, within)
     except ValueError as error:

@@ -115,7 +115,7 @@ def quantize(
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if the model is no Module, or an argument is of the wrong type.
+        TypeError: if the model is not a Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
             an adapter, is trained in full by an adapter, or has a weight that is not finite or also
             used elsewhere; an option makes no sense; or the model is itself a single layer.

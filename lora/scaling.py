@@ -50,7 +50,7 @@ def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
 
 
 def check_number(name: str, value: Any) -> float:
-    """Return `value` as a float; a TypeError if it is no real number.
+    """Return `value` as a float; a TypeError if it is not a real number.
 
     An integer that is too large for a float becomes infinite.
     """
@@ -63,7 +63,7 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_finite(name: str, value: Any) -> float:
-    """Return `value` as a float; a TypeError if it is no number, a ValueError if not finite."""
+    """Return `value` as a float; a TypeError if it is not a number, a ValueError if not finite."""
     number = check_number(name, value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
@@ -71,7 +71,7 @@ def check_finite(name: str, value: Any) -> float:
 
 
 def check_size(name: str, value: Any) -> int:
-    """Return `value` as an int; a TypeError if it is no integer, a ValueError below 1."""
+    """Return `value` as an int; a TypeError if it is not an integer, a ValueError below 1."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if operator.index(value) < 1:

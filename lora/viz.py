@@ -128,7 +128,7 @@ def plot_singular_values(
 
     Raises:
         ImportError: without matplotlib.
-        TypeError: if the model is no Module.
+        TypeError: if the model is not a Module.
         ValueError: if the model has no such adapter, no adapter is active, all updates are 0, an
             update has NaN or Inf, or the suffix of the path is not that of a picture.
         OSError: if the file cannot be written; a FileNotFoundError if its folder does not exist.

@@ -49,7 +49,7 @@ def shapes(text: str) -> list[tuple[int, ...]]:
         sizes = [] if part == "()" else part.split("x")
         if not all(size.isdecimal() for size in sizes):
             raise argparse.ArgumentTypeError(
-                f"{part!r} is no shape; 3x4 is one, 5 is a vector and () a number"
+                f"{part!r} is not a shape; 3x4 is one, 5 is a vector and () a number"
             )
         found.append(tuple(map(int, sizes)))
     return found
@@ -67,7 +67,7 @@ def interval(text: str) -> tuple[float, float]:
 def seed(text: str) -> int:
     """Parse a seed of random numbers."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; it is an integer of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; it is an integer of at least 0")
     return int(text)
 
 

@@ -58,7 +58,7 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
     except csv.Error as error:
         raise ValueError(
             f"{name}, line {reader.line_num}: the line cannot be read: {error}; a table of numbers "
-            f"has short fields, so a quotation mark may be missing, or the file is no CSV"
+            f"has short fields, so a quotation mark may be missing, or the file is not CSV"
         ) from None
     if not lines:
         raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")

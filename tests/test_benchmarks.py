@@ -28,7 +28,7 @@ LOG = "BENCHMARK_TEST_LOG"
 
 def _logged(who):
     def prepare(case):
-        print("a library that prints, which is no answer")
+        print("a library that prints, which is not an answer")
 
         def run():
             with open(os.environ[LOG], "a") as file:
@@ -104,7 +104,7 @@ def test_agreement():
     for wrong in (1 + 1e-5, np.nan, np.inf):
         with pytest.raises(BenchmarkError, match="at 8: results differ"):
             check_agreement("at 8", {OURS: 1.0, "peer": wrong}, 1e-6)
-    with pytest.raises(BenchmarkError):  # nan beside nan is no agreement
+    with pytest.raises(BenchmarkError):  # nan beside nan is not an agreement
         check_agreement("", {OURS: np.nan, "peer": np.nan}, 1e-6)
 
 

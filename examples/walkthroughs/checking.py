@@ -206,7 +206,7 @@ def numbers(value: Any) -> Any:
     """
     array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
     if array.dtype.kind in "cSUmM":  # complex numbers, texts and dates
-        raise TypeError(f"{array.dtype} is no kind of real number")
+        raise TypeError(f"{array.dtype} is not a kind of real number")
     if array.dtype.kind == "O":  # such as fractions; `astype` would turn None into NaN
         return np.vectorize(float, otypes=[np.float64])(array)
     return array.astype(np.float64)
@@ -225,7 +225,7 @@ def described(value: Any) -> str:
         try:
             return f"the number {float(numbers(value)):.6g}"
         except (TypeError, ValueError):
-            return f"{value!r}, which is no real number"
+            return f"{value!r}, which is not a real number"
     if isinstance(value, Mapping):
         return f"a dict with the keys {', '.join(map(repr, value))}" if value else "an empty dict"
     if isinstance(value, list | tuple):

@@ -136,5 +136,5 @@ def chosen(name: str) -> Path:
     meant = [path for path in there if path.name.startswith(beginning)] if name else []
     if len(meant) != 1:
         names = ", ".join(path.stem for path in there)
-        raise ValueError(f"{name!r} is no notebook's path or name; there are: {names}")
+        raise ValueError(f"{name!r} is not a notebook's path or name; there are: {names}")
     return meant[0]

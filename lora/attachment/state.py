@@ -106,7 +106,7 @@ class Attachment:
         inside = [attached for name, attached in self.adapters.items() if name not in aside]
         before = [copy for attached in inside for copy in attached.copies]
         within = [copy for name in names for copy in self.adapters[name].copies]
-        aside.clear()  # it is no part of the model in which copies are replaced
+        aside.clear()  # it is not a part of the model in which copies are replaced
         for pairs in (
             [(copy.own, copy.original) for copy in before],
             [(copy.original, copy.own) for copy in within],
@@ -124,7 +124,7 @@ class Attachment:
 
 
 def check_name(attachment: Attachment | None, adapter: str) -> None:
-    """Raise an error if the name of a new adapter is no string, malformed, or taken."""
+    """Raise an error if the name of a new adapter is not a string, malformed, or taken."""
     if not isinstance(adapter, str):
         raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
     if not _NAME.fullmatch(adapter):
@@ -173,7 +173,7 @@ def store(model: Module, attachment: Attachment | None) -> None:
 
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     """List the names and layers with adapters of a model; a ValueError if it has none."""
-    attachment_of(model)  # raises an error if the model is no Module
+    attachment_of(model)  # raises an error if the model is not a Module
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
         raise ValueError(

@@ -94,7 +94,7 @@ def select(
     They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
     in `groups` means several layers. `first` has the main name of each layer, by all of its names.
     A ValueError is raised if a pattern, an index or an exclusion has no effect, or no layer is
-    left. A pattern whose layers are all excluded is no error.
+    left. A pattern whose layers are all excluded is not an error.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:

@@ -133,7 +133,7 @@ class MergeCertificate:
         """Raise a MergeError if merging loses more than `limit` of the update of a layer.
 
         A KeyError is raised if there are no rows of the dtype. A TypeError or ValueError is raised
-        if the limit is no number of at least 0.
+        if the limit is not a number of at least 0.
         """
         _check("dtype", dtype, self.dtypes)
         check_number("limit", limit)
@@ -204,7 +204,7 @@ def certify(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if the radius is no number.
+        TypeError: if the radius is not a number.
         ValueError: if there are no dtypes, a dtype is unknown, or the radius is not positive and
             finite.
     """

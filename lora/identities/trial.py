@@ -235,7 +235,7 @@ class LayerTrial:
     def fits(self) -> bool:
         """Tell whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
 
-        Overflow is no error of the layer, but would look like one.
+        Overflow is not an error of the layer, but would look like one.
         """
         a, b = self.layer.lora_a.data, self.layer.lora_b.data
         size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`

@@ -90,7 +90,7 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
         batch: the data on which the loss is computed.
 
     Raises:
-        TypeError: if `model` is no Module, the loss is no float Tensor with one element, or a
+        TypeError: if `model` is not a Module, the loss is not a float Tensor with one element, or a
             layer returns no Tensor.
         ValueError: if there are no adapters, or a layer returns a shape other than `(..., d_out)`.
         RuntimeError: if the model cannot be copied: inside of `lora.disabled`, or because it refers

@@ -199,7 +199,7 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
             is_turned = name == EMBEDDING and part == A
             updates.setdefault(name, {})[part] = array.T if is_turned else array
         else:
-            problems.append(f"unexpected: {key:.200} is no part of an update of the base")
+            problems.append(f"unexpected: {key:.200} is not a part of an update of the base")
     for name, parts in updates.items():
         problems += [f"{name} has no {part}" for part in sorted({A, B} - parts.keys())]
     pairs = {n: [parts[A].shape, parts[B].shape] for n, parts in updates.items() if len(parts) == 2}

@@ -123,7 +123,7 @@ def extract_files(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        TypeError: if the rank is no integer, or a single string is given instead of a list of
+        TypeError: if the rank is not an integer, or a single string is given instead of a list of
             names.
         ValueError: if a file is invalid, names or shapes differ, there is NaN or Inf, nothing
             differs, a pattern matches nothing, something differs that the adapter would not have,

@@ -384,11 +384,11 @@ def findings_of(
         if files.is_trained_in_full(key) or is_base:
             continue
         if not key.startswith(PREFIX) or ".lora_" in key:
-            yield Finding("wrong", key, f"is no key of PEFT's, which are like {KEYS}")
+            yield Finding("wrong", key, f"is not a key of PEFT's, which are like {KEYS}")
         else:
             yield Finding(
                 "odd", name,
-                "is no part of an update, and neither bias nor modules_to_save say that it was "
+                "is not a part of an update, and neither bias nor modules_to_save say that it was "
                 "trained in full; PEFT replaces the model's own by it, if there is one",
             )  # fmt: skip
 

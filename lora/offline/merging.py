@@ -120,7 +120,7 @@ def merge_files(
     Raises:
         FileNotFoundError: if an input or the parent folder of `out` does not exist.
         NotADirectoryError: if the adapter is a file.
-        TypeError: if the limit or the radius is no number.
+        TypeError: if the limit or the radius is not a number.
         ChildProcessError: if a worker was killed, or could not start. Each worker imports the main
             script again, which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
@@ -292,7 +292,7 @@ def _check_out(
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
     if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
         raise ValueError(
-            f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
+            f"{text} is not a folder; name one, or a file that ends in .safetensors, to be made"
         )
     strange = set[str]()
     if not is_file:  # a single file may be in a folder with others

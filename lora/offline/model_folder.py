@@ -191,7 +191,7 @@ class AdaptedBase(Closing):
                     self.problems.append(f"unusable: {what}, {NO_FLOATS}")
             elif not files.is_trained_in_full(key):
                 self.problems.append(
-                    f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of "
+                    f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
                     f"the base"
                 )
         return found

@@ -179,8 +179,8 @@ class PeftConfig:
 
     `PeftConfig.of` and `read_config` check the fields; the class itself does not. The methods find
     layers as PEFT does. Names, expressions and tables match as in `attach`, with two differences. A
-    pattern that matches nothing is no error, because the file may name layers that this model does
-    not have. And an index of a layer is a number between other parts of a name.
+    pattern that matches nothing is not an error, because the file may name layers that this model
+    does not have. And an index of a layer is a number between other parts of a name.
 
     Attributes:
         target_modules: the layers with updates: names, or a regular expression for entire names.
@@ -387,7 +387,7 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is too large, is no JSON, or `PeftConfig.of` refuses its content.
+        ValueError: if the file is too large, is not JSON, or `PeftConfig.of` refuses its content.
     """
     path = Path(path)
     if not path.is_file():
@@ -401,7 +401,7 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
         raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is no JSON, or only a part of it: {error}; copy it again"
+            f"{os.fspath(path)!r} is not JSON, or only a part of it: {error}; copy it again"
         ) from None
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error

@@ -33,8 +33,9 @@ class LayerFacts:
         dropout: the dropout of its inputs in training; None for the one in the configuration.
 
     Raises:
-        TypeError: if `base` or `stored` is no text.
-        ValueError: if the scale is no positive finite float, or the dropout no probability.
+        TypeError: if `base` or `stored` is not text.
+        ValueError: if the scale is not a positive finite float, or the dropout is not a
+            probability.
     """
 
     scale: float

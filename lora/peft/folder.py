@@ -260,7 +260,7 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
             # Both may be missing while a save moves them, but only for few attempts.
             if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
                 message = (
-                    f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
+                    f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is not a "
                     f"folder of an adapter, or its save was interrupted"
                 )
                 if (path / "adapter_model.bin").is_file():

@@ -63,7 +63,8 @@ def load(
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if `model` is no Module, the name no string, or `rng` no generator.
+        TypeError: if `model` is not a Module, the name is not a string, or `rng` is not a
+            generator.
         FileNotFoundError: if the folder or a file in it is missing.
         NotADirectoryError: if `folder` is a file.
         ValueError: if a file is invalid; the configuration needs a method that is not implemented
@@ -183,7 +184,7 @@ def _set_parameters(
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
         f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
-        f"so what it has trained is no update of the weight"
+        f"so what it has trained is not an update of the weight"
         for name, layer in plan.layers.items()
         if isinstance(layer, LoRAConv) and layer.is_dilated and name not in files.facts.layers
     ]
@@ -216,7 +217,7 @@ def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder)
 def _problems_of_base_weights(
     plan: Plan, model: Module, files: AdapterFolder, parameters: Collection[str]
 ) -> Iterator[str]:
-    """Yield errors about tensors that are no parameters of the adapter.
+    """Yield errors about tensors that are not parameters of the adapter.
 
     PEFT may write the weights of embeddings and of the head, adapted or not. They must equal the
     weights of the model. For NF4, only the shape is compared.

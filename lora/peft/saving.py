@@ -65,10 +65,11 @@ def save(
         progress: show a progress bar if it takes long.
 
     Raises:
-        TypeError: if `model` is no Module, or the name of the adapter no string.
-        ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is no
-            integer of at least 0. Also if the adapter has NaN or Inf, or would have after rounding,
-            a scale is 0, or PEFT could not find the modules trained in full by their names.
+        TypeError: if `model` is not a Module, or the name of the adapter is not a string.
+        ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is not
+            an integer of at least 0. Also if the adapter has NaN or Inf, or would have after
+            rounding, a scale is 0, or PEFT could not find the modules trained in full by their
+            names.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     check_not_empty(folder)

@@ -208,7 +208,7 @@ def config_from_json(
 def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Return the JSON object in a file of a folder, or None if there is no such file.
 
-    A ValueError is raised if the file is no JSON, has no object at the top, or is too large.
+    A ValueError is raised if the file is not JSON, has no object at the top, or is too large.
     """
     path = find(folder, name)
     text = repr(os.fspath(path))
@@ -230,7 +230,7 @@ def model_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
     found = read_json(folder, "config.json")
     if found is None:
         raise FileNotFoundError(
-            f"{os.fspath(folder)!r} has no config.json, so it is no model's folder"
+            f"{os.fspath(folder)!r} has no config.json, so it is not a model's folder"
         )
     return found
 
@@ -262,7 +262,7 @@ def _wrong(given: Mapping[str, Any]) -> list[str]:
     wrong += [name for name, is_good in others.items() if not is_good]
     problems = [f"{name} cannot be {given.get(name)!r:.60}" for name in wrong]
     if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
-        problems.append("num_attention_heads is no multiple of num_key_value_heads")
+        problems.append("num_attention_heads is not a multiple of num_key_value_heads")
     if not problems and given["head_dim"] % 2:
         problems.append(f"head_dim {given['head_dim']} is odd, and rotations turn pairs")
     return problems
@@ -311,7 +311,7 @@ def _layers(
     elif architecture == "smollm3":
         rotated = tuple(bool(i) for i in listed[:count]) if isinstance(listed, list) else ()
         if len(rotated) < count:
-            problems.append(f"no_rope_layers is no list of 0 or 1 for each of {count} layers")
+            problems.append(f"no_rope_layers is not a list of 0 or 1 for each of {count} layers")
     window, types = given.get("sliding_window"), given.get("layer_types")
     if architecture == "mistral":
         return rotated, window

@@ -23,7 +23,7 @@ class ChatTemplate:
     """A chat template in the language of jinja2.
 
     The template can use the conversation and `variables`, such as `bos_token`. A ValueError is
-    raised if the text is no valid template, and an ImportError if jinja2 is not installed.
+    raised if the text is not a valid template, and an ImportError if jinja2 is not installed.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class ChatTemplate:
         try:
             self._template = _sandbox().from_string(text)
         except (package("jinja2").TemplateError, RecursionError) as error:
-            raise ValueError(f"the chat template is no template of jinja2: {error}") from None
+            raise ValueError(f"the chat template is not a template of jinja2: {error}") from None
 
     def render(
         self,

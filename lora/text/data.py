@@ -40,7 +40,7 @@ ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _OTHER_KEYS = "with other keys, which are not read: "
-_LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are no valid rows
+_LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are not valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 Render = Callable[..., str]  # such as `Tokenizer.render`
@@ -149,9 +149,9 @@ def read_rows(
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a line is no valid row, or a token is outside of the vocabulary; the message
-            has the number of the line. Also if no row is left, `max_length` is not positive, or
-            `long_rows` is unknown.
+        ValueError: if a line is not a valid row, or a token is outside of the vocabulary; the
+            message has the number of the line. Also if no row is left, `max_length` is not
+            positive, or `long_rows` is unknown.
         TypeError: if a flag is not True or False.
         ImportError: if a row has messages, and the package jinja2 is not installed.
     """
@@ -295,7 +295,7 @@ def _turns(
     The template renders the conversation before a turn of the assistant, with the generation
     prompt, and the conversation up to this turn. The text that the second adds to the first is the
     answer. Some templates render earlier turns differently from the last one; then only the last
-    answer counts. The first turn is no answer, because nothing comes before it.
+    answer counts. The first turn is not an answer, because nothing comes before it.
     """
     written = render(messages)
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]

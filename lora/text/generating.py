@@ -49,8 +49,8 @@ class TextGenerator:
             the largest length of the model.
 
     Raises:
-        ValueError: if `max_tokens` is no positive integer, or `seed` no integer of at least 0. The
-            other options are checked by `stream`.
+        ValueError: if `max_tokens` is not a positive integer, or `seed` is not an integer of at
+            least 0. `stream` checks the other options.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TextGenerator:
             ValueError: if the prompt is empty, there is no template, the template refuses the
                 messages, or the prompt is too long for the model. Also if an option has an
                 impossible value, such as a temperature below 0, or the logits have NaN.
-            TypeError: if an option is no number.
+            TypeError: if an option is not a number.
             ImportError: if messages are given, and the package jinja2 is not installed.
         """
         if isinstance(prompt, str):

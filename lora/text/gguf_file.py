@@ -93,8 +93,8 @@ class GGUFFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no GGUF file, is truncated, or a tensor has a type that the gguf
-            package cannot convert to floats.
+        ValueError: if the file is not a GGUF file, is truncated, or a tensor has a type that the
+            gguf package cannot convert to floats.
         ImportError: if the package gguf is not installed.
     """
 

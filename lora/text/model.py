@@ -70,7 +70,7 @@ class LanguageModel(Module):
         Raises:
             ValueError: if there are more tokens than the model has positions for, or the caches
                 have room for.
-            TypeError: if the ids are no integers.
+            TypeError: if the ids are not integers.
             IndexError: if an id is negative, or not below vocab_size.
         """
         return self.lm_head(self.model(ids, caches, self.checkpointing))  # type: ignore[no-any-return]

@@ -49,7 +49,7 @@ _SAME = {
 _WHOLE = ("llama-bpe", "tekken")
 """The rules with which a word is one token, without merges, if it is in the vocabulary."""
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are no complete character
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a complete character
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
@@ -139,7 +139,7 @@ class Tokenizer:
         return [i for i in range(size) if i not in known]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some tokens; bytes that are no complete character become U+FFFD.
+        """Return the text of some tokens; bytes that are not a complete character become U+FFFD.
 
         Raises:
             ValueError: if there is no such token.
@@ -183,7 +183,7 @@ class Tokenizer:
             variables: other variables of the template, such as `tools` and `enable_thinking`.
 
         Raises:
-            ValueError: if there is no template, a message is no mapping with a role, or the
+            ValueError: if there is no template, a message is not a mapping with a role, or the
                 template is invalid, refuses the conversation, fails, or does something that the
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
@@ -215,7 +215,7 @@ class Tokenizer:
                 f"one with save_pretrained"
             )
         p = package("tokenizers")
-        with _refused(f"{os.fspath(path)!r} is no tokenizer"):
+        with _refused(f"{os.fspath(path)!r} is not a tokenizer"):
             tokens = p.Tokenizer.from_file(os.fspath(path))
         tokens.no_truncation()
         tokens.no_padding()
@@ -339,7 +339,7 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
 def check_text(name: str, text: str) -> None:
     """Raise a ValueError if a text has half a character (a surrogate), which has no encoding.
 
-    A TypeError is raised if it is no text.
+    A TypeError is raised if it is not text.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} is a string, not {text!r:.60}")
@@ -356,7 +356,7 @@ def check_text(name: str, text: str) -> None:
 def _refused(what: str) -> Iterator[None]:
     """Raise a ValueError that begins with `what` for each error of the package tokenizers.
 
-    A panic of Rust is one too, although it is no `Exception`.
+    A panic of Rust is one too, although it is not an `Exception`.
     """
     try:
         yield

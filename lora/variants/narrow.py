@@ -23,8 +23,8 @@ from minigrad.ops.products import stored_linear
 class NarrowLinear(Module):
     """y = x W^T + b with a frozen W in few bits: `(..., in_features) -> (..., out_features)`.
 
-    The weight is no parameter: optimisers, `state_dict` and `astype` ignore it. A copy of the layer
-    shares the weight, because it cannot change.
+    The weight is not a parameter: optimisers, `state_dict` and `astype` ignore it. A copy of the
+    layer shares the weight, because it cannot change.
 
     Args:
         weight: W, `(out_features, in_features)`: an NF4Matrix or a BFloat16Matrix, as the name of
@@ -115,9 +115,9 @@ class NF4Linear(NarrowLinear):
             double_quant: store each absmax in 8 bits (section 3, double quantization).
 
         Raises:
-            TypeError: if `linear` is no Linear.
+            TypeError: if `linear` is not a Linear.
             ValueError: if the weight has NaN, Inf or numbers beyond float32, or the block size is
-                no positive integer.
+                not a positive integer.
         """
         return cls._from_linear(linear, block_size, double_quant)
 
@@ -142,7 +142,7 @@ class BFloat16Linear(NarrowLinear):
         """Make a layer with the weight of `linear` rounded to bfloat16; the bias is shared.
 
         Raises:
-            TypeError: if `linear` is no Linear.
+            TypeError: if `linear` is not a Linear.
             ValueError: if the weight has NaN or Inf, or numbers that overflow bfloat16.
             ImportError: if ml_dtypes is not installed.
         """
@@ -165,8 +165,8 @@ def widened(bits: NDArray[np.uint16], dtype: np.dtype[Any]) -> NDArray[Any]:
 class BFloat16Embedding(Module):
     """A vector for each integer, from a frozen table in bfloat16: `(...) -> (..., embedding_dim)`.
 
-    Only the selected rows are converted to floats. The table is no parameter and cannot change, so
-    a head that is tied to it is `BFloat16Linear(embedding.weight)`.
+    Only the selected rows are converted to floats. The table is not a parameter and cannot change,
+    so a head that is tied to it is `BFloat16Linear(embedding.weight)`.
 
     Args:
         weight: the table, a BFloat16Matrix `(num_embeddings, embedding_dim)`;
@@ -174,7 +174,7 @@ class BFloat16Embedding(Module):
         dtype: the dtype of the vectors.
 
     Raises:
-        TypeError: if the weight is no BFloat16Matrix.
+        TypeError: if the weight is not a BFloat16Matrix.
         ValueError: if the weight is a transpose.
     """
 
@@ -199,5 +199,5 @@ class BFloat16Embedding(Module):
 
 
 def is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
-    """Tell whether the weight of a module is in few bits, and so is no parameter."""
+    """Tell whether the weight of a module is in few bits, and so is not a parameter."""
     return isinstance(module, (NarrowLinear, BFloat16Embedding))

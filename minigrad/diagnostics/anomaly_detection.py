@@ -370,7 +370,7 @@ class Detector(Recorder):
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
-    """Return whether an op computes with an input, an array or a number, and it is no option.
+    """Return whether an op computes with an input, an array or a number, and it is not an option.
 
     An option, such as an axis, says how to compute: it has a default and no derivative. But a
     float, such as a scale or a slope, is part of the arithmetic.
@@ -437,15 +437,15 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
     cause if it is known. The detector looks at
 
     - the result of each op. If an operand is already NaN, the error names this operand. An op that
-      removes a NaN, as `where(isnan(x), 0, x)` does, is no error;
+      removes a NaN, as `where(isnan(x), 0, x)` does, is not an error;
     - the gradient that each derivative passes on, and gradients from a hook or from the caller. A
-      NaN in an intermediate result of a derivative is no error if the derivative drops it;
+      NaN in an intermediate result of a derivative is not an error if the derivative drops it;
     - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters and the state of an optimiser, after its step.
 
     An Inf is an error if an op makes it from finite numbers, if it is in a gradient or in a trained
-    leaf, or if it is the loss. In data and constants it is no error, because a mask may contain
+    leaf, or if it is the loss. In data and constants it is not an error, because a mask may contain
     -inf on purpose. Such an Inf is passed on; if it later becomes a NaN, the error says where the
     Inf first appeared. If an operand of an op already has an Inf, no Inf in the result is reported.
 

@@ -605,7 +605,7 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
 
 def check_ignore_index(value: Any) -> None:
     """Raise a TypeError unless the target to ignore is an integer."""
-    check_integer("ignore_index (by default -100, which is no class)", value)
+    check_integer("ignore_index (by default -100, which is not a class)", value)
 
 
 def check_reduction(reduction: str) -> None:

@@ -32,8 +32,8 @@ _ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lo
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
     """Return the target file of a path; an OSError if no regular file can be there.
 
-    So it is no folder, pipe or device, and its folder exists and may be written to. `role` is the
-    beginning of the message.
+    So it is not a folder, pipe or device, and its folder exists and may be written to. `role` is
+    the beginning of the message.
     """
     target = Path(os.path.realpath(path))  # a link stays, and leads to the new content
     if not target.parent.is_dir():

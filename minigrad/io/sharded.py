@@ -109,7 +109,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         weight_map: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"].items())
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{os.fspath(index)!r} is no index of tensors, with a weight_map: {error!r:.200}"
+            f"{os.fspath(index)!r} is not an index of tensors, with a weight_map: {error!r:.200}"
         ) from None
     if not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
@@ -133,7 +133,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
 def _check_plain(file: str, what: str) -> None:
     plain = file == Path(file).name and "\\" not in file and "\0" not in file
     if not plain or not file.endswith(".safetensors"):
-        raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
+        raise ValueError(f"{what} {file!r}, which does not name a safetensors file in its folder")
 
 
 @contextmanager

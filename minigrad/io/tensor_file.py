@@ -182,7 +182,8 @@ class TensorFile(Tensors):
                 pass
         except SafetensorError as error:
             raise ValueError(
-                f"{self.location} is no complete safetensors file: {error}; fetch or save it again"
+                f"{self.location} is not a complete safetensors file: {error}; fetch or save it "
+                f"again"
             ) from error
 
         length = int.from_bytes(self._file.read(8), "little")
@@ -320,7 +321,7 @@ class TensorWriter:
             KeyError: if no tensor of this name was given at the start.
             ValueError: if the shape differs, the rows are not in the tensor, the dtype cannot store
                 the numbers, or a part of the tensor was written before.
-            TypeError: if the array does not hold numbers, or `first_row` is no integer.
+            TypeError: if the array does not hold numbers, or `first_row` is not an integer.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -332,11 +333,11 @@ class TensorWriter:
         if not complete and not (fits and 0 <= first_row <= tensor.shape[0] - len(array)):
             raise ValueError(
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
-                f"{first_row} on is no part of"
+                f"{first_row} on is not a part of"
             )
         if tensor.dtype != "bfloat16" and not holds(stored_dtype(tensor.dtype), array):
             raise ValueError(
-                f"{name} was announced as {tensor.dtype}, and has numbers that are no "
+                f"{name} was announced as {tensor.dtype}, and has numbers that are not "
                 f"{tensor.dtype}; round them first, or announce {array.dtype}"
             )
         stored = to_stored(array, tensor.dtype)

@@ -247,7 +247,8 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
         for parent in PurePosixPath(file).parents:
             if os.path.lexists(target / parent) and not (target / parent).is_dir():
                 raise FileExistsError(
-                    f"{os.fspath(target / parent)!r} is no folder, and would be one; take it away"
+                    f"{os.fspath(target / parent)!r} is not a folder, and would be one; take it "
+                    f"away"
                 )
 
 

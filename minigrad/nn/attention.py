@@ -78,8 +78,8 @@ class MultiHeadAttention(Module):
             check_positive(f"MultiHeadAttention: {name}", size)
         if embed_dim % num_heads:
             raise ValueError(
-                f"MultiHeadAttention: num_heads divides embed_dim, but {embed_dim} is no multiple "
-                f"of {num_heads}"
+                f"MultiHeadAttention: num_heads divides embed_dim, but {embed_dim} is not a "
+                f"multiple of {num_heads}"
             )
         check_probability("MultiHeadAttention: dropout", dropout)
         check_flag("MultiHeadAttention: bias", bias)

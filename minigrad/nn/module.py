@@ -388,7 +388,7 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
                 f"{tensor.shape} in the module"
             )
         elif not holds(tensor.dtype, values[name]):
-            problems.append(f"mis-typed: {name} has numbers that are no {tensor.dtype}")
+            problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
         elif _memory(values[name]) in memory:  # writing to another tensor could change this value
             values[name] = values[name].copy()
     for name in state:

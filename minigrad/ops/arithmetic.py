@@ -90,7 +90,7 @@ negative.vjp("x", lambda g: -g)
 @op(
     elementwise=True,
     nonfinite_hint={
-        "a negative number to a power that is no integer is NaN": (
+        "a negative number to a power that is not an integer is NaN": (
             lambda a, b: (a < 0) & (b != np.floor(b))
         ),
         "0 to a negative power is Inf: division by 0": lambda a, b: (a == 0) & (b < 0),

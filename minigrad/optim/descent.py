@@ -166,7 +166,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
     Before each step, the weights decay: x <- x - lr weight_decay x. Nothing is added to the
-    gradient. So `weight_decay` is no L2 penalty here, and by default it is 0.01. All other
+    gradient. So `weight_decay` is not an L2 penalty here, and by default it is 0.01. All other
     arguments are those of `Adam`.
 
     Raises:

@@ -69,7 +69,7 @@ class Captured(Generic[P, R]):
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
         # Of each parameter for a positional argument: its name, and what stands for it in keys: the
-        # name, or its position if it is no keyword, because the step may take any keyword.
+        # name, or its position if it is not a keyword, because the step may take any keyword.
         self._positional = [
             (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
             for i, p in enumerate(parameters)

@@ -41,7 +41,7 @@ class StepRecorder(Observer):
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings
         self.lines: list[ProgramLine] = []
-        self._running = 0  # passes and reported functions; calls inside are no lines
+        self._running = 0  # passes and reported functions; calls inside are not lines
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the sum of gradients that have reached a node so far
         self._reached: dict[Node, str] = {}  # the complete gradient of a node

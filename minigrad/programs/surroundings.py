@@ -292,8 +292,8 @@ class Surroundings:
                 groups = getattr(each, "param_groups", ())
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
-            names = self._read(scope)
-            self._compare(path, names, partial(map, vars(scope).get, names))
+            if names := self._read(scope):
+                self._compare(path, names, partial(map, vars(scope).get, names))
             if not isinstance(scope, ModuleType):  # the code may name a new attribute
                 self._compare(path, ("a new attribute",), partial(_count, scope))
         for path, value, slots in self._slots:

@@ -70,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     arrays, metadata = load_state(path)
     file = repr(os.fspath(path))
     if KEY not in metadata:
-        raise ValueError(f"{file} is no checkpoint of a Trainer")
+        raise ValueError(f"{file} is not a checkpoint of a Trainer")
     try:
         text = arrays.pop(KEY).tobytes() if KEY in arrays else metadata[KEY]
         facts = json.loads(text, parse_int=_integer)
@@ -99,7 +99,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} is no checkpoint of a Trainer, or one of another version: {error!r:.300}"
+            f"{file} is not a checkpoint of a Trainer, or one of another version: {error!r:.300}"
         ) from error
 
 

@@ -55,7 +55,7 @@ def unfinished_epoch(state: Any, steps: Sequence[Record]) -> UnfinishedEpoch | N
         check_range("what a step counted", count, 0, math.inf)
     is_order = order.ndim == 1 and order.dtype.kind == "i" and len(order) > 0
     if not is_order or not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise ValueError("the order of the unfinished epoch is no permutation of its items")
+        raise ValueError("the order of the unfinished epoch is not a permutation of its items")
     if position > len(order) or bool(position) != bool(counts) or not all(counts):
         raise ValueError("the position in the unfinished epoch does not go with its counts")
     if len(counts) > min(len(steps), position):

@@ -97,7 +97,7 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
         isinstance(part, list) and part and isinstance(part[0], (np.ndarray, Tensor))
         for part in data
     )
-    if not is_pair or is_of_lists:  # two batches of `minigrad.data.batches` are no pair
+    if not is_pair or is_of_lists:  # two batches of `minigrad.data.batches` are not a pair
         raise ValueError(
             f"{name} must be a pair of features and target, or a list of micro-batches, which are "
             f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not {_described(data)}"

@@ -60,7 +60,7 @@ class Picture(Figure):
             self._kind = Path(path).suffix[1:].lower()
             if self._kind not in endings:
                 raise ValueError(
-                    f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}"
+                    f"{os.fspath(path)!r} is not a picture; it may end in {', '.join(endings)}"
                 )
             check_target(path, "the picture: ")
 

@@ -28,7 +28,7 @@ _DRAWN = 1e-200, 1e200  # norms are clipped to this range, because axes are comp
 _LETTERS = 18  # the most letters in the name beside a panel
 _COLUMNS = 400  # of the heat map; with more steps, a column shows the largest of several steps
 _HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # the heights of panels; those of others are 1.3
-_NOT_METRICS = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
+_NOT_METRICS = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are not metrics
 
 _UP, _DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 

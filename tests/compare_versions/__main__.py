@@ -147,7 +147,7 @@ class Difference:
         row: its name.
         kind: "differs", "only old" or "only new".
         what: for each finding that differs what the old and what the new version says.
-        allowed: why it is no fault; empty if it is one.
+        allowed: why it is not a fault; empty if it is one.
         alike: how many rows more are the same by inheritance.
     """
 

@@ -556,7 +556,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "a logarithm of zero": lambda: Two(lambda x: mg.log(0 * x)),
     "floor": lambda: Two(mg.floor),
     "a checkpoint": lambda: Two(lambda x: mg.checkpoint(mg.tanh, x)),
-    "a tensor that is no parameter": with_a_stray_tensor,
+    "a tensor that is not a parameter": with_a_stray_tensor,
     "LoRA with B = 0": lambda: adapted(mg.tanh),
     "LoRA with B moved": lambda: adapted(mg.tanh, moved=True),
     "LoRA and detached": lambda: adapted(lambda x: x.detach()),

@@ -102,7 +102,7 @@ WRONG = [
     (1, lambda x: [1, [2]], "An array of shape (3,) is expected, and this is a list of 2 values."),
     (2, 0.5, "The number is wrong: 0.5."),
     (2, [0.25], "A number is expected, and this is a list of 1 value."),
-    (2, 1 + 2j, "A number is expected, and this is (1+2j), which is no real number."),
+    (2, 1 + 2j, "A number is expected, and this is (1+2j), which is not a real number."),
     (2, None, "A number is expected, and this is None."),
     (2, {0.25}, "A number is expected, and this is an object of the type set."),
     (2, 0.1966, "This is the derivative at 1."),

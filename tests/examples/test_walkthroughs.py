@@ -489,7 +489,7 @@ def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
     with pytest.raises(SystemExit) as caught:
         main([name])
     said = str(caught.value)
-    assert said.startswith(f"{name!r} is no notebook's path or name; there are: 1_a_derivative_")
+    assert said.startswith(f"{name!r} is not a notebook's path or name; there are: 1_a_derivative_")
     assert all(path.stem in said for path in PATHS)
 
 

@@ -188,7 +188,7 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"layers_pattern": "blocks"}, ValueError, "needs layers_to_transform"),
         ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\]: rank must be at least 1"),
         ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\]: rank must be an integer"),
-        ({"rank_pattern": {"(": 1}}, ValueError, "no regular expression"),
+        ({"rank_pattern": {"(": 1}}, ValueError, "not a regular expression"),
         ({"rank_pattern": {".*": 1}}, ValueError, "matches every name"),
         ({"rank_pattern": ["q"]}, TypeError, "a dict"),
         ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\]: alpha must be a"),

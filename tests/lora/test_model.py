@@ -167,7 +167,7 @@ def test_a_model_without_linear_layers_is_an_error():
     [
         ({"targets": []}, ValueError, "targets are empty"),
         ({"targets": ""}, ValueError, "targets are empty"),
-        ({"targets": "layers.("}, ValueError, "no regular expression"),
+        ({"targets": "layers.("}, ValueError, "not a regular expression"),
         ({"targets": [1]}, TypeError, "targets are names"),
         ({"targets": None}, TypeError, "targets"),
         ({"rank": 0}, ValueError, "rank must be at least 1, not 0"),

@@ -481,13 +481,13 @@ REFUSED = {
     ),
     "a folder that is a file": (
         lambda base, adapter, out: (base, adapter, base / "config.json"),
-        "config.json' is no folder; name one, or a file that ends in .safetensors",
+        "config.json' is not a folder; name one, or a file that ends in .safetensors",
     ),
     "a GGUF file": (
         lambda base, adapter, out: (base, adapter, out.with_suffix(".gguf")),
-        "out.gguf' is no folder; name one, or a file that ends in .safetensors",
+        "out.gguf' is not a folder; name one, or a file that ends in .safetensors",
     ),
-    "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is no folder"),
+    "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is not a folder"),
     "a file that is a folder": (
         lambda base, adapter, out: (base, adapter, made(out.with_suffix(".safetensors"))),
         "out.safetensors' is a folder, and would be a file",
@@ -729,7 +729,7 @@ BROKEN_WHOLES = {
     "the name of an adapter": (
         f"{PREFIX}up.lora_A.default.weight",
         np.ones((2, 6), "f4"),
-        r"unexpected: .*up.lora_A.default.weight is no part of an update, as base_model",
+        r"unexpected: .*up.lora_A.default.weight is not a part of an update, as base_model",
     ),
 }
 
@@ -790,7 +790,7 @@ def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up", "embed"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     message = r"no tensor 'embed.weight' .*; if it is tied to '{}', save the base with a"
-    # A matrix of the shape of W, (d, count), is no table.
+    # A matrix of the shape of W, (d, count), is not a table.
     more = {"wide.weight": np.ones((6, 11), "f4")}
     edit(base / "model.safetensors", lambda arrays: without("embed.weight")({**arrays, **more}))
     with pytest.raises(ValueError, match=message.format("out.weight")):
@@ -988,12 +988,12 @@ WRONGS = {
     "a stray key": (
         replaced(f"{PREFIX}norm.weight", np.ones(8, "f4")),
         {},
-        "odd: norm.weight: is no part of an update",
+        "odd: norm.weight: is not a part of an update",
     ),
     "another format": (
         replaced("up.lora_A.weight", np.ones((2, 6), "f4")),
         {},
-        "wrong: up.lora_A.weight: is no key of PEFT's",
+        "wrong: up.lora_A.weight: is not a key of PEFT's",
     ),
     "a magnitude too many": (
         replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(8, "f4")),
@@ -1063,22 +1063,22 @@ WRONGS = {
     "rank": (deficient, {}, "odd: up: B A has rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a has dtype int64"),
-    "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
+    "a broken file": (None, {}, "wrong: files: .* is not a complete safetensors file"),
     "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),
     "an expression": (
         lambda a: a,
         {"modules_to_save": ["(x"]},
-        "(?s)wrong: files: .*modules_to_save=.*no regular expression",
+        "(?s)wrong: files: .*modules_to_save=.*not a regular expression",
     ),
     "an expression in another": (
         lambda a: a,
         {"rank_pattern": {"(?i)UP": 2}},
-        "(?s)wrong: files: .*rank_pattern=.*no regular expression.*flags",
+        "(?s)wrong: files: .*rank_pattern=.*not a regular expression.*flags",
     ),
     "another expression": (
         lambda a: a,
         {"layers_to_transform": [0], "layers_pattern": ["(l"]},
-        "(?s)wrong: files: .*layers_pattern=.*no regular expression",
+        "(?s)wrong: files: .*layers_pattern=.*not a regular expression",
     ),
 }
 
@@ -1580,7 +1580,7 @@ def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
     assert (tmp_path / name).stat().st_size > 1000
     status, _, message = run("inspect", files[1], "--plot", tmp_path / "p.doc", capsys=capsys)
     assert status == FAILED
-    assert "no picture" in message
+    assert "not a picture" in message
     with pytest.raises(SystemExit) as ended:
         main(["inspect", str(files[1]), "--plot", ""])
     assert ended.value.code == FAILED

@@ -1051,11 +1051,11 @@ WRONG = {
     "use_rslora": ("yes", "it is true or false"),
     "use_dora": (1, "it is true or false"),
     "bias": ("some", "it is one of none, all, lora_only"),
-    "target_modules": ("(", "no regular expression"),
+    "target_modules": ("(", "not a regular expression"),
     "exclude_modules": ([1], "it is a list of names"),
     "modules_to_save": ("head", "it is a list of names"),
     "rank_pattern": ({"a": 1.5}, "a rank is an integer from 1"),
-    "alpha_pattern": ({"(": 1}, "no regular expression"),
+    "alpha_pattern": ({"(": 1}, "not a regular expression"),
     "layers_to_transform": (["a"], "indices of layers are integers"),
     "layers_pattern": ("layers", "of which layers_to_transform"),
     "init_lora_weights": ("magic", "it is one of gaussian"),
@@ -1107,7 +1107,7 @@ def test_a_configuration_that_is_none_is_an_error_that_names_the_file(saved, con
 @pytest.mark.parametrize("text", ["", '{"r": 8, '])
 def test_a_configuration_that_was_cut_short_is_to_be_copied_again(tmp_path, text):
     (tmp_path / CONFIG).write_text(text)
-    with pytest.raises(ValueError, match=r"is no JSON, or only a part of it: .*; copy it again"):
+    with pytest.raises(ValueError, match=r"is not JSON, or only a part of it: .*; copy it again"):
         read_config(tmp_path / CONFIG)
 
 

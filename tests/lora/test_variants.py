@@ -285,7 +285,9 @@ def test_assigning_a_magnitude_copies_into_the_parameter(rng):
     assert held.data.tolist() == [1, 2, 3, 4]
     assert held.requires_grad
     _, plain = adapted(rng)
-    with pytest.raises(AttributeError, match=r"no DoRA, and has no lora_magnitude.*use_dora=True"):
+    with pytest.raises(
+        AttributeError, match=r"not a DoRA, and has no lora_magnitude.*use_dora=True"
+    ):
         plain.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert plain.lora_magnitude is None
 
@@ -474,7 +476,7 @@ def test_an_adapter_can_be_put_on_a_layer_by_hand(rng):
         (lambda layer: layer.use(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
         (lambda layer: layer.merge(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
         (lambda layer: layer.merge(["c"]), "no adapter 'c'"),
-        (lambda layer: layer.merge(["b"]), "'b' is no active adapter"),
+        (lambda layer: layer.merge(["b"]), "'b' is not an active adapter"),
         (lambda layer: layer.remove("c"), "no adapter 'c'"),
     ],
 )

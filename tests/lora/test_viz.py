@@ -379,8 +379,12 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
             ValueError,
             f"no adapter changes a layer 'head'; those that are changed: {', '.join(NAMES)}",
         ),
-        (lambda: viz.plot_change(model, path=tmp_path / "x.txt"), ValueError, "no picture"),
-        (lambda: viz.plot_factors(model, NAMES[0], path=tmp_path / "x"), ValueError, "no picture"),
+        (lambda: viz.plot_change(model, path=tmp_path / "x.txt"), ValueError, "not a picture"),
+        (
+            lambda: viz.plot_factors(model, NAMES[0], path=tmp_path / "x"),
+            ValueError,
+            "not a picture",
+        ),
         (
             lambda: viz.plot_singular_values(model, path=tmp_path / "no" / "x.png"),
             FileNotFoundError,

@@ -316,7 +316,7 @@ def test_a_merge_of_something_else_begins_anew(what, files, tmp_path):
     if what in ("the base", "the adapter"):
         times, content = path.stat(), bytearray(path.read_bytes())
         at = content.index(b"minigrad.sha256")
-        content[at] ^= 1  # another name, so that it is no checksum
+        content[at] ^= 1  # another name, so that it is not a checksum
         content[-1] ^= 1
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

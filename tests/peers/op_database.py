@@ -90,7 +90,7 @@ def database():
 
 
 def mapped(function, value):
-    """A sample's arguments with a function applied to all that is no container."""
+    """A sample's arguments with a function applied to all that is not a container."""
     if isinstance(value, (tuple, list)):
         kind = list if isinstance(value, list) else tuple  # a torch.Size is a tuple
         return kind(mapped(function, part) for part in value)

@@ -37,7 +37,7 @@ def hides_the_flip(answer: Any) -> str:
     """Return "hidden" if a filter of numbers that are not all equal is its own flip.
 
     Raises:
-        WrongAnswerError: if it is no filter, or with what is wrong about it.
+        WrongAnswerError: if it is not a filter, or with what is wrong about it.
     """
     try:
         w = np.squeeze(numbers(answer))

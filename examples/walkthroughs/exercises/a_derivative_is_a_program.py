@@ -107,7 +107,7 @@ def value_and_slope(answer: Any) -> dict[str, float]:
     """Return the value of a graph, and its slope with the inputs that are 0.7.
 
     Raises:
-        WrongAnswerError: if this is no graph of the engine's operations that starts at 0.7.
+        WrongAnswerError: if this is not a graph of the engine's operations that starts at 0.7.
     """
     if not has_a_graph(answer):
         raise WrongAnswerError(f"A `Scalar` is expected, and this is {described(answer)}.")
@@ -265,7 +265,7 @@ def both_slopes(answer: Any) -> list[dict[str, float]]:
     """Return the slope and the slope of the slope that a function computes at three points.
 
     Raises:
-        WrongAnswerError: if they are no `Scalar`s that remember how they were computed.
+        WrongAnswerError: if they are not `Scalar`s that remember how they were computed.
     """
     if not callable(answer):
         raise WrongAnswerError(f"A function is expected, and this is {described(answer)}.")

@@ -55,7 +55,7 @@ def effect(text: Any) -> dict[str, Any]:
     """Return the loss that a program returns, and the gradients that its optimiser gets.
 
     Raises:
-        WrongAnswerError: if it is no text, does not run, or does not call the optimiser.
+        WrongAnswerError: if it is not text, does not run, or does not call the optimiser.
     """
     if not isinstance(text, str):
         raise WrongAnswerError(
@@ -96,7 +96,7 @@ def sets_of_inputs(answer: Any) -> Any:
     """Return the inputs that are named for each layer, in the order of the op.
 
     Raises:
-        WrongAnswerError: if a name is no input.
+        WrongAnswerError: if a name is not an input.
     """
     if not isinstance(answer, dict):
         return answer
@@ -108,8 +108,8 @@ def sets_of_inputs(answer: Any) -> Any:
         for name in names:
             if name not in INPUTS:
                 raise WrongAnswerError(
-                    f"{layer!r}: {name!r} is no input. The inputs are {', '.join(INPUTS)}, as in "
-                    f"'A B', and an empty text stands for none."
+                    f"{layer!r}: {name!r} is not an input. The inputs are {', '.join(INPUTS)}, as "
+                    f"in 'A B', and an empty text stands for none."
                 )
         found[layer] = " ".join(name for name in INPUTS if name in names)
     return found
@@ -140,7 +140,7 @@ def in_a_step(function: Any) -> dict[str, dict[str, float]]:
 
     Raises:
         NoAnswerError: if it returns `...`.
-        WrongAnswerError: if it is no function, raises, or cannot be captured.
+        WrongAnswerError: if it is not a function, raises, or cannot be captured.
     """
     if not callable(function):
         raise WrongAnswerError(f"A function is expected, and this is {described(function)}.")
@@ -265,7 +265,7 @@ check = Checker(
             slips={
                 "Look at the update line: it hands over `group`, a dict, and the learning rate is "
                 "read from it in each step.": CHANGES | {RATE: "new"},
-                "The batch is an argument of the program, so its values are no constants.": (
+                "The batch is an argument of the program, so its values are not constants.": (
                     CHANGES | {VALUES: "new"}
                 ),
                 "Look at `mean_vjp_x`: the text contains the shape of the batch.": (

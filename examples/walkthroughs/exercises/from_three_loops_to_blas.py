@@ -44,7 +44,7 @@ def pairs(answer: Any) -> list[Pair]:
     """Return pairs of numbers in order, whatever order and kind of collection they are in.
 
     Raises:
-        WrongAnswerError: if the answer is no collection of pairs.
+        WrongAnswerError: if the answer is not a collection of pairs.
     """
     try:
         return sorted({(int(r), int(v)) for r, v in answer})

@@ -35,7 +35,7 @@ def sent_back(x: Number, g: float) -> list[tuple[Number, float]]:
 
 Order = Callable[[Any], Any]
 
-NO_LIST = "A list of the numbers is expected, and this is no list. A set has no order."
+NO_LIST = "A list of the numbers is expected, and this is not a list. A set has no order."
 NO_NUMBERS = "The list should contain the numbers themselves, and nothing else."
 TWICE = "A number is in the list twice. It is reached on two paths, and should be visited once."
 BACKWARDS = (

@@ -70,7 +70,7 @@ class CheckedFunction(ABC):
         names: the names of the operands.
         operands: the inputs and parameters of floats, in their original dtypes.
         shapes: the shapes of the results, once they are known.
-        others: how many tensors that are no operands f depends on and require a gradient.
+        others: how many tensors that are not operands f depends on and require a gradient.
         unreached: possible reasons why an operand has no gradient, by its name.
         nondet_tol: the allowed difference between two calls, relative to the largest number.
         unsteady: whether two calls may differ by more than the order of a sum can explain.

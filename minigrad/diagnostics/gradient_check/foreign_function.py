@@ -43,7 +43,7 @@ def _kinds(values: Iterable[Any]) -> list[str]:
 class ForeignFunction(CheckedFunction):
     """A function of another framework, which computes its gradients.
 
-    Inputs that are no operands are passed to the function unchanged.
+    Inputs that are not operands are passed to the function unchanged.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:

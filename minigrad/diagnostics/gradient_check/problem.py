@@ -114,7 +114,7 @@ class GradientProblem:
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more
-        self.undefined = undefined.hint  # why a gradient of nan is no fault; empty if it is one
+        self.undefined = undefined.hint  # why a gradient of nan is not a fault; empty if it is one
         # Faults of gradients as arrays: the operand and the reason.
         self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point

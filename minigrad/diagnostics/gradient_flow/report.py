@@ -77,7 +77,7 @@ class LivenessReport:
         loss: the value of the loss.
         rows: one row for each parameter, in the order of `named_parameters`.
         adapters: one row for each part of the model that explains itself, such as a LoRA adapter.
-        strays: names of Tensors that require a gradient but are no Parameters, and so have no row.
+        strays: names of Tensors that require a gradient but are not Parameters, and so have no row.
     """
 
     loss: float
@@ -182,7 +182,7 @@ class LivenessReport:
 
     def _notes(self) -> list[str]:
         return [
-            f"{name} requires a gradient, but is no Parameter, so parameters() does not list it "
+            f"{name} requires a gradient, but is not a Parameter, so parameters() does not list it "
             f"and no optimiser gets it from there: make it an nn.Parameter."
             for name in self.strays
         ]

@@ -100,7 +100,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
     judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
     rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
-    strays = (  # tensors that require a gradient like parameters, but are no parameters
+    strays = (  # tensors that require a gradient like parameters, but are not parameters
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()

@@ -50,7 +50,7 @@ def test_messages_that_are_no_messages_are_refused(messages):
 
 
 def test_a_template_that_is_none_is_refused_at_once():
-    with pytest.raises(ValueError, match="no template of jinja2"):
+    with pytest.raises(ValueError, match="not a template of jinja2"):
         ChatTemplate("{% for %}", {})
 
 

@@ -195,7 +195,7 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
         convert_adapter(adapter, tmp_path / "a", base)
     with pytest.raises(FileNotFoundError):
         convert_adapter(adapter, tmp_path / "a.gguf", tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"adapter' has no config.json, so it is no model"):
+    with pytest.raises(FileNotFoundError, match=r"adapter' has no config.json, so it is not a"):
         convert_adapter(adapter, tmp_path / "a.gguf", adapter)
     arguments = [adapter, tmp_path / "a.gguf", "--base", base]
     assert main(["convert", *map(str, arguments)]) == 0

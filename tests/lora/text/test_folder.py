@@ -106,7 +106,7 @@ def test_truncated_and_missing_shards_are_refused(tmp_path):
     shard = folder / "model-00002-of-00002.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match="no complete safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_config(folder)
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="model-00002"):
@@ -117,7 +117,7 @@ def test_an_index_cannot_name_a_file_outside_of_the_folder(tmp_path):
     folder = tiny_folder(tmp_path / "m", shards=2)
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../model-00001"))
-    with pytest.raises(ValueError, match="no name of a safetensors file in its folder"):
+    with pytest.raises(ValueError, match="does not name a safetensors file in its folder"):
         read_config(folder)
 
 

@@ -219,7 +219,7 @@ def test_vocabularies_that_are_not_supported_are_named(files, change, message):
 def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer.json.* is no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer.json.* is not a tokenizer"):
         Tokenizer.from_folder(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json"):
@@ -229,7 +229,7 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
 def test_merges_that_crash_the_package_tokenizers_are_a_broken_file(tmp_path, monkeypatch, capfd):
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
-    with pytest.raises(ValueError, match=r"tokenizer\.json' is no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json' is not a tokenizer"):
         Tokenizer.from_folder(tmp_path)
     metadata = {"tokens": ["a", "b"], "merges": ["a b"], "model": "gpt2"}
     metadata = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
@@ -268,7 +268,7 @@ def test_where_the_chat_template_is(tmp_path):
     turns = [{"role": "user", "content": "x"}]
     for found, message in ((named[:1], "'tool_use'.* none is called"), ("{% for %}", "jinja2")):
         path.write_text(json.dumps({**config, "chat_template": found}))
-        tokenizer = Tokenizer.from_folder(folder)  # texts that are no conversations need none
+        tokenizer = Tokenizer.from_folder(folder)  # texts that are not conversations need none
         assert tokenizer.encode("fox")
         with pytest.raises(ValueError, match=message):
             tokenizer.render(turns)

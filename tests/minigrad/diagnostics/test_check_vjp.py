@@ -287,7 +287,7 @@ def test_nondet_tol_is_between_0_and_1(value):
         check_vjp(square, square_vjp, X, nondet_tol=value)
 
 
-# What is no gradient is a finding
+# What is not a gradient is a finding
 
 
 def remembering():

@@ -615,7 +615,7 @@ def test_a_shared_parameter_is_one_operand(rng):
     assert gradcheck(nn.Sequential(layer, nn.Tanh(), layer), X, order=1).compared == 6 + 9 + 3
 
 
-# What is no function
+# What is not a function
 
 
 def test_randomness_is_named(rng):

@@ -114,7 +114,7 @@ def test_a_tensor_that_is_no_parameter_is_reported(batch):
     report = liveness(model, minigrad.mse, batch)
     assert report.strays == ("layer.scale",)
     note = (
-        "layer.scale requires a gradient, but is no Parameter, so parameters() does not list it "
+        "layer.scale requires a gradient, but is not a Parameter, so parameters() does not list it "
         "and no optimiser gets it from there: make it an nn.Parameter"
     )
     assert repr(report).endswith(f"{report.verdict}\n{note}.")

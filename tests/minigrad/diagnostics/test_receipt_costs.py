@@ -48,7 +48,7 @@ def floats(case):
 
 def exact(case):
     name = str(case)
-    # With an exponent that is no Tensor, or a frozen one, y == 0 is numpy's.
+    # With an exponent that is not a Tensor, or a frozen one, y == 0 is numpy's.
     array = any(isinstance(v, np.ndarray) for v in case.options.values())
     others = array or name in {
         f"power-{n}" for n in ("number first", "integer tensor", "frozen tensor")

@@ -170,7 +170,7 @@ def other_calls():
 
 
 def children():
-    """A child process is no rank: a child that is forked, one that is started, one of those."""
+    """A child process is not a rank: a child that is forked, one that is started, one of those."""
     code = "import minigrad; print(minigrad.distributed.world().size)"
     started = [sys.executable, "-c", code]
     nested = [sys.executable, "-c", f"import subprocess; subprocess.run({started})"]

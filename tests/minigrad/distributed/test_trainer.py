@@ -91,7 +91,7 @@ def found(tmp_path_factory):
         ("too_few_micro_batches_in_a_step", "accumulation_steps=1.; start at most 1 rank,"),
         ("too_few_micro_batches_in_all", "share 1 micro-batch in all; start at most 1 rank,"),
         ("a_checkpoint_that_only_rank_1_sees", "FileNotFoundError: rank 0.*only ranks .1. see one"),
-        ("a_damaged_checkpoint", "ValueError: .*damaged' is no complete safetensors file"),
+        ("a_damaged_checkpoint", "ValueError: .*damaged' is not a complete safetensors file"),
         ("no_folder_for_the_checkpoint", "FileNotFoundError: checkpoint: there is no folder"),
         ("running_means", "ValueError: the forward pass changes 2.mean"),
         ("a_loss_that_is_not_finite_on_rank_1", "FloatingPointError: the loss became nan at step"),

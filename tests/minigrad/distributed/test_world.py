@@ -1,4 +1,4 @@
-"""`world()`: its calls, and what it is in processes that are no ranks."""
+"""`world()`: its calls, and what it is in processes that are not ranks."""
 
 import copy
 

@@ -124,14 +124,14 @@ def test_a_file_that_is_cut_short_is_an_error_that_names_it(path, length):
     save_state(path, {"x": np.arange(100.0), "y": np.arange(3)}, {"a": "b"})
     content = path.read_bytes()
     path.write_bytes(content[:length])
-    with pytest.raises(ValueError, match=r"state\.safetensors.* is no complete safetensors file"):
+    with pytest.raises(ValueError, match=r"state\.safetensors.* is not a complete safetensors"):
         load_state(path)
 
 
 @pytest.mark.parametrize("content", [b"text\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x04K\x01."])
 def test_a_file_of_another_kind_is_an_error_that_names_it(path, content):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"state\.safetensors.* is no complete safetensors file"):
+    with pytest.raises(ValueError, match=r"state\.safetensors.* is not a complete safetensors"):
         load_state(path)
 
 

@@ -200,7 +200,7 @@ def test_the_entry_must_be_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("taken", "message"), [(ENTRY, "is a folder, and would be"), ("in", "is no folder, and would")]
+    ("taken", "message"), [(ENTRY, "is a folder, and would be"), ("in", "is not a folder, and")]
 )
 def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, message, tmp_path):
     put(tmp_path, "old")

@@ -131,7 +131,7 @@ CLASS_WEIGHTS = np.array([1.0, 0.5, 2.0, 0.25])
 @pytest.mark.parametrize("weight", [None, CLASS_WEIGHTS])
 def test_classes_with_weights_some_ignored(rng, reduction, weight):
     logits = rng.standard_normal((6, 4))
-    target = np.array([0, 3, 7, 2, 7, 1])  # 7 is no class, and ignored
+    target = np.array([0, 3, 7, 2, 7, 1])  # 7 is not a class, and ignored
     counted = target != 7
     factors = (np.ones(4) if weight is None else weight)[target * counted] * counted
     each = factors * cross_entropies(logits, target * counted)

@@ -26,7 +26,7 @@ class Net(Module):
 
     def __init__(self):
         self.own = Parameter([1.0, 2.0])
-        self.buffer = minigrad.ones((3,))  # a Tensor that is no Parameter
+        self.buffer = minigrad.ones((3,))  # a Tensor that is not a Parameter
         self.number = 3
         self.nothing = None
         self.layers = [Linear(2, 3), minigrad.relu, (Scale(3), Parameter(5.0))]
@@ -517,7 +517,7 @@ def test_weights_of_a_module_itself_can_change_places(of):
 def test_what_is_no_integer_is_not_loaded_into_integers(number):
     norm = nn.BatchNorm1d(2)
     state = {**norm.state_dict(), "num_batches_tracked": np.array(number)}
-    with pytest.raises(ValueError, match=r"mis-typed: num_batches_tracked has .* no int64"):
+    with pytest.raises(ValueError, match=r"mis-typed: num_batches_tracked has .* not int64"):
         norm.load_state_dict(state)
     norm.load_state_dict({**state, "num_batches_tracked": np.array(3.0)})
     assert norm.num_batches_tracked.item() == 3

@@ -464,7 +464,7 @@ class Other(Config):
 
 
 class OneSlot:
-    __slots__ = "scale"  # a single name is no list of letters
+    __slots__ = "scale"  # a single name is not a list of letters
 
     def __init__(self):
         self.scale = 0.5
@@ -657,7 +657,7 @@ CASES = {
         lambda h, c: c(h),
         lambda t: setattr(t.parts["config"].__self__, "hidden", 0.9),
     ),
-    "bound method that is no function": of_config(
+    "bound method that is not a function": of_config(
         lambda: types.MethodType(functools.partial(Config.method), Config()),
         lambda h, c: c(h),
         lambda t: setattr(t.parts["config"].__self__, "hidden", 0.9),

@@ -1171,14 +1171,14 @@ def test_a_checkpoint_with_one_impossible_part_changes_nothing(data, tmp_path, p
 
 
 IMPOSSIBLE = {
-    "a step that is no number": lambda facts: facts["numbers"].update({"0.step": None}),
+    "a step that is not a number": lambda facts: facts["numbers"].update({"0.step": None}),
     "more steps than there can be": lambda facts: facts["numbers"].update({"0.step": 10**400}),
     "no numbers": lambda facts: facts.update(numbers=[]),
     "records of text": lambda facts: facts.update(steps="abc"),
     "a record without a loss": lambda facts: facts["epochs"][0].pop("loss"),
     "a best loss without weights": lambda facts: facts.update(best_loss=0.5),
     "no best loss": lambda facts: facts.update(best_loss=math.nan),
-    "epochs that are no number": lambda facts: facts.update(epochs_since_best="3"),
+    "epochs that are not a number": lambda facts: facts.update(epochs_since_best="3"),
     "a position beyond the end": lambda facts: facts["generators"][1]["state"].update(pos=9999),
     "a generator without a state": lambda facts: facts["generators"][-1].pop("state"),
     "an lr of text": lambda facts: facts["param_groups"][0].update(lr="0.1"),
@@ -1228,7 +1228,7 @@ def test_a_checkpoint_cut_short_is_an_error_and_changes_nothing(data, tmp_path, 
     path.write_bytes(content[: int(share * len(content))])
     trainer = with_dropout()
     before = everything(trainer)
-    with pytest.raises(ValueError, match="run' is no complete safetensors file"):
+    with pytest.raises(ValueError, match="run' is not a complete safetensors file"):
         trainer.load(path)
     np.testing.assert_equal(everything(trainer), before)
 
@@ -1236,7 +1236,7 @@ def test_a_checkpoint_cut_short_is_an_error_and_changes_nothing(data, tmp_path, 
 def test_a_file_that_is_no_checkpoint_is_an_error(data, tmp_path):
     trainer = with_dropout()
     save_state(tmp_path / "weights", trainer.model.state_dict(), {"format": "pt"})
-    with pytest.raises(ValueError, match="weights' is no checkpoint of a Trainer"):
+    with pytest.raises(ValueError, match="weights' is not a checkpoint of a Trainer"):
         trainer.load(tmp_path / "weights")
     with pytest.raises(FileNotFoundError, match="nothing"):
         trainer.load(tmp_path / "nothing")

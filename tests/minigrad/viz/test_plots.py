@@ -416,7 +416,7 @@ def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
 
 def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
     (tmp_path / "picture.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"picture.txt' is no picture; it may end in .*png"):
+    with pytest.raises(ValueError, match=r"picture.txt' is not a picture; it may end in .*png"):
         viz.plot_gradients({"a": [1.0]}, tmp_path / "picture.txt")
     assert (tmp_path / "picture.txt").read_text() == "mine"
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
