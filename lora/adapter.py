@@ -116,7 +116,7 @@ class Adapter:
             object.__setattr__(self, name, value)
         elif present is None:
             raise AttributeError(
-                f"the adapter is not a DoRA, and has no {name} to copy into; it is made with "
+                f"the adapter does not use DoRA, so it has no {name} to copy into; it is made with "
                 f"use_dora=True"
             )
         else:

@@ -67,8 +67,13 @@ def merge(
         for name in chosen:
             attachment.get(name)
             if name not in attachment.active:
-                how = f"lora.switch(model, {name!r})" if attached else f"layer.use([{name!r}])"
-                raise ValueError(f"adapter {name!r} is not active; {how} makes it so")
+                how = f"lora.switch(model, {name!r}) makes it so"
+                if not attached:
+                    how = (
+                        f"call lora.switch with the model that was given to lora.attach, or "
+                        f"layer.use([{name!r}]) of layers that were made by hand"
+                    )
+                raise ValueError(f"adapter {name!r} is not active; {how}")
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
@@ -76,7 +81,8 @@ def merge(
     parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
         raise ValueError(
-            "no adapter is active, so there is none to merge; call lora.switch(model, name) first"
+            "no adapter is active, so there is none to merge; call lora.switch(model, name) first, "
+            "or layer.use([name]) of layers that were made by hand"
         )
     own = {part.name: str(part.dtype) for part in parts}
     certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])

@@ -230,8 +230,8 @@ def batches(
     Raises:
         ValueError: when the first batch is taken, as for all errors, if the lengths differ or are
             0, there are no arrays, or the batch size is not a positive integer.
-        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, `shuffle` is
-            not True or False, or `rng` is not a generator.
+        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, a list in it
+            does not hold numbers, `shuffle` is not True or False, or `rng` is not a generator.
     """
     is_one = isinstance(arrays, (np.ndarray, Tensor))
     if is_one or not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):
@@ -240,14 +240,19 @@ def batches(
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
     batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow
-    # Others, such as a Series of pandas, may be indexed by labels, and not by positions.
-    known = np.ndarray, Tensor
-    arrays = [each if isinstance(each, known) else as_array(each) for each in arrays]
+    arrays = [_by_position(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):
         rows = order[start : start + batch_size]
         yield [array[rows] for array in arrays]
+
+
+def _by_position(data: Any) -> Any:
+    """Return data as an array or a Tensor; others, such as a Series, may be indexed by labels."""
+    if isinstance(data, (np.ndarray, Tensor)):
+        return data
+    return np.asarray(data) if hasattr(data, "__array__") else as_array(data)
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:

@@ -87,7 +87,7 @@ class Plan:
             layer = original
         else:
             kind = adapted_kind(original)
-            assert kind is not None  # as of each target
+            assert kind is not None  # each target is a layer that can have an adapter
             try:
                 layer = kind.around(original)
             except ValueError as error:

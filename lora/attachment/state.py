@@ -155,7 +155,7 @@ def required_attachment(model: Module) -> Attachment:
 
 
 def attachment_by_hand(layers: Iterable[AdaptedLayer]) -> Attachment:
-    """Return the names of the adapters of layers that were made without `attach`."""
+    """Return an attachment with the adapters of layers that were made without `attach`."""
     found = list(layers)
     names = dict.fromkeys(name for layer in found for name in layer.adapters)
     active = dict.fromkeys(name for layer in found for name in layer.active)

@@ -19,7 +19,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase, is_computed
+from lora.offline.model_folder import AdaptedBase, is_computed, may_be_tied
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
@@ -33,7 +33,7 @@ HIDDEN = "looks like the base: the update is too small for the dtype of the mode
 _SURE = 6.0  # the sum of rounding errors never exceeds so many standard deviations
 
 _BACKWARD = 32 * 2.0**-24
-"""The norm of the error E, by that of W, if W + E has exactly the float32 singular vectors of W."""
+"""The norm of E relative to W's, where W + E has the singular vectors that float32 gives for W."""
 
 _HIDING = 0.1  # the share of an update that rounding changes at least where it hides the update
 
@@ -112,7 +112,6 @@ def _compared(
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
     # Other programs may compute B A in the dtype of the model.
     eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
-    eps += _rounding_of_start(weight, adapter)
 
     def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)
@@ -137,6 +136,9 @@ def _compared(
         return is_near, (inner / norm**2, math.sqrt(error) / norm, rounding / norm)
 
     is_right, figures = distance(right, 1.0)
+    if not is_right and adapter.start is not None:
+        eps += _rounding_of_start(weight, adapter)
+        is_right, figures = distance(right, 1.0)
     ratio, error, _ = figures
     if is_right:  # if little of the update was lost, the base is not as near
         is_hidden = error > _HIDING and distance(right, 0.0)[0]
@@ -184,21 +186,10 @@ def _rounding_of_start(weight: StoredWeight, adapter: Adapter) -> float:
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor under another name (a tied head), or needs none."""
-    others = [o for o in model if o != name and _may_be_tied(name, o, len(model.info(o).shape))]
+    others = [o for o in model if o != name and may_be_tied(name, o, len(model.info(o).shape))]
     return is_computed(name, len(source.info(key).shape)) or any(
         _is_same(source, key, model, other) for other in others
     )
-
-
-def _may_be_tied(one: str, other: str, axes: int) -> bool:
-    """Tell whether a matrix or a bias may be another one too.
-
-    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
-    around its own: the bias of BERT's decoder is also that of the predictions.
-    """
-    outer, inner = sorted((each.removesuffix("bias") for each in (one, other)), key=len)
-    are_biases = one.endswith("bias") and other.endswith("bias")
-    return axes == 2 or (are_biases and inner.startswith(outer))
 
 
 def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,29 +200,50 @@ class AdaptedBase(Closing):
     def _missing(self) -> Iterator[str]:
         """Yield an error for each tensor of the base that the adapter should have in full.
 
-        Of biases, only those of layers with updates are certain, and those of the numbered blocks
-        around them: the model of the adapter may lack other parts of the base, such as a head.
+        The model of the adapter may lack parts of the base, such as a head. So of biases, only
+        those of layers with updates are certain, and those of the numbered blocks around them. Of
+        modules to save, those are certain of which the adapter has another tensor, or whose name
+        finds nothing in the adapter.
         """
-        config, layers = self.files.config, self.files.layers
+        config, layers, whole = self.files.config, self.files.layers, self.files.whole
         found = map(_BLOCK.match, layers) if config.bias == "all" else ()
         blocks = tuple({match[0] for match in found if match})
+        each = [replace(config, modules_to_save=(end,)) for end in config.modules_to_save]
+        unused = [one for one in each if not any(map(one.is_saved, whole))]
+        owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
             own_name = _without(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
             is_certain = layer in layers or own_name.startswith(blocks)
             is_bias = config.bias != "none" and last == "bias" and is_certain
-            is_known = own_name in self.files.whole or is_computed(name, len(info.shape))
-            if (is_bias or config.is_saved(own_name)) and not is_known:
+            is_saved = layer in owners and config.is_saved(own_name)
+            is_saved |= any(one.is_saved(own_name) for one in unused)
+            is_known = own_name in whole or is_computed(name, len(info.shape))
+            if (is_bias or is_saved) and not is_known:
                 yield (
                     f"missing: {name} was trained in full, by bias or modules_to_save of the "
-                    f"configuration, and the adapter does not have it; save the adapter again"
+                    f"configuration, and the adapter does not have it; save the adapter again (for "
+                    f"bias='lora_only' with PEFT 0.21 or newer: older versions leave biases out), "
+                    f"or set bias and modules_to_save in its {CONFIG} to what it has"
                 )
 
 
 def is_computed(name: str, axes: int) -> bool:
     """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
-    return last in _COMPUTED or (last == "bias" and axes > 1)  # the causal mask of GPT-2
+    return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
+
+
+def may_be_tied(one: str, other: str, axes: int) -> bool:
+    """Tell whether a matrix or a bias may be another one too.
+
+    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
+    around its own: the bias of BERT's decoder is also that of the predictions.
+    """
+    outer, inner = sorted((one, other), key=len)
+    module, _, last = outer.rpartition(".")
+    is_around = last == inner.rpartition(".")[2] == "bias" and inner.startswith(f"{module}.")
+    return axes == 2 or (module != "" and is_around)
 
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> Iterator[str]:

@@ -104,7 +104,8 @@ class Facts:
             fact = self.layers[name]
             if found != fact.base:
                 stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
-                stored += stored and f" (--dtype {fact.stored} of generate and eval)"
+                if stored:
+                    stored += f" (--dtype {fact.stored} of generate and eval)"
                 yield (
                     f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
                     f"adapter was made on {str(fact.base)[:12]}...{stored}; take that base, or "
@@ -140,4 +141,5 @@ def fingerprint_of(layer: AdaptedLayer) -> str:
     weight = layer.base_weight
     if isinstance(weight, Tensor):
         return fingerprint(weight._data)
-    return fingerprint_of_rows(weight.shape, lambda x: weight.rows(x.start, x.stop, np.float64))
+    rows = weight.rows
+    return fingerprint_of_rows(weight.shape, lambda part: rows(part.start, part.stop, np.float64))

@@ -77,7 +77,7 @@ def parameter_of(key: str) -> str:
 
 
 def check_readable(keys: Iterable[str], advice: str = "") -> None:
-    """Raise a ValueError if a key has control characters, or is too long to match expressions."""
+    """Raise a ValueError if a key has control characters, or is too long for the expressions."""
     for key in keys:
         if len(key) > _LONGEST or not key.isprintable():
             raise ValueError(

@@ -71,7 +71,7 @@ def load(
             and would change the result; tensors are missing, unexpected, of other shapes, or not
             finite; the adapter was made on another base; PEFT would change a layer of two names
             under the first one only; or `lora.attach` would not accept the name. The message lists
-            all problems.
+            all problems of one kind.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -116,12 +116,15 @@ def load(
 
 def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:
     """Yield an error if the names in the file are those of the model behind a prefix."""
+    if not files.layers.keys().isdisjoint(names):
+        return
     for each in files.layers:
         prefix = each.removesuffix(names[0])
         if each.endswith(f".{names[0]}") and all(prefix + name in files.layers for name in names):
             yield (
-                f"prefix: the file has {prefix!r} before the names of the model, as if that was "
-                f"inside of another one (torch.compile, DataParallel); take it out of the keys"
+                f"prefix: the file has {prefix!r} before the names of the model, as if the model "
+                f"were inside of another one (torch.compile, DataParallel); remove this prefix "
+                f"from the keys"
             )
 
 
@@ -209,8 +212,8 @@ def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder)
         name = first.setdefault(id(module), path)
         if isinstance(module, Module) and path != name and name in changed:
             yield (
-                f"shared: {name} is also {path}, where PEFT does not change it; give {path} a copy "
-                f"of the layer"
+                f"shared: {name!r} and {path!r} are one layer in the model, and PEFT changes it "
+                f"under the first name only; give {path!r} a copy of the layer"
             )
 
 

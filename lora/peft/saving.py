@@ -68,8 +68,8 @@ def save(
         TypeError: if `model` is not a Module, or the name of the adapter is not a string.
         ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is not
             an integer of at least 0. Also if the adapter has NaN or Inf, or would have after
-            rounding, a scale is 0, or PEFT could not find the modules trained in full by their
-            names.
+            rounding, a scale is 0, or PEFT could not find or read the modules
+            that are trained in full.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     check_not_empty(folder)
@@ -231,7 +231,8 @@ def _modules_to_save(
 ) -> tuple[str, ...]:
     """Return patterns for the modules trained in full, which PEFT finds by the ends of their names.
 
-    PEFT can read neither a list of modules in full, nor a module inside of another one.
+    PEFT can read neither a list of modules in full, nor a module that is inside of another one that
+    it reads in full.
     """
     copies = [copy for copy in attached.copies if copy.reason == "modules_to_save"]
     saved = {name for copy in copies for name in copy.names}
@@ -252,11 +253,14 @@ def _modules_to_save(
             return patterns
     if others := sorted(found - saved):
         fault = (
-            f"not train {', '.join(owners)} alone, but {', '.join(others)} too; save them too, or"
+            f"not train {', '.join(owners)} alone, but {', '.join(others)} too; save these too, or"
         )
     else:
         unread = ", ".join(name for name in whole if name not in readable)
-        fault = f"be unable to read {unread}, a list of modules or inside of another one in full;"
+        fault = (
+            f"be unable to read {unread}: each is a list of modules, or inside of another module "
+            f"that is trained in full;"
+        )
     raise ValueError(
         f"PEFT finds modules that are trained in full by the ends of their names, so it would "
         f"{fault} rename them in the model"

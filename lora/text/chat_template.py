@@ -2,8 +2,8 @@
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
 the internals of Python, and with limits on loops, products and the length of the text. The settings
-are those of transformers. But a template finds the reasoning of a message only under the name that
-it has there: transformers gives `thinking` and `reasoning` the name `reasoning_content` too.
+are those of transformers, with one difference: transformers copies `thinking` and `reasoning` of a
+message to `reasoning_content`, and here a message keeps its keys.
 """
 
 from __future__ import annotations

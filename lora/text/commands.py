@@ -298,7 +298,8 @@ def load(
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load a model, its tokenizer, and adapters; the last one is active.
 
-    An adapter has the name of its folder, with _ in place of all but letters, digits, - and _.
+    An adapter has the name of its folder, with _ in place of all but letters, digits, - and _. A
+    ValueError is raised if two have the same name, or one is called "base".
     """
     names = [re.sub("[^A-Za-z0-9_-]", "_", Path(folder).resolve().name) for folder in adapters]
     if len({*names, BASE}) <= len(names):

@@ -9,8 +9,8 @@ A row has one of three forms; other keys are ignored, and reported:
 A text or a completion is followed by the end-of-text token, which counts too. A prompt and its
 completion are encoded separately, so the tokens of the prompt are the same as in generation. The
 turns of a conversation are encoded separately too, in the format of the model's chat template.
-Strings such as `<|im_end|>` are special tokens in a conversation only. In a text, a prompt and a
-completion they are ordinary characters.
+Strings such as `<|im_end|>` are special tokens in a conversation only. In a text they are ordinary
+characters, and also in a prompt and a completion, unless `as_chat` makes a conversation of them.
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ class TextGenerator:
     def forget(self) -> None:
         """Drop the cached keys and values.
 
-        This is needed if adapters were attached, switched, merged or removed since the last text,
-        or weights were converted by `astype`, or written through numpy, as by `w.data[...] = 1`.
+        This is needed if adapters were attached, switched, turned off or on, merged or removed
+        since the last text, or weights were converted by `astype`, or written through numpy, as by
+        `w.data[...] = 1`.
         """
         self._read, self._caches, self._capacity = [], [], 0
 

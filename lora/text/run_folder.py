@@ -52,7 +52,7 @@ class RunFolder:
         return datetime.now().isoformat()
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Check, on rank 0, that a run can begin here, or resume with the same facts.
+        """Check that a run can begin here, or resume with the same facts; only rank 0 calls this.
 
         Args:
             facts: the options, hashes of data, base and beginning of the run.

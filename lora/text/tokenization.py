@@ -53,7 +53,6 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a c
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
-_EXTRA = "extra_special_tokens"  # the key of a model's own special tokens, which have names
 
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
@@ -233,17 +232,18 @@ class Tokenizer:
             added += read_json(folder, "added_tokens.json") or {}
         added += [config.get("bos_token"), config.get("eos_token")]
         texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
-        for key in ("additional_special_tokens", "model_specific_special_tokens", _EXTRA):
+        keys = "additional_special_tokens", "model_specific_special_tokens", "extra_special_tokens"
+        for key in keys:
             more = config.get(key)
             if isinstance(more, dict):  # tokens with names, which a template uses
                 texts |= {name: _content(token) for name, token in more.items()}
                 more = list(more.values())
             added += more if isinstance(more, list) else []
         for token in map(_content, added):
-            if isinstance(token, str) and tokens.token_to_id(token) is None:
+            if isinstance(token, str) and token and tokens.token_to_id(token) is None:
                 raise ValueError(
-                    f"{os.fspath(path)!r} lacks {token!r:.60}, which a file beside it adds to the "
-                    f"vocabulary; write the folder again with the save_pretrained of transformers' "
+                    f"{os.fspath(path)!r} lacks {token!r:.60}, which a file beside it names; "
+                    f"write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
         special = {name: text for name, text in texts.items() if isinstance(text, str)}
@@ -313,12 +313,10 @@ class Tokenizer:
 
         Errors are those of `chat_template`.
         """
-        others = {name: t for name, t in self._special.items() if not name.endswith("_token")}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **{name: t for name, t in self._special.items() if name not in others},
-            **({_EXTRA: others} if others else {}),
+            **self._special,
             "chat_template": self.chat_template,
         }
         return {

@@ -190,7 +190,7 @@ def train(
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
     folder, ranks = RunFolder(out, resume), world()
     rows = _rows(data, tokenizer, model, options, folder.began)
-    form, base = _base_of(model)
+    form, base = ranks.on_first(lambda: _base_of(model), "train")
     facts = {
         "options": {**options, DTYPE: form},
         "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
@@ -262,7 +262,7 @@ _MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 OPTION_TYPES = {
     name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
 }
-"""The types of the parameters of `train` that are stored with a run, and the same if it resumes."""
+"""The types of the parameters of `train` that are stored with a run, and stay when it resumes."""
 
 
 def _check_options(options: Mapping[str, Any], context: int) -> None:
@@ -275,7 +275,7 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
     if options["lr"] > float(np.finfo(np.float32).max):
-        raise ValueError(f"lr={options['lr']:g} is beyond float32, the dtype of A and B")
+        raise ValueError(f"lr={options['lr']:g} is beyond float32; rates are usually below 0.01")
     check_above_0("clip_norm", options["clip_norm"])
     if (most := options["max_length"]) is not None and most > context:
         raise ValueError(f"max_length={most}, but the model's context is {context} tokens")
@@ -341,12 +341,12 @@ def _base_of(model: Any) -> tuple[str, str]:
     """
     found = hashlib.sha256(repr(model.config).encode())
     with disabled(model) if attachment_of(model) else nullcontext():
-        for module in model.modules():
-            for value in vars(module).values():
-                if isinstance(value, (Parameter, NarrowMatrix)):
-                    parts = [value._data] if isinstance(value, Tensor) else value.parts().values()
-                    for part in parts:
-                        found.update(np.ascontiguousarray(part).data)
+        values = (value for module in model.modules() for value in vars(module).values())
+        weights = {id(v): v for v in values if isinstance(v, (Parameter, NarrowMatrix))}
+    for weight in weights.values():  # a tied one is hashed once
+        parts = [weight._data] if isinstance(weight, Tensor) else weight.parts().values()
+        for part in parts:
+            found.update(np.ascontiguousarray(part).data)
     first = dict(model.named_modules())[candidates(model)[0][0]]
     matrix = getattr(first, "base_weight", first.weight)
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()

@@ -1,6 +1,6 @@
 """Blocked summation, which keeps rounding errors small.
 
-Along an axis whose elements are neighbours in memory, `np.add.reduce` adds in a tree. Along any
+Along the axis with the smallest steps in memory, `np.add.reduce` adds in a tree. Along any
 other axis, it adds one element after the other: the gradient of a bias, summed over a million rows
 in float32, would be wrong by a percent. Here, blocks of rows are summed, then blocks of these sums,
 and so on. float16 is summed in float32.
@@ -41,7 +41,9 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
     run = tuple(range(first, last + 1))
     if axes:
         return sum_over(sum_over(x, run, keepdims), tuple(axes), keepdims)
-    if x.strides[last] == x.itemsize and x.shape[last] > 1:
+    # If another axis has steps as small, numpy may add along that one in its inner loop.
+    others = [abs(s) for i, s in enumerate(x.strides) if i not in run and x.shape[i] > 1]
+    if x.shape[last] > 1 and x.strides[last] == x.itemsize < min(others):
         return _reduce(x, axis=run, keepdims=keepdims)
     before, after = x.shape[:first], x.shape[last + 1 :]
     rows = np.moveaxis(x.reshape(*before, -1, *after), first, 0)

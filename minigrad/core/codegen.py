@@ -428,7 +428,7 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         text = f"{text.partition(', use ')[0]}; use not_equal"
     elif text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    text = f"{text}; it was called with {operands}" if operands else text
+    text = f"{text.rstrip('.')}; it was called with {operands}" if operands else text
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):

@@ -107,7 +107,7 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
 
 
 def is_deferred(function: Callable[..., Any]) -> bool:
-    """Return whether a call does not run the body, as that of a generator or a coroutine."""
+    """Return whether a call does not run the body: that of a generator or a coroutine waits."""
     kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
     return any(is_one(function) for is_one in kinds)
 

@@ -370,7 +370,7 @@ class Detector(Recorder):
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
-    """Return whether an op computes with an input, an array or a number, and it is not an option.
+    """Return whether an op computes with an input: an array or a number that is not an option.
 
     An option, such as an axis, says how to compute: it has a default and no derivative. But a
     float, such as a scale or a slope, is part of the arithmetic.

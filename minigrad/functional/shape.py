@@ -281,11 +281,12 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
             `((2, 1), (0, 3))`; or `(before, after)`, or one number, for all axes.
         mode: "constant"; or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x.
             The gradients of repeated elements are added up.
-        constant_values: the number to fill in, for "constant"; in the dtype of x, as in numpy.
+        constant_values: the number to fill in, for "constant"; it is converted to the dtype of x.
 
     Raises:
         ValueError: if the mode is unknown, a width is negative, the widths do not match x, an axis
-            has no element to repeat, or `constant_values` is given with another mode.
+            has no element to repeat, or `constant_values` is given with another mode or does not
+            fit into the integers of x.
         TypeError: if a width is not an integer, or `constant_values` is not one number.
     """
     given = np.asarray(pad_width)
@@ -309,7 +310,14 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         padded = scatter_add(x, inside, shape)
         if constant_values == 0:
             return padded
-        filling = observed(np.full, (), constant_values, x.dtype).item()  # as numpy rounds it
+        if x.dtype.kind in "iu":
+            least, most = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+            if not least <= constant_values <= most:
+                raise ValueError(
+                    f"constant_values is a number that {x.dtype} can store, from {least} to "
+                    f"{most}, not {constant_values!r}; convert x first"
+                )
+        filling = observed(np.full, (), constant_values, x.dtype).item()
         return where(observed(outside_of, shape, inside), filling, padded)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise ValueError(

@@ -50,7 +50,7 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(
             f"{role}no file can be written into the folder {str(target.parent)!r}, which is "
-            f"read-only or belongs to another user"
+            f"read-only or belongs to another user; name a file in another folder"
         )
     return target
 

@@ -94,7 +94,8 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
             return TensorSet({SINGLE: TensorFile(single)})
         raise FileNotFoundError(
             f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it; other formats, such as "
-            f"pytorch_model.bin, are not read, but transformers' save_pretrained writes these"
+            f"pytorch_model.bin, are not read, so load the model with transformers, and write it "
+            f"again with save_pretrained"
         )
     if path.name.endswith(".json"):
         return _open_index(path.parent, path.name)

@@ -16,7 +16,6 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 from __future__ import annotations
 
 import json
-import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -325,7 +324,9 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        first_row = operator.index(first_row)  # products with an integer of 16 bits would overflow
+        if not isinstance(first_row, (int, np.integer)):
+            raise TypeError(f"{name}: first_row must be an integer, not {first_row!r:.60}")
+        first_row = int(first_row)  # products with an integer of 16 bits would overflow
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row

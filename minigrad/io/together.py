@@ -82,7 +82,7 @@ def replacing_together(
             `folder` is removed. If it fails after one file was replaced, the new files are valid.
         ValueError: if the entry has not been written.
     """
-    target = Path(folder).absolute()  # the block may go to another folder
+    target = Path(folder).absolute()  # the block may change the working folder
     made = [each for each in (target, *target.parents) if not each.exists()]
     target.mkdir(parents=True, exist_ok=True)
     try:

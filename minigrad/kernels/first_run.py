@@ -175,7 +175,7 @@ def compile_for_training(folders: list[str], module: str) -> None:
     """Compile the kernels of `TRAINING`, unless another process does so for these folders.
 
     If the first kernel of the first process is in the module of convolutions, those of `IMAGES` are
-    compiled before.
+    compiled first.
     """
     os.nice(10)  # other processes come first
     cache.announces = False

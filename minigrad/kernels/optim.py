@@ -78,7 +78,7 @@ class AddressTable:
     def look_up_first(self, first: Column) -> None:
         """Look up the addresses in column 0 again, because gradients are new arrays in each step.
 
-        An array that is not contiguous is copied for this call.
+        An array that is not contiguous, or has another dtype, is copied for this call.
         """
         self._copies.clear()
         if len(first) != len(self.rows):

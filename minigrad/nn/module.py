@@ -108,7 +108,7 @@ class Module(Owner):
 
     Raises:
         TypeError: if a plain array or Tensor is assigned to the name of a Parameter or Buffer: it
-            would be no part of the model.
+            would not be a part of the model.
     """
 
     training: bool = True
@@ -417,12 +417,17 @@ def unusual(module: Module, usual: Mapping[str, Any]) -> str:
 
 
 def walk(
-    value: Any, name: str, seen: set[int], every_path: bool = False
+    value: Any,
+    name: str,
+    seen: set[int],
+    every_path: bool = False,
+    around: tuple[int, ...] = (),
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
     With `every_path`, an object is listed once for each of its paths; the walk goes into a module
-    only along its first path.
+    only along its first path. `seen` are the ids of what was walked through, and `around` those of
+    the containers around `value`, up to the next module.
 
     Raises:
         ValueError: with `every_path`, if a list, tuple or dict contains itself, because it has
@@ -443,16 +448,18 @@ def walk(
         children = value.items()
     else:
         return
-    is_open = every_path and not isinstance(value, Module)
-    if is_open:
-        if id(value) in seen:
-            raise ValueError(f"{name} is a {type(value).__name__} that contains itself")
-        seen.add(id(value))
+    if isinstance(value, Module):
+        around = ()  # the walk goes into a module once, so a cycle through a module ends
+    elif id(value) in around:
+        raise ValueError(
+            f"{name} is a {type(value).__name__} that contains itself; keep its modules in it once"
+        )
+    else:
+        around = (*around, id(value))
     for key, child in children:
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
-            yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
-    if is_open:
-        seen.remove(id(value))
+            path = f"{name}.{key}" if name else str(key)
+            yield from walk(child, path, seen, every_path, around)
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:

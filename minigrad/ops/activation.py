@@ -109,7 +109,8 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
 @softplus.vjp("x")
 def _softplus_x(g: Array, x: Array, beta: float) -> Array:
     if isinstance(g, Tensor):
-        return g * sigmoid(beta * x)
+        with np.errstate(over="ignore"):  # infinities have the right sigmoid
+            return g * sigmoid(beta * x)
     return kernels.activation.softplus_gradient(g, x, float(beta))
 
 

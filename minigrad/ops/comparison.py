@@ -48,13 +48,13 @@ logical_or = logical(
 any = logical_reducer(
     "any",
     "True if any element over `axis` is True; False for an empty axis. Raises a TypeError unless x "
-    "holds booleans, and a ValueError if an axis does not exist.",
+    "holds booleans and `keepdims` is True or False, and a ValueError if an axis does not exist.",
     "logical_or",
 )
 all = logical_reducer(
     "all",
     "True if all elements over `axis` are True, and for an empty axis. Raises a TypeError unless x "
-    "holds booleans, and a ValueError if an axis does not exist.",
+    "holds booleans and `keepdims` is True or False, and a ValueError if an axis does not exist.",
     "logical_and",
 )
 
@@ -77,13 +77,13 @@ argmax = index(
     "argmax",
     "The index of the largest element along `axis`, or in the flattened array; the first one, if "
     "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
-    "elements, or the axis does not exist.",
+    "elements, or the axis does not exist, and a TypeError if `keepdims` is not True or False.",
 )
 argmin = index(
     "argmin",
     "The index of the smallest element along `axis`, or in the flattened array; the first one, if "
     "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
-    "elements, or the axis does not exist.",
+    "elements, or the axis does not exist, and a TypeError if `keepdims` is not True or False.",
 )
 
 

@@ -158,8 +158,8 @@ def det(a: Array) -> Array:
 
     For a regular matrix, this is det(A) A^-T. For a singular or nearly singular matrix, and where
     det(A) is out of range, each cofactor is computed as a determinant. This takes O(n^5)
-    operations, and works up to n = 16. (Beyond, the derivative where det(A) is out of range is 0,
-    infinite or nan.)
+    operations, and works up to n = 16. For a larger n, the derivative is 0, infinite or nan where
+    det(A) is out of range.
 
     Raises:
         ValueError: if the matrices are not square; in the backward pass, if a matrix is singular

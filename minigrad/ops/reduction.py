@@ -83,13 +83,15 @@ def _mean_x(g: Array, x_shape: Sequence[int], axis: Axis) -> Array:
 max = reducer(
     "max",
     "The largest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements, or an axis does not exist.",
+    "Raises a ValueError if there are no elements, or an axis does not exist, and a TypeError if "
+    "`keepdims` is not True or False.",
     "maximum",
 )
 min = reducer(
     "min",
     "The smallest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements, or an axis does not exist.",
+    "Raises a ValueError if there are no elements, or an axis does not exist, and a TypeError if "
+    "`keepdims` is not True or False.",
     "minimum",
 )
 
@@ -165,7 +167,8 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
 prod = reducer(
     "prod",
     "The product over `axis`; 1 for an empty axis. The derivative is the product of the other "
-    "elements, also if some are 0. Raises a ValueError if an axis does not exist.",
+    "elements, also if some are 0. Raises a ValueError if an axis does not exist, and a "
+    "TypeError if `keepdims` is not True or False.",
     "multiply",
 )
 

@@ -81,7 +81,10 @@ def as_tuple(axis: Axis) -> Any:
 
 
 def flag(keepdims: Any) -> bool:
-    """Return `keepdims` as a bool; a TypeError for a number, which may be meant as an axis."""
+    """Return `keepdims` as a bool.
+
+    A number is refused with a TypeError, because it may be meant as another axis.
+    """
     if keepdims is not True and keepdims is not False:
         check_flag("keepdims", keepdims)
     return bool(keepdims)

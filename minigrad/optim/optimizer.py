@@ -292,7 +292,7 @@ class Optimizer(ABC):
         mark_written(*xs)
 
     def _state_of(self, parameter: Tensor) -> State:
-        """Return the state of a parameter, in its own dtype, and make the parameter writable."""
+        """Return the state of a parameter, in `dtype_of_state`; make the parameter writable."""
         release(parameter._data)
         state, dtype = self._states.setdefault(parameter, {}), dtype_of_state(parameter)
         if any(isinstance(v, np.ndarray) and v.dtype != dtype for v in state.values()):

@@ -216,9 +216,9 @@ class CosineAnnealingLR(LRScheduler):
 class LinearLR(LRScheduler):
     """lr = base_lr (start_factor + (end_factor - start_factor) min(step / total_iters, 1)).
 
-    A linear warm-up, in `total_iters` steps, a positive integer. `start_factor` is in (0, 1], and
-    `end_factor` in [0, 1]; a first step with lr = 0 would change nothing. Errors are those of
-    `LRScheduler`.
+    This is a linear warm-up in `total_iters` steps, which is a positive integer. `start_factor` is
+    in (0, 1], because a first step with lr = 0 would change nothing; `end_factor` is in [0, 1].
+    Errors are those of `LRScheduler`.
     """
 
     def __init__(
@@ -258,8 +258,9 @@ class WarmupCosineLR(LRScheduler):
     Hugging Face's transformers. So the first step has lr = 0: it changes no weight, and only starts
     Adam's moments.
 
-    0 <= warmup_steps < total_steps are integers; `total_steps` includes the warm-up. `eta_min` is a
-    finite number of at least 0. Errors are those of `LRScheduler`.
+    `warmup_steps` and `total_steps` are integers with 0 <= warmup_steps < total_steps;
+    `total_steps` includes the warm-up. `eta_min` is a finite number of at least 0. Errors are those
+    of `LRScheduler`.
     """
 
     def __init__(

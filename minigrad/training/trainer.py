@@ -78,7 +78,7 @@ class Trainer(TrainingStep):
             instead of after each epoch. The results are in the record of the step.
         checkpoint: the path of a file to write after each epoch, and when `fit` ends in the middle
             of an epoch or has restored the best weights. Only rank 0 writes it. A relative path
-            leads from the folder in which the process is when it writes.
+            starts at the working folder at the time of the write.
         checkpoint_every: write the checkpoint also after every so many steps.
         save_frozen: whether checkpoints and the best weights contain the parameters that the
             optimiser does not train. Without these, the file of an adapter is small, but the model
@@ -356,7 +356,7 @@ class Trainer(TrainingStep):
                     f"the metric {name} returned an array of shape {shape}, and not one "
                     f"number; take its mean, for example"
                 )
-            if np.asarray(value).dtype.kind not in "biufO" or not hasattr(value, "__float__"):
+            if np.asarray(value).dtype.kind not in "biufOV" or not hasattr(value, "__float__"):
                 raise TypeError(f"the metric {name} returned {value!r:.60}, and not a number")
         return {"loss": loss.item(), **named}
 

@@ -99,7 +99,7 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
     )
     if not is_pair or is_of_lists:  # two batches of `minigrad.data.batches` are not a pair
         raise ValueError(
-            f"{name} must be a pair of features and target, or a list of micro-batches, which are "
+            f"{name} must be a pair (features, target), or a list of micro-batches, which are "
             f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not {_described(data)}"
         )
     x, y = (as_data(part, dtype) for part in data)

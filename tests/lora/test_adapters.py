@@ -332,6 +332,19 @@ def test_a_list_that_contains_itself_is_refused_by_its_name(rng):
             use(model := Model())
         assert type(model.first) is Linear
 
+    class Block(Module):
+        def __init__(self, blocks):
+            self.siblings, self.last = blocks, Linear(2, 2, rng=rng)
+
+    class Stack(Module):
+        def __init__(self):
+            self.blocks = [Linear(2, 2, rng=rng)]
+            self.blocks.append(Block(self.blocks))
+
+    lora.attach(stack := Stack(), lora.LoRAConfig(1))  # the list contains itself in a module only
+    assert isinstance(stack.blocks[0], lora.LoRALayer)
+    assert isinstance(stack.blocks[1].last, lora.LoRALayer)
+
 
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = TokenNet(rng)

@@ -434,5 +434,7 @@ def test_adapters_of_layers_that_were_made_by_hand_have_names_too(rng):
     with pytest.raises(TypeError, match="a string, not 3"):
         lora.merge(model, [3], progress=False)
     layer.use([])
-    with pytest.raises(ValueError, match=r"'default' is not active; layer\.use\(\['default'\]\)"):
+    with pytest.raises(
+        ValueError, match=r"'default' is not active; .* layer\.use\(\['default'\]\)"
+    ):
         lora.merge(model, "default", progress=False)

@@ -881,13 +881,13 @@ def test_what_was_trained_in_full_and_is_missing_is_refused(net, rng, tmp_path):
     options = {"targets": ["up"], "bias": "all", "modules_to_save": ["head"]}
     lora.save(adapted_copy(net, rng, **options), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
-    # The model of an adapter may have no such head, and newer versions of it no such buffers.
+    # The model of an adapter may have no such heads, and newer versions of it no such buffers.
     buffers = {
         "head.rotary_emb.inv_freq": np.ones(3, "f4"),
         "head.attn.masked_bias": np.ones((), "f4"),
     }
     buffers |= {"head.attn.bias": np.ones((1, 1, 4, 4), "f4"), "head.position_ids": np.ones(4, int)}
-    others = {"cls.bias": np.ones(3, "f4"), **buffers}
+    others = {"cls.bias": np.ones(3, "f4"), "decoder.head.weight": np.ones((3, 4), "f4"), **buffers}
     edit(base / "model.safetensors", lambda arrays: {**arrays, **others})
     inside = tmp_path / "inside.safetensors"
     save_state(inside, {f"net.{name}": x for name, x in state(base).items()})

@@ -286,7 +286,7 @@ def test_assigning_a_magnitude_copies_into_the_parameter(rng):
     assert held.requires_grad
     _, plain = adapted(rng)
     with pytest.raises(
-        AttributeError, match=r"not a DoRA, and has no lora_magnitude.*use_dora=True"
+        AttributeError, match=r"does not use DoRA, so it has no lora_magnitude.*use_dora=True"
     ):
         plain.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert plain.lora_magnitude is None

@@ -117,14 +117,15 @@ class CheckedFunction(ABC):
         Return the dtype in which f computes; if there are several, the least exact one.
 
         Raises:
-            TypeError: if the operands have more digits than the inputs, but f computes with fewer.
+            TypeError: if the operands have more digits than the inputs, but f or its gradient is
+                computed with fewer.
         """
         with self._findings():
             results, pull = self._pulled_back(operands, range(len(operands)))
             gradients = pull(self._seeds([np.ones(x.shape) for x in results], results), False)
         dtype = tolerances.least_exact(x.dtype for x in (*map(self._to_numpy, results), *operands))
         if self.widened(operands) and not self._keeps_digits(results, gradients):
-            raise self.error(f"{self.name} computes in {dtype} only")
+            raise self.error(f"{self.name} does not compute with the digits of float64")
         dtype = self.dtype_inside(operands, dtype)
         self.shapes = [tuple(x.shape) for x in results]
         return dtype

@@ -170,7 +170,7 @@ _known: WeakValueDictionary[int, PrepackedMatrix] = WeakValueDictionary()
 
 
 def prepack(matrix: Array) -> PrepackedMatrix | None:
-    """Return the panels of a matrix, one object for all owners; None if it is small or no float.
+    """Return the panels of a matrix, one object for all owners; None if small or not of floats.
 
     The first product packs the panels. They are deleted with the last owner.
     """

@@ -297,13 +297,8 @@ def test_a_template_has_extra_tokens_by_their_names(tmp_path, key):
     template = "{{ my_token + image }}{{ other_token }}{{ eos_token }}"
     config = {"eos_token": "<|im_end|>", "other_token": "<|im_end|>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, key: named}))
-    turns, copy = [{"role": "user", "content": "x"}], tmp_path / "copy"
-    tokenizer = Tokenizer.from_folder(folder)
-    assert tokenizer.render(turns) == "<|im_start|>" + 3 * "<|im_end|>"
-    copy.mkdir()
-    for name, content in tokenizer.files().items():
-        (copy / name).write_bytes(content)
-    assert Tokenizer.from_folder(copy).render(turns) == tokenizer.render(turns)
+    rendered = Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
+    assert rendered == "<|im_start|>" + 3 * "<|im_end|>"
 
 
 def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):

@@ -64,6 +64,7 @@ ARRANGED = [
     lambda x: x[:, ::2],
     np.flip,
     lambda x: np.broadcast_to(x[:1], x.shape),
+    lambda x: np.broadcast_to(x[:, :1], x.shape),
     lambda x: np.broadcast_to(x[0, 0], x.shape),
     lambda x: x[:, None].transpose(0, 2, 1),
     lambda x: x[:, None],

@@ -131,6 +131,12 @@ def test_padding_keeps_the_dtype(dtype):
         assert_array_equal(found.data, expected, err_msg=f"{value=}")
 
 
+@pytest.mark.parametrize("value", [300, -1, 1e30, np.nan])
+def test_padding_that_an_integer_cannot_store_is_refused(value):
+    with pytest.raises(ValueError, match=r"pad: constant_values .* uint8 can store, from 0 to 255"):
+        minigrad.pad(Tensor(np.array([1], np.uint8)), 1, constant_values=value)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
 @pytest.mark.parametrize("name", PLAIN)
 def test_other_functions_keep_integers(name, dtype):
