@@ -1320,9 +1320,7 @@ def test_data_that_are_no_numbers_are_an_error(x):
 
 @pytest.mark.parametrize("train", [np.ones((3, 2)), (np.ones((3, 2)),), "xy", None, 3])
 def test_data_that_are_no_pair_are_an_error(train):
-    with pytest.raises(
-        (TypeError, ValueError), match="train must be a pair of features and target"
-    ):
+    with pytest.raises((TypeError, ValueError), match=r"train must be a pair \(features, target\)"):
         make().fit(train, epochs=1)
 
 
