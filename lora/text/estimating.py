@@ -37,8 +37,8 @@ def estimate(
     values, and the activations of the gated MLP. These are 4 h + 3 q + 2 k + 4 f numbers for hidden
     size h, q and k numbers in queries and keys, and intermediate size f. With gradient
     checkpointing, all layers except one save only their input. If the head has an adapter, all
-    logits and their gradient are in memory too. A token needs 4 multiplications and
-    additions for each weight, or 6 with checkpointing. A timed matrix product gives the speed.
+    logits and their gradient are in memory too. A token needs 4 multiplications and additions for
+    each weight, or 6 with checkpointing. A timed matrix product gives the speed.
 
     If more than 90 % of the machine's memory would be used, the text says what to change.
     """
@@ -53,7 +53,6 @@ def estimate(
     h, f, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     of_layer = 4 * h + 3 * q + 2 * k + 4 * f
     saved = layers * h + of_layer if checkpointing else layers * of_layer
-    # With an adapter on the head, all logits and their gradient are in memory.
     logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
     rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
     parts = {

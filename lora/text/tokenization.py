@@ -53,7 +53,6 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a c
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
-
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
 

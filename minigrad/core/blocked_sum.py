@@ -1,8 +1,8 @@
 """Blocked summation, which keeps rounding errors small.
 
-Along the axis with the smallest steps in memory, `np.add.reduce` adds in a tree. Along any
-other axis, it adds one element after the other: the gradient of a bias, summed over a million rows
-in float32, would be wrong by a percent. Here, blocks of rows are summed, then blocks of these sums,
+Along the axis with the smallest steps in memory, `np.add.reduce` adds in a tree. Along any other
+axis, it adds one element after the other: the gradient of a bias, summed over a million rows in
+float32, would be wrong by a percent. Here, blocks of rows are summed, then blocks of these sums,
 and so on. float16 is summed in float32.
 """
 

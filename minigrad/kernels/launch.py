@@ -275,8 +275,8 @@ class Kernel:
         """Return a function that calls the machine code through `_call`."""
         try:
             code = self._external.address(self._types)
-            team = launcher() if on_threads else 0
-            first = (0, team) if self.shares else (team, 0)
+            launching = launcher() if on_threads else 0
+            first = (0, launching) if self.shares else (launching, 0)
             how = np.array([*first, pieces, code])
             CALLS.append(how)
             return partial(entry(self.signature), how.ctypes.data)

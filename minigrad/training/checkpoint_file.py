@@ -3,8 +3,8 @@
 The state contains everything that a later step depends on: the weights, the states of the
 optimiser, the scheduler, the averages and the random generators, the best weights so far, the order
 of an unfinished epoch, and the records. The name of an array begins with its part, as in
-"model.0.weight" or "optimizer.3.exp_avg". The JSON is in the metadata. If it is too long for
-them, as after many steps, it is an array of bytes.
+"model.0.weight" or "optimizer.3.exp_avg". The JSON is in the metadata. If it is too long for them,
+as after many steps, it is an array of bytes.
 """
 
 from __future__ import annotations

@@ -200,7 +200,8 @@ class TrainingStep:
     def _correction(self, total: float) -> float:
         """Return the factor that converts shares of all rows to shares of the total count.
 
-        A ValueError is raised if this count is 0.
+        A ValueError is raised if this count is 0. (It names `history`, which `_make_step` must not
+        name itself: `capture` would compare it before each run.)
         """
         if not total:
             raise ValueError(
