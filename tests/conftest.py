@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -24,8 +25,22 @@ def pytest_pycollect_makeitem(collector, name, obj):
     if wanted in ("full", "peers"):
         rows = [row for mark in marks if mark.name == "parametrize" for row in mark.args[1]]
         names |= {mark.name for row in rows for mark in getattr(row, "marks", ())}
+        if "sampled" in names:
+            names.add("full")
         return None if wanted in names else []
     return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave one in n rows of a test that is marked `sampled(n)` to the quick tier."""
+    rows = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("sampled"):
+            test = item.nodeid.split("[")[0]
+            if rows[test] % mark.args[0] > 0:
+                item.add_marker("full")
+            rows[test] += 1
 
 
 @pytest.fixture(autouse=True, scope="module")

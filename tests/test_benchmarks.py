@@ -203,6 +203,7 @@ def test_quantity(value, unit, text):
     assert report.quantity(value, unit) == text
 
 
+@pytest.mark.full
 def test_picture(tmp_path):
     roof = {
         point.label: Measured(

@@ -50,6 +50,7 @@ def test_the_changelog_has_a_row_for_each_old_name():
     assert [old for old in elsewhere()["minigrad 0.1"] if f"\n| `{old}`" not in CHANGELOG] == []
 
 
+@pytest.mark.full
 def test_from_a_zip_archive_names_are_known_as_from_files(tmp_path):
     root = Path(minigrad.__file__).parents[1]
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:

@@ -35,6 +35,7 @@ def test_an_older_python_is_refused_in_a_sentence(package):
     )
 
 
+@pytest.mark.full
 def test_an_older_numba_is_refused_in_a_sentence():
     script = f"{OLD_NUMBA}import minigrad; minigrad.gelu(minigrad.ones(2))"
     assert last_line(script) == (

@@ -121,6 +121,7 @@ def test_each_exercise_has_an_answer_to_write_hints_and_a_check(path):
         assert output["data"]["text/plain"] == f"Exercise {number}: not answered yet."
 
 
+@pytest.mark.sampled(5)
 @each
 def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path):
     for number, exercise in (check := exercise_checker(path)).exercises.items():

@@ -886,6 +886,7 @@ class Attending(Module):
         return self.out(self.attention(x))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("targets", "names"),
     [

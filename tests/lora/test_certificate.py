@@ -293,6 +293,7 @@ def brute_force(w, d, dtype):
     return absorbed / updated, math.sqrt(error / update), ulp
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("own", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e-9, 1e-4, 0.1, 10])
@@ -455,6 +456,7 @@ def formula(layer, dtype, radius):
     return max(found)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("own", "sizes", "radius"),
@@ -548,6 +550,7 @@ def test_the_sum_of_w_and_dw_is_taken_without_error():
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("size", [5e-324, 1e-200, 1.0, 1e200])
 @pytest.mark.parametrize("d_in", [1, 2, 3, 50, 1000])
 def test_the_upper_norm_is_no_less_than_the_norm(rng, size, d_in):
@@ -599,6 +602,7 @@ def spoiled(rng, what, value):
     return Layer(layer.w, layer.a, layer.b, bias=layer.bias)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("what", "named"), [("w", "W"), ("a", "dW"), ("b", "dW")])

@@ -161,6 +161,7 @@ def test_an_input_of_another_size_is_an_error(rng, shape):
 SIZES = [(16, 16), (33, 70), (64, 64), (96, 64), (300, 40), (256, 256), (512, 768)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -369,6 +370,7 @@ def test_seeds_and_layers_differ_and_equal_seeds_do_not():
 # ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3)])
 def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):

@@ -53,6 +53,7 @@ def outputs(layer, x, kind, table):
     return np.asarray(minigrad.linear(x.astype(table.dtype), table, bias))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["dense", "nf4", "bfloat16", "embedding"])
 @hypothesis.given(
@@ -131,6 +132,7 @@ def clipped(values, dtype):
 power = st.floats(-25, 25)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["dense", "embedding"])
 @hypothesis.given(
@@ -233,6 +235,7 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
     assert 0.05 * bound < change <= bound
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("kind", ["dense", "nf4", "bfloat16", "embedding"])
 def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):

@@ -668,6 +668,7 @@ BROKEN_BASES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("config", "has_head", "is_told"),
     [
@@ -1083,6 +1084,7 @@ WRONGS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", WRONGS)
 def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_path, capsys):
     change, fields, message = WRONGS[name]
@@ -1418,6 +1420,7 @@ def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("moment", ["before", "after", "at the end"])
 @pytest.mark.parametrize("command", ["merge", "merge to a file", "extract", "inspect"])
 def test_a_command_that_is_stopped_says_what_is_there(
@@ -1683,6 +1686,7 @@ def test_a_key_without_a_name_of_a_layer_is_refused(hostile, key):
     assert "has no name of a layer" in str(finding)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [1e300, 3e38, 1e-45, 1e-300, 65504.0, np.inf, np.nan])
 @pytest.mark.parametrize("parts", ["A", "AB"])

@@ -111,6 +111,7 @@ def test_what_peft_wrote_computes_here_what_it_did_there(name):
         assert np.array_equal(output(model, KINDS[name], dtype), bare)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_what_peft_wrote_is_saved_again_with_equal_outputs(name, tmp_path):
     dtype = RESULTS[f"{name}; output"].dtype.name
@@ -269,6 +270,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_what_is_saved_loads_with_the_same_outputs(options, dtype, tmp_path):
@@ -1418,6 +1420,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_configuration_that_would_take_long_is_refused_at_once(saved, what):
     configure(saved, **BOMBS[what])

@@ -36,6 +36,7 @@ def failures(report):
 # Right layers
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -233,6 +234,7 @@ RULES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", RULES)
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_fault_in_the_vjps_is_found(fault, trained, monkeypatch):
@@ -428,6 +430,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "identity"), FAULTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("trained", [False, True])
@@ -686,6 +689,7 @@ def test_what_single_precision_cannot_hold_is_no_fault_and_gives_no_warning(trai
     assert not report.failed, report
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("scale", [1e-4, 1e-2])
 @pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.full)])

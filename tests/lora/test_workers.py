@@ -75,7 +75,8 @@ def clean(folder):
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "count"), [(None, 2), full("bfloat16", 3)])
+@pytest.mark.full
+@pytest.mark.parametrize(("dtype", "count"), [(None, 2), ("bfloat16", 3)])
 def test_any_number_of_workers_writes_the_same_bytes(dtype, count, files, tmp_path):
     base, adapter, out = files
     right = merge_files(base, adapter, out, dtype=dtype)

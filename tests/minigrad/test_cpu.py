@@ -51,6 +51,7 @@ def test_without_the_variable_nothing_is_set():
     assert environment == {}
 
 
+@pytest.mark.full
 def test_numpy_that_was_imported_before_is_an_error():
     ended = python("import numpy, minigrad", MINIGRAD_CPU=LEVEL)
     assert "RuntimeError: MINIGRAD_CPU=x86-64-v3: numpy was imported before" in ended.stderr

@@ -48,6 +48,7 @@ def test_steps_that_allocate_the_same_arrays_get_the_same_pages():
     assert faults < 200  # of 40,000 pages
 
 
+@pytest.mark.full
 @glibc
 def test_a_setting_of_the_user_stays():
     told, faults = run(MALLOC_TRIM_THRESHOLD_="65536")

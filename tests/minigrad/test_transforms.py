@@ -550,6 +550,7 @@ EXTRA = {
 SLOW = "jacobian by columns", "hessian", "mixed block of a hessian"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name",
     [

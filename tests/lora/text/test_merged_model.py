@@ -75,6 +75,7 @@ def wrong(*arguments):
     return verdicts, [x.what for x in found.findings if x.level == "wrong"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "dtype", "stored"), DTYPES)
 def test_a_right_merge_is_right(name, dtype, stored, tmp_path):
     base = tiny_folder(tmp_path / "m", dtype=stored)
@@ -109,6 +110,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_wrong_factor_is_named(name, dtype, tmp_path):

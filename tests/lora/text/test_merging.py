@@ -24,6 +24,7 @@ def merged_logits(base, adapter, dtype=None):
     return logits(lora.fold(model))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_a_gguf_file_becomes_a_folder_with_the_adapter_merged(architecture, tmp_path):
     options = {"no_rope_layer_interval": 4} if architecture == "smollm3" else {}

@@ -448,6 +448,7 @@ with io.replacing_together(sys.argv[1], "entry") as stage:
 """
 
 
+@pytest.mark.full
 @posix
 def test_a_save_that_waits_too_long_for_another_one_is_refused(tmp_path, monkeypatch):
     put(tmp_path, "old", [ENTRY])
@@ -516,14 +517,9 @@ unclosed = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.full
 @unclosed
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param((ENTRY, OTHER), id="2"),
-        pytest.param((ENTRY, OTHER, "third"), id="3", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.parametrize("names", [(ENTRY, OTHER), (ENTRY, OTHER, "third")], ids=["2", "3"])
 def test_an_interrupt_at_any_line_leaves_all_or_nothing(tmp_path, names, monkeypatch):
     old, new = (tuple([text] * len(names)) for text in ("old", "new"))
     put(tmp_path, "old", names)
@@ -630,6 +626,7 @@ def test_a_link_is_not_gone_on_with(left, tmp_path_factory):
     assert sorted(each.name for each in elsewhere.rglob("*")) == before
 
 
+@pytest.mark.sampled(3)
 @posix
 @pytest.mark.parametrize(
     ("error", "plan", "is_kept"),

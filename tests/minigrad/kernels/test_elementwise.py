@@ -204,6 +204,7 @@ def test_gradients_of_another_dtype_or_shape_are_left_to_numpy(rng):
     assert_array_equal(activation.relu_gradient(g, x), expected)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [*FLOATS, np.int64])
 @pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("shape", [(5000,), (90, 70), (0, 3), (3, 1)])

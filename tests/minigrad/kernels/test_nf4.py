@@ -84,6 +84,7 @@ def test_levels_are_quantiles_of_a_normal_distribution():
     assert (LEVELS[0], LEVELS[7], LEVELS[15]) == (-1, 0, 1)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("block_size", BLOCKS)
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def test_each_code_is_that_of_the_nearest_level(shape, block_size, dtype, double
         assert_array_equal(distance[np.arange(len(code)), code], distance.min(1))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("block_size", BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -251,6 +253,7 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
             assert_array_equal(matrix.rows(start, stop, dtype), whole[start:stop])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("block_size", BLOCKS)
 @pytest.mark.parametrize(

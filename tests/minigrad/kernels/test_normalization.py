@@ -45,6 +45,7 @@ def check(x, g, weight, bias, centred, eps=1e-5):
         assert_allclose(one, other, rtol=0, atol=4 * tolerance * scale)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("size", SIZES)
@@ -193,6 +194,7 @@ def test_words_are_even_and_repeatable_from_every_generator(kind):
     assert np.abs(lags).max() < 4.5 / 2**9
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("p", [3e-6, 0.1, 0.5, 1 - 3e-6])
 def test_the_probability_holds_to_more_digits_than_a_word_has(p):
     rng = np.random.default_rng(5)

@@ -125,6 +125,7 @@ def test_kernels_are_their_references(rng, dtype, step, monkeypatch):
         assert_array_equal(g, old)
 
 
+@pytest.mark.sampled(3)
 def test_threads_change_no_bit(same_on_threads, rng, dtype, step):
     sizes = [(3,), (300_001,), (17, 3), (0,), (99_999,)]
     guarded = Guarded(rng, dtype, STEPS[step][0], sizes)
@@ -161,6 +162,7 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
         assert_same([row], [right], 16 * np.finfo(row[0].dtype).eps)
 
 
+@pytest.mark.sampled(3)
 def test_tables_serve_other_gradients(rng, dtype, step, monkeypatch):
     """Which may be of another dtype, or not contiguous."""
     rows = made_ready(step, Guarded(rng, dtype, STEPS[step][0]).rows)

@@ -249,6 +249,7 @@ def test_product_of_any_stacks(shapes, dtype, seed):
 # Memory: what is not the operand's is not read, what is not the output's is not written.
 
 
+@pytest.mark.sampled(5)
 @needs_jit
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("m", "k", "n"), [(5, 9, 7), (15, 33, 45), (30, 40, 170), (150, 130, 140)])
@@ -419,6 +420,7 @@ def test_openmp_is_preferred_and_the_choice_of_the_user_is_respected():
 # Doing without.
 
 
+@pytest.mark.full
 def test_works_without_jit():
     script = (
         PRODUCT

@@ -595,6 +595,7 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
     assert "gelu" not in last
 
 
+@pytest.mark.full
 def test_commands_refuse_a_number_of_threads_below_1_in_one_line(machine):
     script = """
         import sys
@@ -738,7 +739,7 @@ FACTS += ["packed weights"]
 
 
 def test_show_config_prints_the_facts(capsys, tmp_path, monkeypatch):
-    # Other tests save kernels in the usual folder while this one runs, and would change what is counted.
+    # Other tests save kernels in the usual folder meanwhile, which would change what is counted.
     monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
     minigrad.show_config()
     lines = capsys.readouterr().out.splitlines()

@@ -90,6 +90,7 @@ def domain(name, x):
     return x[(x >= -0.29) & (x <= 1)] if name == "log1p_series" else x
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize(
     ("name", "limit"),

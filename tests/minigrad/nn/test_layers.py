@@ -265,6 +265,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("module", ACTIVATIONS, ids=repr)
 def test_modules_without_parameters(rng, module):
     x = rng.standard_normal((4, 3, 2))

@@ -174,6 +174,7 @@ UNDEFINED = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", UNDEFINED)
 def test_what_needs_a_vector_of_equal_values_is_nan_and_the_checker_cannot_tell(name):
     f, a = UNDEFINED[name]

@@ -94,6 +94,7 @@ def trajectory(optimizer_name, options, dtype):
     return np.stack(rows)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_hundred_steps_are_those_of_pytorch(case, dtype):

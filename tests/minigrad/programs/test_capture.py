@@ -330,6 +330,7 @@ class Tied(nn.Module):
         return self.second(mg.tanh(self.first(x)))[:, :2]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -629,6 +630,7 @@ def test_numbers_and_texts_are_constants(values, programs):
         check_same(lambda: made(body), arguments, 12 * programs, programs)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "dtype", [np.bool_, np.int64, np.uint8, np.float16, np.float32, np.float64]
 )

@@ -358,6 +358,7 @@ def test_patience_counts_validations_where_they_are_by_steps():
 # ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("last", [1, 5, 7, 9, 12])
 def test_a_run_resumed_in_the_middle_of_an_epoch_is_the_whole_run_to_the_bit(tmp_path, every, last):

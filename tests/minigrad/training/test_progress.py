@@ -181,6 +181,7 @@ with progress_bar(what="w", unit="u", shown=True, in_files=True) as bar:
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("source", [AFTER_A_KILLED_CHILD, FROM_A_BUSY_PARENT])
 def test_a_lock_that_another_process_held_does_not_stop_work(source):

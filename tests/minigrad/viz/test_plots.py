@@ -152,6 +152,7 @@ def test_what_is_no_history_is_refused():
         viz.plot_history(History())
 
 
+@pytest.mark.full
 def test_the_method_of_a_history_draws_the_same(tmp_path):
     history = trained()
     viz.plot_history(history, tmp_path / "function.png")
@@ -351,6 +352,7 @@ def test_nothing_but_zeros_can_be_drawn(tmp_path):
     assert figure.get_suptitle() == "The gradient vanishes in 1 of 1 rows"
 
 
+@pytest.mark.full
 def test_remarks_on_many_layers_do_not_lie_on_one_another():
     norms = {f"layers.{i}": [1e-9] for i in range(200)}
     norms["layers.57"], norms["layers.199"] = [np.inf], [1.0]
@@ -365,6 +367,7 @@ def test_remarks_on_many_layers_do_not_lie_on_one_another():
     assert lines(figure.axes[1])["faults"][1].tolist() == [*range(199)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "norms", [{"a": [1e-320], "b": [1e308]}, {"a": [1.7e308, np.inf]}, {"a": [5e-324]}]
 )
@@ -394,6 +397,7 @@ def test_bad_gradients_are_refused(tmp_path):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("ending", "start"), [("png", b"\x89PNG\r\n"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
 )
@@ -403,6 +407,7 @@ def test_a_picture_is_saved_as_its_ending_says(tmp_path, ending, start):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.full
 def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
     name = "$x$ $_per_$"
     records = [{"epoch": n, "loss": 10.0**n, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
