@@ -1078,7 +1078,7 @@ TestPrograms.settings = settings(max_examples=10, stateful_step_count=15, deadli
 
 @pytest.mark.full
 class TestLongPrograms(Programs.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 def test_a_parameter_that_is_trained_whole_is_a_parameter(rng):
