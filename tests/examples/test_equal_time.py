@@ -76,6 +76,7 @@ def test_the_next_turn_is_of_the_one_that_has_trained_for_less_time(monkeypatch)
     assert mg.get_num_threads() == threads
 
 
+@pytest.mark.full
 def test_the_rate_falls_with_the_seconds():
     x, y = images(split(np.random.default_rng(0)).train[UPRIGHT])
     learner, rates = Learner(CNN, np.random.default_rng(0), False), []
