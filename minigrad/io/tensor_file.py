@@ -20,9 +20,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -142,6 +143,8 @@ def parse_json(text: str | bytes, source: str) -> Any:
 class TensorFile(Tensors):
     """The tensors and metadata of a file. `with TensorFile(path) as file:` closes it at the end.
 
+    Threads may read from it at the same time, and on POSIX so may forked processes.
+
     Attributes:
         path: the path of the file.
         tensors: the dtype and shape of each tensor, by name, in the order of the file.
@@ -151,6 +154,8 @@ class TensorFile(Tensors):
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a safetensors file, is incomplete, or its header is invalid.
+        OSError: if it cannot be opened, for example because too many files are open.
+        MemoryError: if the limit of the address space is smaller than the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -158,6 +163,7 @@ class TensorFile(Tensors):
         self.location = repr(os.fspath(self.path))
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+        self._lock = Lock()  # of the position of the file, where the system has no preadv
         with ExitStack() as stack:  # closes the file if there is an error
             self._file = stack.enter_context(open(self.path, "rb"))
             header, data = self._header()
@@ -179,6 +185,14 @@ class TensorFile(Tensors):
         try:
             with safe_open(self.path, framework="np"):
                 pass
+        except FileNotFoundError:  # safetensors says this of any error that `open` has
+            with open(self.path, "rb"):  # raises the true one
+                raise
+        except MemoryError as error:
+            raise MemoryError(
+                f"{self.location} cannot be mapped into memory ({error}); raise the limit of the "
+                f"address space (ulimit -v)"
+            ) from None
         except SafetensorError as error:
             raise ValueError(
                 f"{self.location} is not a complete safetensors file: {error}; fetch or save it "
@@ -189,7 +203,6 @@ class TensorFile(Tensors):
         return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
 
     def _read(self, info: TensorInfo, rows: slice) -> NDArray[Any]:
-        file, offset = self._file, self._offsets[info.name]
         if info.dtype not in NAMES.values():
             raise ValueError(
                 f"{info.name} in {self.location} has dtype {info.dtype}, which cannot be "
@@ -203,9 +216,9 @@ class TensorFile(Tensors):
             before = start * (info.size // shape[0]) if shape[0] else 0
             shape = (max(0, stop - start), *shape[1:])
         stored = np.empty(shape, stored_dtype(info.dtype))
-        file.seek(offset + before * stored.itemsize)
+        offset = self._offsets[info.name] + before * stored.itemsize
         content = stored.reshape(-1).view(np.uint8).data
-        if stored.size and file.readinto(content) < stored.nbytes:
+        if self._read_at(offset, content) < stored.nbytes:
             raise ValueError(f"{self.location} ends inside of {info.name}; it has been changed")
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
@@ -214,14 +227,28 @@ class TensorFile(Tensors):
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
         left = self.info(name).nbytes
-        file, offset = self._file, self._offsets[name]
+        offset, part = self._offsets[name], memoryview(bytearray(min(left, PART)))
         while left:
-            file.seek(offset)
-            part = file.read(min(left, PART))
-            if not part:
+            count = self._read_at(offset, part[:left])
+            if not count:
                 raise ValueError(f"{self.location} ends inside of {name}; it has been changed")
-            yield part
-            offset, left = offset + len(part), left - len(part)
+            yield bytes(part[:count])
+            offset, left = offset + count, left - count
+
+    def _read_at(self, offset: int, content: memoryview) -> int:
+        """Read into `content` from an offset on; return the number of bytes.
+
+        At the end of the file there may be fewer than asked for. The position of the open
+        file is not used, because threads and forked processes share it.
+        """
+        if not hasattr(os, "preadv"):  # as on Windows, which does not fork either
+            with self._lock:
+                self._file.seek(offset)
+                return self._file.readinto(content)
+        done = 0
+        while count := os.preadv(self._file.fileno(), [content[done:]], offset + done):
+            done += count
+        return done
 
     def check(self) -> None:
         """Compare the tensors with the checksum in the header, if there is one.
@@ -231,8 +258,11 @@ class TensorFile(Tensors):
         """
         if not self.has_checksum:
             return
-        self._file.seek(self._data)
-        if file_digest(self._file, "sha256").hexdigest() != self._checksum:
+        found, offset, part = sha256(), self._data, memoryview(bytearray(PART))
+        while count := self._read_at(offset, part):
+            found.update(part[:count])
+            offset += count
+        if found.hexdigest() != self._checksum:
             raise ValueError(
                 f"{self.location} is damaged, or another program has changed it: its tensors do "
                 f"not have the sha256 in its header; fetch or save it again, or, if the change is "

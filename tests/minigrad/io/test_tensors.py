@@ -1,11 +1,14 @@
 """Files of tensors: lazy reading, streaming writing, shards, several files replaced together."""
 
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import hypothesis
 import numpy as np
@@ -238,6 +241,79 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error(path):
         os.truncate(path, 1000)
         with pytest.raises(ValueError, match="ends inside of x"):
             file.read("x")
+
+
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_threads_may_read_from_one_file(has_preadv, path, monkeypatch):
+    if not has_preadv:  # as on Windows
+        monkeypatch.delattr(os, "preadv", raising=False)
+    arrays = {f"x{i}": np.full((300, 300), i, np.float32) for i in range(30)}
+    io.save_state(path, arrays)
+
+    def is_right(name):
+        as_bytes = arrays[name].tobytes()
+        return b"".join(file.raw(name)) == file.read(name).tobytes() == as_bytes
+
+    with TensorFile(path) as file, ThreadPoolExecutor(8) as threads:
+        checks = [threads.submit(file.check) for _ in range(3)]
+        assert all(threads.map(is_right, [*arrays] * 10))
+        for each in checks:
+            each.result()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
+def test_forked_processes_may_read_from_one_file(path):
+    arrays = {f"x{i}": np.full((300, 300), i, np.float32) for i in range(30)}
+    io.save_state(path, arrays)
+    script = f"""
+    import os
+    from minigrad.io import TensorFile
+    with TensorFile({str(path)!r}) as file:
+        child = os.fork()
+        for i in [*range(30)] * 20:
+            x = file.read(f"x{{i}}")
+            assert (x == i).all()
+            assert b"".join(file.raw(f"x{{i}}")) == x.tobytes()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    code = textwrap.dedent(script)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("has_room", [0, 1])
+def test_too_many_open_files_are_an_error_that_says_so(has_room, path):
+    io.save_state(path, {"x": np.ones(2)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    TensorFile(path).close()  # imports what it needs
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        free = stack.enter_context(open(os.devnull, "rb"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free.fileno() + 1, hard))
+        if has_room:
+            free.close()
+        with pytest.raises(OSError, match="Too many open files") as found:
+            TensorFile(path)
+    assert found.value.errno == errno.EMFILE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit what is mapped")
+def test_a_file_that_cannot_be_mapped_is_an_error_that_names_the_limit(path):
+    size = 1 << 36  # of a sparse file
+    raw(path, {"x": entry("F32", (size >> 2,), 0, size)})
+    os.truncate(path, path.stat().st_size + size)
+    script = f"""
+    import resource
+    from minigrad.io import TensorFile
+    resource.setrlimit(resource.RLIMIT_AS, ({size >> 1}, resource.RLIM_INFINITY))
+    TensorFile({str(path)!r})
+    """
+    code = textwrap.dedent(script)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1].startswith("MemoryError: ")
+    assert f"{str(path)!r} cannot be mapped into memory" in ended.stderr
+    assert "raise the limit of the address space (ulimit -v)" in ended.stderr
 
 
 @pytest.mark.full
