@@ -179,7 +179,10 @@ def _identity(root: Path, name: str) -> list[int] | None:
     path = root / name
     is_inside = path.parent.resolve() == root.resolve() / PurePosixPath(name).parent
     if not is_inside or not path.is_relative_to(root):
-        raise ValueError(f"{name!r} leads out of {os.fspath(root)!r}")
+        raise ValueError(
+            f"{name!r} leads out of {os.fspath(root)!r} through a link; take it away, or name "
+            f"another folder"
+        )
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -358,7 +361,7 @@ def _move(target: Path, files: Sequence[str]) -> None:
     with ExitStack() as stack:
         for _, path in moves:
             if os.name != "nt" and path.is_file():  # Windows cannot replace open files
-                with suppress(PermissionError):
+                with suppress(OSError):  # too many may be open, or this one is not readable
                     stack.enter_context(open(path, "rb"))
         if len(moves) > 2:
             moves[-1][1].unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -215,6 +216,32 @@ def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, messag
     with pytest.raises(OSError, match=message):
         put(tmp_path, "new")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@posix
+def test_a_link_that_leads_out_is_told_with_what_to_do(tmp_path):
+    folder, other = tmp_path / "out", tmp_path / "other"
+    put(folder, "old")
+    (folder / "in").rename(other)
+    (folder / "in").symlink_to(other)
+    with pytest.raises(ValueError, match=r"'in/side' leads out of .*through a link; take it away"):
+        put(folder, "new")
+    assert seen(folder) == [("old", "old")] * 2
+
+
+@posix
+def test_more_old_files_than_may_be_open_are_replaced(tmp_path):
+    names = [ENTRY, *map(str, range(100))]
+    put(tmp_path, "old", names)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 20, hard))
+        try:
+            put(tmp_path, "new", names)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {(tmp_path / name).read_text() for name in names} == {"new"}
+    assert hidden(tmp_path) == []
 
 
 # ----------------------------------------------------------------------------------------------
