@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minigrad.tables import print_any_text
+
 
 class Parser(argparse.ArgumentParser):
     """A parser with the options `--quick` and `--out`, to which an example can add more.
@@ -92,6 +94,7 @@ def run(
         arguments: the arguments to parse; None for the arguments of the process.
         refusals: the errors of `main` that tell the user what to change; each becomes one line.
     """
+    print_any_text()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:
         main(**options)

@@ -28,6 +28,7 @@ from lora.offline.inspection import draw
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands, add_options
 from minigrad.distributed import world
+from minigrad.tables import print_any_text
 
 WRONG, FAILED, STOPPED = 1, 2, 130
 
@@ -37,6 +38,7 @@ _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own, and return the exit status."""
+    print_any_text()
     given = vars(_parser().parse_args(arguments)).items()
     options = {name: value for name, value in given if value is not None}
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ranks = world()
     except (RuntimeError, ValueError) as error:  # ranks that cannot communicate, or disagree
-        print(f"lora {command}: {error}", file=sys.stderr)
+        _tell(f"lora {command}: {error}")
         return FAILED
     try:
         if ranks.size > 1 and command != "train":
@@ -67,14 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _files_at(written) != before:
             there = f", but {written} has been written, and is complete"
         if ranks.is_first:
-            text = _printable(f"lora {command}: {str(error) or f'stopped{there}'}")
-            print(text, file=sys.stderr)
+            _tell(f"lora {command}: {str(error) or f'stopped{there}'}")
         return STOPPED
     except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         ranks.check_left_together(error)
         if ranks.is_first:
-            print(_printable(f"lora {command}: {message}"), file=sys.stderr)
+            _tell(f"lora {command}: {message}")
         return WRONG if isinstance(error, MergeError) else FAILED
     return 0 if getattr(found, "is_right", True) else WRONG
 
@@ -156,15 +157,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
-    """Return the inode and time of each file at a path, to find out later if one was written."""
+    """Return the inode and time of each file at a path, to find out later if one was written.
+
+    If the path is a folder, these are the files in it, but not in its subfolders: each command
+    writes at least one file there.
+    """
     if path is None:
         return {}
     top, found = Path(path), {}
-    inside = top.rglob("*") if os.path.isdir(top) else ()  # rglob may raise for an invalid path
+    inside = top.glob("[!.]*") if os.path.isdir(top) else ()  # glob may raise for an invalid path
     for each in (top, *inside):
-        hidden = any(part.startswith(".") for part in each.relative_to(top).parts)
         with suppress(OSError):  # the command itself refuses an invalid path
-            if each.is_file() and not hidden:
+            if each.is_file():
                 found[each] = each.stat().st_ino, each.stat().st_mtime_ns
     return found
 
@@ -174,6 +178,12 @@ def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
     return text
+
+
+def _tell(text: str) -> None:
+    """Print an error to stderr; if it cannot be written, the exit status still says it."""
+    with suppress(OSError):
+        print(_printable(text), file=sys.stderr)
 
 
 def _printable(text: str) -> str:

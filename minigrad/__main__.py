@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ import minigrad
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 from minigrad.kernels.start import load_numba
+from minigrad.tables import print_any_text
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -97,7 +99,8 @@ def check(options: argparse.Namespace) -> int:
         for name, library in ("torch", "PyTorch"), ("jax", "JAX"):
             if options.framework is None and options.vjp is None and name in sys.modules:
                 notes += f"\n  for a function of {library}, add --framework {name}"
-        print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+        with suppress(OSError):  # the status says it too
+            print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED
     if report and not report.compared:
         report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
@@ -249,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     help_text = "show versions, processor, threads and the folder of compiled kernels"
     commands.add_parser("config", help=help_text, description=f"S{help_text[1:]}.")
+    print_any_text()
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.site import __doc__ as about
+from minigrad.tables import print_any_text
 
 MARK = ".minigrad-site"
 """The name of a file that marks a folder as made by this command, so the command may replace it."""
@@ -110,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Make the site from a command line; print an error in one line."""
+    print_any_text()
     options = parser().parse_args(arguments)
     try:
         start = main(options.out, options.repository)

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.walkthroughs.students import write_edition
+from minigrad.tables import print_any_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the edition that a class works with."""
+    print_any_text()
     parser = argparse.ArgumentParser("python -m examples.walkthroughs", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     student = commands.add_parser(

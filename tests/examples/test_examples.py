@@ -1,6 +1,7 @@
 """The examples run, hold what they claim, draw a picture, and refuse bad input in one line."""
 
 import inspect
+import io
 import os
 import runpy
 import subprocess
@@ -185,6 +186,13 @@ def test_only_errors_about_options_are_said_in_one_line(capsys):
     assert capsys.readouterr().err == "name: --out is wrong (see --help)\n"
     with pytest.raises(ValueError, match="a fault"):
         run(fail, Parser("name", "About it."), [])
+
+
+def test_letters_that_the_output_lacks_are_printed_as_escapes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    run(lambda: print("The picture is in 图", flush=True), Parser("name", "About it."), [])
+    assert written.getvalue() == rb"The picture is in \u56fe" + os.linesep.encode()
 
 
 def test_ctrl_c_ends_an_example_with_a_line_and_the_status_of_a_shell(capsys):

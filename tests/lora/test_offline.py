@@ -2,10 +2,12 @@
 
 import copy
 import errno
+import io
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1488,6 +1490,13 @@ def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys)
     assert r"up.weight\x1b[2J" in message
 
 
+def test_letters_that_the_output_lacks_are_printed_as_escapes(files, tmp_path, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert main(["merge", *map(str, files), str(tmp_path / "模型é")]) == 0
+    assert rb"\u6a21\u578b" + "é".encode("latin-1") in written.getvalue()
+
+
 def test_json_is_for_machines(files, tmp_path, capsys):
     base, adapter = files
     _, text, _ = run("inspect", adapter, "--json", capsys=capsys)
@@ -1519,6 +1528,30 @@ def test_the_status_says_what_happened(files, tmp_path, capsys):
         main(["explode"])
     assert ended.value.code == FAILED
     assert "inspect" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")
+def test_the_status_is_the_same_if_no_message_can_be_written(tmp_path, monkeypatch):
+    nowhere = str(tmp_path / "nowhere")
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full:  # its end writes once more
+        monkeypatch.setattr(sys, "stderr", full)
+        statuses = [main(["check", nowhere])]
+        monkeypatch.setattr("lora.__main__.summarise", stop_now)
+        statuses.append(main(["inspect", nowhere]))
+    assert statuses == [FAILED, STOPPED]
+    command = f"{sys.executable} -m lora check {shlex.quote(nowhere)} 2>/dev/full"
+    assert subprocess.run(command, shell=True, cwd=ROOT).returncode == FAILED
+
+
+def test_a_command_does_not_look_into_folders_of_the_target(files, tmp_path, monkeypatch, capsys):
+    inside = tmp_path / "out" / "folder" / "file"
+    put(inside)
+    is_file, asked = Path.is_file, []
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    arguments = "merge", files[0], tmp_path / "nowhere", tmp_path / "out"
+    assert run(*arguments, capsys=capsys)[0] == FAILED
+    assert tmp_path / "out" / "folder" in asked
+    assert inside not in asked
 
 
 @pytest.mark.parametrize("ending", ["", ".safetensors", ".png"])

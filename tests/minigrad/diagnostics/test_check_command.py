@@ -1,9 +1,11 @@
 """`python -m minigrad check`."""
 
+import io
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +86,24 @@ def test_the_report_is_printed_and_the_status_is_the_verdict(
 ):
     assert status(f"{file}:{name}", *options) == code
     assert said in capsys.readouterr().out
+
+
+def test_the_status_does_not_depend_on_what_can_be_written(tmp_path, monkeypatch):
+    source = "import minigrad as mg\ndef 正弦(x):\n    return mg.sin(x)\n"
+    (tmp_path / "sine.py").write_text(source, encoding="utf-8")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert status(f"{tmp_path}/sine.py:正弦", "--shapes", "3") == 0
+    sys.modules.pop("sine")
+    sys.stdout.flush()
+    assert rb"gradcheck of \u6b63\u5f26: agree" in written.getvalue()
+
+    def refuse(_):
+        raise OSError("the device is full")
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=refuse))
+    assert status(f"{tmp_path}/none.py:f", "--shapes", "3") == 3
 
 
 @pytest.mark.parametrize(
