@@ -75,37 +75,38 @@ class AdapterFolder(Closing):
     Raises:
         FileNotFoundError: if the folder or one of the two files is missing.
         NotADirectoryError: if the path is a file.
-        ValueError: if a file is invalid, or the checksum of the tensors is wrong.
+        ValueError: if a file is invalid, has two tensors for the same part of an update or the same
+            parameter, or the checksum of the tensors is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config, self.file, self.unfinished = _open(self.path)
+        self.tensors: Mapping[str, TensorInfo] = self.file.tensors
+        self.has_checksum = self.file.has_checksum
+        self.whole: dict[str, str] = {}
+        self.repeated: list[str] = []
+        updates: dict[str, dict[str, str]] = {}
         try:
             check_readable(self.file)
             for key in self.file:
                 if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in PARTS:
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self.file))
+            for key in sorted(self.file, key=in_order):
+                ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
+                if ending is not None and key.startswith(PREFIX):
+                    layer, part = key[len(PREFIX) : -len(ending) - 1], PARTS[ending][0]
+                    _put(updates.setdefault(layer, {}), part, key, f"{part} of {layer}")
+                elif self._is_repeated(key):
+                    self.repeated.append(key)
+                else:
+                    _put(self.whole, parameter_of(key), key, parameter_of(key))
             self.facts = Facts.of(self.file.metadata)
             self.file.check()
         except ValueError as error:
             self.file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.tensors: Mapping[str, TensorInfo] = self.file.tensors
-        self.has_checksum = self.file.has_checksum
-        self.whole: dict[str, str] = {}
-        self.repeated: list[str] = []
-        updates: dict[str, dict[str, str]] = {}
-        for key in sorted(self.file, key=in_order):
-            ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
-            if ending is not None and key.startswith(PREFIX):
-                layer = key[len(PREFIX) : -len(ending) - 1]
-                updates.setdefault(layer, {})[PARTS[ending][0]] = key
-            elif self._is_repeated(key):
-                self.repeated.append(key)
-            else:
-                self.whole[parameter_of(key)] = key
         self.layers: dict[str, StoredLayer] = {}
         for name, keys in updates.items():
             facts = self.facts.layers.get(name)
@@ -198,6 +199,12 @@ class AdapterFolder(Closing):
     def close(self) -> None:
         """Close the files."""
         self.file.close()
+
+
+def _put(keys: dict[str, str], part: str, key: str, what: str) -> None:
+    """Note the key of a part of an adapter; a ValueError if the file has the part twice."""
+    if keys.setdefault(part, key) != key:
+        raise ValueError(f"{keys[part]!r} and {key!r} are both {what}; take one of them out")
 
 
 def check_is_folder(path: str | os.PathLike[str]) -> None:

@@ -1010,6 +1010,16 @@ WRONGS = {
         {},
         r"wrong: files: .* the key 'base_model.model.\\x1b\[31m.* cannot be printed",
     ),
+    "two updates of a layer": (
+        replaced(f"{PREFIX}up.lora_embedding_A", np.ones((2, 6), "f4")),
+        {},
+        "(?s)wrong: files: .*up.lora_A.weight' and .*up.lora_embedding_A' are both lora_a of up",
+    ),
+    "two biases of a layer": (
+        replaced(f"{PREFIX}head.bias", np.ones(3, "f4")),
+        {},
+        "(?s)wrong: files: .*head.base_layer.bias' and .*head.bias' are both head.bias",
+    ),
     "a name of two lines": (
         replaced(f"{PREFIX}up\n0 wrong.lora_A.weight", np.ones((2, 6), "f4")),
         {},
