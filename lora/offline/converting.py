@@ -89,6 +89,8 @@ def convert_adapter(
             its dtype.
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
+    if not os.path.exists(adapter):
+        raise FileNotFoundError(f"there is no adapter {os.fspath(adapter)!r}")
     if Path(base).is_dir():
         config = config_from_json(model_json(base))
     else:

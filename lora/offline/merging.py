@@ -21,6 +21,7 @@ from lora.offline.inspection import wrong_in
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
+from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, check_not_empty, is_finite_in
 from minigrad import __version__
 from minigrad.checks import check_problems
@@ -106,7 +107,8 @@ def merge_files(
             the two, or a GGUF file.
         adapter: a folder that PEFT or `lora.save` wrote.
         out: a file, if it ends in .safetensors; otherwise a folder. It gets the same files of
-            weights as the base, and copies of other files (`lora.offline.model_folder`).
+            weights as the base, or `model.safetensors` if there is one, and copies of other files
+            (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, also written to a copied `config.json`;
             None for the dtype of each tensor.
         limit: refuse if in one layer a larger share of the update than this is lost to rounding;
@@ -126,8 +128,8 @@ def merge_files(
         ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
             adapter does not fit the base, or a result would not be finite; if an option has an
             impossible value; or if `out` is one of the inputs, is not the kind that its name says,
-            or has other weights in it. The checksum of a base is compared only in a merge into a
-            folder, which reads the base twice.
+            or has other weights or an adapter in it. The checksum of a base is compared only in a
+            merge into a folder, which reads the base twice.
         ImportError: if the base is a GGUF file, and the package gguf is not installed.
         MergeError: if more than the limit would be lost.
         OSError: if the result cannot be written. After any error, the files at `out` are unchanged.
@@ -278,7 +280,7 @@ def _write(
 def _check_out(
     out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
 ) -> None:
-    """Raise an error if `out` is an input, has other weights in it, or cannot be written."""
+    """Raise an error if `out` is an input, has others in it, or cannot be written."""
     text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
     folder = out.parent if is_file else out
     inputs = [file.path.resolve() for file in tensors.files.values()]
@@ -297,12 +299,15 @@ def _check_out(
     strange = set[str]()
     if not is_file:  # a single file may be in a folder with others
         strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
+        if (out / CONFIG).is_file():  # transformers would take the merged model for an adapter
+            strange.add(CONFIG)
     if len(shards) == 1:  # an old index beside it would be wrong
         strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
         which = f"the folder of {text}" if is_file else text
         raise ValueError(
-            f"{which} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
+            f"{which} has other weights or an adapter in it, {', '.join(sorted(strange))}; name a "
+            f"folder without"
         )
 
 

@@ -427,7 +427,11 @@ def find_sidecars(
     copied: dict[str, Path | bytes] = {}
     left_out: list[str] = []
     if isinstance(source, GGUFTensors):
-        copied |= {_MODEL: b"", **Tokenizer.from_gguf(source.file.metadata).files()}
+        try:
+            copied |= {_MODEL: b"", **Tokenizer.from_gguf(source.file.metadata).files()}
+        except ValueError as error:
+            advice = "a file that ends in .safetensors needs no tokenizer, so merge into one"
+            raise ValueError(f"{source.location}: {error}; {advice}") from None
     elif folder is not None:
         copied, left_out = _copied(folder, tensors)
     content = _config_of(tensors) if _MODEL in copied else None

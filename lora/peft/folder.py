@@ -225,12 +225,29 @@ def check_not_empty(path: str | os.PathLike[str], what: str = "folder") -> None:
         raise ValueError(f"the path of the {what} is empty; name one, '.' for the present one")
 
 
+def check_can_be_folder(path: str | os.PathLike[str]) -> None:
+    """Raise an error if there can be no folder at a path, or nothing can be written into it."""
+    check_not_empty(path)
+    folder = Path(path)
+    there = next(filter(os.path.lexists, (folder, *folder.parents)), folder)
+    if not os.path.isdir(there):  # a file, a pipe, or a link to no folder
+        raise NotADirectoryError(
+            f"{os.fspath(there)!r} is not a folder, and would be one; name another path"
+        )
+    if not os.access(there, os.W_OK):
+        raise PermissionError(
+            f"nothing can be written into the folder {os.fspath(there)!r}, which is read-only or "
+            f"belongs to another user; name another path"
+        )
+
+
 def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:
     """Raise an error if a path for an adapter is a model's folder, one of `models` or another.
 
-    There transformers would load that model as the base of the adapter.
+    There transformers would load that model as the base of the adapter. Also raise the errors of
+    `check_can_be_folder`.
     """
-    check_not_empty(path)
+    check_can_be_folder(path)
     folder = Path(path)
     folders = [model if model.is_dir() else model.parent for model in map(Path, models)]
     is_model = (folder / "config.json").is_file() and any(

@@ -25,7 +25,7 @@ from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import check_not_empty, check_tensors, write_folder
+from lora.peft.folder import check_can_be_folder, check_tensors, write_folder
 from lora.peft.keys import MAGNITUDE, A, B, by_key, stored_shape
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_count
@@ -72,7 +72,7 @@ def save(
             that are trained in full.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
-    check_not_empty(folder)
+    check_can_be_folder(folder)
     base_model = None if base_model is None else os.fspath(base_model)
     if seed is not None:
         check_count("seed", seed)

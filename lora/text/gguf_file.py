@@ -36,6 +36,7 @@ from lora.text.architecture import (
 from lora.text.packages import package
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
+from minigrad.io.tensor_file import bounds
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The types of numbers in metadata, as format characters of `struct`."""
@@ -149,17 +150,17 @@ class GGUFFile:
             self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor, or a slice of its rows with step 1.
+        """Read a tensor, or a slice of its rows.
 
         Plain floats keep their dtype, and other types are converted to float32. A ValueError is
-        raised if the file has been truncated since it was opened.
+        raised if the slice has a step, or the file has been truncated since it was opened.
         """
         tensor, gguf = self.tensors[name], package("gguf")
+        begin, end = bounds(rows, tensor.shape[0])
         if len(tensor.shape) == 1 and rows != slice(None):
-            return self.read(name)[rows]
+            return self.read(name)[begin:end]
         kind, plain = gguf.GGMLQuantizationType[tensor.type], _PLAIN.get(tensor.type)
         dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
-        begin, end, _ = rows.indices(tensor.shape[0])
         shape, size = (end - begin, *tensor.shape[1:]), tensor.nbytes // tensor.shape[0]
         out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype)
         with open(self.path, "rb") as file:
@@ -321,7 +322,7 @@ class GGUFTensors(TensorFile):
 
     def stored(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or some of its rows, in its dtype, which may be bfloat16 of ml_dtypes."""
-        first, last, _ = rows.indices(self.info(name).shape[0])
+        first, last = bounds(rows, self.info(name).shape[0])
         d = self.config.head_dim
         begin = first // d * d
         part = slice(begin, -(-last // d) * d)  # complete heads

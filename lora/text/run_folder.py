@@ -58,13 +58,11 @@ class RunFolder:
             facts: the options, hashes of data, base and beginning of the run.
 
         Raises:
-            OSError: if the folder is a file, or has no run to resume.
+            OSError: if the folder is a file or cannot be written, or has no run to resume.
             ValueError: if it has a model or another run, or the facts differ from those of the run.
         """
         known = json.loads(json.dumps(facts))  # tuples become lists, as in the file
         name = os.fspath(self.path)
-        if self.path.is_file():
-            raise FileExistsError(f"{name!r} is a file, and a run needs a folder; name another one")
         check_no_model(self.path)
         if not self.resume:
             there = [each for each in (OPTIONS, CONFIG) if (self.path / each).exists()]

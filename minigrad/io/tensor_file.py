@@ -127,6 +127,14 @@ class Tensors(Closing, ABC):
         """
 
 
+def bounds(rows: slice, count: int) -> tuple[int, int]:
+    """Return the first of some rows, of `count`, and the one after the last; refuse a step."""
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ValueError(f"rows are read without steps, not as {rows}")
+    return start, max(start, stop)
+
+
 def parse_json(text: str | bytes, source: str) -> Any:
     """Parse JSON; a ValueError, which names the source, if an object has a name twice."""
 
@@ -210,11 +218,9 @@ class TensorFile(Tensors):
             )
         shape, before = info.shape, 0  # the number of elements before the first row to read
         if shape and rows != slice(None):
-            start, stop, step = rows.indices(shape[0])
-            if step != 1:
-                raise ValueError(f"rows are read without steps, not as {rows}")
+            start, stop = bounds(rows, shape[0])
             before = start * (info.size // shape[0]) if shape[0] else 0
-            shape = (max(0, stop - start), *shape[1:])
+            shape = (stop - start, *shape[1:])
         stored = np.empty(shape, stored_dtype(info.dtype))
         offset = self._offsets[info.name] + before * stored.itemsize
         content = stored.reshape(-1).view(np.uint8).data

@@ -498,13 +498,17 @@ REFUSED = {
         lambda base, adapter, out: (base, adapter, out / "in" / "m.safetensors"),
         "there is no folder .*out/in' for .*m.safetensors'; make it",
     ),
+    "a folder of an adapter": (
+        lambda base, adapter, out: (base, adapter, holding(out, CONFIG)),
+        f"has other weights or an adapter in it, {CONFIG}; name a folder without",
+    ),
     "an old index": (
-        lambda base, adapter, out: (base, adapter, indexed(out)),
-        f"has other weights in it, {INDEX}; name a folder without",
+        lambda base, adapter, out: (base, adapter, holding(out, INDEX)),
+        f"has other weights or an adapter in it, {INDEX}; name a folder without",
     ),
     "a file beside an index": (
-        lambda base, adapter, out: (base, adapter, indexed(out) / "model.safetensors"),
-        f"the folder of .*out/model.safetensors' has other weights in it, {INDEX}; name a folder",
+        lambda base, adapter, out: (*(base, adapter, holding(out, INDEX) / "model.safetensors"),),
+        f"the folder of .*out/model.safetensors' has other weights or an adapter in it, {INDEX}; n",
     ),
 }
 
@@ -519,8 +523,8 @@ def link(path):
     return path
 
 
-def indexed(folder):
-    (made(folder) / INDEX).write_text("{}")
+def holding(folder, name):
+    (made(folder) / name).write_text("{}")
     return folder
 
 
@@ -1340,6 +1344,18 @@ def test_no_adapter_is_put_into_the_folder_of_another_model(net, rng, tmp_path):
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="other' is the folder of a model; name another one"):
         extract_files(base, tuned, other, 1, bias="all")
+    assert snapshot(tmp_path) == before
+
+
+def test_an_adapter_is_extracted_only_if_it_can_be_written(net, rng, tmp_path, monkeypatch):
+    base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
+    monkeypatch.setattr("lora.offline.extracting.WorkerPool", None)  # no work begins
+    before = snapshot(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"config.json' is not a folder, and would be one"):
+        extract_files(base, tuned, base / "config.json" / "out", 1, bias="all")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(PermissionError, match="nothing can be written into the folder"):
+        extract_files(base, tuned, tmp_path / "new" / "out", 1, bias="all")
     assert snapshot(tmp_path) == before
 
 

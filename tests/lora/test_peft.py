@@ -7,6 +7,7 @@ import copy
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -669,6 +670,20 @@ def test_an_empty_path_is_not_taken_for_the_present_folder(tmp_path, monkeypatch
     assert not any(tmp_path.iterdir())
     lora.save(adapted(), ".")
     assert (tmp_path / CONFIG).is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+def test_what_is_no_folder_is_told_with_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    os.mkfifo(tmp_path / "pipe")
+    for path in sorted(tmp_path.iterdir()):
+        for folder in (path, path / "in" / "side"):
+            message = f"'{path}' is not a folder, and would be one; name another path"
+            with pytest.raises(NotADirectoryError, match=re.escape(message)):
+                lora.save(adapted(), folder)
 
 
 def test_the_seed_of_the_default_generator_is_known_if_it_was_set(tmp_path):

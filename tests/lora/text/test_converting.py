@@ -195,6 +195,9 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
         convert_adapter(adapter, tmp_path / "a", base)
     with pytest.raises(FileNotFoundError):
         convert_adapter(adapter, tmp_path / "a.gguf", tmp_path / "none")
+    for name, out in (("none.gguf", "back"), ("none", "a.gguf"), ("none", "back")):
+        with pytest.raises(FileNotFoundError, match=rf"there is no adapter .*{name}'"):
+            convert_adapter(tmp_path / name, tmp_path / out, base)
     with pytest.raises(FileNotFoundError, match=r"adapter' has no config.json, so it is not a"):
         convert_adapter(adapter, tmp_path / "a.gguf", adapter)
     arguments = [adapter, tmp_path / "a.gguf", "--base", base]

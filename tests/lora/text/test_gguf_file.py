@@ -73,6 +73,18 @@ def test_rows_are_converted_some_at_a_time(tmp_path, monkeypatch):
         assert np.array_equal(array, whole[name])
 
 
+@pytest.mark.parametrize("rows", [slice(5, 9), slice(3, 3), slice(3, 1), slice(-2, None)])
+def test_rows_are_read_alone(tmp_path, rows):
+    _, file = written(tmp_path)
+    tensors = GGUFTensors(file)
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+        assert np.array_equal(tensors.read(name, rows=rows), tensors.read(name)[rows])
+        with pytest.raises(ValueError, match="rows are read without steps, not as slice"):
+            tensors.read(name, rows=slice(0, 6, 2))
+    with pytest.raises(ValueError, match="rows are read without steps, not as slice"):
+        file.read("output_norm.weight", slice(None, None, -1))
+
+
 def test_the_configuration_can_be_written_as_json(tmp_path):
     _, file = written(tmp_path, "qwen2")
     found = json.loads(json.dumps(config_json(file)))

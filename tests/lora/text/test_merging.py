@@ -117,6 +117,17 @@ def test_a_gguf_file_that_is_not_the_base_is_refused(tmp_path, capsys):
         assert f"{str(base)!r} cannot be read: it ends inside of" in capsys.readouterr().err
 
 
+def test_without_its_tokenizer_a_gguf_file_can_be_merged_into_one_file(tmp_path):
+    base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
+    adapter = tiny_adapter(tmp_path / "adapter", base)
+    base.write_bytes(base.read_bytes().replace(b"gpt2", b"none"))
+    with pytest.raises(ValueError, match=r"SentencePiece.*; a file .* so merge into one"):
+        merge_files(base, adapter, tmp_path / "out")
+    merge_files(base, adapter, tmp_path / "out.safetensors")
+    with open_tensors(tmp_path / "out.safetensors") as tensors:
+        assert "model.embed_tokens.weight" in tensors
+
+
 def test_a_check_does_not_claim_that_bytes_without_a_checksum_are_right(tmp_path):
     base = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
     adapter = tiny_adapter(tmp_path / "adapter", base, targets=["q_proj"])
