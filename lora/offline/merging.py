@@ -280,7 +280,7 @@ def _write(
 def _check_out(
     out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
 ) -> None:
-    """Raise an error if `out` is an input, has others in it, or cannot be written."""
+    """Raise an error if `out` is an input, has another model or adapter in it, or cannot be."""
     text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
     folder = out.parent if is_file else out
     inputs = [file.path.resolve() for file in tensors.files.values()]

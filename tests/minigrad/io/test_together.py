@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import stat
@@ -231,6 +230,8 @@ def test_a_link_that_leads_out_is_told_with_what_to_do(tmp_path):
 
 @posix
 def test_more_old_files_than_may_be_open_are_replaced(tmp_path):
+    import resource  # Windows has none
+
     names = [ENTRY, *map(str, range(100))]
     put(tmp_path, "old", names)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
