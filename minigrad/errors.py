@@ -19,6 +19,14 @@ def op_error(kind: type[E], op: str, message: str) -> E:
     return error
 
 
+def none_given(name: str) -> str:
+    """Return the message for an argument that is None instead of a tensor."""
+    return (
+        f"takes tensors, arrays and numbers, not None for {name}; a function that ends without "
+        f"`return` gives None"
+    )
+
+
 def op_of(error: Exception) -> str | None:
     """Return the name of the function that raised the error, or None for another error."""
     return vars(error).get("op")

@@ -37,7 +37,7 @@ import numpy as np
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import op_error, op_of
+from minigrad.errors import none_given, op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
 
@@ -114,7 +114,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
             yield "else:"
             yield f"    if {given}{p}.__class__ not in _NUMBERS:"
-            yield f"        {p} = _plain({p})"
+            required = f", _op, {op.parameters.index(p)}" if p in inputs else ""
+            yield f"        {p} = _plain({p}{required})"
             if p in inputs:
                 yield "        _mixed = True"
             yield f"    _{p}_data = {p}"
@@ -206,7 +207,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     arrays = list(options.pop(op.parameters[0]))
     found = any(isinstance(value, Tensor) for value in arrays)
     data: Sequence[Any] = [
-        value._data if isinstance(value, Tensor) else plain(value) for value in arrays
+        value._data if isinstance(value, Tensor) else plain(value, op, i)
+        for i, value in enumerate(arrays)
     ]
     if found:
         data = agree(op, range(len(data)), data, arrays)
@@ -239,12 +241,15 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     return result  # type: ignore[no-any-return]
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, op: OpLike | None = None, argnum: int = 0) -> Any:
     """Return an instance of a subclass of ndarray as a plain array, and anything else as it is.
 
     Raises:
-        TypeError: if the array has a mask, or holds no numbers.
+        TypeError: if the array has a mask, or holds no numbers, or the value is None and the op
+            requires this input.
     """
+    if value is None and op is not None and op.is_required(argnum):
+        raise op_error(TypeError, op.name, none_given(op.input_name(argnum)))
     return as_array(value) if isinstance(value, np.ndarray) else value
 
 
@@ -324,7 +329,7 @@ def agree(
         elif isinstance(value, int):
             # Convert subclasses of int, such as a size or a member of an enumeration.
             agreed[i] = value if value.__class__ is bool else int(value)
-        elif value.__class__ is not float and (value is not None or op.is_required(argnum)):
+        elif value.__class__ is not float and value is not None:
             convert = "; minigrad.tensor(x) converts it" if hasattr(value, "__array__") else ""
             text = f"takes tensors, arrays and numbers, not {value!r:.60}"
             text = f"{text} for {op.input_name(argnum)}{convert}"

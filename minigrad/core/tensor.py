@@ -472,11 +472,18 @@ class Tensor:
 
     @property
     def _mask(self) -> NoReturn:
-        """Raise a TypeError in `masked_array * tensor`; numpy.ma would ignore the graph."""
-        raise TypeError(
-            "a tensor has no mask, so it does not go with a masked array; fill the array in first, "
-            "with .filled(value), or pass tensor.detach().numpy()"
-        )
+        """Raise an AttributeError, with which numpy.ma treats the tensor like an array.
+
+        A tensor that requires a gradient raises a TypeError, because numpy.ma would ignore the
+        graph in `masked_array * tensor`.
+        """
+        if self.node is not None:
+            raise TypeError(
+                "a tensor has no mask, so it does not go with a masked array; fill the array in "
+                "first, with .filled(value), or pass tensor.detach().numpy()"
+            )
+        self.numpy()  # tells the observers that the value leaves the graph
+        raise AttributeError("a tensor has no mask")
 
     def __dlpack__(
         self,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import op_error, op_of
+from minigrad.errors import none_given, op_error, op_of
 from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
@@ -32,9 +32,9 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     """
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
-    arrays = {p.name for p in parameters if p.annotation == "Array"}
+    arrays = {p.name: p for p in parameters if p.annotation == "Array"}
     positions = {i for i, p in enumerate(parameters) if p.name in arrays}
-    many = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), inf)
+    many = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), sys.maxsize)
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:
@@ -43,12 +43,14 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             value: Any
             for i, value in enumerate(given):
                 if value.__class__ not in _USUAL and (i in positions or i >= many):
-                    given = (*given[:i], _array(value, (*args, *options.values())), *given[i + 1 :])
+                    parameter = parameters[min(i, many)]
+                    value = _array(parameter, value, (*args, *options.values()))
+                    given = (*given[:i], value, *given[i + 1 :])
                 elif value.__class__ in _NUMPY:
                     given = (*given[:i], value.item(), *given[i + 1 :])
             for key, value in options.items():
                 if value.__class__ not in _USUAL and key in arrays:
-                    options[key] = _array(value, (*args, *options.values()))
+                    options[key] = _array(arrays[key], value, (*args, *options.values()))
                 elif value.__class__ in _NUMPY:
                     options[key] = value.item()
             if mode.state[1] and not _has_tensor((*given, *options.values())):
@@ -86,15 +88,19 @@ def _has_tensor(values: Sequence[Any]) -> bool:
     )
 
 
-_USUAL = {Tensor, np.ndarray, type(None)}
+_USUAL = {Tensor, np.ndarray}
 _NUMPY = {np.dtype(code).type for code in np.typecodes["AllInteger"] + np.typecodes["Float"]}
 
 
-def _array(value: Any, others: Sequence[Any]) -> Any:
-    """Return a list or number as an array.
+def _array(parameter: inspect.Parameter, value: Any, others: Sequence[Any]) -> Any:
+    """Return a list or number as an array, and None as it is if that is the default.
 
     A number has the dtype of the other arrays of floats, and a list float64 if one of them has it.
     """
+    if value is None:
+        if parameter.default is None:
+            return None
+        raise TypeError(none_given(parameter.name))
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)

@@ -128,9 +128,9 @@ class MultiHeadAttention(Module):
                 False.
         """
         check_flag("MultiHeadAttention: is_causal", is_causal)
-        query = as_input(query)
-        key = query if key is None else as_input(key)
-        value = key if value is None else as_input(value)
+        query = as_input(self, query, "query")
+        key = query if key is None else as_input(self, key, "key")
+        value = key if value is None else as_input(self, value, "value")
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for x, (name, size) in zip((query, key, value), sizes.items(), strict=True):
             if x.ndim < 2 or x.shape[-1] != size:

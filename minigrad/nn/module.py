@@ -28,6 +28,7 @@ from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
+from minigrad.errors import none_given, op_error
 from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, hint_arguments, with_hints
 
@@ -36,10 +37,16 @@ __all__ = ["Buffer", "Module", "Parameter"]
 M = TypeVar("M", bound="Module")
 
 
-def as_input(x: Any) -> Any:
-    """Return a list, or an array of another library, as an array, and anything else as it is."""
+def as_input(module: Module, x: Any, name: str = "x") -> Any:
+    """Return a list, or an array of another library, as an array, and anything else as it is.
+
+    Raises:
+        TypeError: if x is None.
+    """
     if isinstance(x, (Tensor, np.ndarray)):
         return x
+    if x is None:
+        raise op_error(TypeError, type(module).__name__, none_given(name))
     return as_array(x) if isinstance(x, (list, tuple)) or hasattr(x, "__array__") else x
 
 

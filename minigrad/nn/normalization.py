@@ -173,7 +173,7 @@ class BatchNorm1d(Module):
             ValueError: if x has a wrong number of axes or channels, or if in training a channel has
                 fewer than two elements.
         """
-        x = as_input(x)
+        x = as_input(self, x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} takes {self._shapes} with C = {self.num_features}, not "
@@ -267,7 +267,7 @@ class GroupNorm(Module):
         Raises:
             ValueError: if x does not have `num_channels` channels.
         """
-        x = as_input(x)
+        x = as_input(self, x)
         if x.shape[1:2] != (self.num_channels,):
             raise ValueError(
                 f"GroupNorm takes (N, C, ...) with C = {self.num_channels}, not shape {x.shape}"

@@ -158,7 +158,7 @@ class _Layers(_Recurrent):
             ValueError: if a shape does not match, or the sequence has no step.
             TypeError: if the state of an LSTM is not a pair.
         """
-        x = as_input(x)
+        x = as_input(self, x)
         batched = self._check_input(x, 3)
         swapped = batched and self.batch_first
         if swapped:
@@ -316,7 +316,7 @@ class _Cell(_Recurrent):
             ValueError: if a shape does not match.
             TypeError: if the state of an LSTMCell is not a pair.
         """
-        x = as_input(x)
+        x = as_input(self, x)
         batched = self._check_input(x, 2)
         x = x if batched else functional.expand_dims(x, 0)
         before = self._joined(hx, (len(x), self.hidden_size), batched, x.dtype)

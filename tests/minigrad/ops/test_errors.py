@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import minigrad
-from minigrad import Tensor
+from minigrad import Tensor, nn
 
 X = np.array([[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]])
 ROW = np.array([1.0, 2.0, 3.0])
@@ -698,3 +698,39 @@ def test_gradients_of_a_product_that_is_subnormal_are_exact():
 def test_a_mask_in_a_list_is_refused_as_a_masked_array_is():
     with pytest.raises(TypeError, match="a tensor has no mask"):
         minigrad.tensor([np.ma.array([1.0, 2.0], mask=[0, 1])])
+
+
+IMAGE = np.ones((1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "call"),
+    [
+        *[(loss, "prediction", lambda f: f(None, X)) for loss in ("mse", "l1", "huber")],
+        ("mse", "target", lambda f: f(X, target=None)),
+        (BCE, "logits", lambda f: f(None, X)),
+        ("cross_entropy", "logits", lambda f: f(None, LABELS)),
+        ("nll", "log_probabilities", lambda f: f(None, LABELS)),
+        ("scaled_dot_product_attention", "key", lambda f: f(QUERY, None, VALUE)),
+        ("conv2d", "x", lambda f: f(None, IMAGE)),
+        ("dropout", "x", lambda f: f(None, 0.5, rng=0)),
+        ("linear", "weight", lambda f: f(Tensor(X), None)),
+        ("matmul", "b", lambda f: f(X, None)),
+        ("concatenate", r"arrays\[1\]", lambda f: f([X, None])),
+        *[(name, "x", lambda f: f(None)) for name in ("std", "norm", "softmax", "gelu", "sum")],
+        *[(name, "x", lambda f: f(None)) for name in ("max", "mean", "exp", "relu", "cumsum")],
+    ],
+)
+def test_none_is_no_tensor_and_its_argument_is_named(name, argument, call):
+    says = rf"^{name}: takes tensors, arrays and numbers, not None for {argument}; a function"
+    with pytest.raises(TypeError, match=says):
+        call(getattr(minigrad, name))
+
+
+def test_layers_refuse_none_too():
+    layers = [nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.LSTM(3, 3), nn.GRUCell(3, 3)]
+    for layer in [*layers, nn.LayerNorm(3), nn.Conv2d(1, 1, 1), nn.Linear(3, 3), nn.Dropout(0.5)]:
+        with pytest.raises(TypeError, match=r"^\w+: takes tensors, .* not None for x; a function"):
+            layer(None)
+    with pytest.raises(TypeError, match=r"^MultiHeadAttention: .* not None for query; a function"):
+        nn.MultiHeadAttention(4, 2)(None)

@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import History, Trainer, nn, viz
@@ -430,6 +432,18 @@ def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
 
 def test_a_notebook_shows_the_figure():
     assert viz.plot_gradients({"a": [1.0]})._repr_png_().startswith(b"\x89PNG")
+
+
+def test_matplotlib_draws_tensors_as_it_draws_arrays():
+    x = np.arange(4.0)
+    axes = Figure().subplots()
+    points = axes.scatter(minigrad.tensor(x), minigrad.tensor(x**2), c=minigrad.tensor(x))
+    assert_array_equal(points.get_offsets(), np.stack([x, x**2], axis=1))
+    for draw in (axes.contour, axes.contourf):
+        heights = draw(minigrad.tensor(np.outer(x, x)))
+        assert_array_equal(heights.levels, draw(np.outer(x, x)).levels)
+    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
+        axes.scatter(minigrad.Tensor(x, requires_grad=True), x)
 
 
 def test_only_a_picture_needs_matplotlib():
