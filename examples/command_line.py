@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigrad.tables import print_any_text
+from minigrad.console import print_any_text, printing
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,6 +88,8 @@ def run(
 ) -> None:
     """Call `main` with the options of a command line. Ctrl-C ends it with status 130.
 
+    If a reader of its output, such as `head`, has had enough, that ends it with status 0.
+
     Args:
         main: the function `main` of an example.
         parser: the parser with the options of the example.
@@ -97,8 +99,12 @@ def run(
     print_any_text()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:
-        main(**options)
+        with printing():
+            main(**options)
     except refusals as error:
-        parser.error(str(error))
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"cannot open {str(error.filename)!r}: {error.strerror}"
+        parser.error(text)
     except KeyboardInterrupt:
         parser.exit(130, f"\n{parser.name}: stopped\n")  # below ^C or a progress bar

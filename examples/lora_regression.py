@@ -55,8 +55,8 @@ def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) 
     border, is_new = column.mean(), column > column.mean()
     old_group, new_group = f"{shift_by} up to {border:.4g}", f"{shift_by} above {border:.4g}"
     for rows, group in ((~is_new, old_group), (is_new, new_group)):
-        if rows.sum() < 20 or np.ptp(table.y[rows]) == 0:
-            raise ValueError(f"{rows.sum()} rows have {group}; 20 of varying {target!r} are needed")
+        if len(y := table.y[rows]) < 20 or np.ptp(y) == 0:
+            raise ValueError(f"rows with {group}: {len(y)}; 20 of varying {target!r} are needed")
     varied = np.ptp(table.x[~is_new], axis=0) > 0  # other columns are useless for pretraining
     if not varied.any():
         raise ValueError(f"all features are constant in rows with {old_group}")
@@ -158,13 +158,13 @@ def main(
     for method, outcomes in results.items():
         values = np.array([list(outcome.values())[:6] for outcome in outcomes])
         pairs = zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)
-        table.append([method, *(f"{m:,.3g} ± {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
+        table.append([method, *(f"{m:,.3g} +- {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
     print("\n".join(tables.aligned(["", *list(splits[0][NONE])[:6]], table, left=1)))
     print("\nold: {}; new: {}; RMSE in {}; on test rows of five random splits.\n".format(*task[3:]))
     for other in (NONE, FULL):
-        mean, margin = compare(results, LORA, other)
-        how = "clear" if abs(mean) > margin else "inside the noise"
-        print(f"LoRA of rank {rank} against {other}: RMSE {mean:+.3g} ± {margin:.2g} (99 %), {how}")
+        by, margin = compare(results, LORA, other)
+        how = "clear" if abs(by) > margin else "inside the noise"
+        print(f"LoRA of rank {rank} against {other}: RMSE {by:+.3g} +- {margin:.2g} (99 %), {how}")
     merging = max(outcome["merging"] for outcome in results[LORA])
     print(f"Merging changes predictions by {merging:.0e} of the largest; unmerging changes no bit.")
     draw(results, task, out)

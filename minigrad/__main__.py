@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import minigrad
+from minigrad.console import printing
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 from minigrad.kernels.start import load_numba
@@ -104,7 +105,8 @@ def check(options: argparse.Namespace) -> int:
         return FAILED
     if report and not report.compared:
         report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
-    print(report)
+    with printing():
+        print(report)
     return STATUS[report.verdict]
 
 
@@ -261,12 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from minigrad.kernels.warmup import WarmupError, warmup
 
         try:
-            print(warmup(double=chosen.all))
+            with printing():
+                print(warmup(double=chosen.all))
         except WarmupError as error:
             sys.exit(f"minigrad warmup: {error}")
     elif chosen.command == "config":
         start_numba(chosen.command)
-        minigrad.show_config()
+        with printing():
+            minigrad.show_config()
     else:
         parser.print_help()
 

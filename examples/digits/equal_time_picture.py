@@ -92,7 +92,7 @@ def draw_accuracies(axes: Axes, results: Sequence[Readers]) -> None:
             values = shares(results, name, kind)
             place = column + 0.42 * (i - 0.5)
             axes.bar(place, 100 * values.mean(), width=0.4, color=color)
-            text = shown(values).replace(" ± ", "\n± ")
+            text = shown(values).replace(" +- ", "\n± ")
             axes.text(place, 100 * values.mean() + 1, text, ha="center", va="bottom")
     axes.set(title="at the end", ylim=(0, 115), yticks=[0, 50, 100])
     axes.set_xticks([0, 1], ["test digits", "shifted\nby a pixel"], size="large")

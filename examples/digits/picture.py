@@ -66,7 +66,7 @@ def draw_accuracies(axes: Axes, results: Sequence[Result]) -> None:
             axes.text(
                 column,
                 row,
-                f"{shown(shares(results, name, kind))} %",
+                f"{shown(shares(results, name, kind)).replace('+-', '±')} %",
                 ha="center",
                 va="center",
                 size="x-large",

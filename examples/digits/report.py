@@ -89,4 +89,4 @@ def shown(values: NDArray[np.float64]) -> str:
     """Return mean and standard deviation in per cent, or the only value."""
     if len(values) == 1:
         return f"{100 * values[0]:.1f}"
-    return f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
+    return f"{100 * values.mean():.1f} +- {100 * values.std(ddof=1):.1f}"

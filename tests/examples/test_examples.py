@@ -205,6 +205,22 @@ def test_ctrl_c_ends_an_example_with_a_line_and_the_status_of_a_shell(capsys):
     assert capsys.readouterr().err == "\nname: stopped\n"
 
 
+def test_a_reader_may_close_the_pipe_before_an_example_has_printed_everything(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        run(lambda: print("a line"), Parser("name", "About it."), [])
+    assert capsys.readouterr().err == ""
+
+
+def test_an_example_prints_what_the_terminal_cannot_show_as_escapes(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    run(lambda: print("1 \N{PLUS-MINUS SIGN} 2"), Parser("name", "About it."), [])
+    assert terminal.buffer.getvalue() == b"1 \\xb1 2\n"
+
+
 # ------------------------------------------------------------------------------------------------
 # The main demo
 # ------------------------------------------------------------------------------------------------
@@ -430,8 +446,8 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, refusal):
     alike = str(write_csv(tmp_path / "alike.csv", a=np.ones(160), b=np.ones(160)))
     missing = str(tmp_path / "missing.csv")
     for arguments, says in (
-        (("--csv", missing, "--target", "y"), "No such file or directory: "),
-        (("--csv", str(tmp_path), "--target", "y"), "Is a directory: "),
+        (("--csv", missing, "--target", "y"), f"cannot open {missing!r}: No such file"),
+        (("--csv", str(tmp_path), "--target", "y"), f"{str(tmp_path)!r}: Is a directory"),
         (
             ("--csv", csv, "--target", "z"),
             "no column 'z'; the columns are ['a', 'b', 'group', 'y']",
@@ -442,9 +458,9 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, refusal):
             ("--csv", csv, "--target", "y", "--shift-by", "c"),
             "none of the features ['a', 'b', 'group']",
         ),
-        (("--csv", short, "--target", "y"), "14 rows have"),
+        (("--csv", short, "--target", "y"), ": 14; 20 of varying 'y'"),
         (("--csv", constant, "--target", "y"), "20 of varying 'y' are needed"),
-        (("--csv", constant, "--target", "a", "--shift-by", "b"), "0 rows have b above 1"),
+        (("--csv", constant, "--target", "a", "--shift-by", "b"), "rows with b above 1: 0; 20 of"),
         (("--csv", alike, "--target", "y", "--shift-by", "group"), "all features are constant"),
     ):
         assert says in refusal(*arguments)

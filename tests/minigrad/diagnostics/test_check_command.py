@@ -188,6 +188,15 @@ def test_it_is_a_command(tmp_path):
     )
 
 
+@pytest.mark.parametrize("command", [["check", "minigrad:sin", "--shapes", "3"], ["config"]])
+@pytest.mark.parametrize("buffered", [[], ["-u"]])
+def test_a_reader_may_close_the_pipe_before_it_prints(command, buffered):
+    run = [sys.executable, *buffered, "-m", "minigrad", *command]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
 @pytest.mark.parametrize(
     ("options", "package", "install"),
     [
