@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigrad.console import print_any_text, printing
+from minigrad.console import printing
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,10 +96,9 @@ def run(
         arguments: the arguments to parse; None for the arguments of the process.
         refusals: the errors of `main` that tell the user what to change; each becomes one line.
     """
-    print_any_text()
-    options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:
         with printing():
+            options: dict[str, Any] = vars(parser.parse_args(arguments))
             main(**options)
     except refusals as error:
         text = str(error)

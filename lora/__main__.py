@@ -27,8 +27,8 @@ from lora.offline import check_adapter, convert_adapter, extract_files, merge_fi
 from lora.offline.inspection import draw
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands, add_options
+from minigrad.console import print_any_text
 from minigrad.distributed import world
-from minigrad.tables import print_any_text
 
 WRONG, FAILED, STOPPED = 1, 2, 130
 

@@ -324,7 +324,10 @@ def plot_change(
     figure.colorbar(image, ax=axes, label="|dW| / |W|  (%)", aspect=30)
     most = max(found, key=lambda update: update.share if update.share >= 0 else -1.0)
     title = f"{most.name} changes most, by {_percent(most.share)} %"
-    figure.suptitle(title if most.norm else "Nothing has changed yet", weight="bold")
+    if not most.share > 0:  # it is nan for a weight of zeros
+        is_changed = any(update.norm for update in found)
+        title = "Only weights that were 0 have changed" if is_changed else "Nothing has changed yet"
+    figure.suptitle(title, weight="bold")
     return figure.saved()
 
 

@@ -30,7 +30,6 @@ from minigrad.console import printing
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 from minigrad.kernels.start import load_numba
-from minigrad.tables import print_any_text
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -254,7 +253,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     help_text = "show versions, processor, threads and the folder of compiled kernels"
     commands.add_parser("config", help=help_text, description=f"S{help_text[1:]}.")
-    print_any_text()
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))

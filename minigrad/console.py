@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+
+
+def print_any_text() -> None:
+    """Let `print` escape letters that the encoding of stdout lacks, as it does on stderr."""
+    out = sys.stdout  # a notebook has another class, which lacks none
+    if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
+        out.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def printing() -> Iterator[None]:
     """End a `with` block quietly if nobody reads stdout any more, as `head` after its last line.
 
-    The rest of the block is not done then. Characters that the encoding of stdout does not have
-    are printed as escapes, also after the block.
+    The rest of the block is not done then. `print_any_text` is called before it.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
+    print_any_text()
     try:
         yield
         sys.stdout.flush()

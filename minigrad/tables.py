@@ -1,11 +1,9 @@
-"""Format tables as text and as HTML, and numbers with units; print any text."""
+"""Format tables as text and as HTML, and numbers with units."""
 
 from __future__ import annotations
 
 import html
-import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 
 
 def in_flops(count: float) -> str:
@@ -21,13 +19,6 @@ def in_bytes(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, in the plural unless it is 1: "2 layers"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def print_any_text() -> None:
-    """Let `print` escape letters that the encoding of stdout lacks, as it does on stderr."""
-    out = sys.stdout  # a notebook has another class, which lacks none
-    if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
-        out.reconfigure(errors="backslashreplace")
 
 
 def _scaled(count: float, base: int, units: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.site import __doc__ as about
-from minigrad.tables import print_any_text
+from minigrad.console import print_any_text
 
 MARK = ".minigrad-site"
 """The name of a file that marks a folder as made by this command, so the command may replace it."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.walkthroughs.students import write_edition
-from minigrad.tables import print_any_text
+from minigrad.console import print_any_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -179,7 +179,7 @@ def array_differences(value: Any, right: Any, tolerance: float, reveal: bool) ->
     what = f"an array of shape {right.shape}" if right.ndim else "a number"
     try:
         found = numbers(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         yield f"{what.capitalize()} is expected, and this is {described(value)}."
         return
     if found.shape != right.shape:
@@ -203,6 +203,7 @@ def numbers(value: Any) -> Any:
 
     Raises:
         TypeError, ValueError: if the value is something else.
+        OverflowError: if an integer is beyond the largest float.
     """
     array = np.asarray(value.data if isinstance(value, mg.Tensor) else value)
     if array.dtype.kind in "cSUmM":  # complex numbers, texts and dates
@@ -224,8 +225,10 @@ def described(value: Any) -> str:
     if isinstance(value, Number | np.generic | mg.Tensor | np.ndarray):
         try:
             return f"the number {float(numbers(value)):.6g}"
+        except OverflowError:
+            return "a number beyond the largest float"
         except (TypeError, ValueError):
-            return f"{value!r}, which is not a real number"
+            return f"{value!r:.60}, which is not a real number"
     if isinstance(value, Mapping):
         return f"a dict with the keys {', '.join(map(repr, value))}" if value else "an empty dict"
     if isinstance(value, list | tuple):

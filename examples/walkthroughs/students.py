@@ -48,7 +48,11 @@ def write_edition(out: Path) -> list[Path]:
 
     Raises:
         FileExistsError: if `out` is a file, or a folder that is not empty.
+        NotADirectoryError: if `out` would be in a file.
     """
+    above = next((path for path in out.parents if path.is_file()), None)
+    if above is not None:
+        raise NotADirectoryError(f"{str(above)!r} is a file, and not a folder; name another one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} is not an empty folder; name one that is empty or missing")
     out = out.resolve()

@@ -232,7 +232,7 @@ def check_can_be_folder(path: str | os.PathLike[str]) -> None:
     there = next(filter(os.path.lexists, (folder, *folder.parents)), folder)
     if not os.path.isdir(there):  # a file, a pipe, or a link to no folder
         raise NotADirectoryError(
-            f"{os.fspath(there)!r} is not a folder, and would be one; name another path"
+            f"{os.fspath(there)!r} is not a folder, and a folder is needed there; name another path"
         )
     if not os.access(there, os.W_OK):
         raise PermissionError(

@@ -82,5 +82,5 @@ def evaluate(
     loss = float(sums.sum()) / tokens
     spread = float(np.square(sums - loss * counts).sum())
     error = math.sqrt(n / (n - 1) * spread) / tokens if n > 1 else math.nan
-    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond float64
+    perplexity = math.inf if loss >= 700 else math.exp(loss)  # e^710 is beyond float64
     return EvalReport(loss, perplexity, int(tokens), error, without)

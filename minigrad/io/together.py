@@ -250,8 +250,8 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
         for parent in PurePosixPath(file).parents:
             if os.path.lexists(target / parent) and not (target / parent).is_dir():
                 raise FileExistsError(
-                    f"{os.fspath(target / parent)!r} is not a folder, and would be one; take it "
-                    f"away"
+                    f"{os.fspath(target / parent)!r} is not a folder, and a folder is needed "
+                    f"there; take it away"
                 )
 
 

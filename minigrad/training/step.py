@@ -68,6 +68,8 @@ class TrainingStep:
                     f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
                     f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
+        if isinstance(loss, type):
+            raise TypeError(f"loss is the class {loss.__name__}; make one, as in {loss.__name__}()")
         if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
@@ -241,6 +243,6 @@ class TrainingStep:
             remedy = "clip_norm, or data" if self.clip_norm is None else "or data"
             raise FloatingPointError(
                 f"the {name} became {number} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, {remedy} without extreme values may help"
+                f"learning rate, {remedy} without nan, inf and extreme values may help"
             )
         return number

@@ -192,6 +192,8 @@ class Trainer(TrainingStep):
             OSError: if the checkpoint cannot be written; an old file is not changed then.
             RuntimeError: if several ranks do not make the same calls.
         """
+        if epochs is not None and np.ndim(epochs):
+            raise ValueError("fit takes features and target as one pair: fit((x, y), epochs=...)")
         if epochs is not None or steps is None:
             check_positive("epochs", epochs)
         if steps is not None:

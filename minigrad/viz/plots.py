@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FAR = 1e3
 """A layer is marked if its gradient is this factor smaller or larger than the last layer's."""
 
-_DRAWN = 1e-200, 1e200  # norms are clipped to this range, because axes are computed in float64
+_DRAWN = 1e-100, 1e100  # norms are clipped to this range, because axes are computed in float64
 _LETTERS = 18  # the most letters in the name beside a panel
 _COLUMNS = 400  # of the heat map; with more steps, a column shows the largest of several steps
 _HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # the heights of panels; those of others are 1.3

@@ -103,6 +103,7 @@ WRONG = [
     (2, 0.5, "The number is wrong: 0.5."),
     (2, [0.25], "A number is expected, and this is a list of 1 value."),
     (2, 1 + 2j, "A number is expected, and this is (1+2j), which is not a real number."),
+    pytest.param(2, 10**400, "and this is a number beyond the largest float.", id="10**400"),
     (2, None, "A number is expected, and this is None."),
     (2, {0.25}, "A number is expected, and this is an object of the type set."),
     (2, 0.1966, "This is the derivative at 1."),

@@ -95,6 +95,8 @@ def test_what_is_in_a_folder_is_left_alone(tmp_path):
         main(["student", str(tmp_path)])
     with pytest.raises(SystemExit, match="is not an empty folder"):
         main(["student", str(tmp_path / "grades.csv")])
+    with pytest.raises(SystemExit, match=r"grades\.csv' is a file, and not a folder; name another"):
+        main(["student", str(tmp_path / "grades.csv" / "course")])
     assert [path.name for path in tmp_path.iterdir()] == ["grades.csv"]
 
 

@@ -1351,7 +1351,9 @@ def test_an_adapter_is_extracted_only_if_it_can_be_written(net, rng, tmp_path, m
     base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
     monkeypatch.setattr("lora.offline.extracting.WorkerPool", None)  # no work begins
     before = snapshot(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"config.json' is not a folder, and would be one"):
+    with pytest.raises(
+        NotADirectoryError, match=r"config.json' is not a folder, and a folder is needed there"
+    ):
         extract_files(base, tuned, base / "config.json" / "out", 1, bias="all")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(PermissionError, match="nothing can be written into the folder"):

@@ -681,7 +681,7 @@ def test_what_is_no_folder_is_told_with_what_to_do(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in sorted(tmp_path.iterdir()):
         for folder in (path, path / "in" / "side"):
-            message = f"'{path}' is not a folder, and would be one; name another path"
+            message = f"'{path}' is not a folder, and a folder is needed there; name another path"
             with pytest.raises(NotADirectoryError, match=re.escape(message)):
                 lora.save(adapted(), folder)
 

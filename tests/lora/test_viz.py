@@ -326,6 +326,15 @@ def test_before_training_nothing_has_changed(rng):
     assert np.max(figure.axes[0].images[0].get_array()) == 0
 
 
+@pytest.mark.parametrize("targets", [["0.attn.q_proj"], ["q_proj"]])
+def test_the_change_of_a_base_weight_of_zeros_has_no_share(rng, targets):
+    model = adapted(rng, trained=False, targets=targets)
+    changed = layer(model, NAMES[0])
+    changed.base_weight.data[:] = 0
+    changed.lora_b = np.ones(changed.lora_b.shape)
+    assert viz.plot_change(model).get_suptitle() == "Only weights that were 0 have changed"
+
+
 # --------------------------------------------------------------------------------------------------
 # Files and bad input
 # --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lora
+import minigrad
 from lora.text.data import Row, read_rows
 from lora.text.evaluating import evaluate
 from tests.lora.models import shake
@@ -31,6 +32,14 @@ def test_the_loss_is_that_of_all_tokens_that_count(tmp_path):
     assert "per token, perplexity" in repr(report)
 
 
+@pytest.mark.parametrize(("loss", "perplexity"), [(math.nan, math.nan), (1e3, math.inf)])
+def test_the_perplexity_of_a_loss_that_is_no_number_is_none(
+    tmp_path, monkeypatch, loss, perplexity
+):
+    monkeypatch.setattr(StandIn, "loss", lambda *given: (minigrad.tensor(loss), 1))
+    assert evaluate(StandIn(), read(tmp_path)).perplexity == pytest.approx(perplexity, nan_ok=True)
+
+
 class Known(StandIn):
     """A model whose losses are normal, with a share that is common to a row."""
 
@@ -39,8 +48,6 @@ class Known(StandIn):
         self.rng = rng
 
     def loss(self, ids, counted):
-        import minigrad
-
         n = int(counted[:, 1:].sum())
         mean = self.rng.normal(3.0, 0.5) + self.rng.normal(0.0, 1.0, n).mean()
         return minigrad.tensor(mean), n

@@ -200,7 +200,7 @@ def test_what_would_have_no_effect_is_refused(base, data, tmp_path, capsys):
     assert (status, "take one --adapter" in error) == (2, True)
     (tmp_path / "file").write_text("")
     status, _, error = run(capsys, "train", base, data, tmp_path / "file", *TRAIN)
-    assert (status, "is not a folder, and would be one" in error) == (2, True)
+    assert (status, "is not a folder, and a folder is needed there" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

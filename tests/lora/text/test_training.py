@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -512,8 +513,18 @@ def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapt
 def test_a_file_is_no_folder_to_run_in(data, tmp_path):
     (tmp_path / "out").write_bytes(b"")
     for resume in (False, True):
-        with pytest.raises(NotADirectoryError, match=r"out' is not a folder, and would be one"):
+        with pytest.raises(
+            NotADirectoryError, match=r"out' is not a folder, and a folder is needed there"
+        ):
             run(data, tmp_path / "out", resume=resume)
+        with pytest.raises(NotADirectoryError, match=r"out' is not a folder"):
+            run(data, tmp_path / "out" / "run", resume=resume)
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root always may
+    with pytest.raises(PermissionError, match=r"nothing can be written into the folder"):
+        run(data, tmp_path / "a" / "run")
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,13 @@ def test_remarks_on_many_layers_do_not_lie_on_one_another():
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "norms", [{"a": [1e-320], "b": [1e308]}, {"a": [1.7e308, np.inf]}, {"a": [5e-324]}]
+    "norms",
+    [
+        {"a": [1e-320], "b": [1e308]},
+        {"a": [1.7e308, np.inf]},
+        {"a": [5e-324]},
+        {"a": [np.inf, 1], "b" * 80: [1e-300, 1e300]},
+    ],
 )
 def test_norms_at_the_ends_of_float64_are_drawn(norms):
     assert viz.plot_gradients(norms).rendered("png").startswith(b"\x89PNG")
