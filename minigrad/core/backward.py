@@ -347,6 +347,12 @@ def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
             )
         result = total.reshape(parent.shape) if extra else total
     if result.dtype != parent.dtype:
+        if result.dtype.kind not in "biuf":
+            advice = "; return its real part" if result.dtype.kind == "c" else ""
+            raise TypeError(
+                f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned "
+                f"{result.dtype}; a gradient is of real numbers{advice}"
+            )
         result = result.astype(parent.dtype)
     return np.asarray(result) if isinstance(result, np.generic) else result
 

@@ -224,7 +224,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
         # Saved once for all edges: with n inputs, saving it for each edge would take n^2 memory.
-        slots = [list(data), *options.values(), out, _ARGNUM]
+        saved_options = (unshared(v) if v.__class__ in LISTS else v for v in options.values())
+        slots = [list(data), *saved_options, out, _ARGNUM]
         saved = [shape(slots[slot]) if only else slots[slot] for slot, only in vjp.slots]
         edges = [
             (given.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
@@ -279,12 +280,14 @@ def shape(value: Any) -> Any:
 
 
 def unshared(value: Any) -> Any:
-    """Return an option to save: a copy of a list, and of the lists in it or in a tuple.
+    """Return an option to save: a copy of a list or dict, and of those in it or in a tuple.
 
-    The caller may change a list before the backward pass.
+    The caller may change a list or dict before the backward pass.
     """
-    if list in map(type, value):
-        return value.__class__([unshared(v) if v.__class__ is list else v for v in value])
+    if value.__class__ is dict:
+        return dict(zip(value, unshared([*value.values()]), strict=True))
+    if not LISTS.isdisjoint(map(type, value)):
+        return value.__class__([unshared(v) if v.__class__ in LISTS else v for v in value])
     return value.copy() if value.__class__ is list else value
 
 
@@ -377,8 +380,18 @@ def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     This is the common dtype of the float inputs. If there are none, a float64 result of integers
     (a quotient, or a root) becomes float32, the default float dtype. The result of an op with an
     option `dtype`, such as `astype`, is not converted.
+
+    Raises:
+        TypeError: if a tensor cannot hold the result, such as complex numbers.
     """
-    if out.dtype.kind != "f" or "dtype" in op.parameters:
+    kind = out.dtype.kind
+    if kind not in "biuf":
+        advice = "; return its real and its imaginary part" if kind == "c" else ""
+        raise TypeError(
+            f"the forward of `{op.name}` returned an array of {out.dtype}; a tensor holds "
+            f"booleans, integers or floats{advice}"
+        )
+    if kind != "f" or "dtype" in op.parameters:
         return out
     arrays = [x for x in given if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.ndim)]
     usual = common_float(arrays) or FLOAT32
@@ -446,8 +459,8 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
 # The types of Python numbers, which adapt to the dtype of the array operand.
 NUMBERS = {float, int, bool}
 
-# The types of options that may hold a list, and the errors of numpy that are explained.
-LISTS = {list, tuple}
+# The types of options that are or hold a list or dict, and the errors of numpy that are explained.
+LISTS = {list, tuple, dict}
 ERRORS = (IndexError, OverflowError, TypeError, ValueError)
 
 _NO_DEFAULT = inspect.Parameter.empty

@@ -60,6 +60,9 @@ class OpLike(Protocol):
     nonfinite_hint: Hint | None = None
     gradient_hint: Hint | None = None
 
+    def compose(self, *values: Any) -> Any:
+        """Call the composition with a value for each parameter."""
+
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""
 

@@ -114,6 +114,11 @@ class Op(OpLike, Generic[P]):
     """
 
     def __init__(self, forward: Callable[P, Any], **properties: Any) -> None:
+        if not hasattr(forward, "__name__"):  # its attributes would become those of the op as well
+            raise TypeError(
+                f"an op is made of a function, not of {forward!r:.60}; a function can call that, "
+                f"such as op(lambda x: forward(x))"
+            )
         vars(self).update(properties)
         if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
@@ -154,7 +159,8 @@ class Op(OpLike, Generic[P]):
         return self  # an op is a function: a copy of a model uses the same
 
     def __reduce__(self) -> str:
-        return self.name  # unpickling looks the op up by its name in its module
+        name: str = vars(self)["__qualname__"]  # unpickling looks it up in the module of the op
+        return name
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
@@ -498,6 +504,7 @@ def op(
     Raises:
         ValueError: if a property needs another one that is missing, or names a parameter that the
             function does not have, or the function has parameters such as `*args`.
+        TypeError: if `forward` is another object than a function, such as a `functools.partial`.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:

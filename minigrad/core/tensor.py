@@ -380,9 +380,18 @@ class Tensor:
         if self.node is not None and self.node.op is None:
             copied.node = Node.of(None, (), self._data)
             copied.node.grad = self.node.grad
+        for name, value in self._further_attributes().items():
+            object.__setattr__(copied, name, value)
         return copied
 
-    def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:
+    def _further_attributes(self) -> dict[str, Any]:
+        """Return the attributes that a subclass has added, also those in slots."""
+        state: Any = object.__getstate__(self)
+        attributes, slots = state
+        added = {name: slots[name] for name in slots.keys() - set(Tensor.__slots__)}
+        return {**(attributes or {}), **added}
+
+    def __getstate__(self) -> tuple[Any, ...]:
         """Return what copy.deepcopy and pickle save of a leaf.
 
         They do not save the node, because its clock is of this process only.
@@ -395,14 +404,17 @@ class Tensor:
                 f"{self.describe()} is the result of an op; copy.deepcopy and pickle take leaves "
                 f"only, use .detach() or .clone()"
             )
-        return self._data, self.requires_grad, self.grad
+        further = self._further_attributes()
+        return self._data, self.requires_grad, self.grad, *([further] if further else [])
 
-    def __setstate__(self, state: tuple[NDArray[Any], bool, Tensor | None]) -> None:
-        data, requires_grad, grad = state
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        data, requires_grad, grad, *further = state
         self._data = writable(data)
         self.node = self._leaf = None
         self.requires_grad_(requires_grad)
         self.grad = grad
+        for name, value in further[0].items() if further else ():
+            object.__setattr__(self, name, value)
 
     # ----------------------------------------------------------------------------------------------
     # Python's and numpy's protocols

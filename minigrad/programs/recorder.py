@@ -93,7 +93,9 @@ class StepRecorder(Observer):
                     converted[slot] = value  # the VJP gets this equal value
             called = [*map(self._cast, called, converted)]
         name = self.names.made(out)
-        call = self.names.call(op.forward, map(self.names.name, called), op.name)
+        passed, options = op.passed([*map(self.names.name, called)])
+        passed = [*passed, *(f"{key}={value}" for key, value in options.items())]
+        call = self.names.call(op.forward, passed, op.name)
         if op.returns_residuals:
             residuals = self.names.new("r")
             for (slot, _), value in saved:
@@ -114,7 +116,8 @@ class StepRecorder(Observer):
         if out.dtype.kind == "f" and floats != {out.dtype}:
             call += f".astype('{out.dtype}', copy=False)"
         if op.cost is None and op.composition is None:
-            raw = op.forward(*called)  # a numpy function, which may return a view
+            passed, options = op.passed(called)
+            raw = op.forward(*passed, **options)  # a numpy function, which may return a view
             if isinstance(raw, np.ndarray) and not raw.flags.writeable and out.flags.owndata:
                 call += ".copy()"
         return call

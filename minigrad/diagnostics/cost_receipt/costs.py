@@ -160,8 +160,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
         """Return the result of an op whose block states its cost, or that has a composition."""
         if op.cost is None:
-            assert op.composition is not None
-            return op.composition(*given)
+            return op.compose(*given)
         values = [value._data if isinstance(value, Tensor) else value for value in given]
         named = dict(zip(op.parameters, values, strict=True))
         shapes = [value.shape for value in values if hasattr(value, "shape")]

@@ -2,6 +2,8 @@
 
 import ast
 import copy
+import functools
+import pickle
 import weakref
 
 import numpy as np
@@ -161,6 +163,23 @@ def test_a_forward_must_return_one_array(result):
         odd(leaf(1.0))
 
 
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (np.fft.rfft, "complex128; .*; return its real and its imaginary part"),
+        (lambda x: x[0] * 2j, "complex128; .*; return its real and its imaginary part"),
+        (lambda x: x.astype(str), "<U32; a tensor holds booleans, integers or floats$"),
+        (lambda x: x.astype(object), "object; a tensor holds booleans, integers or floats$"),
+    ],
+)
+def test_a_forward_must_return_real_numbers(forward, message):
+    made = op(lambda x: forward(x))
+    made.vjp("x", lambda g: g)
+    assert made(np.ones(3)).dtype.kind in "cUO"  # it is a plain function of plain arrays
+    with pytest.raises(TypeError, match=f"the forward of `<lambda>` returned .*{message}"):
+        made(leaf(1.0, 2.0, 3.0))
+
+
 def test_a_forward_that_returns_its_input_gives_a_new_tensor():
     @op
     def same(x):
@@ -207,8 +226,17 @@ def test_vjps_get_arrays_and_under_create_graph_tensors():
     assert seen == [[kind, kind, float, kind, tuple, type(None)] for kind in (np.ndarray, Tensor)]
 
 
-def test_a_deep_copy_of_an_op_is_the_op():
-    assert copy.deepcopy(minigrad.tanh) is minigrad.tanh
+class WithAnOp:
+    @staticmethod
+    @op
+    def square(x):
+        return x * x
+
+
+def test_a_copy_of_an_op_is_the_op():
+    for each in (minigrad.tanh, minigrad.concatenate, sample, WithAnOp.square):
+        assert copy.deepcopy(each) is each
+        assert pickle.loads(pickle.dumps(each)) is each
 
 
 # Joint VJPs
@@ -304,6 +332,24 @@ def test_an_op_of_a_sequence_is_right_at_second_order():
     total = total_op()
     arrays = [np.array([0.5, 1.5]), np.array([1.0, 2.0]), np.array(0.7)]
     assert_gradients(lambda *xs: total(xs, 3), *arrays)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_list_or_dict_that_changes_after_the_call_changes_no_gradient(create_graph):
+    @op
+    def weighed(xs, weights):
+        return sum(x * weight for x, weight in zip(xs, weights, strict=True))
+
+    @op
+    def scaled(x, options):
+        return x * options["factors"][0]
+
+    weighed.vjp("xs", lambda g, argnum, weights: g * weights[argnum])
+    scaled.vjp("x", lambda g, options: g * options["factors"][0])
+    x, weights, options = leaf(1.0, 2.0), [2.0, 3.0], {"factors": [5.0]}
+    y = weighed([x, scaled(x, options)], weights).sum()
+    weights[0], options["factors"][0] = 100.0, 100.0
+    assert_array_equal(grad(y, x, create_graph=create_graph).data, [17.0, 17.0])
 
 
 def test_a_written_element_of_a_sequence_is_named():
@@ -578,6 +624,12 @@ def test_forwards_with_any_number_of_arguments_are_refused(text):
         op(namespace["f"])
 
 
+def test_a_forward_without_a_name_is_refused():
+    for forward in (functools.partial(np.multiply, 2.0), OfAnotherLibrary()):
+        with pytest.raises(TypeError, match=r"is made of a function, not of .*lambda x: forward"):
+            op(forward)
+
+
 def test_replayed_without_a_composition_is_refused():
     with pytest.raises(ValueError, match="must name the composition"):
         op(composition=None, replayed=True)(lambda x: x)
@@ -591,6 +643,9 @@ def test_replayed_without_a_composition_is_refused():
         ((1, 2), TypeError, r"the VJP of `bad` for its input x returned \(1, 2\)"),
         (np.ones(3), ValueError, r"gradient of shape \(3,\), which cannot be summed to .* \(2,\)"),
         (np.ones((1, 1)), ValueError, r"gradient of shape \(1, 1\), which cannot be summed"),
+        (np.ones(2) * 1j, TypeError, r"input x returned complex128; .* return its real part"),
+        (np.ones((3, 2)) * 1j, TypeError, r"input x returned complex128; .* return its real part"),
+        (np.array(["a", "b"]), TypeError, r"input x returned <U1; a gradient is of real numbers$"),
     ],
 )
 def test_what_a_vjp_must_not_return_is_named(returned, error, message):

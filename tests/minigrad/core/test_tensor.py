@@ -594,6 +594,36 @@ def test_a_pickled_leaf_keeps_value_flag_gradient_and_class():
     assert not z.requires_grad
 
 
+class Tagged(nn.Parameter):
+    def __init__(self, data, tags):
+        super().__init__(data)
+        self.tags = tags
+
+
+class Slotted(nn.Parameter):
+    __slots__ = ("tags",)
+
+    def __init__(self, data, tags):
+        super().__init__(data)
+        self.tags = tags
+
+
+@pytest.mark.parametrize("kind", [Tagged, Slotted])
+def test_a_copy_of_a_leaf_has_the_attributes_of_its_class(kind):
+    x = kind([1.0, 2.0], ["decay"])
+    for y in (copy.copy(x), copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
+        assert type(y) is kind
+        assert y.tags == ["decay"]
+        assert y.requires_grad
+        assert_array_equal(y.data, x.data)
+    assert copy.copy(x).tags is x.tags
+    assert copy.deepcopy(x).tags is not x.tags
+    old = kind.__new__(kind)
+    old.__setstate__((np.ones(2, np.float32), True, None))  # as pickles of version 0.2 have it
+    assert old.requires_grad
+    assert not hasattr(old, "tags")
+
+
 def test_a_leaf_that_another_process_pickled_gets_a_gradient(tmp_path):
     for _ in range(1000):  # the other process has made fewer nodes than this one
         x = leaf(2.0, 3.0)

@@ -141,6 +141,17 @@ def test_a_fused_op_costs_what_its_composition_costs():
     assert right == {op.name for op in (*OPS.values(), *others) if op.composition is not None}
 
 
+def test_a_fused_op_may_have_keyword_only_options():
+    @minigrad.op(composition=lambda x, *, factor=1.0: x * x * factor, replayed=True)
+    def fused(x, *, factor=1.0):
+        return x * x * factor
+
+    with receipt() as found:
+        fused(Tensor(np.ones(3)), factor=2.0)
+    assert found.forward_flops == 6
+    assert found.uncounted == {}
+
+
 def test_a_call_holds_no_array():
     x, y = Tensor(np.ones((2, 3))), np.ones(3)
     index = (np.array([0, 1]), slice(None))

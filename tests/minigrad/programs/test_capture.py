@@ -300,6 +300,32 @@ def test_gradients_of_a_parameter_without_an_axis_add_up():
     check_same(lambda: made(accumulates, Scaled))
 
 
+@mg.op
+def shifted(x, *, shift, factor=1.0):
+    return x + shift * factor
+
+
+@mg.op
+def scaled_sum(xs, *, factor=1.0):
+    return sum(xs) * factor
+
+
+shifted.vjp("x", lambda g: g)
+shifted.vjp("shift", lambda g, factor: g * factor)
+scaled_sum.vjp("xs", lambda g, argnum, factor: g * factor)
+
+
+def calls_ops_with_keyword_only_parameters(m, o, x, y):
+    o.zero_grad()
+    prediction = shifted(m(x), shift=m(x * 2), factor=0.3) + shifted(x[:, :2], shift=1.0)
+    return learn(o, mg.mse(scaled_sum([prediction, m(x), y], factor=0.4), y))
+
+
+def test_ops_with_keyword_only_parameters_are_captured():
+    captured = check_same(lambda: made(calls_ops_with_keyword_only_parameters))
+    assert "factor=0.3" in captured.programs[0].source
+
+
 class Signs(optim.Optimizer):
     """An optimiser of a user, with a state."""
 
