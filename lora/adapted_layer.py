@@ -161,7 +161,7 @@ class AdaptedLayer(Module):
         return super().__getstate__()
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
-        yield from vars(self).items()
+        yield from super()._contents()
         for name, adapter in self.adapters.items():
             prefix = "" if name == DEFAULT else f"{name}."
             for key, part in adapter.contents():

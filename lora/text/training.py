@@ -341,7 +341,7 @@ def _base_of(model: Any) -> tuple[str, str]:
     """
     found = hashlib.sha256(repr(model.config).encode())
     with disabled(model) if attachment_of(model) else nullcontext():
-        values = (value for module in model.modules() for value in vars(module).values())
+        values = (value for module in model.modules() for _, value in module._attributes())
         weights = {id(v): v for v in values if isinstance(v, (Parameter, NarrowMatrix))}
     for weight in weights.values():  # a tied one is hashed once
         parts = [weight._data] if isinstance(weight, Tensor) else weight.parts().values()

@@ -29,8 +29,8 @@ class Observer:
 
     is_internal: ClassVar[bool] = False
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         if "on_rule" in vars(cls):
             raise TypeError(f"{cls.__qualname__}.on_rule: it is 'on_vjp' since minigrad 0.2")
 

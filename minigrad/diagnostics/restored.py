@@ -48,7 +48,7 @@ def unchanged(model: Module) -> Iterator[None]:
     other content of these objects is not saved. Arrays that have not changed are not written to. In
     the block, every `.grad` is None, so that an optimiser changes nothing that has no new gradient.
     """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    attributes = [(module, dict(module._attributes())) for module in model.modules()]
     values = [value for _, own in attributes for value in own.values()]
     tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
     present = [(t, {"_data": t._data, "node": t.node, "grad": None}) for t in tensors]
@@ -65,7 +65,8 @@ def unchanged(model: Module) -> Iterator[None]:
     finally:
         for module, own in attributes:
             vars(module).clear()
-            vars(module).update(own)
+            for name, value in own.items():
+                module._assign(name, value)
         for array, copy in copies:
             if np.array_equal(array, copy, equal_nan=True):
                 continue

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MemberDescriptorType
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
@@ -119,15 +120,18 @@ class Module(Owner):
     """
 
     training: bool = True
+    _slots: ClassVar[tuple[str, ...]] = ()  # the names of the attributes in slots
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        members = (each for base in cls.__mro__[::-1] for each in vars(base).items())
+        cls._slots = tuple(name for name, m in members if isinstance(m, MemberDescriptorType))
         hint_arguments(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a TypeError if an array or a Tensor would replace a parameter."""
         if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, (Parameter, Buffer)):
-            before = vars(self).get(name)
+            before = getattr(self, name, None) if name in self._slots else vars(self).get(name)
             if isinstance(before, (Parameter, Buffer)):
                 kind = "Parameter" if isinstance(before, Parameter) else "Buffer"
                 raise TypeError(
@@ -161,19 +165,31 @@ class Module(Owner):
     # Contents
     # ----------------------------------------------------------------------------------------------
 
+    def _attributes(self) -> Iterable[tuple[str, Any]]:
+        """List names and values of the attributes, also of those in slots."""
+        in_slots = ((name, getattr(self, name)) for name in self._slots if hasattr(self, name))
+        return [*vars(self).items(), *in_slots]
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Set an attribute, which may be in a slot, without the checks of `__setattr__`."""
+        if name in self._slots:
+            object.__setattr__(self, name, value)
+        else:
+            vars(self)[name] = value
+
     def _contents(self) -> Iterable[tuple[str, Any]]:
-        """List names and values of the attributes; parameters and modules are found in them.
+        """List names and values in which parameters and modules are found: the attributes.
 
         A module that stores parameters or modules elsewhere overrides this method.
         """
-        return vars(self).items()
+        return self._attributes() if self._slots else vars(self).items()  # the latter is faster
 
     def _generators(self) -> Iterable[np.random.Generator]:
         """List the random generators among the attributes, without those of modules inside.
 
         A module that stores generators elsewhere overrides this method.
         """
-        return (v for v in vars(self).values() if isinstance(v, np.random.Generator))
+        return (v for _, v in self._attributes() if isinstance(v, np.random.Generator))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all modules inside, each once, with its dotted path."""
@@ -243,18 +259,26 @@ class Module(Owner):
     def train(self: M, mode: bool = True) -> M:
         """Set this module and all modules inside to training (dropout is active); return it.
 
-        With `mode=False`, set them to evaluation.
+        With `mode=False`, set them to evaluation. If the class of a module inside defines a
+        `train` of its own, this is called instead, and decides about what is in that module too.
 
         Raises:
             TypeError: if `mode` is not True or False.
         """
         check_flag("train: mode", mode)
+        decided: set[int] = set()  # the ids of what is in modules with a `train` of their own
         for module in self.modules():
-            module.training = mode
+            if id(module) in decided:
+                continue
+            if module is self or type(module).train is Module.train:
+                module.training = mode
+            else:
+                module.train(mode)
+                decided.update(map(id, module.modules()))
         return self
 
     def eval(self: M) -> M:
-        """Set this module and all modules inside to evaluation, and return it."""
+        """Set this module and all modules inside to evaluation by `train(False)`; return it."""
         return self.train(False)
 
     def freeze(self: M, frozen: bool = True) -> M:
@@ -343,9 +367,9 @@ class FunctionModule(Module):
     function: ClassVar[Callable[..., Any]]
     _options: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
         dataclass(repr=False, eq=False)(cls)
-        super().__init_subclass__()  # with the constructor of the dataclass
+        super().__init_subclass__(**options)  # with the constructor of the dataclass
         cls._options = tuple(field.name for field in fields(cls))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
@@ -480,17 +504,22 @@ def generators_in(module: Module) -> Iterator[np.random.Generator]:
         yield from (each for each in held if isinstance(each, np.random.Generator))
 
 
-def _tree(module: Module, note: str) -> list[str]:
-    """Return the lines of a module's repr: itself, and its direct children indented."""
+def _tree(module: Module, note: str, around: tuple[int, ...] = ()) -> list[str]:
+    """Return the lines of a module's repr: itself, and its direct children indented.
+
+    `around` are the ids of the modules around it, to which it may refer.
+    """
     children: list[tuple[str, Module]] = []
+    inside: set[int] = set()  # the ids of what is inside the children
     own = 0
-    for name, part in walk(module, "", set()):
-        if children and name.startswith(f"{children[-1][0]}."):
-            continue  # this module is inside the last child, and is not a direct child
+    for name, part in walk(module, "", {*around}):
+        if id(part) in inside:
+            continue  # it is not a direct child
         if isinstance(part, Parameter):
             own += part.size
         elif isinstance(part, Module) and part is not module:
             children.append((name, part))
+            inside.update(id(each) for _, each in walk(part, "", {*around, id(module)}))
     if not note and own:
         note = f"  # {own:,}"
     head = f"{type(module).__name__}({module.extra_repr()}"
@@ -498,6 +527,6 @@ def _tree(module: Module, note: str) -> list[str]:
         return [f"{head}){note}"]
     lines = [f"{head}{',' if module.extra_repr() else ''}{note}"]
     for name, child in children:
-        first, *rest = _tree(child, "")
+        first, *rest = _tree(child, "", (*around, id(module)))
         lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
     return [*lines, ")"]

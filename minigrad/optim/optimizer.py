@@ -92,8 +92,8 @@ class Optimizer(ABC):
     unused_names: frozenset[str] = frozenset()
     """Names that the state of a parameter may still have after an option was switched off."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:

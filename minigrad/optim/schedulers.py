@@ -49,8 +49,8 @@ class LRScheduler(ABC):
             group has an lr above 0.
     """
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         hint_arguments(cls)
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:

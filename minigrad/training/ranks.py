@@ -93,7 +93,7 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
     return {
         f"{name}.{key}".lstrip("."): digest([beside(value)])
         for name, module in model.named_modules()
-        for key, value in vars(module).items()
+        for key, value in module._attributes()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 

@@ -103,7 +103,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     strays = (  # tensors that require a gradient like parameters, but are not parameters
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
-        for attribute, value in vars(module).items()
+        for attribute, value in module._attributes()
         if isinstance(value, Tensor) and not isinstance(value, Parameter)
         if value.requires_grad and value.is_leaf
     )

@@ -4,13 +4,16 @@ import copy
 import functools
 import pickle
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import minigrad
-from minigrad import nn
+from minigrad import nn, optim
+from minigrad.diagnostics.restored import unchanged
 from minigrad.nn import MLP, Buffer, Dropout, Linear, Module, Parameter, Sequential
+from minigrad.nn.module import generators_in
 
 
 class Scale(Module):
@@ -52,6 +55,25 @@ class Tied(Module):
         self.decoder = Linear(3, 3)
         self.decoder.weight = self.encoder.weight
         self.again = self.encoder
+
+
+@dataclass(slots=True)
+class InSlots(Module):
+    layer: Module
+    scale: Parameter
+    rng: np.random.Generator
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+class InMoreSlots(InSlots):
+    __slots__ = ("__hidden", "unset")
+
+    def __init__(self):
+        super().__init__(Linear(2, 2), Parameter([1.0]), np.random.default_rng(0))
+        self.__hidden = Parameter([2.0])
+        self.other = [Parameter([3.0])]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -106,6 +128,26 @@ def test_a_module_that_knows_its_parent_is_walked_once():
     net[0].parent = net
     assert [name for name, _ in net.named_parameters()] == ["0.factor"]
     assert [name for name, _ in net.named_modules()] == ["", "0"]
+
+
+def test_slots_are_attributes_like_others():
+    net = Sequential(InMoreSlots())
+    names = ["other.0", "layer.weight", "layer.bias", "scale", "_InMoreSlots__hidden"]
+    assert [name for name, _ in net.named_parameters()] == [f"0.{name}" for name in names]
+    assert [*generators_in(net)] == [net[0].rng]
+    with pytest.raises(TypeError, match=r"scale is a Parameter.*\.scale\.copy_\(value\)"):
+        net[0].scale = np.ones(1)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert list(twin.state_dict()) == list(net.state_dict())
+        assert twin[0].scale is not net[0].scale
+    before = net[0].scale
+    with unchanged(net):
+        net[0].scale = Parameter([5.0])
+        net[0].rng.random()
+        before.copy_([7.0])
+    assert net[0].scale is before
+    assert before.item() == 1
+    assert net[0].rng.random() == np.random.default_rng(0).random()
 
 
 def test_equal_names_are_an_error():
@@ -189,6 +231,28 @@ def test_train_and_eval_reach_every_module():
     assert all(m.training for m in net.modules())
     net.train(False)
     assert not any(m.training for m in net.modules())
+
+
+class Frozen(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class Untouched(Sequential):
+    def train(self, mode=True):
+        return self
+
+
+def test_a_module_inside_may_decide_for_itself_and_what_is_in_it():
+    net = Sequential(Linear(2, 2), Frozen(2), Sequential(Untouched(Frozen(2), Dropout(0.5))))
+    net[2][0][1].training = False
+    assert net.train() is net
+    assert [m.training for m in net.modules()] == [True, True, False, True, True, True, False]
+    before = net[1].running_mean.numpy().copy()
+    net(minigrad.rand(4, 2))
+    assert np.array_equal(net[1].running_mean.data, before)
+    net.eval()
+    assert [m.training for m in net.modules()] == [*[False] * 4, True, True, False]
 
 
 def test_freeze_reaches_every_parameter_and_can_be_taken_back():
@@ -458,6 +522,24 @@ def test_repr_of_children_whose_names_begin_alike():
     lines = ["  (parts.a.b): Linear(2, 2)  # 6", "  (parts.a): Linear(3, 3)  # 12"]
     assert repr(net).splitlines()[1:-1] == lines
 
+    net.parts = {"a": Linear(3, 3), "a.b": Linear(2, 2)}
+    assert repr(net).splitlines()[1:-1] == lines[::-1]
+
+
+def test_repr_of_a_child_that_knows_its_parent_ends():
+    net = Sequential(Sequential(Scale(2)), Scale(3))
+    net[0].parent = net[0][0].parent = net
+    net[0][0].brother = net[1]
+    assert repr(net).splitlines() == [
+        "Sequential(  # 5 parameters",
+        "  (0): Sequential(",
+        "    (0): Scale(  # 2",
+        "      (brother): Scale()  # 3",
+        "    )",
+        "  )",
+        ")",
+    ]
+
 
 def test_repr_of_thousands_of_layers_takes_no_time():
     net = Sequential(*(Sequential(nn.ReLU(), nn.ReLU()) for _ in range(4000)))
@@ -530,3 +612,24 @@ def test_switches_of_a_module_are_true_or_false():
             switch("no")
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Registered:
+    """A base class with a keyword for the definition of a subclass."""
+
+    def __init_subclass__(cls, alias=None, **options):
+        super().__init_subclass__(**options)
+        cls.alias = alias
+
+
+@pytest.mark.parametrize(
+    "base",
+    [Module, minigrad.nn.module.FunctionModule, optim.SGD, optim.StepLR, minigrad.Observer],
+)
+def test_a_class_may_have_keywords_of_another_base(base):
+    class Named(base, Registered, alias="name"):
+        pass
+
+    assert Named.alias == "name"
+    with pytest.raises(TypeError, match="takes no keyword arguments"):
+        type("Named", (base,), {}, alias="name")
