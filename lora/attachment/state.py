@@ -214,22 +214,26 @@ def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
     Attributes, lists and dicts are changed in place; a tuple that contains one is replaced.
     """
     for module in list(model.modules()) if new else ():
-        for name, value in vars(module).items():
-            vars(module)[name] = _replaced(value, new)
+        for name, value in list(module._attributes()):
+            if (now := _replaced(value, new)) is not value:
+                module._assign(name, now)
 
 
 def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
     if isinstance(value, (Module, Parameter, Buffer)):
         return new.get(id(value), value)
-    if isinstance(value, list):
-        value[:] = [_replaced(item, new) for item in value]
-    elif isinstance(value, dict):
-        value.update({key: _replaced(item, new) for key, item in value.items()})
+    if isinstance(value, (list, dict)):
+        for key, item in enumerate(value) if isinstance(value, list) else list(value.items()):
+            if (now := _replaced(item, new)) is not item:
+                value[key] = now
     elif isinstance(value, tuple):
         items = [_replaced(item, new) for item in value]
         if all(map(operator.is_, items, value)):
             return value
-        return value._make(items) if hasattr(value, "_make") else tuple(items)
+        made: Any = tuple.__new__(type(value), items)  # of any class, such as a named tuple
+        if attributes := getattr(value, "__dict__", None):
+            vars(made).update(attributes)
+        return made
     return value
 
 

@@ -63,13 +63,13 @@ def adapted_kind(module: Module) -> type[AdaptedLayer] | None:
 
 
 def _is_plain(module: Module, kind: type[Module]) -> bool:
-    """Tell whether a module computes the same as a `kind`, and has no further parameters."""
+    """Tell whether a module computes the same as a `kind`, and has no further state."""
     return (
         isinstance(module, kind)
         and type(module).forward is kind.forward
         and type(module).__call__ is kind.__call__
         and "forward" not in vars(module)
-        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+        and {name for name, _ in module.named_state()} <= {"weight", "bias"}
     )
 
 

@@ -4,6 +4,8 @@ import copy
 import math
 import pickle
 import weakref
+from collections import Counter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import hypothesis
@@ -14,7 +16,7 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
-from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
+from minigrad.nn import MLP, Buffer, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.training.trainer import Trainer
 from tests.lora.models import layers_of, put_on, snapshot
@@ -269,6 +271,42 @@ def test_layers_in_a_named_tuple_get_adapters(rng):
     assert net.ways[1] is minigrad.tanh
 
 
+class Steps(tuple):
+    """A tuple of a class of its own, which may have attributes."""
+
+    def __call__(self, x):
+        for step in self:
+            x = step(x)
+        return x
+
+
+@dataclass(slots=True)
+class Slots(Module):
+    steps: Steps
+    calls: Counter
+
+    def forward(self, x):
+        return self.steps(x)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_only_layers_change_in_slots_counters_and_tuples_of_any_class(rng, quantized):
+    steps = Steps([Linear(64, 4), minigrad.tanh])
+    steps.title = "steps"
+    net = Sequential(Slots(steps, Counter(calls=3)))
+    x = draw(rng, (2, 64), np.float32)
+    if quantized:
+        lora.quantize(net, targets="all-linear")
+    base = net(x).data
+    assert lora.attach(net, LoRAConfig(rank=1)).names == ["0.steps.0"]
+    assert isinstance(net[0].steps[0], LoRALayer)
+    lora.detach(net)
+    assert np.array_equal(net(x).data, base)
+    assert type(net[0].steps) is Steps
+    assert net[0].steps.title == "steps"
+    assert net[0].calls == {"calls": 3}
+
+
 def test_equal_seeds_give_equal_adapters_and_layers_differ():
     def first_a(seed):
         net = MLP([4, 4, 4, 4])
@@ -353,20 +391,21 @@ class Watched(Linear):
 
 
 class Larger(Linear):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.gain = Parameter(np.ones(3))
+    def __init__(self, kind):
+        super().__init__(3, 3)
+        self.gain = kind(np.ones(3))
 
 
 def test_a_layer_that_computes_or_holds_more_than_a_linear_does_is_left(rng):
-    net, x = Sequential(Linear(3, 3), Watched(3, 3), Larger(3, 3)), draw(rng, dtype=np.float32)
+    layers = Linear(3, 3), Watched(3, 3), Larger(Parameter), Larger(Buffer)
+    net, x = Sequential(*layers), draw(rng, dtype=np.float32)
     patched = net[0]
     patched.forward = lambda x: 2 * Linear.forward(patched, x)
     net.last = Linear(3, 3)
     base = net(x).data
     assert lora.attach(net, LoRAConfig(rank=1)).names == ["last"]
     assert np.array_equal(net(x).data, base)
-    assert "2.gain" in net.state_dict()
+    assert net.state_dict().keys() > {"2.gain", "3.gain"}
 
 
 def test_a_tied_weight_is_counted_once(rng):
