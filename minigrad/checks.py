@@ -94,12 +94,16 @@ def check_probability(name: str, p: float) -> None:
         raise ValueError(f"{name} is a probability, not {p!r}")
 
 
-def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
-    """Raise a ValueError unless `state`, a state of `owner`, is a dict with exactly these keys."""
+def check_state(owner: str, state: Any, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Raise a ValueError unless `state`, a state of `owner`, is a dict with exactly these keys.
+
+    It may also have `optional` keys.
+    """
     wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{wanted}, not {state!r:.60}")
-    missing, unknown = sorted(set(keys) - set(state)), sorted(set(state) - set(keys), key=str)
+    missing = sorted(set(keys) - set(state))
+    unknown = sorted(set(state) - {*keys, *optional}, key=str)
     if missing or unknown:
         raise ValueError(f"{wanted}; it lacks {missing} and has unknown {unknown}")
 

@@ -73,6 +73,11 @@ class Optimizer(ABC):
     `update` to step all parameters of a group together. Options are the hyperparameters, such as
     the learning rate.
 
+    The state of a parameter is a dict of numbers and arrays, which `update` fills. Its arrays of
+    floats are converted to the dtype of the parameter, or float32 for float16. A state of other
+    values than "step", a number of steps, and arrays of floats in the shape of the parameter can be
+    loaded if the optimiser also defines `check_value`.
+
     Args:
         params: tensors, or groups of tensors:
             `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
@@ -208,6 +213,23 @@ class Optimizer(ABC):
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise a ValueError if states of earlier steps do not go with the options of a group."""
 
+    def check_value(self, role: str, name: str, value: Any, parameter: Tensor) -> None:
+        """Raise an error about `role`, a value of a state to load, if it does not fit.
+
+        Raises:
+            ValueError: if the value is not an array of floats in the shape of the parameter, or,
+                named "step", not an integer of at least 0.
+        """
+        if name == "step":
+            check_count(role, value)
+        elif not isinstance(value, np.ndarray):
+            raise ValueError(f"{role} is an array, not {value!r:.60}")
+        elif value.shape != parameter.shape or value.dtype.kind != "f":
+            raise ValueError(
+                f"{role} has shape {value.shape} and dtype {value.dtype}, the parameter "
+                f"{parameter.shape} and {parameter.dtype}"
+            )
+
     def update(
         self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
     ) -> None:
@@ -292,10 +314,10 @@ class Optimizer(ABC):
         mark_written(*xs)
 
     def _state_of(self, parameter: Tensor) -> State:
-        """Return the state of a parameter, in `dtype_of_state`; make the parameter writable."""
+        """Return the state of a parameter, its floats in `dtype_of_state`; make x writable."""
         release(parameter._data)
         state, dtype = self._states.setdefault(parameter, {}), dtype_of_state(parameter)
-        if any(isinstance(v, np.ndarray) and v.dtype != dtype for v in state.values()):
+        if any(_has_floats(v) and v.dtype != dtype for v in state.values()):
             state.update(_copied(state, dtype))
         return state
 
@@ -402,15 +424,7 @@ class Optimizer(ABC):
                 check_state(owner, state, {*names, *(self.unused_names & state.keys())})
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
-                if key == "step":
-                    check_count(role, value)
-                elif not isinstance(value, np.ndarray):
-                    raise ValueError(f"{role} is an array, not {value!r:.60}")
-                elif value.shape != parameter.shape or value.dtype.kind != "f":
-                    raise ValueError(
-                        f"{role} has shape {value.shape} and dtype {value.dtype}, the parameter "
-                        f"{parameter.shape} and {parameter.dtype}"
-                    )
+                self.check_value(role, key, value, parameter)
             states[parameter] = _copied(state, dtype_of_state(parameter))
         for own, group in zip(self.param_groups, loaded, strict=True):
             own.update(group)
@@ -434,8 +448,14 @@ def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:
 
 
 def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:
-    """Return a copy of a parameter's state; convert its arrays to `dtype`, if given."""
+    """Return a copy of a parameter's state; convert its arrays of floats to `dtype`, if given."""
     return {
-        key: np.array(value, dtype, order="C") if isinstance(value, np.ndarray) else value
+        key: np.array(value, dtype if _has_floats(value) else None, order="C")
+        if isinstance(value, np.ndarray)
+        else value
         for key, value in state.items()
     }
+
+
+def _has_floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"

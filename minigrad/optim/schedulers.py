@@ -125,7 +125,8 @@ class LRScheduler(ABC):
             TypeError: if an option has a wrong type.
         """
         name = type(self).__name__
-        check_state(name, state_dict, self.state_dict())
+        # A subclass may have further keys, and may take them out before it calls this.
+        check_state(name, state_dict, LRScheduler.state_dict(self), self.state_dict())
         options = {key: state_dict[key] for key in self.options}
         base_lrs, step = state_dict["base_lrs"], state_dict["last_epoch"]
         if not isinstance(base_lrs, (list, tuple)) or len(base_lrs) != len(self.base_lrs):

@@ -1,10 +1,12 @@
 """Checkpoints of training: the state of a `Trainer` in a file, as named arrays, and JSON.
 
-The state contains everything that a later step depends on: the weights, the states of the
+The state contains what a later step depends on and training changes: the weights, the states of the
 optimiser, the scheduler, the averages and the random generators, the best weights so far, the order
-of an unfinished epoch, and the records. The name of an array begins with its part, as in
-"model.0.weight" or "optimizer.3.exp_avg". The JSON is in the metadata. If it is too long for them,
-as after many steps, it is an array of bytes.
+of an unfinished epoch, and the records. It does not contain `requires_grad`: if a callback froze a
+layer during the run, freeze it again before the run goes on, or it trains.
+
+The name of an array begins with its part, as in "model.0.weight" or "optimizer.3.exp_avg". The JSON
+is in the metadata. If it is too long for them, as after many steps, it is an array of bytes.
 """
 
 from __future__ import annotations

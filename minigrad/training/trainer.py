@@ -8,8 +8,9 @@ The data may also be a list of micro-batches, tuples `(*inputs, target)` of any 
 Every training step has four parts: a prediction, a loss, a backward pass and a step of the
 optimiser (see `training.step`). This file repeats the step, and adds the rest: batches in random
 order, records, validation, early stopping and checkpoints. A run that is resumed from a checkpoint
-gives the same bits as a run without interruption. Under `mpiexec`, the ranks share the
-micro-batches of a step (see `minigrad.distributed`).
+gives the same bits as a run without interruption. The checkpoint has no `requires_grad`: a layer
+that a callback froze must be frozen again before the run goes on. Under `mpiexec`, the ranks share
+the micro-batches of a step (see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -486,8 +487,8 @@ class Trainer(TrainingStep):
             self.stop(at_once=True)
 
     def _drop_unfit_best(self) -> None:
-        """Forget the best weights if the optimiser trains other parameters now than theirs."""
-        if self._best and not self.save_frozen and self._best.keys() != self._saved().keys():
+        """Forget the best weights if those to save have other names or shapes by now."""
+        if self._best and _shapes(self._best) != _shapes(self._saved()):
             self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
@@ -511,7 +512,7 @@ class Trainer(TrainingStep):
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a later step depends on (see `training.checkpoint_file`)."""
+        """Return what a later step depends on (see `training.checkpoint_file`)."""
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
@@ -621,7 +622,7 @@ class Trainer(TrainingStep):
         return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint: everything that is needed to resume the run. Only rank 0 writes.
+        """Write a checkpoint, from which `load` resumes the run. Only rank 0 writes.
 
         Raises:
             OSError: if the file cannot be written; an old file is not changed then.
@@ -669,3 +670,7 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

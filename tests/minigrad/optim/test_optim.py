@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 import minigrad
-from minigrad.nn import MLP, Parameter
+from minigrad.nn import MLP, Linear, Parameter
 from minigrad.optim import (
     SGD,
     Adagrad,
@@ -22,6 +22,7 @@ from minigrad.optim import (
     clip_grad_value,
     grad_norm,
 )
+from minigrad.training.trainer import Trainer
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "optim.safetensors"
 with safe_open(FIXTURE, framework="numpy") as file:
@@ -901,6 +902,66 @@ def test_an_optimiser_of_ones_own_is_a_class_with_two_methods():
     p = parameter([1.0, 1.0], [3.0, -4.0])
     SignSGD([p], 0.5).step()
     assert p.tolist() == [0.5, 1.5]
+
+
+class Rows(Optimizer):
+    """An optimiser whose state has a number, integers, and an array of another shape."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    def check_options(self, group):
+        pass
+
+    def state_names(self, group):
+        return {"largest", "signs", "rows"}
+
+    def update(self, x, g, state, group):
+        state["largest"] = max(state.get("largest", 0.0), abs(g).max().item())
+        state["signs"] = state.get("signs", np.zeros(x.shape, np.int64)) + np.sign(g).astype(int)
+        state["rows"] = state.get("rows", np.zeros(len(x), x.dtype)) + (g * g).mean(1)
+        x -= group["lr"] * g / np.sqrt(state["rows"])[:, None]
+
+
+class LoadedRows(Rows):
+    def check_value(self, role, name, value, parameter):
+        shape = {"largest": (), "signs": parameter.shape, "rows": parameter.shape[:1]}[name]
+        if np.shape(value) != shape:
+            raise ValueError(f"{role} has shape {np.shape(value)}, and not {shape}")
+
+
+def test_a_state_of_ones_own_may_hold_other_values(rng):
+    parameters = [Parameter(rng.normal(size=shape)) for shape in ((2, 3), (4, 2))]
+    optimizer = LoadedRows(parameters)
+    for used in (2, 1, 2):
+        optimizer.zero_grad()
+        give_gradients(parameters[:used], rng)
+        optimizer.step()
+        for p in parameters:
+            types = {name: getattr(v, "dtype", type(v)) for name, v in optimizer.state[p].items()}
+            assert types == {"largest": float, "signs": np.int64, "rows": np.float64}
+    state = optimizer.state_dict()
+    other = LoadedRows(parameters)
+    other.load_state_dict(state)
+    np.testing.assert_equal(other.state_dict(), state)
+    with pytest.raises(ValueError, match="largest of parameter 0 is an array, not"):
+        Rows(parameters).load_state_dict(state)
+    state["state"][1]["rows"] = np.ones(3)
+    with pytest.raises(ValueError, match=r"rows of parameter 1 has shape \(3,\), and not \(4,\)"):
+        other.load_state_dict(state)
+
+
+def test_a_trainer_saves_a_state_of_ones_own(rng, tmp_path):
+    x, y = rng.normal(size=(2, 8, 3)).astype(np.float32)
+    made = []
+    for _ in range(2):
+        model = Linear(3, 3, bias=False)
+        options = {"progress": False, "checkpoint": tmp_path / "run"}
+        made.append(Trainer(model, LoadedRows(model.parameters()), minigrad.mse, **options))
+    one, other = made
+    one.fit((x, y), epochs=2)
+    other.load(tmp_path / "run")
+    np.testing.assert_equal(other.optimizer.state_dict(), one.optimizer.state_dict())
 
 
 # ----------------------------------------------------------------------------------------------

@@ -164,6 +164,32 @@ def test_a_scheduler_of_ones_own_is_a_class_with_one_method():
     assert repr(scheduler) == "Root(last_epoch=3, lr=[0.5, 1.5])"
 
 
+@pytest.mark.parametrize("is_taken_out", [False, True])
+def test_a_scheduler_of_ones_own_may_have_a_state(is_taken_out):
+    class Plateau(LRScheduler):
+        factor = 1.0
+
+        def lr(self, step, base_lr):
+            return base_lr * self.factor
+
+        def state_dict(self):
+            return {**super().state_dict(), "factor": self.factor}
+
+        def load_state_dict(self, state_dict):
+            state = dict(state_dict)
+            factor = state.pop("factor") if is_taken_out else state["factor"]
+            super().load_state_dict(state)
+            self.factor = factor
+
+    scheduler, other = (Plateau(optimizer_of([1.0])) for _ in range(2))
+    scheduler.factor = 0.5
+    followed(scheduler, 2)
+    other.load_state_dict(scheduler.state_dict())
+    assert other.state_dict() == scheduler.state_dict()
+    with pytest.raises(ValueError, match="and has unknown \\['lr'\\]"):
+        other.load_state_dict({**scheduler.state_dict(), "lr": 1.0})
+
+
 def test_any_step_can_be_asked_for():
     scheduler = WarmupCosineLR(optimizer_of(), 2, 4)
     assert [scheduler.lr(step, 2.0) for step in (1, 2, 3, 99)] == [1.0, 2.0, pytest.approx(1), 0.0]
