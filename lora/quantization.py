@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import Attachment, attachment_of, replace, state_names
+from lora.attachment.state import (
+    Attachment,
+    attachment_of,
+    check_in_reach,
+    replace,
+    state_names,
+)
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -195,8 +201,9 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
 def _check_replaceable(
     model: Module, linears: Mapping[str, Any], attachment: Attachment | None
 ) -> None:
-    """Raise a ValueError if a weight is tied, or an adapter trains a layer in full."""
+    """Raise a ValueError if a weight is tied, out of reach, or an adapter trains it in full."""
     names = state_names(model)
+    check_in_reach(model, linears)
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(

@@ -208,6 +208,19 @@ def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
             parameter.requires_grad_(flag)
 
 
+def check_in_reach(model: Module, parts: Mapping[str, Module | Tensor]) -> None:
+    """Raise a ValueError if `replace` would not find a part of the model, given by name."""
+    modules = list(model.modules())
+    values = [value for module in modules for _, value in module._attributes()]
+    held = {id(part) for _, part in walk(values, "", set(map(id, modules)), every_path=True)}
+    for name, part in parts.items():
+        if id(part) not in held:
+            raise ValueError(
+                f"{name} is not in an attribute of a module, so nothing can replace it; keep it in "
+                f"one, or in a list, tuple or dict in one, or exclude it"
+            )
+
+
 def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
     """Replace modules, parameters or buffers, given by id.
 

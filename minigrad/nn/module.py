@@ -180,7 +180,8 @@ class Module(Owner):
     def _contents(self) -> Iterable[tuple[str, Any]]:
         """List names and values in which parameters and modules are found: the attributes.
 
-        A module that stores parameters or modules elsewhere overrides this method.
+        A module that stores parameters or modules elsewhere overrides this method. They cannot be
+        replaced there, so `lora.attach` leaves the model as it is, with an error.
         """
         return self._attributes() if self._slots else vars(self).items()  # the latter is faster
 

@@ -307,6 +307,30 @@ def test_only_layers_change_in_slots_counters_and_tuples_of_any_class(rng, quant
     assert net[0].calls == {"calls": 3}
 
 
+class Elsewhere(Module):
+    """A layer and a parameter that are not in attributes."""
+
+    def __init__(self):
+        parts = {"linear": Linear(64, 4), "scale": Parameter([1.0])}
+        self.parts = parts.items
+
+    def _contents(self):
+        return self.parts()
+
+
+def test_a_layer_that_nothing_can_replace_is_an_error_and_changes_nothing():
+    net = Sequential(Elsewhere(), Linear(4, 4))
+    before = snapshot(net)
+    for use in (lora.quantize, lambda net: lora.attach(net, LoRAConfig(rank=1))):
+        with pytest.raises(ValueError, match=r"0\.linear is not in an attribute.*exclude it"):
+            use(net)
+        assert snapshot(net) == before
+    with pytest.raises(ValueError, match=r"0\.scale is not in an attribute"):
+        lora.attach(net, LoRAConfig(rank=1, targets=["1"], modules_to_save=["0"]))
+    assert snapshot(net) == before
+    assert lora.attach(net, LoRAConfig(rank=1, exclude=["0.linear"])).names == ["1"]
+
+
 def test_equal_seeds_give_equal_adapters_and_layers_differ():
     def first_a(seed):
         net = MLP([4, 4, 4, 4])
