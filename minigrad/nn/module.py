@@ -17,6 +17,7 @@ by its first path. Buffers are found in the same way. Parameters and buffers are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from types import MemberDescriptorType
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -36,6 +37,10 @@ from minigrad.renamed import add_hints, hint_arguments, with_hints
 __all__ = ["Buffer", "Module", "Parameter"]
 
 M = TypeVar("M", bound="Module")
+
+# The ids of the modules around the one whose own `train` runs. It may refer to them, as to a
+# parent, and does not set them.
+_AROUND: ContextVar[frozenset[int]] = ContextVar("around", default=frozenset())
 
 
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
@@ -267,15 +272,26 @@ class Module(Owner):
             TypeError: if `mode` is not True or False.
         """
         check_flag("train: mode", mode)
-        decided: set[int] = set()  # the ids of what is in modules with a `train` of their own
-        for module in self.modules():
-            if id(module) in decided:
+        around = _AROUND.get()
+        seen = {*around} - {id(self)}
+        named: dict[str, int] = {}  # the ids of the modules so far
+        for name, part in walk(self, "", seen):
+            if not isinstance(part, Module):
                 continue
-            if module is self or type(module).train is Module.train:
-                module.training = mode
-            else:
-                module.train(mode)
-                decided.update(map(id, module.modules()))
+            named[name] = id(part)
+            if part is self or type(part).train is Module.train:
+                part.training = mode
+                continue
+            keys = name.split(".")
+            above = {named.get(".".join(keys[:i]), 0) for i in range(len(keys))}
+            token = _AROUND.set(around | above)
+            try:
+                part.train(mode)
+            finally:
+                _AROUND.reset(token)
+            seen.remove(id(part))
+            for _ in walk(part, "", seen):  # it leaves out what is inside
+                pass
         return self
 
     def eval(self: M) -> M:

@@ -253,6 +253,23 @@ def test_a_module_inside_may_decide_for_itself_and_what_is_in_it():
     assert np.array_equal(net[1].running_mean.data, before)
     net.eval()
     assert [m.training for m in net.modules()] == [*[False] * 4, True, True, False]
+    net[1].parent = net[2].parent = net[2][0][0].parent = net  # it is not in them, but around them
+    net.train()
+    assert [m.training for m in net.modules()] == [True, True, False, True, True, True, False]
+
+
+class Backbone(Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].train(False)
+        return self
+
+
+def test_a_module_inside_may_set_what_is_also_elsewhere():
+    block = Sequential(Dropout(0.5))
+    net = Sequential(block, Backbone(block, Dropout(0.5)))
+    net.train()
+    assert [m.training for m in net.modules()] == [True, False, False, True, True]
 
 
 def test_freeze_reaches_every_parameter_and_can_be_taken_back():
