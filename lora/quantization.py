@@ -124,7 +124,8 @@ def quantize(
         TypeError: if the model is not a Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
             an adapter, is trained in full by an adapter, or has a weight that is not finite or also
-            used elsewhere; an option makes no sense; or the model is itself a single layer.
+            used elsewhere, or is in no attribute of a module; an option makes no sense; or the
+            model is itself a single layer.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
     attachment = attachment_of(model)
